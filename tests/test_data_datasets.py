@@ -1,0 +1,428 @@
+"""Data sets: found, refused or downloaded; the mirrors here are a server in a thread."""
+
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from tinycnn.data import DamagedFileError, Dataset, DataUnavailableError, _fetch, datasets, load, mnist
+from tinycnn.data._fetch import FILES, Source
+from tinycnn.data.idx import write_idx
+
+SHAPES = ((20, 28, 28), (20,), (10, 28, 28), (10,))
+CLOSED = "http://127.0.0.1:1/"  # nobody listens here
+
+
+def write_files(folder, seed, suffix=".gz"):
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, shape in zip(FILES, SHAPES, strict=True):
+        write_idx(folder / f"{name}{suffix}", rng.integers(0, 10, shape, dtype=np.uint8))
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Tiny stand-ins for MNIST (seed 0) and Fashion-MNIST (seed 1), an empty cache, no mirror."""
+    monkeypatch.delenv("TINYCNN_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(_fetch, "_SHAPES", SHAPES)
+    originals = [write_files(tmp_path / "originals" / str(seed), seed) for seed in (0, 1)]
+    zipped = [[(folder / f"{name}.gz").read_bytes() for name in FILES] for folder in originals]
+    sha = tuple(hashlib.sha256(gzip.decompress(content)).hexdigest() for content in zipped[0])
+    md5 = tuple(hashlib.md5(content).hexdigest() for content in zipped[1])
+    digits = Source("MNIST", ("mnist", "MNIST/raw"), "sha256", sha, (CLOSED,))
+    clothes = Source("Fashion-MNIST", ("fashion-mnist", "FashionMNIST/raw"), "md5", md5, (CLOSED,))
+    monkeypatch.setattr(_fetch, "_KNOWN", (digits, clothes))
+    monkeypatch.setattr(datasets, "MNIST", digits)
+    monkeypatch.setattr(datasets, "FASHION_MNIST", clothes)
+    return tmp_path
+
+
+@pytest.fixture
+def server(world, monkeypatch):
+    """Serve /good/, /other/ (of Fashion-MNIST), /short/, /mute/ and /gone/; returns what sets the mirrors."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            _, kind, name = self.path.split("/")
+            asked.append(f"{kind}/{name}")
+            if kind == "mute":
+                time.sleep(0.6)
+                return
+            if kind == "gone":
+                self.send_error(404)
+                return
+            body = (world / "originals" / ("1" if kind == "other" else "0") / name).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if kind == "short" else body)
+
+        def log_message(self, *_):
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+
+    def mirrors(*kinds):
+        addresses = [CLOSED if k == "down" else f"http://127.0.0.1:{http.server_port}/{k}/" for k in kinds]
+        monkeypatch.setattr(datasets, "MNIST", replace(datasets.MNIST, mirrors=tuple(addresses)))
+        return asked
+
+    yield mirrors
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def cached():
+    folder = _fetch.cache_folder()
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+IN_CACHE = sorted(f"mnist/{name}.gz" for name in FILES)
+
+
+# ---- finding
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("place", [".", "mnist", "MNIST/raw"])
+@pytest.mark.parametrize("given", ["environment", "data_dir", "cache"])
+def test_files_are_found(world, monkeypatch, given, place, suffix):
+    root = _fetch.cache_folder() if given == "cache" else world / "data"
+    write_files(root / place, 0, suffix)
+    if given == "environment":
+        monkeypatch.setenv("TINYCNN_DATA", str(root))
+    data = mnist(root if given == "data_dir" else None, download=False)
+    assert data.name == "mnist"
+    assert data.train_images.shape == SHAPES[0]
+    assert data.test_labels.dtype == np.int64
+    assert data.classes == tuple("0123456789")
+
+
+def test_the_environment_comes_before_data_dir(world, monkeypatch):
+    monkeypatch.setenv("TINYCNN_DATA", str(write_files(world / "first", 0)))
+    write_files(world / "second" / "mnist", 5)  # would be refused
+    assert mnist(world / "second", download=False).name == "mnist"
+
+
+def test_the_same_names_of_another_data_set_are_passed_over(world):
+    folder = write_files(world / "data", 1)
+    assert datasets.fashion_mnist(folder, download=False).classes[0] == "T-shirt/top"
+    with pytest.raises(DataUnavailableError, match=r"train-images-idx3-ubyte\.gz is of Fashion-MNIST"):
+        mnist(folder, download=False)
+    write_files(folder / "mnist", 0)
+    assert mnist(folder, download=False).sha256 != datasets.fashion_mnist(folder, download=False).sha256
+
+
+def test_plain_files_without_a_known_hash(world):
+    folder = write_files(world / "data", 1, suffix="")
+    with pytest.raises(DataUnavailableError, match=r"put it in fashion-mnist/"):
+        datasets.fashion_mnist(folder, download=False)
+    write_files(folder / "fashion-mnist", 1, suffix="")
+    assert datasets.fashion_mnist(folder, download=False).name == "fashion"
+    write_idx(folder / "fashion-mnist" / FILES[1], np.full(20, 10, np.uint8))
+    with pytest.raises(DamagedFileError, match="expected labels 0 to 9, found 10"):
+        datasets.fashion_mnist(folder, download=False)
+    write_idx(folder / "fashion-mnist" / FILES[0], np.zeros((20, 28, 27), np.uint8))
+    with pytest.raises(DamagedFileError, match="expected shape"):
+        datasets.fashion_mnist(folder, download=False)
+
+
+@pytest.mark.parametrize("place", [".", "mnist", "MNIST/raw"])
+@pytest.mark.parametrize("damage", ["other bits", "cut gzip", "cut plain", "empty"])
+def test_a_damaged_file_of_the_user_is_refused_and_kept(world, server, damage, place):
+    asked = server("good")
+    suffix = ".gz" if damage == "cut gzip" else ""
+    path = write_files(world / "data" / place, 0, suffix) / f"{FILES[2]}{suffix}"
+    good = path.read_bytes()
+    bad = {"other bits": good[:-1] + b"\xff", "empty": b""}.get(damage, good[:-20])
+    path.write_bytes(bad)
+    with pytest.raises(DamagedFileError) as caught:
+        mnist(world / "data")
+    expected = datasets.MNIST.hashes[2]
+    found = hashlib.md5(bad).hexdigest() if damage == "cut gzip" else hashlib.sha256(bad).hexdigest()
+    assert all(part in str(caught.value) for part in (str(path), expected, found))
+    assert path.read_bytes() == bad
+    assert asked == []
+    with pytest.raises(DamagedFileError):
+        load("auto", world / "data")
+
+
+def test_a_wrong_md5_is_refused(world):
+    path = write_files(world / "data" / "fashion-mnist", 7) / f"{FILES[0]}.gz"
+    found = hashlib.md5(path.read_bytes()).hexdigest()
+    with pytest.raises(
+        DamagedFileError, match=f"md5 of the gzip file {datasets.FASHION_MNIST.hashes[0]}, found {found}"
+    ):
+        datasets.fashion_mnist(world / "data", download=False)
+
+
+# ---- downloading
+
+
+def test_download_into_the_cache_once(server, capsys):
+    asked = server("good")
+    first = mnist()
+    assert cached() == IN_CACHE
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"{FILES[0]}.gz" in captured.err
+    assert mnist().sha256 == first.sha256
+    assert len(asked) == 4
+
+
+def test_download_into_data_dir(world, server):
+    server("good")
+    mnist(world / "mine")
+    assert sorted(p.name for p in (world / "mine" / "mnist").iterdir()) == sorted(f"{n}.gz" for n in FILES)
+    assert cached() == []
+
+
+@pytest.mark.parametrize("bad", ["down", "mute", "gone", "other", "short"])
+def test_the_next_mirror_helps(server, monkeypatch, bad):
+    monkeypatch.setattr(_fetch, "_TIMEOUT", 0.3)
+    asked = server(bad, "good")
+    mnist()
+    assert cached() == IN_CACHE
+    assert len(asked) == (4 if bad == "down" else 5)  # a mirror that worked is asked first from then on
+
+
+def test_only_what_is_missing_or_damaged_in_the_cache_is_downloaded(world, server):
+    folder = write_files(_fetch.cache_folder() / "mnist", 0)
+    (folder / f"{FILES[0]}.gz").unlink()
+    (folder / f"{FILES[1]}.gz").write_bytes(b"damaged")
+    asked = server("good")
+    mnist()
+    assert asked == [f"good/{FILES[0]}.gz", f"good/{FILES[1]}.gz"]
+
+
+def test_when_nothing_helps_the_message_says_what_was_tried(world, server, monkeypatch):
+    server("down", "gone", "other", "short")
+    monkeypatch.setenv("TINYCNN_DATA", str(world / "first"))
+    with pytest.raises(DataUnavailableError) as caught:
+        mnist(world / "second")
+    lines = str(caught.value).splitlines()
+    for folder in (world / "first", world / "second", _fetch.cache_folder()):
+        for place in (folder / "mnist", folder / "MNIST/raw", folder):
+            assert f"  {place}: no such folder" in lines
+    for mirror, why in zip(
+        datasets.MNIST.mirrors, ["refused", "HTTP 404", "expected sha256", "cut short"], strict=True
+    ):
+        assert any(line.startswith(f"  {mirror}{FILES[0]}.gz: ") and why in line for line in lines), (
+            mirror,
+            lines,
+        )
+    assert "TINYCNN_DATA" in lines[-1]
+    assert "\n" not in caught.value.reason
+    assert "HTTP 404" in caught.value.reason
+    assert isinstance(caught.value, OSError)
+    assert list((world / "second" / "mnist").iterdir()) == []
+
+
+def test_download_can_be_switched_off(server):
+    asked = server("good")
+    with pytest.raises(DataUnavailableError) as caught:
+        mnist(download=False)
+    assert "download=False" in caught.value.reason
+    assert asked == []
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError("disk full")])
+@pytest.mark.parametrize("where", ["_fetch._transfer", "_files.os.fsync"])
+def test_an_interruption_leaves_no_partial_file(server, monkeypatch, where, interruption):
+    server("good")
+
+    def interrupted(*_):
+        raise interruption
+
+    monkeypatch.setattr(f"tinycnn.data.{where}", interrupted)
+    expected = KeyboardInterrupt if interruption is KeyboardInterrupt else DataUnavailableError
+    with pytest.raises(expected) as caught:
+        mnist()
+    assert cached() == []
+    if expected is DataUnavailableError:
+        assert "disk full" in caught.value.reason
+
+
+def test_an_endless_answer_is_cut_off(server, monkeypatch):
+    server("good")
+    monkeypatch.setattr(_fetch, "_LARGEST", 1000)
+    with pytest.raises(DataUnavailableError, match="expected at most 1000 bytes"):
+        mnist()
+
+
+# ---- the real sources
+
+
+def test_real_sources_are_encrypted_and_complete():
+    for source in _fetch._KNOWN:
+        assert all(mirror.startswith("https://") and mirror.endswith("/") for mirror in source.mirrors)
+        assert len(set(source.hashes)) == 4
+        assert {len(h) for h in source.hashes} == {64 if source.algorithm == "sha256" else 32}
+
+
+def test_cache_folders(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/user")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert str(_fetch.cache_folder()) == "/home/user/Library/Caches/tinycnn"
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert str(_fetch.cache_folder()) == "/elsewhere/tinycnn"
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert str(_fetch.cache_folder()) == "/home/user/.cache/tinycnn"
+
+
+def test_real_mnist():
+    if not os.environ.get("TINYCNN_DATA"):
+        pytest.skip("TINYCNN_DATA does not name a folder with MNIST")
+    try:
+        data = mnist(download=False)
+    except DataUnavailableError as error:
+        pytest.skip(error.reason)
+    assert np.bincount(data.train_labels).tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
+    assert abs(data.train_images.mean() / 255 - 0.1307) < 1e-4
+    assert data.test_labels[:5].tolist() == [7, 2, 1, 0, 4]
+
+
+# ---- load, Dataset, split
+
+
+def test_auto_falls_back_with_two_lines(world, monkeypatch):
+    module = sys.modules["tinycnn.data.synthetic"]
+    original = module.synthetic_dataset
+    monkeypatch.setattr(module, "synthetic_dataset", lambda: original(20, 10))
+    messages = []
+    data = load("auto", on_message=messages.append)
+    assert data.name == "synthetic"
+    assert len(messages) == 2
+    assert not any("\n" in message for message in messages)
+    assert "127.0.0.1" in messages[0]
+    assert "synthetic" in messages[1]
+    assert "TINYCNN_DATA" in messages[1]
+    assert load("synthetic").sha256 == data.sha256
+    with pytest.raises(DataUnavailableError):
+        load("mnist")
+
+
+def test_auto_says_nothing_when_mnist_is_there(world):
+    write_files(world / "data", 0)
+    assert load("auto", world / "data", on_message=pytest.fail).name == "mnist"
+    assert load("mnist", world / "data").name == "mnist"
+
+
+def test_load_knows_its_names():
+    with pytest.raises(ValueError, match="auto, mnist, fashion, kmnist or synthetic, got 'cifar'"):
+        load("cifar")
+
+
+def parts(**changes):
+    images, labels = np.zeros((4, 28, 28), np.uint8), np.arange(4)
+    fields = {
+        "train_images": images,
+        "train_labels": labels,
+        "test_images": images[:2],
+        "test_labels": labels[:2],
+    }
+    return {"name": "x", "classes": ("a", "b", "c", "d"), **fields, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"train_images": [1]}, TypeError, "train_images: expected a NumPy array, got list"),
+        (
+            {"train_images": np.zeros((4, 28, 28))},
+            TypeError,
+            "train_images: expected dtype uint8, got float64",
+        ),
+        (
+            {"test_images": np.zeros((2, 1, 28, 28), np.uint8)},
+            ValueError,
+            r"test_images: .*\(N, 28, 28\), got \(2, 1",
+        ),
+        (
+            {"test_labels": np.zeros(3, np.int64)},
+            ValueError,
+            r"test_labels: expected shape \(2,\), got \(3,\)",
+        ),
+        ({"test_labels": np.zeros(2, np.uint8)}, TypeError, "test_labels: expected dtype int64, got uint8"),
+        ({"train_labels": np.arange(1, 5)}, ValueError, "train_labels: expected 0 to 3, got 1 to 4"),
+        ({"train_labels": np.arange(4) - 1}, ValueError, "train_labels: expected 0 to 3, got -1 to 2"),
+        ({"classes": ["a"]}, TypeError, "classes: expected a tuple"),
+        ({"classes": ()}, ValueError, "classes: expected at least one"),
+    ],
+)
+def test_a_data_set_is_checked(changes, error, says):
+    with pytest.raises(error, match=says):
+        Dataset(**parts(**changes))
+
+
+def test_the_hash_is_of_the_content():
+    data = Dataset(**parts())
+    assert data.sha256 == Dataset(**parts(name="y")).sha256
+    assert len(data.sha256) == 64
+    strided = np.zeros((4, 28, 56), np.uint8)[:, :, ::2]
+    assert data.sha256 == Dataset(**parts(train_images=strided)).sha256
+    changed = parts()["train_images"].copy()
+    changed[3, 27, 27] = 1
+    assert data.sha256 != Dataset(**parts(train_images=changed)).sha256
+    with pytest.raises(AttributeError):
+        data.name = "z"
+
+
+@pytest.mark.parametrize(("n", "n_val"), [(10, 3), (1, 0), (1000, 999)])
+def test_split(n, n_val):
+    train, val = datasets.train_val_split(n, n_val, rng=0)
+    assert train.dtype == val.dtype == np.int64
+    assert len(val) == n_val
+    assert np.array_equal(np.sort(np.concatenate([train, val])), np.arange(n))
+    assert np.array_equal(train, np.sort(train))
+    assert np.array_equal(val, np.sort(val))
+    assert np.array_equal(val, datasets.train_val_split(n, n_val, rng=0)[1])
+
+
+@pytest.mark.parametrize(
+    ("n", "n_val", "error", "says"),
+    [(0, 0, ValueError, "n: "), (5, 5, ValueError, "n_val: "), (5, -1, ValueError, "n_val: "),
+     (5.0, 1, TypeError, "n: "), (5, True, TypeError, "n_val: ")],
+)  # fmt: skip
+def test_split_arguments_are_checked(n, n_val, error, says):
+    with pytest.raises(error, match=says):
+        datasets.train_val_split(n, n_val, rng=0)
+
+
+def test_the_import_is_light():
+    slow = {"numba", "matplotlib", "tqdm", "urllib.request"}
+    code = f"import sys, tinycnn.data; print({slow} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "set()"

@@ -1,0 +1,290 @@
+"""Find the four files of an MNIST-like data set on this machine, or download them, and check every one."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinycnn._files import replacing
+from tinycnn.data.idx import GZIP_MAGIC, DamagedFileError, parse_idx
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_SHAPES: tuple[tuple[int, ...], ...] = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
+_LARGEST = 60_000 * 28 * 28 + 16  # bytes; no file, compressed or not, is longer
+_TIMEOUT = 10  # seconds, to connect and for every piece of the answer
+
+
+class DataUnavailableError(OSError):
+    """The data set is not on this machine and was not downloaded; `reason` says in one line why not."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class _AnotherDataSet(Exception):
+    """The file is sound, or may be, but is not known to belong to the data set that is sought."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set lies and how its files are known: sha256 of the content or md5 of the gzip file."""
+
+    title: str
+    folders: tuple[str, ...]  # below a searched folder; the first is where downloads go
+    algorithm: str
+    hashes: tuple[str, ...]
+    mirrors: tuple[str, ...]
+
+
+MNIST = Source(
+    "MNIST",
+    ("mnist", "MNIST/raw"),
+    "sha256",
+    (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
+)
+FASHION_MNIST = Source(
+    "Fashion-MNIST",
+    ("fashion-mnist", "fashion_mnist", "FashionMNIST/raw"),
+    "md5",
+    (
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "25c81989df183df01b3e8a0aad5dffbe",
+        "bef4ecab320f06d8554ea6380940ec79",
+        "bb300cfdad3c16e7a12a480ee83cd310",
+    ),
+    (
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
+    ),
+)
+KMNIST = Source(
+    "KMNIST",
+    ("kmnist", "KMNIST/raw"),
+    "md5",
+    (
+        "bdb82020997e1d708af4cf47b453dcf7",
+        "e144d726b3acfaa3e44228e80efcd344",
+        "5c965bf0a639b31b8f53240b1b52f4d7",
+        "7320c461ea6c1c855c0b718fb2a4b134",
+    ),
+    ("https://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
+)
+_KNOWN = (MNIST, FASHION_MNIST, KMNIST)
+
+
+def cache_folder() -> Path:
+    """The folder for downloads: $XDG_CACHE_HOME/tinycnn, or where the platform keeps caches."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "tinycnn"
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification says to ignore a relative path.
+    return (Path(configured) if Path(configured).is_absolute() else Path.home() / ".cache") / "tinycnn"
+
+
+def fetch(source: Source, data_dir: str | os.PathLike[str] | None, download: bool) -> list[np.ndarray]:
+    """Return train images, train labels, test images and test labels of `source`; see `datasets.mnist`."""
+    cache = cache_folder()
+    own = [Path(folder).expanduser() for folder in (os.environ.get("TINYCNN_DATA"), data_dir) if folder]
+    looked: list[str] = []
+    for folder in [*own, cache]:
+        for place in [*(folder / name for name in source.folders), folder]:
+            arrays, note = _read_place(place, source, flat=place == folder, strict=folder in own)
+            if arrays is not None:
+                return arrays
+            looked.append(f"  {place}: {note}")
+
+    target = (Path(data_dir).expanduser() if data_dir else cache) / source.folders[0]
+    tried: list[str] = []
+    reason = "downloading is switched off (download=False)"
+    if download:
+        try:
+            return _download(source, target, source.mirrors, tried)
+        except DataUnavailableError as error:
+            reason = error.reason
+    names = ", ".join(f"{name}.gz" for name in FILES)
+    mirrors = ["Tried to download from:", *tried] if tried else [f"Nothing was downloaded: {reason}"]
+    lines = [
+        f"{source.title} is not available: {reason}",
+        "Looked in:",
+        *looked,
+        *mirrors,
+        f"To get it, download {names}",
+        *(f"  from {mirror}" for mirror in source.mirrors),
+        f"on any machine, put them in {target},",
+        "or put them in any folder and name that in the environment variable TINYCNN_DATA.",
+    ]
+    raise DataUnavailableError("\n".join(lines), reason)
+
+
+def _read_place(place: Path, source: Source, flat: bool, strict: bool) -> tuple[list[np.ndarray] | None, str]:
+    """The four arrays in the folder `place`, or None and why not; a damaged file is an error if `strict`."""
+    if not place.is_dir():
+        return None, "no such folder"
+    # Gzip first: for two of the data sets only the gzip file has a hash to check.
+    found = [next((p for p in (place / f"{name}.gz", place / name) if p.is_file()), None) for name in FILES]
+    arrays = []
+    for index, path in enumerate(found):
+        if path is not None:
+            try:
+                arrays.append(_read_checked(path, source, index, flat))
+            except _AnotherDataSet as other:
+                return None, str(other)
+            except DamagedFileError as error:
+                if strict:
+                    raise
+                return None, str(error)
+    if None in found:
+        missing = [name for name, path in zip(FILES, found, strict=True) if path is None]
+        return None, "none of the files" if not arrays else f"without {', '.join(missing)}"
+    return arrays, ""
+
+
+def _read_checked(path: Path, source: Source, index: int, flat: bool = False) -> np.ndarray:
+    with path.open("rb") as file:
+        return _checked(file.read(_LARGEST + 1), path, source, index, flat)
+
+
+def _checked(raw: bytes, path: Path, source: Source, index: int, flat: bool = False) -> np.ndarray:
+    """The array in `raw`, if that is the file FILES[index] of `source`; `path` is for the messages."""
+    expected = source.hashes[index]
+    what = "sha256 of the uncompressed content" if source.algorithm == "sha256" else "md5 of the gzip file"
+    zipped = raw[:2] == GZIP_MAGIC
+    md5 = hashlib.md5(raw, usedforsecurity=False).hexdigest() if zipped else None
+    try:
+        content = _unzip(raw) if zipped else raw
+    except (EOFError, OSError, zlib.error) as error:
+        broken = (
+            md5
+            if source.algorithm == "md5"
+            else f"none, for it is no complete gzip file ({error}; its md5 is {md5})"
+        )
+        raise DamagedFileError(f"{path}: expected {what} {expected}, found {broken}") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    found = sha256 if source.algorithm == "sha256" else md5
+    if found != expected:
+        if flat:
+            # All data sets use the same file names, so here a name says nothing.
+            for other in _KNOWN:
+                if other.hashes[index] in (sha256, md5):
+                    raise _AnotherDataSet(f"{path.name} is of {other.title}")
+            if found is None:
+                raise _AnotherDataSet(
+                    f"{path.name} is not compressed, hence has no known hash; if it is {source.title}, "
+                    f"put it in {source.folders[0]}/"
+                )
+        if found is not None:
+            raise DamagedFileError(f"{path}: expected {what} {expected}, found {found}")
+    array = parse_idx(io.BytesIO(content), path)
+    if array.shape != _SHAPES[index] or array.dtype != np.uint8:
+        raise DamagedFileError(
+            f"{path}: expected shape {_SHAPES[index]} and dtype uint8, found {array.shape} and {array.dtype}"
+        )
+    if array.ndim == 3:
+        return array
+    if array.max() > 9:
+        raise DamagedFileError(f"{path}: expected labels 0 to 9, found {array.max()}")
+    return array.astype(np.int64)
+
+
+def _unzip(raw: bytes) -> bytes:
+    with gzip.open(io.BytesIO(raw)) as file:
+        return file.read(
+            _LARGEST + 1
+        )  # one more than the longest file, so that a longer one has another hash
+
+
+def _download(source: Source, target: Path, mirrors: Sequence[str], tried: list[str]) -> list[np.ndarray]:
+    """Complete the folder `target` from `mirrors`; adds a line to `tried` for every failure."""
+    arrays, mirrors = [], list(mirrors)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for index, name in enumerate(FILES):
+            path = target / f"{name}.gz"
+            try:
+                array = _read_checked(path, source, index)
+            except (FileNotFoundError, DamagedFileError):
+                raw, array = _download_file(source, index, mirrors, tried)
+                with replacing(path) as file:
+                    file.write(raw)
+            arrays.append(array)
+    except DataUnavailableError:
+        raise
+    except OSError as error:
+        reason = f"cannot use the folder {target} ({_brief(error)})"
+        raise DataUnavailableError(reason, reason) from error
+    return arrays
+
+
+def _download_file(
+    source: Source, index: int, mirrors: list[str], tried: list[str]
+) -> tuple[bytes, np.ndarray]:
+    """The first right answer of a mirror, as it came and as an array; that mirror moves to the front."""
+    from http.client import HTTPException
+    from urllib.parse import urlsplit
+
+    name = f"{FILES[index]}.gz"
+    failures = []
+    for mirror in list(mirrors):
+        try:
+            raw = _transfer(f"{mirror}{name}")
+            array = _checked(raw, Path(name), source, index)
+        except (OSError, HTTPException, DamagedFileError) as error:
+            failures.append(f"{urlsplit(mirror).hostname}: {_brief(error)}")
+            tried.append(f"  {mirror}{name}: {_brief(error)}")
+        else:
+            mirrors.remove(mirror)
+            mirrors.insert(0, mirror)
+            return raw, array
+    reason = "; ".join(failures)
+    raise DataUnavailableError(reason, reason)
+
+
+def _transfer(url: str) -> bytes:
+    from urllib.request import Request, urlopen
+
+    from tqdm import tqdm
+
+    data = bytearray()
+    with urlopen(Request(url, headers={"User-Agent": "tinycnn"}), timeout=_TIMEOUT) as response:
+        if url.startswith("https:") and not response.geturl().startswith("https:"):
+            raise OSError(f"redirected to an unencrypted address, {response.geturl()}")
+        length = response.headers.get("Content-Length", "")
+        size = int(length) if length.isdecimal() else None
+        name = url.rpartition("/")[2]
+        with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=sys.stderr) as bar:
+            while chunk := response.read(1 << 16):
+                data += chunk
+                bar.update(len(chunk))
+                if len(data) > _LARGEST:
+                    raise OSError(f"expected at most {_LARGEST} bytes, got more")
+    if size is not None and len(data) != size:
+        raise OSError(f"cut short: expected {size} bytes, got {len(data)}")
+    return bytes(data)
+
+
+def _brief(error: Exception) -> str:
+    """One line; for what urllib wraps, the reason inside."""
+    code, reason = getattr(error, "code", None), getattr(error, "reason", None)
+    text = f"HTTP {code} {reason}" if code else str(reason or getattr(error, "strerror", None) or error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,118 @@
+"""Read and write IDX, the file format of MNIST: two zero bytes, a type, sizes and numbers, big-endian.
+
+The format is described by LeCun, Cortes and Burges on the page of "The MNIST database of handwritten digits".
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from tinycnn._files import replacing
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MAX_DIMENSIONS = 32  # what every NumPy can hold; the format could say 255
+_CHUNK = 1 << 20
+
+
+class DamagedFileError(ValueError):
+    """A data file is not what it should be; the message names it, what was expected and what came."""
+
+
+def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
+    """Read the IDX file at `path`, gzipped or plain (told apart by its first bytes, not by its name).
+
+    Returns a fresh array of the shape the file gives, of dtype uint8, int8, int16, int32, float32 or float64
+    in native byte order.  Memory grows with what the file holds, never with what its header claims.
+    Raises DamagedFileError for a file that is no IDX file, is cut short or goes on after its end; OSError
+    if it cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        if file.peek(2)[:2] == GZIP_MAGIC:
+            with gzip.open(file) as unzipped:
+                return parse_idx(cast(BinaryIO, unzipped), path)
+        return parse_idx(file, path)
+
+
+def parse_idx(file: BinaryIO, path: Path) -> np.ndarray:
+    """Read IDX from an open `file`, to its end; `path` is for the messages."""
+    try:
+        magic = _read(file, 4)
+        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES:
+            types = ", ".join(f"{code:02x}" for code in _DTYPES)
+            raise DamagedFileError(
+                f"{path}: not an IDX file: expected it to begin with 00 00, a type ({types}) and the number "
+                f"of dimensions, got {magic.hex(' ') or 'an empty file'}"
+            )
+        ndim = magic[3]
+        if not 1 <= ndim <= _MAX_DIMENSIONS:
+            raise DamagedFileError(f"{path}: expected 1 to {_MAX_DIMENSIONS} dimensions, got {ndim}")
+        header = _read(file, 4 * ndim)
+        if len(header) < 4 * ndim:
+            raise DamagedFileError(
+                f"{path}: cut short: expected {ndim} sizes ({4 * ndim} bytes), got {len(header)} bytes"
+            )
+        shape = tuple(np.frombuffer(header, ">u4").tolist())
+        dtype = np.dtype(_DTYPES[magic[2]])
+        size = math.prod(shape) * dtype.itemsize
+        numbers = _read(file, size + 1)  # one more, to see whether the file ends
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DamagedFileError(f"{path}: expected a complete gzip file, got: {error}") from error
+    if len(numbers) != size:
+        problem = "cut short" if len(numbers) < size else "too long"
+        came = f"{len(numbers)}" if len(numbers) < size else "more"
+        raise DamagedFileError(f"{path}: {problem}: expected {size} bytes for shape {shape}, got {came}")
+    try:
+        array = np.frombuffer(numbers, dtype).reshape(shape)
+    except ValueError as error:  # no bytes at all, but sizes that overflow
+        raise DamagedFileError(f"{path}: expected a shape that memory can hold, got {shape}") from error
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _read(file: BinaryIO, size: int) -> bytearray:
+    data = bytearray()
+    while len(data) < size:
+        chunk = file.read(min(_CHUNK, size - len(data)))
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Write `array` to `path`, completely or not at all; gzipped if the name ends in .gz.
+
+    array: 1 to 32 dimensions, dtype uint8, int8, int16, int32, float32 or float64.
+    Raises ValueError for another dtype or number of dimensions or a size of 2**32 or more, OSError if writing
+    fails.
+    """
+    path, array = Path(path), np.asarray(array)
+    codes = {np.dtype(name).newbyteorder("="): code for code, name in _DTYPES.items()}
+    code = codes.get(array.dtype.newbyteorder("="))
+    if code is None:
+        names = ", ".join(str(dtype) for dtype in codes)
+        raise ValueError(f"array: expected a dtype that IDX can store ({names}), got {array.dtype}")
+    if not 1 <= array.ndim <= _MAX_DIMENSIONS or max(array.shape) >= 2**32:
+        raise ValueError(
+            f"array: expected 1 to {_MAX_DIMENSIONS} dimensions, each below 2**32, got shape {array.shape}"
+        )
+    head = bytes([0, 0, code, array.ndim]) + np.asarray(array.shape, ">u4").tobytes()
+    body = array.astype(_DTYPES[code], order="C", copy=False).tobytes()
+    with replacing(path) as file:
+        if path.suffix == ".gz":
+            # No name and no date inside, so that equal arrays give equal files.
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped:
+                zipped.write(head)
+                zipped.write(body)
+        else:
+            file.write(head)
+            file.write(body)

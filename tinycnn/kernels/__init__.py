@@ -1,0 +1,91 @@
+"""The CPU kernels, and the few array services every backend offers.
+
+A backend is a module with these names: what the arrays are made of and where the loops run is its business, what they
+compute is the same.
+"""
+
+import numpy as np
+
+from tinycnn.kernels.activations import (
+    leaky_relu_backward,
+    leaky_relu_forward,
+    log_softmax_backward,
+    log_softmax_forward,
+    relu_backward,
+    relu_forward,
+    scaled_tanh_backward,
+    scaled_tanh_forward,
+    sigmoid_backward,
+    sigmoid_forward,
+    softmax_backward,
+    softmax_forward,
+    tanh_backward,
+    tanh_forward,
+)
+from tinycnn.kernels.batch import gather
+from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
+from tinycnn.kernels.linear import linear_backward, linear_forward
+from tinycnn.kernels.losses import cross_entropy, mse_loss
+from tinycnn.kernels.optim import adam, sgd
+from tinycnn.kernels.pooling import (
+    avg_pool2d_backward,
+    avg_pool2d_forward,
+    max_pool2d_backward,
+    max_pool2d_forward,
+)
+
+__all__ = [
+    "adam",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "capture",
+    "col2im",
+    "conv2d_backward",
+    "conv2d_forward",
+    "cross_entropy",
+    "empty",
+    "gather",
+    "im2col",
+    "leaky_relu_backward",
+    "leaky_relu_forward",
+    "linear_backward",
+    "linear_forward",
+    "log_softmax_backward",
+    "log_softmax_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "mse_loss",
+    "relu_backward",
+    "relu_forward",
+    "scaled_tanh_backward",
+    "scaled_tanh_forward",
+    "sgd",
+    "sigmoid_backward",
+    "sigmoid_forward",
+    "softmax_backward",
+    "softmax_forward",
+    "tanh_backward",
+    "tanh_forward",
+    "to_device",
+    "to_host",
+]
+
+
+def empty(shape, dtype):
+    """A new array on this device, filled with zeros."""
+    return np.zeros(shape, dtype)
+
+
+def to_device(array):
+    """`array` (NumPy) as a C-contiguous array of this device."""
+    return np.ascontiguousarray(array)
+
+
+def to_host(array):
+    """An array of this device as NumPy."""
+    return array
+
+
+def capture(step):
+    """A step that can be replayed.  On the CPU a call costs next to nothing, and the step is its own recording."""
+    return step

@@ -1,0 +1,61 @@
+"""How kernels are compiled: one decorator for what Python calls, one for what kernels call.
+
+`@kernel` compiles a function for parallel loops (`prange`) and keeps the machine code in Numba's cache, so the
+compiler runs once per machine, not once per process.  `@inner` compiles a serial helper that kernels call.
+
+The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
+that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a diverged run must be seen.
+"""
+
+import functools
+import threading
+
+import numba
+import numpy as np
+from numba.extending import overload
+
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
+# Only `prange` makes threads.  Array expressions stay loops: each would become a parallel region of its own.
+PARALLEL = dict.fromkeys(
+    ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
+) | {"prange": True}
+
+# Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
+_one_at_a_time = threading.RLock()
+
+
+def kernel(function):
+    """Compile `function` for several threads; the result is called from Python."""
+    compiled = numba.njit(parallel=PARALLEL, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
+
+    @functools.wraps(function)
+    def call(*args):
+        with _one_at_a_time:
+            return compiled(*args)
+
+    return call
+
+
+def inner(function):
+    """Compile `function` for one thread; the result is called by kernels."""
+    return numba.njit(
+        fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )(function)
+
+
+def scalar(single, double):
+    """One name for two functions of one number, `single` for float32 and `double` for float64.
+
+    Which one is meant is settled when the caller is compiled.  Unlike in kernels, sums may not be reordered here: the
+    approximations in scalars.py rely on what cancels first.
+    """
+
+    def choose(x):
+        return single(x) if isinstance(x, np.float32) else double(x)
+
+    @overload(choose, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
+    def _choose(x):
+        return single if x == numba.float32 else double
+
+    return choose

@@ -1,0 +1,384 @@
+"""2-D convolution (cross-correlation, as in every framework), forward and backward.
+
+    y[n, o, i, j] = b[o] + sum over c, u, v of w[o, c, u, v] * x[n, c, i*sh + u*dh - ph, j*sw + v*dw - pw]
+
+x: (N, C, H, W)   w: (O, C/groups, KH, KW)   b: (O,) or (0,) for none   y: (N, O, OH, OW)
+stride (sh, sw), padding (ph, pw), dilation (dh, dw): pairs; pixels outside the image count as zero.
+
+The textbook way is im2col: copy the pixel that tap k meets at every output position into row k of a column matrix, and
+multiply by the weights.  That is what happens here for strides above one.  For stride one the copy is not needed: on a
+zero-padded image stored row after row, the pixels that tap (u, v) meets are the image itself, shifted by u*pitch + v.
+A row of the column matrix is then just an offset into the image (see rows.py), and both ways share all arithmetic.
+
+Rows of small images are short (LeNet's C3: ten pixels), and short loops are slow.  So a few images, the *lanes* of a
+tile, are interleaved pixel by pixel while they are padded: every run gets as many times longer, every shift is
+multiplied by the number of lanes, and nothing else changes.
+"""
+
+import numpy as np
+from numba import prange
+
+from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, correlate
+
+CHUNKS = 8  # weight gradients are summed in this many parts, in this order, whatever the number of threads
+LANES = 8  # images that are interleaved (or one)
+NARROW = 24  # rows below this many pixels are interleaved
+LONG = 128  # a run this long needs no company; shorter rows are taken several at a time
+
+
+def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
+    """y = conv(x, w) + b; shapes at the top of this file."""
+    forward = conv2d_forward_shifted if stride == (1, 1) else conv2d_forward_columns
+    forward(y, x, w, b, stride, padding, dilation, groups)
+
+
+def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
+    """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
+    backward = conv2d_backward_shifted if stride == (1, 1) else conv2d_backward_columns
+    backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
+
+
+# --- what both ways share ---------------------------------------------------------------------------------------------
+# Taps are listed kernel row by kernel row: tap (u, c, v) has number u*group + c*KW + v, where each kernel row is filled
+# up with taps of weight zero to a multiple of TAPS.
+
+
+@inner
+def tap_offsets(channels, KH, KW, step_c, step_u, step_v):
+    """Where the row of each tap starts in the flat source."""
+    group = ceil_to(channels * KW, TAPS)
+    offset = np.empty(KH * group, np.int64)
+    for u in range(KH):
+        for t in range(u * group, (u + 1) * group):
+            offset[t] = u * step_u
+        for c in range(channels):
+            for v in range(KW):
+                offset[u * group + c * KW + v] = c * step_c + u * step_u + v * step_v
+    return offset
+
+
+@inner
+def tap_weights(w, groups):
+    """w as (groups, >= O/groups, taps)."""
+    O, C, KH, KW = w.shape
+    per = O // groups
+    group = ceil_to(C * KW, TAPS)
+    weight = np.zeros((groups, ceil_to(per, SUMS), KH * group), w.dtype)
+    for o in range(O):
+        for c in range(C):
+            for u in range(KH):
+                for v in range(KW):
+                    weight[o // per, o % per, u * group + c * KW + v] = w[o, c, u, v]
+    return weight
+
+
+@inner
+def tap_weights_flipped(w, groups):
+    """w turned by 180 degrees, inputs and outputs exchanged: the weights with which dy gives dx."""
+    O, C, KH, KW = w.shape
+    per = O // groups
+    group = ceil_to(per * KW, TAPS)
+    weight = np.zeros((groups, ceil_to(C, SUMS), KH * group), w.dtype)
+    for o in range(O):
+        for c in range(C):
+            for u in range(KH):
+                for v in range(KW):
+                    weight[o // per, c, (KH - 1 - u) * group + o % per * KW + KW - 1 - v] = w[o, c, u, v]
+    return weight
+
+
+@inner
+def sum_chunks(dw, db, dw_part, db_part):
+    """dw[o, c, u, v] and db[o] from the parts, added in order.  dw_part: (CHUNKS, groups, >= O/groups, taps)"""
+    O, C, KH, KW = dw.shape
+    chunks, groups = dw_part.shape[0], dw_part.shape[1]
+    per = O // groups
+    group = ceil_to(C * KW, TAPS)
+    for o in range(O):
+        total = dw_part[0, o // per, o % per]
+        for part in range(1, chunks):
+            more = dw_part[part, o // per, o % per]
+            for t in range(total.size):
+                total[t] += more[t]
+        for c in range(C):
+            for u in range(KH):
+                for v in range(KW):
+                    dw[o, c, u, v] = total[u * group + c * KW + v]
+    for o in range(db.size):
+        db[o] = db_part[0, o]
+        for part in range(1, chunks):
+            db[o] += db_part[part, o]
+
+
+@inner
+def combine_tile(y, n0, lanes, first, count, src, base, pitch, offset, weight, bias, KH, dilation, top, height):
+    """One tile of a convolution: y[n0 + lane, first + r] = bias + sum over taps of weight[r, tap] * shifted source.
+
+    Output row i, column j, lane l reads src[offset[tap] + base + (i*pitch + j)*lanes + l].  Taps of kernel row u meet
+    source row i + u*dilation - top; where that is outside 0 ... height they would only meet padding, and are left out.
+    """
+    OH, OW = y.shape[2], y.shape[3]
+    group = offset.size // KH
+    out = np.empty(SUMS * PITCH, y.dtype)
+    columns = min(OW, PITCH // lanes)
+    rows = 1
+    if columns == OW and OW * lanes < LONG:
+        rows = max(1, min(OH, PITCH // lanes // pitch))
+        rows = (OH + (OH - 1) // rows) // ((OH - 1) // rows + 1)  # as few runs, of equal length
+    for i0 in range(0, OH, rows):
+        i1 = min(OH, i0 + rows)
+        u0 = max(0, (top - i1 + dilation) // dilation)  # the first u with i1 - 1 + u*dilation >= top
+        u1 = min(KH, (height + top - i0 + dilation - 1) // dilation)
+        for j0 in range(0, OW, columns):
+            j1 = min(OW, j0 + columns)
+            m = ((i1 - i0 - 1) * pitch + j1 - j0) * lanes
+            for r in range(0, count, SUMS):
+                for i in range(SUMS):
+                    value = bias[first + r + i] if bias.size and r + i < count else y.dtype.type(0)
+                    fill(out[i * PITCH :], value, m)
+                combine(out, src, base + (i0 * pitch + j0) * lanes, offset, weight, r, u0 * group, u1 * group, m)
+                # The columns between two rows, where the kernel hangs over the edge, were computed too: dropped here.
+                for r1 in range(r, min(count, r + SUMS)):
+                    for i in range(i0, i1):
+                        got = out[(r1 - r) * PITCH + (i - i0) * pitch * lanes :]
+                        if lanes == 1:
+                            copy(y[n0, first + r1, i, j0:], got, j1 - j0)
+                        else:
+                            take_apart(y, n0, first + r1, i, j0, j1 - j0, got)
+
+
+@inner
+def fill(dst, value, count):
+    # Loops over slices start at zero: an index that might be negative keeps LLVM from vectorising.
+    for j in range(count):
+        dst[j] = value
+
+
+@inner
+def copy(dst, src, count):
+    for j in range(count):
+        dst[j] = src[j]
+
+
+@inner
+def total(src, count):
+    s = src.dtype.type(0)
+    for j in range(count):
+        s += src[j]
+    return s
+
+
+@inner
+def interleave(dst, x, n, c, i):
+    """dst[j*LANES + l] = x[n + l, c, i, j]: eight rows of eight images into one."""
+    x0, x1, x2, x3 = x[n, c, i], x[n + 1, c, i], x[n + 2, c, i], x[n + 3, c, i]
+    x4, x5, x6, x7 = x[n + 4, c, i], x[n + 5, c, i], x[n + 6, c, i], x[n + 7, c, i]
+    for j in range(x.shape[3]):
+        to = dst[j * LANES :]
+        to[0], to[1], to[2], to[3] = x0[j], x1[j], x2[j], x3[j]
+        to[4], to[5], to[6], to[7] = x4[j], x5[j], x6[j], x7[j]
+
+
+@inner
+def take_apart(y, n, c, i, j0, count, src):
+    """y[n + l, c, i, j0 + j] = src[j*LANES + l]: one row into eight rows of eight images."""
+    y0, y1, y2, y3 = y[n, c, i, j0:], y[n + 1, c, i, j0:], y[n + 2, c, i, j0:], y[n + 3, c, i, j0:]
+    y4, y5, y6, y7 = y[n + 4, c, i, j0:], y[n + 5, c, i, j0:], y[n + 6, c, i, j0:], y[n + 7, c, i, j0:]
+    for j in range(count):
+        got = src[j * LANES :]
+        y0[j], y1[j], y2[j], y3[j] = got[0], got[1], got[2], got[3]
+        y4[j], y5[j], y6[j], y7[j] = got[4], got[5], got[6], got[7]
+
+
+# --- stride one: the image is its own column matrix -------------------------------------------------------------------
+
+
+@inner
+def copy_padded(dst, x, n0, lanes, first, count, base, pitch, plane):
+    """dst[(c*plane + base + i*pitch + j)*lanes + l] = x[n0 + l, first + c, i, j]"""
+    H, W = x.shape[2], x.shape[3]
+    for c in range(count):
+        for i in range(H):
+            start = c * plane + base + i * pitch
+            if lanes == 1:
+                copy(dst[start:], x[n0, first + c, i], W)
+            else:
+                interleave(dst[start * LANES :], x, n0, first + c, i)
+
+
+@kernel
+def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
+    N, C, H, W = x.shape
+    O, per, KH, KW = w.shape
+    ph, pw = padding
+    pitch, plane = W + 2 * pw, (H + 2 * ph) * (W + 2 * pw)
+    weight = tap_weights(w, groups)
+    tile = LANES if pitch < NARROW else 1
+    for at in prange((N + tile - 1) // tile):
+        lanes = tile if (at + 1) * tile <= N else 1  # the last few images go one by one
+        offset = tap_offsets(per, KH, KW, plane * lanes, dilation[0] * pitch * lanes, dilation[1] * lanes)
+        src = np.zeros(per * plane * lanes, x.dtype)
+        for n in range(at * tile, min(N, (at + 1) * tile), lanes):
+            for g in range(groups):
+                first = g * (O // groups)
+                copy_padded(src, x, n, lanes, g * per, per, ph * pitch + pw, pitch, plane)
+                combine_tile(
+                    y, n, lanes, first, O // groups, src, 0, pitch, offset, weight[g], b, KH, dilation[0], ph, H
+                )
+
+
+@kernel
+def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
+    N, C, H, W = x.shape
+    O, per, KH, KW = w.shape
+    OH, OW = dy.shape[2], dy.shape[3]
+    per_o = O // groups
+    ph, pw = padding
+    dh, dw_ = dilation
+    pitch, plane = W + 2 * pw, (H + 2 * ph) * (W + 2 * pw)
+    # dy is laid out with the pitch of x, so that one product serves the weight gradient; the (KW-1)*dw zeros that end
+    # each of its rows are also the zeros that begin the next, and `front` of them lie before the first.
+    front = (KH - 1) * dh * pitch + (KW - 1) * dw_
+    plane_dy = front + plane
+    flipped = tap_weights_flipped(w, groups)
+    no_bias = np.empty(0, x.dtype)
+    taps = KH * ceil_to(per * KW, TAPS)
+    dw_part = np.zeros((CHUNKS, groups, ceil_to(per_o, DOTS), taps), x.dtype)
+    db_part = np.zeros((CHUNKS, O), x.dtype)
+    for chunk in prange(CHUNKS):
+        n, stop = chunk * N // CHUNKS, (chunk + 1) * N // CHUNKS
+        while n < stop:
+            lanes = LANES if pitch < NARROW and stop - n >= LANES else 1
+            offset = tap_offsets(per, KH, KW, plane * lanes, dh * pitch * lanes, dw_ * lanes)
+            offset_dy = tap_offsets(per_o, KH, KW, plane_dy * lanes, dh * pitch * lanes, dw_ * lanes)
+            m = ((OH - 1) * pitch + OW) * lanes
+            src = np.zeros(per * plane * lanes, x.dtype)
+            rows = np.zeros((ceil_to(per_o, DOTS), plane_dy * lanes), x.dtype)
+            flat = rows.reshape(rows.size)
+            for g in range(groups):
+                copy_padded(src, x, n, lanes, g * per, per, ph * pitch + pw, pitch, plane)
+                copy_padded(flat, dy, n, lanes, g * per_o, per_o, front, pitch, plane_dy)
+                for t in range(0, taps, TAPS):
+                    for r in range(0, per_o, DOTS):
+                        correlate(dw_part[chunk, g], src, offset, rows, front * lanes, r, t, m)
+                for o in range(per_o):
+                    db_part[chunk, g * per_o + o] += total(rows[o, front * lanes :], m)
+                if dx.size:
+                    base = (ph * pitch + pw) * lanes
+                    top = (KH - 1) * dh - ph
+                    combine_tile(
+                        dx, n, lanes, g * per, per, flat, base, pitch, offset_dy, flipped[g], no_bias, KH, dh, top, OH
+                    )
+            n += lanes
+    sum_chunks(dw, db, dw_part, db_part)
+
+
+# --- any stride: im2col, product, col2im ------------------------------------------------------------------------------
+
+
+@inner
+def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, padding, dilation):
+    """columns[((c*KH + u)*KW + v)*OH*OW + i*OW + j] = image[first + c, i*sh + u*dh - ph, j*sw + v*dw - pw] or zero."""
+    H, W = image.shape[1], image.shape[2]
+    at = 0
+    for c in range(count):
+        for u in range(KH):
+            for v in range(KW):
+                for i in range(OH):
+                    y = i * stride[0] + u * dilation[0] - padding[0]
+                    inside = 0 <= y < H
+                    for j in range(OW):
+                        x = j * stride[1] + v * dilation[1] - padding[1]
+                        columns[at] = image[first + c, y, x] if inside and 0 <= x < W else columns.dtype.type(0)
+                        at += 1
+
+
+@inner
+def columns_to_image(image, columns, first, count, KH, KW, OH, OW, stride, padding, dilation):
+    """The transpose of `image_to_columns`: adds every column entry to the pixel that it was copied from."""
+    H, W = image.shape[1], image.shape[2]
+    at = 0
+    for c in range(count):
+        for u in range(KH):
+            for v in range(KW):
+                for i in range(OH):
+                    y = i * stride[0] + u * dilation[0] - padding[0]
+                    inside = 0 <= y < H
+                    for j in range(OW):
+                        x = j * stride[1] + v * dilation[1] - padding[1]
+                        if inside and 0 <= x < W:
+                            image[first + c, y, x] += columns[at]
+                        at += 1
+
+
+@kernel
+def im2col(columns, x, kernel_size, out_size, stride, padding, dilation):
+    """columns: (N, C*KH*KW, OH*OW) from x: (N, C, H, W); out_size is (OH, OW).  torch calls it unfold."""
+    N, C = x.shape[0], x.shape[1]
+    for n in prange(N):
+        KH, KW = kernel_size
+        flat = columns[n].reshape(columns[n].size)
+        image_to_columns(flat, x[n], 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
+
+
+@kernel
+def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
+    """x: (N, C, H, W), each pixel the sum of its copies in columns: (N, C*KH*KW, OH*OW).  torch calls it fold."""
+    N, C = x.shape[0], x.shape[1]
+    for n in prange(N):
+        KH, KW = kernel_size
+        x[n] = 0
+        flat = columns[n].reshape(columns[n].size)
+        columns_to_image(x[n], flat, 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
+
+
+@kernel
+def conv2d_forward_columns(y, x, w, b, stride, padding, dilation, groups):
+    N = x.shape[0]
+    O, per, KH, KW = w.shape
+    OH, OW = y.shape[2], y.shape[3]
+    per_o, m = O // groups, OH * OW
+    weight = tap_weights(w, groups)
+    offset = tap_offsets(per, KH, KW, KH * KW * m, KW * m, m)
+    for n in prange(N):
+        columns = np.empty(per * KH * KW * m, x.dtype)
+        for g in range(groups):
+            image_to_columns(columns, x[n], g * per, per, KH, KW, OH, OW, stride, padding, dilation)
+            combine_tile(y, n, 1, g * per_o, per_o, columns, 0, OW, offset, weight[g], b, 1, 1, 0, OH)
+
+
+@kernel
+def conv2d_backward_columns(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
+    N = x.shape[0]
+    O, per, KH, KW = w.shape
+    OH, OW = dy.shape[2], dy.shape[3]
+    per_o, m, K = O // groups, OH * OW, per * KH * KW
+    offset = tap_offsets(per, KH, KW, KH * KW * m, KW * m, m)
+    offset_dy = tap_offsets(per_o, 1, 1, m, 0, 0)
+    w_t = w.reshape(groups, per_o, K).transpose(0, 2, 1).copy()  # dcolumns = w_t @ dy
+    transposed = tap_weights(w_t.reshape(groups * K, per_o, 1, 1), groups)
+    no_bias = np.empty(0, x.dtype)
+    dw_part = np.zeros((CHUNKS, groups, ceil_to(per_o, DOTS), offset.size), x.dtype)
+    db_part = np.zeros((CHUNKS, O), x.dtype)
+    for chunk in prange(CHUNKS):
+        columns = np.empty(K * m, x.dtype)
+        dcolumns = np.empty((1, K, OH, OW), x.dtype)
+        rows = np.zeros((ceil_to(per_o, DOTS), m), x.dtype)
+        for n in range(chunk * N // CHUNKS, (chunk + 1) * N // CHUNKS):
+            if dx.size:
+                dx[n] = 0
+            for g in range(groups):
+                image_to_columns(columns, x[n], g * per, per, KH, KW, OH, OW, stride, padding, dilation)
+                rows[:per_o] = dy[n, g * per_o : (g + 1) * per_o].reshape(per_o, m)
+                for t in range(0, offset.size, TAPS):
+                    for r in range(0, per_o, DOTS):
+                        correlate(dw_part[chunk, g], columns, offset, rows, 0, r, t, m)
+                for o in range(per_o):
+                    db_part[chunk, g * per_o + o] += total(rows[o], m)
+                if dx.size:
+                    flat = rows.reshape(rows.size)
+                    combine_tile(dcolumns, 0, 1, 0, K, flat, 0, OW, offset_dy, transposed[g], no_bias, 1, 1, 0, OH)
+                    flat = dcolumns.reshape(dcolumns.size)
+                    columns_to_image(dx[n], flat, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
+    sum_chunks(dw, db, dw_part, db_part)

@@ -1,0 +1,88 @@
+"""Fully connected layer: y[n, o] = b[o] + sum_f x[n, f] * w[o, f].
+
+x: (N, F)   w: (O, F)   b: (O,) or (0,) for none   y: (N, O)
+
+All three products are written with the two loops of rows.py; which rows play which part is said at each.
+"""
+
+import numpy as np
+from numba import prange
+
+from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, correlate
+
+BLOCK = 24  # images a block: with 400 features they fit the first-level cache, and each weight is loaded once for all
+
+
+@inner
+def row_offsets(rows, length):
+    """Where each row of a (rows, length) array starts; filled up with row 0 to a multiple of TAPS."""
+    offset = np.zeros(ceil_to(rows, TAPS), np.int64)
+    for r in range(rows):
+        offset[r] = r * length
+    return offset
+
+
+@inner
+def combine_rows(out, first, src, length, offset, weight):
+    """out[first + r, :] = sum_t weight[r, t] * (row of src at offset[t]), for as many of the SUMS rows as `out` has."""
+    scratch = np.empty(SUMS * PITCH, out.dtype)
+    for j0 in range(0, length, PITCH):
+        m = min(PITCH, length - j0)
+        for i in range(SUMS):
+            row = scratch[i * PITCH :]
+            for j in range(m):
+                row[j] = 0
+        combine(scratch, src, j0, offset, weight, 0, 0, offset.size, m)
+        for i in range(min(SUMS, out.shape[0] - first)):
+            to, got = out[first + i, j0:], scratch[i * PITCH :]
+            for j in range(m):
+                to[j] = got[j]
+
+
+@kernel
+def linear_forward(y, x, w, b):
+    (N, F), O = x.shape, w.shape[0]
+    src = w.reshape(w.size)
+    offset = row_offsets(O, F)
+    for block in prange((N + BLOCK - 1) // BLOCK):  # images against rows of w
+        first = block * BLOCK
+        count = min(BLOCK, N - first)
+        rows = np.zeros((ceil_to(count, DOTS), F), x.dtype)
+        for n in range(count):
+            for f in range(F):
+                rows[n, f] = x[first + n, f]
+        out = np.zeros((rows.shape[0], offset.size), x.dtype)
+        for t in range(0, offset.size, TAPS):
+            for r in range(0, count, DOTS):
+                correlate(out, src, offset, rows, 0, r, t, F)
+        for n in range(count):
+            for o in range(O):
+                y[first + n, o] = out[n, o] + b[o] if b.size else out[n, o]
+
+
+@kernel
+def linear_backward(dx, dw, db, dy, x, w):
+    """Gradients of all three arguments of `linear_forward`; dx and db of size 0 are not computed."""
+    (N, F), O = x.shape, w.shape[0]
+    src_x, src_w = x.reshape(x.size), w.reshape(w.size)
+    offset_x, offset_w = row_offsets(N, F), row_offsets(O, F)
+    for block in prange((O + SUMS - 1) // SUMS):  # dw[o] = sum_n dy[n, o] * x[n]
+        first = block * SUMS
+        weight = np.zeros((SUMS, offset_x.size), x.dtype)
+        for i in range(min(SUMS, O - first)):
+            total = x.dtype.type(0)
+            for n in range(N):
+                weight[i, n] = dy[n, first + i]
+                total += weight[i, n]
+            if db.size:
+                db[first + i] = total
+        combine_rows(dw, first, src_x, F, offset_x, weight)
+    if dx.size:
+        for block in prange((N + SUMS - 1) // SUMS):  # dx[n] = sum_o dy[n, o] * w[o]
+            first = block * SUMS
+            weight = np.zeros((SUMS, offset_w.size), x.dtype)
+            for i in range(min(SUMS, N - first)):
+                for o in range(O):
+                    weight[i, o] = dy[first + i, o]
+            combine_rows(dx, first, src_w, F, offset_w, weight)

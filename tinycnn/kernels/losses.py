@@ -1,0 +1,74 @@
+"""Losses: the value and its gradient in one pass.
+
+`loss` holds one number an image; their sum is the loss of the batch (already divided by the batch's weight if `mean`).
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+
+from tinycnn.kernels._jit import kernel
+from tinycnn.kernels.activations import largest
+
+
+@kernel
+def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_smoothing, mean):
+    """Softmax cross entropy of logits, as torch defines it, and the class with the largest logit.
+
+    loss: (N,)   predicted, target: (N,) int64   dx, x: (N, K)   weight: (K,)
+    loss[n] = -sum_k a[k] log softmax(x[n])[k] with a[k] = weight[k] * ((1 - s) [k = target] + s/K), s = label_smoothing;
+    images whose target is ignore_index count nothing; the mean divides by the sum of weight[target].
+    The largest logit is subtracted first, so logits of any size are safe.
+    """
+    N, K = x.shape
+    total = 0.0
+    for n in range(N):
+        if target[n] != ignore_index:
+            total += weight[target[n]]
+    scale = x.dtype.type(1 / total if mean else 1.0)
+    smooth = x.dtype.type(label_smoothing / K)
+    hit = x.dtype.type(1 - label_smoothing)
+    zero = x.dtype.type(0)
+    for n in prange(N):
+        row, grad, t = x[n], dx[n], target[n]
+        top, best = row[0], 0
+        for k in range(1, K):
+            if row[k] > top or row[k] != row[k]:
+                top, best = row[k], k
+        predicted[n] = best
+        if t == ignore_index:
+            loss[n] = zero
+            for k in range(K):
+                grad[k] = zero
+        else:
+            norm = zero
+            for k in range(K):
+                grad[k] = math.exp(row[k] - top)
+                norm += grad[k]
+            log_norm = math.log(norm)
+            value, share = zero, zero
+            for k in range(K):
+                a = weight[k] * (smooth + hit if k == t else smooth)
+                if a != zero:  # so that a logit of -inf may stand where no probability is asked for
+                    value -= a * (row[k] - top - log_norm)
+                share += a
+            for k in range(K):
+                a = weight[k] * (smooth + hit if k == t else smooth)
+                grad[k] = (grad[k] / norm * share - a) * scale
+            loss[n] = value * scale
+
+
+@kernel
+def mse_loss(loss, dx, x, target, mean):
+    """Squared error; loss: (N,)   dx, x, target: (N, F).  The mean is over all N*F entries."""
+    N, F = x.shape
+    scale = x.dtype.type(1 / (N * F) if mean else 1.0)
+    two = x.dtype.type(2)
+    for n in prange(N):
+        value = x.dtype.type(0)
+        for f in range(F):
+            error = x[n, f] - target[n, f]
+            value += error * error
+            dx[n, f] = two * error * scale
+        loss[n] = value * scale

@@ -1,0 +1,51 @@
+"""Optimizers: one pass over the flat parameter vector.
+
+theta, grad and the optimizer's own vectors: (P,).  `rates` holds the learning rate of every step to come (the last one
+stays), `step` (1,) int64 counts the steps taken and is advanced here: a schedule is an array, and on a GPU both live in
+device memory, where a recorded step can read them.
+"""
+
+import math
+
+from numba import prange
+
+from tinycnn.kernels._jit import kernel
+
+
+@kernel
+def sgd(theta, grad, velocity, rates, step, momentum, dampening, weight_decay, nesterov):
+    """torch's SGD: g = grad + weight_decay*theta, v = momentum*v + (1 - dampening)*g (v = g at first), theta -= lr*v."""
+    t = step[0]
+    lr = theta.dtype.type(rates[min(t, rates.size - 1)])
+    mu, decay = theta.dtype.type(momentum), theta.dtype.type(weight_decay)
+    fresh = theta.dtype.type(1.0 if t == 0 else 1.0 - dampening)
+    if momentum == 0:
+        for i in prange(theta.size):
+            theta[i] -= lr * (grad[i] + decay * theta[i])
+    else:
+        for i in prange(theta.size):
+            g = grad[i] + decay * theta[i]
+            v = mu * velocity[i] + fresh * g
+            velocity[i] = v
+            theta[i] -= lr * (g + mu * v if nesterov else v)
+    step[0] = t + 1
+
+
+@kernel
+def adam(theta, grad, m, v, rates, step, beta1, beta2, eps, weight_decay, decoupled):
+    """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or taken off theta if `decoupled` (AdamW)."""
+    t = step[0] + 1
+    T = theta.dtype.type
+    lr = rates[min(t - 1, rates.size - 1)]
+    size = T(lr / (1 - beta1**t))
+    root = T(1 / math.sqrt(1 - beta2**t))
+    keep = T(1 - lr * weight_decay if decoupled else 1.0)
+    decay = T(0.0 if decoupled else weight_decay)
+    b1, b2, a1, a2, e = T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), T(eps)
+    for i in prange(theta.size):
+        g = grad[i] + decay * theta[i]
+        mi = b1 * m[i] + a1 * g
+        vi = b2 * v[i] + a2 * g * g
+        m[i], v[i] = mi, vi
+        theta[i] = theta[i] * keep - size * mi / (T(math.sqrt(vi)) * root + e)
+    step[0] = t

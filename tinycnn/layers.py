@@ -1,0 +1,324 @@
+"""Layers: shapes, parameters, and which kernels to call.  Names, arguments, defaults and initialisation are torch's.
+
+A layer knows nothing of batches or devices.  `Sequential` asks it for its output shape, hands it views into the flat
+parameter and gradient vectors (`bind`), and then calls `forward(y, x)` and `backward(dx, dy, x, y)` on buffers that it
+owns.  A new layer is a class here, a kernel pair, and a row in tests/test_gradients.py.
+"""
+
+import math
+
+import numpy as np
+
+from tinycnn import _check
+
+
+class Layer:
+    """What a layer without parameters, whose output has the shape of its input, inherits."""
+
+    k = None  # the backend module, set by `bind`
+    training = True
+    is_view = False  # the output is the input under another shape; no kernel runs
+
+    def parameter_shapes(self):
+        """Names and shapes of the parameters, in the order of the flat vector."""
+        return {}
+
+    def initial(self, rng):
+        """Initial values of the parameters, float64, by name."""
+        return {}
+
+    def bind(self, k, parameters, gradients):
+        """Take the backend and the views of this layer: `self.weight`, `self.weight_grad` and so on."""
+        self.k = k
+        for name, view in parameters.items():
+            setattr(self, name, view)
+            setattr(self, name + "_grad", gradients[name])
+
+    def output_shape(self, shape):
+        """Shape of one output for one input of `shape`, both without the batch axis.  ValueError if it cannot be."""
+        return shape
+
+    def reserve(self, k, batch, shape, dtype):
+        """Allocate what forward has to remember for backward, for at most `batch` inputs of `shape`."""
+
+    def multiply_adds(self, shape):
+        """Multiply-adds of the forward pass for one input of `shape`."""
+        return 0
+
+    def forward(self, y, x):
+        raise RuntimeError(f"{type(self).__name__} has no forward")
+
+    def backward(self, dx, dy, x, y):
+        """Gradients from dy, the gradient of the output; dx of size 0 is not wanted."""
+        raise RuntimeError(f"{type(self).__name__} has no backward")
+
+    def extra(self):
+        """Arguments for `repr`."""
+        return ""
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.extra()})"
+
+
+class Parametric(Layer):
+    """A layer with a weight and, if wanted, a bias, both drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)) as in torch."""
+
+    weight_shape: tuple[int, ...]
+    has_bias: bool
+
+    def parameter_shapes(self):
+        shapes = {"weight": self.weight_shape}
+        if self.has_bias:
+            shapes["bias"] = self.weight_shape[:1]
+        return shapes
+
+    def initial(self, rng):
+        bound = 1 / math.sqrt(math.prod(self.weight_shape[1:]))
+        return {name: rng.uniform(-bound, bound, shape) for name, shape in self.parameter_shapes().items()}
+
+    def bind(self, k, parameters, gradients):
+        super().bind(k, parameters, gradients)
+        if not self.has_bias:  # kernels take an empty bias for none
+            self.bias = self.bias_grad = k.empty((0,), parameters["weight"].dtype)
+
+
+class Conv2d(Parametric):
+    """2-D convolution: (C, H, W) -> (O, OH, OW).  weight: (O, C/groups, KH, KW), bias: (O,).
+
+    Sizes are integers or pairs (height, width).  Raises ValueError if channels are not divisible by groups.
+    """
+
+    def __init__(
+        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True
+    ):
+        self.in_channels = _check.integer("in_channels", in_channels, 1)
+        self.out_channels = _check.integer("out_channels", out_channels, 1)
+        self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
+        self.stride = _check.pair("stride", stride, 1)
+        self.padding = _check.pair("padding", padding, 0)
+        self.dilation = _check.pair("dilation", dilation, 1)
+        self.groups = _check.integer("groups", groups, 1)
+        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+            if channels % self.groups:
+                raise ValueError(f"{name} must be divisible by groups, got {channels} and {self.groups}")
+        self.has_bias = bool(bias)
+        self.weight_shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def output_shape(self, shape):
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise ValueError(f"{self!r} takes ({self.in_channels}, height, width), got {shape}")
+        sizes = zip(("height", "width"), shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        return (self.out_channels, *(_check.conv_size(*size) for size in sizes))
+
+    def multiply_adds(self, shape):
+        return math.prod(self.output_shape(shape)) * math.prod(self.weight_shape[1:])
+
+    def forward(self, y, x):
+        self.k.conv2d_forward(y, x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def backward(self, dx, dy, x, y):
+        self.k.conv2d_backward(
+            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def extra(self):
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+        text += "".join(f", {n}={getattr(self, n)}" for n, default in defaults.items() if getattr(self, n) != default)
+        return text + ("" if self.has_bias else ", bias=False")
+
+
+class Linear(Parametric):
+    """Fully connected: (F,) -> (O,).  weight: (O, F), bias: (O,)."""
+
+    def __init__(self, in_features, out_features, bias=True):
+        self.in_features = _check.integer("in_features", in_features, 1)
+        self.out_features = _check.integer("out_features", out_features, 1)
+        self.has_bias = bool(bias)
+        self.weight_shape = (self.out_features, self.in_features)
+
+    def output_shape(self, shape):
+        if tuple(shape) != (self.in_features,):
+            hint = "; put Flatten() before it" if len(shape) > 1 and math.prod(shape) == self.in_features else ""
+            raise ValueError(f"{self!r} takes ({self.in_features},), got {tuple(shape)}{hint}")
+        return (self.out_features,)
+
+    def multiply_adds(self, shape):
+        return self.in_features * self.out_features
+
+    def forward(self, y, x):
+        self.k.linear_forward(y, x, self.weight, self.bias)
+
+    def backward(self, dx, dy, x, y):
+        self.k.linear_backward(dx, self.weight_grad, self.bias_grad, dy, x, self.weight)
+
+    def extra(self):
+        return f"{self.in_features}, {self.out_features}" + ("" if self.has_bias else ", bias=False")
+
+
+class _Pool2d(Layer):
+    dilation = (1, 1)
+
+    def output_shape(self, shape):
+        if len(shape) != 3:
+            raise ValueError(f"{self!r} takes (channels, height, width), got {shape}")
+        sizes = zip(("height", "width"), shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        return (shape[0], *(_check.pool_size(*size, self.ceil_mode) for size in sizes))
+
+    def extra(self):
+        return f"kernel_size={self.kernel_size}, stride={self.stride}" + (
+            f", padding={self.padding}" if self.padding != (0, 0) else ""
+        )
+
+
+class AvgPool2d(_Pool2d):
+    """Mean of each window: (C, H, W) -> (C, OH, OW).  Padding is at most half of the window."""
+
+    def __init__(
+        self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+    ):
+        self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
+        self.stride = _check.pair("stride", kernel_size if stride is None else stride, 1)
+        self.padding = _check.pair("padding", padding, 0)
+        self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
+        self.divisor = 0 if divisor_override is None else _check.integer("divisor_override", divisor_override, 1)
+
+    def forward(self, y, x):
+        self.k.avg_pool2d_forward(
+            y, x, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
+        )
+
+    def backward(self, dx, dy, x, y):
+        self.k.avg_pool2d_backward(
+            dx, dy, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
+        )
+
+
+class MaxPool2d(_Pool2d):
+    """Largest entry of each window: (C, H, W) -> (C, OH, OW); of equal ones the first, as in torch."""
+
+    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+        self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
+        self.stride = _check.pair("stride", kernel_size if stride is None else stride, 1)
+        self.padding = _check.pair("padding", padding, 0)
+        self.dilation = _check.pair("dilation", dilation, 1)
+        self.ceil_mode = bool(ceil_mode)
+
+    def reserve(self, k, batch, shape, dtype):
+        self.indices = k.empty((batch, *self.output_shape(shape)), np.int32)
+
+    def forward(self, y, x):
+        self.k.max_pool2d_forward(
+            y, self.indices[: len(y)], x, self.kernel_size, self.stride, self.padding, self.dilation
+        )
+
+    def backward(self, dx, dy, x, y):
+        self.k.max_pool2d_backward(dx, dy, self.indices[: len(dy)])
+
+
+class Flatten(Layer):
+    """(C, H, W) -> (C*H*W,): the same numbers under another shape."""
+
+    is_view = True
+
+    def output_shape(self, shape):
+        return (math.prod(shape),)
+
+
+class Tanh(Layer):
+    """Hyperbolic tangent."""
+
+    def forward(self, y, x):
+        self.k.tanh_forward(y, x)
+
+    def backward(self, dx, dy, x, y):
+        self.k.tanh_backward(dx, dy, y)
+
+
+class ScaledTanh(Layer):
+    """A * tanh(S * x); the squashing function of LeCun et al. 1998 (appendix A) with A = 1.7159, S = 2/3."""
+
+    def __init__(self, A=1.7159, S=2 / 3):
+        self.A, self.S = _check.number("A", A), _check.number("S", S)
+        if self.A == 0:
+            raise ValueError("A must not be 0")
+
+    def forward(self, y, x):
+        self.k.scaled_tanh_forward(y, x, self.A, self.S)
+
+    def backward(self, dx, dy, x, y):
+        self.k.scaled_tanh_backward(dx, dy, y, self.A, self.S)
+
+    def extra(self):
+        return f"A={self.A:g}, S={self.S:g}"
+
+
+class Sigmoid(Layer):
+    """1 / (1 + exp(-x))."""
+
+    def forward(self, y, x):
+        self.k.sigmoid_forward(y, x)
+
+    def backward(self, dx, dy, x, y):
+        self.k.sigmoid_backward(dx, dy, y)
+
+
+class ReLU(Layer):
+    """max(x, 0); the derivative at 0 is 0, as in torch."""
+
+    def forward(self, y, x):
+        self.k.relu_forward(y, x)
+
+    def backward(self, dx, dy, x, y):
+        self.k.relu_backward(dx, dy, y)
+
+
+class LeakyReLU(Layer):
+    """x for x > 0, negative_slope * x below."""
+
+    def __init__(self, negative_slope=0.01):
+        self.negative_slope = _check.number("negative_slope", negative_slope)
+
+    def forward(self, y, x):
+        self.k.leaky_relu_forward(y, x, self.negative_slope)
+
+    def backward(self, dx, dy, x, y):
+        self.k.leaky_relu_backward(dx, dy, x, self.negative_slope)
+
+    def extra(self):
+        return f"negative_slope={self.negative_slope:g}"
+
+
+class _OverClasses(Layer):
+    """A layer over the only axis of its input; torch's dim is 1 or -1."""
+
+    def __init__(self, dim=-1):
+        self.dim = _check.choice("dim", dim, (-1, 1))
+
+    def output_shape(self, shape):
+        if len(shape) != 1:
+            raise ValueError(f"{self!r} takes (classes,), got {shape}")
+        return shape
+
+    def extra(self):
+        return f"dim={self.dim}"
+
+
+class Softmax(_OverClasses):
+    """exp(x) / sum(exp(x)) over the classes.  (CrossEntropyLoss wants logits: leave this layer out when training.)"""
+
+    def forward(self, y, x):
+        self.k.softmax_forward(y, x)
+
+    def backward(self, dx, dy, x, y):
+        self.k.softmax_backward(dx, dy, y)
+
+
+class LogSoftmax(_OverClasses):
+    """x - log(sum(exp(x))) over the classes."""
+
+    def forward(self, y, x):
+        self.k.log_softmax_forward(y, x)
+
+    def backward(self, dx, dy, x, y):
+        self.k.log_softmax_backward(dx, dy, y)

@@ -1,0 +1,123 @@
+"""Losses: the value and the gradient of the model's output in one pass."""
+
+import numpy as np
+
+from tinycnn import _check
+
+
+class Loss:
+    """What losses share: buffers, and the call on NumPy arrays.
+
+    In training, `bind` gives a loss its backend and buffers once; `run(dx, x, target)` then computes without
+    allocating.  Called as a function, a loss checks its arguments and returns (value, gradient) as NumPy.
+    """
+
+    k = None
+    reduction = "mean"
+    _bound: tuple | None = None  # what `bind` was last called with
+
+    def prepare(self, k, batch, classes, dtype):
+        """`bind`, unless what is bound already will do."""
+        if self._bound is None or self._bound[:1] + self._bound[2:] != (k, classes, dtype) or self._bound[1] < batch:
+            self.bind(k, batch, classes, dtype)
+
+    def bind(self, k, batch, classes, dtype):
+        """Allocate for batches of up to `batch` outputs of `classes` numbers."""
+        self.k, self._bound = k, (k, batch, classes, dtype)
+        self._loss = k.empty((batch,), dtype)
+
+    def value(self, batch):
+        """The loss of the last `run` on `batch` images, as a float."""
+        return float(self.k.to_host(self._loss)[:batch].sum(dtype=np.float64))
+
+
+class CrossEntropyLoss(Loss):
+    """Softmax cross entropy of logits (N, K) against class numbers (N,), with torch's arguments.
+
+    weight           (K,) factor of each class; the mean divides by the sum of the targets' weights
+    ignore_index     images with this target count nothing
+    reduction        "mean", "sum", or "none" (value per image; the gradient is that of the sum)
+    label_smoothing  in [0, 1): this share of the target goes to all classes alike
+
+    Logits of any finite size are safe.
+    """
+
+    def __init__(self, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+        if weight is not None:
+            weight = _check.finite("weight", _check.array("weight", weight, 1, "(classes,)"))
+            if (weight < 0).any():
+                raise ValueError("weight must not be negative")
+        self.weight = weight
+        self.ignore_index = _check.integer("ignore_index", ignore_index)
+        self.reduction = _check.choice("reduction", reduction, ("mean", "sum", "none"))
+        self.label_smoothing = _check.number("label_smoothing", label_smoothing, 0, 1 + 1e-12)
+
+    def bind(self, k, batch, classes, dtype):
+        super().bind(k, batch, classes, dtype)
+        if self.weight is not None and len(self.weight) != classes:
+            raise ValueError(f"weight must have {classes} entries, one a class, got {len(self.weight)}")
+        weight = np.ones(classes) if self.weight is None else self.weight
+        self._weight = k.to_device(np.asarray(weight, dtype))
+        self._predicted = k.empty((batch,), np.int64)
+
+    def run(self, dx, x, target):
+        n = len(x)
+        mean = self.reduction == "mean"
+        self.k.cross_entropy(
+            self._loss[:n], self._predicted[:n], dx, x, target, self._weight, self.ignore_index, self.label_smoothing, mean
+        )
+
+    def count_right(self, target):
+        """How many images of the last `run`, whose targets these were, have their largest logit at the target."""
+        return int(np.count_nonzero(self.k.to_host(self._predicted)[: len(target)] == self.k.to_host(target)))
+
+    def __call__(self, logits, target):
+        """(value, gradient with respect to logits); the value is a float, or (N,) for reduction "none"."""
+        from tinycnn import backend
+
+        x = floating(_check.array("logits", logits, 2, "(images, classes)"))
+        target = _check.labels("target", target, len(x), x.shape[1], self.ignore_index)
+        self.bind(backend.get("cpu"), len(x), x.shape[1], x.dtype)
+        if self.reduction == "mean" and not (target != self.ignore_index).any():
+            raise ValueError("the mean over no image is not defined: every target is ignore_index")
+        dx = np.empty_like(x)
+        self.run(dx, x, target)
+        return self._loss.copy() if self.reduction == "none" else self.value(len(x)), dx
+
+
+class MSELoss(Loss):
+    """Mean (or sum) of squared differences; reduction "none" gives the squares (the gradient is that of the sum)."""
+
+    def __init__(self, reduction="mean"):
+        self.reduction = _check.choice("reduction", reduction, ("mean", "sum", "none"))
+
+    def run(self, dx, x, target):
+        n = len(x)
+        rows = (n, -1)
+        self.k.mse_loss(
+            self._loss[:n], dx.reshape(rows), x.reshape(rows), target.reshape(rows), self.reduction == "mean"
+        )
+
+    def __call__(self, x, target):
+        """(value, gradient with respect to x) for two arrays of one shape."""
+        from tinycnn import backend
+
+        x = floating(_check.array("x", x))
+        target = _check.array("target", target)
+        if target.shape != x.shape:
+            raise ValueError(f"target must have the shape of x, {x.shape}, got {target.shape}")
+        target = np.ascontiguousarray(target, x.dtype)
+        if self.reduction == "none":
+            self.bind(backend.get("cpu"), x.size, 1, x.dtype)
+            dx = np.empty_like(x)
+            self.run(dx.reshape(-1), x.reshape(-1), target.reshape(-1))
+            return self._loss.reshape(x.shape).copy(), dx
+        self.bind(backend.get("cpu"), len(x), x.shape[-1], x.dtype)
+        dx = np.empty_like(x)
+        self.run(dx, x, target)
+        return self.value(len(x)), dx
+
+
+def floating(x):
+    """x as a contiguous array of float32 or float64; other real types become float32."""
+    return np.ascontiguousarray(x, x.dtype if x.dtype in (np.float32, np.float64) else np.float32)

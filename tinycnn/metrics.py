@@ -1,0 +1,138 @@
+"""How good a classifier is: the confusion matrix, and every number that follows from it.
+
+Row = true class, column = predicted class.  A ratio 0/0 (a class that never occurs, or is never
+predicted) counts as 0, as scikit-learn's `zero_division=0` does.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """Count how often class i was taken for class j.
+
+    true, predicted: (N,) class indices in 0 .. classes-1, of any integer dtype.
+    Returns (classes, classes) int64; entry [i, j] counts samples of class i predicted as j.
+    Raises TypeError for labels that are not integers, ValueError for a wrong shape, different
+    lengths, or a label out of range.
+    """
+    classes = operator.index(classes)
+    if classes < 1:
+        raise ValueError(f"classes: expected at least 1, got {classes}")
+    rows, columns = _labels("true", true, classes), _labels("predicted", predicted, classes)
+    if len(rows) != len(columns):
+        raise ValueError(f"predicted: expected {len(rows)} labels as in true, got {len(columns)}")
+    counts = np.bincount(rows * classes + columns, minlength=classes * classes)
+    return counts.reshape(classes, classes).astype(np.int64)
+
+
+def accuracy(cm: ArrayLike) -> float:
+    """Share of right answers, 0 .. 1 (0 when nothing was counted).  cm: (K, K) counts."""
+    cm = _counts(cm)
+    return float(np.trace(cm) / max(cm.sum(), 1))
+
+
+def precision_recall_f1(cm: ArrayLike) -> dict[str, NDArray[Any]]:
+    """Precision, recall, F1 (float64, 0 .. 1) and support (int64) of each class.
+
+    cm: (K, K) counts, rows = true.  Returns a dict of four (K,) arrays: "precision" (of what was
+    called k, the share that is k), "recall" (of what is k, the share that was called k), "f1"
+    (their harmonic mean) and "support" (how many are k).
+    Raises ValueError or TypeError if cm is not a square matrix of non-negative integers.
+    """
+    cm = _counts(cm)
+    right, is_k, called_k = np.diag(cm), cm.sum(axis=1), cm.sum(axis=0)
+    return {
+        "precision": _ratio(right, called_k),
+        "recall": _ratio(right, is_k),
+        "f1": _ratio(2 * right, is_k + called_k),
+        "support": is_k,
+    }
+
+
+def report(cm: ArrayLike, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+    """All of it as plain Python numbers, ready for `json.dump`.
+
+    cm: (K, K) counts.  class_names: K different names, by default "0" .. "K-1".
+    Returns {"accuracy", "errors", "total", "per_class": {name: {"precision", "recall", "f1",
+    "support"}}, "macro": {...}, "weighted": {...}}.  "macro" is the plain mean over all K classes,
+    also those without samples; "weighted" is the mean weighted by support.
+    Raises ValueError for names that do not fit, and as `precision_recall_f1` does.
+    """
+    cm = _counts(cm)
+    names = [str(k) for k in range(len(cm))] if class_names is None else [str(name) for name in class_names]
+    if len(names) != len(cm) or len(set(names)) != len(names):
+        raise ValueError(f"class_names: expected {len(cm)} different names, got {names}")
+    scores = precision_recall_f1(cm)
+    support = scores["support"]
+    total = int(support.sum())
+    means = ("precision", "recall", "f1")
+    return {
+        "accuracy": accuracy(cm),
+        "errors": total - int(np.trace(cm)),
+        "total": total,
+        "per_class": {
+            name: {key: values[k].item() for key, values in scores.items()} for k, name in enumerate(names)
+        },
+        "macro": {key: float(scores[key].mean()) for key in means},
+        "weighted": {key: float(scores[key] @ support / max(total, 1)) for key in means},
+    }
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """The result of `report` as an aligned text table, without a final newline."""
+    rows = dict(report["per_class"])
+    total = report["total"]
+    width = max(len(name) for name in [*rows, "weighted avg"])
+
+    def line(name: str, scores: Mapping[str, Any], support: int) -> str:
+        cells = "".join(f"{scores[key]:>11.4f}" for key in ("precision", "recall", "f1"))
+        return f"{name:>{width}}{cells}{support:>10}"
+
+    return "\n".join(
+        [
+            f"{'':>{width}}{'precision':>11}{'recall':>11}{'f1-score':>11}{'support':>10}",
+            "",
+            *(line(name, scores, scores["support"]) for name, scores in rows.items()),
+            "",
+            f"{'accuracy':>{width}}{'':>22}{report['accuracy']:>11.4f}{total:>10}",
+            line("macro avg", report["macro"], total),
+            line("weighted avg", report["weighted"], total),
+            "",
+            f"{report['errors']} of {total} wrong",
+        ]
+    )
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    return part / np.maximum(whole, 1)  # where whole is 0, part is 0 too
+
+
+def _labels(name: str, values: ArrayLike, classes: int) -> NDArray[np.int64]:
+    labels = np.asarray(values)
+    if labels.ndim != 1:
+        raise ValueError(f"{name}: expected shape (N,), got {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"{name}: expected integer class indices, got dtype {labels.dtype}")
+    bad = (labels < 0) | (labels >= classes)
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise ValueError(f"{name}: expected labels in 0 .. {classes - 1}, got {labels[at]} at index {at}")
+    return labels.astype(np.int64)  # only now: uint8 labels would overflow in i * classes + j
+
+
+def _counts(cm: ArrayLike) -> NDArray[np.int64]:
+    counts = np.asarray(cm)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or counts.size == 0:
+        raise ValueError(f"cm: expected a square matrix (K, K), got shape {counts.shape}")
+    if not np.issubdtype(counts.dtype, np.integer):
+        raise TypeError(f"cm: expected integer counts, got dtype {counts.dtype}")
+    if (counts < 0).any():
+        raise ValueError(f"cm: expected counts >= 0, got {counts.min()}")
+    return counts.astype(np.int64)

@@ -1,0 +1,260 @@
+"""Sequential: a chain of layers that owns one flat parameter vector, one flat gradient vector and every buffer.
+
+The tensors of layers are views into the two vectors, so an optimizer, a checkpoint or a gradient norm is one loop over
+one array.  Backpropagation is the loop in `run_backward`: there is no tape, since a chain is its own record.
+"""
+
+import math
+
+import numpy as np
+
+from tinycnn import _check, backend
+from tinycnn.layers import Layer
+
+
+class Sequential:
+    """Layers applied one after the other.
+
+    layers       the chain, e.g. ``Conv2d(1, 6, 5), Tanh(), Flatten(), Linear(3456, 10)``
+    input_shape  of one image, (C, H, W); found at the first forward if not given
+    rng          seed or generator for the initial parameters (anything np.random.default_rng takes)
+    dtype        np.float32, or np.float64 for checking gradients
+    device       "cpu"
+
+    theta, grad  (P,): all parameters, and the gradient that the last backward left
+
+    Shapes are checked when they become known: a layer that cannot take what the one before it gives raises ValueError.
+    """
+
+    def __init__(self, *layers, input_shape=None, rng=None, dtype=np.float32, device="cpu"):
+        for layer in layers:
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers must be tinycnn layers, got {layer!r}")
+        if not layers:
+            raise ValueError("a Sequential needs at least one layer")
+        if len(set(map(id, layers))) < len(layers):
+            raise ValueError("every layer may stand in a Sequential once; make a new one for each place")
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+        self.layers, self.device, self.training = list(layers), device, True
+        self.input_shape = self.shapes = None
+        if input_shape is not None:
+            self.set_input_shape(input_shape)
+        self._slots = []  # (name, layer, attribute, shape, start, stop) of every parameter
+        for number, layer in enumerate(self.layers):
+            for name, shape in layer.parameter_shapes().items():
+                start = self._slots[-1][-1] if self._slots else 0
+                self._slots.append((f"{number}.{name}", layer, name, shape, start, start + math.prod(shape)))
+        self.k = backend.get(device)
+        rng = np.random.default_rng(rng)
+        size = self._slots[-1][-1] if self._slots else 0
+        theta = np.empty(size, self.dtype)
+        initial = {id(layer): layer.initial(rng) for layer in self.layers}
+        for _, layer, name, _, start, stop in self._slots:
+            theta[start:stop] = initial[id(layer)][name].ravel()
+        self.theta, self.grad = self.k.to_device(theta), self.k.empty(size, self.dtype)
+        for layer in self.layers:
+            mine = [(name, shape, a, b) for _, owner, name, shape, a, b in self._slots if owner is layer]
+            layer.bind(
+                self.k,
+                {name: self.theta[a:b].reshape(shape) for name, shape, a, b in mine},
+                {name: self.grad[a:b].reshape(shape) for name, shape, a, b in mine},
+            )
+        with_parameters = [i for i, layer in enumerate(self.layers) if layer.parameter_shapes()]
+        self._first = with_parameters[0] if with_parameters else len(self.layers)
+        self.reserved, self._views, self._batch = 0, {}, 0  # reserved: the largest batch the buffers hold
+
+    # --- shapes and buffers -------------------------------------------------------------------------------------------
+
+    def set_input_shape(self, shape):
+        """Fix the shape of one image and find that of every output; ValueError names the layer that does not fit."""
+        shape = tuple(_check.integer("input_shape", n, 1) for n in shape)
+        shapes = [shape]
+        for number, layer in enumerate(self.layers):
+            try:
+                shapes.append(tuple(layer.output_shape(shapes[-1])))
+            except ValueError as error:
+                raise ValueError(f"layer {number}: {error}") from None
+        self.input_shape, self.shapes = shape, shapes
+
+    def reserve(self, batch):
+        """Allocate buffers for batches of up to `batch` images; larger ones later allocate anew."""
+        if self.shapes is None:
+            raise ValueError("input_shape is not known yet: give it to Sequential, or call forward first")
+        batch = _check.integer("batch", batch, 1)
+        values = [self.k.empty((batch, *self.shapes[0]), self.dtype)]
+        slopes = [self.k.empty((batch, *self.shapes[0]), self.dtype)]
+        for layer, shape, out in zip(self.layers, self.shapes[:-1], self.shapes[1:], strict=True):
+            for arrays in (values, slopes):
+                new = arrays[-1].reshape(batch, *out) if layer.is_view else self.k.empty((batch, *out), self.dtype)
+                arrays.append(new)
+            layer.reserve(self.k, batch, shape, self.dtype)
+        self._values, self._slopes = values, slopes
+        self.reserved, self._views = batch, {}
+
+    def _buffers(self, batch):
+        if batch > self.reserved:
+            self.reserve(batch)
+        if batch not in self._views:
+            self._views[batch] = [v[:batch] for v in self._values], [d[:batch] for d in self._slopes]
+        return self._views[batch]
+
+    def input_buffer(self, batch):
+        """Where `run_forward(batch)` reads its images: (batch, *input_shape)."""
+        return self._buffers(batch)[0][0]
+
+    def output_buffers(self, batch):
+        """Where it writes its output, and where `run_backward` reads the output's gradient."""
+        values, slopes = self._buffers(batch)
+        return values[-1], slopes[-1]
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    def run_forward(self, batch):
+        """The chain on what stands in the input buffer."""
+        values, _ = self._buffers(batch)
+        self._batch = batch
+        for i, layer in enumerate(self.layers):
+            if not layer.is_view:
+                layer.forward(values[i + 1], values[i])
+
+    def run_backward(self, batch, input_gradient=False):
+        """The chain back from the output's gradient; leaves the parameters' gradient in `grad`.
+
+        Without `input_gradient` it stops at the first layer that has parameters.
+        """
+        values, slopes = self._buffers(batch)
+        first = 0 if input_gradient else self._first
+        for i in range(len(self.layers) - 1, first - 1, -1):
+            layer = self.layers[i]
+            if not layer.is_view:
+                dx = slopes[i] if i > first or input_gradient else slopes[i][:0]
+                layer.backward(dx, slopes[i + 1], values[i], values[i + 1])
+
+    def first_not_finite(self, batch):
+        """The first of input, parameters and outputs (of the last run on `batch` images) with a NaN or infinity, in
+        words; None if there is none."""
+        values = self._buffers(batch)[0]
+        if not np.isfinite(self.k.to_host(values[0])).all():
+            return "the input"
+        for number, layer in enumerate(self.layers):
+            for name, owner, attribute, *_ in self._slots:
+                if owner is layer and not np.isfinite(self.k.to_host(getattr(layer, attribute))).all():
+                    return f"parameter {name} of layer {number} {layer!r}"
+            if not np.isfinite(self.k.to_host(values[number + 1])).all():
+                return f"the output of layer {number} {layer!r}"
+        return None
+
+    def forward(self, x):
+        """Output for images x: (N, *input_shape), any real dtype.  Returns a new NumPy array (N, ...)."""
+        x = _check.finite("x", _check.array("x", x))
+        if self.shapes is None:
+            if x.ndim < 2:
+                raise ValueError(f"x must have a batch axis and the axes of an image, got shape {x.shape}")
+            self.set_input_shape(x.shape[1:])
+        if x.shape[1:] != self.input_shape:
+            expected = ", ".join(map(str, self.input_shape))
+            raise ValueError(f"x must have shape (N, {expected}), got {x.shape}")
+        buffer = self.input_buffer(len(x))
+        buffer[...] = self.k.to_device(x.astype(self.dtype, copy=False))
+        self.run_forward(len(x))
+        return np.array(self.k.to_host(self.output_buffers(len(x))[0]))
+
+    __call__ = forward
+
+    def backward(self, dy):
+        """Gradient of the last forward's input, given that of its output, dy; fills `grad`.  Returns a new array."""
+        dy = _check.array("dy", dy)
+        if not self._batch:
+            raise RuntimeError("backward needs a forward before it")
+        _, slope = self.output_buffers(self._batch)
+        if dy.shape != slope.shape:
+            raise ValueError(f"dy must have the shape of the last output, {slope.shape}, got {dy.shape}")
+        slope[...] = self.k.to_device(dy.astype(self.dtype, copy=False))
+        self.run_backward(self._batch, input_gradient=True)
+        return np.array(self.k.to_host(self._buffers(self._batch)[1][0]))
+
+    def predict(self, x, batch_size=256):
+        """Output for any number of images, in batches."""
+        x = _check.array("x", x)
+        return np.concatenate([self.forward(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
+
+    def train(self, mode=True):
+        """Switch layers that behave differently in training; returns the model."""
+        self.training = bool(mode)
+        for layer in self.layers:
+            layer.training = self.training
+        return self
+
+    def eval(self):
+        """The same as train(False)."""
+        return self.train(False)
+
+    # --- parameters ---------------------------------------------------------------------------------------------------
+
+    def named_parameters(self):
+        """Pairs of name ("0.weight") and view into `theta`."""
+        return [(name, getattr(layer, attribute)) for name, layer, attribute, *_ in self._slots]
+
+    def parameters(self):
+        """The views alone."""
+        return [view for _, view in self.named_parameters()]
+
+    def state_dict(self):
+        """Copies of all parameters by name, NumPy, in torch's layout and under torch's keys."""
+        return {name: np.array(self.k.to_host(view)) for name, view in self.named_parameters()}
+
+    def load_state_dict(self, state, strict=True):
+        """Set parameters from `state`.  Nothing is changed if a shape is wrong (ValueError lists all), or, if `strict`,
+        if keys are missing or unexpected (KeyError lists both).  Returns (missing, unexpected)."""
+        mine = dict(self.named_parameters())
+        missing, unexpected = [n for n in mine if n not in state], [n for n in state if n not in mine]
+        if strict and (missing or unexpected):
+            raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
+        new = {name: _check.finite(name, _check.array(name, state[name])) for name in mine if name in state}
+        wrong = [f"{n}: expected {mine[n].shape}, got {v.shape}" for n, v in new.items() if v.shape != mine[n].shape]
+        if wrong:
+            raise ValueError("state does not fit the model: " + "; ".join(wrong))
+        for name, value in new.items():
+            mine[name][...] = self.k.to_device(value.astype(self.dtype, copy=False))
+        return missing, unexpected
+
+    # --- looking at it ------------------------------------------------------------------------------------------------
+
+    def summary(self, input_shape=None):
+        """A table as text: layer, output shape, parameters, multiply-adds of one image's forward pass."""
+        if input_shape is not None and self.input_shape != tuple(input_shape):
+            if self.input_shape is not None:
+                raise ValueError(f"input_shape is {self.input_shape}, got {tuple(input_shape)}")
+            self.set_input_shape(input_shape)
+        if self.shapes is None:
+            raise ValueError("input_shape is not known yet: summary(input_shape=(C, H, W))")
+        rows = [("layer", "output shape", "parameters", "multiply-adds"), ("input", _shape(self.shapes[0]), "", "")]
+        parameters = adds = 0
+        for i, layer in enumerate(self.layers):
+            count = sum(math.prod(shape) for shape in layer.parameter_shapes().values())
+            cost = layer.multiply_adds(self.shapes[i])
+            parameters, adds = parameters + count, adds + cost
+            shape = _shape(self.shapes[i + 1])
+            rows.append((f"{i} {layer!r}", shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
+        rows.append(("total", "", f"{parameters:,}", f"{adds:,}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        line = "-" * (sum(widths) + 6)
+        text = [
+            f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows
+        ]
+        return "\n".join([text[0], line, *text[1:-1], line, text[-1]])
+
+    def __repr__(self):
+        return "\n".join(["Sequential(", *(f"  ({i}): {layer!r}" for i, layer in enumerate(self.layers)), ")"])
+
+    def __len__(self):
+        return len(self.layers)
+
+    def __getitem__(self, index):
+        return self.layers[index]
+
+
+def _shape(shape):
+    return " x ".join(map(str, shape))
