@@ -422,7 +422,5 @@ def test_the_import_is_light():
     slow = {"numba", "matplotlib", "tqdm", "urllib.request"}
     code = f"import sys, tinycnn.data; print({slow} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 
-from tinycnn.data import Dataset, synthetic, synthetic_digits
+from tinycnn.data import Dataset, synthetic_dataset, synthetic_digits
 from tinycnn.data._skeletons import STYLES
 
 # Without the compiler the kernel is thousands of times slower.
@@ -104,15 +104,11 @@ def test_another_process_gives_the_same_bits():
         "print(hashlib.sha256(i.tobytes() + l.tobytes()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == fingerprint(*synthetic_digits(20, rng=5))
 
 
-@pytest.mark.parametrize(
-    ("n", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
-)
+@pytest.mark.parametrize(("n", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
 def test_sizes_are_checked(n, error):
     with pytest.raises(error, match="n: expected"):
         synthetic_digits(n)

@@ -92,9 +92,7 @@ def test_learning_curves(epochs):
 def test_learning_curves_of_a_run_that_diverged():
     rows = history(5) + [{**row, "epoch": 6, "train_loss": NAN} for row in history(1)]
     assert "loss not finite at epoch 6" in words(plot.learning_curves(rows))
-    assert "no finite values" in words(
-        plot.learning_curves([{"train_loss": NAN}, {"val_loss": float("inf")}])
-    )
+    assert "no finite values" in words(plot.learning_curves([{"train_loss": NAN}, {"val_loss": float("inf")}]))
 
 
 def test_learning_curves_with_gaps_and_perfect_epochs():
@@ -223,13 +221,9 @@ def test_filters_of_a_large_a_dead_and_a_diverged_layer(rng):
     assert "not finite: 2" in words(plot.filters(np.array([1, NAN, np.inf, 2]).reshape(1, 1, 2, 2)))
 
 
-@pytest.mark.parametrize(
-    "image", [np.zeros((28, 28)), np.ones((1, 28, 28), np.uint8), np.eye(32)[None] * [[[1]]] * 3]
-)
+@pytest.mark.parametrize("image", [np.zeros((28, 28)), np.ones((1, 28, 28), np.uint8), np.eye(32)[None] * [[[1]]] * 3])
 def test_feature_maps(image, rng):
-    maps = [
-        rng.normal(size=shape) for shape in [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120, 1, 1)]
-    ]
+    maps = [rng.normal(size=shape) for shape in [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120, 1, 1)]]
     figure = plot.feature_maps(image, maps, ["C1", "S2", "C3", "S4", "C5"])
     text = words(figure)
     for label in ("input", "C1 | 6 × 28 × 28", "S4 | 16 × 5 × 5", "C5 | 120 × 1 × 1\nfirst 32"):

@@ -22,9 +22,20 @@ _HOME = {
     "backend": "set_threads",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
-_MODULES = ("checkpoint", "data", "functional", "kernels", "metrics", "models", "optim", "plot")
+_MODULES = (
+    "checkpoint",
+    "data",
+    "experiment",
+    "functional",
+    "kernels",
+    "metrics",
+    "models",
+    "optim",
+    "plot",
+    "runs",
+)
 
-__all__ = sorted([*_MODULE_OF, *_MODULES])  # noqa: PLE0605
+__all__ = sorted([*_MODULE_OF, *_MODULES])
 
 
 def __getattr__(name):

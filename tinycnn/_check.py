@@ -21,9 +21,10 @@ def number(name, value, least=None, below=None):
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     value = float(value)
+    bounds = [f"at least {least:g}"] if least is not None else []
+    bounds += [f"below {below:g}"] if below is not None else []
     if not np.isfinite(value) or (least is not None and value < least) or (below is not None and value >= below):
-        bounds = [f"at least {least:g}"] * (least is not None) + [f"below {below:g}"] * (below is not None)
-        raise ValueError(f"{name} must be {' and '.join(bounds) or 'finite'}, got {value}")
+        raise ValueError(f"{name} must be {' and '.join(bounds) or 'finite'}, got {value:g}")
     return value
 
 
@@ -80,24 +81,33 @@ def labels(name, value, count, classes, ignore_index=None):
     return value.astype(np.int64, copy=False)
 
 
-def conv_size(name, size, kernel, stride, padding, dilation):
-    """Output length of a convolution along one axis."""
-    reach = dilation * (kernel - 1) + 1
-    if size + 2 * padding < reach:
-        raise ValueError(
-            f"kernel_size {kernel} with dilation {dilation} reaches over {reach} pixels, "
-            f"but the padded {name} of the input is {size + 2 * padding}"
-        )
-    return (size + 2 * padding - reach) // stride + 1
+def conv_sizes(size, kernel, stride, padding, dilation):
+    """Output (height, width) of a convolution of an input of (height, width) `size`; all arguments are pairs."""
+    out = []
+    for axis, name in enumerate(("height", "width")):
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        padded = size[axis] + 2 * padding[axis]
+        if padded < reach:
+            raise ValueError(
+                f"kernel_size {kernel[axis]} with dilation {dilation[axis]} reaches over {reach} pixels, "
+                f"but the padded {name} of the input is {padded}"
+            )
+        out.append((padded - reach) // stride[axis] + 1)
+    return tuple(out)
 
 
-def pool_size(name, size, kernel, stride, padding, dilation=1, ceil_mode=False):
-    """Output length of a pooling along one axis, as torch counts it."""
-    if padding > kernel // 2:
-        raise ValueError(f"padding must be at most half of kernel_size {kernel}, got {padding}")
-    conv_size(name, size, kernel, stride, padding, dilation)
-    span = size + 2 * padding - dilation * (kernel - 1) - 1
-    out = (span + (stride - 1 if ceil_mode else 0)) // stride + 1
-    if ceil_mode and (out - 1) * stride >= size + padding:
-        out -= 1  # the last window would start in the padding on the right
-    return out
+def pool_sizes(size, kernel, stride, padding, dilation, ceil_mode):
+    """Output (height, width) of a pooling, as torch counts it."""
+    for axis in range(2):
+        if padding[axis] > kernel[axis] // 2:
+            raise ValueError(f"padding must be at most half of kernel_size {kernel[axis]}, got {padding[axis]}")
+    out = conv_sizes(size, kernel, stride, padding, dilation)
+    if not ceil_mode:
+        return out
+    more = []
+    for axis in range(2):
+        span = size[axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1
+        count = -(-span // stride[axis]) + 1
+        # A last window that would start in the padding on the right is dropped.
+        more.append(count - ((count - 1) * stride[axis] >= size[axis] + padding[axis]))
+    return tuple(more)

@@ -19,7 +19,7 @@ def gradcheck(forward, backward, inputs, *, eps=1e-5, rtol=1e-6, directions=3, r
     inputs    float64 arrays
 
     Returns the largest relative difference found, which is at most rtol.
-    Raises AssertionError where the two differ by more, where a gradient is all zero, not finite, or has the wrong shape;
+    Raises AssertionError where the two differ by more, or a gradient is all zero, not finite, or of the wrong shape;
     ValueError if inputs are not float64.
     """
     inputs = [np.asarray(x) for x in inputs]

@@ -17,7 +17,7 @@ def set_threads(threads):
     from tinycnn import _check
 
     if threads is not None:
-        most = numba.config.NUMBA_NUM_THREADS
+        most: int = getattr(numba.config, "NUMBA_NUM_THREADS")  # noqa: B009 (unknown to type checkers)
         if _check.integer("threads", threads, 1) > most:
             raise ValueError(f"threads must be at most {most} on this machine, got {threads}")
         numba.set_num_threads(threads)

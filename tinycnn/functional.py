@@ -41,8 +41,7 @@ def _conv_arguments(input, weight, bias, stride, padding, dilation, groups):
         raise ValueError(f"weight must have {x.shape[1] // groups} input channels a group, got shape {w.shape}")
     if bias is not None and b.shape != w.shape[:1]:
         raise ValueError(f"bias must have shape {w.shape[:1]}, got {b.shape}")
-    sizes = zip(("height", "width"), x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True)
-    y = np.empty((len(x), len(w), *(_check.conv_size(*size) for size in sizes)), x.dtype)
+    y = np.empty((len(x), len(w), *_check.conv_sizes(x.shape[2:], w.shape[2:], stride, padding, dilation)), x.dtype)
     return y, x, w, b, (stride, padding, dilation, groups)
 
 
@@ -69,9 +68,9 @@ def _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode):
     kernel_size = _check.pair("kernel_size", kernel_size, 1)
     stride = kernel_size if stride is None else _check.pair("stride", stride, 1)
     padding, dilation = _check.pair("padding", padding, 0), _check.pair("dilation", dilation, 1)
-    sizes = zip(("height", "width"), x.shape[2:], kernel_size, stride, padding, dilation, strict=True)
-    y = np.empty((*x.shape[:2], *(_check.pool_size(*size, ceil_mode) for size in sizes)), x.dtype)
-    return y, x, (kernel_size, stride, padding, dilation)
+    window = kernel_size, stride, padding, dilation
+    y = np.empty((*x.shape[:2], *_check.pool_sizes(x.shape[2:], *window, ceil_mode)), x.dtype)
+    return y, x, window
 
 
 def avg_pool2d(
@@ -85,7 +84,14 @@ def avg_pool2d(
 
 
 def avg_pool2d_backward(
-    dy, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+    dy,
+    input,
+    kernel_size,
+    stride=None,
+    padding=0,
+    ceil_mode=False,
+    count_include_pad=True,
+    divisor_override=None,
 ):
     """Gradient of input."""
     y, x, options = _pool_arguments(input, kernel_size, stride, padding, 1, ceil_mode)

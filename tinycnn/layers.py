@@ -6,6 +6,7 @@ owns.  A new layer is a class here, a kernel pair, and a row in tests/test_gradi
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from tinycnn import _check
 class Layer:
     """What a layer without parameters, whose output has the shape of its input, inherits."""
 
-    k = None  # the backend module, set by `bind`
+    k: Any = None  # the backend module, set by `bind`
     training = True
     is_view = False  # the output is the input under another shape; no kernel runs
 
@@ -65,6 +66,10 @@ class Parametric(Layer):
 
     weight_shape: tuple[int, ...]
     has_bias: bool
+    weight: Any  # these four are views, set by `bind`
+    bias: Any
+    weight_grad: Any
+    bias_grad: Any
 
     def parameter_shapes(self):
         shapes = {"weight": self.weight_shape}
@@ -88,9 +93,7 @@ class Conv2d(Parametric):
     Sizes are integers or pairs (height, width).  Raises ValueError if channels are not divisible by groups.
     """
 
-    def __init__(
-        self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True
-    ):
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
         self.in_channels = _check.integer("in_channels", in_channels, 1)
         self.out_channels = _check.integer("out_channels", out_channels, 1)
         self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
@@ -107,8 +110,8 @@ class Conv2d(Parametric):
     def output_shape(self, shape):
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ValueError(f"{self!r} takes ({self.in_channels}, height, width), got {shape}")
-        sizes = zip(("height", "width"), shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        return (self.out_channels, *(_check.conv_size(*size) for size in sizes))
+        sizes = _check.conv_sizes(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation)
+        return (self.out_channels, *sizes)
 
     def multiply_adds(self, shape):
         return math.prod(self.output_shape(shape)) * math.prod(self.weight_shape[1:])
@@ -118,7 +121,16 @@ class Conv2d(Parametric):
 
     def backward(self, dx, dy, x, y):
         self.k.conv2d_backward(
-            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self.stride, self.padding, self.dilation, self.groups
+            dx,
+            self.weight_grad,
+            self.bias_grad,
+            dy,
+            x,
+            self.weight,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
         )
 
     def extra(self):
@@ -157,13 +169,17 @@ class Linear(Parametric):
 
 
 class _Pool2d(Layer):
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
     dilation = (1, 1)
+    ceil_mode: bool
 
     def output_shape(self, shape):
         if len(shape) != 3:
             raise ValueError(f"{self!r} takes (channels, height, width), got {shape}")
-        sizes = zip(("height", "width"), shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        return (shape[0], *(_check.pool_size(*size, self.ceil_mode) for size in sizes))
+        window = self.kernel_size, self.stride, self.padding, self.dilation
+        return (shape[0], *_check.pool_sizes(shape[1:], *window, self.ceil_mode))
 
     def extra(self):
         return f"kernel_size={self.kernel_size}, stride={self.stride}" + (
@@ -175,7 +191,13 @@ class AvgPool2d(_Pool2d):
     """Mean of each window: (C, H, W) -> (C, OH, OW).  Padding is at most half of the window."""
 
     def __init__(
-        self, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+        self,
+        kernel_size,
+        stride=None,
+        padding=0,
+        ceil_mode=False,
+        count_include_pad=True,
+        divisor_override=None,
     ):
         self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
         self.stride = _check.pair("stride", kernel_size if stride is None else stride, 1)

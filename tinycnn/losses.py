@@ -1,5 +1,7 @@
 """Losses: the value and the gradient of the model's output in one pass."""
 
+from typing import Any
+
 import numpy as np
 
 from tinycnn import _check
@@ -12,7 +14,7 @@ class Loss:
     allocating.  Called as a function, a loss checks its arguments and returns (value, gradient) as NumPy.
     """
 
-    k = None
+    k: Any = None
     reduction = "mean"
     _bound: tuple | None = None  # what `bind` was last called with
 
@@ -64,7 +66,15 @@ class CrossEntropyLoss(Loss):
         n = len(x)
         mean = self.reduction == "mean"
         self.k.cross_entropy(
-            self._loss[:n], self._predicted[:n], dx, x, target, self._weight, self.ignore_index, self.label_smoothing, mean
+            self._loss[:n],
+            self._predicted[:n],
+            dx,
+            x,
+            target,
+            self._weight,
+            self.ignore_index,
+            self.label_smoothing,
+            mean,
         )
 
     def count_right(self, target):

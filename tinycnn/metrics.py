@@ -77,9 +77,7 @@ def report(cm: ArrayLike, class_names: Sequence[str] | None = None) -> dict[str,
         "accuracy": accuracy(cm),
         "errors": total - int(np.trace(cm)),
         "total": total,
-        "per_class": {
-            name: {key: values[k].item() for key, values in scores.items()} for k, name in enumerate(names)
-        },
+        "per_class": {name: {key: values[k].item() for key, values in scores.items()} for k, name in enumerate(names)},
         "macro": {key: float(scores[key].mean()) for key in means},
         "weighted": {key: float(scores[key] @ support / max(total, 1)) for key in means},
     }

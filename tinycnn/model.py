@@ -38,10 +38,11 @@ class Sequential:
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
         self.layers, self.device, self.training = list(layers), device, True
-        self.input_shape = self.shapes = None
+        self.input_shape: tuple[int, ...] | None = None
+        self.shapes: list[tuple[int, ...]] = []  # of the input and of every output
         if input_shape is not None:
             self.set_input_shape(input_shape)
-        self._slots = []  # (name, layer, attribute, shape, start, stop) of every parameter
+        self._slots: list[tuple] = []  # (name, layer, attribute, shape, start, stop) of every parameter
         for number, layer in enumerate(self.layers):
             for name, shape in layer.parameter_shapes().items():
                 start = self._slots[-1][-1] if self._slots else 0
@@ -80,7 +81,7 @@ class Sequential:
 
     def reserve(self, batch):
         """Allocate buffers for batches of up to `batch` images; larger ones later allocate anew."""
-        if self.shapes is None:
+        if self.input_shape is None:
             raise ValueError("input_shape is not known yet: give it to Sequential, or call forward first")
         batch = _check.integer("batch", batch, 1)
         values = [self.k.empty((batch, *self.shapes[0]), self.dtype)]
@@ -119,6 +120,11 @@ class Sequential:
             if not layer.is_view:
                 layer.forward(values[i + 1], values[i])
 
+    def trace(self, batch):
+        """Run the chain on the input buffer; copies of the output of every layer, NumPy, for looking at."""
+        self.run_forward(batch)
+        return [np.array(self.k.to_host(value)) for value in self._buffers(batch)[0][1:]]
+
     def run_backward(self, batch, input_gradient=False):
         """The chain back from the output's gradient; leaves the parameters' gradient in `grad`.
 
@@ -149,13 +155,12 @@ class Sequential:
     def forward(self, x):
         """Output for images x: (N, *input_shape), any real dtype.  Returns a new NumPy array (N, ...)."""
         x = _check.finite("x", _check.array("x", x))
-        if self.shapes is None:
+        if self.input_shape is None:
             if x.ndim < 2:
                 raise ValueError(f"x must have a batch axis and the axes of an image, got shape {x.shape}")
             self.set_input_shape(x.shape[1:])
         if x.shape[1:] != self.input_shape:
-            expected = ", ".join(map(str, self.input_shape))
-            raise ValueError(f"x must have shape (N, {expected}), got {x.shape}")
+            raise ValueError(f"x must have shape (N, {', '.join(map(str, self.shapes[0]))}), got {x.shape}")
         buffer = self.input_buffer(len(x))
         buffer[...] = self.k.to_device(x.astype(self.dtype, copy=False))
         self.run_forward(len(x))
@@ -228,9 +233,12 @@ class Sequential:
             if self.input_shape is not None:
                 raise ValueError(f"input_shape is {self.input_shape}, got {tuple(input_shape)}")
             self.set_input_shape(input_shape)
-        if self.shapes is None:
+        if self.input_shape is None:
             raise ValueError("input_shape is not known yet: summary(input_shape=(C, H, W))")
-        rows = [("layer", "output shape", "parameters", "multiply-adds"), ("input", _shape(self.shapes[0]), "", "")]
+        rows = [
+            ("layer", "output shape", "parameters", "multiply-adds"),
+            ("input", _shape(self.shapes[0]), "", ""),
+        ]
         parameters = adds = 0
         for i, layer in enumerate(self.layers):
             count = sum(math.prod(shape) for shape in layer.parameter_shapes().values())

@@ -4,6 +4,8 @@ A schedule is an array: the learning rate of every step to come.  `lr` takes a n
 the last rate stays.  Other than in torch, an optimizer is given the model, not a list of tensors.
 """
 
+from typing import Any
+
 import numpy as np
 
 from tinycnn import _check
@@ -64,6 +66,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum, dampening, Nesterov's variant and (coupled) weight decay."""
 
     vectors = ("velocity",)
+    velocity: Any
 
     def __init__(self, model, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
         super().__init__(model, lr, weight_decay)
@@ -85,6 +88,8 @@ class Adam(Optimizer):
     """Adam (Kingma and Ba 2015, algorithm 1); weight decay is added to the gradient (L2)."""
 
     vectors = ("m", "v")
+    m: Any
+    v: Any
     decoupled = False
 
     def __init__(self, model, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
@@ -126,7 +131,7 @@ def step_decay(lr, steps, step_size, gamma=0.1):
 
 
 def cosine(lr, steps, final_lr=0.0):
-    """Half a cosine from lr down towards final_lr, as torch's CosineAnnealingLR with T_max = steps.  Returns (steps,)."""
+    """Half a cosine from lr down towards final_lr (torch: CosineAnnealingLR, T_max = steps).  Returns (steps,)."""
     turn = np.arange(_check.integer("steps", steps, 1)) / steps
     lr, final_lr = _check.number("lr", lr, 0), _check.number("final_lr", final_lr, 0)
     return final_lr + (lr - final_lr) * (1 + np.cos(np.pi * turn)) / 2

@@ -232,9 +232,7 @@ def mistakes(
     names = _names(class_names, int(max(true.max(), predicted.max())) + 1, at_least=True)
 
     shown = tiles[order]
-    lines = [
-        (f"true {names[true[k]]}", f"said {names[predicted[k]]}, {100 * confidence[k]:.1f} %") for k in order
-    ]
+    lines = [(f"true {names[true[k]]}", f"said {names[predicted[k]]}, {100 * confidence[k]:.1f} %") for k in order]
     columns = min(len(order), 8)
     rows = -(-len(order) // columns)
     longest = max(len(line) for pair in lines for line in pair)
@@ -251,9 +249,7 @@ def mistakes(
         below: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "top", "parse_math": False}
         ax.text(0.5, -0.04, truth, color=BLUE, fontsize=size, **below)
         ax.text(0.5, -0.04 - 0.155 / (cell - 0.16), said, color=ORANGE, fontsize=size, **below)
-    _heading(
-        fig, f"{len(order)} of {len(wrong):,} mistake{'s' * (len(wrong) > 1)} shown", "most confident first"
-    )
+    _heading(fig, f"{len(order)} of {len(wrong):,} mistake{'s' * (len(wrong) > 1)} shown", "most confident first")
     return fig
 
 
@@ -268,9 +264,7 @@ def _no_mistakes(count: int) -> Figure:
 # --------------------------------------------------------------------- inside the network
 
 
-def filters(
-    weight: ArrayLike, *, title: str | None = None, max_outputs: int = 32, max_inputs: int = 16
-) -> Figure:
+def filters(weight: ArrayLike, *, title: str | None = None, max_outputs: int = 32, max_inputs: int = 16) -> Figure:
     """The kernels of a convolution: one column an output channel, one row an input channel.
 
     weight: (O, C, KH, KW) real numbers.  One colour scale for all, with 0 in white.
@@ -322,9 +316,7 @@ def feature_maps(
     """
     arrays = [np.asarray(stage, float) for stage in maps]
     if not arrays or len(arrays) != len(names):
-        raise ValueError(
-            f"names: expected {len(arrays) or 'some'} names, one for each array in maps, got {len(names)}"
-        )
+        raise ValueError(f"names: expected {len(arrays) or 'some'} names, one for each array in maps, got {len(names)}")
     for name, stage in zip(names, arrays, strict=True):
         if stage.ndim != 3 or stage.size == 0:
             raise ValueError(f"maps: expected shape (C, H, W) for {name!r}, got {stage.shape}")
@@ -443,9 +435,7 @@ def _channel_ticks(count: int) -> tuple[NDArray, list[str]]:
     return shown + 0.5, [str(k) for k in shown]
 
 
-def _colour_bar(
-    fig: Figure, image: Any, x: float, y: float, width: float, height: float, label: str = ""
-) -> None:
+def _colour_bar(fig: Figure, image: Any, x: float, y: float, width: float, height: float, label: str = "") -> None:
     from matplotlib.ticker import MaxNLocator
 
     bar = fig.colorbar(image, cax=_axes(fig, x, y, width, height), ticks=MaxNLocator(4, symmetric=True))

@@ -49,13 +49,29 @@ def sigmoid32(x):
     a = EXP_LIMIT if a > EXP_LIMIT else a
     left, n, power = a, ZERO, ONE
     take = left >= A128
-    left, n, power = (left - A128 if take else left), (n + N128 if take else n), (power * H128 if take else power)
+    left, n, power = (
+        (left - A128 if take else left),
+        (n + N128 if take else n),
+        (power * H128 if take else power),
+    )
     take = left >= A64
-    left, n, power = (left - A64 if take else left), (n + N64 if take else n), (power * H64 if take else power)
+    left, n, power = (
+        (left - A64 if take else left),
+        (n + N64 if take else n),
+        (power * H64 if take else power),
+    )
     take = left >= A32
-    left, n, power = (left - A32 if take else left), (n + N32 if take else n), (power * H32 if take else power)
+    left, n, power = (
+        (left - A32 if take else left),
+        (n + N32 if take else n),
+        (power * H32 if take else power),
+    )
     take = left >= A16
-    left, n, power = (left - A16 if take else left), (n + N16 if take else n), (power * H16 if take else power)
+    left, n, power = (
+        (left - A16 if take else left),
+        (n + N16 if take else n),
+        (power * H16 if take else power),
+    )
     take = left >= A8
     left, n, power = (left - A8 if take else left), (n + N8 if take else n), (power * H8 if take else power)
     take = left >= A4

@@ -1,5 +1,6 @@
 """Training: batches of a data set, one step, the loop over epochs, evaluation."""
 
+import contextlib
 import math
 import time
 
@@ -44,7 +45,7 @@ class Batches:
         if images.dtype != np.uint8:
             images = _check.finite("images", images.astype(np.float32))
         labels = _check.labels("labels", labels, len(images), np.iinfo(np.int64).max)
-        count, channels, height, width = images.shape
+        channels, height, width = images.shape[1:]
         unit = 255 if images.dtype == np.uint8 else 1
         if mean is None:
             mean = images.mean(axis=(0, 2, 3), dtype=np.float64) / unit
@@ -58,7 +59,10 @@ class Batches:
         self.padding = _check.pair("padding", padding, 0)
         self.k = backend.get(device)
         self.images, self.labels = self.k.to_device(images), self.k.to_device(labels)
-        self.scale, self.shift = self.k.to_device(1 / (unit * self.std)), self.k.to_device(-self.mean / self.std)
+        self.scale, self.shift = (
+            self.k.to_device(1 / (unit * self.std)),
+            self.k.to_device(-self.mean / self.std),
+        )
         self.classes = int(labels.max()) + 1
         self.image_shape = (channels, height + 2 * self.padding[0], width + 2 * self.padding[1])
         self._target = self.k.empty((0,), np.int64)
@@ -76,18 +80,26 @@ class Batches:
         return target
 
 
-def train_step(model, criterion, optimizer, batches, index):
-    """One step on the images `index` (n,) int64 of `batches`.  Returns the loss before the step.
-
-    A loss that is not finite raises DivergedError, and nothing is updated.
-    """
+def forward_step(model, criterion, batches, index):
+    """The loss on the images `index`; leaves the outputs and their gradient in the model's buffers."""
     n = len(index)
     target = batches.gather(model.input_buffer(n), index)
     model.run_forward(n)
     y, dy = model.output_buffers(n)
     criterion.prepare(model.k, n, y.shape[-1], model.dtype)
     criterion.run(dy, y, target)
-    loss = criterion.value(n)
+    return criterion.value(n)
+
+
+def train_step(model, criterion, optimizer, batches, index):
+    """One step on the images `index` (n,) int64 of `batches`.  Returns the loss before the step.
+
+    A loss that is not finite raises DivergedError, and nothing is updated.
+    """
+    n = len(index)
+    if model.input_shape is None:
+        check_fit(model, batches, "batches")
+    loss = forward_step(model, criterion, batches, index)
     if not math.isfinite(loss):
         raise DivergedError(model.first_not_finite(n) or "the loss", optimizer.steps + 1)
     model.run_backward(n)
@@ -130,7 +142,10 @@ def fit(
     model.reserve(max(batch_size, model.reserved))
     try:
         for epoch in range(1, epochs + 1):
-            record = {"epoch": epoch, **_epoch(model, criterion, optimizer, train, batch_size, epoch, epochs, rng, progress)}
+            record = {
+                "epoch": epoch,
+                **_epoch(model, criterion, optimizer, train, batch_size, epoch, epochs, rng, progress),
+            }
             if not np.isfinite(model.k.to_host(model.theta)).all():
                 raise DivergedError(model.first_not_finite(0) or "the parameters", optimizer.steps, epoch)
             if validation is not None:
@@ -191,14 +206,8 @@ def evaluate(model, batches, criterion=None, batch_size=250):
     model.eval()
     for at in range(0, len(batches), batch_size):
         index = model.k.to_device(np.arange(at, min(at + batch_size, len(batches))))
-        n = len(index)
-        target = batches.gather(model.input_buffer(n), index)
-        model.run_forward(n)
-        y, dy = model.output_buffers(n)
-        criterion.prepare(model.k, n, y.shape[-1], model.dtype)
-        criterion.run(dy, y, target)
-        total += criterion.value(n) * n
-        outputs.append(np.array(model.k.to_host(y)))
+        total += forward_step(model, criterion, batches, index) * len(index)
+        outputs.append(np.array(model.k.to_host(model.output_buffers(len(index))[0])))
     model.train(was)
     logits = np.concatenate(outputs)
     accuracy = float((logits.argmax(axis=1) == model.k.to_host(batches.labels)).mean())
@@ -210,10 +219,8 @@ def warm_up(model, criterion, optimizer, batches, batch_size):
     start = time.perf_counter()
     theta, state = np.array(model.theta), optimizer.state_dict()
     index = model.k.to_device(np.arange(min(batch_size, len(batches))))
-    try:
+    with contextlib.suppress(DivergedError):  # the training itself will say so, with the right step
         train_step(model, criterion, optimizer, batches, index)
-    except DivergedError:
-        pass  # the training itself will say so, with the right step
     model.theta[...] = model.k.to_device(theta)
     optimizer.load_state_dict(state)
     return time.perf_counter() - start
@@ -221,7 +228,7 @@ def warm_up(model, criterion, optimizer, batches, batch_size):
 
 def check_fit(model, batches, name):
     """ValueError unless the model takes the images of `batches` and has an output for each of its classes."""
-    if model.shapes is None:
+    if model.input_shape is None:
         model.set_input_shape(batches.image_shape)
     if model.input_shape != batches.image_shape:
         raise ValueError(f"{name}: the model takes images {model.input_shape}, got {batches.image_shape}")

@@ -33,7 +33,11 @@ def fit_tanh(rounds=60):
         weight *= error / error.max() + 1e-3
         weight /= weight.sum()
     powers = LIMIT ** (2.0 * np.arange(DEGREE + 1))
-    return solution[: DEGREE + 1] / powers, np.append(1.0, solution[DEGREE + 1 :]) / powers, float(error.max())
+    return (
+        solution[: DEGREE + 1] / powers,
+        np.append(1.0, solution[DEGREE + 1 :]) / powers,
+        float(error.max()),
+    )
 
 
 def fit_exp(degree=6):

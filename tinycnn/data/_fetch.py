@@ -175,9 +175,7 @@ def _checked(raw: bytes, path: Path, source: Source, index: int, flat: bool = Fa
         content = _unzip(raw) if zipped else raw
     except (EOFError, OSError, zlib.error) as error:
         broken = (
-            md5
-            if source.algorithm == "md5"
-            else f"none, for it is no complete gzip file ({error}; its md5 is {md5})"
+            md5 if source.algorithm == "md5" else f"none, for it is no complete gzip file ({error}; its md5 is {md5})"
         )
         raise DamagedFileError(f"{path}: expected {what} {expected}, found {broken}") from error
     sha256 = hashlib.sha256(content).hexdigest()
@@ -209,9 +207,7 @@ def _checked(raw: bytes, path: Path, source: Source, index: int, flat: bool = Fa
 
 def _unzip(raw: bytes) -> bytes:
     with gzip.open(io.BytesIO(raw)) as file:
-        return file.read(
-            _LARGEST + 1
-        )  # one more than the longest file, so that a longer one has another hash
+        return file.read(_LARGEST + 1)  # one more than the longest file, so that a longer one has another hash
 
 
 def _download(source: Source, target: Path, mirrors: Sequence[str], tried: list[str]) -> list[np.ndarray]:
@@ -236,9 +232,7 @@ def _download(source: Source, target: Path, mirrors: Sequence[str], tried: list[
     return arrays
 
 
-def _download_file(
-    source: Source, index: int, mirrors: list[str], tried: list[str]
-) -> tuple[bytes, np.ndarray]:
+def _download_file(source: Source, index: int, mirrors: list[str], tried: list[str]) -> tuple[bytes, np.ndarray]:
     """The first right answer of a mirror, as it came and as an array; that mirror moves to the front."""
     from http.client import HTTPException
     from urllib.parse import urlsplit

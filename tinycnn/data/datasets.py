@@ -59,8 +59,7 @@ class Dataset:
             _check(f"{part}_labels", labels, np.int64, (len(images),))
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
                 raise ValueError(
-                    f"{part}_labels: expected 0 to {len(self.classes) - 1}, "
-                    f"got {labels.min()} to {labels.max()}"
+                    f"{part}_labels: expected 0 to {len(self.classes) - 1}, got {labels.min()} to {labels.max()}"
                 )
             for array in (images, labels):
                 digest.update(f"{array.dtype.str} {array.shape} ".encode())
@@ -73,9 +72,7 @@ def _check(name: str, array: Any, dtype: type, shape: tuple[int | None, ...]) ->
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
     if array.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {np.dtype(dtype)}, got {array.dtype}")
-    fits = array.ndim == len(shape) and all(
-        want in (None, got) for want, got in zip(shape, array.shape, strict=True)
-    )
+    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
     if not fits:
         wanted = ", ".join("N" if want is None else str(want) for want in shape) + "," * (len(shape) == 1)
         raise ValueError(f"{name}: expected shape ({wanted}), got {array.shape}")
@@ -115,9 +112,7 @@ def kmnist(data_dir: _Folder = None, download: bool = True) -> Dataset:
     return _dataset("kmnist", KMNIST, data_dir, download, _KANA)
 
 
-def _dataset(
-    name: str, source: Source, data_dir: _Folder, download: bool, classes: tuple[str, ...]
-) -> Dataset:
+def _dataset(name: str, source: Source, data_dir: _Folder, download: bool, classes: tuple[str, ...]) -> Dataset:
     train_images, train_labels, test_images, test_labels = fetch(source, data_dir, download)
     return Dataset(name, train_images, train_labels, test_images, test_labels, classes)
 

@@ -86,7 +86,7 @@ def synthetic_dataset(n_train: int = 60_000, n_test: int = 10_000, rng: Any = 0)
     root = np.random.SeedSequence(np.random.default_rng(rng).integers(0, 2**32, 8).tolist())
     train, test = root.spawn(2)
     return Dataset(
-        "synthetic_dataset",
+        "synthetic",
         *synthetic_digits(n_train, rng=train),
         *synthetic_digits(n_test, rng=test),
         classes=DIGITS,
@@ -130,9 +130,7 @@ def _alphabet() -> _Alphabet:
 
 def _walk(basis: np.ndarray, lifted: np.ndarray, strokes: list[Stroke], points: Stroke) -> None:
     """Fill `basis` and `lifted` for one style; Catmull-Rom splines are linear in their points."""
-    lengths = np.array(
-        [sum(np.hypot(bx - ax, by - ay) for (ax, ay), (bx, by) in pairwise(s)) for s in strokes]
-    )
+    lengths = np.array([sum(np.hypot(bx - ax, by - ay) for (ax, ay), (bx, by) in pairwise(s)) for s in strokes])
     counts = np.maximum(4, (lengths / lengths.sum() * len(basis)).astype(int))
     counts[counts.argmax()] += len(basis) - counts.sum()
     row = 0

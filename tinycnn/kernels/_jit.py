@@ -9,6 +9,7 @@ that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a di
 
 import functools
 import threading
+from typing import Any
 
 import numba
 import numpy as np
@@ -17,9 +18,10 @@ from numba.extending import overload
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 # Only `prange` makes threads.  Array expressions stay loops: each would become a parallel region of its own.
-PARALLEL = dict.fromkeys(
-    ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
-) | {"prange": True}
+NOT_PARALLEL = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
+OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy"}
+KERNEL = OPTIONS | {"parallel": dict.fromkeys(NOT_PARALLEL, False) | {"prange": True}, "cache": True}
+INNER = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # nobody calls it but kernels
 
 # Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
 _one_at_a_time = threading.RLock()
@@ -27,7 +29,7 @@ _one_at_a_time = threading.RLock()
 
 def kernel(function):
     """Compile `function` for several threads; the result is called from Python."""
-    compiled = numba.njit(parallel=PARALLEL, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
+    compiled = numba.njit(**KERNEL)(function)
 
     @functools.wraps(function)
     def call(*args):
@@ -39,9 +41,7 @@ def kernel(function):
 
 def inner(function):
     """Compile `function` for one thread; the result is called by kernels."""
-    return numba.njit(
-        fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )(function)
+    return numba.njit(**INNER)(function)
 
 
 def scalar(single, double):

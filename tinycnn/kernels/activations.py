@@ -5,7 +5,6 @@ Where the derivative is simpler in terms of the output, the backward takes y in 
 
 import math
 
-import numpy as np
 from numba import prange
 
 from tinycnn import scalars

@@ -2,7 +2,20 @@
 
 from numba import prange
 
-from tinycnn.kernels._jit import kernel
+from tinycnn.kernels._jit import inner, kernel
+
+
+@inner
+def take_plane(x, image, scale, shift, ph, pw):
+    """x[i + ph, j + pw] = image[i, j]*scale + shift, and shift elsewhere."""
+    if ph > 0 or pw > 0:
+        for i in range(x.shape[0]):
+            for j in range(x.shape[1]):
+                x[i, j] = shift
+    for i in range(image.shape[0]):
+        row, to = image[i], x[i + ph, pw:]
+        for j in range(image.shape[1]):
+            to[j] = x.dtype.type(row[j]) * scale + shift
 
 
 @kernel
@@ -12,20 +25,9 @@ def gather(x, target, images, labels, index, scale, shift, padding):
     x: (B, C, H + 2 ph, W + 2 pw)   images: (N, C, H, W), uint8 or float   target: (B,)   labels: (N,)   index: (B,)
     scale, shift: (C,).  Padding is what a pixel of zero becomes: shift[c].
     """
-    B, C, PH, PW = x.shape
-    H, W = images.shape[2], images.shape[3]
-    ph, pw = padding
-    T = x.dtype.type
-    for b in prange(B):
+    for b in prange(len(x)):
         n = index[b]
         target[b] = labels[n]
-        for c in range(C):
-            a, s = T(scale[c]), T(shift[c])
-            if ph > 0 or pw > 0:
-                for i in range(PH):
-                    for j in range(PW):
-                        x[b, c, i, j] = s
-            for i in range(H):
-                row, to = images[n, c, i], x[b, c, i + ph, pw:]
-                for j in range(W):
-                    to[j] = T(row[j]) * a + s
+        for c in range(x.shape[1]):
+            a, s = x.dtype.type(scale[c]), x.dtype.type(shift[c])
+            take_plane(x[b, c], images[n, c], a, s, padding[0], padding[1])

@@ -21,10 +21,11 @@ from numba import prange
 from tinycnn.kernels._jit import inner, kernel
 from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, correlate
 
-CHUNKS = 8  # weight gradients are summed in this many parts, in this order, whatever the number of threads
 LANES = 8  # images that are interleaved (or one)
+CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
+# order, and with them the rounding, are the same for any number of threads
 NARROW = 24  # rows below this many pixels are interleaved
-LONG = 128  # a run this long needs no company; shorter rows are taken several at a time
+LONG = 64  # a run this long needs no company; shorter rows are taken several at a time
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
@@ -207,69 +208,95 @@ def copy_padded(dst, x, n0, lanes, first, count, base, pitch, plane):
                 interleave(dst[start * LANES :], x, n0, first + c, i)
 
 
-@kernel
-def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
-    N, C, H, W = x.shape
-    O, per, KH, KW = w.shape
+@inner
+def forward_tile(y, x, weight, b, n, lanes, KH, KW, padding, dilation):
+    """All of the images n ... n + lanes - 1.  weight: (groups, >= O/groups, taps)"""
+    C, H, W = x.shape[1:]
+    groups, O = len(weight), y.shape[1]
+    per, per_o = C // groups, O // groups
     ph, pw = padding
     pitch, plane = W + 2 * pw, (H + 2 * ph) * (W + 2 * pw)
+    offset = tap_offsets(per, KH, KW, plane * lanes, dilation[0] * pitch * lanes, dilation[1] * lanes)
+    src = np.zeros(per * plane * lanes, x.dtype)
+    for g in range(groups):
+        copy_padded(src, x, n, lanes, g * per, per, ph * pitch + pw, pitch, plane)
+        combine_tile(y, n, lanes, g * per_o, per_o, src, 0, pitch, offset, weight[g], b, KH, dilation[0], ph, H)
+
+
+@kernel
+def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
+    N, KH, KW = len(x), w.shape[2], w.shape[3]
     weight = tap_weights(w, groups)
-    tile = LANES if pitch < NARROW else 1
+    tile = LANES if x.shape[3] + 2 * padding[1] < NARROW else 1
     for at in prange((N + tile - 1) // tile):
         lanes = tile if (at + 1) * tile <= N else 1  # the last few images go one by one
-        offset = tap_offsets(per, KH, KW, plane * lanes, dilation[0] * pitch * lanes, dilation[1] * lanes)
-        src = np.zeros(per * plane * lanes, x.dtype)
         for n in range(at * tile, min(N, (at + 1) * tile), lanes):
-            for g in range(groups):
-                first = g * (O // groups)
-                copy_padded(src, x, n, lanes, g * per, per, ph * pitch + pw, pitch, plane)
-                combine_tile(
-                    y, n, lanes, first, O // groups, src, 0, pitch, offset, weight[g], b, KH, dilation[0], ph, H
-                )
+            forward_tile(y, x, weight, b, n, lanes, KH, KW, padding, dilation)
+
+
+@inner
+def backward_tile(dx, dw, db, dy, x, flipped, n, lanes, KH, KW, padding, dilation):
+    """All of the images n ... n + lanes - 1; adds to dw: (groups, >= O/groups, taps) and db: (O,)."""
+    C, H, W = x.shape[1:]
+    O, OH, OW = dy.shape[1:]
+    groups = len(dw)
+    per, per_o = C // groups, O // groups
+    (ph, pw), (dilation_h, dilation_w) = padding, dilation
+    pitch, plane = W + 2 * pw, (H + 2 * ph) * (W + 2 * pw)
+    step_u, step_v = dilation_h * pitch * lanes, dilation_w * lanes
+    # dy is laid out with the pitch of x, so that one product serves the weight gradient; the zeros that end each of its
+    # rows, dilation*(KW - 1) of them, are also those that begin the next, and `front` of them lie before the first.
+    front = (KH - 1) * dilation_h * pitch + (KW - 1) * dilation_w
+    plane_dy = front + plane
+    offset = tap_offsets(per, KH, KW, plane * lanes, step_u, step_v)
+    offset_dy = tap_offsets(per_o, KH, KW, plane_dy * lanes, step_u, step_v)
+    m = ((OH - 1) * pitch + OW) * lanes
+    base, top = (ph * pitch + pw) * lanes, (KH - 1) * dilation_h - ph
+    src = np.zeros(per * plane * lanes, x.dtype)
+    rows = np.zeros((ceil_to(per_o, DOTS), plane_dy * lanes), x.dtype)
+    flat, no_bias = rows.reshape(rows.size), src[:0]
+    for g in range(groups):
+        copy_padded(src, x, n, lanes, g * per, per, ph * pitch + pw, pitch, plane)
+        copy_padded(flat, dy, n, lanes, g * per_o, per_o, front, pitch, plane_dy)
+        for t in range(0, offset.size, TAPS):
+            for r in range(0, per_o, DOTS):
+                correlate(dw[g], src, offset, rows, front * lanes, r, t, m)
+        for o in range(per_o):
+            db[g * per_o + o] += total(rows[o, front * lanes :], m)
+        if dx.size:
+            combine_tile(
+                dx,
+                n,
+                lanes,
+                g * per,
+                per,
+                flat,
+                base,
+                pitch,
+                offset_dy,
+                flipped[g],
+                no_bias,
+                KH,
+                dilation_h,
+                top,
+                OH,
+            )
 
 
 @kernel
 def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    N, C, H, W = x.shape
+    N = len(x)
     O, per, KH, KW = w.shape
-    OH, OW = dy.shape[2], dy.shape[3]
-    per_o = O // groups
-    ph, pw = padding
-    dh, dw_ = dilation
-    pitch, plane = W + 2 * pw, (H + 2 * ph) * (W + 2 * pw)
-    # dy is laid out with the pitch of x, so that one product serves the weight gradient; the (KW-1)*dw zeros that end
-    # each of its rows are also the zeros that begin the next, and `front` of them lie before the first.
-    front = (KH - 1) * dh * pitch + (KW - 1) * dw_
-    plane_dy = front + plane
     flipped = tap_weights_flipped(w, groups)
-    no_bias = np.empty(0, x.dtype)
-    taps = KH * ceil_to(per * KW, TAPS)
-    dw_part = np.zeros((CHUNKS, groups, ceil_to(per_o, DOTS), taps), x.dtype)
-    db_part = np.zeros((CHUNKS, O), x.dtype)
-    for chunk in prange(CHUNKS):
-        n, stop = chunk * N // CHUNKS, (chunk + 1) * N // CHUNKS
+    chunks = min(CHUNKS, (N + LANES - 1) // LANES)
+    dw_part = np.zeros((chunks, groups, ceil_to(O // groups, DOTS), KH * ceil_to(per * KW, TAPS)), x.dtype)
+    db_part = np.zeros((chunks, O), x.dtype)
+    narrow = x.shape[3] + 2 * padding[1] < NARROW
+    for chunk in prange(chunks):
+        n, stop = chunk * N // chunks, (chunk + 1) * N // chunks
         while n < stop:
-            lanes = LANES if pitch < NARROW and stop - n >= LANES else 1
-            offset = tap_offsets(per, KH, KW, plane * lanes, dh * pitch * lanes, dw_ * lanes)
-            offset_dy = tap_offsets(per_o, KH, KW, plane_dy * lanes, dh * pitch * lanes, dw_ * lanes)
-            m = ((OH - 1) * pitch + OW) * lanes
-            src = np.zeros(per * plane * lanes, x.dtype)
-            rows = np.zeros((ceil_to(per_o, DOTS), plane_dy * lanes), x.dtype)
-            flat = rows.reshape(rows.size)
-            for g in range(groups):
-                copy_padded(src, x, n, lanes, g * per, per, ph * pitch + pw, pitch, plane)
-                copy_padded(flat, dy, n, lanes, g * per_o, per_o, front, pitch, plane_dy)
-                for t in range(0, taps, TAPS):
-                    for r in range(0, per_o, DOTS):
-                        correlate(dw_part[chunk, g], src, offset, rows, front * lanes, r, t, m)
-                for o in range(per_o):
-                    db_part[chunk, g * per_o + o] += total(rows[o, front * lanes :], m)
-                if dx.size:
-                    base = (ph * pitch + pw) * lanes
-                    top = (KH - 1) * dh - ph
-                    combine_tile(
-                        dx, n, lanes, g * per, per, flat, base, pitch, offset_dy, flipped[g], no_bias, KH, dh, top, OH
-                    )
+            lanes = LANES if narrow and stop - n >= LANES else 1
+            backward_tile(dx, dw_part[chunk], db_part[chunk], dy, x, flipped, n, lanes, KH, KW, padding, dilation)
             n += lanes
     sum_chunks(dw, db, dw_part, db_part)
 
@@ -328,57 +355,71 @@ def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
     N, C = x.shape[0], x.shape[1]
     for n in prange(N):
         KH, KW = kernel_size
-        x[n] = 0
+        fill(x[n].reshape(x[n].size), x.dtype.type(0), x[n].size)
         flat = columns[n].reshape(columns[n].size)
         columns_to_image(x[n], flat, 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
 
 
+@inner
+def forward_image(y, x, weight, b, n, KH, KW, stride, padding, dilation):
+    """Image n.  weight: (groups, >= O/groups, taps)"""
+    OH, OW = y.shape[2:]
+    groups = len(weight)
+    per, per_o, m = x.shape[1] // groups, y.shape[1] // groups, OH * OW
+    offset = tap_offsets(per, KH, KW, KH * KW * m, KW * m, m)
+    columns = np.empty(per * KH * KW * m, x.dtype)
+    for g in range(groups):
+        image_to_columns(columns, x[n], g * per, per, KH, KW, OH, OW, stride, padding, dilation)
+        combine_tile(y, n, 1, g * per_o, per_o, columns, 0, OW, offset, weight[g], b, 1, 1, 0, OH)
+
+
 @kernel
 def conv2d_forward_columns(y, x, w, b, stride, padding, dilation, groups):
-    N = x.shape[0]
-    O, per, KH, KW = w.shape
-    OH, OW = y.shape[2], y.shape[3]
-    per_o, m = O // groups, OH * OW
     weight = tap_weights(w, groups)
+    for n in prange(len(x)):
+        forward_image(y, x, weight, b, n, w.shape[2], w.shape[3], stride, padding, dilation)
+
+
+@inner
+def backward_image(dx, dw, db, dy, x, transposed, n, KH, KW, stride, padding, dilation):
+    """Image n; adds to dw: (groups, >= O/groups, taps) and db: (O,).  transposed: (groups, >= C/groups*KH*KW, taps)"""
+    O, OH, OW = dy.shape[1:]
+    groups = len(dw)
+    per, per_o, m = x.shape[1] // groups, O // groups, OH * OW
+    K = per * KH * KW
     offset = tap_offsets(per, KH, KW, KH * KW * m, KW * m, m)
-    for n in prange(N):
-        columns = np.empty(per * KH * KW * m, x.dtype)
-        for g in range(groups):
-            image_to_columns(columns, x[n], g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-            combine_tile(y, n, 1, g * per_o, per_o, columns, 0, OW, offset, weight[g], b, 1, 1, 0, OH)
+    offset_dy = tap_offsets(per_o, 1, 1, m, 0, 0)
+    columns = np.empty(K * m, x.dtype)
+    dcolumns = np.empty((1, K, OH, OW), x.dtype)
+    flat, no_bias = dcolumns.reshape(dcolumns.size), columns[:0]
+    rows = np.zeros((ceil_to(per_o, DOTS), m), x.dtype)
+    for g in range(groups):
+        image_to_columns(columns, x[n], g * per, per, KH, KW, OH, OW, stride, padding, dilation)
+        for o in range(per_o):
+            copy(rows[o], dy[n, g * per_o + o].reshape(m), m)
+            db[g * per_o + o] += total(rows[o], m)
+        for t in range(0, offset.size, TAPS):
+            for r in range(0, per_o, DOTS):
+                correlate(dw[g], columns, offset, rows, 0, r, t, m)
+        if dx.size:
+            src = rows.reshape(rows.size)
+            combine_tile(dcolumns, 0, 1, 0, K, src, 0, OW, offset_dy, transposed[g], no_bias, 1, 1, 0, OH)
+            columns_to_image(dx[n], flat, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
 
 
 @kernel
 def conv2d_backward_columns(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    N = x.shape[0]
+    N = len(x)
     O, per, KH, KW = w.shape
-    OH, OW = dy.shape[2], dy.shape[3]
-    per_o, m, K = O // groups, OH * OW, per * KH * KW
-    offset = tap_offsets(per, KH, KW, KH * KW * m, KW * m, m)
-    offset_dy = tap_offsets(per_o, 1, 1, m, 0, 0)
-    w_t = w.reshape(groups, per_o, K).transpose(0, 2, 1).copy()  # dcolumns = w_t @ dy
-    transposed = tap_weights(w_t.reshape(groups * K, per_o, 1, 1), groups)
-    no_bias = np.empty(0, x.dtype)
-    dw_part = np.zeros((CHUNKS, groups, ceil_to(per_o, DOTS), offset.size), x.dtype)
-    db_part = np.zeros((CHUNKS, O), x.dtype)
-    for chunk in prange(CHUNKS):
-        columns = np.empty(K * m, x.dtype)
-        dcolumns = np.empty((1, K, OH, OW), x.dtype)
-        rows = np.zeros((ceil_to(per_o, DOTS), m), x.dtype)
-        for n in range(chunk * N // CHUNKS, (chunk + 1) * N // CHUNKS):
+    K = per * KH * KW
+    w_t = w.reshape(groups, O // groups, K).transpose(0, 2, 1).copy()  # dcolumns = w_t @ dy
+    transposed = tap_weights(w_t.reshape(groups * K, O // groups, 1, 1), groups)
+    chunks = min(CHUNKS, (N + LANES - 1) // LANES)
+    dw_part = np.zeros((chunks, groups, ceil_to(O // groups, DOTS), KH * ceil_to(per * KW, TAPS)), x.dtype)
+    db_part = np.zeros((chunks, O), x.dtype)
+    for chunk in prange(chunks):
+        for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
             if dx.size:
-                dx[n] = 0
-            for g in range(groups):
-                image_to_columns(columns, x[n], g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-                rows[:per_o] = dy[n, g * per_o : (g + 1) * per_o].reshape(per_o, m)
-                for t in range(0, offset.size, TAPS):
-                    for r in range(0, per_o, DOTS):
-                        correlate(dw_part[chunk, g], columns, offset, rows, 0, r, t, m)
-                for o in range(per_o):
-                    db_part[chunk, g * per_o + o] += total(rows[o], m)
-                if dx.size:
-                    flat = rows.reshape(rows.size)
-                    combine_tile(dcolumns, 0, 1, 0, K, flat, 0, OW, offset_dy, transposed[g], no_bias, 1, 1, 0, OH)
-                    flat = dcolumns.reshape(dcolumns.size)
-                    columns_to_image(dx[n], flat, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
+                fill(dx[n].reshape(dx[n].size), x.dtype.type(0), dx[n].size)
+            backward_image(dx, dw_part[chunk], db_part[chunk], dy, x, transposed, n, KH, KW, stride, padding, dilation)
     sum_chunks(dw, db, dw_part, db_part)

@@ -40,49 +40,64 @@ def combine_rows(out, first, src, length, offset, weight):
                 to[j] = got[j]
 
 
+@inner
+def forward_block(y, x, src, offset, b, first, count):
+    """y of `count` images from `first` on: images against rows of w."""
+    F, O = x.shape[1], y.shape[1]
+    rows = np.zeros((ceil_to(count, DOTS), F), x.dtype)
+    for n in range(count):
+        to, row = rows[n], x[first + n]
+        for f in range(F):
+            to[f] = row[f]
+    out = np.zeros((len(rows), offset.size), x.dtype)
+    for t in range(0, offset.size, TAPS):
+        for r in range(0, count, DOTS):
+            correlate(out, src, offset, rows, 0, r, t, F)
+    for n in range(count):
+        for o in range(O):
+            y[first + n, o] = out[n, o] + b[o] if b.size else out[n, o]
+
+
 @kernel
 def linear_forward(y, x, w, b):
-    (N, F), O = x.shape, w.shape[0]
-    src = w.reshape(w.size)
-    offset = row_offsets(O, F)
-    for block in prange((N + BLOCK - 1) // BLOCK):  # images against rows of w
-        first = block * BLOCK
-        count = min(BLOCK, N - first)
-        rows = np.zeros((ceil_to(count, DOTS), F), x.dtype)
-        for n in range(count):
-            for f in range(F):
-                rows[n, f] = x[first + n, f]
-        out = np.zeros((rows.shape[0], offset.size), x.dtype)
-        for t in range(0, offset.size, TAPS):
-            for r in range(0, count, DOTS):
-                correlate(out, src, offset, rows, 0, r, t, F)
-        for n in range(count):
-            for o in range(O):
-                y[first + n, o] = out[n, o] + b[o] if b.size else out[n, o]
+    N, src, offset = len(x), w.reshape(w.size), row_offsets(len(w), x.shape[1])
+    for block in prange((N + BLOCK - 1) // BLOCK):
+        forward_block(y, x, src, offset, b, block * BLOCK, min(BLOCK, N - block * BLOCK))
+
+
+@inner
+def weight_block(dw, db, dy, src, offset, first):
+    """dw[o] = sum_n dy[n, o] * x[n] and db[o] = sum_n dy[n, o] for SUMS outputs from `first` on."""
+    weight = np.zeros((SUMS, offset.size), dy.dtype)
+    for i in range(min(SUMS, len(dw) - first)):
+        total = dy.dtype.type(0)
+        for n in range(len(dy)):
+            weight[i, n] = dy[n, first + i]
+            total += dy[n, first + i]
+        if db.size:
+            db[first + i] = total
+    combine_rows(dw, first, src, dw.shape[1], offset, weight)
+
+
+@inner
+def input_block(dx, dy, src, offset, first):
+    """dx[n] = sum_o dy[n, o] * w[o] for SUMS images from `first` on."""
+    weight = np.zeros((SUMS, offset.size), dy.dtype)
+    for i in range(min(SUMS, len(dx) - first)):
+        for o in range(dy.shape[1]):
+            weight[i, o] = dy[first + i, o]
+    combine_rows(dx, first, src, dx.shape[1], offset, weight)
 
 
 @kernel
 def linear_backward(dx, dw, db, dy, x, w):
     """Gradients of all three arguments of `linear_forward`; dx and db of size 0 are not computed."""
-    (N, F), O = x.shape, w.shape[0]
+    (N, F), O = x.shape, len(w)
     src_x, src_w = x.reshape(x.size), w.reshape(w.size)
     offset_x, offset_w = row_offsets(N, F), row_offsets(O, F)
-    for block in prange((O + SUMS - 1) // SUMS):  # dw[o] = sum_n dy[n, o] * x[n]
-        first = block * SUMS
-        weight = np.zeros((SUMS, offset_x.size), x.dtype)
-        for i in range(min(SUMS, O - first)):
-            total = x.dtype.type(0)
-            for n in range(N):
-                weight[i, n] = dy[n, first + i]
-                total += weight[i, n]
-            if db.size:
-                db[first + i] = total
-        combine_rows(dw, first, src_x, F, offset_x, weight)
-    if dx.size:
-        for block in prange((N + SUMS - 1) // SUMS):  # dx[n] = sum_o dy[n, o] * w[o]
-            first = block * SUMS
-            weight = np.zeros((SUMS, offset_w.size), x.dtype)
-            for i in range(min(SUMS, N - first)):
-                for o in range(O):
-                    weight[i, o] = dy[first + i, o]
-            combine_rows(dx, first, src_w, F, offset_w, weight)
+    blocks, images = (O + SUMS - 1) // SUMS, (N + SUMS - 1) // SUMS if dx.size else 0
+    for block in prange(blocks + images):
+        if block < blocks:
+            weight_block(dw, db, dy, src_x, offset_x, block * SUMS)
+        else:
+            input_block(dx, dy, src_w, offset_w, (block - blocks) * SUMS)

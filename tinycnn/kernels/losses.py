@@ -5,11 +5,9 @@
 
 import math
 
-import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import kernel
-from tinycnn.kernels.activations import largest
 
 
 @kernel
@@ -17,7 +15,7 @@ def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_sm
     """Softmax cross entropy of logits, as torch defines it, and the class with the largest logit.
 
     loss: (N,)   predicted, target: (N,) int64   dx, x: (N, K)   weight: (K,)
-    loss[n] = -sum_k a[k] log softmax(x[n])[k] with a[k] = weight[k] * ((1 - s) [k = target] + s/K), s = label_smoothing;
+    loss[n] = -sum_k a[k] log softmax(x[n])[k], a[k] = weight[k] * ((1 - s) [k = target] + s/K), s = label_smoothing;
     images whose target is ignore_index count nothing; the mean divides by the sum of weight[target].
     The largest logit is subtracted first, so logits of any size are safe.
     """

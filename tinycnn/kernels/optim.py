@@ -14,7 +14,7 @@ from tinycnn.kernels._jit import kernel
 
 @kernel
 def sgd(theta, grad, velocity, rates, step, momentum, dampening, weight_decay, nesterov):
-    """torch's SGD: g = grad + weight_decay*theta, v = momentum*v + (1 - dampening)*g (v = g at first), theta -= lr*v."""
+    """torch's: g = grad + weight_decay*theta, v = momentum*v + (1 - dampening)*g (at first v = g), theta -= lr*v."""
     t = step[0]
     lr = theta.dtype.type(rates[min(t, rates.size - 1)])
     mu, decay = theta.dtype.type(momentum), theta.dtype.type(weight_decay)

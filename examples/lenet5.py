@@ -1,0 +1,33 @@
+"""LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, in today's form) learns MNIST.
+
+    python examples/lenet5.py
+    python examples/lenet5.py --activation relu --pool max
+
+@EXPECTED@
+"""
+
+import argparse
+import sys
+
+from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential, Sigmoid, Tanh, experiment
+
+
+def lenet5(activation, pool, rng, device):
+    Activation = {"tanh": Tanh, "sigmoid": Sigmoid, "relu": ReLU}[activation]
+    Pool = {"avg": AvgPool2d, "max": MaxPool2d}[pool]
+    return Sequential(  #                                         images: 1 x 28 x 28
+        Conv2d(1, 6, kernel_size=5, padding=2), Activation(),  #  C1: 6 x 28 x 28
+        Pool(2),  #                                               S2: 6 x 14 x 14
+        Conv2d(6, 16, kernel_size=5), Activation(),  #            C3: 16 x 10 x 10
+        Pool(2),  #                                               S4: 16 x 5 x 5
+        Flatten(),
+        Linear(400, 120), Activation(),  #                        C5
+        Linear(120, 84), Activation(),  #                         F6
+        Linear(84, 10),  #                                        one logit a digit
+        input_shape=(1, 28, 28), rng=rng, device=device,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    sys.exit(experiment.run(experiment.add_options(parser).parse_args(), lenet5))

@@ -1,0 +1,318 @@
+"""What the engine must compute, in plain NumPy and float64: slow, short and obviously right.
+
+Shapes and argument names are those of the kernels.  Nothing here imports tinycnn.
+"""
+
+import math
+
+import numpy as np
+
+
+def out_size(size, kernel, stride, padding, dilation=1, ceil_mode=False):
+    """Output length along one axis: count the windows that fit (or, with ceil_mode, that begin before the right
+    padding and are needed to cover what is left)."""
+    reach = dilation * (kernel - 1) + 1
+    starts = list(range(0, size + 2 * padding - reach + 1, stride))
+    if ceil_mode and starts[-1] + reach < size + 2 * padding and starts[-1] + stride < size + padding:
+        starts.append(starts[-1] + stride)
+    return len(starts)
+
+
+def windows(x, kernel, out, stride, padding, dilation, fill):
+    """x: (N, C, H, W) -> (N, C, OH, OW, KH, KW); `fill` stands wherever a window leaves the image."""
+    N, C, H, W = x.shape
+    (OH, OW), (KH, KW) = out, kernel
+    result = np.full((N, C, OH, OW, KH, KW), fill, x.dtype)
+    for i in range(OH):
+        for u in range(KH):
+            h = i * stride[0] + u * dilation[0] - padding[0]
+            for j in range(OW):
+                for v in range(KW):
+                    w = j * stride[1] + v * dilation[1] - padding[1]
+                    if 0 <= h < H and 0 <= w < W:
+                        result[:, :, i, j, u, v] = x[:, :, h, w]
+    return result
+
+
+def windows_transposed(columns, shape, stride, padding, dilation):
+    """The transpose of `windows` (with fill 0): every entry is added to the pixel it was copied from."""
+    x = np.zeros(shape, columns.dtype)
+    H, W = shape[2:]
+    OH, OW, KH, KW = columns.shape[2:]
+    for i in range(OH):
+        for u in range(KH):
+            h = i * stride[0] + u * dilation[0] - padding[0]
+            for j in range(OW):
+                for v in range(KW):
+                    w = j * stride[1] + v * dilation[1] - padding[1]
+                    if 0 <= h < H and 0 <= w < W:
+                        x[:, :, h, w] += columns[:, :, i, j, u, v]
+    return x
+
+
+# --- convolution ------------------------------------------------------------------------------------------------------
+
+
+def conv_out(x, w, stride, padding, dilation):
+    return tuple(out_size(*s) for s in zip(x.shape[2:], w.shape[2:], stride, padding, dilation, strict=True))
+
+
+def conv2d(x, w, b, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """x: (N, C, H, W)   w: (O, C/groups, KH, KW)   b: (O,) or (0,)"""
+    x, w, b = (np.asarray(a, np.float64) for a in (x, w, b))
+    parts = []
+    for xg, wg in zip(np.split(x, groups, 1), np.split(w, groups), strict=True):
+        win = windows(xg, w.shape[2:], conv_out(x, w, stride, padding, dilation), stride, padding, dilation, 0)
+        parts.append(np.einsum("ncijuv,ocuv->noij", win, wg))
+    y = np.concatenate(parts, 1)
+    return y + b.reshape(-1, 1, 1) if b.size else y
+
+
+def conv2d_backward(dy, x, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """(dx, dw, db)"""
+    dy, x, w = (np.asarray(a, np.float64) for a in (dy, x, w))
+    dx, dw = [], []
+    split = np.split(dy, groups, 1), np.split(x, groups, 1), np.split(w, groups)
+    for dyg, xg, wg in zip(*split, strict=True):
+        win = windows(xg, w.shape[2:], dy.shape[2:], stride, padding, dilation, 0)
+        dw.append(np.einsum("noij,ncijuv->ocuv", dyg, win))
+        columns = np.einsum("noij,ocuv->ncijuv", dyg, wg)
+        dx.append(windows_transposed(columns, xg.shape, stride, padding, dilation))
+    return np.concatenate(dx, 1), np.concatenate(dw), dy.sum((0, 2, 3))
+
+
+def im2col(x, kernel, out, stride, padding, dilation):
+    """(N, C, H, W) -> (N, C*KH*KW, OH*OW)"""
+    win = windows(x, kernel, out, stride, padding, dilation, 0).transpose(0, 1, 4, 5, 2, 3)
+    return win.reshape(len(x), -1, out[0] * out[1])
+
+
+def col2im(columns, shape, kernel, out, stride, padding, dilation):
+    """(N, C*KH*KW, OH*OW) -> (N, C, H, W)"""
+    split = columns.reshape(len(columns), -1, *kernel, *out).transpose(0, 1, 4, 5, 2, 3)
+    return windows_transposed(split, shape, stride, padding, dilation)
+
+
+# --- pooling ----------------------------------------------------------------------------------------------------------
+
+
+def pool_out(x, kernel, stride, padding, dilation=(1, 1), ceil_mode=False):
+    return tuple(out_size(*s, ceil_mode) for s in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True))
+
+
+def _share(x, kernel, out, stride, padding, count_include_pad, divisor):
+    """What each window's sum is divided by: (OH, OW)."""
+    if divisor:
+        return np.full(out, divisor, np.float64)
+    H, W = x.shape[2:]
+    if count_include_pad:  # the padded image is all ones; what a window has even beyond it does not count
+        ones = np.ones((1, 1, H + 2 * padding[0], W + 2 * padding[1]))
+        return windows(ones, kernel, out, stride, (0, 0), (1, 1), 0).sum((0, 1, 4, 5))
+    return windows(np.ones((1, 1, H, W)), kernel, out, stride, padding, (1, 1), 0).sum((0, 1, 4, 5))
+
+
+def avg_pool2d(x, kernel, stride, padding=(0, 0), ceil_mode=False, count_include_pad=True, divisor=0):
+    x = np.asarray(x, np.float64)
+    out = pool_out(x, kernel, stride, padding, (1, 1), ceil_mode)
+    total = windows(x, kernel, out, stride, padding, (1, 1), 0).sum((4, 5))
+    return total / _share(x, kernel, out, stride, padding, count_include_pad, divisor)
+
+
+def avg_pool2d_backward(dy, x, kernel, stride, padding=(0, 0), count_include_pad=True, divisor=0):
+    dy = np.asarray(dy, np.float64)
+    part = dy / _share(x, kernel, dy.shape[2:], stride, padding, count_include_pad, divisor)
+    columns = np.broadcast_to(part[..., None, None], (*dy.shape, *kernel))
+    return windows_transposed(columns, x.shape, stride, padding, (1, 1))
+
+
+def max_pool2d(x, kernel, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=False):
+    """(y, indices): the first of equal entries; NaN where there is one, and then the last NaN's index; -inf and index
+    -1 for a window without a pixel."""
+    N, C, H, W = x.shape
+    OH, OW = out = pool_out(x, kernel, stride, padding, dilation, ceil_mode)
+    y, indices = np.empty((N, C, *out), x.dtype), np.empty((N, C, *out), np.int64)
+    for n, c, i, j in np.ndindex(N, C, OH, OW):
+        best, at = -math.inf, -1
+        for u in range(kernel[0]):
+            for v in range(kernel[1]):
+                h = i * stride[0] + u * dilation[0] - padding[0]
+                w = j * stride[1] + v * dilation[1] - padding[1]
+                if 0 <= h < H and 0 <= w < W:
+                    value = x[n, c, h, w]
+                    if at < 0 or value > best or math.isnan(value):
+                        best, at = value, h * W + w
+        y[n, c, i, j], indices[n, c, i, j] = best, at
+    return y, indices
+
+
+def max_pool2d_backward(dy, indices, shape):
+    dx = np.zeros((*shape[:2], shape[2] * shape[3]))
+    for n, c, i, j in np.argwhere(indices >= 0):
+        dx[n, c, indices[n, c, i, j]] += dy[n, c, i, j]
+    return dx.reshape(shape)
+
+
+# --- linear -----------------------------------------------------------------------------------------------------------
+
+
+def linear(x, w, b):
+    x, w, b = (np.asarray(a, np.float64) for a in (x, w, b))
+    y = np.einsum("nf,of->no", x, w)
+    return y + b if b.size else y
+
+
+def linear_backward(dy, x, w):
+    dy, x, w = (np.asarray(a, np.float64) for a in (dy, x, w))
+    return np.einsum("no,of->nf", dy, w), np.einsum("no,nf->of", dy, x), dy.sum(0)
+
+
+# --- activations: value, and derivative as a function of the input ----------------------------------------------------
+
+
+def tanh(x):
+    return np.tanh(x)
+
+
+def tanh_slope(x):
+    return 1 - np.tanh(x) ** 2
+
+
+def scaled_tanh(x, A, S):
+    return A * np.tanh(S * x)
+
+
+def scaled_tanh_slope(x, A, S):
+    return A * S * (1 - np.tanh(S * x) ** 2)
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)) without overflow."""
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e, 1) / (1 + e)
+
+
+def sigmoid_slope(x):
+    return sigmoid(x) * sigmoid(-x)
+
+
+def relu(x):
+    return np.where(x <= 0, 0, x)
+
+
+def relu_slope(x):
+    return np.where(x > 0, 1.0, 0.0)
+
+
+def leaky_relu(x, negative_slope):
+    return np.where(x > 0, x, negative_slope * x)
+
+
+def leaky_relu_slope(x, negative_slope):
+    return np.where(x > 0, 1.0, negative_slope)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def softmax_backward(dy, x):
+    """Through the Jacobian, written out: dy_k/dx_i = y_k ([i = k] - y_i)."""
+    y = softmax(x)
+    jacobian = np.einsum("rk,ki->rki", y, np.eye(x.shape[1])) - np.einsum("rk,ri->rki", y, y)
+    return np.einsum("rk,rki->ri", dy, jacobian)
+
+
+def log_softmax(x):
+    shifted = x - x.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def log_softmax_backward(dy, x):
+    """d log y_k / dx_i = [i = k] - y_i"""
+    jacobian = np.eye(x.shape[1])[None] - softmax(x)[:, None, :]
+    return np.einsum("rk,rki->ri", dy, jacobian)
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(x, target, weight=None, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    """(loss of each image, gradient): with "mean" both are divided by the sum of the targets' weights."""
+    x = np.asarray(x, np.float64)
+    N, K = x.shape
+    weight = np.ones(K) if weight is None else np.asarray(weight, np.float64)
+    logs, shares = log_softmax(x), softmax(x)
+    loss, dx, total = np.zeros(N), np.zeros((N, K)), 0.0
+    for n in range(N):
+        if target[n] == ignore_index:
+            continue
+        total += weight[target[n]]
+        asked = np.full(K, label_smoothing / K)
+        asked[target[n]] += 1 - label_smoothing
+        asked = asked * weight
+        loss[n] = -sum(asked[k] * logs[n, k] for k in range(K) if asked[k])
+        dx[n] = shares[n] * asked.sum() - asked
+    divisor = total if reduction == "mean" else 1.0
+    return loss / divisor, dx / divisor
+
+
+def mse_loss(x, target, reduction="mean"):
+    """(loss of each row, gradient)"""
+    x, target = np.asarray(x, np.float64), np.asarray(target, np.float64)
+    divisor = x.size if reduction == "mean" else 1
+    return ((x - target) ** 2).sum(1) / divisor, 2 * (x - target) / divisor
+
+
+# --- optimizers: theta after every step -------------------------------------------------------------------------------
+
+
+def sgd(theta, grads, rates, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
+    theta, velocity, path = np.array(theta, np.float64), None, []
+    for t, grad in enumerate(grads):
+        g = grad + weight_decay * theta
+        if momentum:
+            velocity = g if velocity is None else momentum * velocity + (1 - dampening) * g
+            g = g + momentum * velocity if nesterov else velocity
+        theta = theta - rates[min(t, len(rates) - 1)] * g
+        path.append(theta)
+    return np.array(path)
+
+
+def adam(theta, grads, rates, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled=False):
+    theta, path = np.array(theta, np.float64), []
+    m = v = np.zeros_like(theta)
+    for t, grad in enumerate(grads, 1):
+        lr = rates[min(t - 1, len(rates) - 1)]
+        g = grad if decoupled else grad + weight_decay * theta
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        if decoupled:
+            theta = theta - lr * weight_decay * theta
+        theta = theta - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
+        path.append(theta)
+    return np.array(path)
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
+def close(got, want, magnitude=1.0, terms=1):
+    """Assert that `got` is `want` up to the rounding of a sum of `terms` products whose absolute values add up to
+    `magnitude`: sqrt(terms) + 4 units of the last place in float32, 1e-12 in float64."""
+    assert got.shape == np.shape(want), f"shape {got.shape}, expected {np.shape(want)}"
+    rtol = 1e-12 if got.dtype == np.float64 else (4 + math.sqrt(terms)) * 2.0**-24
+    error = np.abs(got - want)
+    allowed = rtol * np.maximum(np.abs(want), magnitude) + np.finfo(got.dtype).tiny
+    bad = ~(error <= allowed)
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise AssertionError(
+            f"{bad.sum()} of {bad.size} entries differ; the first at {at}: {got[at]!r}, expected {want[at]!r}, "
+            f"error {error[at]:.3g}, allowed {np.broadcast_to(allowed, got.shape)[at]:.3g}"
+        )
+
+
+def blank(shape, dtype):
+    """An output to be filled: NaN everywhere, so that an entry nobody wrote is seen."""
+    return np.full(shape, -7 if np.dtype(dtype).kind in "iu" else np.nan, dtype)

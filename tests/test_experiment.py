@@ -1,0 +1,167 @@
+"""The example and the command line, run as a person runs them."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinycnn
+from tinycnn import checkpoint, models
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "lenet5.py"
+FILES = {
+    "config.json", "history.csv", "model.npz", "report.json", "curves.png", "confusion.png", "mistakes.png",
+    "filters.png", "feature_maps.png",
+}  # fmt: skip
+
+
+SYNTHETIC = ("--data", "synthetic")  # needs neither files nor a network
+
+
+def run(*args, script=EXAMPLE, env=None, timeout=300):
+    command = [sys.executable, *([str(script)] if script else ["-m", "tinycnn"]), *map(str, args)]
+    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, "PYTHONPATH": path, **(env or {})}
+    )
+
+
+def test_the_example_trains_and_writes_a_whole_run_folder(tmp_path):
+    done = run(*SYNTHETIC, "--epochs", 2, "--seed", 4, "--out", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "61,706" in done.stdout
+    assert "test accuracy" in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert {file.name for file in folder.iterdir()} == FILES
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["seed"] == 4
+    assert config["parameters"] == 61_706
+    assert config["data"]["name"] == "synthetic"
+    assert len(config["data"]["sha256"]) == 64
+    assert {"numba", "numpy", "processor", "threads", "git_revision"} <= set(config["environment"])
+    with (folder / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["total"] == 10_000
+    assert set(report["macro"]) == {"precision", "recall", "f1"}
+    # The saved weights are those that were tested.
+    model = models.lenet5(rng=1)
+    model.load_state_dict(checkpoint.load(folder / "model.npz")[0])
+    for name in FILES:
+        if name.endswith(".png"):
+            assert (folder / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    weights = []
+    for out in ("a", "b"):
+        args = (*SYNTHETIC, "--epochs", 1, "--activation", "relu", "--pool", "max")
+        done = run("train", *args, "--out", tmp_path / out, script=None)
+        assert done.returncode == 0, done.stderr
+        (folder,) = (tmp_path / out).iterdir()
+        weights.append((folder / "model.npz").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_ctrl_c_leaves_a_complete_folder_and_exit_code_130(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(EXAMPLE), *SYNTHETIC]
+    with subprocess.Popen(
+        [*command, "--epochs", "100000", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 240
+            while not list(tmp_path.glob("*/history.csv")):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    assert "interrupted" in out
+    assert "Traceback" not in err
+    (folder,) = tmp_path.iterdir()
+    assert {file.name for file in folder.iterdir()} == FILES
+    rows = (folder / "history.csv").read_text().strip().splitlines()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["interrupted"] is True
+    assert report["epochs"] == len(rows) - 1 == checkpoint.load(folder / "model.npz")[1]["epoch"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--epochs", "0"], "--epochs: must be at least 1"),
+        (["--epochs", "x"], "--epochs: must be a whole number"),
+        (["--lr", "-1"], "--lr: must be a positive number"),
+        (["--lr", "nan"], "--lr: must be a positive number"),
+        (["--optimizer", "rmsprop"], "invalid choice"),
+        (["--pool", "min"], "invalid choice"),
+        (["--seed", "-1"], "--seed: must not be negative"),
+    ],
+)
+def test_bad_options_are_refused_at_once(args, words):
+    done = run(*args)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_mistakes_are_one_line_and_nothing_is_trained(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    for args, words in [
+        ((*SYNTHETIC, "--out", file), f"cannot write the output folder {file}"),
+        ((*SYNTHETIC, "--device", "cuda", "--out", tmp_path / "r"), "device must be 'cpu', got 'cuda'"),
+        ((*SYNTHETIC, "--threads", 4096, "--out", tmp_path / "r"), "threads must be at most"),
+    ]:
+        done = run(*args)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "r").exists()
+
+
+def test_insisting_on_mnist_without_a_way_to_get_it_names_the_mirrors(tmp_path):
+    proxy = dict.fromkeys(("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    done = run("--data", "mnist", env={"TINYCNN_DATA": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), **proxy})
+    assert done.returncode == 1
+    assert done.stderr.count("https://") >= 2
+    assert "TINYCNN_DATA" in done.stderr
+
+
+def test_the_command_line_says_what_it_can():
+    for command in ([], ["train"], ["data"]):
+        done = run(*command, "--help", script=None)
+        assert done.returncode == 0
+        assert "usage: tinycnn" in done.stdout
+    assert run("--version", script=None).stdout.strip() == f"tinycnn {tinycnn.__version__}"
+    assert "threads" in run("info", script=None).stdout
+
+
+def test_numba_and_matplotlib_load_when_first_used():
+    code = (
+        "import sys, tinycnn; from tinycnn import Sequential, Conv2d, Adam, fit, data, experiment, models;"
+        "print([m for m in ('numba', 'matplotlib', 'tqdm', 'urllib.request') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_public_name_exists():
+    for name in tinycnn.__all__:
+        assert getattr(tinycnn, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = tinycnn.nothing

@@ -1,0 +1,317 @@
+"""The gradient of every layer and every loss against central differences, in float64, over random shapes.
+
+A new layer or loss needs a row in LAYERS or LOSSES: the first tests here fail without one.
+"""
+
+import inspect
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tinycnn import CrossEntropyLoss, MSELoss, Sequential, gradcheck, gradcheck_model, layers, losses, models
+
+RTOL = 1e-7
+seeds = st.integers(0, 2**32 - 1)
+
+
+def smooth(rng, shape):
+    return rng.standard_normal(shape)
+
+
+def spaced(rng, shape):
+    """A shuffled grid through zero: no two numbers closer than 0.01, none closer than 0.005 to zero."""
+    size = int(np.prod(shape))
+    return 0.01 * (rng.permutation(size) - size // 2 + 0.5).reshape(shape)
+
+
+# --- one row a layer: a strategy of (layer, shape of one input, how inputs are drawn) ---------------------------------
+
+image_shapes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6))
+vector_shapes = st.tuples(st.integers(1, 12))
+any_shapes = image_shapes | vector_shapes
+
+
+def plain(layer, shapes=any_shapes, draw_input=smooth):
+    return st.tuples(st.builds(layer), shapes, st.just(draw_input))
+
+
+@st.composite
+def axes(draw, dilated=True, pooling=False):
+    """kernel_size, stride, padding, dilation, and a size that fits, for height and width"""
+    found = []
+    for _ in "hw":
+        kernel, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+        dilation = draw(st.integers(1, 3)) if dilated else 1
+        padding = draw(st.integers(0, kernel // 2 if pooling else kernel))
+        least = max(1, dilation * (kernel - 1) + 1 - 2 * padding)
+        found.append((kernel, stride, padding, dilation, least + draw(st.integers(0, 5))))
+    kernel, stride, padding, dilation, size = zip(*found, strict=True)
+    x = np.ones((1, 1, *size))
+    out = reference.pool_out(x, kernel, stride, padding, dilation)
+    met = reference.windows(x, kernel, out, stride, padding, dilation, 0)
+    assume(met.any((4, 5)).all() if pooling else met.any())  # windows of padding alone have no gradient
+    return kernel, stride, padding, dilation, size
+
+
+@st.composite
+def conv2d(draw):
+    kernel, stride, padding, dilation, size = draw(axes())
+    groups = draw(st.integers(1, 3))
+    channels, outputs = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 4))
+    layer = layers.Conv2d(channels, outputs, kernel, stride, padding, dilation, groups, draw(st.booleans()))
+    return layer, (channels, *size), smooth
+
+
+@st.composite
+def linear(draw):
+    features, outputs = draw(st.integers(1, 30)), draw(st.integers(1, 13))
+    return layers.Linear(features, outputs, draw(st.booleans())), (features,), smooth
+
+
+@st.composite
+def avg_pool2d(draw):
+    kernel, stride, padding, _, size = draw(axes(dilated=False, pooling=True))
+    divisor = draw(st.none() | st.integers(1, 9))
+    layer = layers.AvgPool2d(kernel, stride, padding, draw(st.booleans()), draw(st.booleans()), divisor)
+    return layer, (draw(st.integers(1, 3)), *size), smooth
+
+
+@st.composite
+def max_pool2d(draw):
+    kernel, stride, padding, dilation, size = draw(axes(pooling=True))
+    x, ceil_mode = np.ones((1, 1, *size)), draw(st.booleans())
+    out = reference.pool_out(x, kernel, stride, padding, dilation, ceil_mode)
+    assume(reference.windows(x, kernel, out, stride, padding, dilation, 0).any((4, 5)).all())
+    layer = layers.MaxPool2d(kernel, stride, padding, dilation, ceil_mode)
+    return layer, (draw(st.integers(1, 3)), *size), spaced
+
+
+# Each strategy ends in the cases of nearly every net, which have loops of their own.
+halves = st.tuples(st.integers(1, 3), st.integers(2, 7), st.integers(2, 7))
+constants = st.sampled_from([(1.7159, 2 / 3), (1.0, 1.0), (-0.5, 2.0)])
+slopes = st.sampled_from([0.01, 0.0, 0.3, -0.2, 1.5])
+
+LAYERS = {
+    "AvgPool2d": avg_pool2d() | st.tuples(st.builds(layers.AvgPool2d, st.just(2)), halves, st.just(smooth)),
+    "Conv2d": conv2d(),
+    "Flatten": plain(layers.Flatten),
+    "LeakyReLU": st.tuples(st.builds(layers.LeakyReLU, slopes), any_shapes, st.just(spaced)),
+    "Linear": linear(),
+    "LogSoftmax": plain(layers.LogSoftmax, st.tuples(st.integers(2, 12))),
+    "MaxPool2d": max_pool2d() | st.tuples(st.builds(layers.MaxPool2d, st.just(2)), halves, st.just(spaced)),
+    "ReLU": plain(layers.ReLU, any_shapes, spaced),
+    "ScaledTanh": st.tuples(constants.map(lambda c: layers.ScaledTanh(*c)), any_shapes, st.just(smooth)),
+    "Sigmoid": plain(layers.Sigmoid),
+    "Softmax": plain(layers.Softmax, st.tuples(st.integers(2, 12))),
+    "Tanh": plain(layers.Tanh),
+}
+
+
+def public_subclasses(module, base, besides=()):
+    return sorted(
+        name
+        for name, thing in vars(module).items()
+        if inspect.isclass(thing) and issubclass(thing, base) and thing is not base
+        if not name.startswith("_") and thing not in besides
+    )
+
+
+def test_every_layer_has_a_row():
+    assert public_subclasses(layers, layers.Layer, [layers.Parametric]) == sorted(LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@given(data=st.data())
+def test_layer(name, data):
+    layer, shape, draw_input = data.draw(LAYERS[name])
+    images, seed = data.draw(st.sampled_from([1, 2, 3, 9]), label="N"), data.draw(seeds, label="seed")
+    assert type(layer).__name__ == name
+    model = Sequential(layer, input_shape=shape, rng=seed, dtype=np.float64)
+    x = draw_input(np.random.default_rng(seed), (images, *shape))
+    assert gradcheck_model(model, x, rtol=RTOL, rng=seed) <= RTOL
+
+
+@pytest.mark.parametrize("name", ["Conv2d", "Linear"])
+@given(data=st.data())
+def test_layer_without_input_gradient(name, data):
+    """Training does not ask for the gradient of the images: that of the parameters is the same without."""
+    layer, shape, draw_input = data.draw(LAYERS[name])
+    model = Sequential(layer, input_shape=shape, rng=1, dtype=np.float64)
+    y = model.forward(draw_input(np.random.default_rng(2), (3, *shape)))
+    model.backward(np.cos(y))
+    want = model.grad.copy()
+    model.grad[...] = np.nan
+    model.run_backward(3)
+    np.testing.assert_array_equal(model.grad, want)
+
+
+# --- losses: builder of (loss, target) for x of shape (N, K) ----------------------------------------------------------
+
+
+def cross_entropy(draw, N, K, rng):
+    weight = rng.uniform(0.1, 2, K) if draw(st.booleans()) else None
+    target = rng.integers(0, K, N)
+    target[1:][rng.random(N - 1) < 0.3] = -100
+    smoothing = draw(st.sampled_from([0.0, 0.1, 0.9]))
+    return CrossEntropyLoss(weight, -100, draw(st.sampled_from(["mean", "sum", "none"])), smoothing), target
+
+
+def mse(draw, N, K, rng):
+    return MSELoss(draw(st.sampled_from(["mean", "sum", "none"]))), rng.standard_normal((N, K))
+
+
+LOSSES = {"CrossEntropyLoss": cross_entropy, "MSELoss": mse}
+
+
+def test_every_loss_has_a_row():
+    assert public_subclasses(losses, losses.Loss) == sorted(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@given(data=st.data(), N=st.integers(1, 9), K=st.integers(2, 12), seed=seeds)
+def test_loss(name, data, N, K, seed):
+    rng = np.random.default_rng(seed)
+    loss, target = LOSSES[name](data.draw, N, K, rng)
+    assert type(loss).__name__ == name
+
+    def backward(dy, x):
+        gradient = loss(x, target)[1]
+        return gradient * np.reshape(dy, np.shape(dy) + (1,) * (gradient.ndim - np.ndim(dy)))
+
+    x = rng.standard_normal((N, K))
+    assert gradcheck(lambda x: loss(x, target)[0], backward, [x], rtol=RTOL, rng=seed) <= RTOL
+
+
+# --- whole nets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [1, 10])
+@pytest.mark.parametrize(("activation", "pool"), [("tanh", "avg"), ("relu", "max"), ("sigmoid", "avg")])
+def test_lenet5(activation, pool, images):
+    model = models.lenet5(activation, pool, rng=1, dtype=np.float64)
+    x = np.random.default_rng(2).standard_normal((images, 1, 28, 28))
+    # The kinks inside cannot be kept away from: small steps make it unlikely that one is crossed.
+    options = {"eps": 1e-7, "rtol": 1e-6} if activation == "relu" else {"rtol": RTOL}
+    gradcheck_model(model, x, rng=3, **options)
+
+
+def test_lenet5_with_its_loss():
+    model, loss = models.lenet5(rng=1, dtype=np.float64), CrossEntropyLoss(label_smoothing=0.1)
+    rng = np.random.default_rng(4)
+    x, target, theta = rng.standard_normal((9, 1, 28, 28)), rng.integers(0, 10, 9), model.theta.copy()
+
+    def forward(theta):
+        model.theta[...] = theta
+        return loss(model.forward(x), target)[0]
+
+    def backward(dy, theta):
+        forward(theta)
+        model.backward(dy * loss(model.forward(x), target)[1])
+        return model.grad.copy()
+
+    gradcheck(forward, backward, [theta], rtol=RTOL, rng=5)
+
+
+def test_the_model_is_left_as_it_was():
+    model = models.lenet5(rng=1, dtype=np.float64)
+    before = model.theta.copy()
+    gradcheck_model(model, np.ones((1, 1, 28, 28)), rng=1)
+    np.testing.assert_array_equal(model.theta, before)
+
+
+# --- the check itself -------------------------------------------------------------------------------------------------
+
+W = np.random.default_rng(6).standard_normal((30, 20))
+
+
+def affine(x, b):
+    return np.tanh(x @ W.T + b)
+
+
+def affine_backward(dy, x, b):
+    d = dy * (1 - affine(x, b) ** 2)
+    return d @ W, d.sum(0)
+
+
+INPUTS = [np.random.default_rng(7).standard_normal((5, 20)), np.zeros(30)]
+
+
+def planted(fault):
+    def backward(dy, *inputs):
+        return fault(*affine_backward(dy, *inputs))
+
+    return backward
+
+
+def test_what_is_right_passes():
+    assert gradcheck(affine, affine_backward, INPUTS, rtol=RTOL, rng=8) <= RTOL
+    gradcheck(affine, planted(lambda dx, db: (dx, None)), INPUTS, rng=8)  # None: not differentiated
+    gradcheck(np.sin, lambda dy, x: dy * np.cos(x), [INPUTS[0]], rng=8)  # a single gradient need not be a tuple
+
+
+FINE = 1e-8  # far below what is planted, well above the noise
+
+
+def test_an_error_of_1e_5_in_one_bias_gradient_fails():
+    def fault(dx, db):
+        db[11] *= 1 + 1e-5
+        return dx, db
+
+    for seed in range(20):
+        gradcheck(affine, affine_backward, INPUTS, rtol=FINE, rng=seed)
+        with pytest.raises(AssertionError, match="disagree"):
+            gradcheck(affine, planted(fault), INPUTS, rtol=FINE, rng=seed)
+
+
+def test_an_error_of_1e_5_in_one_bias_gradient_of_a_model_fails(monkeypatch):
+    model = Sequential(
+        layers.Conv2d(1, 4, 3), layers.Tanh(), layers.Flatten(), layers.Linear(64, 10), input_shape=(1, 6, 6), rng=1,
+        dtype=np.float64,
+    )  # fmt: skip
+    x = np.random.default_rng(2).standard_normal((4, 1, 6, 6))
+    gradcheck_model(model, x, rtol=FINE, rng=3)
+    right = model[3].backward
+
+    def wrong(*arguments):
+        right(*arguments)
+        model[3].bias_grad[4] *= 1 + 1e-5
+
+    monkeypatch.setattr(model[3], "backward", wrong)
+    with pytest.raises(AssertionError, match="disagree"):
+        gradcheck_model(model, x, rtol=FINE, rng=3)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda dx, db: (-dx, db), "disagree"),
+        (lambda dx, db: (dx * (1 + 1e-5), db), "disagree"),
+        (lambda dx, db: (dx, db * 0.999), "disagree"),
+        (lambda dx, db: (dx[:, ::-1], db), "disagree"),
+        (lambda dx, db: (dx, np.zeros_like(db)), "gradient 1 is all zero"),
+        (lambda dx, db: (np.zeros_like(dx), np.zeros_like(db)), "gradient 0 is all zero"),
+        (lambda dx, db: (dx * np.nan, db), "gradient 0 is not finite"),
+        (lambda dx, db: (dx, np.where(np.arange(30) == 3, np.inf, db)), "gradient 1 is not finite"),
+        (lambda dx, db: (dx.T, db), r"gradient 0 must have shape \(5, 20\)"),
+        (lambda dx, db: (dx, db[None]), "gradient 1 must have shape"),
+        (lambda dx, db: (dx,), "one gradient an input, 2, got 1"),
+    ],
+)
+def test_what_is_wrong_fails(fault, words):
+    with pytest.raises(AssertionError, match=words):
+        gradcheck(affine, planted(fault), INPUTS, rng=9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.float16])
+def test_float64_only(dtype):
+    with pytest.raises(ValueError, match="inputs must be float64"):
+        gradcheck(affine, affine_backward, [INPUTS[0].astype(dtype), INPUTS[1]])
+
+
+def test_a_float32_model_is_refused():
+    model = Sequential(layers.Linear(3, 2), rng=1)
+    with pytest.raises(ValueError, match="inputs must be float64"):
+        gradcheck_model(model, np.ones((2, 3)))

@@ -1,0 +1,267 @@
+"""conv2d, im2col and col2im against loops, over random shapes."""
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import blank, close
+
+from tinycnn import kernels
+from tinycnn.kernels import conv
+
+DTYPES = [np.float32, np.float64]
+both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+WAYS = {  # the public names choose by stride; any stride may take the columns, only stride one the shifted rows
+    "public": (conv.conv2d_forward, conv.conv2d_backward),
+    "shifted": (conv.conv2d_forward_shifted, conv.conv2d_backward_shifted),
+    "columns": (conv.conv2d_forward_columns, conv.conv2d_backward_columns),
+}
+
+
+@st.composite
+def problems(draw, stride=None):
+    """(shape of x, shape of w, bias?, (stride, padding, dilation, groups), seed)"""
+    images = draw(st.sampled_from([1, 2, 3, 7, 8, 9, 17]), label="N")  # tiles hold 8
+    groups = draw(st.integers(1, 3), label="groups")
+    per = draw(st.integers(1, 3) if groups > 1 else st.integers(1, 7), label="C/groups")
+    outputs = draw(st.integers(1, 4) if groups > 1 else st.integers(1, 8), label="O/groups")
+    size, kernel, strides, padding, dilation = [], [], [], [], []
+    for axis in "hw":
+        K, d = (
+            draw(st.integers(1, 5), label=f"kernel {axis}"),
+            draw(st.integers(1, 3), label=f"dilation {axis}"),
+        )
+        p = draw(st.integers(0, K + 1), label=f"padding {axis}")
+        least = max(1, d * (K - 1) + 1 - 2 * p)  # the kernel is as large as the padded image
+        size.append(least + draw(st.integers(0, 9), label=f"room {axis}"))
+        kernel.append(K)
+        padding.append(p)
+        dilation.append(d)
+        strides.append(draw(st.integers(1, 3), label=f"stride {axis}") if stride is None else stride)
+    bias = draw(st.booleans(), label="bias")
+    seed = draw(st.integers(0, 2**32 - 1), label="seed")
+    options = tuple(strides), tuple(padding), tuple(dilation), groups
+    return (images, groups * per, *size), (groups * outputs, per, *kernel), bias, options, seed
+
+
+def arrays(problem, dtype):
+    """x, w, b, dy and the options"""
+    x_shape, w_shape, bias, options, seed = problem
+    rng = np.random.default_rng(seed)
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in (x_shape, w_shape))
+    b = rng.standard_normal(w_shape[0] if bias else 0).astype(dtype)
+    out = reference.conv_out(x, w, *options[:3])
+    dy = rng.standard_normal((x_shape[0], w_shape[0], *out)).astype(dtype)
+    return x, w, b, dy, options
+
+
+def forward(way, x, w, b, dy, options):
+    y = blank(dy.shape, x.dtype)
+    WAYS[way][0](y, x, w, b, *options)
+    return y
+
+
+def backward(way, x, w, b, dy, options):
+    dx, dw, db = (blank(a.shape, x.dtype) for a in (x, w, b))
+    WAYS[way][1](dx, dw, db, dy, x, w, *options)
+    return dx, dw, db
+
+
+def check_forward(way, x, w, b, dy, options):
+    want = reference.conv2d(x, w, b, *options)
+    magnitude = reference.conv2d(abs(x), abs(w), abs(b), *options)
+    close(forward(way, x, w, b, dy, options), want, magnitude, w[0].size + 1)
+
+
+def check_backward(way, x, w, b, dy, options):
+    want = reference.conv2d_backward(dy, x, w, *options)
+    magnitude = reference.conv2d_backward(abs(dy), abs(x), abs(w), *options)
+    positions = dy[:, 0].size
+    got = backward(way, x, w, b, dy, options)
+    close(got[0], want[0], magnitude[0], w[:, 0].size)
+    close(got[1], want[1], magnitude[1], positions)
+    if b.size:
+        close(got[2], want[2], magnitude[2], positions)
+    return got
+
+
+@both_dtypes
+@given(problem=problems())
+def test_forward_and_backward(problem, dtype):
+    case = arrays(problem, dtype)
+    check_forward("public", *case)
+    check_backward("public", *case)
+
+
+@both_dtypes
+@given(problem=problems(stride=1))
+def test_shifted_rows_and_columns_agree(problem, dtype):
+    case = arrays(problem, dtype)
+    for way in ("shifted", "columns"):
+        check_forward(way, *case)
+        check_backward(way, *case)
+
+
+@both_dtypes
+@pytest.mark.parametrize("way", ["shifted", "columns"])
+@pytest.mark.parametrize(
+    ("x_shape", "w_shape", "options"),
+    [  # rows.py takes runs of 856 at a time
+        ((1, 1, 1, 857), (1, 1, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
+        ((2, 2, 3, 1000), (7, 2, 2, 3), ((1, 1), (1, 1), (1, 1), 1)),
+        ((1, 2, 2, 1713), (4, 1, 2, 5), ((1, 1), (0, 2), (1, 7), 2)),
+        ((1, 1, 1, 860), (2, 1, 1, 5), ((1, 1), (0, 0), (1, 1), 1)),  # exactly 856 out, more than that back
+        ((9, 1, 30, 31), (5, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),  # columns: 30 * 31 > 856 a plane
+        ((1, 1, 2, 3), (1, 1, 1, 1), ((1, 1), (3, 430), (1, 1), 1)),  # nearly all padding
+    ],
+)
+def test_runs_longer_than_the_inner_loop_takes(x_shape, w_shape, options, way, dtype):
+    case = arrays((x_shape, w_shape, True, options, 5), dtype)
+    check_forward(way, *case)
+    check_backward(way, *case)
+
+
+@both_dtypes
+@pytest.mark.parametrize("images", [1, 5, 8, 13, 64, 71])
+def test_lenet_layers(images, dtype):
+    for x, w, padding in [((1, 28, 28), (6, 1, 5, 5), (2, 2)), ((6, 14, 14), (16, 6, 5, 5), (0, 0))]:
+        case = arrays(((images, *x), w, True, ((1, 1), padding, (1, 1), 1), 1), dtype)
+        if images < 20:
+            check_forward("public", *case)
+            check_backward("public", *case)
+        else:  # the loops of the reference would take long: the other way has been compared with them
+            terms = images * case[3][0, 0].size
+            close(forward("shifted", *case), forward("columns", *case).astype(np.float64), 100, w[1] * 25)
+            for a, b in zip(backward("shifted", *case), backward("columns", *case), strict=True):
+                close(a, b.astype(np.float64), 4 * np.sqrt(terms), terms)
+
+
+@both_dtypes
+@pytest.mark.parametrize("way", ["shifted", "columns"])
+def test_input_gradient_that_is_not_wanted(way, dtype):
+    problem = (9, 4, 7, 9), (6, 2, 3, 3), True, ((1, 1), (1, 2), (1, 1), 2), 3
+    x, w, b, dy, options = arrays(problem, dtype)
+    dx, dw, db = backward(way, x, w, b, dy, options)
+    dw2, db2 = blank(w.shape, dtype), blank(b.shape, dtype)
+    WAYS[way][1](dx[:0], dw2, db2, dy, x, w, *options)
+    np.testing.assert_array_equal(dw2, dw)
+    np.testing.assert_array_equal(db2, db)
+    dx2, dw2 = blank(x.shape, dtype), blank(w.shape, dtype)
+    WAYS[way][1](dx2, dw2, b[:0], dy, x, w, *options)  # and without a bias
+    np.testing.assert_array_equal(dx2, dx)
+    np.testing.assert_array_equal(dw2, dw)
+
+
+@both_dtypes
+@given(problem=problems())
+def test_backward_is_the_transpose_of_forward(problem, dtype):
+    """<conv(x), dy> = <x, dx> = <w, dw>, with no reference in between."""
+    x, w, b, dy, options = arrays(problem, np.float64)
+    x, w, dy = x.astype(dtype), w.astype(dtype), dy.astype(dtype)
+    none = np.zeros(0, dtype)
+    y = forward("public", x, w, none, dy, options)
+    dx, dw, _ = backward("public", x, w, none, dy, options)
+    products = [np.vdot(a.astype(np.float64), b) for a, b in ((y, dy), (x, dx), (w, dw))]
+    scale = np.vdot(forward("public", abs(x), abs(w), none, dy, options).astype(np.float64), abs(dy))
+    assert np.ptp(products) <= scale * (1e-12 if dtype == np.float64 else 1e-6)
+
+
+@pytest.mark.parametrize("way", ["shifted", "columns"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("images", [1, 11])
+def test_what_is_not_finite_is_seen(way, value, images):
+    """... exactly where it has an influence in y and dx, so that other images of a tile stay clean.  In dw, and in dx
+    after a weight, at least there: zeros of the padding are multiplied too, and 0 * inf is NaN."""
+    problem = (images, 2, 8, 9), (4, 2, 3, 2), True, ((1, 1), (0, 0), (1, 1), 1), 7
+    for name in ("x", "w", "b", "dy"):
+        case = dict(zip(("x", "w", "b", "dy"), arrays(problem, np.float32)[:4], strict=True))
+        case[name].reshape(-1)[case[name].size // 2] = value
+        x, w, b, dy = case.values()
+        with np.errstate(invalid="ignore"):
+            want = reference.conv2d(x, w, b)
+            want_back = reference.conv2d_backward(dy, x, w)
+        y = forward(way, x, w, b, dy, problem[3])
+        np.testing.assert_array_equal(np.isfinite(y), np.isfinite(want), err_msg=name)
+        assert name == "dy" or not np.isfinite(y).all()
+        dx, dw, db = backward(way, x, w, b, dy, problem[3])
+        if name == "w":
+            assert not np.isfinite(dx[~np.isfinite(want_back[0])]).any()
+        else:
+            np.testing.assert_array_equal(np.isfinite(dx), np.isfinite(want_back[0]), err_msg=name)
+        np.testing.assert_array_equal(np.isfinite(db), np.isfinite(want_back[2]), err_msg=name)
+        assert not np.isfinite(dw[~np.isfinite(want_back[1])]).any()
+        if name in "wb":
+            assert np.isfinite(dw).all()
+
+
+@both_dtypes
+@given(problem=problems())
+def test_im2col_and_col2im(problem, dtype):
+    (shape, w_shape, _, (stride, padding, dilation, _), seed) = problem
+    rng, kernel = np.random.default_rng(seed), w_shape[2:]
+    x = rng.standard_normal(shape).astype(dtype)
+    out = reference.conv_out(x, np.empty(w_shape), stride, padding, dilation)
+    where = kernel, out, stride, padding, dilation
+
+    columns = blank((shape[0], shape[1] * kernel[0] * kernel[1], out[0] * out[1]), dtype)
+    kernels.im2col(columns, x, *where)
+    np.testing.assert_array_equal(columns, reference.im2col(x, *where))
+
+    c = rng.standard_normal(columns.shape).astype(dtype)
+    back = blank(shape, dtype)
+    kernels.col2im(back, c, *where)
+    wide = c.astype(np.float64)
+    magnitude = reference.col2im(abs(wide), shape, *where)
+    close(back, reference.col2im(wide, shape, *where), magnitude, kernel[0] * kernel[1])
+
+    one, two = np.vdot(columns.astype(np.float64), c), np.vdot(x.astype(np.float64), back)
+    assert abs(one - two) <= np.vdot(abs(columns.astype(np.float64)), abs(c)) * (1e-12 if dtype == np.float64 else 1e-6)
+
+
+# --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------
+
+
+def _conv_case(way, back, stride=(1, 1)):
+    def case(dtype):
+        problem = (37, 3, 19, 18), (7, 3, 5, 4), True, (stride, (2, 1), (1, 1), 1), 11
+        x, w, b, dy, options = arrays(problem, dtype)
+        if back:
+            dx, dw, db = (blank(a.shape, dtype) for a in (x, w, b))
+            return WAYS[way][1], (dx, dw, db, dy, x, w, *options), (0, 1, 2)
+        return WAYS[way][0], (blank(dy.shape, dtype), x, w, b, *options), (0,)
+
+    return case
+
+
+def _columns_case(back):
+    def case(dtype):
+        rng = np.random.default_rng(2)
+        x = rng.standard_normal((23, 3, 17, 15)).astype(dtype)
+        columns = rng.standard_normal((23, 3 * 9, 17 * 15)).astype(dtype)
+        where = (3, 3), (17, 15), (1, 1), (1, 1), (1, 1)
+        if back:
+            return kernels.col2im, (blank(x.shape, dtype), columns, *where), (0,)
+        return kernels.im2col, (blank(columns.shape, dtype), x, *where), (0,)
+
+    return case
+
+
+CASES = {
+    "conv2d_forward": _conv_case("public", False),
+    "conv2d_backward": _conv_case("public", True),
+    "im2col": _columns_case(False),
+    "col2im": _columns_case(True),
+}
+OTHER_CASES = {
+    "conv2d_forward_columns": _conv_case("columns", False),
+    "conv2d_backward_columns": _conv_case("columns", True),
+    "conv2d_forward, stride 2": _conv_case("public", False, (2, 3)),
+    "conv2d_backward, stride 2": _conv_case("public", True, (2, 3)),
+}
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", [*CASES, *OTHER_CASES])
+def test_same_bits(name, dtype, same_bits):
+    same_bits(lambda: (CASES | OTHER_CASES)[name](dtype))

@@ -1,0 +1,335 @@
+"""Linear, losses, optimizers, the gathering of batches and the array services; and that no kernel goes untested."""
+
+import inspect
+
+import numpy as np
+import pytest
+import reference
+import test_kernels_activations
+import test_kernels_conv
+import test_kernels_pooling
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import blank, close
+
+from tinycnn import kernels
+
+both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+seeds = st.integers(0, 2**32 - 1)
+
+# --- linear -----------------------------------------------------------------------------------------------------------
+
+
+def linear_arrays(N, F, O, bias, seed, dtype):
+    """x, w, b, dy"""
+    rng = np.random.default_rng(seed)
+    shapes = (N, F), (O, F), (O if bias else 0,), (N, O)
+    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+
+
+def check_linear(x, w, b, dy):
+    y = blank(dy.shape, x.dtype)
+    kernels.linear_forward(y, x, w, b)
+    close(y, reference.linear(x, w, b), reference.linear(abs(x), abs(w), abs(b)), x.shape[1] + 1)
+    dx, dw, db = (blank(a.shape, x.dtype) for a in (x, w, b))
+    kernels.linear_backward(dx, dw, db, dy, x, w)
+    want, size = reference.linear_backward(dy, x, w), reference.linear_backward(abs(dy), abs(x), abs(w))
+    close(dx, want[0], size[0], len(w))
+    close(dw, want[1], size[1], len(x))
+    if b.size:
+        close(db, want[2], size[2], len(x))
+    return dx, dw, db
+
+
+@both_dtypes
+@given(N=st.integers(1, 60), F=st.integers(1, 70), O=st.integers(1, 20), bias=st.booleans(), seed=seeds)
+def test_linear(N, F, O, bias, seed, dtype):
+    check_linear(*linear_arrays(N, F, O, bias, seed, dtype))
+
+
+@both_dtypes
+@pytest.mark.parametrize(
+    ("N", "F", "O"), [(1, 1, 1), (1, 400, 120), (24, 856, 6), (25, 857, 7), (49, 1713, 5), (48, 84, 10), (3, 2, 1000)]
+)
+def test_linear_around_the_sizes_of_blocks(N, F, O, dtype):
+    check_linear(*linear_arrays(N, F, O, True, 6, dtype))
+
+
+@both_dtypes
+def test_linear_input_gradient_that_is_not_wanted(dtype):
+    x, w, b, dy = linear_arrays(31, 17, 7, True, 1, dtype)
+    _, dw, db = check_linear(x, w, b, dy)
+    dw2, db2 = blank(w.shape, dtype), blank(b.shape, dtype)
+    kernels.linear_backward(blank(x.shape, dtype)[:0], dw2, db2, dy, x, w)
+    np.testing.assert_array_equal(dw2, dw)
+    np.testing.assert_array_equal(db2, db)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["x", "w", "b", "dy"])
+def test_linear_shows_what_is_not_finite(name, value):
+    case = dict(zip(("x", "w", "b", "dy"), linear_arrays(29, 13, 8, True, 2, np.float32), strict=True))
+    case[name].reshape(-1)[case[name].size // 2] = value
+    x, w, b, dy = case.values()
+    want = [reference.linear(x, w, b), *reference.linear_backward(dy, x, w)]
+    got = [blank(a.shape, np.float32) for a in want]
+    kernels.linear_forward(got[0], x, w, b)
+    kernels.linear_backward(*got[1:], dy, x, w)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(np.isfinite(a), np.isfinite(b))
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+def cross_entropy(x, target, weight=None, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    loss, predicted, dx = blank(len(x), x.dtype), blank(len(x), np.int64), blank(x.shape, x.dtype)
+    weight = np.ones(x.shape[1], x.dtype) if weight is None else weight
+    target = np.asarray(target, np.int64)
+    kernels.cross_entropy(
+        loss, predicted, dx, x, target, weight, ignore_index, float(label_smoothing), reduction == "mean"
+    )
+    return loss, predicted, dx
+
+
+@both_dtypes
+@given(
+    N=st.integers(1, 12),
+    K=st.integers(1, 30),
+    seed=seeds,
+    weighted=st.booleans(),
+    ignored=st.floats(0, 0.7),
+    label_smoothing=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    reduction=st.sampled_from(["mean", "sum"]),
+    offset=st.sampled_from([0.0, 1e4, -1e4]),
+)
+def test_cross_entropy(N, K, seed, weighted, ignored, label_smoothing, reduction, offset, dtype):
+    rng = np.random.default_rng(seed)
+    x = (3 * rng.standard_normal((N, K)) + offset).astype(dtype)
+    target = rng.integers(0, K, N)
+    ignore_index = int(rng.integers(-1, K))  # also one of the classes
+    target[rng.random(N) < ignored] = ignore_index
+    if (target == ignore_index).all():
+        target[0] = (ignore_index + 1) % K
+    weight = rng.uniform(0.1, 2, K).astype(dtype) if weighted else None
+    options = ignore_index, label_smoothing, reduction
+    if K == 1 and ignore_index == 0:
+        return  # nothing is left
+    loss, predicted, dx = cross_entropy(x, target, weight, *options)
+    want, want_dx = reference.cross_entropy(x, target, weight, *options)
+    logs = np.abs(reference.log_softmax(x.astype(np.float64))).sum(1)
+    total = 1.0
+    if reduction == "mean":
+        total = (np.ones(K) if weight is None else weight)[target[target != ignore_index]].sum()
+    close(loss, want, (logs * 2 + 1) / total, K + 8)
+    close(dx, want_dx, 2 / total * (1 + label_smoothing * K), K + 8)
+    np.testing.assert_array_equal(predicted, x.argmax(1))
+
+
+@both_dtypes
+def test_cross_entropy_of_huge_and_mixed_logits(dtype):
+    x = np.array([[1e4, -1e4, 0, 9999], [1e4, 9999, 9998, 1e4], [-1e4, -1e4, -1e4, -9999], [1e30, 0, -1e30, 0]], dtype)
+    target = [1, 1, 0, 0]
+    for label_smoothing in (0.0, 0.1):
+        loss, predicted, dx = cross_entropy(x, target, label_smoothing=label_smoothing, reduction="sum")
+        with np.errstate(under="ignore"):
+            want, want_dx = reference.cross_entropy(x, target, None, -100, label_smoothing, "sum")
+        np.testing.assert_allclose(loss, want, rtol=2e-6 if dtype == np.float32 else 1e-12)
+        np.testing.assert_allclose(dx, want_dx, rtol=2e-6, atol=1e-7)
+        np.testing.assert_array_equal(predicted, [0, 0, 3, 0])
+
+
+@both_dtypes
+def test_cross_entropy_of_what_is_not_finite(dtype):
+    x = np.array([[0, np.nan, 1], [np.inf, 0, 1], [-np.inf, 0, 1], [-np.inf, 0, 1], [0, 0, 1]], dtype)
+    loss, predicted, dx = cross_entropy(x, [0, 1, 1, 0, 2], reduction="sum")
+    assert np.isnan(loss[0])
+    assert np.isnan(dx[0]).all()
+    assert not np.isfinite(loss[1])
+    assert np.isfinite(loss[2])  # no probability is asked of the class at -inf
+    assert loss[3] == np.inf  # all of it is
+    assert np.isfinite(dx[2:]).all()
+    assert np.isfinite(loss[4])
+    assert predicted[4] == 2
+
+
+@both_dtypes
+@given(N=st.integers(1, 12), F=st.integers(1, 40), seed=seeds, reduction=st.sampled_from(["mean", "sum"]))
+def test_mse_loss(N, F, seed, reduction, dtype):
+    x, target = np.random.default_rng(seed).standard_normal((2, N, F)).astype(dtype)
+    loss, dx = blank(N, dtype), blank((N, F), dtype)
+    kernels.mse_loss(loss, dx, x, target, reduction == "mean")
+    want, want_dx = reference.mse_loss(x, target, reduction)
+    divisor = N * F if reduction == "mean" else 1
+    close(loss, want, want, F + 8)
+    close(dx, want_dx, 2 * (abs(x) + abs(target)) / divisor, 8)
+    x[-1, -1] = np.nan
+    kernels.mse_loss(loss, dx, x, target, reduction == "mean")
+    assert np.isnan(loss[-1])
+    assert np.isnan(dx[-1, -1])
+    assert np.isnan(loss).sum() == np.isnan(dx).sum() == 1
+
+
+# --- optimizers -------------------------------------------------------------------------------------------------------
+
+RATES = np.array([0.1, 0.05, 0.2, 0.025])  # the last one stays
+
+
+def path(kernel, theta, grads, states, options):
+    """theta after each step; the optimizer's own vectors start at zero, as the classes make them"""
+    theta = theta.copy()
+    own = [np.zeros_like(theta) for _ in range(states)]
+    step, steps = np.zeros(1, np.int64), []
+    for t, grad in enumerate(grads):
+        kernel(theta, grad, *own, RATES, step, *options)
+        assert step[0] == t + 1
+        steps.append(theta.copy())
+    return np.array(steps)
+
+
+def vectors(size, seed, dtype):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal(size).astype(dtype), rng.standard_normal((8, size)).astype(dtype)
+
+
+sizes = st.integers(1, 700)
+
+
+@both_dtypes
+@given(
+    size=sizes,
+    seed=seeds,
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    dampening=st.sampled_from([0.0, 0.3]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    nesterov=st.booleans(),
+)
+def test_sgd(size, seed, momentum, dampening, weight_decay, nesterov, dtype):
+    theta, grads = vectors(size, seed, dtype)
+    nesterov = nesterov and momentum > 0 and dampening == 0
+    options = momentum, dampening, weight_decay, nesterov
+    got = path(kernels.sgd, theta, grads, 1, options)
+    close(got, reference.sgd(theta, grads, RATES, *options), 10, 60)
+
+
+@both_dtypes
+@given(
+    size=sizes,
+    seed=seeds,
+    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0)]),
+    eps=st.sampled_from([1e-8, 1e-2]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    decoupled=st.booleans(),
+)
+def test_adam(size, seed, betas, eps, weight_decay, decoupled, dtype):
+    theta, grads = vectors(size, seed, dtype)
+    options = *betas, eps, weight_decay, decoupled
+    got = path(kernels.adam, theta, grads, 2, options)
+    close(got, reference.adam(theta, grads, RATES, *options), 10, 60)
+
+
+@both_dtypes
+@pytest.mark.parametrize("states", [1, 2])
+def test_optimizers_show_what_is_not_finite(states, dtype):
+    theta, grads = vectors(100, 3, dtype)
+    grads[:, 41] = np.nan
+    kernel, options = [(kernels.sgd, (0.9, 0.0, 0.0, False)), (kernels.adam, (0.9, 0.999, 1e-8, 0.0, False))][
+        states - 1
+    ]
+    last = path(kernel, theta, grads, states, options)[-1]
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(last)), [41])
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@both_dtypes
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@given(
+    N=st.integers(1, 9),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+    B=st.integers(1, 20),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    seed=seeds,
+)
+def test_gather(N, shape, B, padding, seed, kind, dtype):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (N, *shape)).astype(kind)
+    labels, index = rng.integers(0, 10, N), rng.integers(0, N, B)
+    scale, shift = rng.uniform(0.001, 0.1, shape[0]), rng.standard_normal(shape[0])
+    (ph, pw), (C, H, W) = padding, shape
+    x, target = blank((B, C, H + 2 * ph, W + 2 * pw), dtype), blank(B, np.int64)
+    kernels.gather(x, target, images, labels, index, scale, shift, padding)
+    padded = np.pad(images.astype(np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))  # pixels of zero, then normalised
+    want = padded[index] * scale[:, None, None] + shift[:, None, None]
+    close(x, want, 256 * scale.max() + 5)
+    np.testing.assert_array_equal(target, labels[index])
+
+
+# --- array services ---------------------------------------------------------------------------------------------------
+
+
+def test_array_services():
+    made = kernels.empty((2, 3), np.float32)
+    assert made.dtype == np.float32
+    np.testing.assert_array_equal(made, np.zeros((2, 3)))
+    turned = np.arange(6.0).reshape(2, 3).T
+    there = kernels.to_device(turned)
+    assert there.flags.c_contiguous
+    np.testing.assert_array_equal(kernels.to_host(there), turned)
+    ran = []
+    kernels.capture(lambda: ran.append(1))()
+    assert ran == [1]
+
+
+# --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------
+
+
+def _case(name, dtype):
+    if name.startswith("linear"):
+        x, w, b, dy = linear_arrays(77, 901, 23, True, 1, dtype)
+        if name == "linear_forward":
+            return kernels.linear_forward, (blank(dy.shape, dtype), x, w, b), (0,)
+        return kernels.linear_backward, (*(blank(a.shape, dtype) for a in (x, w, b)), dy, x, w), (0, 1, 2)
+    rng = np.random.default_rng(8)
+    if name in ("cross_entropy", "mse_loss"):
+        x, other = rng.standard_normal((2, 301, 37)).astype(dtype)
+        loss, predicted, dx = blank(301, dtype), blank(301, np.int64), blank(x.shape, dtype)
+        if name == "mse_loss":
+            return kernels.mse_loss, (loss, dx, x, other, True), (0, 1)
+        target, weight = rng.integers(0, 37, 301), np.ones(37, dtype)
+        return kernels.cross_entropy, (loss, predicted, dx, x, target, weight, -100, 0.1, True), (0, 1, 2)
+    if name == "gather":
+        images, labels = rng.integers(0, 256, (50, 2, 9, 11)).astype(np.uint8), rng.integers(0, 10, 50)
+        x, target = blank((70, 2, 13, 13), dtype), blank(70, np.int64)
+        scale, shift = np.array([0.01, 0.02]), np.array([-1.0, 2.0])
+        return kernels.gather, (x, target, images, labels, rng.integers(0, 50, 70), scale, shift, (2, 1)), (0, 1)
+    theta, grad, m, v = rng.standard_normal((4, 61_706)).astype(dtype)
+    step = np.array([3])
+    if name == "sgd":
+        return kernels.sgd, (theta, grad, m, RATES, step, 0.9, 0.0, 0.01, False), (0, 2, 4)
+    return kernels.adam, (theta, grad, m, v * v, RATES, step, 0.9, 0.999, 1e-8, 0.01, True), (0, 2, 3, 5)
+
+
+CASES = ["linear_forward", "linear_backward", "cross_entropy", "mse_loss", "gather", "sgd", "adam"]
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits(name, dtype, same_bits):
+    same_bits(lambda: _case(name, dtype))
+
+
+# --- completeness -----------------------------------------------------------------------------------------------------
+
+SERVICES = ["capture", "empty", "to_device", "to_host"]
+
+
+def test_every_exported_kernel_has_a_row():
+    """A kernel that is new in tinycnn.kernels belongs in the table CASES of one of the test_kernels_* files, and needs
+    a comparison with reference.py."""
+    tables = [test_kernels_activations.CASES, test_kernels_conv.CASES, test_kernels_pooling.CASES, CASES, SERVICES]
+    named = sorted(name for table in tables for name in table)
+    assert named == sorted(kernels.__all__)
+    public = {n for n, f in vars(kernels).items() if inspect.isroutine(f) and not n.startswith("_")}
+    assert public == set(kernels.__all__)

@@ -1,0 +1,52 @@
+"""The command line: python -m tinycnn --help."""
+
+import argparse
+import sys
+
+import tinycnn
+from tinycnn import experiment
+
+
+def main(argv=None):
+    """Run one subcommand; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="tinycnn", description="A from-scratch CNN engine.")
+    parser.add_argument("--version", action="version", version=f"tinycnn {tinycnn.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    experiment.add_options(commands.add_parser("train", help="train LeNet-5 and write a run folder"))
+    fetch = commands.add_parser("data", help="find or download a data set and check it")
+    fetch.add_argument("name", choices=("mnist", "fashion", "kmnist", "synthetic"))
+    fetch.add_argument("--data-dir", help="folder to look in and to download to")
+    commands.add_parser("info", help="versions, processor and threads")
+    args = parser.parse_args(argv)
+    if args.command == "train":
+        from tinycnn.models import lenet5
+
+        return experiment.run(args, lenet5)
+    return info() if args.command == "info" else data(args)
+
+
+def info():
+    from tinycnn import runs
+
+    for name, value in runs.environment().items():
+        if name != "command":
+            print(f"{name:<14} {value}")
+    return 0
+
+
+def data(args):
+    from tinycnn import data
+
+    try:
+        found = data.load(args.name, args.data_dir)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"{found.name}: {len(found.train_images):,} training and {len(found.test_images):,} test images, {found.sha256}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

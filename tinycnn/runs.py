@@ -1,0 +1,149 @@
+"""A run's folder: what was run, how it went, and pictures of it.
+
+    runs/2026-01-31_12-00-00-lenet5/
+        config.json       every setting, versions, hardware, threads, data hash, git revision
+        history.csv       a line an epoch
+        model.npz         the weights after the last complete epoch
+        report.json       test accuracy, precision, recall and F1 of each class
+        curves.png confusion.png mistakes.png filters.png feature_maps.png
+
+Every file is complete or not there: it is written under another name first.
+"""
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import tinycnn
+from tinycnn import checkpoint, metrics, plot
+from tinycnn._files import replacing
+
+
+class RunFolder:
+    """A new folder under `root`; OSError names it if it cannot be written, before anything is trained."""
+
+    def __init__(self, root, name, config):
+        root = Path(root)
+        stem = time.strftime("%Y-%m-%d_%H-%M-%S-") + name
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1000):  # runs started in the same second
+                self.path = root / (stem if number == 1 else f"{stem}-{number}")
+                try:
+                    self.path.mkdir()
+                    break
+                except FileExistsError:
+                    if number == 999 or not root.is_dir():
+                        raise
+            self._write("config.json", json.dumps(config, indent=2) + "\n")
+        except OSError as error:
+            raise OSError(f"cannot write the output folder {root}: {error.strerror or error}") from error
+        self.history = []
+
+    def _write(self, name, text):
+        with replacing(self.path / name) as file:
+            file.write(text.encode())
+
+    def add_epoch(self, record, model):
+        """Append an epoch's record to history.csv and save the weights."""
+        self.history.append(record)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(self.history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.history)
+        self._write("history.csv", table.getvalue())
+        checkpoint.save(self.path / "model.npz", model.state_dict(), {"epoch": record["epoch"]})
+
+    def finish(self, model, batches, logits, class_names, extra):
+        """Write report.json and the pictures from the test set's `Batches` and the model's logits on it (N, K).
+
+        Returns the report, a dict.
+        """
+        true, predicted = batches.labels, logits.argmax(axis=1)
+        matrix = metrics.confusion_matrix(true, predicted, logits.shape[1])
+        report = {**extra, **metrics.report(matrix, class_names)}
+        self._write("report.json", json.dumps(report, indent=2) + "\n")
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        confidence = shifted.max(axis=1) / shifted.sum(axis=1)
+        pictures = {
+            "confusion.png": plot.confusion(matrix, class_names),
+            "mistakes.png": plot.mistakes(batches.images, true, predicted, confidence, class_names),
+        }
+        if self.history:
+            pictures["curves.png"] = plot.learning_curves(self.history)
+        convolutions = [name for name, view in model.named_parameters() if view.ndim == 4]
+        if convolutions:
+            weight = model.state_dict()[convolutions[0]]
+            pictures["filters.png"] = plot.filters(weight, title="Filters of the first convolution")
+            maps, names = feature_maps(model, batches)
+            pictures["feature_maps.png"] = plot.feature_maps(batches.images[0], maps, names)
+        for name, picture in pictures.items():
+            plot.save(picture, self.path / name)
+        return report
+
+
+def feature_maps(model, batches):
+    """What the convolutions (after their activation) and poolings give for the first image: arrays (C, H, W), names."""
+    batches.gather(model.input_buffer(1), np.zeros(1, np.int64))
+    maps: list[np.ndarray] = []
+    names: list[str] = []
+    for layer, output in zip(model.layers, model.trace(1), strict=True):
+        if output.ndim != 4:
+            break
+        if maps and maps[-1].shape == output[0].shape:  # an activation shows its convolution's maps better
+            maps[-1], names[-1] = output[0], f"{names[-1]}, {type(layer).__name__}"
+        else:
+            maps.append(output[0])
+            names.append(type(layer).__name__)
+    return maps, names
+
+
+def environment():
+    """Versions, hardware and threads, for config.json."""
+    import numba
+
+    return {
+        "tinycnn": tinycnn.__version__,
+        "git_revision": git_revision(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": numba.get_num_threads(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def processor():
+    """The processor's name, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_revision():
+    """The commit of the checkout that tinycnn runs from; None where it is installed."""
+    root = Path(tinycnn.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, timeout=5, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
