@@ -11,34 +11,37 @@ same run, in turn with the rest.
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+IMAGES = 20_000
 LEARNING_RATE = 1e-3
 CHECK_STEPS = 20
 FORWARD_ADDS = 416_520
 STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no gradient of its input
 
 
-def data_set(rng):
+def data_set():
     """Random images and labels: the time of a step does not depend on what they show."""
-    return rng.integers(0, 256, (20_000, 28, 28), dtype=np.uint8), rng.integers(0, 10, 20_000)
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (IMAGES, 28, 28), dtype=np.uint8), rng.integers(0, 10, IMAGES)
 
 
 class TinyCNN:
-    name = "tinycnn"
-
-    def __init__(self, activation, pool, images, labels):
+    def __init__(self, activation, pool):
         from tinycnn import Adam, Batches, CrossEntropyLoss, models, train_step
 
         self.model = models.lenet5(activation, pool, rng=0)
-        self.batches = Batches(images, labels, mean=0.1307, std=0.3081)
+        self.initial = self.model.state_dict()
+        self.batches = Batches(*data_set(), mean=0.1307, std=0.3081)
         self.optimizer, self.criterion = Adam(self.model, LEARNING_RATE), CrossEntropyLoss()
         self._step = train_step
 
@@ -47,9 +50,7 @@ class TinyCNN:
 
 
 class Torch:
-    name = "torch"
-
-    def __init__(self, activation, pool, images, labels, state, threads):
+    def __init__(self, activation, pool, state, threads):
         import torch
         from torch import nn
 
@@ -61,6 +62,7 @@ class Torch:
             nn.Linear(400, 120), act(), nn.Linear(120, 84), act(), nn.Linear(84, 10),
         )  # fmt: skip
         self.net.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+        images, labels = data_set()
         self.images, self.labels = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
         self.optimizer = torch.optim.Adam(self.net.parameters(), LEARNING_RATE, fused=True)
         self.criterion, self.tensor = nn.CrossEntropyLoss(), torch.from_numpy
@@ -75,12 +77,17 @@ class Torch:
         return loss.item()
 
 
-def gemm_peak(size=1536):
-    """GFLOP/s of a single-precision matrix product of NumPy's BLAS."""
-    a = np.random.default_rng(0).random((size, size), dtype=np.float32)
-    start = time.perf_counter()
-    a @ a
-    return 2 * size**3 / (time.perf_counter() - start) / 1e9
+class Gemm:
+    """A single-precision matrix product of NumPy's BLAS: what the processor can do at best."""
+
+    SIZE = 1024
+    FLOPS = 2 * SIZE**3
+
+    def __init__(self):
+        self.a = np.random.default_rng(0).random((self.SIZE, self.SIZE), dtype=np.float32)
+
+    def step(self, index):
+        return float((self.a @ self.a)[0, 0])
 
 
 def processor():
@@ -91,20 +98,48 @@ def processor():
         return platform.processor() or platform.machine()
 
 
+def work(pipe, kind, *arguments):
+    """A competitor in a process of its own: takes steps or times when told to.
+
+    Of its own, because the idle threads of one library's pool spin for a while, and would take the processor from the
+    next one's.
+    """
+    competitor = {"tinycnn": TinyCNN, "torch": Torch, "gemm": Gemm}[kind](*arguments)
+    pipe.send(getattr(competitor, "initial", None))
+    while True:
+        indices, timed = pipe.recv()
+        time.sleep(0.05)  # until the others' threads sleep
+        if timed:
+            competitor.step(indices[0])
+        start = time.perf_counter()
+        results = [competitor.step(index) for index in indices]
+        pipe.send((results, time.perf_counter() - start))
+
+
+class Worker:
+    """The other end of `work`."""
+
+    def __init__(self, kind, *arguments):
+        context = multiprocessing.get_context("spawn")
+        self.name = kind
+        self.pipe, far = context.Pipe()
+        self.process = context.Process(target=work, args=(far, kind, *arguments), daemon=True)
+        self.process.start()
+        self.initial = self.pipe.recv()
+
+    def steps(self, indices, timed=False):
+        self.pipe.send((indices, timed))
+        return self.pipe.recv()
+
+
 def measure(competitors, batch, turns, steps, rng):
-    """Median images/s of each competitor, and of GEMM in GFLOP/s, over `turns` turns of `steps` steps."""
-    rates: dict[str, list[float]] = {c.name: [] for c in competitors}
-    peaks = []
+    """Median seconds a step of each competitor over `turns` turns of `steps` steps."""
+    seconds: dict[str, list[float]] = {c.name: [] for c in competitors}
     for _ in range(turns):
-        index = [rng.permutation(20_000)[:batch] for _ in range(steps)]
-        peaks.append(gemm_peak())
+        index = [rng.permutation(IMAGES)[:batch] for _ in range(steps)]
         for competitor in competitors:
-            competitor.step(index[0])
-            start = time.perf_counter()
-            for i in index:
-                competitor.step(i)
-            rates[competitor.name].append(batch * steps / (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in rates.items()}, statistics.median(peaks)
+            seconds[competitor.name].append(competitor.steps(index, timed=True)[1] / steps)
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def main(argv=None):
@@ -114,61 +149,56 @@ def main(argv=None):
     parser.add_argument("--activation", choices=("tanh", "relu", "sigmoid"), default="tanh")
     parser.add_argument("--pool", choices=("avg", "max"), default="avg")
     parser.add_argument("--turns", type=int, default=15, help="turns of each competitor")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="write the figures here too")
     args = parser.parse_args(argv)
 
-    import numba
-
-    import tinycnn
-
-    threads = tinycnn.set_threads(args.threads)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))
-    against = args.against
-    if against == "torch":
+    names = ["tinycnn"]
+    versions = {"python": platform.python_version()} | {n: metadata.version(n) for n in ("numpy", "numba")}
+    if args.against == "torch":
         try:
-            import torch
-        except ImportError:
+            versions["torch"] = metadata.version("torch")
+            names.append("torch")
+        except metadata.PackageNotFoundError:
             print("torch is not installed (pip install 'tinycnn[bench]'): tinycnn runs alone")
-            against = "none"
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}
-    if against == "torch":
-        versions["torch"] = torch.__version__
-    print(
-        f"{processor()}, {os.cpu_count()} cores, {threads} threads; "
-        + ", ".join(f"{k} {v}" for k, v in versions.items())
-    )
-    print(f"LeNet-5, {args.activation} + {args.pool} pooling; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image")
-
-    rng = np.random.default_rng(0)
-    images, labels = data_set(rng)
+    what = ", ".join(f"{name} {version}" for name, version in versions.items())
+    print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads; {what}")
+    print(f"LeNet-5, {args.activation} + {args.pool} pooling; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image\n")
     result = {
-        "processor": processor(), "cores": os.cpu_count(), "threads": threads, "versions": versions,
+        "processor": processor(), "cores": os.cpu_count(), "threads": args.threads, "versions": versions,
         "activation": args.activation, "pool": args.pool, "rows": [],
     }  # fmt: skip
-    print(
-        print(
-            f"{'':>5} {'tinycnn / torch':>24} {'images/s':>10} {'images/s':>10} {'':>7} {'GFLOP/s':>9} {'of GEMM':>7}"
-        )
-    )
-    print(f"{'':>5} {'tinycnn / torch':>24} {'images/s':>10} {'images/s':>10} {'':>7} {'GFLOP/s':>9} {'of GEMM':>7}")
+
+    rng = np.random.default_rng(0)
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[variable] = str(args.threads)
+    gemm = Worker("gemm")
+    layout = "{:>5} {:>22} {:>10} {:>10} {:>7} {:>9} {:>8}"
+    print(layout.format("batch", "loss after 20 steps", "tinycnn", "torch", "ratio", "GEMM", "tinycnn's"))
+    print(layout.format("", " / ".join(names), "images/s", "images/s", "", "GFLOP/s", "share"))
     for batch in args.batches:
-        ours = TinyCNN(args.activation, args.pool, images, labels)
-        competitors: list[TinyCNN | Torch] = [ours]
-        if against == "torch":
-            competitors.append(Torch(args.activation, args.pool, images, labels, ours.model.state_dict(), threads))
-        order = [rng.permutation(20_000)[:batch] for _ in range(CHECK_STEPS)]
-        losses = [[c.step(index) for index in order][-1] for c in competitors]
+        workers = [Worker("tinycnn", args.activation, args.pool)]
+        if "torch" in names:
+            workers.append(Worker("torch", args.activation, args.pool, workers[0].initial, args.threads))
+        order = [rng.permutation(IMAGES)[:batch] for _ in range(CHECK_STEPS)]
+        losses = [worker.steps(order)[0][-1] for worker in workers]
         if max(losses) - min(losses) > 1e-4 * max(losses):
             sys.exit(f"batch {batch}: the losses after {CHECK_STEPS} steps differ: {losses}")
-        rates, peak = measure(competitors, batch, args.turns, max(2, 1280 // batch), rng)
+        seconds = measure([*workers, gemm], batch, args.turns, max(4, 2560 // batch), rng)
+        for worker in workers:
+            worker.process.terminate()
+        rates = {name: batch / seconds[name] for name in names}
+        peak = Gemm.FLOPS / seconds["gemm"] / 1e9
         share = rates["tinycnn"] * STEP_FLOPS / 1e9 / peak
-        ratio = rates["tinycnn"] / rates["torch"] if against == "torch" else float("nan")
+        ratio = rates["tinycnn"] / rates["torch"] if "torch" in rates else None
         print(
-            f"{batch:>5} {' / '.join(f'{loss:.6f}' for loss in losses):>24} {rates['tinycnn']:>10,.0f} "
-            f"{rates.get('torch', float('nan')):>10,.0f} {ratio:>7.2f} {peak:>9,.0f} {share:>7.0%}",
+            layout.format(
+                batch, " / ".join(f"{loss:.6f}" for loss in losses), f"{rates['tinycnn']:,.0f}",
+                f"{rates['torch']:,.0f}" if ratio else "-", f"{ratio:.2f}" if ratio else "-", f"{peak:.0f}",
+                f"{share:.0%}",
+            ),
             flush=True,
-        )
+        )  # fmt: skip
         result["rows"].append({
             "batch": batch, "losses": losses, "images_per_second": rates, "ratio": ratio,
             "gemm_gflops": peak, "share_of_gemm": share,

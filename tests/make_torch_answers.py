@@ -73,7 +73,11 @@ def pools():
         add("max_pool2d", [whole(1, 2, 5, 7)], {**options, "return_indices": True})
     add("avg_pool2d", [draw(1, 2, 5, 7)], {"kernel_size": 3, "stride": 2, "padding": 1, "divisor_override": 5})
     add("max_pool2d", [whole(1, 1, 9, 8)], {"kernel_size": 3, "stride": 1, "dilation": 2, "return_indices": True})
-    add("max_pool2d", [whole(1, 1, 9, 8)], {"kernel_size": 2, "stride": 3, "padding": 1, "dilation": [3, 2], "return_indices": True})
+    add(
+        "max_pool2d",
+        [whole(1, 1, 9, 8)],
+        {"kernel_size": 2, "stride": 3, "padding": 1, "dilation": [3, 2], "return_indices": True},
+    )
 
 
 def rest():

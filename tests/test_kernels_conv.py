@@ -157,7 +157,7 @@ def test_input_gradient_that_is_not_wanted(way, dtype):
 @given(problem=problems())
 def test_backward_is_the_transpose_of_forward(problem, dtype):
     """<conv(x), dy> = <x, dx> = <w, dw>, with no reference in between."""
-    x, w, b, dy, options = arrays(problem, np.float64)
+    x, w, _, dy, options = arrays(problem, np.float64)
     x, w, dy = x.astype(dtype), w.astype(dtype), dy.astype(dtype)
     none = np.zeros(0, dtype)
     y = forward("public", x, w, none, dy, options)

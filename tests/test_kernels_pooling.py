@@ -58,7 +58,7 @@ OVER_THE_PADDING = (1, 1, 4, 4), (3, 3), (2, 2), (1, 1), (1, 1), True, 0
 @example(problem=HANGING_OVER, count_include_pad=True, divisor=3)
 @example(problem=OVER_THE_PADDING, count_include_pad=True, divisor=0)
 def test_average(problem, count_include_pad, divisor, dtype):
-    shape, kernel, stride, padding, dilation, ceil_mode, seed = problem
+    shape, kernel, stride, padding, _, ceil_mode, seed = problem
     x = image(shape, seed, dtype)
     options = count_include_pad, divisor
     where = kernel, stride, padding

@@ -1,0 +1,611 @@
+"""Sequential and the layers: parameters, shapes, buffers, state, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tinycnn import (
+    AvgPool2d,
+    Conv2d,
+    Flatten,
+    LeakyReLU,
+    Linear,
+    LogSoftmax,
+    MaxPool2d,
+    ReLU,
+    ScaledTanh,
+    Sequential,
+    Sigmoid,
+    Softmax,
+    Tanh,
+    kernels,
+    models,
+)
+from tinycnn.layers import Layer
+
+IMAGES = np.random.default_rng(0).standard_normal((21, 1, 28, 28)).astype(np.float32)
+
+
+def small(**options):
+    """A net for images (2, 6, 6), with every kind of layer that has something to remember."""
+    chain = Conv2d(2, 3, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(), Linear(27, 5), Tanh(), Linear(5, 4)
+    return Sequential(*chain, **{"input_shape": (2, 6, 6), "rng": 1, **options})
+
+
+X = np.random.default_rng(1).standard_normal((9, 2, 6, 6)).astype(np.float32)
+
+# --- LeNet-5 ----------------------------------------------------------------------------------------------------------
+
+LENET5_STATE = {
+    "0.weight": (6, 1, 5, 5),
+    "0.bias": (6,),
+    "3.weight": (16, 6, 5, 5),
+    "3.bias": (16,),
+    "7.weight": (120, 400),
+    "7.bias": (120,),
+    "9.weight": (84, 120),
+    "9.bias": (84,),
+    "11.weight": (10, 84),
+    "11.bias": (10,),
+}
+
+LENET5_SUMMARY = """\
+layer                                         output shape  parameters  multiply-adds
+-------------------------------------------------------------------------------------
+input                                         1 x 28 x 28
+0 Conv2d(1, 6, kernel_size=(5, 5), padding=(2, 2))  6 x 28 x 28          156        117,600
+1 Tanh()                                      6 x 28 x 28
+2 AvgPool2d(kernel_size=(2, 2), stride=(2, 2))  6 x 14 x 14
+3 Conv2d(6, 16, kernel_size=(5, 5))           16 x 10 x 10       2,416        240,000
+4 Tanh()                                      16 x 10 x 10
+5 AvgPool2d(kernel_size=(2, 2), stride=(2, 2))  16 x 5 x 5
+6 Flatten()                                   400
+7 Linear(400, 120)                            120               48,120         48,000
+8 Tanh()                                      120
+9 Linear(120, 84)                             84                10,164         10,080
+10 Tanh()                                     84
+11 Linear(84, 10)                             10                   850            840
+-------------------------------------------------------------------------------------
+total                                                           61,706        416,520
+"""
+
+
+def test_lenet5_has_61706_parameters():
+    model = models.lenet5()
+    assert model.theta.size == model.grad.size == 61_706
+    assert sum(p.size for p in model.parameters()) == 61_706
+    adds = [layer.multiply_adds(shape) for layer, shape in zip(model.layers, model.shapes, strict=False)]
+    assert sum(adds) == 416_520
+    assert model.forward(IMAGES).shape == (21, 10)
+
+
+def test_lenet5_state_has_the_keys_and_shapes_of_torch():
+    state = models.lenet5().state_dict()
+    assert {name: value.shape for name, value in state.items()} == LENET5_STATE
+    assert list(state) == list(LENET5_STATE)
+
+
+def test_summary():
+    rows = [line.split() for line in LENET5_SUMMARY.splitlines() if not line.startswith("-")]
+    text = models.lenet5().summary()
+    lines = text.splitlines()
+    assert [line.split() for line in lines if not line.startswith("-")] == rows
+    assert [i for i, line in enumerate(lines) if set(line) == {"-"}] == [1, len(lines) - 2]
+    assert all(line == line.rstrip() for line in lines)
+    ends = {len(line) for line in lines if line.split()[-1].replace(",", "").isdigit() and "," in line.split()[-1]}
+    assert len(lines[1]) in ends  # numbers are aligned on the right
+    named = [line for line in lines if "Conv2d" in line or "Linear(400" in line or "total" in line]
+    assert {len(line) for line in named} == {len(lines[1])}
+
+
+def test_summary_needs_a_shape():
+    model = Sequential(Conv2d(1, 2, 3), Tanh())
+    with pytest.raises(ValueError, match="input_shape is not known yet"):
+        model.summary()
+    assert "2 x 6 x 4" in model.summary((1, 8, 6))
+    with pytest.raises(ValueError, match=r"input_shape is \(1, 8, 6\), got \(1, 9, 9\)"):
+        model.summary(input_shape=(1, 9, 9))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
+@pytest.mark.parametrize("pool", ["avg", "max"])
+def test_lenet5_in_all_its_forms(activation, pool):
+    model = models.lenet5(activation, pool, classes=7, rng=1)
+    y = model.forward(IMAGES[:2])
+    assert y.shape == (2, 7)
+    assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(("gelu",), "activation must be one of"), (("tanh", "mean"), "pool")])
+def test_lenet5_refuses_by_name(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        models.lenet5(*arguments)
+
+
+# --- repr -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (Conv2d(1, 6, 5), "Conv2d(1, 6, kernel_size=(5, 5))"),
+        (
+            Conv2d(4, 6, (3, 2), (2, 1), 1, 2, 2, bias=False),
+            "Conv2d(4, 6, kernel_size=(3, 2), stride=(2, 1), padding=(1, 1), dilation=(2, 2), groups=2, bias=False)",
+        ),
+        (Linear(3, 4), "Linear(3, 4)"),
+        (Linear(3, 4, bias=False), "Linear(3, 4, bias=False)"),
+        (AvgPool2d(2), "AvgPool2d(kernel_size=(2, 2), stride=(2, 2))"),
+        (MaxPool2d(3, 2, 1), "MaxPool2d(kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))"),
+        (Flatten(), "Flatten()"),
+        (Tanh(), "Tanh()"),
+        (Sigmoid(), "Sigmoid()"),
+        (ReLU(), "ReLU()"),
+        (LeakyReLU(0.2), "LeakyReLU(negative_slope=0.2)"),
+        (ScaledTanh(), "ScaledTanh(A=1.7159, S=0.666667)"),
+        (Softmax(), "Softmax(dim=-1)"),
+        (LogSoftmax(1), "LogSoftmax(dim=1)"),
+    ],
+    ids=repr,
+)
+def test_repr_of_layers(layer, text):
+    assert repr(layer) == text
+
+
+def test_repr_of_a_model():
+    assert repr(Sequential(Linear(3, 2), Tanh())) == "Sequential(\n  (0): Linear(3, 2)\n  (1): Tanh()\n)"
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "fan_in"),
+    [(Conv2d(8, 16, (5, 3)), 120), (Conv2d(32, 64, 3, groups=4), 72), (Linear(100, 50), 100), (Linear(1, 2000), 1)],
+    ids=repr,
+)
+def test_initial_values_are_uniform_within_one_over_root_fan_in(layer, fan_in):
+    model, bound = Sequential(layer, rng=3, dtype=np.float64), 1 / math.sqrt(fan_in)
+    for name, values in model.named_parameters():
+        assert np.abs(values).max() <= bound
+        if values.size > 1000:
+            assert np.abs(values).max() > 0.99 * bound
+            assert abs(values.mean()) < 4 * bound / math.sqrt(3 * values.size), name
+            assert values.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert len(np.unique(model.theta)) == model.theta.size
+
+
+def test_initial_values_come_from_rng_alone():
+    one, same, other = (models.lenet5(rng=seed).theta for seed in (5, 5, 6))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).mean() > 0.99
+    np.testing.assert_array_equal(models.lenet5(rng=np.random.default_rng(5)).theta, one)
+    rng = np.random.default_rng(5)
+    first, second = models.lenet5(rng=rng), models.lenet5(rng=rng)  # a generator goes on
+    np.testing.assert_array_equal(first.theta, one)
+    assert (second.theta != one).mean() > 0.99
+    assert (models.lenet5().theta != models.lenet5().theta).mean() > 0.99
+    np.random.seed(1)  # noqa: NPY002 -- the global state is neither used nor changed
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    models.lenet5()
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    double = models.lenet5(rng=5, dtype=np.float64).theta
+    np.testing.assert_array_equal(double.astype(np.float32), one)  # the same numbers, rounded
+
+
+def test_parameters_and_gradients_are_views_into_two_vectors():
+    model = small()
+    assert model.theta.dtype == model.grad.dtype == np.float32
+    for number in (0, 4, 6):
+        layer = model[number]
+        for name in ("weight", "bias"):
+            assert np.shares_memory(getattr(layer, name), model.theta)
+            assert np.shares_memory(getattr(layer, name + "_grad"), model.grad)
+            assert getattr(layer, name + "_grad").shape == getattr(layer, name).shape
+    np.testing.assert_array_equal(np.concatenate([p.ravel() for p in model.parameters()]), model.theta)
+    model.theta[...] = 0
+    np.testing.assert_array_equal(model.forward(X), np.zeros((9, 4)))
+    model[6].bias[2] = 7
+    assert model.theta[-2] == 7
+    np.testing.assert_array_equal(model.forward(X)[:, 2], 7)
+    model.grad[...] = np.nan
+    model.backward(np.ones((9, 4)))
+    assert np.isfinite(model.grad).all()  # every entry is written anew, none is added to
+    np.testing.assert_array_equal(model[6].bias_grad, [9] * 4)
+    assert [name for name, _ in model.named_parameters()] == list(model.state_dict())
+
+
+def test_a_layer_without_bias():
+    model = Sequential(Conv2d(1, 2, 2, bias=False), Flatten(), Linear(8, 3, bias=False), input_shape=(1, 3, 3), rng=1)
+    assert list(model.state_dict()) == ["0.weight", "2.weight"]
+    assert model.theta.size == 8 + 24
+    assert model.forward(np.zeros((2, 1, 3, 3))).any() == False  # noqa: E712
+    model.forward(np.ones((2, 1, 3, 3)))
+    model.backward(np.ones((2, 3)))
+    assert model.grad.all()
+
+
+def test_a_model_without_parameters():
+    model = Sequential(AvgPool2d(2), Tanh(), Flatten())
+    assert model.theta.size == 0
+    assert model.state_dict() == {}
+    x = np.ones((2, 3, 4, 4), np.float32)
+    np.testing.assert_allclose(model(x), np.tanh(np.ones((2, 12))), rtol=1e-6)
+    assert model.backward(np.ones((2, 12))).shape == x.shape
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+def test_state_goes_from_one_model_to_another():
+    one, other = small(rng=1), small(rng=2)
+    state = one.state_dict()
+    assert other.load_state_dict(state) == ([], [])
+    np.testing.assert_array_equal(other.theta, one.theta)
+    np.testing.assert_array_equal(other.forward(X), one.forward(X))
+    one.theta[...] = 0
+    assert all(value.any() for value in state.values())  # copies
+    double = small(dtype=np.float64)
+    double.load_state_dict(state)
+    assert double.theta.dtype == np.float64
+    np.testing.assert_array_equal(double.theta, other.theta)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda s: s.pop("0.bias"), KeyError, r"missing keys \['0.bias'\]"),
+        (lambda s: s.update({"9.weight": np.ones(3)}), KeyError, r"unexpected keys \['9.weight'\]"),
+        (
+            lambda s: s.update({"0.weight": s["0.weight"][:2]}),
+            ValueError,
+            r"0.weight: expected \(3, 2, 3, 3\), got \(2, 2",
+        ),
+        (lambda s: s.update({"6.weight": s["6.weight"].T}), ValueError, r"6.weight: expected \(4, 5\), got \(5, 4\)"),
+        (lambda s: s.update({"6.bias": np.ones((4, 1))}), ValueError, r"6.bias: expected \(4,\), got \(4, 1\)"),
+        (lambda s: s.update({"6.bias": np.array([0, 1, np.nan, 0])}), ValueError, r"6.bias must be finite.* \(2,\)"),
+        (lambda s: s.update({"6.bias": np.array([None] * 4)}), TypeError, "6.bias must be an array of real numbers"),
+        (lambda s: s.update({"6.bias": np.ones(4, complex)}), TypeError, "6.bias must be an array of real numbers"),
+    ],
+)
+def test_a_state_that_does_not_fit_changes_nothing(change, error, words):
+    model, state = small(rng=1), small(rng=2).state_dict()
+    change(state)
+    before = model.theta.copy()
+    with pytest.raises(error, match=words):
+        model.load_state_dict(state)
+    np.testing.assert_array_equal(model.theta, before)
+    if error is not KeyError:
+        with pytest.raises(error, match=words):
+            model.load_state_dict(state, strict=False)
+        np.testing.assert_array_equal(model.theta, before)
+
+
+def test_every_wrong_shape_and_key_is_named():
+    model = small()
+    state = model.state_dict()
+    wrong = state | {"0.bias": np.ones(1), "6.bias": np.ones(2)}
+    with pytest.raises(ValueError, match=r"0.bias: expected \(3,\), got \(1,\); 6.bias: expected \(4,\), got \(2,\)"):
+        model.load_state_dict(wrong)
+    state.pop("0.bias")
+    state["extra"] = np.ones(1)
+    with pytest.raises(KeyError, match=r"missing keys \['0.bias'\], unexpected keys \['extra'\]"):
+        model.load_state_dict(state)
+
+
+def test_part_of_a_state():
+    model, other = small(rng=1), small(rng=2).state_dict()
+    before = model.state_dict()
+    part = {"4.weight": other["4.weight"], "extra": np.ones(1)}
+    missing, unexpected = model.load_state_dict(part, strict=False)
+    assert unexpected == ["extra"]
+    assert missing == [name for name in before if name != "4.weight"]
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, (other if name == "4.weight" else before)[name])
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def test_batches_may_grow_and_shrink():
+    for make, x in ((small, X), (lambda: models.lenet5(rng=3), IMAGES)):
+        model = make()
+        alone = np.concatenate([model.forward(image[None]) for image in x])
+        for size in (3, len(x), 1, 8, 2, len(x)):
+            # other tiles, other order of the same sums
+            np.testing.assert_allclose(model.forward(x[:size]), alone[:size], rtol=1e-5, atol=1e-6)
+        fresh = make()
+        for size in (5, 2, len(x)):
+            np.testing.assert_array_equal(make().forward(x[:size]), fresh.forward(x[:size]))  # whatever came before
+            dy = np.cos(fresh.forward(x[:size]))
+            other = make()
+            other.forward(x[:size])
+            np.testing.assert_array_equal(other.backward(dy), fresh.backward(dy))
+            np.testing.assert_array_equal(other.grad, fresh.grad)
+
+
+def test_reserve():
+    model = small()
+    assert model.reserved == 0
+    model.reserve(9)
+    buffer = model.input_buffer(9)
+    want = small().forward(X)
+    np.testing.assert_array_equal(model.forward(X), want)
+    assert model.reserved == 9
+    assert np.shares_memory(model.input_buffer(4), buffer)
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        model.reserve(0)
+    with pytest.raises(ValueError, match="input_shape is not known yet"):
+        Sequential(Tanh()).reserve(2)
+
+
+def test_gradients_of_a_batch_are_the_sum_of_those_of_its_images():
+    model = small(dtype=np.float64)
+    dy = np.cos(model.forward(X))
+    dx, grad = model.backward(dy), model.grad.copy()
+    total = np.zeros_like(grad)
+    for n in range(len(X)):
+        model.forward(X[n : n + 1])
+        np.testing.assert_allclose(model.backward(dy[n : n + 1]), dx[n : n + 1], rtol=1e-12, atol=1e-15)
+        total += model.grad
+    np.testing.assert_allclose(grad, total, rtol=1e-10, atol=1e-14)
+
+
+def test_what_is_returned_does_not_change_later():
+    model = small()
+    y = model.forward(X)
+    dx = model.backward(np.ones((9, 4)))
+    kept = y.copy(), dx.copy()
+    model.forward(2 * X)
+    model.backward(np.full((9, 4), 3))
+    model.theta[...] = 0
+    np.testing.assert_array_equal(y, kept[0])
+    np.testing.assert_array_equal(dx, kept[1])
+    y[...] = dx[...] = 0  # and is the caller's
+    assert model.output_buffers(9)[0] is not y
+    flat = Sequential(Flatten())
+    x = np.ones((2, 3), np.float32)
+    y = flat.forward(x)
+    assert not np.shares_memory(x, y)
+    x[...] = 5
+    np.testing.assert_array_equal(y, 1)
+
+
+def test_arguments_are_left_alone():
+    model, x = small(), X.copy()
+    dy = model.forward(x)
+    model.backward(dy.copy())
+    np.testing.assert_array_equal(x, X)
+
+
+def test_predict_in_batches_equals_forward():
+    model = models.lenet5(rng=2)
+    whole = model.forward(IMAGES)
+    for batch_size in (1, 4, 16, 21, 100):
+        np.testing.assert_allclose(model.predict(IMAGES, batch_size), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(model.predict(IMAGES), whole)
+    np.testing.assert_array_equal(model(IMAGES), whole)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8"])
+def test_predict_refuses_a_wrong_batch_size_by_name(batch_size):
+    with pytest.raises((ValueError, TypeError), match="batch_size must be"):
+        small().predict(X, batch_size)
+
+
+def test_any_real_dtype_and_layout_of_x():
+    model = small()
+    whole = (10 * X).astype(np.int8)
+    want = model.forward(whole.astype(np.float32))
+    for dtype in (np.int8, np.int64, np.float16, np.float64):
+        y = model.forward(whole.astype(dtype))
+        assert y.dtype == np.float32
+        np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(model.forward(np.asfortranarray(X)), model.forward(X))
+    np.testing.assert_array_equal(model.forward(X.tolist()), model.forward(X))
+    np.testing.assert_array_equal(model.forward(X[::-2]), model.forward(X[::-2].copy()))
+
+
+def test_a_float64_model():
+    model, single = small(dtype=np.float64), small()
+    assert model.theta.dtype == np.float64
+    y = model.forward(X)
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y, single.forward(X), rtol=1e-4, atol=1e-6)
+    assert model.backward(y).dtype == np.float64
+    assert Sequential(Tanh(), dtype="float64").dtype == np.float64
+
+
+def test_train_and_eval():
+    model = small()
+    assert model.training
+    assert all(layer.training for layer in model.layers)
+    assert model.eval() is model
+    assert not model.training
+    assert not any(layer.training for layer in model.layers)
+    assert model.train() is model
+    assert all(layer.training for layer in model.layers)
+    model.train(False)
+    assert not model[0].training
+
+
+def test_len_and_index():
+    model = small()
+    assert len(model) == 7
+    assert isinstance(model[0], Conv2d)
+    assert model[-1].out_features == 4
+    assert [type(layer) for layer in model[1:3]] == [ReLU, MaxPool2d]
+
+
+def test_the_shape_is_found_at_the_first_forward():
+    model = small(input_shape=None)
+    np.testing.assert_array_equal(model.forward(X), small().forward(X))
+    assert model.input_shape == (2, 6, 6)
+    assert model.shapes == [(2, 6, 6), (3, 6, 6), (3, 6, 6), (3, 3, 3), (27,), (5,), (5,), (4,)]
+
+
+def test_first_not_finite_names_the_place():
+    model = small()
+    model.forward(X)
+    assert model.first_not_finite(9) is None
+    model.input_buffer(9)[3] = np.inf
+    assert model.first_not_finite(9) == "the input"
+    model.forward(X)
+    model[4].weight[2, 3] = np.nan
+    assert model.first_not_finite(9) == "parameter 4.weight of layer 4 Linear(27, 5)"
+    model[4].weight[...] = 3e38
+    model.run_forward(9)
+    assert model.first_not_finite(9) == "the output of layer 4 Linear(27, 5)"
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+class Half(Layer):
+    """A layer somebody began to write."""
+
+
+def test_a_layer_without_forward_or_backward_says_so():
+    model = Sequential(Half())
+    with pytest.raises(RuntimeError, match="Half has no forward"):
+        model.forward(np.ones((1, 2)))
+    with pytest.raises(RuntimeError, match="Half has no backward"):
+        model.run_backward(1, input_gradient=True)
+
+
+def shared():
+    layer = Tanh()
+    return Sequential(Linear(2, 2), layer, Linear(2, 2), layer)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Sequential(), ValueError, "at least one layer"),
+        (lambda: Sequential(Tanh), TypeError, "layers must be tinycnn layers, got <class"),
+        (lambda: Sequential([Tanh()]), TypeError, "layers must be tinycnn layers, got \\["),
+        (lambda: Sequential(Sequential(Tanh())), TypeError, "layers must be tinycnn layers"),
+        (shared, ValueError, "every layer may stand in a Sequential once"),
+        (lambda: small(dtype=np.float16), ValueError, "dtype must be float32 or float64, got .*float16"),
+        (lambda: small(dtype=int), ValueError, "dtype must be float32 or float64"),
+        (lambda: small(dtype=complex), ValueError, "dtype must be float32 or float64"),
+        (lambda: small(device="cuda"), ValueError, "device must be 'cpu', got 'cuda' .*not part of this version"),
+        (lambda: small(device="gpu"), ValueError, "device must be 'cpu', got 'gpu'"),
+        (lambda: small(input_shape=(2, 6, 0)), ValueError, "input_shape must be at least 1, got 0"),
+        (lambda: small(input_shape=(2, 6, 6.0)), TypeError, "input_shape must be an integer, got 6.0"),
+        (
+            lambda: small(input_shape=(1, 6, 6)),
+            ValueError,
+            r"layer 0: Conv2d.* takes \(2, height, width\), got \(1, 6, 6\)",
+        ),
+        (lambda: small(input_shape=(2, 6)), ValueError, r"layer 0: Conv2d.* takes \(2, height, width\), got \(2, 6\)"),
+        (lambda: small(input_shape=(2, 8, 8)), ValueError, r"layer 4: Linear\(27, 5\) takes \(27,\), got \(48,\)"),
+        (
+            lambda: Sequential(Conv2d(1, 6, 5), Linear(864, 10), input_shape=(1, 16, 16)),
+            ValueError,
+            r"layer 1: Linear\(864, 10\) takes \(864,\), got \(6, 12, 12\); put Flatten\(\) before it",
+        ),
+        (
+            lambda: Sequential(MaxPool2d(3), input_shape=(1, 2, 5)),
+            ValueError,
+            "layer 0: kernel_size 3 .* padded height of the input is 2",
+        ),
+        (
+            lambda: Sequential(AvgPool2d(2), input_shape=(5,)),
+            ValueError,
+            r"layer 0: AvgPool2d.*\(channels, height, width\)",
+        ),
+        (lambda: Sequential(Softmax(), input_shape=(1, 2, 3)), ValueError, r"layer 0: Softmax.* takes \(classes,\)"),
+        (lambda: Conv2d(0, 1, 1), ValueError, "in_channels must be at least 1, got 0"),
+        (lambda: Conv2d(1, 1.0, 1), TypeError, "out_channels must be an integer, got 1.0"),
+        (lambda: Conv2d(1, 1, (1, 2, 3)), ValueError, "kernel_size must be an integer or a pair"),
+        (lambda: Conv2d(1, 1, 0), ValueError, "kernel_size must be at least 1"),
+        (lambda: Conv2d(1, 1, 1, stride=0), ValueError, "stride must be at least 1"),
+        (lambda: Conv2d(1, 1, 1, padding="same"), TypeError, "padding must be an integer"),
+        (lambda: Conv2d(1, 1, 1, dilation=-1), ValueError, "dilation must be at least 1"),
+        (lambda: Conv2d(3, 4, 1, groups=2), ValueError, "in_channels must be divisible by groups, got 3 and 2"),
+        (lambda: Conv2d(4, 3, 1, groups=2), ValueError, "out_channels must be divisible by groups, got 3 and 2"),
+        (lambda: Linear(True, 1), TypeError, "in_features must be an integer, got True"),
+        (lambda: Linear(1, -1), ValueError, "out_features must be at least 1"),
+        (lambda: AvgPool2d(2, divisor_override=0), ValueError, "divisor_override must be at least 1"),
+        (lambda: MaxPool2d(2, 0), ValueError, "stride must be at least 1"),
+        (lambda: LeakyReLU("a"), TypeError, "negative_slope must be a number"),
+        (lambda: ScaledTanh(A=0), ValueError, "A must not be 0"),
+        (lambda: ScaledTanh(S=np.inf), ValueError, "S must be finite"),
+        (lambda: Softmax(0), ValueError, "dim must be one of -1, 1, got 0"),
+    ],
+)
+def test_what_cannot_be_built(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_padding_over_half_of_the_window_is_refused():
+    with pytest.raises(ValueError, match="padding must be at most half of kernel_size 2, got 2"):
+        Sequential(MaxPool2d(2, padding=2), input_shape=(1, 4, 4))
+
+
+def with_bad(value):
+    x = X.copy()
+    x[3, 1, 2, 5] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        (with_bad(np.nan), ValueError, r"x must be finite, got nan at index \(3, 1, 2, 5\)"),
+        (with_bad(-np.inf), ValueError, r"x must be finite, got -inf at index \(3, 1, 2, 5\)"),
+        (X[0], ValueError, r"x must have shape \(N, 2, 6, 6\), got \(2, 6, 6\)"),
+        (X[:, :1], ValueError, r"x must have shape \(N, 2, 6, 6\), got \(9, 1, 6, 6\)"),
+        (X[:0], ValueError, r"x must not be empty, got shape \(0, 2, 6, 6\)"),
+        (X.astype(complex), TypeError, "x must be an array of real numbers, got dtype complex128"),
+        (X.astype(object), TypeError, "x must be an array of real numbers, got dtype object"),
+        ("an image", TypeError, "x must be an array of real numbers, got dtype <U8"),
+    ],
+)
+def test_images_that_are_refused(x, error, words):
+    model = small()
+    want = model.forward(X)
+    with pytest.raises(error, match=words):
+        model.forward(x)
+    with pytest.raises(error, match=words):
+        small().forward(x)
+    np.testing.assert_array_equal(model.output_buffers(9)[0], want)  # before anything is computed
+
+
+def test_images_too_large_for_float32_are_refused():
+    with pytest.raises(ValueError, match=r"^x must be"):
+        small().forward(np.full((1, 2, 6, 6), 1e300))
+
+
+def test_a_batch_axis_is_needed():
+    with pytest.raises(ValueError, match=r"x must have a batch axis and the axes of an image, got shape \(3,\)"):
+        Sequential(Tanh()).forward(np.ones(3))
+
+
+def test_a_first_forward_that_fails_leaves_the_shape_open():
+    model = small(input_shape=None)
+    with pytest.raises(ValueError, match="layer 4"):
+        model.forward(np.ones((1, 2, 8, 8)))
+    assert model.forward(X).shape == (9, 4)
+
+
+def test_backward_refuses_by_name():
+    model = small()
+    with pytest.raises(RuntimeError, match="backward needs a forward before it"):
+        model.backward(np.ones((9, 4)))
+    model.forward(X)
+    with pytest.raises(ValueError, match=r"dy must have the shape of the last output, \(9, 4\), got \(8, 4\)"):
+        model.backward(np.ones((8, 4)))
+    with pytest.raises(ValueError, match="dy must have the shape"):
+        model.backward(np.ones(9))
+    with pytest.raises(TypeError, match="dy must be an array of real numbers"):
+        model.backward(np.ones((9, 4), complex))
+    model.forward(X[:2])
+    assert model.backward(np.ones((2, 4))).shape == (2, 2, 6, 6)
+
+
+def test_device_cpu_is_the_module_of_kernels():
+    assert small(device="cpu").k is kernels
