@@ -243,14 +243,14 @@ def test_download_can_be_switched_off(server):
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError("disk full")])
-@pytest.mark.parametrize("where", ["_fetch._transfer", "_files.os.fsync"])
+@pytest.mark.parametrize("where", ["data._fetch._transfer", "_files.os.fsync"])
 def test_an_interruption_leaves_no_partial_file(server, monkeypatch, where, interruption):
     server("good")
 
     def interrupted(*_):
         raise interruption
 
-    monkeypatch.setattr(f"tinycnn.data.{where}", interrupted)
+    monkeypatch.setattr(f"tinycnn.{where}", interrupted)
     expected = KeyboardInterrupt if interruption is KeyboardInterrupt else DataUnavailableError
     with pytest.raises(expected) as caught:
         mnist()

@@ -281,7 +281,7 @@ def test_the_old_picture_survives_a_failure(tmp_path, monkeypatch):
     figure = Figure()
 
     def fail(file, **_):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(figure, "savefig", fail)

@@ -16,14 +16,14 @@ EMPTY = (0,)
 
 def _prepare(name, x, ndim=None, axes="", dtype=None):
     x = _check.array(name, x, ndim, axes)
-    return floating(x) if dtype is None else np.ascontiguousarray(x, dtype)
+    return floating(x) if dtype is None else np.require(x, dtype, ["C", "W"])
 
 
 def _gradient(dy, y):
     dy = _check.array("dy", dy)
     if dy.shape != y.shape:
         raise ValueError(f"dy must have the shape of the output, {y.shape}, got {dy.shape}")
-    return np.ascontiguousarray(dy, y.dtype)
+    return np.require(dy, y.dtype, ["C", "W"])
 
 
 # --- convolution ------------------------------------------------------------------------------------------------------
@@ -153,13 +153,13 @@ def linear_backward(dy, input, weight, bias=None):
 def _activate(kernel, input, *options):
     x = _prepare("input", input)
     y = np.empty_like(x)
-    kernel(y, x, *options)
+    kernel(y.reshape(-1), x.reshape(-1), *options)
     return y
 
 
 def _activate_backward(kernel, dy, y_or_x, *options):
     dx = np.empty_like(y_or_x)
-    kernel(dx, _gradient(dy, y_or_x), y_or_x, *options)
+    kernel(dx.reshape(-1), _gradient(dy, y_or_x).reshape(-1), y_or_x.reshape(-1), *options)
     return dx
 
 

@@ -129,5 +129,6 @@ class MSELoss(Loss):
 
 
 def floating(x):
-    """x as a contiguous array of float32 or float64; other real types become float32."""
-    return np.ascontiguousarray(x, x.dtype if x.dtype in (np.float32, np.float64) else np.float32)
+    """x as an array that kernels take: contiguous, writable, float32 or float64; other real types become float32."""
+    dtype = np.float64 if x.dtype.newbyteorder("=") == np.float64 else np.float32
+    return np.require(x, dtype, ["C", "W"])

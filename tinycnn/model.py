@@ -138,6 +138,11 @@ class Sequential:
                 dx = slopes[i] if i > first or input_gradient else slopes[i][:0]
                 layer.backward(dx, slopes[i + 1], values[i], values[i + 1])
 
+    def _cast(self, name, value):
+        """`value` as an array of the model's dtype, all finite in it."""
+        with np.errstate(over="ignore"):
+            return _check.finite(name, _check.array(name, value).astype(self.dtype, copy=False))
+
     def first_not_finite(self, batch):
         """The first of input, parameters and outputs (of the last run on `batch` images) with a NaN or infinity, in
         words; None if there is none."""
@@ -154,7 +159,7 @@ class Sequential:
 
     def forward(self, x):
         """Output for images x: (N, *input_shape), any real dtype.  Returns a new NumPy array (N, ...)."""
-        x = _check.finite("x", _check.array("x", x))
+        x = self._cast("x", x)
         if self.input_shape is None:
             if x.ndim < 2:
                 raise ValueError(f"x must have a batch axis and the axes of an image, got shape {x.shape}")
@@ -162,7 +167,7 @@ class Sequential:
         if x.shape[1:] != self.input_shape:
             raise ValueError(f"x must have shape (N, {', '.join(map(str, self.shapes[0]))}), got {x.shape}")
         buffer = self.input_buffer(len(x))
-        buffer[...] = self.k.to_device(x.astype(self.dtype, copy=False))
+        buffer[...] = self.k.to_device(x)
         self.run_forward(len(x))
         return np.array(self.k.to_host(self.output_buffers(len(x))[0]))
 
@@ -182,7 +187,7 @@ class Sequential:
 
     def predict(self, x, batch_size=256):
         """Output for any number of images, in batches."""
-        x = _check.array("x", x)
+        x, batch_size = _check.array("x", x), _check.integer("batch_size", batch_size, 1)
         return np.concatenate([self.forward(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
 
     def train(self, mode=True):
@@ -217,12 +222,12 @@ class Sequential:
         missing, unexpected = [n for n in mine if n not in state], [n for n in state if n not in mine]
         if strict and (missing or unexpected):
             raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
-        new = {name: _check.finite(name, _check.array(name, state[name])) for name in mine if name in state}
+        new = {name: self._cast(name, state[name]) for name in mine if name in state}
         wrong = [f"{n}: expected {mine[n].shape}, got {v.shape}" for n, v in new.items() if v.shape != mine[n].shape]
         if wrong:
             raise ValueError("state does not fit the model: " + "; ".join(wrong))
         for name, value in new.items():
-            mine[name][...] = self.k.to_device(value.astype(self.dtype, copy=False))
+            mine[name][...] = self.k.to_device(value)
         return missing, unexpected
 
     # --- looking at it ------------------------------------------------------------------------------------------------

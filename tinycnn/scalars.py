@@ -40,6 +40,10 @@ def tanh32(x):
     return -ONE if x < -TANH_LIMIT or y < -ONE else y
 
 
+def tanh64(x):
+    return math.tanh(x)
+
+
 def sigmoid32(x):
     """1 / (1 + exp(-x)), as exp(x) / (1 + exp(x)) on the left, where it keeps its relative accuracy.
 

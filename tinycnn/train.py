@@ -202,6 +202,7 @@ def evaluate(model, batches, criterion=None, batch_size=250):
     """
     check_fit(model, batches, "batches")
     criterion = CrossEntropyLoss() if criterion is None else criterion
+    batch_size = _check.integer("batch_size", batch_size, 1)
     was, total, outputs = model.training, 0.0, []
     model.eval()
     for at in range(0, len(batches), batch_size):

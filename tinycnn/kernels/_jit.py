@@ -21,6 +21,7 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 NOT_PARALLEL = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy"}
 KERNEL = OPTIONS | {"parallel": dict.fromkeys(NOT_PARALLEL, False) | {"prange": True}, "cache": True}
+IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
 INNER = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # nobody calls it but kernels
 
 # Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
@@ -29,8 +30,15 @@ _one_at_a_time = threading.RLock()
 
 def kernel(function):
     """Compile `function` for several threads; the result is called from Python."""
-    compiled = numba.njit(**KERNEL)(function)
+    return _locked(function, numba.njit(**KERNEL)(function))
 
+
+def kernel_in_order(function):
+    """A `kernel` whose sums may not be reordered, for formulas whose accuracy rests on what is subtracted first."""
+    return _locked(function, numba.njit(**KERNEL | IN_ORDER)(function))
+
+
+def _locked(function, compiled):
     @functools.wraps(function)
     def call(*args):
         with _one_at_a_time:
@@ -54,7 +62,7 @@ def scalar(single, double):
     def choose(x):
         return single(x) if isinstance(x, np.float32) else double(x)
 
-    @overload(choose, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
+    @overload(choose, jit_options=OPTIONS | IN_ORDER)
     def _choose(x):
         return single if x == numba.float32 else double
 

@@ -8,9 +8,9 @@ import math
 from numba import prange
 
 from tinycnn import scalars
-from tinycnn.kernels._jit import inner, kernel, scalar
+from tinycnn.kernels._jit import inner, kernel, kernel_in_order, scalar
 
-tanh = scalar(scalars.tanh32, math.tanh)
+tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
 
 
@@ -125,7 +125,7 @@ def softmax_backward(dx, dy, y):
             dxr[k] = yr[k] * (dyr[k] - total)
 
 
-@kernel
+@kernel_in_order
 def log_softmax_forward(y, x):
     """y[r] = x[r] - log(sum(exp(x[r]))) for every row r; x, y: (R, K)"""
     for r in prange(x.shape[0]):
@@ -133,9 +133,9 @@ def log_softmax_forward(y, x):
         top, total = largest(xr), x.dtype.type(0)
         for k in range(xr.size):
             total += math.exp(xr[k] - top)
-        shift = top + math.log(total)
+        log_total = math.log(total)
         for k in range(xr.size):
-            yr[k] = xr[k] - shift
+            yr[k] = (xr[k] - top) - log_total
 
 
 @kernel

@@ -7,10 +7,10 @@ import math
 
 from numba import prange
 
-from tinycnn.kernels._jit import kernel
+from tinycnn.kernels._jit import kernel, kernel_in_order
 
 
-@kernel
+@kernel_in_order
 def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_smoothing, mean):
     """Softmax cross entropy of logits, as torch defines it, and the class with the largest logit.
 
@@ -49,7 +49,7 @@ def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_sm
             for k in range(K):
                 a = weight[k] * (smooth + hit if k == t else smooth)
                 if a != zero:  # so that a logit of -inf may stand where no probability is asked for
-                    value -= a * (row[k] - top - log_norm)
+                    value -= a * ((row[k] - top) - log_norm)
                 share += a
             for k in range(K):
                 a = weight[k] * (smooth + hit if k == t else smooth)

@@ -205,4 +205,5 @@ def max_pool2d_backward(dx, dy, indices):
             clear(plane)
             for i in range(OH):
                 for j in range(OW):
-                    plane[indices[n, c, i, j]] += dy[n, c, i, j]
+                    if indices[n, c, i, j] >= 0:  # below: a window of padding alone, whose maximum is -inf
+                        plane[indices[n, c, i, j]] += dy[n, c, i, j]
