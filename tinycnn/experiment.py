@@ -20,7 +20,7 @@ def add_options(parser):
     parser.formatter_class = whole
     add = parser.add_argument
     add("--device", default="cpu", help="where to compute: cpu")
-    add("--epochs", type=positive_int, default=16, help="passes over the training set")
+    add("--epochs", type=positive_int, default=10, help="passes over the training set")
     add("--batch-size", type=positive_int, default=64, help="images a step")
     add("--lr", type=positive_float, help="peak learning rate; by default one that suits the optimizer")
     add(
