@@ -10,7 +10,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: lenet5 test lint bench clean
+.PHONY: lenet5 test lint bench clean clean-kernels
 
 lenet5: $(VENV)/installed
 	$(BIN)/python examples/lenet5.py $(ARGS)
@@ -26,7 +26,10 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.train_step $(ARGS)
 
-clean:
+clean-kernels:
+	rm -rf tinycnn/kernels/__pycache__ tinycnn/data/__pycache__
+
+clean: clean-kernels
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/created:
