@@ -62,7 +62,9 @@ def scalar(single, double):
     def choose(x):
         return single(x) if isinstance(x, np.float32) else double(x)
 
-    @overload(choose, jit_options=OPTIONS | IN_ORDER)
+    options: Any = OPTIONS | IN_ORDER
+
+    @overload(choose, jit_options=options)
     def _choose(x):
         return single if x == numba.float32 else double
 
