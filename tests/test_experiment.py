@@ -73,7 +73,12 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
 
 def test_ctrl_c_leaves_a_complete_folder_and_exit_code_130(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(EXAMPLE), *SYNTHETIC]
+    # A job in the background may have been told to ignore SIGINT, and so would its children.
+    code = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(EXAMPLE), *SYNTHETIC]
     with subprocess.Popen(
         [*command, "--epochs", "100000", "--out", str(tmp_path)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
