@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        os.replace(temporary, path)  # noqa: PTH105 (Path.replace keeps its own reference to it in Python 3.10)
     except BaseException:  # Ctrl-C as well must leave nothing behind
         temporary.unlink(missing_ok=True)
         raise
