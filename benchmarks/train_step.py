@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tinycnn.runs import processor
+
 IMAGES = 20_000
 LEARNING_RATE = 1e-3
 CHECK_STEPS = 20
@@ -88,14 +90,6 @@ class Gemm:
 
     def step(self, index):
         return float((self.a @ self.a)[0, 0])
-
-
-def processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def work(pipe, kind, *arguments):
