@@ -2,6 +2,10 @@
 
 import os
 
+# What plays the GPU has to be chosen before anything is imported; pytest -m gpu asks for a real one.
+if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "0" and not os.environ.get("TINYCNN_CUDA"):
+    os.environ["TINYCNN_CUDA"] = "emulate"
+
 import numba
 import numpy as np
 import pytest

@@ -255,15 +255,28 @@ def test_optimizers_show_what_is_not_finite(states, dtype):
 def test_gather(N, shape, B, padding, seed, kind, dtype):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (N, *shape)).astype(kind)
-    labels, index = rng.integers(0, 10, N), rng.integers(0, N, B)
+    labels, order, start = rng.integers(0, 10, N), rng.integers(0, N, 2 * B), rng.integers(0, B + 1, 1)
+    index = order[start[0] : start[0] + B]
     scale, shift = rng.uniform(0.001, 0.1, shape[0]), rng.standard_normal(shape[0])
     (ph, pw), (C, H, W) = padding, shape
     x, target = blank((B, C, H + 2 * ph, W + 2 * pw), dtype), blank(B, np.int64)
-    kernels.gather(x, target, images, labels, index, scale, shift, padding)
+    kernels.gather(x, target, images, labels, order, start, scale, shift, padding)
     padded = np.pad(images.astype(np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))  # pixels of zero, then normalised
     want = padded[index] * scale[:, None, None] + shift[:, None, None]
     close(x, want, 256 * scale.max() + 5)
     np.testing.assert_array_equal(target, labels[index])
+
+
+def test_tally():
+    totals, cursor = np.zeros(4), np.zeros(1, np.int64)
+    kernels.tally(totals, cursor, np.float32([0.5, 0.25]), np.array([3, 1]), np.array([3, 2]))
+    kernels.tally(totals, cursor, np.float32([1, 1, 1]), np.zeros(0, np.int64), np.array([3, 2, 1]))
+    np.testing.assert_array_equal(totals, [2 * 0.75 + 3 * 3, 1, 5, 2])
+    assert cursor == [5]
+    for bad in (np.nan, 1.0):  # once the sum is not finite, it stays so: batches before that are counted
+        kernels.tally(totals, cursor, np.float32([bad]), np.array([0]), np.array([0]))
+    assert np.isnan(totals[0])
+    assert list(totals[1:]) == [3, 7, 2]
 
 
 # --- array services ---------------------------------------------------------------------------------------------------
@@ -303,7 +316,8 @@ def _case(name, dtype):
         images, labels = rng.integers(0, 256, (50, 2, 9, 11)).astype(np.uint8), rng.integers(0, 10, 50)
         x, target = blank((70, 2, 13, 13), dtype), blank(70, np.int64)
         scale, shift = np.array([0.01, 0.02]), np.array([-1.0, 2.0])
-        return kernels.gather, (x, target, images, labels, rng.integers(0, 50, 70), scale, shift, (2, 1)), (0, 1)
+        order, cursor = rng.integers(0, 50, 90), np.array([20])
+        return kernels.gather, (x, target, images, labels, order, cursor, scale, shift, (2, 1)), (0, 1)
     theta, grad, m, v = rng.standard_normal((4, 61_706)).astype(dtype)
     step = np.array([3])
     if name == "sgd":

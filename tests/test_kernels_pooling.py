@@ -106,7 +106,7 @@ def test_max(problem, ties, dtype):
 
     dy = image(y.shape, seed + 1, dtype)
     dx = blank(shape, dtype)
-    kernels.max_pool2d_backward(dx, dy, indices)
+    kernels.max_pool2d_backward(dx, dy, indices, *where)
     magnitude = reference.max_pool2d_backward(abs(dy), at, shape)
     close(dx, reference.max_pool2d_backward(dy, at, shape), magnitude, where[0][0] * where[0][1])
 
@@ -134,7 +134,7 @@ def test_max_window_without_a_pixel(dtype):
     assert y.shape == (1, 1, 1, 1)
     assert y[0, 0, 0, 0] == -np.inf
     dx = blank(x.shape, dtype)
-    kernels.max_pool2d_backward(dx, np.ones_like(y), indices)
+    kernels.max_pool2d_backward(dx, np.ones_like(y), indices, *where)
     np.testing.assert_array_equal(dx, reference.max_pool2d_backward(np.ones_like(y), at, x.shape))
 
 
@@ -159,7 +159,7 @@ def test_what_is_not_finite_is_seen(where, value, dtype):
     want, at = reference.max_pool2d(x, *where)
     y, indices = max_forward(x, want, *where, (1, 1))
     np.testing.assert_array_equal(y, want)
-    kernels.max_pool2d_backward(dx, dy, indices)
+    kernels.max_pool2d_backward(dx, dy, indices, *where, (1, 1))
     np.testing.assert_array_equal(np.isfinite(dx), np.isfinite(reference.max_pool2d_backward(dy, at, x.shape)))
     assert not np.isfinite(dx).all()
 
@@ -182,7 +182,7 @@ def _case(name, dtype, place):
         "avg_pool2d_forward": ((y, x, *where, True, 0), (0,)),
         "avg_pool2d_backward": ((dx, dy, *where, True, 0), (0,)),
         "max_pool2d_forward": ((y, indices, x, *where, (1, 1)), (0, 1)),
-        "max_pool2d_backward": ((dx, dy, indices), (0,)),
+        "max_pool2d_backward": ((dx, dy, indices, *where, (1, 1)), (0,)),
     }[name]
     return getattr(kernels, name), arguments, outputs
 

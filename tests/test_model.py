@@ -490,8 +490,9 @@ def shared():
         (lambda: small(dtype=np.float16), ValueError, "dtype must be float32 or float64, got .*float16"),
         (lambda: small(dtype=int), ValueError, "dtype must be float32 or float64"),
         (lambda: small(dtype=complex), ValueError, "dtype must be float32 or float64"),
-        (lambda: small(device="cuda"), ValueError, "device must be 'cpu', got 'cuda' .*not part of this version"),
-        (lambda: small(device="gpu"), ValueError, "device must be 'cpu', got 'gpu'"),
+        (lambda: small(device="gpu"), ValueError, "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
+        (lambda: small(device="cuda:x"), ValueError, "device must be .*got 'cuda:x'"),
+        (lambda: small(device=0), ValueError, "device must be .*got 0"),
         (lambda: small(input_shape=(2, 6, 0)), ValueError, "input_shape must be at least 1, got 0"),
         (lambda: small(input_shape=(2, 6, 6.0)), TypeError, "input_shape must be an integer, got 6.0"),
         (

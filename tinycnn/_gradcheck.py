@@ -64,15 +64,15 @@ def gradcheck(forward, backward, inputs, *, eps=1e-5, rtol=1e-6, directions=3, r
 
 def gradcheck_model(model, x, **options):
     """`gradcheck` of a float64 `Sequential` in its input x (N, ...) and all of its parameters."""
-    theta = np.array(model.theta)
+    theta = np.array(model.k.to_host(model.theta))
 
     def forward(x, parameters):
-        model.theta[...] = parameters
+        model.k.write(model.theta, parameters)
         return model.forward(x)
 
     def backward(dy, x, parameters):
         forward(x, parameters)
-        return model.backward(dy), np.array(model.grad)
+        return model.backward(dy), np.array(model.k.to_host(model.grad))
 
     def without_parameters(dy, x):
         model.forward(x)
@@ -83,4 +83,4 @@ def gradcheck_model(model, x, **options):
             return gradcheck(forward, backward, [x, theta], **options)
         return gradcheck(model.forward, without_parameters, [x], **options)
     finally:
-        model.theta[...] = theta
+        model.k.write(model.theta, theta)

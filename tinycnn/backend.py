@@ -1,13 +1,61 @@
 """From a device's name to the module that computes on it."""
 
 import importlib
+import re
+
+from tinycnn import _gpu
+
+
+class DeviceMemoryError(MemoryError):
+    """The device has no room.  asked, free: bytes"""
+
+    def __init__(self, asked, free, more=""):
+        self.asked, self.free = asked, free
+        super().__init__(f"out of device memory: asked for {asked / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB free{more}")
+
+
+def choose(device):
+    """`device` ("auto", "cpu", "cuda", "cuda:N") as "cpu" or "cuda:N".  "auto" is cuda:0 where it can be used.
+
+    ValueError for other names, DeviceError, saying what is missing, for a GPU that cannot be used.
+    """
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device) if isinstance(device, str) else None
+    if match is None:
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    if device == "cpu":
+        return device
+    try:
+        number = int(match[1] or 0)
+        _gpu.require(number)
+        return f"cuda:{number}"
+    except _gpu.DeviceError:
+        if device != "auto":
+            raise
+        return "cpu"
 
 
 def get(device):
-    """The backend module of `device`; "cpu" is the one there is.  ValueError for others."""
+    """The backend module of `device`; errors are those of `choose`."""
+    device = choose(device)
     if device == "cpu":
         return importlib.import_module("tinycnn.kernels")
-    raise ValueError(f"device must be 'cpu', got {device!r} (a CUDA backend is planned, and not part of this version)")
+    module = importlib.import_module("tinycnn.cuda")
+    module.use(int(device.removeprefix("cuda:")))
+    return module
+
+
+def local(name, array, device):
+    """(array, False) for what lies in main memory, (a copy there, True) for an array on the GPU `device`.
+
+    ValueError, naming both, for an array on another device.
+    """
+    number = _gpu.device_of(array)
+    if number is None:
+        return array, False
+    if device != f"cuda:{number}":
+        raise ValueError(f"{name} lies on cuda:{number}, but this computes on {device}")
+    k = get(device)
+    return k.to_host(k.to_device(array)), True
 
 
 def set_threads(threads):

@@ -114,7 +114,7 @@ def max_pool2d_backward(dy, input, kernel_size, stride=None, padding=0, dilation
     y, x, options = _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode)
     indices, dx = np.empty(y.shape, np.int32), np.empty_like(x)
     kernels.max_pool2d_forward(y, indices, x, *options)
-    kernels.max_pool2d_backward(dx, _gradient(dy, y), indices)
+    kernels.max_pool2d_backward(dx, _gradient(dy, y), indices, *options)
     return dx
 
 

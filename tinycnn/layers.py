@@ -235,7 +235,9 @@ class MaxPool2d(_Pool2d):
         )
 
     def backward(self, dx, dy, x, y):
-        self.k.max_pool2d_backward(dx, dy, self.indices[: len(dy)])
+        self.k.max_pool2d_backward(
+            dx, dy, self.indices[: len(dy)], self.kernel_size, self.stride, self.padding, self.dilation
+        )
 
 
 class Flatten(Layer):

@@ -27,6 +27,12 @@ class Loss:
         """Allocate for batches of up to `batch` outputs of `classes` numbers."""
         self.k, self._bound = k, (k, batch, classes, dtype)
         self._loss = k.empty((batch,), dtype)
+        self._predicted = k.empty((0,), np.int64)
+
+    def tally(self, totals, cursor, target):
+        """Count the last `run`, whose targets these were; totals and cursor are those of the kernel `tally`."""
+        n = len(target)
+        self.k.tally(totals, cursor, self._loss[:n], self._predicted[:n] if len(self._predicted) else self._predicted, target)
 
     def value(self, batch):
         """The loss of the last `run` on `batch` images, as a float."""
@@ -76,10 +82,6 @@ class CrossEntropyLoss(Loss):
             self.label_smoothing,
             mean,
         )
-
-    def count_right(self, target):
-        """How many images of the last `run`, whose targets these were, have their largest logit at the target."""
-        return int(np.count_nonzero(self.k.to_host(self._predicted)[: len(target)] == self.k.to_host(target)))
 
     def __call__(self, logits, target):
         """(value, gradient with respect to logits); the value is a float, or (N,) for reduction "none"."""

@@ -19,7 +19,7 @@ class Sequential:
     input_shape  of one image, (C, H, W); found at the first forward if not given
     rng          seed or generator for the initial parameters (anything np.random.default_rng takes)
     dtype        np.float32, or np.float64 for checking gradients
-    device       "cpu"
+    device       "cpu", "cuda", "cuda:1" ..., or "auto": a GPU where there is one
 
     theta, grad  (P,): all parameters, and the gradient that the last backward left
 
@@ -37,7 +37,8 @@ class Sequential:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
-        self.layers, self.device, self.training = list(layers), device, True
+        self.device = backend.choose(device)
+        self.layers, self.training = list(layers), True
         self.input_shape: tuple[int, ...] | None = None
         self.shapes: list[tuple[int, ...]] = []  # of the input and of every output
         if input_shape is not None:
@@ -47,7 +48,7 @@ class Sequential:
             for name, shape in layer.parameter_shapes().items():
                 start = self._slots[-1][-1] if self._slots else 0
                 self._slots.append((f"{number}.{name}", layer, name, shape, start, start + math.prod(shape)))
-        self.k = backend.get(device)
+        self.k = backend.get(self.device)
         rng = np.random.default_rng(rng)
         size = self._slots[-1][-1] if self._slots else 0
         theta = np.empty(size, self.dtype)
@@ -84,6 +85,17 @@ class Sequential:
         if self.input_shape is None:
             raise ValueError("input_shape is not known yet: give it to Sequential, or call forward first")
         batch = _check.integer("batch", batch, 1)
+        try:
+            self._allocate(batch)
+        except backend.DeviceMemoryError as error:
+            image = 2 * self.dtype.itemsize * sum(math.prod(shape) for shape in self.shapes)
+            self._values, self._slopes, self.reserved, self._views = [], [], 0, {}
+            free = error.free
+            more = f"; the buffers of a batch of {batch} need {image * batch / 2**20:,.1f} MiB, "
+            more += f"a batch of {free // image} would fit" if free >= image else "and not even one image fits"
+            raise backend.DeviceMemoryError(error.asked, free, more) from error
+
+    def _allocate(self, batch):
         values = [self.k.empty((batch, *self.shapes[0]), self.dtype)]
         slopes = [self.k.empty((batch, *self.shapes[0]), self.dtype)]
         for layer, shape, out in zip(self.layers, self.shapes[:-1], self.shapes[1:], strict=True):
@@ -92,6 +104,8 @@ class Sequential:
                 arrays.append(new)
             layer.reserve(self.k, batch, shape, self.dtype)
         self._values, self._slopes = values, slopes
+        # What the first layer with parameters is given for the gradient that nobody wants.
+        self._unwanted = self.k.empty((0, *self.shapes[self._first]), self.dtype)
         self.reserved, self._views = batch, {}
 
     def _buffers(self, batch):
@@ -135,7 +149,7 @@ class Sequential:
         for i in range(len(self.layers) - 1, first - 1, -1):
             layer = self.layers[i]
             if not layer.is_view:
-                dx = slopes[i] if i > first or input_gradient else slopes[i][:0]
+                dx = slopes[i] if i > first or input_gradient else self._unwanted
                 layer.backward(dx, slopes[i + 1], values[i], values[i + 1])
 
     def _cast(self, name, value):
@@ -158,7 +172,12 @@ class Sequential:
         return None
 
     def forward(self, x):
-        """Output for images x: (N, *input_shape), any real dtype.  Returns a new NumPy array (N, ...)."""
+        """Output for images x: (N, *input_shape), any real dtype.
+
+        Returns a new array (N, ...): NumPy, or, if x lies on the model's GPU (torch, CuPy, JAX ...), one there that has
+        ``__cuda_array_interface__``.
+        """
+        x, on_device = backend.local("x", x, self.device)
         x = self._cast("x", x)
         if self.input_shape is None:
             if x.ndim < 2:
@@ -166,28 +185,35 @@ class Sequential:
             self.set_input_shape(x.shape[1:])
         if x.shape[1:] != self.input_shape:
             raise ValueError(f"x must have shape (N, {', '.join(map(str, self.shapes[0]))}), got {x.shape}")
-        buffer = self.input_buffer(len(x))
-        buffer[...] = self.k.to_device(x)
+        self.k.write(self.input_buffer(len(x)), x)
         self.run_forward(len(x))
-        return np.array(self.k.to_host(self.output_buffers(len(x))[0]))
+        return self._handed_out(self.output_buffers(len(x))[0], on_device)
+
+    def _handed_out(self, array, on_device):
+        """A copy of one of the model's arrays for the caller."""
+        host = np.array(self.k.to_host(array))
+        return self.k.to_device(host) if on_device else host
 
     __call__ = forward
 
     def backward(self, dy):
-        """Gradient of the last forward's input, given that of its output, dy; fills `grad`.  Returns a new array."""
+        """Gradient of the last forward's input, given that of its output, dy; fills `grad`.  Returns a new array, where
+        dy is."""
+        dy, on_device = backend.local("dy", dy, self.device)
         dy = _check.array("dy", dy)
         if not self._batch:
             raise RuntimeError("backward needs a forward before it")
         _, slope = self.output_buffers(self._batch)
         if dy.shape != slope.shape:
             raise ValueError(f"dy must have the shape of the last output, {slope.shape}, got {dy.shape}")
-        slope[...] = self.k.to_device(dy.astype(self.dtype, copy=False))
+        self.k.write(slope, dy.astype(self.dtype, copy=False))
         self.run_backward(self._batch, input_gradient=True)
-        return np.array(self.k.to_host(self._buffers(self._batch)[1][0]))
+        return self._handed_out(self._buffers(self._batch)[1][0], on_device)
 
     def predict(self, x, batch_size=256):
-        """Output for any number of images, in batches."""
-        x, batch_size = _check.array("x", x), _check.integer("batch_size", batch_size, 1)
+        """Output for any number of images, in batches; NumPy."""
+        x, batch_size = backend.local("x", x, self.device)[0], _check.integer("batch_size", batch_size, 1)
+        x = _check.array("x", x)
         return np.concatenate([self.forward(x[i : i + batch_size]) for i in range(0, len(x), batch_size)])
 
     def train(self, mode=True):
@@ -222,12 +248,12 @@ class Sequential:
         missing, unexpected = [n for n in mine if n not in state], [n for n in state if n not in mine]
         if strict and (missing or unexpected):
             raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
-        new = {name: self._cast(name, state[name]) for name in mine if name in state}
+        new = {n: self._cast(n, backend.local(n, state[n], self.device)[0]) for n in mine if n in state}
         wrong = [f"{n}: expected {mine[n].shape}, got {v.shape}" for n, v in new.items() if v.shape != mine[n].shape]
         if wrong:
             raise ValueError("state does not fit the model: " + "; ".join(wrong))
         for name, value in new.items():
-            mine[name][...] = self.k.to_device(value)
+            self.k.write(mine[name], value)
         return missing, unexpected
 
     # --- looking at it ------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ class Optimizer:
             raise ValueError(f"lr must be finite and not negative, got {rates[~(rates >= 0)][:1] or rates.max()}")
         self.model, self.k = model, model.k
         self.weight_decay = _check.number("weight_decay", weight_decay, 0)
-        self.rates = self.k.to_device(rates.astype(np.float64))
+        self.schedule = rates.astype(np.float64)
+        self.rates = self.k.to_device(self.schedule.astype(model.dtype))
         self._step = self.k.empty((1,), np.int64)
         for name in self.vectors:
             setattr(self, name, self.k.empty(model.theta.shape, model.dtype))
@@ -37,15 +38,15 @@ class Optimizer:
     @property
     def lr(self):
         """The learning rate of the next step."""
-        rates = self.k.to_host(self.rates)
-        return float(rates[min(self.steps, len(rates) - 1)])
+        return float(self.schedule[min(self.steps, len(self.schedule) - 1)])
 
     def step(self):
         raise RuntimeError(f"{type(self).__name__} has no step")
 
     def state_dict(self):
         """Everything needed to go on: step, rates and the vectors, as NumPy copies."""
-        return {name: np.array(self.k.to_host(getattr(self, name))) for name in ("_step", "rates", *self.vectors)}
+        state = {name: np.array(self.k.to_host(getattr(self, name))) for name in ("_step", *self.vectors)}
+        return state | {"rates": self.schedule.copy()}
 
     def load_state_dict(self, state):
         """Take over what `state_dict` gave; ValueError where a key or a shape does not fit, and nothing is changed."""
@@ -56,10 +57,11 @@ class Optimizer:
             mine = getattr(self, name)
             if np.shape(state[name]) != mine.shape:
                 raise ValueError(f"optimizer state {name!r} must have shape {mine.shape}, got {np.shape(state[name])}")
-        self.rates = self.k.to_device(np.array(state["rates"], np.float64))
+        schedule = np.array(state["rates"], np.float64)
+        if not np.array_equal(schedule, self.schedule):
+            self.schedule, self.rates = schedule, self.k.to_device(schedule.astype(self.model.dtype))
         for name in ("_step", *self.vectors):
-            mine = getattr(self, name)
-            mine[...] = self.k.to_device(np.asarray(state[name]).astype(mine.dtype))
+            self.k.write(getattr(self, name), np.asarray(state[name]))
 
 
 class SGD(Optimizer):

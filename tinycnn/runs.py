@@ -67,7 +67,7 @@ class RunFolder:
 
         Returns the report, a dict.
         """
-        true, predicted = batches.labels, logits.argmax(axis=1)
+        images, true, predicted = batches.k.to_host(batches.images), batches.k.to_host(batches.labels), logits.argmax(axis=1)
         matrix = metrics.confusion_matrix(true, predicted, logits.shape[1])
         report = {**extra, **metrics.report(matrix, class_names)}
         self._write("report.json", json.dumps(report, indent=2) + "\n")
@@ -75,7 +75,7 @@ class RunFolder:
         confidence = shifted.max(axis=1) / shifted.sum(axis=1)
         pictures = {
             "confusion.png": plot.confusion(matrix, class_names),
-            "mistakes.png": plot.mistakes(batches.images, true, predicted, confidence, class_names),
+            "mistakes.png": plot.mistakes(images, true, predicted, confidence, class_names),
         }
         if self.history:
             pictures["curves.png"] = plot.learning_curves(self.history)
@@ -84,7 +84,7 @@ class RunFolder:
             weight = model.state_dict()[convolutions[0]]
             pictures["filters.png"] = plot.filters(weight, title="Filters of the first convolution")
             maps, names = feature_maps(model, batches)
-            pictures["feature_maps.png"] = plot.feature_maps(batches.images[0], maps, names)
+            pictures["feature_maps.png"] = plot.feature_maps(images[0], maps, names)
         for name, picture in pictures.items():
             plot.save(picture, self.path / name)
         return report
@@ -92,7 +92,7 @@ class RunFolder:
 
 def feature_maps(model, batches):
     """What the convolutions (after their activation) and poolings give for the first image: arrays (C, H, W), names."""
-    batches.gather(model.input_buffer(1), np.zeros(1, np.int64))
+    batches.gather(model.input_buffer(1), batches.k.to_device(np.zeros(1, np.int64)))
     maps: list[np.ndarray] = []
     names: list[str] = []
     for layer, output in zip(model.layers, model.trace(1), strict=True):

@@ -1,6 +1,7 @@
 """Training: batches of a data set, one step, the loop over epochs, evaluation."""
 
 import contextlib
+import functools
 import math
 import time
 
@@ -37,6 +38,8 @@ class Batches:
     """
 
     def __init__(self, images, labels, *, mean=None, std=None, padding=0, device="cpu"):
+        device = backend.choose(device)
+        images, labels = backend.local("images", images, device)[0], backend.local("labels", labels, device)[0]
         images = _check.array("images", images)
         if images.ndim == 3:
             images = images[:, None]
@@ -59,12 +62,13 @@ class Batches:
         self.padding = _check.pair("padding", padding, 0)
         self.k = backend.get(device)
         self.images, self.labels = self.k.to_device(images), self.k.to_device(labels)
-        self.scale, self.shift = (
-            self.k.to_device(1 / (unit * self.std)),
-            self.k.to_device(-self.mean / self.std),
-        )
+        self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
+        self._factors = {}  # scale and shift on the device, by dtype
         self.classes = int(labels.max()) + 1
         self.image_shape = (channels, height + 2 * self.padding[0], width + 2 * self.padding[1])
+        # An epoch's order, and how far it has been gone through, are on the device, where a recorded step reads them.
+        self.order, self.cursor = self.k.to_device(np.arange(len(images))), self.k.empty((1,), np.int64)
+        self._start = self.k.empty((1,), np.int64)
         self._target = self.k.empty((0,), np.int64)
 
     def __len__(self):
@@ -73,10 +77,25 @@ class Batches:
     def gather(self, x, index):
         """Write the images `index` (n,) int64 into x (n, *image_shape); returns their labels (n,), valid until the next
         call."""
-        if len(index) > len(self._target):
-            self._target = self.k.empty((len(index),), np.int64)
-        target = self._target[: len(index)]
-        self.k.gather(x, target, self.images, self.labels, index, self.scale, self.shift, self.padding)
+        return self._gather(x, index, self._start)
+
+    def shuffle(self, order):
+        """Begin an epoch: `gather_next` will give the images in the order `order` (N,)."""
+        self.k.write(self.order, order)
+        self.k.write(self.cursor, np.zeros(1, np.int64))
+
+    def gather_next(self, x):
+        """`gather` for the next len(x) images of the epoch.  The kernel `tally` moves on."""
+        return self._gather(x, self.order, self.cursor)
+
+    def _gather(self, x, order, cursor):
+        n = len(x)
+        if n > len(self._target):
+            self._target = self.k.empty((n,), np.int64)
+        if x.dtype not in self._factors:
+            self._factors[x.dtype] = [self.k.to_device(a.astype(x.dtype)) for a in (self.scale, self.shift)]
+        target = self._target[:n]
+        self.k.gather(x, target, self.images, self.labels, order, cursor, *self._factors[x.dtype], self.padding)
         return target
 
 
@@ -137,62 +156,109 @@ def fit(
     if validation is not None:
         check_fit(model, validation, "validation")
     rng = np.random.default_rng(rng)
-    history, good = [], np.array(model.theta)
     batch_size = min(batch_size, len(train))
     model.reserve(max(batch_size, model.reserved))
+    criterion.prepare(model.k, batch_size, model.shapes[-1][-1], model.dtype)
+    totals = model.k.empty((4,), np.float64)
+    sizes = {batch_size, len(train) % batch_size or batch_size}
+    steps = {n: model.k.capture(functools.partial(_step, model, criterion, optimizer, train, totals, n)) for n in sizes}
+    history, good = [], _state(model, optimizer)
     try:
         for epoch in range(1, epochs + 1):
-            record = {
-                "epoch": epoch,
-                **_epoch(model, criterion, optimizer, train, batch_size, epoch, epochs, rng, progress),
-            }
+            order = rng.permutation(len(train))
+            model.train()
+            try:
+                record = {"epoch": epoch} | _epoch(steps, optimizer, train, totals, order, f"{epoch}/{epochs}", progress)
+            except ArithmeticError:
+                # Which layer was it?  The same steps again, from the same state, have the same bits.
+                _restore(model, optimizer, good)
+                _look_at_every_step(model, criterion, optimizer, train, order, batch_size, epoch)
+                raise
             if not np.isfinite(model.k.to_host(model.theta)).all():
                 raise DivergedError(model.first_not_finite(0) or "the parameters", optimizer.steps, epoch)
             if validation is not None:
                 record["val_loss"], record["val_accuracy"], _ = evaluate(model, validation)
-            good[...] = model.k.to_host(model.theta)
+            good = _state(model, optimizer)
             history.append(record)
             if on_epoch is not None:
                 on_epoch(record)
     except BaseException:
-        model.theta[...] = model.k.to_device(good)
+        _restore(model, optimizer, good)
         raise
     return history
 
 
-def _epoch(model, criterion, optimizer, train, batch_size, epoch, epochs, rng, progress):
+def _state(model, optimizer):
+    return np.array(model.k.to_host(model.theta)), optimizer.state_dict()
+
+
+def _restore(model, optimizer, state):
+    model.k.write(model.theta, state[0])
+    optimizer.load_state_dict(state[1])
+
+
+def _step(model, criterion, optimizer, train, totals, n):
+    """One whole step on the next n images of the epoch.  It allocates nothing and waits for nothing, so that on a GPU it
+    can be recorded; the loss is added to `totals`."""
+    target = train.gather_next(model.input_buffer(n))
+    model.run_forward(n)
+    y, dy = model.output_buffers(n)
+    criterion.run(dy, y, target)
+    model.run_backward(n)
+    optimizer.step()
+    criterion.tally(totals, train.cursor, target)
+
+
+def _epoch(steps, optimizer, train, totals, order, title, progress):
+    """Go through `train` in the order `order` and return the record.  ArithmeticError if the loss stops being finite.
+
+    The totals are read at the end, and for the progress bar a few times a second, but not after every step: on a GPU
+    that would mean waiting for it.
+    """
     from tqdm.auto import tqdm
 
-    order = rng.permutation(len(train))
     bar = tqdm(
-        total=len(train), desc=f"epoch {epoch}/{epochs}", unit=" images", unit_scale=True, leave=False,
+        total=len(order), desc=f"epoch {title}", unit=" images", unit_scale=True, leave=False,
         disable=None if progress else True, mininterval=0.2,
     )  # fmt: skip
-    losses, right, seen, shown, start = 0.0, 0, 0, 0.0, time.perf_counter()
-    model.train()
+
+    def read():
+        loss, right, seen, _ = train.k.to_host(totals)
+        if not math.isfinite(loss):
+            raise ArithmeticError
+        return float(loss / seen), float(right / seen)
+
+    train.shuffle(order)
+    train.k.write(totals, np.zeros(4))
+    start = shown = time.perf_counter()
+    batch_size = max(steps)
     with bar:
-        for at in range(0, len(train), batch_size):
-            index = model.k.to_device(order[at : at + batch_size])
-            try:
-                loss = train_step(model, criterion, optimizer, train, index)
-            except DivergedError as error:
-                raise DivergedError(error.layer, error.step, epoch) from None
-            n = len(index)
-            losses, seen = losses + loss * n, seen + n
-            right += criterion.count_right(train.labels[index]) if hasattr(criterion, "count_right") else 0
+        for at in range(0, len(order), batch_size):
+            n = min(batch_size, len(order) - at)
+            steps[n]()
             now = time.perf_counter()
             if now - shown > 0.2:
                 shown = now
-                bar.set_postfix_str(f"loss {losses / seen:.4f}, accuracy {right / seen:.2%}", refresh=False)
+                bar.set_postfix_str("loss {:.4f}, accuracy {:.2%}".format(*read()), refresh=False)
             bar.update(n)
+        loss, accuracy = read()
     seconds = time.perf_counter() - start
     return {
-        "train_loss": losses / seen,
-        "train_accuracy": right / seen,
+        "train_loss": loss,
+        "train_accuracy": accuracy,
         "lr": optimizer.lr,
         "seconds": seconds,
-        "images_per_second": seen / seconds,
+        "images_per_second": len(order) / seconds,
     }
+
+
+def _look_at_every_step(model, criterion, optimizer, train, order, batch_size, epoch):
+    """The steps of an epoch one by one, until the first whose loss is not finite raises DivergedError."""
+    for at in range(0, len(order), batch_size):
+        try:
+            train_step(model, criterion, optimizer, train, model.k.to_device(order[at : at + batch_size]))
+        except DivergedError as error:
+            raise DivergedError(error.layer, error.step, epoch) from None
 
 
 def evaluate(model, batches, criterion=None, batch_size=250):
@@ -217,13 +283,11 @@ def evaluate(model, batches, criterion=None, batch_size=250):
 
 def warm_up(model, criterion, optimizer, batches, batch_size):
     """Compile (or load) every kernel that a step needs, by taking one and undoing it.  Returns the seconds it took."""
-    start = time.perf_counter()
-    theta, state = np.array(model.theta), optimizer.state_dict()
+    start, before = time.perf_counter(), _state(model, optimizer)
     index = model.k.to_device(np.arange(min(batch_size, len(batches))))
     with contextlib.suppress(DivergedError):  # the training itself will say so, with the right step
         train_step(model, criterion, optimizer, batches, index)
-    model.theta[...] = model.k.to_device(theta)
-    optimizer.load_state_dict(state)
+    _restore(model, optimizer, before)
     return time.perf_counter() - start
 
 

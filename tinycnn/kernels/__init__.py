@@ -22,7 +22,7 @@ from tinycnn.kernels.activations import (
     tanh_backward,
     tanh_forward,
 )
-from tinycnn.kernels.batch import gather
+from tinycnn.kernels.batch import gather, tally
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss
@@ -64,10 +64,12 @@ __all__ = [
     "sigmoid_forward",
     "softmax_backward",
     "softmax_forward",
+    "tally",
     "tanh_backward",
     "tanh_forward",
     "to_device",
     "to_host",
+    "write",
 ]
 
 
@@ -84,6 +86,11 @@ def to_device(array):
 def to_host(array):
     """An array of this device as NumPy."""
     return array
+
+
+def write(array, values):
+    """Overwrite an array of this device with `values` (NumPy or of this device, of the same shape)."""
+    array[...] = values
 
 
 def capture(step):

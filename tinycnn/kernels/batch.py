@@ -1,5 +1,6 @@
-"""Gathering a batch: pick images by index, convert, normalise, pad, in one pass."""
+"""Gathering a batch (pick images, convert, normalise, pad, in one pass), and keeping count of batches."""
 
+import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
@@ -19,15 +20,31 @@ def take_plane(x, image, scale, shift, ph, pw):
 
 
 @kernel
-def gather(x, target, images, labels, index, scale, shift, padding):
-    """x[b, c, i + ph, j + pw] = images[index[b], c, i, j] * scale[c] + shift[c] and target[b] = labels[index[b]].
+def gather(x, target, images, labels, order, cursor, scale, shift, padding):
+    """x[b, c, i + ph, j + pw] = images[n, c, i, j] * scale[c] + shift[c] and target[b] = labels[n], where n =
+    order[cursor[0] + b].
 
-    x: (B, C, H + 2 ph, W + 2 pw)   images: (N, C, H, W), uint8 or float   target: (B,)   labels: (N,)   index: (B,)
-    scale, shift: (C,).  Padding is what a pixel of zero becomes: shift[c].
+    x: (B, C, H + 2 ph, W + 2 pw)   images: (N, C, H, W), uint8 or float   target: (B,)   labels: (N,)
+    order: at least cursor[0] + B image numbers   cursor: (1,)   scale, shift: (C,)
+    Padding is what a pixel of zero becomes: shift[c].
     """
     for b in prange(len(x)):
-        n = index[b]
+        n = order[cursor[0] + b]
         target[b] = labels[n]
         for c in range(x.shape[1]):
             a, s = x.dtype.type(scale[c]), x.dtype.type(shift[c])
             take_plane(x[b, c], images[n, c], a, s, padding[0], padding[1])
+
+
+def tally(totals, cursor, loss, predicted, target):
+    """Count a batch: add it to the totals of the epoch, and move on to the next.
+
+    totals: (4,) float64: loss times images, images whose predicted class is the target, images, and batches up to which
+    the loss has been finite   cursor: (1,), advanced by B   loss, target: (B,)   predicted: (B,), or (0,) for none
+    """
+    totals[0] += loss.sum(dtype=np.float64) * len(loss)
+    if len(predicted):
+        totals[1] += np.count_nonzero(predicted == target)
+    totals[2] += len(loss)
+    totals[3] += np.isfinite(totals[0])
+    cursor += len(loss)

@@ -197,7 +197,9 @@ def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
 
 
 @kernel
-def max_pool2d_backward(dx, dy, indices):
+def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation):
+    """dx = dy where `indices` say that the maximum stood.  (The windows are for the CUDA twin: there, a pixel looks for
+    those it lies in.)"""
     N, C, OH, OW = dy.shape
     for n in prange(N):
         for c in range(C):

@@ -1,0 +1,131 @@
+"""Calls of every kernel: name, arguments as NumPy arrays and plain values, and which arguments are outputs.
+
+The CUDA tests make each call on the CPU and on what plays the GPU, and compare; the compile gate compiles what these
+calls launch.  No size here is a multiple of a block or a tile, unless it is small.
+"""
+
+import numpy as np
+
+from tinycnn import kernels
+
+SMALL = {"N": 2, "H": 7, "W": 9, "rows": 5, "classes": 10, "features": 37, "outputs": 21, "size": 150}
+LARGE = {"N": 9, "H": 17, "W": 13, "rows": 131, "classes": 11, "features": 203, "outputs": 70, "size": 1031}
+
+
+def blank(shape, dtype):
+    """What an output holds before: garbage."""
+    return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 12345, dtype)
+
+
+def calls(dtype, sizes, seed=0):
+    """Yields (name, what it is about, arguments, positions of outputs)."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    N, H, W = sizes["N"], sizes["H"], sizes["W"]
+    rows, classes, size = sizes["rows"], sizes["classes"], sizes["size"]
+
+    conv = [  # C, O, kernel, stride, padding, dilation, groups, bias
+        (1, 6, (5, 5), (1, 1), (2, 2), (1, 1), 1, True),
+        (3, 17, (3, 2), (1, 1), (0, 0), (1, 1), 1, True),
+        (4, 6, (2, 3), (2, 3), (1, 2), (2, 1), 2, False),
+        (6, 38, (3, 3), (3, 1), (0, 3), (1, 2), 2, True),
+    ]
+    for C, O, kernel, stride, padding, dilation, groups, bias in conv:
+        x, w, b = normal(N, C, H, W), normal(O, C // groups, *kernel), normal(O if bias else 0)
+        out = tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip((H, W), kernel, stride, padding, dilation, strict=True)
+        )
+        options = stride, padding, dilation, groups
+        about = f"{C} to {O}, kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
+        dy = normal(N, O, *out)
+        yield "conv2d_forward", about, (blank(dy.shape, dtype), x, w, b, *options), (0,)
+        gradients = [blank(a.shape, dtype) for a in (x, w, b)]
+        yield "conv2d_backward", about, (*gradients, dy, x, w, *options), (0, 1, 2)
+        gradients[0] = np.zeros((0, *x.shape[1:]), dtype)
+        yield "conv2d_backward", about + ", no dx", (*gradients, dy, x, w, *options), (1, 2)
+        columns, where = normal(N, C * kernel[0] * kernel[1], out[0] * out[1]), (kernel, out, *options[:3])
+        yield "im2col", about, (blank(columns.shape, dtype), x, *where), (0,)
+        yield "col2im", about, (blank(x.shape, dtype), columns, *where), (0,)
+
+    pool = [  # kernel, stride, padding, dilation, one more output (ceil_mode)
+        ((2, 2), (2, 2), (0, 0), (1, 1), 0),
+        ((3, 2), (2, 1), (1, 1), (1, 1), 0),
+        ((2, 2), (2, 2), (0, 0), (1, 1), 1),
+        ((2, 3), (1, 2), (1, 1), (2, 1), 0),
+    ]
+    for kernel, stride, padding, dilation, more in pool:
+        x = normal(N, 3, H, W)
+        x[0, 0] = np.round(x[0, 0])  # ties
+        x[N - 1, 2, 3, 3] = np.nan
+        out = tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1 + more
+            for n, k, s, p, d in zip((H, W), kernel, stride, padding, dilation, strict=True)
+        )
+        dy, about = normal(N, 3, *out), f"kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}"
+        if dilation == (1, 1):
+            for include, divisor in ((True, 0), (False, 0), (True, 7)):
+                options = kernel, stride, padding, include, divisor
+                yield "avg_pool2d_forward", about, (blank(dy.shape, dtype), x, *options), (0,)
+                yield "avg_pool2d_backward", about, (blank(x.shape, dtype), dy, *options), (0,)
+        options = kernel, stride, padding, dilation
+        indices = blank(dy.shape, np.int32)
+        yield "max_pool2d_forward", about, (blank(dy.shape, dtype), indices, x, *options), (0, 1)
+        kernels.max_pool2d_forward(blank(dy.shape, dtype), indices, x, *options)
+        yield "max_pool2d_backward", about, (blank(x.shape, dtype), dy, indices, *options), (0,)
+
+    F, O = sizes["features"], sizes["outputs"]
+    for n, bias in ((rows, True), (N, False)):
+        x, w, b, dy = normal(n, F), normal(O, F), normal(O if bias else 0), normal(n, O)
+        yield "linear_forward", f"{n} images", (blank(dy.shape, dtype), x, w, b), (0,)
+        gradients = [blank(a.shape, dtype) for a in (x, w, b)]
+        yield "linear_backward", f"{n} images", (*gradients, dy, x, w), (0, 1, 2)
+        gradients[0] = np.zeros((0, F), dtype)
+        yield "linear_backward", f"{n} images, no dx", (*gradients, dy, x, w), (1, 2)
+
+    x, dy = 3 * normal(N, 3, size), normal(N, 3, size)
+    x.flat[:3] = 0, np.nan, np.inf
+    for name in ("tanh", "sigmoid", "relu"):
+        yield name + "_forward", "", (blank(x.shape, dtype), x), (0,)
+        yield name + "_backward", "", (blank(x.shape, dtype), dy, np.tanh(x)), (0,)
+    for name, options in (("scaled_tanh", (1.7159, 2 / 3)), ("leaky_relu", (0.1,))):
+        yield name + "_forward", "", (blank(x.shape, dtype), x, *options), (0,)
+        yield name + "_backward", "", (blank(x.shape, dtype), dy, np.tanh(x), *options), (0,)
+    x, dy = 3 * normal(rows, classes), normal(rows, classes)
+    for name in ("softmax", "log_softmax"):
+        yield name + "_forward", "", (blank(x.shape, dtype), x), (0,)
+        yield name + "_backward", "", (blank(x.shape, dtype), dy, -abs(x)), (0,)
+
+    target, weight = rng.integers(0, classes, rows), rng.uniform(0.5, 2, classes).astype(dtype)
+    target[1] = -100
+    for mean, smoothing in ((True, 0.0), (False, 0.1)):
+        outputs = blank(rows, dtype), blank(rows, np.int64), blank(x.shape, dtype)
+        yield "cross_entropy", "", (*outputs, x, target, weight, -100, smoothing, mean), (0, 1, 2)
+        yield "mse_loss", "", (blank(rows, dtype), blank(x.shape, dtype), x, dy, mean), (0, 1)
+
+    rates = np.array([0.1, 0.03], dtype)
+    for step in (0, 1, 5):
+        theta, grad, m, v = normal(4, size)
+        state, count = (m, m, v * v), np.array([step])
+        for momentum, dampening, nesterov in ((0.0, 0.0, False), (0.9, 0.2, False), (0.9, 0.0, True)):
+            options = momentum, dampening, 0.01, nesterov
+            yield "sgd", f"step {step}", (theta, grad, m, rates, count, *options), (0, 2, 4)
+        for decoupled in (False, True):
+            options = 0.9, 0.999, 1e-8, 0.01, decoupled
+            yield "adam", f"step {step}", (theta, grad, *state[1:], rates, count, *options), (0, 2, 3, 5)
+
+    for kind in (np.uint8, np.float32):
+        images, labels = rng.integers(0, 256, (9, 2, H, W)).astype(kind), rng.integers(0, 10, 9)
+        order, cursor, B = rng.integers(0, 9, rows + 4), np.array([3]), min(rows, 20)
+        x, target = blank((B, 2, H + 2, W + 4), dtype), blank(B, np.int64)
+        scale, shift = np.array([0.01, 0.02], dtype), np.array([-1, 2], dtype)
+        yield "gather", str(kind), (x, target, images, labels, order, cursor, scale, shift, (1, 2)), (0, 1)
+    predicted = rng.integers(0, 3, rows)
+    totals, cursor, loss, target = np.array([1.0, 2, 3, 4]), np.array([7]), abs(normal(rows)), rng.integers(0, 3, rows)
+    yield "tally", "", (totals, cursor, loss, predicted, target), (0, 1)
+    yield "tally", "no classes", (totals, cursor, loss, predicted[:0], target), (0, 1)
+    loss[rows // 2] = np.nan
+    yield "tally", "NaN", (totals, cursor, loss, predicted, target), (0, 1)

@@ -1,0 +1,71 @@
+"""The CUDA kernels: the names of tinycnn.kernels, with the same arguments, on an NVIDIA GPU.
+
+`tinycnn.backend.get("cuda")` chooses the GPU and returns this module.
+"""
+
+from tinycnn.cuda._target import capture, empty, to_device, to_host, use, write
+from tinycnn.cuda.activations import (
+    leaky_relu_backward,
+    leaky_relu_forward,
+    log_softmax_backward,
+    log_softmax_forward,
+    relu_backward,
+    relu_forward,
+    scaled_tanh_backward,
+    scaled_tanh_forward,
+    sigmoid_backward,
+    sigmoid_forward,
+    softmax_backward,
+    softmax_forward,
+    tanh_backward,
+    tanh_forward,
+)
+from tinycnn.cuda.batch import gather, tally
+from tinycnn.cuda.conv import col2im, conv2d_backward, conv2d_forward, im2col
+from tinycnn.cuda.linear import linear_backward, linear_forward
+from tinycnn.cuda.losses import cross_entropy, mse_loss
+from tinycnn.cuda.optim import adam, sgd
+from tinycnn.cuda.pooling import (
+    avg_pool2d_backward,
+    avg_pool2d_forward,
+    max_pool2d_backward,
+    max_pool2d_forward,
+)
+
+__all__ = [
+    "adam",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "capture",
+    "col2im",
+    "conv2d_backward",
+    "conv2d_forward",
+    "cross_entropy",
+    "empty",
+    "gather",
+    "im2col",
+    "leaky_relu_backward",
+    "leaky_relu_forward",
+    "linear_backward",
+    "linear_forward",
+    "log_softmax_backward",
+    "log_softmax_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "mse_loss",
+    "relu_backward",
+    "relu_forward",
+    "scaled_tanh_backward",
+    "scaled_tanh_forward",
+    "sgd",
+    "sigmoid_backward",
+    "sigmoid_forward",
+    "softmax_backward",
+    "softmax_forward",
+    "tally",
+    "tanh_backward",
+    "tanh_forward",
+    "to_device",
+    "to_host",
+    "write",
+]

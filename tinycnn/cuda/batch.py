@@ -1,0 +1,79 @@
+"""Gathering a batch from the data set, and keeping count, both on the device.  Twin of tinycnn/kernels/batch.py."""
+
+import numpy as np
+
+from tinycnn.cuda._target import THREADS, blocks, cuda, flat, kernel, phase
+
+
+@phase
+def take(tid, nt, first, x, target, images, labels, order, cursor, scale, shift, shape, size, padding):
+    """One pixel of x, and with an image's first pixel its label."""
+    e = first + tid
+    if e < x.size:
+        C, H, W = shape
+        j, i, c, b = e % W - padding[1], e // W % H - padding[0], e // (H * W) % C, e // (C * H * W)
+        n = order[cursor[0] + b]
+        value = shift[c]
+        if i >= 0 and i < size[0] and j >= 0 and j < size[1]:
+            pixel = images[((n * C + c) * size[0] + i) * size[1] + j]
+            value = x.dtype.type(pixel) * scale[c] + shift[c]
+        x[e] = value
+        if e % (C * H * W) == 0:
+            target[b] = labels[n]
+
+
+@kernel(THREADS, registers=64)
+def gather_kernel(x, target, images, labels, order, cursor, scale, shift, shape, size, padding):
+    first = cuda.blockIdx.x * THREADS
+    take(
+        cuda.threadIdx.x, THREADS, first, x, target, images, labels, order, cursor, scale, shift, shape, size, padding
+    )  # fmt: skip
+
+
+def gather(x, target, images, labels, order, cursor, scale, shift, padding):
+    """x[b, c, i + ph, j + pw] = images[n, c, i, j] * scale[c] + shift[c] and target[b] = labels[n], with n =
+    order[cursor[0] + b]; shapes are at the twin's."""
+    gather_kernel[blocks(x.size)](
+        flat(x), target, flat(images), labels, order, cursor, scale, shift, x.shape[1:], images.shape[2:], padding
+    )
+
+
+@phase
+def add_up(tid, nt, losses, hits, loss, predicted, target):
+    """This thread's share of the batch."""
+    total, right = 0.0, 0.0
+    for b in range(tid, loss.size, nt):
+        total += loss[b]
+        if predicted.size > 0 and predicted[b] == target[b]:
+            right += 1.0
+    losses[tid], hits[tid] = total, right
+
+
+@phase
+def move_on(tid, nt, losses, hits, totals, cursor, images):
+    if tid == 0:
+        loss, right = 0.0, 0.0
+        for t in range(nt):
+            loss += losses[t]
+            right += hits[t]
+        totals[0] += loss * images
+        totals[1] += right
+        totals[2] += images
+        if totals[0] - totals[0] == 0.0:  # neither NaN nor infinite
+            totals[3] += 1.0
+        cursor[0] += images
+
+
+@kernel(THREADS, registers=64, double="the sums over an epoch, one number a batch")
+def tally_kernel(totals, cursor, loss, predicted, target):
+    losses = cuda.shared.array(THREADS, np.float64)
+    hits = cuda.shared.array(THREADS, np.float64)
+    tid = cuda.threadIdx.x
+    add_up(tid, THREADS, losses, hits, loss, predicted, target)
+    cuda.syncthreads()
+    move_on(tid, THREADS, losses, hits, totals, cursor, loss.size)
+
+
+def tally(totals, cursor, loss, predicted, target):
+    """Count a batch; see the twin."""
+    tally_kernel[1](totals, cursor, loss, predicted, target)

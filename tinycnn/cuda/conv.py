@@ -1,0 +1,334 @@
+"""2-D convolution, forward and backward.  Twin of tinycnn/kernels/conv.py, where the formula and all shapes are.
+
+All three products are those of product.py over a column matrix that is never made: when a slice of it is copied into
+shared memory, each entry is fetched from the image where im2col would have taken it.
+
+    y   rows: outputs o           columns: pixels of y        k: taps (c, u, v)
+    dx  rows: channels c          columns: pixels of x        k: taps (o, u, v), from dy
+    dw  rows: outputs o           columns: taps, then ones    k: pixels of y; the ones give db
+
+Where a tap stands, relative to the pixel, is looked up in a small table, made once for each layer.
+"""
+
+import functools
+
+import numpy as np
+
+from tinycnn.cuda._target import ALIGN, THREADS, U, blocks, constant, cuda, flat, kernel, phase
+from tinycnn.cuda.product import (
+    PITCH_A,
+    PITCH_B,
+    SIZE_A,
+    SIZE_B,
+    SUMS,
+    TILE_C,
+    TILE_K,
+    TILE_M,
+    WARPS,
+    clear,
+    in_parts,
+    multiply,
+    run,
+    store,
+)
+
+FAR = -(2**29)  # a row that is outside of every image
+STEP_K = THREADS // TILE_C  # a thread copies one pixel's entries for every second k
+
+
+@functools.cache
+def tap_table(channels, kernel_size, dilation, plane, step, beyond=FAR):
+    """For tap (c, u, v): c*plane, u*dh, v*dw, and c*step + u*KW + v; then taps that meet nothing, up to a full tile.
+
+    int32, four numbers a tap.  `beyond` is the row of the taps that meet nothing.
+    """
+    (KH, KW), (dh, dw) = kernel_size, dilation
+    taps = [
+        (c * plane, u * dh, v * dw, c * step + u * KW + v)
+        for c in range(channels) for u in range(KH) for v in range(KW)
+    ]  # fmt: skip
+    taps += [(0, beyond, 0, 0)] * (-len(taps) % TILE_C)
+    return constant(tuple(entry for tap in taps for entry in tap))
+
+
+@phase
+def place(tid, nt, where, p0, P, shape, image, first, stride, padding):
+    """Pixel p0 + tid % 64 of P, in images of `shape`: where = its image's start (+ first), and row and column under the
+    corner of its window.  Neighbouring images are `image` numbers apart."""
+    p = p0 + tid % TILE_C
+    n = p // (shape[0] * shape[1])
+    rest = p - n * (shape[0] * shape[1])
+    i = rest // shape[1]
+    where[0] = n * image + first
+    where[1] = i * stride[0] + padding[0] if p < P else FAR
+    where[2] = (rest - i * shape[1]) * stride[1] + padding[1]
+
+
+# --- y ----------------------------------------------------------------------------------------------------------------
+
+
+@phase
+def load_windows(tid, nt, where, b, x, taps, k0, size):
+    """b[k, p] = the pixel of x that tap k0 + k meets at p."""
+    # Fetch first and choose afterwards: without branches, all of a thread's loads are under way at once.
+    first, column = tid // TILE_C, tid % TILE_C
+    for i in range(TILE_K // STEP_K):
+        k = k0 + first + i * STEP_K
+        h, w = where[1] + taps[U(4 * k + 1)], where[2] + taps[U(4 * k + 2)]
+        inside = (U(h) < U(size[0])) & (U(w) < U(size[1]))
+        at = where[0] + taps[U(4 * k)] + h * size[1] + w
+        pixel = x[U(at if inside else 0)]
+        b[U((first + i * STEP_K) * PITCH_B + column)] = pixel if inside else x.dtype.type(0)
+
+
+@phase
+def load_weights(tid, nt, a, w, k0, K, m0, M, first):
+    """a[k, m] = w[first + m0 + m, k0 + k], w: (O, K)"""
+    k = tid % TILE_K
+    for i in range(TILE_M // WARPS):
+        m = tid // TILE_K + i * WARPS
+        inside = U(k0 + k) < U(K) and U(m0 + m) < U(M)
+        a[U(k * PITCH_A + m)] = w[U((first + m0 + m) * K + k0 + k)] if inside else w.dtype.type(0)
+
+
+@phase
+def store_planes(tid, nt, acc, y, b, biased, p0, P, m0, M, first, plane, image):
+    """acc into planes first + m of every image of y, with the bias of the plane."""
+    for s in range(2):
+        p = p0 + tid % 32 + 32 * s
+        if p < P:
+            n = p // plane
+            at = n * image + p - n * plane
+            for r in range(4):
+                m = m0 + tid // 32 * 4 + r
+                if m < M:
+                    y[at + (first + m) * plane] = acc[2 * r + s] + b[first + m] if biased else acc[2 * r + s]
+
+
+@kernel(THREADS, registers=64)
+def forward_kernel(y, x, w, b, biased, taps, P, M, K, C, size, out, stride, padding):
+    """Block (x, y, z): pixels 64 x ..., outputs 16 y ..., group z.  M outputs and C channels a group."""
+    a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
+    columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
+    acc, where = cuda.local.array(SUMS, x.dtype), cuda.local.array(3, np.int64)
+    tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
+    p0, m0 = cuda.blockIdx.x * TILE_C, cuda.blockIdx.y * TILE_M
+    plane = size[0] * size[1]
+    clear(tid, THREADS, acc)
+    place(tid, THREADS, where, p0, P, out, groups * C * plane, group * C * plane, stride, padding)
+    for k0 in range(0, K, TILE_K):
+        load_weights(tid, THREADS, a, w, k0, K, m0, M, group * M)
+        load_windows(tid, THREADS, where, columns, x, taps, k0, size)
+        cuda.syncthreads()
+        multiply(tid, THREADS, acc, a, columns)
+        cuda.syncthreads()
+    plane = out[0] * out[1]
+    store_planes(tid, THREADS, acc, y, b, biased, p0, P, m0, M, group * M, plane, groups * M * plane)
+
+
+def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
+    """y = conv(x, w) + b."""
+    N, channels, H, W = x.shape
+    O, C, KH, KW = w.shape
+    out, biased = y.shape[2:], b.size > 0
+    P, M, K = N * out[0] * out[1], O // groups, C * KH * KW
+    taps = tap_table(C, (KH, KW), dilation, H * W, 0)
+    forward_kernel[(-(-P // TILE_C), -(-M // TILE_M), groups)](
+        flat(y), flat(x), flat(w), b if biased else flat(w), biased, taps,
+        P, M, K, C, (H, W), out, stride, (-padding[0], -padding[1]),
+    )  # fmt: skip
+
+
+# --- dx ---------------------------------------------------------------------------------------------------------------
+
+
+@phase
+def load_slopes(tid, nt, where, b, dy, taps, k0, out, stride):
+    """b[k, p] = the entry of dy in which pixel p met tap k0 + k, if there is one."""
+    dense, first, column = stride[0] == 1 and stride[1] == 1, tid // TILE_C, tid % TILE_C
+    for i in range(TILE_K // STEP_K):
+        k = k0 + first + i * STEP_K
+        h, w = where[1] - taps[U(4 * k + 1)], where[2] - taps[U(4 * k + 2)]
+        if not dense:  # the window began at a multiple of the stride, or there is none
+            h = h // stride[0] if h % stride[0] == 0 else FAR
+            w = w // stride[1] if w % stride[1] == 0 else FAR
+        inside = (U(h) < U(out[0])) & (U(w) < U(out[1]))
+        at = where[0] + taps[U(4 * k)] + h * out[1] + w
+        slope = dy[U(at if inside else 0)]
+        b[U((first + i * STEP_K) * PITCH_B + column)] = slope if inside else dy.dtype.type(0)
+
+
+@phase
+def load_weights_across(tid, nt, a, w, taps, k0, K, m0, M, first, taps_each):
+    """a[k, m] = w[o, m0 + m, u, v] for tap k0 + k = (o, u, v) of the group whose weights begin at `first`."""
+    k = tid % TILE_K
+    at = first + taps[U(4 * (k0 + k) + 3)]
+    for i in range(TILE_M // WARPS):
+        m = tid // TILE_K + i * WARPS
+        inside = U(k0 + k) < U(K) and U(m0 + m) < U(M)
+        a[U(k * PITCH_A + m)] = w[U(at + (m0 + m) * taps_each)] if inside else w.dtype.type(0)
+
+
+@kernel(THREADS, registers=72)
+def input_gradient_kernel(dx, dy, w, taps, P, M, K, O, taps_each, size, out, stride, padding):
+    """Block (x, y, z): pixels 64 x ..., channels 16 y ..., group z.  M channels and O outputs a group."""
+    a = cuda.shared.array(SIZE_A, dy.dtype, alignment=ALIGN)
+    columns = cuda.shared.array(SIZE_B, dy.dtype, alignment=ALIGN)
+    acc, where = cuda.local.array(SUMS, dy.dtype), cuda.local.array(3, np.int64)
+    tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
+    p0, m0 = cuda.blockIdx.x * TILE_C, cuda.blockIdx.y * TILE_M
+    plane = out[0] * out[1]
+    clear(tid, THREADS, acc)
+    place(tid, THREADS, where, p0, P, size, groups * O * plane, group * O * plane, (1, 1), padding)
+    for k0 in range(0, K, TILE_K):
+        load_weights_across(tid, THREADS, a, w, taps, k0, K, m0, M, group * O * M * taps_each, taps_each)
+        load_slopes(tid, THREADS, where, columns, dy, taps, k0, out, stride)
+        cuda.syncthreads()
+        multiply(tid, THREADS, acc, a, columns)
+        cuda.syncthreads()
+    plane = size[0] * size[1]
+    store_planes(tid, THREADS, acc, dx, w, False, p0, P, m0, M, group * M, plane, groups * M * plane)
+
+
+# --- dw and db --------------------------------------------------------------------------------------------------------
+
+
+@phase
+def load_pixels(tid, nt, a, b, dy, x, taps, k0, k1, m0, M, c0, C, O, first_o, first_x, image, size, out, stride, padding):
+    """a[k, m] = dy of output m0 + m at pixel k0 + k, b[k, c] = what tap c0 + c meets there; after the taps a one."""
+    k = tid % TILE_K
+    p, plane = k0 + k, out[0] * out[1]
+    n = p // plane
+    rest = p - n * plane
+    i = rest // out[1]
+    h0, w0 = i * stride[0] + padding[0] if p < k1 else FAR, (rest - i * out[1]) * stride[1] + padding[1]
+    start = (n * O + first_o) * plane + rest
+    for i in range(TILE_M // WARPS):
+        m = tid // TILE_K + i * WARPS
+        a[U(k * PITCH_A + m)] = dy[U(start + (m0 + m) * plane)] if p < k1 and U(m0 + m) < U(M) else x.dtype.type(0)
+    start = n * image + first_x
+    for i in range(TILE_C // WARPS):
+        column = tid // TILE_K + i * WARPS
+        c = c0 + column
+        h, w = h0 + taps[U(4 * c + 1)], w0 + taps[U(4 * c + 2)]
+        inside = (U(h) < U(size[0])) & (U(w) < U(size[1]))
+        at = start + taps[U(4 * c)] + h * size[1] + w
+        pixel = x[U(at if inside else 0)]
+        b[U(k * PITCH_B + column)] = pixel if inside else x.dtype.type((c == C) & (p < k1))
+
+
+@kernel(THREADS, registers=64)
+def weight_gradient_kernel(
+    dw, db, bias, with_bias_gradient, with_bias, dy, x, taps, K, M, C, channels, row_tiles, size, out, stride, padding, span
+):  # fmt: skip
+    """Block (x, y, z): taps 64 x ..., outputs 16 y ... of one group, part z of the sum over K pixels, `span` long."""
+    a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
+    columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
+    acc = cuda.local.array(SUMS, x.dtype)
+    tid, part, group = cuda.threadIdx.x, cuda.blockIdx.z, cuda.blockIdx.y // row_tiles
+    groups = cuda.gridDim.y // row_tiles
+    c0, m0 = cuda.blockIdx.x * TILE_C, cuda.blockIdx.y % row_tiles * TILE_M
+    plane = size[0] * size[1]
+    k1 = min(K, (part + 1) * span)
+    clear(tid, THREADS, acc)
+    for k0 in range(part * span, k1, TILE_K):
+        load_pixels(
+            tid, THREADS, a, columns, dy, x, taps, k0, k1, m0, M, c0, C, groups * M, group * M,
+            group * channels * plane, groups * channels * plane, size, out, stride, padding,
+        )  # fmt: skip
+        cuda.syncthreads()
+        multiply(tid, THREADS, acc, a, columns)
+        cuda.syncthreads()
+    # The rows of all groups follow one another: row m of this group is row group*M + m of the whole.
+    store(
+        tid, THREADS, acc, dw, db, bias, with_bias_gradient, with_bias, group * M + m0, (group + 1) * M, c0, C,
+        part, groups * M,
+    )  # fmt: skip
+
+
+def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
+    """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
+    N, channels, H, W = x.shape
+    O, C, KH, KW = w.shape
+    out, taps_each, M = dy.shape[2:], KH * KW, O // groups
+    minus = (-padding[0], -padding[1])
+    taps = tap_table(C, (KH, KW), dilation, H * W, 0)
+    K, row_tiles = N * out[0] * out[1], -(-M // TILE_M)
+    span, parts = in_parts(K, 256, 512)
+    grid = (-(-(C * taps_each + (db.size > 0)) // TILE_C), groups * row_tiles, parts)
+
+    def tiles(*outputs):
+        weight_gradient_kernel[grid](
+            *outputs, flat(dy), flat(x), taps, K, M, C * taps_each, C, row_tiles, (H, W), out, stride, minus, span
+        )
+
+    run(tiles, O * C * taps_each, O, parts, C * taps_each, flat(dw), db if db.size else None, None)
+    if dx.size:
+        P = N * H * W
+        taps = tap_table(M, (KH, KW), dilation, out[0] * out[1], C * taps_each, -FAR)
+        input_gradient_kernel[(-(-P // TILE_C), -(-C // TILE_M), groups)](
+            flat(dx), flat(dy), flat(w), taps, P, C, M * taps_each, M, taps_each, (H, W), out, stride, padding
+        )
+
+
+# --- im2col and col2im, for looking at and for checking -----------------------------------------------------------------
+
+
+@phase
+def fetch(tid, nt, first, columns, x, kernel_size, size, out, stride, padding, dilation):
+    """One entry of the column matrix."""
+    e = first + tid
+    if e < columns.size:
+        positions = out[0] * out[1]
+        plane, at = e // positions, e % positions  # plane: ((n*C + c)*KH + u)*KW + v
+        v, u = plane % kernel_size[1], plane // kernel_size[1] % kernel_size[0]
+        h = at // out[1] * stride[0] + u * dilation[0] - padding[0]
+        w = at % out[1] * stride[1] + v * dilation[1] - padding[1]
+        inside = h >= 0 and h < size[0] and w >= 0 and w < size[1]
+        image = plane // (kernel_size[0] * kernel_size[1])
+        columns[e] = x[(image * size[0] + h) * size[1] + w] if inside else x.dtype.type(0)
+
+
+@kernel(THREADS, registers=64)
+def im2col_kernel(columns, x, kernel_size, size, out, stride, padding, dilation):
+    first = cuda.blockIdx.x * THREADS
+    fetch(cuda.threadIdx.x, THREADS, first, columns, x, kernel_size, size, out, stride, padding, dilation)
+
+
+def im2col(columns, x, kernel_size, out_size, stride, padding, dilation):
+    """columns: (N, C*KH*KW, OH*OW) from x: (N, C, H, W); out_size is (OH, OW)."""
+    im2col_kernel[blocks(columns.size)](
+        flat(columns), flat(x), kernel_size, x.shape[2:], out_size, stride, padding, dilation
+    )
+
+
+@phase
+def collect(tid, nt, first, x, columns, kernel_size, size, out, stride, padding, dilation):
+    """One pixel: the sum of its copies in the column matrix."""
+    e = first + tid
+    if e < x.size:
+        image, rest = e // (size[0] * size[1]), e % (size[0] * size[1])
+        total = x.dtype.type(0)
+        for u in range(kernel_size[0]):
+            h = rest // size[1] + padding[0] - u * dilation[0]
+            for v in range(kernel_size[1]):
+                w = rest % size[1] + padding[1] - v * dilation[1]
+                i, j = h // stride[0], w // stride[1]
+                met = h >= 0 and w >= 0 and i * stride[0] == h and j * stride[1] == w
+                if met and i < out[0] and j < out[1]:
+                    row = (image * kernel_size[0] + u) * kernel_size[1] + v
+                    total += columns[(row * out[0] + i) * out[1] + j]
+        x[e] = total
+
+
+@kernel(THREADS, registers=64)
+def col2im_kernel(x, columns, kernel_size, size, out, stride, padding, dilation):
+    first = cuda.blockIdx.x * THREADS
+    collect(cuda.threadIdx.x, THREADS, first, x, columns, kernel_size, size, out, stride, padding, dilation)
+
+
+def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
+    """x: (N, C, H, W), each pixel the sum of its copies in columns: (N, C*KH*KW, OH*OW)."""
+    col2im_kernel[blocks(x.size)](
+        flat(x), flat(columns), kernel_size, x.shape[2:], out_size, stride, padding, dilation
+    )

@@ -1,0 +1,142 @@
+"""Average and max pooling, forward and backward.  Twin of tinycnn/kernels/pooling.py, where all shapes are.
+
+Forward, a thread computes one output from its window.  Backward, a thread computes one input pixel's gradient from the
+windows that the pixel lies in: nothing is added to by two threads, so the result does not depend on their order.
+"""
+
+from tinycnn.cuda._target import THREADS, blocks, cuda, device, flat, kernel, phase
+
+
+@device
+def entries(i, size, step, pad, length, count_include_pad):
+    """How many entries window i has along one axis of `length`; padding counts if it is to."""
+    start = i * step - pad
+    stop = min(start + size, length + pad)
+    if not count_include_pad:
+        start, stop = max(start, 0), min(stop, length)
+    return stop - start
+
+
+@phase
+def average(tid, nt, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+    e = first + tid
+    if e < y.size:
+        plane, at = e // (out[0] * out[1]), e % (out[0] * out[1])
+        i, j = at // out[1], at % out[1]
+        h0, w0 = i * stride[0] - padding[0], j * stride[1] - padding[1]
+        total = x.dtype.type(0)
+        for h in range(max(h0, 0), min(h0 + kernel_size[0], size[0])):
+            row = (plane * size[0] + h) * size[1]
+            for w in range(max(w0, 0), min(w0 + kernel_size[1], size[1])):
+                total += x[row + w]
+        count = divisor
+        if divisor == 0:
+            count = entries(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
+            count *= entries(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
+        y[e] = total / x.dtype.type(count)
+
+
+@kernel(THREADS, registers=64)
+def avg_pool2d_forward_kernel(y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+    first = cuda.blockIdx.x * THREADS
+    average(cuda.threadIdx.x, THREADS, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor)
+
+
+def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, divisor):
+    """y = mean of each window, or its sum / divisor if divisor > 0."""
+    avg_pool2d_forward_kernel[blocks(y.size)](
+        flat(y), flat(x), x.shape[2:], y.shape[2:], kernel_size, stride, padding, count_include_pad, divisor
+    )
+
+
+@phase
+def share(tid, nt, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+    e = first + tid
+    if e < dx.size:
+        plane, at = e // (size[0] * size[1]), e % (size[0] * size[1])
+        h, w = at // size[1] + padding[0], at % size[1] + padding[1]
+        total = dx.dtype.type(0)
+        # Window i reaches from row i*sh to i*sh + KH - 1 of the padded image.
+        for i in range(max(h - kernel_size[0] + stride[0], 0) // stride[0], min(h // stride[0] + 1, out[0])):
+            rows = entries(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
+            for j in range(max(w - kernel_size[1] + stride[1], 0) // stride[1], min(w // stride[1] + 1, out[1])):
+                columns = entries(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
+                count = divisor if divisor > 0 else rows * columns
+                total += dy[(plane * out[0] + i) * out[1] + j] / dx.dtype.type(count)
+        dx[e] = total
+
+
+@kernel(THREADS, registers=64)
+def avg_pool2d_backward_kernel(dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+    first = cuda.blockIdx.x * THREADS
+    share(cuda.threadIdx.x, THREADS, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor)
+
+
+def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad, divisor):
+    avg_pool2d_backward_kernel[blocks(dx.size)](
+        flat(dx), flat(dy), dx.shape[2:], dy.shape[2:], kernel_size, stride, padding, count_include_pad, divisor
+    )
+
+
+@phase
+def largest(tid, nt, first, y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation):
+    e = first + tid
+    if e < y.size:
+        plane, at = e // (out[0] * out[1]), e % (out[0] * out[1])
+        h0, w0 = at // out[1] * stride[0] - padding[0], at % out[1] * stride[1] - padding[1]
+        best, where = lowest, -1
+        for u in range(kernel_size[0]):
+            h = h0 + u * dilation[0]
+            for v in range(kernel_size[1]):
+                w = w0 + v * dilation[1]
+                if h >= 0 and h < size[0] and w >= 0 and w < size[1]:
+                    value = x[(plane * size[0] + h) * size[1] + w]
+                    if value > best or value != value or where < 0:
+                        best, where = value, h * size[1] + w
+        y[e] = best
+        indices[e] = where
+
+
+@kernel(THREADS, registers=64)
+def max_pool2d_forward_kernel(y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation):
+    first = cuda.blockIdx.x * THREADS
+    largest(
+        cuda.threadIdx.x, THREADS, first, y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation
+    )  # fmt: skip
+
+
+def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
+    """y = largest entry of each window, indices = its position h*W + w in the plane; the first one where several are
+    equal, and NaN where there is one, as in torch.  indices: int32, shape of y."""
+    max_pool2d_forward_kernel[blocks(y.size)](
+        flat(y), flat(indices), flat(x), x.dtype.type("-inf"), x.shape[2:], y.shape[2:],
+        kernel_size, stride, padding, dilation,
+    )  # fmt: skip
+
+
+@phase
+def credit(tid, nt, first, dx, dy, indices, size, out, reach, stride, padding):
+    e = first + tid
+    if e < dx.size:
+        plane, at = e // (size[0] * size[1]), e % (size[0] * size[1])
+        h, w = at // size[1] + padding[0], at % size[1] + padding[1]
+        total = dx.dtype.type(0)
+        for i in range(max(h - reach[0] + stride[0], 0) // stride[0], min(h // stride[0] + 1, out[0])):
+            for j in range(max(w - reach[1] + stride[1], 0) // stride[1], min(w // stride[1] + 1, out[1])):
+                o = (plane * out[0] + i) * out[1] + j
+                if indices[o] == at:
+                    total += dy[o]
+        dx[e] = total
+
+
+@kernel(THREADS, registers=64)
+def max_pool2d_backward_kernel(dx, dy, indices, size, out, reach, stride, padding):
+    first = cuda.blockIdx.x * THREADS
+    credit(cuda.threadIdx.x, THREADS, first, dx, dy, indices, size, out, reach, stride, padding)
+
+
+def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation):
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
+    max_pool2d_backward_kernel[blocks(dx.size)](
+        flat(dx), flat(dy), flat(indices), dx.shape[2:], dy.shape[2:], reach, stride, padding
+    )
