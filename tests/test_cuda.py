@@ -7,11 +7,29 @@ import cuda_calls
 import numpy as np
 import pytest
 
-from tinycnn import cuda, kernels
+from tinycnn import (
+    Batches,
+    CrossEntropyLoss,
+    DivergedError,
+    Sequential,
+    _gpu,
+    cuda,
+    data,
+    evaluate,
+    fit,
+    kernels,
+    layers,
+    models,
+    optim,
+)
 from tinycnn.cuda import _target
 
-pytestmark = pytest.mark.gpu
-SIMULATOR = not _target.EMULATED and _target.SIMULATED
+pytestmark = [
+    pytest.mark.gpu,
+    # The simulator computes with NumPy's scalars, which warn where a GPU is silent.
+    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
+]
+SIMULATOR = not _target.EMULATED and _gpu.pretended()
 SERVICES = {"capture", "empty", "to_device", "to_host", "write"}
 
 
@@ -84,3 +102,87 @@ def test_small(name, order):
 @pytest.mark.parametrize("name", KERNELS)
 def test_large(name, order):
     compare(name, np.float64, cuda_calls.LARGE)
+
+
+# --- whole steps ------------------------------------------------------------------------------------------------------
+
+
+def lenet5(device, activation, pool, make_optimizer, images, epochs, batch_size):
+    """Train on a few synthetic digits; (history, parameters, optimizer's state)."""
+    x, labels = data.synthetic_digits(images, rng=0)
+    batches = Batches(x, labels, device=device)
+    model = models.lenet5(activation, pool, rng=1, device=device)
+    optimizer = make_optimizer(model)
+    options = {"epochs": epochs, "batch_size": batch_size, "rng": 3, "progress": False}
+    history = fit(model, CrossEntropyLoss(), optimizer, batches, **options)
+    return history, model.state_dict(), optimizer.state_dict()
+
+
+OPTIMIZERS = {
+    "sgd": lambda model: optim.SGD(model, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adamw": lambda model: optim.AdamW(model, optim.one_cycle(3e-3, 6)),
+}
+
+
+@pytest.mark.parametrize(
+    ("activation", "pool", "optimizer"), [("tanh", "avg", "adamw"), ("relu", "max", "sgd"), ("sigmoid", "avg", "sgd")]
+)
+def test_training_lenet5_is_the_cpus(activation, pool, optimizer, order):
+    """Steps of an epoch, the last one on a smaller batch, with the loss and accuracy of the epoch."""
+    if SIMULATOR and activation != "tanh":
+        pytest.skip("the simulator takes a minute a step")
+    images, batch_size = (3, 2) if SIMULATOR else (131, 64)
+    what = activation, pool, OPTIMIZERS[optimizer], images, 1, batch_size
+    (got,), parameters, state = lenet5("cuda", *what)
+    (want,), parameters_cpu, state_cpu = lenet5("cpu", *what)
+    assert got["train_accuracy"] == want["train_accuracy"]
+    assert got["train_loss"] == pytest.approx(want["train_loss"], rel=1e-5)
+    for name, value in parameters_cpu.items():
+        np.testing.assert_allclose(parameters[name], value, rtol=0, atol=2e-5 * np.abs(value).max(), err_msg=name)
+    assert state["_step"] == state_cpu["_step"] == -(-images // batch_size)
+
+
+@pytest.mark.skipif(SIMULATOR, reason="too slow in the simulator")
+def test_training_gives_the_same_bits_again(monkeypatch):
+    """Three times: with the emulation, in three orders of threads and blocks; on a GPU, eager, recorded, and again."""
+    found = []
+    for number, name in enumerate(("forward", "backward", "shuffled")):
+        if _target.EMULATED:
+            from tinycnn.cuda import _emulate
+
+            monkeypatch.setitem(_emulate._state, "order", name)
+        elif number == 0:
+            monkeypatch.setattr(cuda, "capture", lambda step: step)
+        _, parameters, state = lenet5("cuda", "tanh", "avg", OPTIMIZERS["adamw"], 131, 2, 64)
+        found.append([a.tobytes() for a in (*parameters.values(), *state.values())])
+        monkeypatch.undo()
+    assert found[0] == found[1] == found[2]
+
+
+def test_evaluation_and_forward_are_the_cpus():
+    x, labels = np.random.default_rng(2).integers(0, 256, (5, 9, 8), np.uint8), np.arange(5)
+    logits = []
+    for device in ("cpu", "cuda"):
+        chain = layers.Conv2d(1, 3, 3), layers.ReLU(), layers.MaxPool2d(2), layers.Flatten(), layers.Linear(27, 5)
+        model = Sequential(*chain, rng=1, device=device)
+        batches = Batches(x, labels, mean=0.1, std=0.3, device=device)
+        _, _, out = evaluate(model, batches, batch_size=3)
+        logits.append(out)
+        images = (x[:, None] / 255 - 0.1) / 0.3
+        np.testing.assert_allclose(model.forward(images), out, rtol=0, atol=1e-5)
+        dx = model.backward(np.ones_like(out))
+        assert dx.shape == images.shape
+    np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=1e-5)
+
+
+def test_a_diverged_run_names_step_and_layer():
+    x, labels = np.random.default_rng(2).random((6, 4, 4)), np.arange(6)
+    model = Sequential(layers.Flatten(), layers.Linear(16, 10), layers.ReLU(), layers.Linear(10, 10), rng=1,
+                       device="cuda")  # fmt: skip
+    batches = Batches(x, labels, device="cuda")
+    rates = np.array([0.1, 1e38, 0.1, 0.1])
+    before = cuda.to_host(model.theta).copy()
+    with pytest.raises(DivergedError, match=r"step 3 \(epoch 1\).*layer") as caught:
+        fit(model, CrossEntropyLoss(), optim.SGD(model, rates), batches, epochs=2, batch_size=2, rng=0, progress=False)
+    assert (caught.value.step, caught.value.epoch) == (3, 1)
+    np.testing.assert_array_equal(cuda.to_host(model.theta), before)

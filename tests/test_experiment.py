@@ -22,6 +22,7 @@ FILES = {
 }  # fmt: skip
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TINYCNN_CUDA"}  # as a user has it
 SYNTHETIC = ("--data", "synthetic")  # needs neither files nor a network
 
 
@@ -29,7 +30,7 @@ def run(*args, script=EXAMPLE, env=None, timeout=300):
     command = [sys.executable, *([str(script)] if script else ["-m", "tinycnn"]), *map(str, args)]
     path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, "PYTHONPATH": path, **(env or {})}
+        command, capture_output=True, text=True, timeout=timeout, env={**ENVIRONMENT, "PYTHONPATH": path, **(env or {})}
     )
 
 
@@ -72,7 +73,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
 
 
 def test_ctrl_c_leaves_a_complete_folder_and_exit_code_130(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     # A job in the background may have been told to ignore SIGINT, and so would its children.
     code = (
         "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -127,7 +128,7 @@ def test_mistakes_are_one_line_and_nothing_is_trained(tmp_path):
     file.write_text("in the way")
     for args, words in [
         ((*SYNTHETIC, "--out", file), f"cannot write the output folder {file}"),
-        ((*SYNTHETIC, "--device", "cuda", "--out", tmp_path / "r"), "device must be 'cpu', got 'cuda'"),
+        ((*SYNTHETIC, "--device", "gpu", "--out", tmp_path / "r"), "device must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
         ((*SYNTHETIC, "--threads", 4096, "--out", tmp_path / "r"), "threads must be at most"),
     ]:
         done = run(*args)

@@ -16,7 +16,7 @@ def main(argv=None):
     fetch = commands.add_parser("data", help="find or download a data set and check it")
     fetch.add_argument("name", choices=("mnist", "fashion", "kmnist", "synthetic"))
     fetch.add_argument("--data-dir", help="folder to look in and to download to")
-    commands.add_parser("info", help="versions, processor and threads")
+    commands.add_parser("info", help="versions, processor, threads, and what is there of a GPU")
     args = parser.parse_args(argv)
     if args.command == "train":
         from tinycnn.models import lenet5
@@ -26,11 +26,11 @@ def main(argv=None):
 
 
 def info():
-    from tinycnn import runs
+    from tinycnn import _gpu, runs
 
-    for name, value in runs.environment().items():
-        if name != "command":
-            print(f"{name:<14} {value}")
+    rows = [(name, value) for name, value in runs.environment().items() if name != "command"]
+    for name, value in rows + _gpu.table(_gpu.look(everything=True)):
+        print(f"{name:<14} {value}")
     return 0
 
 

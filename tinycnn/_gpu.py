@@ -73,8 +73,12 @@ def find_toolkit():
     return found
 
 
-def look(driver=None):
-    """Everything that can be told without computing.  `driver`: the driver's library, looked for if not given."""
+def look(driver=None, everything=False):
+    """What can be told without computing.
+
+    driver      the driver's library, looked for if not given
+    everything  look for the toolkit even where something else is missing already
+    """
     status = Status()
     if importlib.util.find_spec("numba_cuda") is not None:
         status.numba_cuda = importlib.metadata.version("numba-cuda")
@@ -84,7 +88,7 @@ def look(driver=None):
         status.problem = f"no NVIDIA driver was found ({looked}); install the driver of your GPU"
     else:
         _ask(driver, status)
-    if status.numba_cuda is not None and status.problem is None:
+    if status.numba_cuda is not None and (everything or status.problem is None):
         status.toolkit = find_toolkit()
     if status.problem is None and status.numba_cuda is None:
         status.problem = "numba-cuda is not installed"

@@ -9,6 +9,8 @@ import time
 
 import numpy as np
 
+from tinycnn._gpu import DeviceError
+
 EXIT_INTERRUPTED = 130  # what a shell expects after Ctrl-C
 # Learning rates that suit LeNet-5 at batches of 64.
 LEARNING_RATE = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}
@@ -19,7 +21,7 @@ def add_options(parser):
     whole = argparse.ArgumentDefaultsHelpFormatter
     parser.formatter_class = whole
     add = parser.add_argument
-    add("--device", default="cpu", help="where to compute: cpu")
+    add("--device", default="cpu", help="where to compute: cpu, cuda, cuda:N, or auto (a GPU where one can be used)")
     add("--epochs", type=positive_int, default=10, help="passes over the training set")
     add("--batch-size", type=positive_int, default=64, help="images a step")
     add("--lr", type=positive_float, help="peak learning rate; by default one that suits the optimizer")
@@ -79,7 +81,7 @@ def run(args, network, name="lenet5"):
     """
     try:
         return _run(args, network, name)
-    except (ValueError, OSError, ArithmeticError) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -93,17 +95,18 @@ def _run(args, network, name):
 
     seeds = np.random.SeedSequence(args.seed).spawn(3)  # weights, split, order
     rng_weights, rng_split, rng_order = map(np.random.default_rng, seeds)
-    backend.get(args.device)
-    threads = backend.set_threads(args.threads)
+    device = backend.choose(args.device)
+    backend.get(device)
+    backend.set_threads(args.threads)
     dataset = data.load(args.data, args.data_dir)
     images, labels = dataset.train_images, dataset.train_labels
     chosen, held_out = data.train_val_split(len(images), len(images) // 12, rng_split)
-    training = train.Batches(images[chosen], labels[chosen], device=args.device)
-    like = {"mean": training.mean, "std": training.std, "device": args.device}
+    training = train.Batches(images[chosen], labels[chosen], device=device)
+    like = {"mean": training.mean, "std": training.std, "device": device}
     validation = train.Batches(images[held_out], labels[held_out], **like)
     test = train.Batches(dataset.test_images, dataset.test_labels, **like)
 
-    model = network(args.activation, args.pool, rng=rng_weights, device=args.device)
+    model = network(args.activation, args.pool, rng=rng_weights, device=device)
     steps = args.epochs * -(-len(training) // min(args.batch_size, len(training)))
     rates = optim.one_cycle(args.lr or LEARNING_RATE[args.optimizer], steps, warmup=0.2)
     optimizer = {
@@ -115,6 +118,7 @@ def _run(args, network, name):
 
     settings = {
         **vars(args),
+        "device": device,
         "lr": float(rates.max()),
         "schedule": "one_cycle, warm-up over 20 % of the steps",
     }
@@ -122,12 +126,12 @@ def _run(args, network, name):
         "settings": settings, "parameters": len(model.theta), "network": repr(model),
         "data": {"name": dataset.name, "sha256": dataset.sha256, "train": len(training),
                  "validation": len(validation), "test": len(test)},
-        "environment": runs.environment(),
+        "environment": runs.environment(device),
     })  # fmt: skip
     print(model.summary())
     sizes = f"{len(training):,} images to train on, {len(validation):,} to validate, {len(test):,} to test"
     print(f"\n{dataset.name}: {sizes}")
-    print(f"{runs.processor()}, {threads} thread{'s' * (threads > 1)}; results go to {folder.path}")
+    print(f"{runs.device_name(device)}; results go to {folder.path}")
     print("preparing kernels (the first start compiles them: half a minute or more) ...", end=" ", flush=True)
     print(f"{train.warm_up(model, criterion, optimizer, training, args.batch_size):.1f} s\n")
     print("epoch   train loss   accuracy   val loss   accuracy   images/s")

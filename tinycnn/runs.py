@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import tinycnn
-from tinycnn import checkpoint, metrics, plot
+from tinycnn import _gpu, checkpoint, metrics, plot
 from tinycnn._files import replacing
 
 
@@ -106,11 +106,11 @@ def feature_maps(model, batches):
     return maps, names
 
 
-def environment():
+def environment(device="cpu"):
     """Versions, hardware and threads, for config.json."""
     import numba
 
-    return {
+    found = {
         "tinycnn": tinycnn.__version__,
         "git_revision": git_revision(),
         "python": platform.python_version(),
@@ -122,6 +122,19 @@ def environment():
         "threads": numba.get_num_threads(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+    return found if device == "cpu" else found | {"device": device_name(device)}
+
+
+def device_name(device):
+    """What computes: the processor and the number of threads, or the GPU."""
+    import numba
+
+    if device == "cpu":
+        threads = numba.get_num_threads()
+        return f"{processor()}, {threads} thread{'s' * (threads > 1)}"
+    if _gpu.pretended():
+        return f"{device}, played by the processor"
+    return f"{device}, {_gpu.look().gpus[int(device.removeprefix('cuda:'))].name}"
 
 
 def processor():

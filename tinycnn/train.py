@@ -105,7 +105,7 @@ def forward_step(model, criterion, batches, index):
     target = batches.gather(model.input_buffer(n), index)
     model.run_forward(n)
     y, dy = model.output_buffers(n)
-    criterion.prepare(model.k, n, y.shape[-1], model.dtype)
+    criterion.prepare(model.k, n, model.shapes[-1][-1], model.dtype)
     criterion.run(dy, y, target)
     return criterion.value(n)
 

@@ -81,8 +81,8 @@ def launches():
     return noted
 
 
-def compile_offline(function, signature, architecture):
-    """(figures, PTX) of one kernel; `figures` are the compiler's own report."""
+def compile_offline(function, signature, architecture, max_registers=None):
+    """The compiler's own figures of one kernel, as a dict of FIGURES."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba import cuda
     from numba.cuda import dispatcher
@@ -92,7 +92,7 @@ def compile_offline(function, signature, architecture):
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc[:2])
     code, _ = cuda.compile(function, signature, device=False, abi="numba", cc=cc, output="ltoir")
     ptx, _ = cuda.compile(function, signature, device=False, abi="numba", cc=cc, output="ptx")
-    options = LinkerOptions(arch=architecture, link_time_optimization=True, ptxas_options=["-v"])
+    options = LinkerOptions(arch=architecture, link_time_optimization=True, ptxas_options=["-v"], max_register_count=max_registers)
     linker = Linker(ObjectCode.from_ltoir(code), options=options)
     linker.link("cubin")
     log = linker.get_info_log()

@@ -32,7 +32,7 @@ from tinycnn.cuda.product import (
     store,
 )
 
-FAR = -(2**29)  # a row that is outside of every image
+FAR = -(2**22)  # a row that is outside of every image
 STEP_K = THREADS // TILE_C  # a thread copies one pixel's entries for every second k
 
 
@@ -150,8 +150,8 @@ def load_slopes(tid, nt, where, b, dy, taps, k0, out, stride):
         k = k0 + first + i * STEP_K
         h, w = where[1] - taps[U(4 * k + 1)], where[2] - taps[U(4 * k + 2)]
         if not dense:  # the window began at a multiple of the stride, or there is none
-            h = h // stride[0] if h % stride[0] == 0 else FAR
-            w = w // stride[1] if w % stride[1] == 0 else FAR
+            h = h // stride[0] if h % stride[0] == 0 else out[0]
+            w = w // stride[1] if w % stride[1] == 0 else out[1]
         inside = (U(h) < U(out[0])) & (U(w) < U(out[1]))
         at = where[0] + taps[U(4 * k)] + h * out[1] + w
         slope = dy[U(at if inside else 0)]

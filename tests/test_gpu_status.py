@@ -1,0 +1,224 @@
+"""What --device cuda says where something is missing: with a driver made up for the purpose."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_experiment import ENVIRONMENT, EXAMPLE, ROOT
+
+from tinycnn import Batches, Sequential, _gpu, backend, layers
+
+
+class Driver:
+    """A driver that answers as a test wants it to."""
+
+    def __init__(self, version=13000, gpus=(("H200", (9, 0), 139 << 30),), error=0):
+        self.version, self.gpus, self.error = version, gpus, error
+
+    def cuDriverGetVersion(self, number):
+        number._obj.value = self.version
+        return 0
+
+    def cuInit(self, flags):
+        return self.error
+
+    def cuDeviceGetCount(self, count):
+        count._obj.value = len(self.gpus)
+        return 0
+
+    def cuDeviceGet(self, handle, ordinal):
+        handle._obj.value = ordinal
+        return 0
+
+    def cuDeviceGetName(self, text, size, handle):
+        text.value = self.gpus[handle.value][0].encode()
+        return 0
+
+    def cuDeviceTotalMem_v2(self, size, handle):
+        size._obj.value = self.gpus[handle.value][2]
+        return 0
+
+    def cuDeviceGetAttribute(self, value, attribute, handle):
+        value._obj.value = self.gpus[handle.value][1][{75: 0, 76: 1}[attribute]]
+        return 0
+
+
+@pytest.fixture
+def complete(monkeypatch):
+    """Everything but the driver is there."""
+    monkeypatch.setattr(_gpu, "find_toolkit", lambda: dict.fromkeys(_gpu.TOOLKIT, "/somewhere"))
+
+
+@pytest.mark.usefixtures("complete")
+@pytest.mark.parametrize(
+    ("driver", "number", "words"),
+    [
+        (Driver(version=11080), 0, "driver is too old: it knows CUDA 11.8, at least 12.0 is needed"),
+        (Driver(), 2, r"there is no cuda:2; this machine has cuda:0 \(H200\)"),
+        (Driver(gpus=()), 0, "sees no GPU"),
+        (Driver(error=100), 0, "sees no GPU$"),
+        (Driver(error=999), 0, r"sees no GPU \(error 999\)"),
+        (Driver(gpus=(("V100", (7, 0), 16 << 30),)), 0, "V100 has compute capability 7.0, at least 7.5 is needed"),
+    ],
+)
+def test_what_cannot_be_used_is_said(driver, number, words):
+    with pytest.raises(_gpu.DeviceError) as caught:
+        _gpu.require(number, _gpu.look(driver))
+    assert any(re.search(words, line) for line in str(caught.value).splitlines())
+
+
+@pytest.mark.usefixtures("complete")
+def test_the_extra_is_that_of_the_driver():
+    for version, extra in ((12080, "cuda12"), (13000, "cuda13")):
+        with pytest.raises(_gpu.DeviceError, match=rf"pip install 'tinycnn\[{extra}\]'"):
+            _gpu.require(0, _gpu.look(Driver(version, gpus=())))
+
+
+def test_a_missing_toolkit_is_named(monkeypatch):
+    monkeypatch.setattr(_gpu, "find_toolkit", lambda: {"nvvm": "/somewhere", "nvrtc": None, "nvJitLink": None})
+    with pytest.raises(_gpu.DeviceError, match="toolkit were not found: nvrtc, nvJitLink"):
+        _gpu.require(0, _gpu.look(Driver()))
+
+
+@pytest.mark.usefixtures("complete")
+def test_what_is_complete_is_ready():
+    status = _gpu.look(Driver())
+    _gpu.require(0, status)
+    text = "\n".join(f"{name} {value}" for name, value in _gpu.table(status))
+    assert "cuda:0 H200, compute capability 9.0, 139 GiB" in text
+    assert "cuda ready" in text
+
+
+@pytest.mark.skipif(_gpu.load_driver() is not None, reason="this machine has a GPU's driver")
+def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
+    command = [sys.executable, str(EXAMPLE), "--device", "cuda", "--out", str(tmp_path / "runs")]
+    start = time.perf_counter()
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    )
+    assert time.perf_counter() - start < 60
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: device cuda cannot be used: no NVIDIA driver was found (looked for libcuda")
+    assert "pip install 'tinycnn[cuda13]'" in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
+    monkeypatch.setattr(_gpu, "pretended", lambda: False)
+    monkeypatch.setattr(_gpu, "_look_once", lambda: _gpu.Status(problem="nothing there"))
+    assert backend.choose("auto") == "cpu"
+    with pytest.raises(_gpu.DeviceError, match="nothing there"):
+        backend.choose("cuda")
+
+
+# --- arrays of other libraries ----------------------------------------------------------------------------------------
+
+
+class Elsewhere:
+    """An array of another library on some GPU, as far as this package looks at it."""
+
+    def __init__(self, array, number):
+        self.array, self.number = array, number
+        self.shape = array.shape
+
+    def __dlpack_device__(self):
+        return 2, self.number
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def model(device):
+    return Sequential(layers.Linear(3, 2), rng=0, device=device)
+
+
+def test_an_array_on_another_device_is_refused_with_both_names():
+    there = Elsewhere(np.ones((1, 3), np.float32), 1)
+    for device, name in (("cpu", "cpu"), ("cuda", "cuda:0")):
+        with pytest.raises(ValueError, match=f"x lies on cuda:1, but this computes on {name}"):
+            model(device).forward(there)
+        with pytest.raises(ValueError, match=f"images lies on cuda:1, but this computes on {name}"):
+            Batches(Elsewhere(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
+
+
+def test_an_array_on_the_models_gpu_is_taken():
+    x = np.random.default_rng(0).random((4, 3), dtype=np.float32)
+    gpu = model("cuda")
+    np.testing.assert_array_equal(gpu.forward(Elsewhere(x, 0)), gpu.forward(x))
+    with pytest.raises(ValueError, match="x must be finite"):
+        gpu.forward(Elsewhere(x * np.nan, 0))
+
+
+def test_where_an_array_lies():
+    class Interface:
+        __cuda_array_interface__: dict = {}
+
+    assert _gpu.device_of(np.ones(3)) is None
+    assert _gpu.device_of([1, 2]) is None
+    assert _gpu.device_of(Interface()) == 0
+    assert _gpu.device_of(Elsewhere(np.ones(1), 3)) == 3
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_says_what_would_fit(monkeypatch):
+    chain = model("cuda")
+    chain.set_input_shape((3,))
+
+    def full(shape, dtype):
+        raise backend.DeviceMemoryError(4 << 30, 1 << 20)
+
+    monkeypatch.setattr(chain.k, "empty", full)
+    with pytest.raises(MemoryError) as caught:
+        chain.reserve(10**9)
+    text = str(caught.value)
+    assert "asked for 4,096.0 MiB, 1.0 MiB free" in text
+    assert f"a batch of {(1 << 20) // (2 * 4 * 5):d} would fit" in text
+    monkeypatch.undo()
+    assert chain.forward(np.ones((2, 3))).shape == (2, 2)  # still usable
+
+
+def test_one_process_computes_on_one_gpu():
+    code = """
+import os
+os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+from tinycnn.cuda import _launch
+_launch.use(0)
+_launch.use(0)
+try:
+    _launch.use(1)
+except ValueError as error:
+    print(error)
+_launch._state["forked"] = True
+try:
+    _launch.Kernel(lambda: None, 32, 32, None)[1]()
+except RuntimeError as error:
+    print(error)
+_launch._state["forked"] = False
+_launch.cuda.to_device = lambda array: (_ for _ in ()).throw(RuntimeError("CUDA_ERROR_OUT_OF_MEMORY"))
+_launch.free_memory = lambda: 1 << 20
+try:
+    _launch.empty((1 << 20,), "float32")
+except MemoryError as error:
+    print(error)
+"""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert "this process computes on cuda:0 already, got cuda:1" in done.stdout
+    assert "was forked from one that uses the GPU" in done.stdout
+    assert "out of device memory: asked for 4.0 MiB, 1.0 MiB free" in done.stdout
+
+
+def test_only_one_module_calls_numba_cuda():
+    users = [
+        path.name
+        for path in (Path(_gpu.__file__).parent).rglob("*.py")
+        if "from numba import cuda" in path.read_text() or "numba.cuda" in path.read_text()
+    ]
+    assert users == ["_launch.py"]
