@@ -3,6 +3,11 @@
 #   make lenet5                     train LeNet-5        (make lenet5 ARGS="--epochs 3 --activation relu --pool max")
 #   make test                       run the tests
 #
+# With an NVIDIA GPU:
+#
+#   make lenet5-cuda                train on it
+#   make gpu-check                  all tests and benchmarks on it, in about eight minutes
+#
 # Both create .venv and install the project into it, once.
 
 PYTHON ?= python3
@@ -10,10 +15,13 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: lenet5 test lint bench clean clean-kernels
+.PHONY: lenet5 lenet5-cuda test lint bench simulator check-kernels gpu-check clean clean-kernels
 
 lenet5: $(VENV)/installed
 	$(BIN)/python examples/lenet5.py $(ARGS)
+
+lenet5-cuda: $(VENV)/installed-cuda
+	$(BIN)/python examples/lenet5.py --device cuda $(ARGS)
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(ARGS)
@@ -26,8 +34,19 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.train_step $(ARGS)
 
+# The CUDA kernels in Numba's simulator: a few minutes, no GPU.
+simulator: $(VENV)/installed-test
+	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -q tests/test_cuda.py $(ARGS)
+
+# The CUDA kernels to machine code, with a table of what each takes: no GPU.
+check-kernels: $(VENV)/installed-cuda
+	$(BIN)/python tools/check_kernels.py $(ARGS)
+
+gpu-check: $(VENV)/installed-test $(VENV)/installed-cuda
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 clean-kernels:
-	rm -rf tinycnn/kernels/__pycache__ tinycnn/data/__pycache__
+	rm -rf tinycnn/kernels/__pycache__ tinycnn/cuda/__pycache__ tinycnn/data/__pycache__
 
 clean: clean-kernels
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -46,4 +65,12 @@ $(VENV)/installed: $(VENV)/created pyproject.toml
 $(VENV)/installed-test: $(VENV)/installed
 	@echo "installing the test tools into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+# make CUDA=cuda12 ... for a driver that knows CUDA 12 only.
+CUDA ?= cuda13
+
+$(VENV)/installed-cuda: $(VENV)/installed
+	@echo "installing the CUDA toolkit's packages into $(VENV) (about 450 MB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(CUDA)]'
 	@touch $@

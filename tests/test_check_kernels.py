@@ -34,10 +34,10 @@ def literal(y, x, n):
 
 
 def indexed_at_run_time(y, x, n):
-    kept = cuda.local.array(16, np.float32)
-    for k in range(16):
-        kept[k * n % 16] = x[k]
-    y[cuda.grid(1)] = kept[n // 2 % 16]
+    kept = cuda.local.array(64, np.float32)
+    for k in range(64):
+        kept[k * n % 64] = x[k]
+    y[cuda.grid(1)] = kept[n // 2 % 64]
 
 
 def crowded(y, x, n):
@@ -52,7 +52,9 @@ def crowded(y, x, n):
 
 
 def check(function, registers=32, double=None, **options):
-    return check_kernels.faults(check_kernels.compile_offline(function, SIGNATURE, "sm_90", **options), registers, double)
+    return check_kernels.faults(
+        check_kernels.compile_offline(function, SIGNATURE, "sm_90", **options), registers, double
+    )
 
 
 def test_a_kernel_without_fault_passes():

@@ -45,14 +45,12 @@ def order(request, monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    cuda.use(0)
+    _target.use(0)
 
 
 def run(backend, name, arguments, outputs):
     """The call on copies of the arguments; the outputs."""
-    there = [
-        backend.to_device(np.array(a)) if isinstance(a, np.ndarray) else a for a in arguments
-    ]
+    there = [backend.to_device(np.array(a)) if isinstance(a, np.ndarray) else a for a in arguments]
     getattr(backend, name)(*there)
     return [np.array(backend.to_host(there[i])) for i in outputs]
 

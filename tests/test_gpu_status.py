@@ -156,7 +156,7 @@ def test_an_array_on_the_models_gpu_is_taken():
 
 def test_where_an_array_lies():
     class Interface:
-        __cuda_array_interface__: dict = {}
+        __cuda_array_interface__ = None
 
     assert _gpu.device_of(np.ones(3)) is None
     assert _gpu.device_of([1, 2]) is None

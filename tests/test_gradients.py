@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from tinycnn import CrossEntropyLoss, MSELoss, Sequential, gradcheck, gradcheck_model, layers, losses, models
 
 RTOL = 1e-7
+# "cuda" is a GPU, or what plays it (see conftest.py): the same kernel source, in float64.
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -123,13 +125,14 @@ def test_every_layer_has_a_row():
     assert public_subclasses(layers, layers.Layer, [layers.Parametric]) == sorted(LAYERS)
 
 
+@devices
 @pytest.mark.parametrize("name", LAYERS)
 @given(data=st.data())
-def test_layer(name, data):
+def test_layer(name, device, data):
     layer, shape, draw_input = data.draw(LAYERS[name])
     images, seed = data.draw(st.sampled_from([1, 2, 3, 9]), label="N"), data.draw(seeds, label="seed")
     assert type(layer).__name__ == name
-    model = Sequential(layer, input_shape=shape, rng=seed, dtype=np.float64)
+    model = Sequential(layer, input_shape=shape, rng=seed, dtype=np.float64, device=device)
     x = draw_input(np.random.default_rng(seed), (images, *shape))
     assert gradcheck_model(model, x, rtol=RTOL, rng=seed) <= RTOL
 
@@ -188,10 +191,11 @@ def test_loss(name, data, N, K, seed):
 # --- whole nets -------------------------------------------------------------------------------------------------------
 
 
+@devices
 @pytest.mark.parametrize("images", [1, 10])
 @pytest.mark.parametrize(("activation", "pool"), [("tanh", "avg"), ("relu", "max"), ("sigmoid", "avg")])
-def test_lenet5(activation, pool, images):
-    model = models.lenet5(activation, pool, rng=1, dtype=np.float64)
+def test_lenet5(activation, pool, images, device):
+    model = models.lenet5(activation, pool, rng=1, dtype=np.float64, device=device)
     x = np.random.default_rng(2).standard_normal((images, 1, 28, 28))
     # The kinks inside cannot be kept away from: small steps make it unlikely that one is crossed.
     options = {"eps": 1e-7, "rtol": 1e-6} if activation == "relu" else {"rtol": RTOL}

@@ -11,7 +11,9 @@ class DeviceMemoryError(MemoryError):
 
     def __init__(self, asked, free, more=""):
         self.asked, self.free = asked, free
-        super().__init__(f"out of device memory: asked for {asked / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB free{more}")
+        super().__init__(
+            f"out of device memory: asked for {asked / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB free{more}"
+        )
 
 
 def choose(device):
@@ -39,9 +41,8 @@ def get(device):
     device = choose(device)
     if device == "cpu":
         return importlib.import_module("tinycnn.kernels")
-    module = importlib.import_module("tinycnn.cuda")
-    module.use(int(device.removeprefix("cuda:")))
-    return module
+    importlib.import_module("tinycnn.cuda._target").use(int(device.removeprefix("cuda:")))
+    return importlib.import_module("tinycnn.cuda")
 
 
 def local(name, array, device):
@@ -56,6 +57,13 @@ def local(name, array, device):
         raise ValueError(f"{name} lies on cuda:{number}, but this computes on {device}")
     k = get(device)
     return k.to_host(k.to_device(array)), True
+
+
+def share(array):
+    """An array of the GPU's backend as other libraries take it: DLPack and ``__cuda_array_interface__``."""
+    from tinycnn.cuda import _target
+
+    return _target.share(array)
 
 
 def set_threads(threads):

@@ -32,7 +32,9 @@ class Loss:
     def tally(self, totals, cursor, target):
         """Count the last `run`, whose targets these were; totals and cursor are those of the kernel `tally`."""
         n = len(target)
-        self.k.tally(totals, cursor, self._loss[:n], self._predicted[:n] if len(self._predicted) else self._predicted, target)
+        self.k.tally(
+            totals, cursor, self._loss[:n], self._predicted[:n] if len(self._predicted) else self._predicted, target
+        )
 
     def value(self, batch):
         """The loss of the last `run` on `batch` images, as a float."""

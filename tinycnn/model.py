@@ -174,8 +174,8 @@ class Sequential:
     def forward(self, x):
         """Output for images x: (N, *input_shape), any real dtype.
 
-        Returns a new array (N, ...): NumPy, or, if x lies on the model's GPU (torch, CuPy, JAX ...), one there that has
-        ``__cuda_array_interface__``.
+        Returns a new array (N, ...): NumPy, or, if x lies on the model's GPU (torch, CuPy, JAX ...), one there that
+        they take back (DLPack, ``__cuda_array_interface__``).
         """
         x, on_device = backend.local("x", x, self.device)
         x = self._cast("x", x)
@@ -192,7 +192,7 @@ class Sequential:
     def _handed_out(self, array, on_device):
         """A copy of one of the model's arrays for the caller."""
         host = np.array(self.k.to_host(array))
-        return self.k.to_device(host) if on_device else host
+        return backend.share(self.k.to_device(host)) if on_device else host
 
     __call__ = forward
 

@@ -67,7 +67,11 @@ class RunFolder:
 
         Returns the report, a dict.
         """
-        images, true, predicted = batches.k.to_host(batches.images), batches.k.to_host(batches.labels), logits.argmax(axis=1)
+        images, true, predicted = (
+            batches.k.to_host(batches.images),
+            batches.k.to_host(batches.labels),
+            logits.argmax(axis=1),
+        )
         matrix = metrics.confusion_matrix(true, predicted, logits.shape[1])
         report = {**extra, **metrics.report(matrix, class_names)}
         self._write("report.json", json.dumps(report, indent=2) + "\n")

@@ -168,7 +168,9 @@ def fit(
             order = rng.permutation(len(train))
             model.train()
             try:
-                record = {"epoch": epoch} | _epoch(steps, optimizer, train, totals, order, f"{epoch}/{epochs}", progress)
+                record = {"epoch": epoch} | _epoch(
+                    steps, optimizer, train, totals, order, f"{epoch}/{epochs}", progress
+                )
             except ArithmeticError:
                 # Which layer was it?  The same steps again, from the same state, have the same bits.
                 _restore(model, optimizer, good)
@@ -198,8 +200,10 @@ def _restore(model, optimizer, state):
 
 
 def _step(model, criterion, optimizer, train, totals, n):
-    """One whole step on the next n images of the epoch.  It allocates nothing and waits for nothing, so that on a GPU it
-    can be recorded; the loss is added to `totals`."""
+    """One whole step on the next n images of the epoch; the loss is added to `totals`.
+
+    It allocates nothing and waits for nothing, so that on a GPU it can be recorded.
+    """
     target = train.gather_next(model.input_buffer(n))
     model.run_forward(n)
     y, dy = model.output_buffers(n)

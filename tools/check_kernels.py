@@ -4,8 +4,8 @@
     python tools/check_kernels.py [--only NAME] [--json FILE]
 
 Prints a table of registers, shared and local memory and spills, and fails if a kernel spills, keeps anything in local
-memory, computes in float64 on float32 arrays (unless its decorator says why), or takes more registers than its decorator
-states.  What is compiled are the argument types with which kernels are really launched: training steps of LeNet-5 and
+memory, computes in float64 on float32 arrays (unless its decorator says why), or takes more registers than its
+decorator states.  What is compiled are the argument types with which kernels are really launched: training steps of LeNet-5 and
 the calls of tests/cuda_calls.py are run with launches noted instead of made.
 """
 
@@ -35,7 +35,9 @@ class Fake(np.ndarray):
 def type_of(value):
     """The Numba type of an argument, as text."""
     if isinstance(value, np.ndarray):
-        return f"{value.dtype}[::1]" if value.ndim == 1 else f"{value.dtype}[{', '.join([':'] * (value.ndim - 1))}, ::1]"
+        return (
+            f"{value.dtype}[::1]" if value.ndim == 1 else f"{value.dtype}[{', '.join([':'] * (value.ndim - 1))}, ::1]"
+        )
     if isinstance(value, np.generic):
         return str(value.dtype)
     if isinstance(value, tuple):
@@ -64,6 +66,7 @@ def launches():
 
     import cuda_calls
 
+    from benchmarks import _ceilings
     from tinycnn import cuda, models, optim, train
     from tinycnn.losses import CrossEntropyLoss
 
@@ -75,6 +78,9 @@ def launches():
         criterion.prepare(cuda, 64, 10, model.dtype)
         totals = cuda.empty((4,), np.float64)
         train._step(model, criterion, optimizer(model), batches, totals, 64)
+    numbers = np.zeros(300, np.float32).view(Fake)
+    _ceilings.copy(numbers, numbers)
+    _ceilings.multiply_adds(numbers, numbers)
     for name, _, arguments, _ in cuda_calls.calls(np.float32, cuda_calls.SMALL):
         there = [np.array(a).view(Fake) if isinstance(a, np.ndarray) else a for a in arguments]
         getattr(cuda, name)(*there)
@@ -92,7 +98,9 @@ def compile_offline(function, signature, architecture, max_registers=None):
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc[:2])
     code, _ = cuda.compile(function, signature, device=False, abi="numba", cc=cc, output="ltoir")
     ptx, _ = cuda.compile(function, signature, device=False, abi="numba", cc=cc, output="ptx")
-    options = LinkerOptions(arch=architecture, link_time_optimization=True, ptxas_options=["-v"], max_register_count=max_registers)
+    options = LinkerOptions(
+        arch=architecture, link_time_optimization=True, ptxas_options=["-v"], max_register_count=max_registers
+    )
     linker = Linker(ObjectCode.from_ltoir(code), options=options)
     linker.link("cubin")
     log = linker.get_info_log()

@@ -3,7 +3,7 @@
 `tinycnn.backend.get("cuda")` chooses the GPU and returns this module.
 """
 
-from tinycnn.cuda._target import capture, empty, to_device, to_host, use, write
+from tinycnn.cuda._target import capture, empty, to_device, to_host, write
 from tinycnn.cuda.activations import (
     leaky_relu_backward,
     leaky_relu_forward,

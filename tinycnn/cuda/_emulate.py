@@ -13,7 +13,9 @@ phases, and nothing else.
 
 import functools
 import itertools
+import time
 from types import SimpleNamespace
+from typing import Any
 
 import numba
 import numpy as np
@@ -21,8 +23,8 @@ import numpy as np
 SIMULATED = True
 ALIGN = None
 GARBAGE = 2**30  # as an index: out of bounds
-OPTIONS = {"boundscheck": True, "error_model": "numpy"}
-_state = {"order": "forward", "kernel": None}
+OPTIONS: dict[str, Any] = {"boundscheck": True, "error_model": "numpy"}
+_state: dict[str, Any] = {"order": "forward", "kernel": None}
 
 
 def orders(threads):
@@ -50,7 +52,7 @@ class Phase:
     """A phase.  Arrays in registers must be its first arguments after (tid, nt)."""
 
     def __init__(self, function):
-        functools.update_wrapper(self, function)
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
         compiled = numba.njit(**OPTIONS)(function)
         self.compiled = compiled
 
@@ -97,7 +99,7 @@ class Kernel:
     """Runs block by block; the interface of _launch.Kernel."""
 
     def __init__(self, function, threads, registers, double):
-        functools.update_wrapper(self, function)
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
         self.noted: list[tuple] = []
 
@@ -165,6 +167,12 @@ def free_memory():
     return 0
 
 
+def seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
 def empty(shape, dtype):
     return np.zeros(shape, dtype)
 
@@ -175,6 +183,10 @@ def to_device(array):
 
 def to_host(array):
     return np.array(array)
+
+
+def share(array):
+    return array
 
 
 def write(array, values):

@@ -13,6 +13,7 @@ arrays that stay in registers (`cuda.local.array`) are indexed by constants, and
 
 import contextlib
 import functools
+import importlib
 import os
 import warnings
 from typing import Any
@@ -23,18 +24,24 @@ if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30 asks for it when it fi
     setattr(np, "row_stack", np.vstack)  # noqa: B010 (type checkers know that NumPy has no such name)
 
 import numba
-from numba import cuda
+import numba.cuda
 
 from tinycnn import _gpu
 from tinycnn.backend import DeviceMemoryError
 
-SIMULATED = bool(numba.config.ENABLE_CUDASIM)
+cuda: Any = numba.cuda  # type checkers see the one that Numba itself still contains
+SIMULATED = bool(getattr(numba.config, "ENABLE_CUDASIM"))  # noqa: B009
 # Shared arrays read four floats at a time start at multiples of 16 bytes; the simulator refuses to be told so.
 ALIGN = None if SIMULATED else 16
 # The small grids of small networks are no mistake: no warning about each of them.
 setattr(numba.config, "CUDA_LOW_OCCUPANCY_WARNINGS", 0)  # noqa: B010
 
-_state: dict[str, Any] = {"stream": 0, "number": None, "forked": False}
+_state: dict[str, Any] = {
+    "stream": 0,  # where kernels are launched: the default stream, or what is being recorded
+    "held": None,  # while recording, the list of all arguments
+    "number": None,  # of the GPU
+    "forked": False,  # whether this is a forked child of a process that uses the GPU
+}
 
 
 def phase(function):
@@ -52,11 +59,11 @@ def scalar(single, double):
         return single(x) if isinstance(x, np.float32) else double(x)
 
     if not SIMULATED:
-        from numba.cuda.extending import overload
-
         compiled32, compiled64 = device(single), device(double)
 
-        @overload(choose, target="cuda")
+        extending: Any = importlib.import_module("numba.cuda.extending")
+
+        @extending.overload(choose, target="cuda")
         def _choose(x):
             return (lambda x: compiled32(x)) if x == numba.float32 else (lambda x: compiled64(x))
 
@@ -71,7 +78,7 @@ class Kernel:
     """
 
     def __init__(self, function, threads, registers, double):
-        functools.update_wrapper(self, function)
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
         self.compiled = cuda.jit(function) if SIMULATED else cuda.jit(cache=True)(function)
 
@@ -81,9 +88,11 @@ class Kernel:
     def launch(self, blocks, *args):
         if _state["forked"]:
             raise RuntimeError(
-                f"{self.function.__name__}: this process was forked from one that uses the GPU, and a GPU context "
+                f"{self.__name__}: this process was forked from one that uses the GPU, and a GPU context "
                 'does not survive a fork; start workers with multiprocessing.get_context("spawn")'
             )
+        if _state["held"] is not None:
+            _state["held"].append(args)
         self.compiled[blocks, self.threads, _state["stream"]](*args)
 
 
@@ -132,8 +141,16 @@ def _allocating(asked):
 def empty(shape, dtype):
     """A new array on this device, filled with zeros."""
     zeros = np.zeros(shape, dtype)
+    _indexable(zeros)
     with _allocating(zeros.nbytes):
         return cuda.to_device(zeros)
+
+
+def _indexable(array):
+    if array.size >= 2**32:
+        raise ValueError(
+            f"the kernels index with 32 bits: an array must have fewer than 2**32 entries, got {array.shape}"
+        )
 
 
 def to_device(array):
@@ -141,6 +158,7 @@ def to_device(array):
     copied, if it is C-contiguous)."""
     if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
         array = np.ascontiguousarray(array)
+        _indexable(array)
         with _allocating(array.nbytes):
             return cuda.to_device(array)
     if SIMULATED:
@@ -150,17 +168,56 @@ def to_device(array):
         return to_device(np.asarray(array))
     if device != _state["number"]:
         raise ValueError(f"the array lies on cuda:{device}, this process computes on cuda:{_state['number']}")
-    if not hasattr(array, "__cuda_array_interface__"):
-        from numba.cuda import from_dlpack
-
-        array = from_dlpack(array)
     try:
-        array = cuda.as_cuda_array(array)
+        array = cuda.as_cuda_array(array if hasattr(array, "__cuda_array_interface__") else _Interface(array))
     except Exception as error:
         if "CONTEXT" in str(error).upper() or "INVALID_HANDLE" in str(error).upper():
             raise ValueError(f"the array's stream belongs to another CUDA context: {error}") from error
         raise
     return array if array.is_c_contiguous() else to_device(array.copy_to_host())
+
+
+class _Interface:
+    """An array that speaks DLPack only, as one that speaks CUDA's array interface."""
+
+    def __init__(self, array):
+        from cuda.core.utils import StridedMemoryView
+
+        view = StridedMemoryView.from_dlpack(array, stream_ptr=-1)
+        self.keep = array, view
+        size = np.dtype(view.dtype).itemsize
+        self.__cuda_array_interface__ = {
+            "version": 3, "shape": tuple(view.shape), "typestr": np.dtype(view.dtype).str, "data": (view.ptr, False),
+            "strides": None if view.strides is None else tuple(size * step for step in view.strides),
+        }  # fmt: skip
+
+
+class Shared:
+    """A GPU array for other libraries: torch.as_tensor, cupy.asarray, jax.dlpack.from_dlpack, numpy.asarray take it."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    @property
+    def __cuda_array_interface__(self):
+        return self.array.__cuda_array_interface__
+
+    def __dlpack_device__(self):
+        return 2, _state["number"]  # kDLCUDA
+
+    def __dlpack__(self, **options):
+        from cuda.core.utils import StridedMemoryView
+
+        synchronize()
+        return StridedMemoryView.from_cuda_array_interface(self.array, stream_ptr=-1).__dlpack__(**options)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(to_host(self.array), dtype)
+
+
+def share(array):
+    """`array` as other libraries take it."""
+    return Shared(array)
 
 
 def to_host(array):
@@ -189,8 +246,8 @@ def flat(array):
 
 @functools.cache
 def scratch(size, dtype, use):
-    """`size` numbers of room for a kernel; whoever asks for the same size, dtype and use gets the same array, as kernels
-    run one after the other.  Allocated once, and never freed: a recorded step may hold on to it."""
+    """`size` numbers of room for a kernel; the same array for the same size, dtype and use, as kernels run one after
+    another.  Allocated once, and never freed: a recorded step may hold on to it."""
     return empty((size,), dtype)
 
 
@@ -198,6 +255,21 @@ def scratch(size, dtype, use):
 def constant(values):
     """A tuple of integers as an int32 array of this device, allocated once."""
     return to_device(np.array(values, np.int32))
+
+
+# --- time and memory --------------------------------------------------------------------------------------------------
+
+
+def seconds(function):
+    """Seconds that the device takes for what `function` launches, by events on the device."""
+    if SIMULATED:
+        raise RuntimeError("the simulator has no clock")
+    start, stop = cuda.event(timing=True), cuda.event(timing=True)
+    start.record()
+    function()
+    stop.record()
+    stop.synchronize()
+    return cuda.event_elapsed_time(start, stop) / 1000
 
 
 # --- recorded steps ---------------------------------------------------------------------------------------------------
@@ -217,11 +289,11 @@ def capture(step):
 class Recorded:
     """The first call runs the step as it is, which compiles and allocates; the second records it, and replays.
 
-    Addresses are part of a recording, so this object keeps the step, and with it the arrays, alive.
+    Addresses are part of a recording, so this object keeps all arrays alive that the kernels were given.
     """
 
     def __init__(self, step):
-        self.step, self.graph, self.calls = step, None, 0
+        self.step, self.graph, self.calls, self.held = step, None, 0, []
 
     def __call__(self):
         self.calls += 1
@@ -232,7 +304,7 @@ class Recorded:
         return self.graph() if self.graph else self.step()
 
     def record(self):
-        from cuda.core import Device
+        from cuda.core import Device  # numba-cuda depends on it
 
         device = Device(_state["number"])
         device.set_current()
@@ -242,6 +314,7 @@ class Recorded:
             # numba-cuda takes the builder in place of a stream since 0.29; before, its stream does the same.
             newer = tuple(map(int, numba_cuda_version().split(".")[:2])) >= (0, 29)
             _state["stream"] = builder if newer else cuda.external_stream(int(builder.stream.handle))
+            _state["held"] = self.held
             with cuda.defer_cleanup():
                 self.step()
         except Exception as error:
@@ -251,7 +324,7 @@ class Recorded:
             self.graph = False
             return
         finally:
-            _state["stream"] = 0
+            _state["stream"], _state["held"] = 0, None
         graph = builder.end_building().complete()
         self.graph = functools.partial(graph.launch, device.default_stream)
 

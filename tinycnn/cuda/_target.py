@@ -11,9 +11,9 @@ _home = importlib.import_module("tinycnn.cuda._emulate" if EMULATED else "tinycn
 ALIGN = _home.ALIGN
 Kernel, kernel, phase, device, scalar = _home.Kernel, _home.kernel, _home.phase, _home.device, _home.scalar
 cuda = _home.cuda
-use, synchronize, free_memory = _home.use, _home.synchronize, _home.free_memory
+use, synchronize, free_memory, seconds = _home.use, _home.synchronize, _home.free_memory, _home.seconds
 empty, to_device, to_host, write, capture = _home.empty, _home.to_device, _home.to_host, _home.write, _home.capture
-flat, scratch, constant = _home.flat, _home.scratch, _home.constant
+flat, scratch, constant, share = _home.flat, _home.scratch, _home.constant, _home.share
 
 U = np.uint32  # around an index in a hot loop: Numba tests every signed index for being negative
 THREADS = 128  # of a block, where a kernel has no reason for another number

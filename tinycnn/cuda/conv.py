@@ -128,8 +128,7 @@ def forward_kernel(y, x, w, b, biased, taps, P, M, K, C, size, out, stride, padd
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
     """y = conv(x, w) + b."""
-    N, channels, H, W = x.shape
-    O, C, KH, KW = w.shape
+    (N, _, H, W), (O, C, KH, KW) = x.shape, w.shape
     out, biased = y.shape[2:], b.size > 0
     P, M, K = N * out[0] * out[1], O // groups, C * KH * KW
     taps = tap_table(C, (KH, KW), dilation, H * W, 0)
@@ -194,7 +193,9 @@ def input_gradient_kernel(dx, dy, w, taps, P, M, K, O, taps_each, size, out, str
 
 
 @phase
-def load_pixels(tid, nt, a, b, dy, x, taps, k0, k1, m0, M, c0, C, O, first_o, first_x, image, size, out, stride, padding):
+def load_pixels(
+    tid, nt, a, b, dy, x, taps, k0, k1, m0, M, c0, C, O, first_o, first_x, image, size, out, stride, padding
+):
     """a[k, m] = dy of output m0 + m at pixel k0 + k, b[k, c] = what tap c0 + c meets there; after the taps a one."""
     k = tid % TILE_K
     p, plane = k0 + k, out[0] * out[1]
@@ -219,7 +220,7 @@ def load_pixels(tid, nt, a, b, dy, x, taps, k0, k1, m0, M, c0, C, O, first_o, fi
 
 @kernel(THREADS, registers=64)
 def weight_gradient_kernel(
-    dw, db, bias, with_bias_gradient, with_bias, dy, x, taps, K, M, C, channels, row_tiles, size, out, stride, padding, span
+    dw, db, bias, with_ones, with_bias, dy, x, taps, K, M, C, channels, row_tiles, size, out, stride, padding, span
 ):  # fmt: skip
     """Block (x, y, z): taps 64 x ..., outputs 16 y ... of one group, part z of the sum over K pixels, `span` long."""
     a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
@@ -241,15 +242,14 @@ def weight_gradient_kernel(
         cuda.syncthreads()
     # The rows of all groups follow one another: row m of this group is row group*M + m of the whole.
     store(
-        tid, THREADS, acc, dw, db, bias, with_bias_gradient, with_bias, group * M + m0, (group + 1) * M, c0, C,
+        tid, THREADS, acc, dw, db, bias, with_ones, with_bias, group * M + m0, (group + 1) * M, c0, C,
         part, groups * M,
     )  # fmt: skip
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
-    N, channels, H, W = x.shape
-    O, C, KH, KW = w.shape
+    (N, _, H, W), (O, C, KH, KW) = x.shape, w.shape
     out, taps_each, M = dy.shape[2:], KH * KW, O // groups
     minus = (-padding[0], -padding[1])
     taps = tap_table(C, (KH, KW), dilation, H * W, 0)
@@ -271,7 +271,7 @@ def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
         )
 
 
-# --- im2col and col2im, for looking at and for checking -----------------------------------------------------------------
+# --- im2col and col2im, for looking at and for checking ---------------------------------------------------------------
 
 
 @phase
@@ -329,6 +329,4 @@ def col2im_kernel(x, columns, kernel_size, size, out, stride, padding, dilation)
 
 def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
     """x: (N, C, H, W), each pixel the sum of its copies in columns: (N, C*KH*KW, OH*OW)."""
-    col2im_kernel[blocks(x.size)](
-        flat(x), flat(columns), kernel_size, x.shape[2:], out_size, stride, padding, dilation
-    )
+    col2im_kernel[blocks(x.size)](flat(x), flat(columns), kernel_size, x.shape[2:], out_size, stride, padding, dilation)

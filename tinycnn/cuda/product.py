@@ -29,7 +29,7 @@ def clear(tid, nt, acc):
 
 @phase
 def multiply(tid, nt, acc, a, b):
-    """acc[2r + s] += sum over k of a[k, row + r] * b[k, column + 32 s].  a: (32, 16) b: (32, 64), with their pitches."""
+    """acc[2r + s] += sum over k of a[k, row + r] * b[k, column + 32 s].  a: (32, 16) b: (32, 64), pitched."""
     for k0 in range(0, TILE_K, UNROLL):
         row, column = a[k0 * PITCH_A + tid // 32 * 4 :], b[k0 * PITCH_B + tid % 32 :]
         for k in range(UNROLL):
@@ -173,7 +173,8 @@ def product_kernel(
 
 
 def product(out, p, q, shape, steps_p, steps_q, ones=None, bias=None):
-    """out[m, c] = sum_k p[k*steps_p[0] + m*steps_p[1]] * q[k*steps_q[0] + c*steps_q[1]] + bias[c], ones[m] = sum_k p[...].
+    """out[m, c] = sum_k p[k*steps_p[0] + m*steps_p[1]] * q[k*steps_q[0] + c*steps_q[1]] + bias[c], and in
+    ones[m] the sum of the p alone.
 
     All arrays are flat.  out: M*C   ones: M, or None   bias: C, or None   shape: (M, C, K)
     """

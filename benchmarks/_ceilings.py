@@ -1,0 +1,44 @@
+"""Two kernels that do nothing but what they measure: copying, and fused multiply-adds."""
+
+from tinycnn.cuda._target import THREADS, blocks, cuda, flat, kernel, phase
+
+STEPS, CHAINS = 256, 8
+
+
+@phase
+def copy_phase(tid, nt, first, y, x):
+    i = first + tid
+    if i < y.size:
+        y[i] = x[i]
+
+
+@kernel(THREADS, registers=32)
+def copy_kernel(y, x):
+    copy_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x)
+
+
+@phase
+def chain_phase(tid, nt, first, y, x):
+    """Eight chains that do not wait for one another."""
+    m = x[0]
+    a, b, c, d, e, f, g, h = x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8]
+    for _ in range(STEPS):
+        a, b, c, d = a * m + m, b * m + m, c * m + m, d * m + m
+        e, f, g, h = e * m + m, f * m + m, g * m + m, h * m + m
+    i = first + tid
+    if i < y.size:
+        y[i] = ((a + b) + (c + d)) + ((e + f) + (g + h))
+
+
+@kernel(THREADS, registers=64)
+def chain_kernel(y, x):
+    chain_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x)
+
+
+def copy(y, x):
+    copy_kernel[blocks(y.size)](flat(y), flat(x))
+
+
+def multiply_adds(y, x):
+    """STEPS * CHAINS of them for each entry of y."""
+    chain_kernel[blocks(y.size)](flat(y), flat(x))

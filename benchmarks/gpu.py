@@ -1,0 +1,497 @@
+"""Everything there is to check and to measure on a machine with an NVIDIA GPU, in one command.
+
+    make gpu-check        or        python -m benchmarks.gpu [--minutes 8] [--skip-tests] [--out benchmarks/results]
+
+First the tests on the device (pytest -m gpu), and a part of them under compute-sanitizer where that is installed.  Then
+the benchmarks, each checked against the CPU before a time is taken: the card's ceilings, single kernels, whole steps
+(kernel by kernel and recorded), host time per launch, CPU against GPU, an epoch and the time to 99 % on MNIST, and
+PyTorch on the same card.  Times are the device's own (events), medians after a warm-up.  A part that fails, or for
+which there is no time left, says so, and the others go on.  Figures go to gpu.json and gpu.md in the folder of --out.
+
+--rehearse runs the same code without a GPU, on tiny sizes and in the emulation; its times mean nothing and are not
+kept.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = 60_000
+RATE = 1e-3
+FORWARD_ADDS = 416_520
+STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no gradient of its input
+
+
+def data_set(images):
+    """Random images and labels: the time of a step does not depend on what they show."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (images, 28, 28), dtype=np.uint8), rng.integers(0, 10, images)
+
+
+class Setup:
+    """LeNet-5, its loss, Adam and data on one device."""
+
+    def __init__(self, device, batch, images, activation="relu", pool="max"):
+        from tinycnn import Adam, Batches, CrossEntropyLoss, models
+
+        self.batch = batch
+        self.model = models.lenet5(activation, pool, rng=0, device=device)
+        self.batches = Batches(*data_set(images), mean=0.1307, std=0.3081, device=device)
+        self.optimizer, self.criterion = Adam(self.model, RATE), CrossEntropyLoss()
+        self.criterion.prepare(self.model.k, batch, 10, self.model.dtype)
+        self.totals = self.model.k.empty((4,), np.float64)
+        self.model.reserve(batch)
+
+    def step(self):
+        from tinycnn import train
+
+        train._step(self.model, self.criterion, self.optimizer, self.batches, self.totals, self.batch)
+
+    def restart(self):
+        """Back to the first image; a recording goes on reading the order from there."""
+        self.batches.k.write(self.batches.cursor, np.zeros(1, np.int64))
+        self.batches.k.write(self.totals, np.zeros(4))
+
+    def losses(self, step, count):
+        """The mean loss of each of the next `count` steps."""
+        found, before = [], 0.0
+        for _ in range(count):
+            step()
+            now = float(self.batches.k.to_host(self.totals)[0])
+            found.append((now - before) / self.batch)
+            before = now
+        return found
+
+
+def median(function, repeats):
+    """Median seconds of `function` on the device, after two calls that do not count."""
+    from tinycnn.cuda import _target
+
+    for _ in range(2):
+        function()
+    return statistics.median(_target.seconds(function) for _ in range(repeats))
+
+
+def same(what, got, want, tolerance):
+    """Stop unless two arrays agree."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    error = np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
+    if not error <= tolerance:
+        raise ValueError(f"{what} differs from the CPU's by {error:.1e}, allowed {tolerance:.1e}")
+    return error
+
+
+# --- the parts: each takes the sizes and returns (figures for the JSON, lines of the table) ---------------------------
+
+
+def ceilings(size):
+    """What the card does at best: bytes copied and fused multiply-adds a second, with kernels like ours."""
+    from benchmarks import _ceilings
+    from tinycnn import cuda
+
+    x = cuda.to_device(np.random.default_rng(0).random(size["copy"], dtype=np.float32))
+    y = cuda.empty((size["copy"],), np.float32)
+    seconds = median(lambda: _ceilings.copy(y, x), size["repeats"])
+    same("the copy", cuda.to_host(y), cuda.to_host(x), 0)
+    gigabytes = 2 * x.nbytes / seconds / 1e9
+    few = cuda.empty((size["chains"],), np.float32)
+    seconds = median(lambda: _ceilings.multiply_adds(few, x), size["repeats"])
+    teraflops = 2 * size["chains"] * _ceilings.STEPS * _ceilings.CHAINS / seconds / 1e12
+    figures = {"copy_gb_per_s": gigabytes, "fma_tflop_per_s": teraflops}
+    return figures, [f"copy {gigabytes:,.0f} GB/s, fused multiply-adds {teraflops:.1f} TFLOP/s"]
+
+
+def kernels(size):
+    """Time, bandwidth and arithmetic of every call of a step, from recordings of many calls in a row."""
+    rows, lines = [], [f"{'batch':>5} {'call':<26} {'us':>8} {'GB/s':>8} {'GFLOP/s':>9}"]
+    for batch in size["kernel_batches"]:
+        for activation, pool in (("tanh", "avg"), ("relu", "max")):
+            here, there = (Setup(d, batch, size["images"], activation, pool) for d in ("cpu", "cuda"))
+            losses = [s.losses(s.step, 1)[0] for s in (here, there)]
+            same("the loss", losses[1], losses[0], 1e-4)
+            compare_buffers(here.model, there.model, batch)
+            for name, call, flops, moved in calls_of(there, batch):
+                repeat = size["in_a_row"]
+                recorded = there.model.k.capture(lambda call=call, n=repeat: [call() for _ in range(n)] and None)
+                seconds = median(recorded, size["repeats"]) / repeat
+                rows.append({"batch": batch, "net": f"{activation} + {pool}", "call": name, "seconds": seconds,
+                             "gb_per_s": moved / seconds / 1e9, "gflop_per_s": flops / seconds / 1e9})  # fmt: skip
+    for row in rows:
+        lines.append(
+            f"{row['batch']:5d} {row['call']:<26} {row['seconds'] * 1e6:8.2f} {row['gb_per_s']:8.0f} "
+            f"{row['gflop_per_s']:9.0f}"
+        )
+    return rows, lines
+
+
+def compare_buffers(here, there, batch):
+    """After the same step, everything that the two models hold."""
+    for ours, theirs, what in zip(here._buffers(batch), there._buffers(batch), ("value", "slope"), strict=True):
+        for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            if what == "value" or number > here._first:
+                same(f"{what} {number}", there.k.to_host(b), a, 1e-4)
+    same("the gradient", there.k.to_host(there.grad), here.grad, 1e-4)
+
+
+def calls_of(setup, batch):
+    """(name, call, floating-point operations, bytes read and written) of everything that a step launches."""
+    model, k, criterion = setup.model, setup.model.k, setup.criterion
+    values, slopes = model._buffers(batch)
+    target = setup.batches.gather_next(values[0])
+    out: list[tuple] = []
+    out.append(("gather", lambda: setup.batches.gather(values[0], setup.batches.order), 0, batch * 784 * 5))
+    for i, layer in enumerate(model.layers):
+        if layer.is_view:
+            continue
+        adds, moved = layer.multiply_adds(model.shapes[i]) * batch, values[i].nbytes + values[i + 1].nbytes
+        name = f"{i} {type(layer).__name__}"
+        x, y, dy = values[i], values[i + 1], slopes[i + 1]
+        dx = slopes[i] if i > model._first else model._unwanted
+        out.append((name + " forward", lambda layer=layer, x=x, y=y: layer.forward(y, x), 2 * adds, moved))
+        back = 2 if i > model._first else 1
+        out.append((name + " backward", lambda layer=layer, a=(dx, dy, x, y): layer.backward(*a), 2 * adds * back,
+                    moved * back))  # fmt: skip
+    y, dy = model.output_buffers(batch)
+    out.append(("loss", lambda: criterion.run(dy, y, target), 0, 2 * y.nbytes))
+    out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))
+    out.append(("tally", lambda: criterion.tally(setup.totals, setup.batches.cursor, target), 0, 12 * batch))
+    return [(name, call, flops, moved) for name, call, flops, moved in out if k is not None]
+
+
+def steps(size):
+    """A whole training step, kernel by kernel and recorded, against the CPU's: the same weights, batches and losses."""
+    rows, lines = (
+        [],
+        [f"{'batch':>5} {'eager us':>10} {'recorded us':>12} {'images/s':>12} {'TFLOP/s':>8} {'CPU images/s':>13}"],
+    )
+    for batch in size["batches"]:
+        cpu, gpu, again = (Setup(d, batch, size["images"]) for d in ("cpu", "cuda", "cuda"))
+        recorded = again.model.k.capture(again.step)
+        want = cpu.losses(cpu.step, size["checked"])
+        got, replayed = gpu.losses(gpu.step, size["checked"]), again.losses(recorded, size["checked"])
+        if got != replayed:
+            raise ValueError(f"batch {batch}: recorded and eager steps differ: {got} and {replayed}")
+        same(f"batch {batch}: the losses", got, want, 1e-3)
+        seconds = {}
+        for name, setup, step in (("eager", gpu, gpu.step), ("recorded", again, recorded)):
+            count = max(1, min(size["in_a_row"], size["images"] // batch - 2))
+
+            def many(step=step, count=count):
+                for _ in range(count):
+                    step()
+
+            times = []
+            for _ in range(size["repeats"] + 1):
+                setup.restart()
+                times.append(_seconds(many) / count)
+            seconds[name] = statistics.median(times[1:])
+        cpu.restart()
+        start = time.perf_counter()
+        for _ in range(count):
+            cpu.step()
+        seconds["cpu"] = (time.perf_counter() - start) / count
+        rows.append({"batch": batch, "seconds": seconds, "losses": {"cpu": want, "gpu": got}})
+        rate = batch / seconds["recorded"]
+        lines.append(
+            f"{batch:5d} {seconds['eager'] * 1e6:10.1f} {seconds['recorded'] * 1e6:12.1f} {rate:12,.0f} "
+            f"{rate * STEP_FLOPS / 1e12:8.2f} {batch / seconds['cpu']:13,.0f}"
+        )
+    return rows, lines
+
+
+def _seconds(function):
+    from tinycnn.cuda import _target
+
+    return _target.seconds(function)
+
+
+def launches(size):
+    """Host time of a launch: the Python it takes, not the kernel."""
+    from tinycnn import cuda
+    from tinycnn.cuda import _target, optim
+
+    step = cuda.empty((1,), np.int64)
+    count = size["launches"]
+    for _ in range(10):
+        optim.advance_kernel[1](step)
+    _target.synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        optim.advance_kernel[1](step)
+    seconds = (time.perf_counter() - start) / count
+    _target.synchronize()
+    if int(cuda.to_host(step)[0]) != count + 10:
+        raise ValueError("launches were lost")
+    return {"seconds": seconds}, [f"{seconds * 1e6:.1f} us of host time a launch (one array)"]
+
+
+def epochs(size):
+    """An epoch of MNIST, and the time to 99 % of test accuracy, with the data on the device."""
+    from tinycnn import AdamW, Batches, CrossEntropyLoss, data, evaluate, fit, models, optim, train
+
+    try:
+        mnist = data.mnist(download=False)
+    except (OSError, ValueError) as error:
+        return None, [f"skipped: {error}"]
+    many = size["mnist"]
+    training = Batches(mnist.train_images[:many], mnist.train_labels[:many], device="cuda")
+    test = Batches(mnist.test_images[:many], mnist.test_labels[:many], mean=training.mean, std=training.std,
+                   device="cuda")  # fmt: skip
+    rows = []
+    for seed in range(size["seeds"]):
+        model = models.lenet5("relu", "max", rng=seed, device="cuda")
+        batch, count = 128, size["epochs"]
+        rates = optim.one_cycle(4e-3, count * -(-len(training) // batch), warmup=0.2)
+        optimizer, criterion = AdamW(model, rates, weight_decay=0.05), CrossEntropyLoss()
+        train.warm_up(model, criterion, optimizer, training, batch)
+        spent: list[float] = []
+        reached = None
+
+        def look(record, model=model, spent=spent):
+            spent.append(record["seconds"])
+            record["test_accuracy"] = evaluate(model, test, batch_size=1000)[1]
+
+        history = fit(
+            model, criterion, optimizer, training, epochs=count, batch_size=batch, rng=seed, on_epoch=look,
+            progress=False,
+        )  # fmt: skip
+        for number, record in enumerate(history, 1):
+            if record["test_accuracy"] >= 0.99 and reached is None:
+                reached = sum(spent[:number])
+        rows.append({"seed": seed, "epoch_seconds": statistics.median(spent), "seconds_to_99": reached,
+                     "test_accuracy": history[-1]["test_accuracy"]})  # fmt: skip
+    lines = [
+        f"seed {r['seed']}: an epoch {r['epoch_seconds'] * 1e3:.1f} ms, 99 % after "
+        + (f"{r['seconds_to_99'] * 1e3:.0f} ms of training" if r["seconds_to_99"] else "more than was trained")
+        + f", {r['test_accuracy']:.2%} at the end"
+        for r in rows
+    ]
+    return rows, lines
+
+
+def torch_steps(size):
+    """PyTorch's step on the same card: eager, compiled, and as a CUDA graph; data preloaded, losses compared."""
+    try:
+        import torch
+        from torch import nn
+    except ImportError:
+        return None, ["skipped: torch is not installed"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not size["rehearsal"]:
+        return None, ["skipped: this torch sees no GPU"]
+    images, labels = (torch.from_numpy(a).to(device) for a in data_set(size["images"]))
+    rows, lines = [], [f"{'batch':>5} {'way':<22} {'us':>10} {'images/s':>12}"]
+
+    def build(batch, tf32):
+        from tinycnn import models
+
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        net = nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+        ).to(device)  # fmt: skip
+        state = models.lenet5("relu", "max", rng=0).state_dict()
+        net.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+        there = device == "cuda"
+        optimizer = torch.optim.Adam(net.parameters(), RATE, fused=there, capturable=there)
+        criterion = nn.CrossEntropyLoss()
+        index = torch.arange(batch, device=device)
+
+        def forward_loss(index):
+            x = images[index][:, None].float().mul_(1 / (255 * 0.3081)).sub_(0.1307 / 0.3081)
+            return criterion(net(x), labels[index])
+
+        def step():
+            optimizer.zero_grad(set_to_none=False)
+            loss = forward_loss(index)
+            loss.backward()
+            optimizer.step()
+            index.add_(batch)
+            return loss
+
+        return step, index, net
+
+    def timed(step, index, batch):
+        count = max(1, min(size["in_a_row"], size["images"] // batch - 8))
+        times = []
+        for _ in range(size["repeats"] + 1):
+            index.copy_(torch.arange(batch, device=device))
+            if device == "cuda":
+                start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+            begin = time.perf_counter()
+            for _ in range(count):
+                step()
+            if device == "cuda":
+                stop.record()
+                stop.synchronize()
+                times.append(start.elapsed_time(stop) / 1000 / count)
+            else:
+                times.append((time.perf_counter() - begin) / count)
+        return statistics.median(times[1:])
+
+    def graphed(step):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay
+
+    for batch in size["torch_batches"]:
+        ours = Setup("cuda", batch, size["images"])
+        want = ours.losses(ours.step, 3)
+        ways = [("eager", False), ("compiled", False), ("graph", False), ("eager, tf32", True), ("graph, tf32", True)]
+        for name, tf32 in ways:
+            if name != "eager" and (device == "cpu" or time.monotonic() > size["until"]):
+                continue
+            try:
+                step, index, net = build(batch, tf32)
+                losses = [step().item() for _ in range(3)]
+                if not tf32:
+                    same(f"torch, batch {batch}: the losses", losses, want, 1e-3)
+                if name.startswith("compiled"):
+                    net.compile()
+                    step()
+                run = graphed(step) if name.startswith("graph") else step
+                seconds = timed(run, index, batch)
+            except Exception as error:
+                lines.append(f"{batch:5d} {name:<22} failed: {str(error).splitlines()[0][:80]}")
+                rows.append({"batch": batch, "way": name, "error": str(error)[:400]})
+                continue
+            rows.append({"batch": batch, "way": name, "seconds": seconds})
+            lines.append(f"{batch:5d} {name:<22} {seconds * 1e6:10.1f} {batch / seconds:12,.0f}")
+    return rows, lines
+
+
+PARTS = {
+    "ceilings": ceilings, "launches": launches, "steps": steps, "torch": torch_steps, "epochs": epochs,
+    "kernels": kernels,
+}  # fmt: skip
+SIZES: dict[str, Any] = {
+    "copy": 1 << 27, "chains": 1 << 22, "repeats": 15, "in_a_row": 50, "images": IMAGES, "checked": 10,
+    "launches": 2000,
+    "kernel_batches": (64, 1024), "batches": (32, 64, 128, 256, 512, 1024, 2048, 4096),
+    "torch_batches": (64, 512, 128, 256, 32, 1024, 4096), "mnist": 60_000, "seeds": 5, "epochs": 4, "rehearsal": False,
+}  # fmt: skip
+REHEARSAL: dict[str, Any] = {
+    "copy": 1000, "chains": 200, "repeats": 1, "in_a_row": 1, "images": 40, "checked": 2, "launches": 2,
+    "kernel_batches": (2,), "batches": (3,), "torch_batches": (3,), "mnist": 60, "seeds": 1, "epochs": 1,
+    "rehearsal": True,
+}  # fmt: skip
+
+
+# --- tests, and putting it together -----------------------------------------------------------------------------------
+
+
+def run_tests(limit):
+    """pytest on the device, and the small cases under compute-sanitizer; lines for the report."""
+    environment = {**os.environ, "TINYCNN_CUDA": "gpu"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    lines = []
+    for title, line in (("tests", command), ("compute-sanitizer", [*command, "-k", "test_small and not adam"])):
+        if title == "compute-sanitizer":
+            tool = shutil.which("compute-sanitizer")
+            if tool is None:
+                lines.append("compute-sanitizer: skipped, it is not installed")
+                continue
+            line = [tool, "--tool", "memcheck", "--error-exitcode", "9", *line]
+        try:
+            done = subprocess.run(
+                line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit, check=False
+            )
+            tail = (done.stdout.strip().splitlines() or ["no output"])[-1]
+            lines.append(f"{title}: exit {done.returncode}, {tail}")
+            if done.returncode:
+                print(done.stdout[-6000:], done.stderr[-2000:], sep="\n")
+        except subprocess.TimeoutExpired:
+            lines.append(f"{title}: stopped after {limit:.0f} s")
+    return lines
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=8, help="start no part after so many minutes, less one")
+    parser.add_argument("--skip-tests", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts only")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for gpu.json and gpu.md"
+    )
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU, on tiny sizes, keeping nothing")
+    args = parser.parse_args(argv)
+    begin = time.monotonic()
+    os.environ["TINYCNN_CUDA"] = "emulate" if args.rehearse else "gpu"
+
+    from tinycnn import _gpu, backend, runs
+
+    try:
+        backend.get("cuda")
+    except _gpu.DeviceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    size: dict[str, Any] = (REHEARSAL if args.rehearse else SIZES) | {"until": begin + 60 * (args.minutes - 1)}
+    name = runs.device_name("cuda:0")
+    versions: dict[str, str | None] = {}
+    for package in ("numpy", "numba", "numba-cuda", "torch"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    status = _gpu.look()
+    header = f"{name}; {runs.processor()}, {os.cpu_count()} cores; driver for CUDA {status.driver}; " + ", ".join(
+        f"{package} {version or 'none'}" for package, version in versions.items()
+    )
+    result = {"device": name, "processor": runs.processor(), "driver": status.driver, "versions": versions,
+              "git_revision": runs.git_revision(), "parts": {}}  # fmt: skip
+    text = ["# tinycnn on a GPU", "", header, ""]
+    print(header)
+    failed = []
+    if not (args.skip_tests or args.rehearse):
+        lines = run_tests(60 * args.minutes / 2)
+        failed += [line for line in lines if "exit" in line and "exit 0" not in line]
+        result["tests"] = lines
+        text += ["## Tests", "", *lines, ""]
+        print("\n".join(lines), flush=True)
+    for part, function in PARTS.items():
+        if args.only and part not in args.only:
+            continue
+        title = (function.__doc__ or part).strip().splitlines()[0]
+        if time.monotonic() > size["until"]:
+            figures, lines = None, ["skipped: no time left"]
+        else:
+            start = time.monotonic()
+            try:
+                figures, lines = function(size)
+            except Exception:
+                failed.append(part)
+                figures, lines = None, ["FAILED", *traceback.format_exc().splitlines()[-6:]]
+            lines.append(f"({time.monotonic() - start:.1f} s)")
+        result["parts"][part] = figures
+        text += [f"## {part}", "", title, "", "```", *lines, "```", ""]
+        print(f"\n{part}: {title}", *lines, sep="\n", flush=True)
+        if not args.rehearse:  # kept after every part: what is measured is not lost
+            args.out.mkdir(parents=True, exist_ok=True)
+            (args.out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+            (args.out / "gpu.md").write_text("\n".join(text))
+    print("\n" + (f"FAILED: {', '.join(failed)}" if failed else "all parts done"))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
