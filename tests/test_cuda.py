@@ -21,6 +21,7 @@ from tinycnn import (
     layers,
     models,
     optim,
+    train,
 )
 from tinycnn.cuda import _target
 
@@ -155,6 +156,28 @@ def test_training_gives_the_same_bits_again(monkeypatch):
         found.append([a.tobytes() for a in (*parameters.values(), *state.values())])
         monkeypatch.undo()
     assert found[0] == found[1] == found[2]
+
+
+def test_a_step_neither_allocates_nor_copies(monkeypatch):
+    """Only then can it be recorded.  The first one may: it compiles, and makes room."""
+    x, labels = np.random.default_rng(2).integers(0, 256, (9, 8, 8), np.uint8), np.arange(9) % 4
+    chain = layers.Conv2d(1, 3, 3), layers.Tanh(), layers.MaxPool2d(2), layers.Flatten(), layers.Linear(27, 4)
+    model, batches = Sequential(*chain, rng=1, device="cuda"), Batches(x, labels, device="cuda")
+    criterion, optimizer = CrossEntropyLoss(), optim.AdamW(model, 1e-3)
+    totals = cuda.empty((4,), np.float64)
+    model.set_input_shape(batches.image_shape)
+    criterion.prepare(cuda, 4, 4, model.dtype)
+    train._step(model, criterion, optimizer, batches, totals, 4)
+
+    def refuse(*arguments):
+        raise AssertionError("a step allocates, copies or waits")
+
+    for name in ("empty", "to_device", "to_host", "write"):
+        monkeypatch.setattr(cuda, name, refuse)
+        monkeypatch.setattr(_target._home, name, refuse)
+    train._step(model, criterion, optimizer, batches, totals, 4)
+    monkeypatch.undo()
+    assert cuda.to_host(totals)[2] == 8
 
 
 def test_evaluation_and_forward_are_the_cpus():

@@ -11,6 +11,9 @@ from tinycnn import _check, backend
 from tinycnn.losses import CrossEntropyLoss
 
 
+EVALUATION_BATCH = 250
+
+
 class DivergedError(ArithmeticError):
     """The loss or a parameter stopped being finite.
 
@@ -157,7 +160,8 @@ def fit(
         check_fit(model, validation, "validation")
     rng = np.random.default_rng(rng)
     batch_size = min(batch_size, len(train))
-    model.reserve(max(batch_size, model.reserved))
+    # Buffers for the evaluation too: a recorded step would hold on to smaller ones that are replaced later.
+    model.reserve(max(batch_size, model.reserved, 0 if validation is None else min(EVALUATION_BATCH, len(validation))))
     criterion.prepare(model.k, batch_size, model.shapes[-1][-1], model.dtype)
     totals = model.k.empty((4,), np.float64)
     sizes = {batch_size, len(train) % batch_size or batch_size}
@@ -265,7 +269,7 @@ def _look_at_every_step(model, criterion, optimizer, train, order, batch_size, e
             raise DivergedError(error.layer, error.step, epoch) from None
 
 
-def evaluate(model, batches, criterion=None, batch_size=250):
+def evaluate(model, batches, criterion=None, batch_size=EVALUATION_BATCH):
     """(loss, accuracy, logits) of the model in eval mode on all of `batches`; logits: (N, K) NumPy.
 
     The loss is plain cross entropy unless another criterion is given.

@@ -5,8 +5,8 @@
 
 Prints a table of registers, shared and local memory and spills, and fails if a kernel spills, keeps anything in local
 memory, computes in float64 on float32 arrays (unless its decorator says why), or takes more registers than its
-decorator states.  What is compiled are the argument types with which kernels are really launched: training steps of LeNet-5 and
-the calls of tests/cuda_calls.py are run with launches noted instead of made.
+decorator states.  What is compiled are the argument types with which kernels are really launched: training steps of
+LeNet-5 and the calls of tests/cuda_calls.py are run with launches noted instead of made.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import re
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,6 +151,8 @@ def main(argv=None):
     parser.add_argument("--json", help="write all figures to this file")
     args = parser.parse_args(argv)
     noted = launches()
+    if tuple(map(int, metadata.version("numba-cuda").split(".")[:2])) < (0, 24):
+        del ARCHITECTURES["sm_90a"]  # not known there
     jobs = [
         (kernel.function.__module__, name, signature, architecture)
         for (name, signature), kernel in sorted(noted.items(), key=lambda item: item[0])

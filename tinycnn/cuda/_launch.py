@@ -23,6 +23,9 @@ import numpy as np
 if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30 asks for it when it first compiles; NumPy 2.5 has dropped it
     setattr(np, "row_stack", np.vstack)  # noqa: B010 (type checkers know that NumPy has no such name)
 
+# The small grids of small networks are no mistake: no warning about each of them.
+os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
+
 import numba
 import numba.cuda
 
@@ -33,8 +36,7 @@ cuda: Any = numba.cuda  # type checkers see the one that Numba itself still cont
 SIMULATED = bool(getattr(numba.config, "ENABLE_CUDASIM"))  # noqa: B009
 # Shared arrays read four floats at a time start at multiples of 16 bytes; the simulator refuses to be told so.
 ALIGN = None if SIMULATED else 16
-# The small grids of small networks are no mistake: no warning about each of them.
-setattr(numba.config, "CUDA_LOW_OCCUPANCY_WARNINGS", 0)  # noqa: B010
+setattr(numba.config, "CUDA_LOW_OCCUPANCY_WARNINGS", 0)  # noqa: B010 (numba may have been imported before)
 
 _state: dict[str, Any] = {
     "stream": 0,  # where kernels are launched: the default stream, or what is being recorded
@@ -62,6 +64,8 @@ def scalar(single, double):
         compiled32, compiled64 = device(single), device(double)
 
         extending: Any = importlib.import_module("numba.cuda.extending")
+        if not hasattr(extending, "overload"):  # numba-cuda before it parted from Numba
+            extending = importlib.import_module("numba.extending")
 
         @extending.overload(choose, target="cuda")
         def _choose(x):
