@@ -38,7 +38,8 @@ def test_the_gpu_benchmark_says_what_is_missing(tmp_path):
         "--out",
         str(tmp_path / "r"),
     ]
-    code = "import sys, tinycnn._gpu as g; g.load_driver = lambda: None; from benchmarks import gpu; sys.exit(gpu.main(sys.argv[1:]))"
+    code = "import sys, tinycnn._gpu as g; g.load_driver = lambda: None; from benchmarks import gpu; "
+    code += "sys.exit(gpu.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *command[3:]], capture_output=True, text=True, timeout=60, cwd=ROOT,
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, check=False,

@@ -1,4 +1,4 @@
-"""tinycnn/cuda/_launch.py without a GPU: recording, arrays of other libraries, memory, with stand-ins for the driver."""
+"""tinycnn/cuda/_launch.py without a GPU, with stand-ins for the driver: recording, foreign arrays, memory."""
 
 import contextlib
 import sys
@@ -201,7 +201,7 @@ def test_out_of_memory(driver, monkeypatch):
         lambda: _launch.empty((1 << 20,), np.float32),
         lambda: _launch.to_device(np.zeros(1 << 20, np.float32)),
     ):
-        with pytest.raises(backend.DeviceMemoryError, match="asked for 4.0 MiB, 3.0 MiB free"):
+        with pytest.raises(backend.DeviceMemoryError, match=r"asked for 4.0 MiB, 3.0 MiB free"):
             ask()
     driver.to_device = lambda array: (_ for _ in ()).throw(RuntimeError("another error"))
     with pytest.raises(RuntimeError, match="another error"):

@@ -10,7 +10,6 @@ import numpy as np
 from tinycnn import _check, backend
 from tinycnn.losses import CrossEntropyLoss
 
-
 EVALUATION_BATCH = 250
 
 
