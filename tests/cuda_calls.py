@@ -9,7 +9,7 @@ import numpy as np
 from tinycnn import kernels
 
 SMALL = {"N": 2, "H": 7, "W": 9, "rows": 5, "classes": 10, "features": 37, "outputs": 21, "size": 150}
-LARGE = {"N": 9, "H": 17, "W": 13, "rows": 131, "classes": 11, "features": 203, "outputs": 70, "size": 1031}
+LARGE = {"N": 9, "H": 17, "W": 13, "rows": 131, "classes": 11, "features": 1201, "outputs": 70, "size": 1031}
 
 
 def blank(shape, dtype):

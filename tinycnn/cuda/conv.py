@@ -215,7 +215,7 @@ def load_pixels(
         inside = (U(h) < U(size[0])) & (U(w) < U(size[1]))
         at = start + taps[U(4 * c)] + h * size[1] + w
         pixel = x[U(at if inside else 0)]
-        b[U(k * PITCH_B + column)] = pixel if inside else x.dtype.type((c == C) & (p < k1))
+        b[U(k * PITCH_B + column)] = pixel if inside else x.dtype.type(c == C)
 
 
 @kernel(THREADS, registers=64)
