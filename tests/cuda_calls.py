@@ -94,6 +94,31 @@ def calls(dtype, sizes, seed=0):
     for name, options in (("scaled_tanh", (1.7159, 2 / 3)), ("leaky_relu", (0.1,))):
         yield name + "_forward", "", (blank(x.shape, dtype), x, *options), (0,)
         yield name + "_backward", "", (blank(x.shape, dtype), dy, np.tanh(x), *options), (0,)
+    for C, groups in ((4, 2), (5, 5), (6, 1)):
+        x, dy = normal(N, C, H, W) + 1, normal(N, C, H, W)
+        weight, bias, mean = normal(C), normal(C), normal(C)
+        for training in (True, False):
+            for affine in (True, False):
+                w, b = (weight, bias) if affine else (weight[:0], bias[:0])
+                outputs = blank(x.shape, dtype), blank(C, dtype), blank(C, dtype)
+                arguments = (outputs[0], x, w, b, *outputs[1:], mean, mean**2 + 1, 0.1, 1e-5, training)
+                yield "batch_norm_forward", f"{C}", arguments, (0, 4, 5, 6, 7)
+                out = blank(x.shape, dtype), blank(w.shape, dtype), blank(w.shape, dtype)
+                yield "batch_norm_backward", f"{C}", (*out, dy, x, w, mean, abs(mean) + 1, training), (0, 1, 2)
+        for affine in (True, False):
+            w, b = (weight, bias) if affine else (weight[:0], bias[:0])
+            mean_g, rstd_g = normal(N, groups), abs(normal(N, groups)) + 1
+            sets = blank((N, groups), dtype), blank((N, groups), dtype)
+            yield "group_norm_forward", f"{C}", (blank(x.shape, dtype), x, w, b, *sets, groups, 1e-5), (0, 4, 5)
+            out = blank(x.shape, dtype), blank(w.shape, dtype), blank(w.shape, dtype)
+            yield "group_norm_backward", f"{C}", (*out, dy, x, w, mean_g, rstd_g, groups), (0, 1, 2)
+        out = np.zeros((0, *x.shape[1:]), dtype), blank(C, dtype), blank(C, dtype)
+        yield "batch_norm_backward", "no dx", (*out, dy, x, weight, mean, abs(mean) + 1, True), (1, 2)
+    for p, span in ((0.0, 1), (0.4, 1), (0.5, 7), (1.0, 1)):
+        x, counter, seed = normal(N, 3, size), np.array([11]), 2**63 - 12345
+        yield "dropout", f"p {p}", (blank(x.shape, dtype), x, counter, seed, p, span), (0,)
+    yield "advance", "", (np.array([41]),), (0,)
+
     x, dy = 3 * normal(rows, classes), normal(rows, classes)
     for name in ("softmax", "log_softmax"):
         yield name + "_forward", "", (blank(x.shape, dtype), x), (0,)

@@ -297,6 +297,16 @@ def adam(theta, grads, rates, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+def normalise(x, sets, weight, bias, eps, statistics=None):
+    """x: (N, C, H, W) with mean and variance over the axes `sets` of x, or with `statistics`; (y, mean, rstd)."""
+    mean, var = statistics if statistics else (x.mean(sets, keepdims=True), x.var(sets, keepdims=True))
+    rstd = 1 / np.sqrt(var + eps)
+    return (x - mean) * rstd * weight[:, None, None] + bias[:, None, None], mean, rstd
+
+
 def close(got, want, magnitude=1.0, terms=1):
     """Assert that `got` is `want` up to the rounding of a sum of `terms` products whose absolute values add up to
     `magnitude`: sqrt(terms) + 4 units of the last place in float32, 1e-12 in float64."""

@@ -74,6 +74,22 @@ def linear(draw):
 
 
 @st.composite
+def batch_norm2d(draw):
+    # Sets of many numbers: over a few, 1/std bends too much for finite differences.
+    channels, height, width = draw(st.integers(1, 4)), draw(st.integers(4, 6)), draw(st.integers(4, 6))
+    eps = draw(st.sampled_from([1e-5, 1e-2]))
+    layer = layers.BatchNorm2d(channels, eps, 0.1, draw(st.booleans()), draw(st.booleans()))
+    return layer, (channels, height, width), smooth
+
+
+@st.composite
+def group_norm(draw):
+    groups, per = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    shape = (groups * per, draw(st.integers(4, 6)), draw(st.integers(4, 6)))
+    return layers.GroupNorm(groups, groups * per, 1e-3, draw(st.booleans())), shape, smooth
+
+
+@st.composite
 def avg_pool2d(draw):
     kernel, stride, padding, _, size = draw(axes(dilated=False, pooling=True))
     divisor = draw(st.none() | st.integers(1, 9))
@@ -96,10 +112,17 @@ halves = st.tuples(st.integers(1, 3), st.integers(2, 7), st.integers(2, 7))
 constants = st.sampled_from([(1.7159, 2 / 3), (1.0, 1.0), (-0.5, 2.0)])
 slopes = st.sampled_from([0.01, 0.0, 0.3, -0.2, 1.5])
 
+# So large that a mask which drops all of it is not to be met.
+wide_shapes, wide_maps = st.tuples(st.integers(40, 60)), st.tuples(st.integers(40, 50), st.just(2), st.just(3))
+
 LAYERS = {
     "AvgPool2d": avg_pool2d() | st.tuples(st.builds(layers.AvgPool2d, st.just(2)), halves, st.just(smooth)),
+    "BatchNorm2d": batch_norm2d(),
     "Conv2d": conv2d(),
+    "Dropout": st.tuples(st.builds(layers.Dropout, st.sampled_from([0.0, 0.2, 0.5])), wide_shapes, st.just(smooth)),
+    "Dropout2d": st.tuples(st.builds(layers.Dropout2d, st.sampled_from([0.0, 0.3])), wide_maps, st.just(smooth)),
     "Flatten": plain(layers.Flatten),
+    "GroupNorm": group_norm(),
     "LeakyReLU": st.tuples(st.builds(layers.LeakyReLU, slopes), any_shapes, st.just(spaced)),
     "Linear": linear(),
     "LogSoftmax": plain(layers.LogSoftmax, st.tuples(st.integers(2, 12))),
@@ -134,7 +157,8 @@ def test_layer(name, device, data):
     assert type(layer).__name__ == name
     model = Sequential(layer, input_shape=shape, rng=seed, dtype=np.float64, device=device)
     x = draw_input(np.random.default_rng(seed), (images, *shape))
-    assert gradcheck_model(model, x, rtol=RTOL, rng=seed) <= RTOL
+    # Another seed than that of x: along x itself, a normalisation does not change.
+    assert gradcheck_model(model, x, rtol=RTOL, rng=seed + 1) <= RTOL
 
 
 @pytest.mark.parametrize("name", ["Conv2d", "Linear"])

@@ -7,6 +7,7 @@ import pytest
 import reference
 import test_kernels_activations
 import test_kernels_conv
+import test_kernels_norm_dropout
 import test_kernels_pooling
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -322,6 +323,8 @@ def _case(name, dtype):
         scale, shift = np.array([0.01, 0.02]), np.array([-1.0, 2.0])
         order, cursor = rng.integers(0, 50, 90), np.array([20])
         return kernels.gather, (x, target, images, labels, order, cursor, scale, shift, (2, 1)), (0, 1)
+    if name == "advance":
+        return kernels.advance, (np.array([6]),), (0,)
     if name == "tally":
         loss, predicted, target = rng.random(64).astype(dtype), rng.integers(0, 3, 64), rng.integers(0, 3, 64)
         return kernels.tally, (np.zeros(4), np.zeros(1, np.int64), loss, predicted, target), (0, 1)
@@ -332,7 +335,7 @@ def _case(name, dtype):
     return kernels.adam, (theta, grad, m, v * v, RATES, step, 0.9, 0.999, 1e-8, 0.01, True), (0, 2, 3, 5)
 
 
-CASES = ["linear_forward", "linear_backward", "cross_entropy", "mse_loss", "gather", "tally", "sgd", "adam"]
+CASES = ["linear_forward", "linear_backward", "cross_entropy", "mse_loss", "gather", "tally", "advance", "sgd", "adam"]
 
 
 @both_dtypes
@@ -349,7 +352,8 @@ SERVICES = ["capture", "empty", "to_device", "to_host", "write"]
 def test_every_exported_kernel_has_a_row():
     """A kernel that is new in tinycnn.kernels belongs in the table CASES of one of the test_kernels_* files, and needs
     a comparison with reference.py."""
-    tables = [test_kernels_activations.CASES, test_kernels_conv.CASES, test_kernels_pooling.CASES, CASES, SERVICES]
+    tables = [test_kernels_activations.CASES, test_kernels_conv.CASES, test_kernels_pooling.CASES]
+    tables += [test_kernels_norm_dropout.CASES, CASES, SERVICES]
     named = sorted(name for table in tables for name in table)
     assert named == sorted(kernels.__all__)
     public = {n for n, f in vars(kernels).items() if inspect.isroutine(f) and not n.startswith("_")}

@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "layers": (
-        "AvgPool2d Conv2d Flatten Layer LeakyReLU Linear LogSoftmax MaxPool2d ReLU ScaledTanh Sigmoid Softmax Tanh"
+        "AvgPool2d BatchNorm2d Conv2d Dropout Dropout2d Flatten GroupNorm Layer LeakyReLU Linear LogSoftmax MaxPool2d "
+        "ReLU ScaledTanh Sigmoid Softmax Tanh"
     ),
     "model": "Sequential",
     "losses": "CrossEntropyLoss MSELoss",

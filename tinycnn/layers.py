@@ -28,12 +28,21 @@ class Layer:
         """Initial values of the parameters, float64, by name."""
         return {}
 
-    def bind(self, k, parameters, gradients):
+    def buffers(self, dtype):
+        """What the layer remembers from batch to batch besides its parameters: names and initial values, NumPy.
+
+        They are part of a `state_dict`, but for those whose name begins with an underscore.
+        """
+        return {}
+
+    def bind(self, k, parameters, gradients, dtype):
         """Take the backend and the views of this layer: `self.weight`, `self.weight_grad` and so on."""
         self.k = k
         for name, view in parameters.items():
             setattr(self, name, view)
             setattr(self, name + "_grad", gradients[name])
+        for name, value in self.buffers(dtype).items():
+            setattr(self, name, k.to_device(value))
 
     def output_shape(self, shape):
         """Shape of one output for one input of `shape`, both without the batch axis.  ValueError if it cannot be."""
@@ -81,10 +90,10 @@ class Parametric(Layer):
         bound = 1 / math.sqrt(math.prod(self.weight_shape[1:]))
         return {name: rng.uniform(-bound, bound, shape) for name, shape in self.parameter_shapes().items()}
 
-    def bind(self, k, parameters, gradients):
-        super().bind(k, parameters, gradients)
+    def bind(self, k, parameters, gradients, dtype):
+        super().bind(k, parameters, gradients, dtype)
         if not self.has_bias:  # kernels take an empty bias for none
-            self.bias = self.bias_grad = k.empty((0,), parameters["weight"].dtype)
+            self.bias = self.bias_grad = k.empty((0,), dtype)
 
 
 class Conv2d(Parametric):
@@ -238,6 +247,165 @@ class MaxPool2d(_Pool2d):
         self.k.max_pool2d_backward(
             dx, dy, self.indices[: len(dy)], self.kernel_size, self.stride, self.padding, self.dilation
         )
+
+
+class _Norm(Layer):
+    """Normalisation of (C, H, W), with a weight (1 at first) and a bias (0) a channel if `affine`."""
+
+    channels: int
+    affine: bool
+    weight: Any
+    bias: Any
+    weight_grad: Any
+    bias_grad: Any
+
+    def parameter_shapes(self):
+        return {"weight": (self.channels,), "bias": (self.channels,)} if self.affine else {}
+
+    def initial(self, rng):
+        return {"weight": np.ones(self.channels), "bias": np.zeros(self.channels)} if self.affine else {}
+
+    def bind(self, k, parameters, gradients, dtype):
+        super().bind(k, parameters, gradients, dtype)
+        if not self.affine:
+            self.weight = self.bias = self.weight_grad = self.bias_grad = k.empty((0,), dtype)
+
+    def output_shape(self, shape):
+        if len(shape) != 3 or shape[0] != self.channels:
+            raise ValueError(f"{self!r} takes ({self.channels}, height, width), got {tuple(shape)}")
+        return shape
+
+
+class BatchNorm2d(_Norm):
+    """Normalisation of each channel over the batch (Ioffe and Szegedy 2015): (C, H, W) -> (C, H, W).
+
+    In training with the statistics of the batch, which move the running ones by `momentum`; in eval mode with the
+    running ones (those of the batch if not `track_running_stats`).  state_dict: weight, bias, running_mean, running_var
+    and num_batches_tracked, as in torch.
+    """
+
+    running_mean: Any  # these five are set by `bind`, as `buffers` says
+    running_var: Any
+    num_batches_tracked: Any
+    _running_mean: Any
+    _running_var: Any
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True):
+        self.channels = _check.integer("num_features", num_features, 1)
+        self.eps, self.momentum = _check.number("eps", eps, 0), _check.number("momentum", momentum, 0, 1 + 1e-12)
+        self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
+
+    def buffers(self, dtype):
+        zeros, ones, none = np.zeros(self.channels, dtype), np.ones(self.channels, dtype), np.zeros(1, np.int64)
+        if self.track_running_stats:
+            return {"running_mean": zeros, "running_var": ones, "num_batches_tracked": none}
+        return {"_running_mean": zeros, "_running_var": ones}
+
+    def reserve(self, k, batch, shape, dtype):
+        self._mean, self._rstd = k.empty((self.channels,), dtype), k.empty((self.channels,), dtype)
+
+    def forward(self, y, x):
+        self._by_batch = self.training or not self.track_running_stats
+        if self._by_batch and x.size == self.channels:
+            raise ValueError(f"{self!r} needs more than one value a channel in training, got shape {tuple(x.shape)}")
+        mean, var, momentum = (
+            (self.running_mean, self.running_var, self.momentum)
+            if self.track_running_stats
+            else (self._running_mean, self._running_var, 0.0)
+        )
+        self.k.batch_norm_forward(
+            y, x, self.weight, self.bias, self._mean, self._rstd, mean, var, momentum, self.eps, self._by_batch
+        )
+        if self.training and self.track_running_stats:
+            self.k.advance(self.num_batches_tracked)
+
+    def backward(self, dx, dy, x, y):
+        self.k.batch_norm_backward(
+            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self._mean, self._rstd, self._by_batch
+        )
+
+    def extra(self):
+        defaults = {"eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True}
+        return str(self.channels) + "".join(
+            f", {name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value
+        )
+
+
+class GroupNorm(_Norm):
+    """Normalisation of each image over groups of channels (Wu and He 2018): (C, H, W) -> (C, H, W).
+
+    Raises ValueError if num_channels is not divisible by num_groups.
+    """
+
+    def __init__(self, num_groups, num_channels, eps=1e-5, affine=True):
+        self.groups = _check.integer("num_groups", num_groups, 1)
+        self.channels = _check.integer("num_channels", num_channels, 1)
+        if self.channels % self.groups:
+            raise ValueError(f"num_channels must be divisible by num_groups, got {num_channels} and {num_groups}")
+        self.eps, self.affine = _check.number("eps", eps, 0), bool(affine)
+
+    def reserve(self, k, batch, shape, dtype):
+        self._mean, self._rstd = (k.empty((batch, self.groups), dtype) for _ in range(2))
+
+    def forward(self, y, x):
+        n = len(x)
+        self.k.group_norm_forward(y, x, self.weight, self.bias, self._mean[:n], self._rstd[:n], self.groups, self.eps)
+
+    def backward(self, dx, dy, x, y):
+        n = len(x)
+        self.k.group_norm_backward(
+            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self._mean[:n], self._rstd[:n], self.groups
+        )
+
+    def extra(self):
+        return f"{self.groups}, {self.channels}" + ("" if self.affine else ", affine=False")
+
+
+class Dropout(Layer):
+    """In training, every number is zeroed with probability p and the others divided by 1 - p (Srivastava et al. 2014).
+
+    The masks come from the model's rng, and are the same for any number of threads and on any device.
+    """
+
+    seed = 0
+    _counter: Any  # set by `bind`
+
+    def __init__(self, p=0.5):
+        self.p = _check.number("p", p, 0, 1 + 1e-12)
+
+    def initial(self, rng):
+        self.seed = int(rng.integers(2**63))
+        return {}
+
+    def buffers(self, dtype):
+        return {"_counter": np.zeros(1, np.int64)}  # training steps so far
+
+    def span(self, x):
+        """How many neighbours share their fate."""
+        return 1
+
+    def forward(self, y, x):
+        if self.training:
+            self.k.advance(self._counter)
+        self.k.dropout(y, x, self._counter, self.seed, self.p if self.training else 0.0, self.span(x))
+
+    def backward(self, dx, dy, x, y):
+        self.k.dropout(dx, dy, self._counter, self.seed, self.p if self.training else 0.0, self.span(x))
+
+    def extra(self):
+        return f"p={self.p:g}"
+
+
+class Dropout2d(Dropout):
+    """`Dropout` of whole maps: (C, H, W) -> (C, H, W) (Tompson et al. 2015)."""
+
+    def output_shape(self, shape):
+        if len(shape) != 3:
+            raise ValueError(f"{self!r} takes (channels, height, width), got {tuple(shape)}")
+        return shape
+
+    def span(self, x):
+        return x.shape[2] * x.shape[3]
 
 
 class Flatten(Layer):

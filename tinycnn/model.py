@@ -62,6 +62,7 @@ class Sequential:
                 self.k,
                 {name: self.theta[a:b].reshape(shape) for name, shape, a, b in mine},
                 {name: self.grad[a:b].reshape(shape) for name, shape, a, b in mine},
+                self.dtype,
             )
         with_parameters = [i for i, layer in enumerate(self.layers) if layer.parameter_shapes()]
         self._first = with_parameters[0] if with_parameters else len(self.layers)
@@ -237,18 +238,43 @@ class Sequential:
         """The views alone."""
         return [view for _, view in self.named_parameters()]
 
+    def named_buffers(self):
+        """Pairs of name ("1.running_mean") and array of what layers remember besides their parameters."""
+        return [
+            (f"{number}.{name}", getattr(layer, name))
+            for number, layer in enumerate(self.layers)
+            for name in layer.buffers(self.dtype)
+        ]
+
+    def _saved(self):
+        """What a state_dict holds, by name, on the device."""
+        public = [(name, array) for name, array in self.named_buffers() if "._" not in name]
+        return dict(self.named_parameters() + public)
+
+    def snapshot(self):
+        """Parameters and all buffers, as NumPy copies: what `restore` takes back."""
+        arrays = [self.theta, *(array for _, array in self.named_buffers())]
+        return [np.array(self.k.to_host(array)) for array in arrays]
+
+    def restore(self, snapshot):
+        """Undo what has happened since the `snapshot` was taken."""
+        for array, values in zip([self.theta, *(a for _, a in self.named_buffers())], snapshot, strict=True):
+            self.k.write(array, values)
+
     def state_dict(self):
-        """Copies of all parameters by name, NumPy, in torch's layout and under torch's keys."""
-        return {name: np.array(self.k.to_host(view)) for name, view in self.named_parameters()}
+        """Copies of all parameters and buffers by name, NumPy, in torch's layout and under torch's keys."""
+        state = {name: np.array(self.k.to_host(view)) for name, view in self._saved().items()}
+        return {n: v.reshape(()) if n.endswith(".num_batches_tracked") else v for n, v in state.items()}
 
     def load_state_dict(self, state, strict=True):
         """Set parameters from `state`.  Nothing is changed if a shape is wrong (ValueError lists all), or, if `strict`,
         if keys are missing or unexpected (KeyError lists both).  Returns (missing, unexpected)."""
-        mine = dict(self.named_parameters())
+        mine = self._saved()
         missing, unexpected = [n for n in mine if n not in state], [n for n in state if n not in mine]
         if strict and (missing or unexpected):
             raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
         new = {n: self._cast(n, backend.local(n, state[n], self.device)[0]) for n in mine if n in state}
+        new = {n: v.reshape(1) if n.endswith(".num_batches_tracked") and v.size == 1 else v for n, v in new.items()}
         wrong = [f"{n}: expected {mine[n].shape}, got {v.shape}" for n, v in new.items() if v.shape != mine[n].shape]
         if wrong:
             raise ValueError("state does not fit the model: " + "; ".join(wrong))

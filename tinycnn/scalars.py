@@ -92,3 +92,17 @@ def sigmoid32(x):
 def sigmoid64(x):
     e = math.exp(-abs(x))
     return (1.0 if x >= 0 else e) / (1.0 + e)
+
+
+# A hash for masks: Steele, Lea and Flood 2014 (SplitMix64), whose last two steps are David Stafford's "mix 13".
+u64 = np.uint64
+GOLDEN, M1, M2 = u64(0x9E3779B97F4A7C15), u64(0xBF58476D1CE4E5B9), u64(0x94D049BB133111EB)
+S30, S27, S31 = u64(30), u64(27), u64(31)
+
+
+def mix(x):
+    """64 bits that look random, from any 64 (uint64): neighbours have nothing in common."""
+    x = x * GOLDEN
+    x = (x ^ (x >> S30)) * M1
+    x = (x ^ (x >> S27)) * M2
+    return x ^ (x >> S31)

@@ -194,11 +194,11 @@ def fit(
 
 
 def _state(model, optimizer):
-    return np.array(model.k.to_host(model.theta)), optimizer.state_dict()
+    return model.snapshot(), optimizer.state_dict()
 
 
 def _restore(model, optimizer, state):
-    model.k.write(model.theta, state[0])
+    model.restore(state[0])
     optimizer.load_state_dict(state[1])
 
 

@@ -22,9 +22,11 @@ from tinycnn.cuda.activations import (
 )
 from tinycnn.cuda.batch import gather, tally
 from tinycnn.cuda.conv import col2im, conv2d_backward, conv2d_forward, im2col
+from tinycnn.cuda.dropout import dropout
 from tinycnn.cuda.linear import linear_backward, linear_forward
 from tinycnn.cuda.losses import cross_entropy, mse_loss
-from tinycnn.cuda.optim import adam, sgd
+from tinycnn.cuda.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
+from tinycnn.cuda.optim import adam, advance, sgd
 from tinycnn.cuda.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -34,15 +36,21 @@ from tinycnn.cuda.pooling import (
 
 __all__ = [
     "adam",
+    "advance",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
     "capture",
     "col2im",
     "conv2d_backward",
     "conv2d_forward",
     "cross_entropy",
+    "dropout",
     "empty",
     "gather",
+    "group_norm_backward",
+    "group_norm_forward",
     "im2col",
     "leaky_relu_backward",
     "leaky_relu_forward",

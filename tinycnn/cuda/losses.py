@@ -3,27 +3,17 @@
 import math
 
 from tinycnn.cuda._target import THREADS, blocks, cuda, flat, kernel, phase
-
-FEW = 8  # threads that add what the others have summed
+from tinycnn.cuda.sums import FEW, fold, total
 
 
 @phase
 def weigh(tid, nt, some, target, weight, ignore_index):
     """This thread's share of the sum of weight[target]."""
-    total = weight.dtype.type(0)
+    share = weight.dtype.type(0)
     for n in range(tid, target.size, nt):
         if target[n] != ignore_index:
-            total += weight[target[n]]
-    some[tid] = total
-
-
-@phase
-def weigh_few(tid, nt, few, some):
-    if tid < FEW:
-        total = some[tid]
-        for t in range(tid + FEW, nt, FEW):
-            total += some[t]
-        few[tid] = total
+            share += weight[target[n]]
+    some[tid] = share
 
 
 @phase
@@ -35,10 +25,7 @@ def judge(
     if n < loss.size:
         scale, zero = x.dtype.type(1), x.dtype.type(0)
         if mean:
-            total = few[0]
-            for i in range(1, FEW):
-                total += few[i]
-            scale = scale / total
+            scale = scale / total(few)
         row, grad, t = x[n * K :], dx[n * K :], target[n]
         top, best = row[0], 0
         for k in range(1, K):
@@ -76,7 +63,7 @@ def cross_entropy_kernel(loss, predicted, dx, x, target, weight, K, ignore_index
     tid, first = cuda.threadIdx.x, cuda.blockIdx.x * THREADS
     weigh(tid, THREADS, some, target, weight, ignore_index)
     cuda.syncthreads()
-    weigh_few(tid, THREADS, few, some)
+    fold(tid, THREADS, few, some)
     cuda.syncthreads()
     judge(
         tid, THREADS, first, few, loss, predicted, dx, x, target, weight, K, ignore_index, smooth, hit, mean

@@ -16,14 +16,19 @@ def rate(rates, t):
 
 
 @phase
-def advance(tid, nt, step):
+def count(tid, nt, step):
     if tid == 0:
         step[0] += 1
 
 
 @kernel(32, registers=16)
 def advance_kernel(step):
-    advance(cuda.threadIdx.x, 32, step)
+    count(cuda.threadIdx.x, 32, step)
+
+
+def advance(step):
+    """step[0] += 1; step: (1,) int64"""
+    advance_kernel[1](step)
 
 
 @phase
@@ -54,7 +59,7 @@ def sgd(theta, grad, velocity, rates, step, momentum, dampening, weight_decay, n
     sgd_kernel[blocks(theta.size)](
         theta, grad, velocity, rates, step, T(momentum), T(1 - dampening), T(weight_decay), momentum != 0, nesterov
     )
-    advance_kernel[1](step)
+    advance(step)
 
 
 @phase
@@ -91,4 +96,4 @@ def adam(theta, grad, m, v, rates, step, beta1, beta2, eps, weight_decay, decoup
         theta, grad, m, v, rates, step, T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), *logs, T(eps), T(weight_decay),
         decoupled,
     )  # fmt: skip
-    advance_kernel[1](step)
+    advance(step)

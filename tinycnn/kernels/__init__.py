@@ -24,9 +24,11 @@ from tinycnn.kernels.activations import (
 )
 from tinycnn.kernels.batch import gather, tally
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
+from tinycnn.kernels.dropout import dropout
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss
-from tinycnn.kernels.optim import adam, sgd
+from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
+from tinycnn.kernels.optim import adam, advance, sgd
 from tinycnn.kernels.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -36,15 +38,21 @@ from tinycnn.kernels.pooling import (
 
 __all__ = [
     "adam",
+    "advance",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
     "capture",
     "col2im",
     "conv2d_backward",
     "conv2d_forward",
     "cross_entropy",
+    "dropout",
     "empty",
     "gather",
+    "group_norm_backward",
+    "group_norm_forward",
     "im2col",
     "leaky_relu_backward",
     "leaky_relu_forward",

@@ -12,6 +12,11 @@ from numba import prange
 from tinycnn.kernels._jit import kernel
 
 
+def advance(step):
+    """step[0] += 1; step: (1,) int64"""
+    step += 1
+
+
 @kernel
 def sgd(theta, grad, velocity, rates, step, momentum, dampening, weight_decay, nesterov):
     """torch's: g = grad + weight_decay*theta, v = momentum*v + (1 - dampening)*g (at first v = g), theta -= lr*v."""

@@ -1,0 +1,206 @@
+"""Batch and group normalisation against NumPy, dropout's masks against their statistics, and their layers."""
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import blank
+
+from tinycnn import BatchNorm2d, Dropout, Dropout2d, Flatten, GroupNorm, Linear, Sequential, kernels
+
+both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9), st.integers(2, 9))
+seeds = st.integers(0, 2**32 - 1)
+EPS = 1e-5
+
+
+def near(got, want, dtype):
+    """Up to the rounding of sums over a few hundred numbers of size one."""
+    np.testing.assert_allclose(
+        got, want, rtol=0, atol=(2e-5 if dtype == np.float32 else 1e-12) * max(1, abs(want).max())
+    )
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+@both_dtypes
+@given(shape=shapes, seed=seeds, affine=st.booleans(), offset=st.sampled_from([0.0, 3.0]))
+def test_batch_norm(shape, seed, affine, offset, dtype):
+    C = shape[1]
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal(shape) + offset).astype(dtype)
+    weight, bias = rng.standard_normal((2, C)).astype(dtype)
+    w, b = (weight, bias) if affine else (weight[:0], bias[:0])
+    ones = (weight.astype(np.float64), bias.astype(np.float64)) if affine else (np.ones(C), np.zeros(C))
+    running = rng.standard_normal(C).astype(dtype), rng.uniform(0.5, 2, C).astype(dtype)
+    before = [a.astype(np.float64) for a in running]
+    y, mean, rstd = blank(shape, dtype), blank(C, dtype), blank(C, dtype)
+
+    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, False)
+    statistics = before[0][:, None, None], before[1][:, None, None]
+    near(y, reference.normalise(x.astype(np.float64), None, *ones, EPS, statistics)[0], dtype)
+    np.testing.assert_array_equal(running[0], before[0].astype(dtype))
+
+    x64 = x.astype(np.float64)
+    want, want_mean, want_rstd = reference.normalise(x64, (0, 2, 3), *ones, EPS)
+    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, True)
+    near(mean, want_mean.ravel(), dtype)
+    spread = float(x64.std((0, 2, 3)).min())
+    if spread > 0.1:  # else 1/std blows rounding up
+        near(y, want, dtype)
+        near(rstd, want_rstd.ravel(), dtype)
+    near(running[0], 0.9 * before[0] + 0.1 * x64.mean((0, 2, 3)), dtype)
+    near(running[1], 0.9 * before[1] + 0.1 * x64.var((0, 2, 3), ddof=1), dtype)
+
+
+@both_dtypes
+@given(shape=shapes, groups=st.integers(1, 3), seed=seeds)
+def test_group_norm(shape, groups, seed, dtype):
+    N, per, H, W = shape
+    C = groups * per
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((N, C, H, W)).astype(dtype)
+    weight, bias = rng.standard_normal((2, C)).astype(dtype)
+    y, mean, rstd = blank(x.shape, dtype), blank((N, groups), dtype), blank((N, groups), dtype)
+    kernels.group_norm_forward(y, x, weight, bias, mean, rstd, groups, EPS)
+    grouped = x.astype(np.float64).reshape(N, groups, per, H, W)
+    want_mean, want_var = grouped.mean((2, 3, 4)), grouped.var((2, 3, 4))
+    near(mean, want_mean, dtype)
+    if want_var.min() > 0.01:
+        xhat = (grouped - want_mean[..., None, None, None]) / np.sqrt(want_var[..., None, None, None] + EPS)
+        near(y, xhat.reshape(x.shape) * weight[:, None, None].astype(np.float64) + bias[:, None, None], dtype)
+
+
+@devices
+def test_batch_norm_layer_has_torchs_state_and_two_modes(device):
+    rng = np.random.default_rng(0)
+    model = Sequential(BatchNorm2d(3), rng=0, device=device, input_shape=(3, 4, 5))
+    assert list(model.state_dict()) == [
+        "0.weight", "0.bias", "0.running_mean", "0.running_var", "0.num_batches_tracked"
+    ]  # fmt: skip
+    assert model.state_dict()["0.num_batches_tracked"].shape == ()
+    x = 2 * rng.standard_normal((6, 3, 4, 5)) + 1
+    y = model.forward(x)
+    np.testing.assert_allclose(y.mean((0, 2, 3)), 0, atol=1e-6)
+    np.testing.assert_allclose(y.std((0, 2, 3)), 1, atol=1e-4)
+    state = model.state_dict()
+    assert state["0.num_batches_tracked"] == 1
+    np.testing.assert_allclose(state["0.running_mean"], 0.1 * x.mean((0, 2, 3)), rtol=1e-5)
+    model.eval()
+    want = (x - state["0.running_mean"][:, None, None]) / np.sqrt(state["0.running_var"][:, None, None] + 1e-5)
+    np.testing.assert_allclose(model.forward(x), want, rtol=1e-4, atol=1e-5)
+    assert model.state_dict()["0.num_batches_tracked"] == 1  # nothing moves in eval mode
+    other = Sequential(BatchNorm2d(3), rng=1, device=device, input_shape=(3, 4, 5))
+    other.load_state_dict(state)
+    for name, value in other.state_dict().items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+@devices
+@pytest.mark.parametrize("affine", [True, False])
+def test_gradient_of_batch_norm_in_eval_mode(affine, device):
+    """There mean and variance are constants."""
+    from tinycnn import gradcheck_model
+
+    model = Sequential(BatchNorm2d(2, affine=affine), rng=0, dtype=np.float64, device=device, input_shape=(2, 3, 3))
+    x = np.random.default_rng(1).standard_normal((3, 2, 3, 3))
+    model.forward(3 * x + 1)
+    model.eval()
+    gradcheck_model(model, x, rtol=1e-7, rng=2)
+
+
+def test_what_cannot_be_normalised():
+    with pytest.raises(ValueError, match="num_channels must be divisible by num_groups, got 6 and 4"):
+        GroupNorm(4, 6)
+    with pytest.raises(ValueError, match=r"BatchNorm2d\(3\) takes \(3, height, width\), got \(2, 4, 4\)"):
+        Sequential(BatchNorm2d(3), input_shape=(2, 4, 4))
+    model = Sequential(BatchNorm2d(2), input_shape=(2, 1, 1))
+    with pytest.raises(ValueError, match="more than one value a channel"):
+        model.forward(np.ones((1, 2, 1, 1)))
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.75])
+def test_dropout_keeps_the_right_share_and_the_mean(p):
+    x = np.ones(200_000, np.float32)
+    y, masks = blank(x.shape, np.float32), []
+    for step in (0, 1):
+        for seed in (0, 1, 2**63 - 1):
+            kernels.dropout(y, x, np.array([step]), seed, p, 1)
+            kept = y != 0
+            np.testing.assert_allclose(y[kept], 1 / (1 - p), rtol=1e-6)
+            assert abs(kept.mean() - (1 - p)) < 5 * np.sqrt(p * (1 - p) / x.size)
+            masks.append(kept)
+    for i in range(len(masks)):  # another step, another seed, the next number: all independent
+        neighbours = (masks[i][1:] & masks[i][:-1]).mean()
+        assert abs(neighbours - (1 - p) ** 2) < 0.006
+        for j in range(i):
+            assert abs((masks[i] & masks[j]).mean() - (1 - p) ** 2) < 0.006
+
+
+def test_dropout_of_whole_maps():
+    x = np.ones((40, 5, 3, 4), np.float32)
+    model = Sequential(Dropout2d(0.5), rng=0, input_shape=x.shape[1:])
+    y = model.forward(x).reshape(200, 12)
+    assert ((y == 0).all(1) | (y == 2).all(1)).all()
+    assert 60 < (y[:, 0] == 0).sum() < 140
+
+
+@devices
+def test_dropout_layer(device):
+    x = np.random.default_rng(0).standard_normal((50, 40)).astype(np.float32)
+    model = Sequential(Linear(40, 40), Dropout(0.3), rng=3, device=device, input_shape=(40,))
+    first, dx = model.forward(x), model.backward(np.ones((50, 40)))
+    again = model.forward(x)
+    assert (first != again).any()  # every step has a mask of its own
+    assert dx.shape == x.shape
+    model.eval()
+    plain = model.forward(x)
+    np.testing.assert_array_equal(plain, model.forward(x))
+    kept = first != 0
+    np.testing.assert_allclose(first[kept], plain[kept] / 0.7, rtol=1e-5)
+    assert abs(kept.mean() - 0.7) < 0.05
+    assert list(model.state_dict()) == ["0.weight", "0.bias"]
+    twin = Sequential(Linear(40, 40), Dropout(0.3), rng=3, device="cpu", input_shape=(40,))
+    np.testing.assert_array_equal(twin.forward(x) != 0, kept)  # the same mask on every device
+
+
+def test_a_mask_stays_for_the_backward_pass():
+    model = Sequential(Flatten(), Dropout(0.5), rng=0, input_shape=(1, 5, 5))
+    x = np.ones((4, 1, 5, 5))
+    y = model.forward(x)
+    np.testing.assert_array_equal(model.backward(np.ones_like(y)).reshape(y.shape), y)
+
+
+# --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------
+
+
+def _case(name, dtype):
+    rng = np.random.default_rng(5)
+    x, dy = rng.standard_normal((2, 9, 6, 12, 11)).astype(dtype)
+    w, b, m, r = abs(rng.standard_normal((4, 6))).astype(dtype)
+    sets, groups = rng.uniform(1, 2, (2, 9, 3)).astype(dtype)
+    out, parts = blank(x.shape, dtype), [blank(6, dtype) for _ in range(2)]
+    if name == "batch_norm_forward":
+        return kernels.batch_norm_forward, (out, x, w, b, *parts, m, r, 0.1, EPS, True), (0, 4, 5, 6, 7)
+    if name == "batch_norm_backward":
+        return kernels.batch_norm_backward, (out, *parts, dy, x, w, m, r, True), (0, 1, 2)
+    if name == "group_norm_forward":
+        return kernels.group_norm_forward, (out, x, w, b, sets, groups, 3, EPS), (0, 4, 5)
+    if name == "group_norm_backward":
+        return kernels.group_norm_backward, (out, *parts, dy, x, w, sets, groups, 3), (0, 1, 2)
+    return kernels.dropout, (out, x, np.array([3]), 77, 0.4, 1), (0,)
+
+
+CASES = ["batch_norm_forward", "batch_norm_backward", "group_norm_forward", "group_norm_backward", "dropout"]
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits(name, dtype, same_bits):
+    same_bits(lambda: _case(name, dtype))

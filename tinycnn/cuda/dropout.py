@@ -1,0 +1,30 @@
+"""Dropout, a thread an element.  Twin of tinycnn/kernels/dropout.py, whose masks these are."""
+
+import numpy as np
+
+from tinycnn import scalars
+from tinycnn.cuda._target import THREADS, blocks, cuda, device, flat, kernel, phase
+
+mix = device(scalars.mix)
+HALF_WORD = np.uint64(32)
+
+
+@phase
+def drop(tid, nt, first, y, x, counter, seed, threshold, scale, span):
+    i = first + tid
+    if i < y.size:
+        start = mix(mix(seed) + np.uint64(counter[0]))
+        kept = (mix(start + np.uint64(i // span)) >> HALF_WORD) >= threshold
+        y[i] = x[i] * scale if kept else x.dtype.type(0)
+
+
+@kernel(THREADS, registers=32)
+def dropout_kernel(y, x, counter, seed, threshold, scale, span):
+    first = cuda.blockIdx.x * THREADS
+    drop(cuda.threadIdx.x, THREADS, first, y, x, counter, seed, threshold, scale, span)
+
+
+def dropout(y, x, counter, seed, p, span):
+    """y = x / (1 - p) where kept, else 0; see the twin."""
+    scale = x.dtype.type(1 / (1 - p) if p < 1 else 0.0)
+    dropout_kernel[blocks(x.size)](flat(y), flat(x), counter, np.uint64(seed), np.uint64(p * 4294967296.0), scale, span)

@@ -1,0 +1,234 @@
+"""Batch and group normalisation, a block a set or a channel.  Twin of tinycnn/kernels/norm.py, with the formulas.
+
+The numbers of a set lie in runs: for batch normalisation a plane of each image, for group normalisation one run.
+Number e of a set is at first + e // run * jump + e % run.
+"""
+
+import math
+
+from tinycnn.cuda._target import THREADS, cuda, device, flat, kernel, phase
+from tinycnn.cuda.sums import FEW, fold, total
+
+
+@device
+def place(e, first, run, jump):
+    return first + e // run * jump + e % run
+
+
+@phase
+def add_numbers(tid, nt, some, x, first, run, jump, count):
+    sum_ = x.dtype.type(0)
+    for e in range(tid, count, nt):
+        sum_ += x[place(e, first, run, jump)]
+    some[tid] = sum_
+
+
+@phase
+def add_squares(tid, nt, some, few, x, first, run, jump, count):
+    """Squares of the distance to the mean, whose sum is in `few`."""
+    mean, sum_ = total(few) / x.dtype.type(count), x.dtype.type(0)
+    for e in range(tid, count, nt):
+        distance = x[place(e, first, run, jump)] - mean
+        sum_ += distance * distance
+    some[tid] = sum_
+
+
+@phase
+def normalise(
+    tid, nt, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, momentum, eps, running, few,
+    few_squares, set_, first, run, jump, count, channel, plane
+):  # fmt: skip
+    """y of one set from its sums, or, if `running` is 2, from the running statistics (1: they move, 0: none)."""
+    T = x.dtype.type
+    if running == 2:
+        m, var = running_mean[set_], running_var[set_]
+    else:
+        m, var = total(few) / T(count), total(few_squares) / T(count)
+    r = T(1) / T(math.sqrt(var + eps))
+    for e in range(tid, count, nt):
+        at = place(e, first, run, jump)
+        value = (x[at] - m) * r
+        if affine:
+            c = channel + (e // plane if jump == 0 else 0)
+            value = value * weight[c] + bias[c]
+        y[at] = value
+    if tid == 0:
+        mean[set_], rstd[set_] = m, r
+        if running == 1:
+            running_mean[set_] += momentum * (m - running_mean[set_])
+            unbiased = var * (T(count) / T(count - 1))
+            running_var[set_] += momentum * (unbiased - running_var[set_])
+
+
+@kernel(THREADS, registers=72)
+def norm_forward_kernel(
+    y, x, weight, bias, affine, mean, rstd, running_mean, running_var, momentum, eps, running, step, run, jump, count,
+    channels, plane
+):  # fmt: skip
+    """Block x: set x, which begins at x * step; `channels` of a set (for groups)."""
+    some = cuda.shared.array(THREADS, x.dtype)
+    few, few_squares = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    tid, set_ = cuda.threadIdx.x, cuda.blockIdx.x
+    first = set_ * step
+    channel = set_ if jump > 0 else first // plane % channels
+    add_numbers(tid, THREADS, some, x, first, run, jump, count)
+    cuda.syncthreads()
+    fold(tid, THREADS, few, some)
+    cuda.syncthreads()
+    add_squares(tid, THREADS, some, few, x, first, run, jump, count)
+    cuda.syncthreads()
+    fold(tid, THREADS, few_squares, some)
+    cuda.syncthreads()
+    normalise(
+        tid, THREADS, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, momentum, eps, running, few,
+        few_squares, set_, first, run, jump, count, channel, plane,
+    )  # fmt: skip
+
+
+@phase
+def add_slopes(tid, nt, some, bent, dy, x, weight, affine, mean, rstd, set_, first, run, jump, count, channel, plane):
+    """Sums of g and of g*xhat, g = weight*dy, over one set."""
+    m, r = mean[set_], rstd[set_]
+    sum_, sum_bent = x.dtype.type(0), x.dtype.type(0)
+    for e in range(tid, count, nt):
+        at = place(e, first, run, jump)
+        g = dy[at]
+        if affine:
+            g = g * weight[channel + (e // plane if jump == 0 else 0)]
+        sum_ += g
+        sum_bent += g * ((x[at] - m) * r)
+    some[tid], bent[tid] = sum_, sum_bent
+
+
+@phase
+def bend(
+    tid, nt, dx, dy, x, weight, affine, mean, rstd, few, few_bent, fixed, set_, first, run, jump, count, channel, plane
+):  # fmt: skip
+    """dx of one set; `fixed`: its mean and variance do not depend on x."""
+    m, r, T = mean[set_], rstd[set_], x.dtype.type
+    straight, bent = T(0), T(0)
+    if not fixed:
+        straight, bent = total(few) / T(count), total(few_bent) / T(count)
+    for e in range(tid, count, nt):
+        at = place(e, first, run, jump)
+        g = dy[at]
+        if affine:
+            g = g * weight[channel + (e // plane if jump == 0 else 0)]
+        dx[at] = r * (g - straight - (x[at] - m) * r * bent)
+
+
+@kernel(THREADS, registers=72)
+def norm_backward_kernel(
+    dx, dy, x, weight, affine, mean, rstd, fixed, step, run, jump, count, channels, plane
+):  # fmt: skip
+    """Block x: dx of set x."""
+    some, bent = cuda.shared.array(THREADS, x.dtype), cuda.shared.array(THREADS, x.dtype)
+    few, few_bent = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    tid, set_ = cuda.threadIdx.x, cuda.blockIdx.x
+    first = set_ * step
+    channel = set_ if jump > 0 else first // plane % channels
+    add_slopes(
+        tid, THREADS, some, bent, dy, x, weight, affine, mean, rstd, set_, first, run, jump, count, channel, plane
+    )  # fmt: skip
+    cuda.syncthreads()
+    fold(tid, THREADS, few, some)
+    fold(tid, THREADS, few_bent, bent)
+    cuda.syncthreads()
+    bend(
+        tid, THREADS, dx, dy, x, weight, affine, mean, rstd, few, few_bent, fixed, set_, first, run, jump, count,
+        channel, plane,
+    )  # fmt: skip
+
+
+@phase
+def add_channel(tid, nt, some, bent, dy, x, mean, rstd, channel, N, C, plane, sets, at):
+    """Sums of dy and of dy*xhat over a channel of all images; image n is in set n*sets + at."""
+    sum_, sum_bent = x.dtype.type(0), x.dtype.type(0)
+    for e in range(tid, N * plane, nt):
+        n = e // plane
+        i = (n * C + channel) * plane + e - n * plane
+        sum_ += dy[i]
+        sum_bent += dy[i] * ((x[i] - mean[n * sets + at]) * rstd[n * sets + at])
+    some[tid], bent[tid] = sum_, sum_bent
+
+
+@phase
+def write_channel(tid, nt, dweight, dbias, few, few_bent, channel):
+    if tid == 0:
+        dbias[channel], dweight[channel] = total(few), total(few_bent)
+
+
+@kernel(THREADS, registers=64)
+def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets, per):
+    """Block x: channel x, in set n*sets + x // per of image n."""
+    some, bent = cuda.shared.array(THREADS, x.dtype), cuda.shared.array(THREADS, x.dtype)
+    few, few_bent = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    tid, channel = cuda.threadIdx.x, cuda.blockIdx.x
+    add_channel(tid, THREADS, some, bent, dy, x, mean, rstd, channel, N, C, plane, sets, channel // per)
+    cuda.syncthreads()
+    fold(tid, THREADS, few, some)
+    fold(tid, THREADS, few_bent, bent)
+    cuda.syncthreads()
+    write_channel(tid, THREADS, dweight, dbias, few, few_bent, channel)
+
+
+def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training):
+    """See the twin."""
+    (N, C, H, W), T, affine = x.shape, x.dtype.type, weight.size > 0
+    weight, bias = (weight, bias) if affine else (mean, mean)
+    norm_forward_kernel[C](
+        flat(y), flat(x), weight, bias, affine, mean, rstd, running_mean, running_var, T(momentum), T(eps),
+        1 if training else 2, H * W, H * W, C * H * W, N * H * W, C, H * W,
+    )  # fmt: skip
+
+
+def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training):
+    """dx, dweight and dbias of size 0 are not computed."""
+    (N, C, H, W), affine = x.shape, weight.size > 0
+    if dweight.size:
+        affine_gradient_kernel[C](dweight, dbias, flat(dy), flat(x), mean, rstd, N, C, H * W, 0, 1)
+    if dx.size:
+        norm_backward_kernel[C](
+            flat(dx), flat(dy), flat(x), weight if affine else mean, affine, mean, rstd, not training,
+            H * W, H * W, C * H * W, N * H * W, C, H * W,
+        )  # fmt: skip
+
+
+def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
+    """mean, rstd: (N, groups)"""
+    (N, C, H, W), T, affine = x.shape, x.dtype.type, weight.size > 0
+    mean, rstd, count = flat(mean), flat(rstd), C // groups * H * W
+    weight, bias = (weight, bias) if affine else (mean, mean)
+    norm_forward_kernel[N * groups](
+        flat(y),
+        flat(x),
+        weight,
+        bias,
+        affine,
+        mean,
+        rstd,
+        mean,
+        rstd,
+        T(0),
+        T(eps),
+        0,
+        count,
+        count,
+        0,
+        count,
+        C,
+        H * W,
+    )
+
+
+def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
+    """dx, dweight and dbias of size 0 are not computed."""
+    (N, C, H, W), affine = x.shape, weight.size > 0
+    mean, rstd, count = flat(mean), flat(rstd), C // groups * H * W
+    if dweight.size:
+        affine_gradient_kernel[C](dweight, dbias, flat(dy), flat(x), mean, rstd, N, C, H * W, groups, C // groups)
+    if dx.size:
+        norm_backward_kernel[N * groups](
+            flat(dx), flat(dy), flat(x), weight if affine else mean, affine, mean, rstd, False,
+            count, count, 0, count, C, H * W,
+        )  # fmt: skip

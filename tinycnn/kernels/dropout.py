@@ -1,0 +1,28 @@
+"""Dropout (Srivastava et al. 2014), with masks that nobody stores.
+
+Whether a number is kept is computed from a seed, the number of the training step and the number's place: the same for
+any number of threads, any block size and any device, and again in the backward pass.
+"""
+
+import numpy as np
+from numba import prange
+
+from tinycnn import scalars
+from tinycnn.kernels._jit import inner, kernel
+
+mix = inner(scalars.mix)
+
+
+@kernel
+def dropout(y, x, counter, seed, p, span):
+    """y = x / (1 - p) where kept, else 0; places are counted in runs of `span` numbers, which share their fate.
+
+    Forward and backward are the same function.  y, x: any shape   counter: (1,) int64, the step   seed: int
+    """
+    x, y = x.reshape(x.size), y.reshape(y.size)
+    scale, zero = x.dtype.type(1 / (1 - p) if p < 1 else 0.0), x.dtype.type(0)
+    threshold = np.uint64(p * 4294967296.0)
+    start = mix(mix(np.uint64(seed)) + np.uint64(counter[0]))
+    for i in prange(x.size):
+        kept = (mix(start + np.uint64(i // span)) >> np.uint64(32)) >= threshold
+        y[i] = x[i] * scale if kept else zero
