@@ -114,6 +114,26 @@ def calls(dtype, sizes, seed=0):
             yield "group_norm_backward", f"{C}", (*out, dy, x, w, mean_g, rstd_g, groups), (0, 1, 2)
         out = np.zeros((0, *x.shape[1:]), dtype), blank(C, dtype), blank(C, dtype)
         yield "batch_norm_backward", "no dx", (*out, dy, x, weight, mean, abs(mean) + 1, True), (1, 2)
+    for kernel_size, scale in (((2, 2), 1.0), ((3, 2), 1 / 6)):
+        out = H // kernel_size[0], W // kernel_size[1]
+        x, dy, weight, bias = normal(N, 3, H, W), normal(N, 3, *out), normal(3), normal(3)
+        yield "subsample_forward", "", (blank(dy.shape, dtype), x, weight, bias, kernel_size, scale), (0,)
+        outputs = blank(x.shape, dtype), blank(3, dtype), blank(3, dtype)
+        yield "subsample_backward", "", (*outputs, dy, x, weight, kernel_size, scale), (0, 1, 2)
+    sources, starts = np.array([0, 2, 1, 0, 1, 2]), np.array([0, 2, 3, 6])  # three outputs of three maps
+    x, w, b, dy = normal(N, 3, H, W), normal(6, 3, 2), normal(3), normal(N, 3, H - 2, W - 1)
+    yield "conv2d_map_forward", "", (blank(dy.shape, dtype), x, w, b, sources, starts), (0,)
+    outputs = [blank(a.shape, dtype) for a in (x, w, b)]
+    yield "conv2d_map_backward", "", (*outputs, dy, x, w, sources, starts), (0, 1, 2)
+    outputs[0] = np.zeros((0, *x.shape[1:]), dtype)
+    yield "conv2d_map_backward", "no dx", (*outputs, dy, x, w, sources, starts), (1, 2)
+    x, w, dy, target = normal(rows, 21), normal(classes, 21), normal(rows, classes), rng.integers(0, classes, rows)
+    yield "distance_forward", "", (blank(dy.shape, dtype), x, w), (0,)
+    yield "distance_backward", "", (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
+    yield "distance_backward", "no dw", (blank(x.shape, dtype), np.zeros((0, 21), dtype), dy, x, w), (0,)
+    for rubbish, mean in ((-1.0, True), (1.5, False)):
+        outputs = blank(rows, dtype), blank(rows, np.int64), blank(dy.shape, dtype)
+        yield "nearest_loss", "", (*outputs, 20 + 5 * dy, target, rubbish, mean), (0, 1, 2)
     for p, span in ((0.0, 1), (0.4, 1), (0.5, 7), (1.0, 1)):
         x, counter, seed = normal(N, 3, size), np.array([11]), 2**63 - 12345
         yield "dropout", f"p {p}", (blank(x.shape, dtype), x, counter, seed, p, span), (0,)

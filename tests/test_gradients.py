@@ -11,7 +11,17 @@ import reference
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tinycnn import CrossEntropyLoss, MSELoss, Sequential, gradcheck, gradcheck_model, layers, losses, models
+from tinycnn import (
+    CrossEntropyLoss,
+    MSELoss,
+    Sequential,
+    gradcheck,
+    gradcheck_model,
+    layers,
+    lecun98,
+    losses,
+    models,
+)
 
 RTOL = 1e-7
 # "cuda" is a GPU, or what plays it (see conftest.py): the same kernel source, in float64.
@@ -74,6 +84,29 @@ def linear(draw):
 
 
 @st.composite
+def distances(draw):
+    classes, features = draw(st.integers(1, 11)), draw(st.integers(1, 20))
+    rng = np.random.default_rng([draw(seeds), 1])  # no centre is where x is
+    return lecun98.Distances(rng.standard_normal((classes, features))), (features,), smooth
+
+
+@st.composite
+def mapped_conv2d(draw):
+    channels, outputs, kernel = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    table = np.random.default_rng(draw(seeds)).random((channels, outputs)) < 0.6
+    table[np.arange(max(channels, outputs)) % channels, np.arange(max(channels, outputs)) % outputs] = True
+    size = kernel + draw(st.integers(0, 4)), kernel + draw(st.integers(0, 4))
+    return lecun98.MappedConv2d(table, kernel), (channels, *size), smooth
+
+
+@st.composite
+def subsample(draw):
+    channels, kernel = draw(st.integers(1, 4)), (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    size = kernel[0] + draw(st.integers(0, 6)), kernel[1] + draw(st.integers(0, 6))
+    return lecun98.Subsample(channels, kernel, draw(st.sampled_from(["sum", "mean"]))), (channels, *size), smooth
+
+
+@st.composite
 def batch_norm2d(draw):
     # Sets of many numbers: over a few, 1/std bends too much for finite differences.
     channels, height, width = draw(st.integers(1, 4)), draw(st.integers(4, 6)), draw(st.integers(4, 6))
@@ -124,13 +157,16 @@ LAYERS = {
     "Flatten": plain(layers.Flatten),
     "GroupNorm": group_norm(),
     "LeakyReLU": st.tuples(st.builds(layers.LeakyReLU, slopes), any_shapes, st.just(spaced)),
+    "Distances": distances(),
     "Linear": linear(),
     "LogSoftmax": plain(layers.LogSoftmax, st.tuples(st.integers(2, 12))),
+    "MappedConv2d": mapped_conv2d(),
     "MaxPool2d": max_pool2d() | st.tuples(st.builds(layers.MaxPool2d, st.just(2)), halves, st.just(spaced)),
     "ReLU": plain(layers.ReLU, any_shapes, spaced),
     "ScaledTanh": st.tuples(constants.map(lambda c: layers.ScaledTanh(*c)), any_shapes, st.just(smooth)),
     "Sigmoid": plain(layers.Sigmoid),
     "Softmax": plain(layers.Softmax, st.tuples(st.integers(2, 12))),
+    "Subsample": subsample(),
     "Tanh": plain(layers.Tanh),
 }
 
@@ -145,7 +181,11 @@ def public_subclasses(module, base, besides=()):
 
 
 def test_every_layer_has_a_row():
-    assert public_subclasses(layers, layers.Layer, [layers.Parametric]) == sorted(LAYERS)
+    besides = [layers.Parametric]
+    here = public_subclasses(layers, layers.Layer, besides) + public_subclasses(
+        lecun98, layers.Layer, vars(layers).values()
+    )
+    assert sorted(here) == sorted(LAYERS)
 
 
 @devices
@@ -190,11 +230,17 @@ def mse(draw, N, K, rng):
     return MSELoss(draw(st.sampled_from(["mean", "sum", "none"]))), rng.standard_normal((N, K))
 
 
-LOSSES = {"CrossEntropyLoss": cross_entropy, "MSELoss": mse}
+def nearest(draw, N, K, rng):
+    rubbish = draw(st.sampled_from([None, 0.0, 1.5]))
+    return lecun98.NearestLoss(rubbish, draw(st.sampled_from(["mean", "sum"]))), rng.integers(0, K, N)
+
+
+LOSSES = {"CrossEntropyLoss": cross_entropy, "MSELoss": mse, "NearestLoss": nearest}
 
 
 def test_every_loss_has_a_row():
-    assert public_subclasses(losses, losses.Loss) == sorted(LOSSES)
+    here = public_subclasses(losses, losses.Loss) + public_subclasses(lecun98, losses.Loss)
+    assert sorted(here) == sorted(LOSSES)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -29,6 +29,7 @@ _MODULES = (
     "experiment",
     "functional",
     "kernels",
+    "lecun98",
     "metrics",
     "models",
     "optim",

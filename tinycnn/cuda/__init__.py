@@ -23,6 +23,15 @@ from tinycnn.cuda.activations import (
 from tinycnn.cuda.batch import gather, tally
 from tinycnn.cuda.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.cuda.dropout import dropout
+from tinycnn.cuda.lecun98 import (
+    conv2d_map_backward,
+    conv2d_map_forward,
+    distance_backward,
+    distance_forward,
+    nearest_loss,
+    subsample_backward,
+    subsample_forward,
+)
 from tinycnn.cuda.linear import linear_backward, linear_forward
 from tinycnn.cuda.losses import cross_entropy, mse_loss
 from tinycnn.cuda.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
@@ -45,7 +54,11 @@ __all__ = [
     "col2im",
     "conv2d_backward",
     "conv2d_forward",
+    "conv2d_map_backward",
+    "conv2d_map_forward",
     "cross_entropy",
+    "distance_backward",
+    "distance_forward",
     "dropout",
     "empty",
     "gather",
@@ -61,6 +74,7 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse_loss",
+    "nearest_loss",
     "relu_backward",
     "relu_forward",
     "scaled_tanh_backward",
@@ -70,6 +84,8 @@ __all__ = [
     "sigmoid_forward",
     "softmax_backward",
     "softmax_forward",
+    "subsample_backward",
+    "subsample_forward",
     "tally",
     "tanh_backward",
     "tanh_forward",

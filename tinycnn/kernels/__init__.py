@@ -25,6 +25,15 @@ from tinycnn.kernels.activations import (
 from tinycnn.kernels.batch import gather, tally
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.kernels.dropout import dropout
+from tinycnn.kernels.lecun98 import (
+    conv2d_map_backward,
+    conv2d_map_forward,
+    distance_backward,
+    distance_forward,
+    nearest_loss,
+    subsample_backward,
+    subsample_forward,
+)
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss
 from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
@@ -47,7 +56,11 @@ __all__ = [
     "col2im",
     "conv2d_backward",
     "conv2d_forward",
+    "conv2d_map_backward",
+    "conv2d_map_forward",
     "cross_entropy",
+    "distance_backward",
+    "distance_forward",
     "dropout",
     "empty",
     "gather",
@@ -63,6 +76,7 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse_loss",
+    "nearest_loss",
     "relu_backward",
     "relu_forward",
     "scaled_tanh_backward",
@@ -72,6 +86,8 @@ __all__ = [
     "sigmoid_forward",
     "softmax_backward",
     "softmax_forward",
+    "subsample_backward",
+    "subsample_forward",
     "tally",
     "tanh_backward",
     "tanh_forward",

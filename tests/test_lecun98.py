@@ -1,0 +1,242 @@
+"""The machine of 1998 against what the paper says of it, and its kernels against NumPy."""
+
+import hashlib
+import math
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import blank, close
+
+from tinycnn import Conv2d, Linear, Sequential, gradcheck_model, kernels, lecun98
+
+both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+seeds = st.integers(0, 2**32 - 1)
+
+
+# --- what the paper says ----------------------------------------------------------------------------------------------
+
+
+def test_parameters_and_connections():
+    model = lecun98.lenet5(rng=0)
+    found: dict[str, int] = {}
+    for name, view in model.named_parameters():
+        number = name.split(".")[0]
+        found[number] = found.get(number, 0) + math.prod(view.shape)
+    assert list(found.values()) == [156, 12, 1_516, 32, 48_120, 10_164]
+    assert len(model.theta) == 60_000
+    assert lecun98.count_connections(model) == 340_908
+    per_layer = [122_304, 5_880, 151_600, 2_000, 48_120, 10_164, 840]
+    assert sum(per_layer) == 340_908
+
+
+def test_table_1():
+    table = lecun98.connections()
+    assert table.shape == (6, 16)
+    assert table.sum() == 60
+    assert list(table.sum(axis=0)) == [3] * 6 + [4] * 9 + [6]
+    assert list(table.sum(axis=1)) == [10] * 6
+    three = {tuple(np.flatnonzero(column)) for column in table.T[:6]}
+    assert three == {tuple(sorted((i, (i + 1) % 6, (i + 2) % 6))) for i in range(6)}  # contiguous, as the text says
+
+
+def test_the_bitmaps_are_those_of_figure_3():
+    codes = lecun98.bitmaps()
+    bits = np.packbits(codes.ravel() > 0).tobytes()
+    assert hashlib.sha256(bits).hexdigest() == "1ada2fe32175b2c4cacdbddf2ccce971e4b9195f5b5c998a8a5aa0a35509c680"
+    assert list((codes > 0).sum(axis=1)) == [35, 27, 33, 32, 41, 35, 39, 25, 43, 39]
+    assert set(np.unique(codes)) == {-1, 1}
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_initial_weights(root):
+    model = lecun98.lenet5(root=root, rng=0)
+    state = model.state_dict()
+    fan_in = {"0": 25, "2": 4, "6": 4, "8": 400, "11": 120}
+    for number, inputs in fan_in.items():
+        bound = 2.4 / (math.sqrt(inputs) if root else inputs)
+        assert abs(state[f"{number}.weight"]).max() <= bound
+        assert abs(state[f"{number}.weight"]).max() > 0.5 * bound
+        assert not state[f"{number}.bias"].any()
+    mapped = state["4.weight"]
+    for pairs, inputs in ((slice(0, 18), 75), (slice(18, 54), 100), (slice(54, 60), 150)):
+        bound = 2.4 / (math.sqrt(inputs) if root else inputs)
+        assert 0.9 * bound < abs(mapped[pairs]).max() <= bound
+    np.testing.assert_array_equal(state["13.weight"], lecun98.bitmaps())
+
+
+def test_gradient_of_the_whole_net_with_its_loss():
+    model = lecun98.lenet5(root=True, rng=0, dtype=np.float64)
+    x = np.random.default_rng(1).standard_normal((2, 1, 32, 32))
+    # A step of 1e-5 in all 60,000 weights at once is long: the finite difference is off by its cube.
+    assert gradcheck_model(model, x, eps=1e-6, rtol=1e-7, rng=3) < 1e-8
+
+
+# --- layers against their dense relatives -----------------------------------------------------------------------------
+
+
+def test_a_full_table_is_a_plain_convolution():
+    rng = np.random.default_rng(0)
+    mapped = Sequential(lecun98.MappedConv2d(np.ones((3, 4), bool), (3, 2)), input_shape=(3, 7, 6), rng=0)
+    plain = Sequential(Conv2d(3, 4, (3, 2)), input_shape=(3, 7, 6), rng=0)
+    state = plain.state_dict()
+    mapped.load_state_dict({"0.weight": state["0.weight"].reshape(12, 3, 2), "0.bias": state["0.bias"]}, strict=False)
+    x = rng.standard_normal((5, 3, 7, 6)).astype(np.float32)
+    y = plain.forward(x)
+    np.testing.assert_allclose(mapped.forward(x), y, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(mapped.backward(np.cos(y)), plain.backward(np.cos(y)), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(mapped.grad, plain.grad, rtol=0, atol=1e-4)
+
+
+def test_c5_is_a_fully_connected_layer():
+    rng = np.random.default_rng(0)
+    w, b, x = rng.standard_normal((120, 400)), rng.standard_normal(120), rng.standard_normal((3, 400))
+    conv = Sequential(Conv2d(16, 120, 5), input_shape=(16, 5, 5), dtype=np.float64)
+    conv.load_state_dict({"0.weight": w.reshape(120, 16, 5, 5), "0.bias": b})
+    line = Sequential(Linear(400, 120), input_shape=(400,), dtype=np.float64)
+    line.load_state_dict({"0.weight": w, "0.bias": b})
+    np.testing.assert_allclose(conv.forward(x.reshape(3, 16, 5, 5)).reshape(3, 120), line.forward(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: lecun98.MappedConv2d(np.ones(3, bool), 5), "connections must be a table"),
+        (lambda: lecun98.MappedConv2d(np.ones((3, 4)), 5), "of booleans, got shape .3, 4., dtype float64"),
+        (lambda: lecun98.MappedConv2d(np.array([[True, True], [False, False]]), 5), "got none for input map 1"),
+        (lambda: lecun98.MappedConv2d(np.array([[True, False], [True, False]]), 5), "got none for output map 1"),
+        (lambda: lecun98.Subsample(3, pool="max"), "pool must be one of 'sum', 'mean'"),
+        (
+            lambda: Sequential(lecun98.Subsample(3), input_shape=(2, 4, 4)),
+            r"takes \(3, height, width\), got \(2, 4, 4\)",
+        ),
+        (lambda: Sequential(lecun98.Distances(np.ones((2, 5))), input_shape=(4,)), r"takes \(5,\), got \(4,\)"),
+        (lambda: lecun98.Distances(np.full((2, 5), np.nan)), "centres must be finite"),
+        (lambda: lecun98.NearestLoss(-1.0), "rubbish must be at least 0"),
+    ],
+)
+def test_what_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+@both_dtypes
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    seed=seeds,
+)
+def test_subsample(shape, kernel, seed, dtype):
+    N, C, H, W = shape[0], shape[1], shape[2] + kernel[0] - 1, shape[3] + kernel[1] - 1
+    rng = np.random.default_rng(seed)
+    x, weight, bias = (rng.standard_normal(s).astype(dtype) for s in ((N, C, H, W), C, C))
+    out = H // kernel[0], W // kernel[1]
+    y = blank((N, C, *out), dtype)
+    kernels.subsample_forward(y, x, weight, bias, kernel, 0.5)
+    cut = x[:, :, : out[0] * kernel[0], : out[1] * kernel[1]].astype(np.float64)
+    windows = cut.reshape(N, C, out[0], kernel[0], out[1], kernel[1]).sum((3, 5))
+    want = 0.5 * weight[:, None, None] * windows + bias[:, None, None]
+    close(y, want, 1 + abs(weight).max() * abs(cut).max() * math.prod(kernel), math.prod(kernel))
+
+
+@both_dtypes
+@given(rows=st.integers(1, 5), classes=st.integers(2, 12), features=st.integers(1, 30), seed=seeds)
+def test_distances(rows, classes, features, seed, dtype):
+    rng = np.random.default_rng(seed)
+    x, w = rng.standard_normal((rows, features)).astype(dtype), rng.standard_normal((classes, features)).astype(dtype)
+    y = blank((rows, classes), dtype)
+    kernels.distance_forward(y, x, w)
+    want = ((x[:, None].astype(np.float64) - w) ** 2).sum(2)
+    close(y, want, want.max(), features)
+
+
+@both_dtypes
+@pytest.mark.parametrize("rubbish", [-1.0, 0.0, 2.0])
+def test_nearest_loss(rubbish, dtype):
+    rng = np.random.default_rng(1)
+    x, target = (80 + 10 * rng.standard_normal((7, 10))).astype(dtype), rng.integers(0, 10, 7)
+    x[0] = 1e4 + np.arange(10)  # exp(-x) of these is nothing in any precision
+    loss, predicted, dx = blank(7, dtype), blank(7, np.int64), blank(x.shape, dtype)
+    kernels.nearest_loss(loss, predicted, dx, x, target, rubbish, False)
+    np.testing.assert_array_equal(predicted, x.argmin(axis=1))
+    of_target = x[np.arange(7), target].astype(np.float64)
+    if rubbish < 0:
+        np.testing.assert_array_equal(loss, of_target.astype(dtype))
+        np.testing.assert_array_equal(dx, np.eye(10)[target])
+        return
+    all_of_them = np.concatenate([np.full((7, 1), -rubbish), -x.astype(np.float64)], axis=1)
+    top = all_of_them.max(axis=1)
+    log = top + np.log(np.exp(all_of_them - top[:, None]).sum(axis=1))
+    np.testing.assert_allclose(loss, of_target + log, rtol=1e-6)
+    share = np.exp(-x.astype(np.float64) - log[:, None])
+    np.testing.assert_allclose(dx, np.eye(10)[target] - share, atol=1e-5)
+
+
+def test_the_smallest_distance_wins_and_nan_is_seen():
+    x = np.array([[3.0, 1.0, 2.0], [3.0, np.nan, 2.0]])
+    loss, predicted, dx = blank(2, np.float64), blank(2, np.int64), blank(x.shape, np.float64)
+    kernels.nearest_loss(loss, predicted, dx, x, np.array([0, 1]), 1.0, True)
+    assert list(predicted) == [1, 1]
+    assert np.isfinite(loss[0])
+    assert np.isnan(loss[1])
+
+
+# --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------
+
+
+def _case(name, dtype):
+    rng = np.random.default_rng(5)
+    x, dy = rng.standard_normal((9, 6, 14, 14)).astype(dtype), rng.standard_normal((9, 6, 7, 7)).astype(dtype)
+    weight, bias = rng.standard_normal((2, 6)).astype(dtype)
+    outputs = blank(x.shape, dtype), blank(6, dtype), blank(6, dtype)
+    if name == "subsample_forward":
+        return kernels.subsample_forward, (blank(dy.shape, dtype), x, weight, bias, (2, 2), 0.25), (0,)
+    if name == "subsample_backward":
+        return kernels.subsample_backward, (*outputs, dy, x, weight, (2, 2), 0.25), (0, 1, 2)
+    if name.startswith("conv2d_map"):
+        layer = lecun98.MappedConv2d(lecun98.connections(), 5)
+        sources, starts = layer.buffers(dtype).values()
+        w, b, dy = (rng.standard_normal(s).astype(dtype) for s in ((60, 5, 5), 16, (9, 16, 10, 10)))
+        if name == "conv2d_map_forward":
+            return kernels.conv2d_map_forward, (blank(dy.shape, dtype), x, w, b, sources, starts), (0,)
+        gradients = (blank(a.shape, dtype) for a in (x, w, b))
+        return kernels.conv2d_map_backward, (*gradients, dy, x, w, sources, starts), (0, 1, 2)
+    x, w, dy = (rng.standard_normal(s).astype(dtype) for s in ((90, 84), (10, 84), (90, 10)))
+    if name == "distance_forward":
+        return kernels.distance_forward, (blank(dy.shape, dtype), x, w), (0,)
+    if name == "distance_backward":
+        return kernels.distance_backward, (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
+    outputs = blank(90, dtype), blank(90, np.int64), blank(dy.shape, dtype)
+    return kernels.nearest_loss, (*outputs, 80 + dy, rng.integers(0, 10, 90), 1.0, True), (0, 1, 2)
+
+
+CASES = [
+    "subsample_forward", "subsample_backward", "conv2d_map_forward", "conv2d_map_backward", "distance_forward",
+    "distance_backward", "nearest_loss",
+]  # fmt: skip
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits(name, dtype, same_bits):
+    same_bits(lambda: _case(name, dtype))
+
+
+def test_the_reference_convolution_agrees():
+    """A table as a dense convolution with zeros, in plain NumPy."""
+    rng = np.random.default_rng(0)
+    table = lecun98.connections()
+    layer = lecun98.MappedConv2d(table, 5)
+    sources, starts = layer.buffers(np.float64).values()
+    x, w, b = rng.standard_normal((2, 6, 14, 14)), rng.standard_normal((60, 5, 5)), rng.standard_normal(16)
+    dense, y = np.zeros((16, 6, 5, 5)), blank((2, 16, 10, 10), np.float64)
+    for o in range(16):
+        for p in range(starts[o], starts[o + 1]):
+            dense[o, sources[p]] = w[p]
+    kernels.conv2d_map_forward(y, x, w, b, sources, starts)
+    np.testing.assert_allclose(y, reference.conv2d(x, dense, b), rtol=1e-11, atol=1e-11)

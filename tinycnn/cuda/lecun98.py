@@ -1,0 +1,299 @@
+"""What LeNet-5 of 1998 has and later nets do not.  Twin of tinycnn/kernels/lecun98.py, where all shapes are.
+
+Forward, a thread an output.  Backward, a thread an input, or a block a sum.
+"""
+
+import math
+
+from tinycnn.cuda._target import THREADS, blocks, cuda, flat, kernel, phase
+from tinycnn.cuda.sums import FEW, fold, total
+
+
+@phase
+def write_two(tid, nt, first, second, at, few_first, few_second, share):
+    """The two sums of a block, the first times `share`."""
+    if tid == 0:
+        first[at], second[at] = total(few_first) * share, total(few_second)
+
+
+# --- subsampling ------------------------------------------------------------------------------------------------------
+
+
+@phase
+def gather_windows(tid, nt, first, y, x, weight, bias, C, size, out, kernel_size, scale):
+    e = first + tid
+    if e < y.size:
+        plane, at = e // (out[0] * out[1]), e % (out[0] * out[1])
+        h, w = at // out[1] * kernel_size[0], at % out[1] * kernel_size[1]
+        sum_ = x.dtype.type(0)
+        for u in range(kernel_size[0]):
+            for v in range(kernel_size[1]):
+                sum_ += x[(plane * size[0] + h + u) * size[1] + w + v]
+        y[e] = weight[plane % C] * scale * sum_ + bias[plane % C]
+
+
+@kernel(THREADS, registers=64)
+def subsample_forward_kernel(y, x, weight, bias, C, size, out, kernel_size, scale):
+    first = cuda.blockIdx.x * THREADS
+    gather_windows(cuda.threadIdx.x, THREADS, first, y, x, weight, bias, C, size, out, kernel_size, scale)
+
+
+def subsample_forward(y, x, weight, bias, kernel_size, scale):
+    """y[n, c] = weight[c] * scale * (sum of each window) + bias[c]."""
+    subsample_forward_kernel[blocks(y.size)](
+        flat(y), flat(x), weight, bias, x.shape[1], x.shape[2:], y.shape[2:], kernel_size, x.dtype.type(scale)
+    )
+
+
+@phase
+def spread_windows(tid, nt, first, dx, dy, weight, C, size, out, kernel_size, scale):
+    e = first + tid
+    if e < dx.size:
+        plane, at = e // (size[0] * size[1]), e % (size[0] * size[1])
+        i, j = at // size[1] // kernel_size[0], at % size[1] // kernel_size[1]
+        value = dx.dtype.type(0)
+        if i < out[0] and j < out[1]:
+            value = weight[plane % C] * scale * dy[(plane * out[0] + i) * out[1] + j]
+        dx[e] = value
+
+
+@kernel(THREADS, registers=64)
+def subsample_input_kernel(dx, dy, weight, C, size, out, kernel_size, scale):
+    first = cuda.blockIdx.x * THREADS
+    spread_windows(cuda.threadIdx.x, THREADS, first, dx, dy, weight, C, size, out, kernel_size, scale)
+
+
+@phase
+def add_windows(tid, nt, some, others, dy, x, c, N, C, size, out, kernel_size):
+    """This thread's share of the sums of dy * window and of dy over map c."""
+    slope, offset = x.dtype.type(0), x.dtype.type(0)
+    for e in range(tid, N * out[0] * out[1], nt):
+        n, at = e // (out[0] * out[1]), e % (out[0] * out[1])
+        h, w = at // out[1] * kernel_size[0], at % out[1] * kernel_size[1]
+        sum_ = x.dtype.type(0)
+        for u in range(kernel_size[0]):
+            for v in range(kernel_size[1]):
+                sum_ += x[((n * C + c) * size[0] + h + u) * size[1] + w + v]
+        g = dy[(n * C + c) * out[0] * out[1] + at]
+        slope += g * sum_
+        offset += g
+    some[tid], others[tid] = slope, offset
+
+
+@kernel(THREADS, registers=64)
+def subsample_weight_kernel(dweight, dbias, dy, x, N, C, size, out, kernel_size, scale):
+    """Block x: map x."""
+    some, others = cuda.shared.array(THREADS, x.dtype), cuda.shared.array(THREADS, x.dtype)
+    few, few_others = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    tid, c = cuda.threadIdx.x, cuda.blockIdx.x
+    add_windows(tid, THREADS, some, others, dy, x, c, N, C, size, out, kernel_size)
+    cuda.syncthreads()
+    fold(tid, THREADS, few, some)
+    fold(tid, THREADS, few_others, others)
+    cuda.syncthreads()
+    write_two(tid, THREADS, dweight, dbias, c, few, few_others, scale)
+
+
+def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
+    """Gradients of all three arguments of `subsample_forward`; dx of size 0 is not computed."""
+    (N, C, H, W), scale = x.shape, x.dtype.type(scale)
+    window = (H, W), dy.shape[2:], kernel_size, scale
+    subsample_weight_kernel[C](dweight, dbias, flat(dy), flat(x), N, C, *window)
+    if dx.size:
+        subsample_input_kernel[blocks(dx.size)](flat(dx), flat(dy), weight, C, *window)
+
+
+# --- convolution along a table ----------------------------------------------------------------------------------------
+
+
+@phase
+def meet_pairs(tid, nt, first, y, x, w, b, sources, starts, C, O, size, out, kernel_size):
+    e = first + tid
+    if e < y.size:
+        plane, at = e // (out[0] * out[1]), e % (out[0] * out[1])
+        n, o, i, j = plane // O, plane % O, at // out[1], at % out[1]
+        sum_ = b[o]
+        for p in range(starts[o], starts[o + 1]):
+            for u in range(kernel_size[0]):
+                row = ((n * C + sources[p]) * size[0] + i + u) * size[1] + j
+                for v in range(kernel_size[1]):
+                    sum_ += w[(p * kernel_size[0] + u) * kernel_size[1] + v] * x[row + v]
+        y[e] = sum_
+
+
+@kernel(THREADS, registers=80)
+def conv2d_map_forward_kernel(y, x, w, b, sources, starts, C, O, size, out, kernel_size):
+    first = cuda.blockIdx.x * THREADS
+    meet_pairs(cuda.threadIdx.x, THREADS, first, y, x, w, b, sources, starts, C, O, size, out, kernel_size)
+
+
+def conv2d_map_forward(y, x, w, b, sources, starts):
+    """y[n, o] = b[o] + sum of x[n, sources[p]] convolved with w[p] over the pairs p of output o."""
+    conv2d_map_forward_kernel[blocks(y.size)](
+        flat(y), flat(x), flat(w), b, sources, starts, x.shape[1], y.shape[1], x.shape[2:], y.shape[2:], w.shape[1:]
+    )
+
+
+@phase
+def meet_back(tid, nt, first, dx, dy, w, sources, starts, C, O, size, out, kernel_size):
+    e = first + tid
+    if e < dx.size:
+        plane, at = e // (size[0] * size[1]), e % (size[0] * size[1])
+        n, c, h, k = plane // C, plane % C, at // size[1], at % size[1]
+        sum_ = dx.dtype.type(0)
+        for o in range(O):
+            for p in range(starts[o], starts[o + 1]):
+                if sources[p] == c:
+                    for u in range(max(0, h - out[0] + 1), min(kernel_size[0], h + 1)):
+                        row = ((n * O + o) * out[0] + h - u) * out[1] + k
+                        for v in range(max(0, k - out[1] + 1), min(kernel_size[1], k + 1)):
+                            sum_ += w[(p * kernel_size[0] + u) * kernel_size[1] + v] * dy[row - v]
+        dx[e] = sum_
+
+
+@kernel(THREADS, registers=80)
+def conv2d_map_input_kernel(dx, dy, w, sources, starts, C, O, size, out, kernel_size):
+    first = cuda.blockIdx.x * THREADS
+    meet_back(cuda.threadIdx.x, THREADS, first, dx, dy, w, sources, starts, C, O, size, out, kernel_size)
+
+
+@phase
+def add_products(tid, nt, some, others, dy, x, sources, starts, p, tap, N, C, O, size, out, kernel_size):
+    """This thread's share of the sums of dy*x for tap `tap` of pair p, and of dy of the pair's output."""
+    o = 0
+    while starts[o + 1] <= p:
+        o += 1
+    u, v = tap // kernel_size[1], tap % kernel_size[1]
+    slope, offset = x.dtype.type(0), x.dtype.type(0)
+    for e in range(tid, N * out[0] * out[1], nt):
+        n, at = e // (out[0] * out[1]), e % (out[0] * out[1])
+        g = dy[(n * O + o) * out[0] * out[1] + at]
+        slope += g * x[((n * C + sources[p]) * size[0] + at // out[1] + u) * size[1] + at % out[1] + v]
+        offset += g
+    some[tid], others[tid] = slope, offset
+
+
+@phase
+def write_tap(tid, nt, dw, db, few, few_others, starts, O, p, tap, taps):
+    """The sums of a tap; those of the first tap of an output's first pair give its bias."""
+    if tid == 0:
+        dw[p * taps + tap] = total(few)
+        if tap == 0:
+            for o in range(O):
+                if starts[o] == p and starts[o + 1] > p:
+                    db[o] = total(few_others)
+
+
+@kernel(THREADS, registers=64)
+def conv2d_map_weight_kernel(dw, db, dy, x, sources, starts, N, C, O, size, out, kernel_size):
+    """Block (x, y): tap x of pair y."""
+    some, others = cuda.shared.array(THREADS, x.dtype), cuda.shared.array(THREADS, x.dtype)
+    few, few_others = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    tid, tap, p = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y
+    add_products(tid, THREADS, some, others, dy, x, sources, starts, p, tap, N, C, O, size, out, kernel_size)
+    cuda.syncthreads()
+    fold(tid, THREADS, few, some)
+    fold(tid, THREADS, few_others, others)
+    cuda.syncthreads()
+    write_tap(tid, THREADS, dw, db, few, few_others, starts, O, p, tap, kernel_size[0] * kernel_size[1])
+
+
+def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
+    """Gradients of all three arguments of `conv2d_map_forward`; dx of size 0 is not computed."""
+    (N, C, H, W), O, kernel_size = x.shape, dy.shape[1], w.shape[1:]
+    window = C, O, (H, W), dy.shape[2:], kernel_size
+    conv2d_map_weight_kernel[(kernel_size[0] * kernel_size[1], len(w))](
+        flat(dw), db, flat(dy), flat(x), sources, starts, N, *window
+    )
+    if dx.size:
+        conv2d_map_input_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(w), sources, starts, *window)
+
+
+# --- distances --------------------------------------------------------------------------------------------------------
+
+
+@phase
+def measure(tid, nt, first, y, x, w, K, F):
+    e = first + tid
+    if e < y.size:
+        n, i = e // K, e % K
+        sum_ = x.dtype.type(0)
+        for f in range(F):
+            step = x[n * F + f] - w[i * F + f]
+            sum_ += step * step
+        y[e] = sum_
+
+
+@kernel(THREADS, registers=40)
+def distance_forward_kernel(y, x, w, K, F):
+    measure(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x, w, K, F)
+
+
+def distance_forward(y, x, w):
+    """y[n, i] = |x[n] - w[i]|^2"""
+    distance_forward_kernel[blocks(y.size)](flat(y), flat(x), flat(w), len(w), x.shape[1])
+
+
+@phase
+def pull(tid, nt, first, d, dy, here, there, rows, F, step_row, step_other):
+    """d[r, f] = 2 sum over q of dy[r*step_row + q*step_other] * (here[r, f] - there[q, f])"""
+    e = first + tid
+    if e < d.size:
+        r, f = e // F, e % F
+        sum_ = d.dtype.type(0)
+        for q in range(rows):
+            sum_ += dy[r * step_row + q * step_other] * (here[e] - there[q * F + f])
+        d[e] = sum_ + sum_
+
+
+@kernel(THREADS, registers=48)
+def distance_backward_kernel(d, dy, here, there, rows, F, step_row, step_other):
+    pull(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, d, dy, here, there, rows, F, step_row, step_other)
+
+
+def distance_backward(dx, dw, dy, x, w):
+    """Gradients of both arguments of `distance_forward`; dx and dw of size 0 are not computed."""
+    (N, F), K = x.shape, len(w)
+    if dx.size:
+        distance_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(x), flat(w), K, F, K, 1)
+    if dw.size:
+        distance_backward_kernel[blocks(dw.size)](flat(dw), flat(dy), flat(w), flat(x), N, F, 1, K)
+
+
+@phase
+def compare(tid, nt, first, loss, predicted, dx, x, target, K, rubbish, scale):
+    n = first + tid
+    if n < loss.size:
+        T, t = x.dtype.type, target[n]
+        row, grad, best = x[n * K :], dx[n * K :], 0
+        for k in range(1, K):
+            if row[k] < row[best] or row[k] != row[k]:
+                best = k
+        predicted[n] = best
+        value = row[t]
+        if rubbish < T(0):
+            for k in range(K):
+                grad[k] = scale if k == t else T(0)
+        else:
+            least = min(row[best], rubbish)
+            norm = T(math.exp(least - rubbish))
+            for k in range(K):
+                norm += T(math.exp(least - row[k]))
+            value += T(math.log(norm)) - least
+            for k in range(K):
+                share = T(math.exp(least - row[k])) / norm
+                grad[k] = ((T(1) if k == t else T(0)) - share) * scale
+        loss[n] = value * scale
+
+
+@kernel(THREADS, registers=64)
+def nearest_loss_kernel(loss, predicted, dx, x, target, K, rubbish, scale):
+    first = cuda.blockIdx.x * THREADS
+    compare(cuda.threadIdx.x, THREADS, first, loss, predicted, dx, x, target, K, rubbish, scale)
+
+
+def nearest_loss(loss, predicted, dx, x, target, rubbish, mean):
+    """Losses of distances, eq. 8 and eq. 9; see the twin."""
+    N, K = x.shape
+    T = x.dtype.type
+    nearest_loss_kernel[blocks(N)](loss, predicted, flat(dx), flat(x), target, K, T(rubbish), T(1 / N if mean else 1.0))

@@ -1,0 +1,282 @@
+"""LeNet-5 as it was in 1998: the layers, the output code, the losses and the network of LeCun, Bottou, Bengio and
+Haffner, "Gradient-based learning applied to document recognition", sections II.B and II.C.
+
+What the paper leaves open is a switch, or said to be our choice.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinycnn import _check
+from tinycnn.layers import Conv2d, Flatten, Layer, Linear, ScaledTanh
+from tinycnn.losses import Loss
+from tinycnn.model import Sequential
+
+BACKGROUND, FOREGROUND = -0.1, 1.175  # pixels, section II.B: images of 28 x 28 in the middle of 32 x 32
+RUBBISH = 1.0  # j of eq. 9, which the paper calls a positive constant: our choice
+
+# Table I: the maps of S2 that each of the sixteen maps of C3 sees.
+TABLE = (
+    "012", "123", "234", "345", "045", "015",
+    "0123", "1234", "2345", "0345", "0145", "0125", "0134", "1245", "0235",
+    "012345",
+)  # fmt: skip
+
+# Figure 3: the digits as bitmaps, 7 wide and 12 high.  A row is a number of seven bits, the left pixel first.
+BITMAP_ROWS = (
+    "3e 00 1c 36 63 63 63 63 36 1c 00 00", "0c 1c 3c 0c 0c 0c 0c 0c 0c 3f 00 00",
+    "3e 00 3e 63 43 06 1c 30 60 7f 00 00", "7f 03 06 0c 1e 03 03 03 63 3e 00 00",
+    "3e 00 00 33 33 73 63 63 67 3f 03 03", "3e 00 7f 60 60 3c 1e 03 63 3e 00 00",
+    "1e 30 60 60 7e 73 63 63 73 3e 00 00", "7f 03 03 06 0c 0c 18 18 18 18 00 00",
+    "3e 63 63 63 3e 63 63 63 63 3e 00 00", "3e 67 63 63 67 3f 03 03 06 3c 00 00",
+)  # fmt: skip
+
+
+def connections():
+    """Table I as a boolean array (6, 16): whether a map of S2 is seen by a map of C3."""
+    return np.array([[str(c) in seen for seen in TABLE] for c in range(6)])
+
+
+def bitmaps():
+    """The ten target codes of F6: (10, 84), 1 where a pixel is black and -1 elsewhere, row by row."""
+    rows = np.array([[int(row, 16) for row in digit.split()] for digit in BITMAP_ROWS])
+    bits = rows[:, :, None] >> np.arange(6, -1, -1) & 1
+    return np.where(bits.reshape(10, 84) == 1, 1.0, -1.0)
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+class Subsample(Layer):
+    """S2 and S4: windows side by side, their sum times a coefficient plus a bias, one of each a map.
+
+    (C, H, W) -> (C, H // k, W // k)   pool: "sum", as section II.B says, or "mean", as section II.A does
+    """
+
+    weight: Any  # these four are views, set by `bind`
+    bias: Any
+    weight_grad: Any
+    bias_grad: Any
+
+    def __init__(self, channels, kernel_size=2, pool="sum"):
+        self.channels = _check.integer("channels", channels, 1)
+        self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
+        self.pool = _check.choice("pool", pool, ("sum", "mean"))
+        self.scale = 1.0 if pool == "sum" else 1 / math.prod(self.kernel_size)
+
+    def parameter_shapes(self):
+        return {"weight": (self.channels,), "bias": (self.channels,)}
+
+    def initial(self, rng):
+        bound = 1 / math.sqrt(self.fan_in())
+        return {name: rng.uniform(-bound, bound, shape) for name, shape in self.parameter_shapes().items()}
+
+    def fan_in(self):
+        return math.prod(self.kernel_size)
+
+    def output_shape(self, shape):
+        if len(shape) != 3 or shape[0] != self.channels:
+            raise ValueError(f"{self!r} takes ({self.channels}, height, width), got {tuple(shape)}")
+        sizes = _check.conv_sizes(shape[1:], self.kernel_size, self.kernel_size, (0, 0), (1, 1))
+        return (self.channels, *sizes)
+
+    def multiply_adds(self, shape):
+        return math.prod(self.output_shape(shape)) * (self.fan_in() + 1)
+
+    def forward(self, y, x):
+        self.k.subsample_forward(y, x, self.weight, self.bias, self.kernel_size, self.scale)
+
+    def backward(self, dx, dy, x, y):
+        self.k.subsample_backward(
+            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self.kernel_size, self.scale
+        )
+
+    def extra(self):
+        return f"{self.channels}, kernel_size={self.kernel_size}, pool={self.pool!r}"
+
+
+class MappedConv2d(Layer):
+    """C3: a convolution in which each output map sees some of the input maps only; the other pairs are not computed.
+
+    connections  (in_channels, out_channels) booleans; every map must be connected
+    weight: (pairs, KH, KW), in the order of outputs and then of inputs   bias: (out_channels,)
+    """
+
+    weight: Any  # these six are set by `bind`
+    bias: Any
+    weight_grad: Any
+    bias_grad: Any
+    _sources: Any
+    _starts: Any
+
+    def __init__(self, connections, kernel_size):
+        table = np.asarray(connections)
+        if table.ndim != 2 or not table.size or table.dtype != np.bool_:
+            raise ValueError(
+                f"connections must be a table (in_channels, out_channels) of booleans, got shape {table.shape}, "
+                f"dtype {table.dtype}"
+            )
+        for axis, which in ((1, "input"), (0, "output")):
+            alone = np.flatnonzero(~table.any(axis))
+            if alone.size:
+                raise ValueError(f"connections must reach every map, got none for {which} map {alone[0]}")
+        self.in_channels, self.out_channels = table.shape
+        self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
+        self.table = table
+        self._pairs_of = table.sum(axis=0)  # of each output
+
+    def parameter_shapes(self):
+        return {"weight": (int(self.table.sum()), *self.kernel_size), "bias": (self.out_channels,)}
+
+    def fan_in(self):
+        """Of each output map, (out_channels,)."""
+        return self._pairs_of * math.prod(self.kernel_size)
+
+    def initial(self, rng):
+        bound = 1 / np.sqrt(self.fan_in())
+        pairs = np.repeat(bound, self._pairs_of)[:, None, None]
+        weight = rng.uniform(-1, 1, self.parameter_shapes()["weight"]) * pairs
+        return {"weight": weight, "bias": rng.uniform(-1, 1, self.out_channels) * bound}
+
+    def buffers(self, dtype):
+        sources = np.nonzero(self.table.T)[1]
+        starts = np.concatenate([[0], np.cumsum(self._pairs_of)])
+        return {"_sources": sources.astype(np.int64), "_starts": starts.astype(np.int64)}
+
+    def output_shape(self, shape):
+        if len(shape) != 3 or shape[0] != self.in_channels:
+            raise ValueError(f"{self!r} takes ({self.in_channels}, height, width), got {tuple(shape)}")
+        return (self.out_channels, *_check.conv_sizes(shape[1:], self.kernel_size, (1, 1), (0, 0), (1, 1)))
+
+    def multiply_adds(self, shape):
+        return math.prod(self.output_shape(shape)[1:]) * math.prod(self.parameter_shapes()["weight"])
+
+    def forward(self, y, x):
+        self.k.conv2d_map_forward(y, x, self.weight, self.bias, self._sources, self._starts)
+
+    def backward(self, dx, dy, x, y):
+        self.k.conv2d_map_backward(
+            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self._sources, self._starts
+        )
+
+    def extra(self):
+        pairs = int(self.table.sum())
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, pairs={pairs}"
+
+
+class Distances(Layer):
+    """The output layer, eq. 7: squared Euclidean distances to fixed points; the smallest wins.  (F,) -> (K,)
+
+    centres: (K, F).  They are a buffer, "weight" in a state_dict, and not trained.
+    """
+
+    weight: Any  # set by `bind`
+
+    def __init__(self, centres):
+        self.centres = _check.finite("centres", _check.array("centres", centres, 2, "(classes, features)"))
+
+    def buffers(self, dtype):
+        return {"weight": np.ascontiguousarray(self.centres, dtype)}
+
+    def bind(self, k, parameters, gradients, dtype):
+        super().bind(k, parameters, gradients, dtype)
+        self._no_gradient = k.empty((0, self.centres.shape[1]), dtype)
+
+    def output_shape(self, shape):
+        if tuple(shape) != self.centres.shape[1:]:
+            raise ValueError(f"{self!r} takes ({self.centres.shape[1]},), got {tuple(shape)}")
+        return self.centres.shape[:1]
+
+    def multiply_adds(self, shape):
+        return self.centres.size
+
+    def forward(self, y, x):
+        self.k.distance_forward(y, x, self.weight)
+
+    def backward(self, dx, dy, x, y):
+        self.k.distance_backward(dx, self._no_gradient, dy, x, self.weight)
+
+    def extra(self):
+        return f"{self.centres.shape[1]}, {self.centres.shape[0]}"
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+class NearestLoss(Loss):
+    """Losses of distances (N, K), whose smallest is the prediction, against class numbers (N,).
+
+    rubbish    None: eq. 8, the distance to the target.  A number j: eq. 9, which also pushes the other classes away
+    reduction  "mean" or "sum"
+    """
+
+    def __init__(self, rubbish=None, reduction="mean"):
+        self.rubbish = None if rubbish is None else _check.number("rubbish", rubbish, 0)
+        self.reduction = _check.choice("reduction", reduction, ("mean", "sum"))
+
+    def bind(self, k, batch, classes, dtype):
+        super().bind(k, batch, classes, dtype)
+        self._predicted = k.empty((batch,), np.int64)
+
+    def run(self, dx, x, target):
+        n, rubbish = len(x), -1.0 if self.rubbish is None else self.rubbish
+        self.k.nearest_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
+
+    def __call__(self, distances, target):
+        """(value, gradient with respect to the distances)."""
+        from tinycnn import backend
+        from tinycnn.losses import floating
+
+        x = floating(_check.array("distances", distances, 2, "(images, classes)"))
+        target = _check.labels("target", target, len(x), x.shape[1])
+        self.bind(backend.get("cpu"), len(x), x.shape[1], x.dtype)
+        dx = np.empty_like(x)
+        self.run(dx, x, target)
+        return self.value(len(x)), dx
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+def lenet5(pool="sum", *, root=False, rng=None, dtype=np.float32, device="cpu"):
+    """LeNet-5 of 1998, for images (1, 32, 32): 60,000 parameters, 340,908 connections.
+
+    Weights are drawn from U(-2.4/F, 2.4/F), F the unit's number of inputs (appendix A); with `root`, as some read it,
+    from U(-2.4/sqrt(F), 2.4/sqrt(F)).  The paper has no rule for biases: they are zero here.
+    """
+    rng = np.random.default_rng(rng)
+    model = Sequential(
+        Conv2d(1, 6, 5), ScaledTanh(), Subsample(6, 2, pool), ScaledTanh(),
+        MappedConv2d(connections(), 5), ScaledTanh(), Subsample(16, 2, pool), ScaledTanh(),
+        Conv2d(16, 120, 5), ScaledTanh(), Flatten(), Linear(120, 84), ScaledTanh(), Distances(bitmaps()),
+        input_shape=(1, 32, 32), rng=rng, dtype=dtype, device=device,
+    )  # fmt: skip
+    state = model.state_dict()
+    for number, layer in enumerate(model.layers):
+        if f"{number}.bias" in state:
+            weight = state[f"{number}.weight"]
+            fan_in = layer.fan_in() if hasattr(layer, "fan_in") else math.prod(weight.shape[1:])
+            bound = 2.4 / (np.sqrt(fan_in) if root else np.asarray(fan_in, float))
+            if isinstance(layer, MappedConv2d):
+                bound = np.repeat(bound, layer.table.sum(axis=0))[:, None, None]
+            state[f"{number}.weight"] = rng.uniform(-1, 1, weight.shape) * bound
+            state[f"{number}.bias"] = np.zeros_like(state[f"{number}.bias"])
+    model.load_state_dict(state)
+    return model
+
+
+def count_connections(model):
+    """Connections as the paper counts them: every input, bias and centre of every unit."""
+    found = 0
+    for layer, shape in zip(model.layers, model.shapes[1:], strict=True):
+        if isinstance(layer, MappedConv2d):
+            found += math.prod(shape[1:]) * sum(math.prod(s) for s in layer.parameter_shapes().values())
+        elif isinstance(layer, Subsample):
+            found += math.prod(shape) * (layer.fan_in() + 1)
+        elif isinstance(layer, Distances):
+            found += layer.centres.size
+        elif layer.parameter_shapes():
+            found += math.prod(shape) * (math.prod(layer.parameter_shapes()["weight"][1:]) + 1)
+    return found
