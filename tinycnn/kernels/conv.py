@@ -19,6 +19,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, correlate
 
 LANES = 8  # images that are interleaved (or one)
@@ -30,14 +31,30 @@ LONG = 64  # a run this long needs no company; shorter rows are taken several at
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
     """y = conv(x, w) + b; shapes at the top of this file."""
+    if covers(x, w, padding, groups):
+        linear_forward(as_rows(y), as_rows(x), as_rows(w), b)
+        return
     forward = conv2d_forward_shifted if stride == (1, 1) else conv2d_forward_columns
     forward(y, x, w, b, stride, padding, dilation, groups)
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
+    if covers(x, w, padding, groups):
+        linear_backward(as_rows(dx), as_rows(dw), db, as_rows(dy), as_rows(x), as_rows(w))
+        return
     backward = conv2d_backward_shifted if stride == (1, 1) else conv2d_backward_columns
     backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
+
+
+def covers(x, w, padding, groups):
+    """Whether a window is the whole image: then the convolution is a fully connected layer (C5 of 1998)."""
+    return groups == 1 and padding == (0, 0) and x.shape[2:] == w.shape[2:]
+
+
+def as_rows(array):
+    """(N, C, H, W) as (N, C*H*W)"""
+    return array.reshape(len(array), array.shape[1] * array.shape[2] * array.shape[3])
 
 
 # --- what both ways share ---------------------------------------------------------------------------------------------

@@ -10,14 +10,24 @@ from tinycnn.kernels._jit import inner, kernel
 
 
 @inner
-def window_sum(plane, i, j, KH, KW):
-    """Sum of window (i, j) of the KH x KW windows that lie side by side."""
-    total = plane.dtype.type(0)
+def window_sums(to, plane, i, KH, KW):
+    """to[j] = sum of window (i, j) of the KH x KW windows that lie side by side."""
+    for j in range(to.size):
+        to[j] = 0
     for u in range(KH):
         row = plane[i * KH + u]
         for v in range(KW):
-            total += row[j * KW + v]
-    return total
+            for j in range(to.size):
+                to[j] += row[j * KW + v]
+
+
+@inner
+def subsample_plane(y, x, factor, offset, KH, KW):
+    for i in range(y.shape[0]):
+        to = y[i]
+        window_sums(to, x, i, KH, KW)
+        for j in range(to.size):
+            to[j] = factor * to[j] + offset
 
 
 @kernel
@@ -26,60 +36,113 @@ def subsample_forward(y, x, weight, bias, kernel_size, scale):
 
     x: (N, C, H, W)   y: (N, C, H // KH, W // KW)   weight, bias: (C,)
     """
-    KH, KW = kernel_size
-    for n in prange(len(x)):
-        for c in range(x.shape[1]):
-            factor = weight[c] * x.dtype.type(scale)
-            for i in range(y.shape[2]):
-                for j in range(y.shape[3]):
-                    y[n, c, i, j] = factor * window_sum(x[n, c], i, j, KH, KW) + bias[c]
+    C = x.shape[1]
+    for task in prange(len(x) * C):
+        n, c = task // C, task % C
+        factor = weight[c] * x.dtype.type(scale)
+        subsample_plane(y[n, c], x[n, c], factor, bias[c], kernel_size[0], kernel_size[1])
+
+
+@inner
+def subsample_slopes(dy, x, c, KH, KW):
+    """Sums of dy * window and of dy over map c of all images."""
+    slope, offset = x.dtype.type(0), x.dtype.type(0)
+    sums = np.empty(dy.shape[3], x.dtype)
+    for n in range(len(x)):
+        for i in range(dy.shape[2]):
+            window_sums(sums, x[n, c], i, KH, KW)
+            g = dy[n, c, i]
+            for j in range(g.size):
+                slope += g[j] * sums[j]
+                offset += g[j]
+    return slope, offset
+
+
+@inner
+def subsample_spread(dx, dy, factor, KH, KW):
+    """The transpose of `subsample_plane`; what no window reaches gets zero."""
+    flat = dx.reshape(dx.size)
+    for i in range(flat.size):
+        flat[i] = 0
+    for h in range(dy.shape[0] * KH):
+        to, g = dx[h], dy[h // KH]
+        for v in range(KW):
+            for j in range(g.size):
+                to[j * KW + v] = factor * g[j]
 
 
 @kernel
 def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
     """Gradients of all three arguments of `subsample_forward`; dx of size 0 is not computed."""
-    KH, KW = kernel_size
     for c in prange(x.shape[1]):
-        share, factor = x.dtype.type(scale), weight[c] * x.dtype.type(scale)
-        slope, offset = x.dtype.type(0), x.dtype.type(0)
-        for n in range(len(x)):
-            for i in range(dy.shape[2]):
-                for j in range(dy.shape[3]):
-                    slope += dy[n, c, i, j] * window_sum(x[n, c], i, j, KH, KW)
-                    offset += dy[n, c, i, j]
-        dweight[c], dbias[c] = slope * share, offset
+        KH, KW = kernel_size
+        slope, offset = subsample_slopes(dy, x, c, KH, KW)
+        dweight[c], dbias[c] = slope * x.dtype.type(scale), offset
         if dx.size:
             for n in range(len(x)):
-                for h in range(x.shape[2]):
-                    for w in range(x.shape[3]):
-                        inside = h // KH < dy.shape[2] and w // KW < dy.shape[3]
-                        dx[n, c, h, w] = factor * dy[n, c, h // KH, w // KW] if inside else x.dtype.type(0)
+                subsample_spread(dx[n, c], dy[n, c], weight[c] * x.dtype.type(scale), KH, KW)
+
+
+# A convolution along a table works on whole planes at once: with the pitch of the input, the pixels that a tap meets
+# are the input itself from some number on.  What is computed between two rows of the output is dropped, or zero.
 
 
 @inner
-def add_pair(out, plane, w):
-    """out += plane convolved with w; out: (OH, OW)   plane: (OH + KH - 1, OW + KW - 1)   w: (KH, KW)"""
-    for i in range(out.shape[0]):
-        to = out[i]
-        for u in range(w.shape[0]):
-            row, taps = plane[i + u], w[u]
-            for v in range(taps.size):
-                source, tap = row[v:], taps[v]
-                for j in range(to.size):
-                    to[j] += tap * source[j]
-
-
-@inner
-def spread_pair(plane, dy, w):
-    """The transpose of `add_pair`: plane += dy through w."""
+def lay_out(padded, dy, pitch):
+    """dy: (OH, OW) row by row with `pitch`, zeros between."""
+    for k in range(padded.size):
+        padded[k] = 0
     for i in range(dy.shape[0]):
-        g = dy[i]
-        for u in range(w.shape[0]):
-            row, taps = plane[i + u], w[u]
-            for v in range(taps.size):
-                to, tap = row[v:], taps[v]
-                for j in range(g.size):
-                    to[j] += tap * g[j]
+        to, g = padded[i * pitch :], dy[i]
+        for j in range(g.size):
+            to[j] = g[j]
+
+
+@inner
+def add_pair(out, plane, w, pitch):
+    """out += plane convolved with w; out: a run over all rows of the output   plane: (H*W,)   w: (KH, KW)"""
+    for u in range(w.shape[0]):
+        for v in range(w.shape[1]):
+            source, tap = plane[u * pitch + v :], w[u, v]
+            for k in range(out.size):
+                out[k] += tap * source[k]
+
+
+@inner
+def spread_pair(plane, g, w, pitch):
+    """The transpose of `add_pair`."""
+    for u in range(w.shape[0]):
+        for v in range(w.shape[1]):
+            to, tap = plane[u * pitch + v :], w[u, v]
+            for k in range(g.size):
+                to[k] += tap * g[k]
+
+
+@inner
+def pair_gradient(dw, g, plane, pitch):
+    """dw += the sums over the run of g times the plane, shifted by each tap."""
+    for u in range(dw.shape[0]):
+        for v in range(dw.shape[1]):
+            source, total = plane[u * pitch + v :], dw.dtype.type(0)
+            for k in range(g.size):
+                total += g[k] * source[k]
+            dw[u, v] += total
+
+
+@inner
+def map_output(y, x, w, bias, sources, first, last):
+    """One output map of one image.  y: (OH, OW)   x: (C, H, W)"""
+    pitch = x.shape[2]
+    run = np.empty((y.shape[0] - 1) * pitch + y.shape[1], y.dtype)
+    for k in range(run.size):
+        run[k] = bias
+    for p in range(first, last):
+        plane = x[sources[p]]
+        add_pair(run, plane.reshape(plane.size), w[p], pitch)
+    for i in range(y.shape[0]):
+        to, got = y[i], run[i * pitch :]
+        for j in range(to.size):
+            to[j] = got[j]
 
 
 @kernel
@@ -92,49 +155,54 @@ def conv2d_map_forward(y, x, w, b, sources, starts):
     O = y.shape[1]
     for task in prange(len(x) * O):
         n, o = task // O, task % O
-        out = y[n, o]
-        for i in range(out.shape[0]):
-            for j in range(out.shape[1]):
-                out[i, j] = b[o]
-        for p in range(starts[o], starts[o + 1]):
-            add_pair(out, x[n, sources[p]], w[p])
+        map_output(y[n, o], x[n], w, b[o], sources, starts[o], starts[o + 1])
 
 
 @inner
-def pair_gradient(dw, dy, x, o, c):
-    """dw[u, v] = sum over images and pixels of dy[:, o] * x[:, c] shifted by (u, v)."""
-    for u in range(dw.shape[0]):
-        for v in range(dw.shape[1]):
-            total = dw.dtype.type(0)
-            for n in range(len(x)):
-                for i in range(dy.shape[2]):
-                    g, row = dy[n, o, i], x[n, c, i + u, v:]
-                    for j in range(g.size):
-                        total += g[j] * row[j]
-            dw[u, v] = total
+def map_weights(dw, db, dy, x, o, sources, first, last):
+    """dw of the pairs of output o, and its bias."""
+    pitch = x.shape[3]
+    run = np.empty((dy.shape[2] - 1) * pitch + dy.shape[3], x.dtype)
+    total = x.dtype.type(0)
+    for p in range(first, last):
+        taps = dw[p].reshape(dw[p].size)
+        for t in range(taps.size):
+            taps[t] = 0
+    for n in range(len(x)):
+        lay_out(run, dy[n, o], pitch)
+        for k in range(run.size):
+            total += run[k]
+        for p in range(first, last):
+            plane = x[n, sources[p]]
+            pair_gradient(dw[p], run, plane.reshape(plane.size), pitch)
+    db[o] = total
+
+
+@inner
+def map_input(dx, dy, w, sources, starts):
+    """dx of one image: (C, H, W)"""
+    pitch = dx.shape[2]
+    flat = dx.reshape(dx.size)
+    for i in range(flat.size):
+        flat[i] = 0
+    run = np.empty((dy.shape[1] - 1) * pitch + dy.shape[2], dx.dtype)
+    for o in range(len(dy)):
+        lay_out(run, dy[o], pitch)
+        for p in range(starts[o], starts[o + 1]):
+            plane = dx[sources[p]]
+            spread_pair(plane.reshape(plane.size), run, w[p], pitch)
 
 
 @kernel
 def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
     """Gradients of all three arguments of `conv2d_map_forward`; dx of size 0 is not computed."""
-    O = dy.shape[1]
-    for o in prange(O):
-        total = x.dtype.type(0)
-        for n in range(len(x)):
-            plane = dy[n, o].reshape(dy[n, o].size)
-            for i in range(plane.size):
-                total += plane[i]
-        db[o] = total
-        for p in range(starts[o], starts[o + 1]):
-            pair_gradient(dw[p], dy, x, o, sources[p])
-    images = len(x) if dx.size else 0
-    for n in prange(images):
-        flat = dx[n].reshape(dx[n].size)
-        for i in range(flat.size):
-            flat[i] = 0
-        for o in range(O):
-            for p in range(starts[o], starts[o + 1]):
-                spread_pair(dx[n, sources[p]], dy[n, o], w[p])
+    O, images = dy.shape[1], len(x) if dx.size else 0
+    for task in prange(images + O):
+        if task < images:
+            map_input(dx[task], dy[task], w, sources, starts)
+        else:
+            o = task - images
+            map_weights(dw, db, dy, x, o, sources, starts[o], starts[o + 1])
 
 
 @kernel
