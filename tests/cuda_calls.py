@@ -162,6 +162,7 @@ def calls(dtype, sizes, seed=0):
             options = 0.9, 0.999, 1e-8, 0.01, decoupled
             yield "adam", f"step {step}", (theta, grad, *state[1:], rates, count, *options), (0, 2, 3, 5)
 
+    yield "descend_each", "", (normal(size), normal(size), abs(normal(size)), np.array([3])), (0, 3)
     for kind in (np.uint8, np.float32):
         images, labels = rng.integers(0, 256, (9, 2, H, W)).astype(kind), rng.integers(0, 10, 9)
         order, cursor, B = rng.integers(0, 9, rows + 4), np.array([3]), min(rows, 20)

@@ -244,6 +244,15 @@ def test_optimizers_show_what_is_not_finite(states, dtype):
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(last)), [41])
 
 
+@both_dtypes
+def test_descend_each(dtype):
+    theta, grad, sizes = np.random.default_rng(0).standard_normal((3, 100)).astype(dtype)
+    want, step = theta.astype(np.float64) - sizes.astype(np.float64) * grad, np.array([4])
+    kernels.descend_each(theta, grad, sizes, step)
+    close(theta, want, 10, 2)
+    assert step == [5]
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -331,12 +340,25 @@ def _case(name, dtype):
         return kernels.tally, (np.zeros(4), np.zeros(1, np.int64), loss, predicted, target), (0, 1)
     theta, grad, m, v = rng.standard_normal((4, 61_706)).astype(dtype)
     step = np.array([3])
+    if name == "descend_each":
+        return kernels.descend_each, (theta, grad, v * v, step), (0, 3)
     if name == "sgd":
         return kernels.sgd, (theta, grad, m, RATES, step, 0.9, 0.0, 0.01, False), (0, 2, 4)
     return kernels.adam, (theta, grad, m, v * v, RATES, step, 0.9, 0.999, 1e-8, 0.01, True), (0, 2, 3, 5)
 
 
-CASES = ["linear_forward", "linear_backward", "cross_entropy", "mse_loss", "gather", "tally", "advance", "sgd", "adam"]
+CASES = [
+    "linear_forward",
+    "linear_backward",
+    "cross_entropy",
+    "mse_loss",
+    "gather",
+    "tally",
+    "advance",
+    "descend_each",
+    "sgd",
+    "adam",
+]
 
 
 @both_dtypes

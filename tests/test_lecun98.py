@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import blank, close
 
-from tinycnn import Conv2d, Linear, Sequential, gradcheck_model, kernels, lecun98
+from tinycnn import (
+    Batches,
+    Conv2d,
+    Flatten,
+    Linear,
+    ScaledTanh,
+    Sequential,
+    evaluate,
+    fit,
+    gradcheck_model,
+    kernels,
+    lecun98,
+)
 
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 seeds = st.integers(0, 2**32 - 1)
@@ -120,6 +132,139 @@ def test_c5_is_a_fully_connected_layer():
 def test_what_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+# --- second derivatives -----------------------------------------------------------------------------------------------
+
+
+def batches_of(x, target):
+    """Images as they are."""
+    return Batches(x, target, mean=0, std=1)
+
+
+def by_differences(model, criterion, x, target, eps=1e-4):
+    """The diagonal of the Hessian, from differences of the gradient."""
+    start, found = model.theta.copy(), []
+
+    def gradient(theta):
+        model.theta[...] = theta
+        model.backward(criterion(model.forward(x), target)[1])
+        return model.grad.copy()
+
+    for k in range(len(start)):
+        step = np.zeros_like(start)
+        step[k] = eps
+        found.append((gradient(start + step)[k] - gradient(start - step)[k]) / (2 * eps))
+    model.theta[...] = start
+    return np.array(found)
+
+
+def small(*chain, shape, seed=0):
+    return Sequential(*chain, input_shape=shape, rng=seed, dtype=np.float64)
+
+
+def data_for(model, images=5, classes=1, seed=1):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((images, *model.input_shape)).astype(np.float32)
+    return x, rng.integers(0, classes, images)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_second_derivatives_of_one_layer_are_exact(reduction):
+    """Distances of what is linear in the parameters: nothing is dropped."""
+    for chain, shape in (
+        ((Flatten(), Linear(6, 3)), (1, 2, 3)),
+        ((Conv2d(2, 3, 2), Flatten()), (2, 2, 2)),
+        ((lecun98.MappedConv2d(np.array([[1, 0, 1], [0, 1, 1]], bool), 2), Flatten()), (2, 2, 2)),
+        ((lecun98.Subsample(3, 2, "mean"), Flatten()), (3, 2, 2)),
+    ):
+        model = small(*chain, lecun98.Distances(np.random.default_rng(3).standard_normal((4, 3))), shape=shape)
+        x, target = data_for(model, classes=4)
+        criterion = lecun98.NearestLoss(reduction=reduction)
+        h = lecun98.second_derivatives(model, criterion, batches_of(x, target), np.arange(5))
+        want = by_differences(model, lecun98.NearestLoss(), x, target)
+        np.testing.assert_allclose(h, want, rtol=1e-6, err_msg=repr(model))
+
+
+def test_second_derivatives_with_the_rubbish_class():
+    model = small(Flatten(), Linear(4, 3), lecun98.Distances(np.ones((1, 3))), shape=(1, 2, 2))
+    x, target = data_for(model)
+    criterion = lecun98.NearestLoss(2.0)
+    h = lecun98.second_derivatives(model, criterion, batches_of(x, target), np.arange(5))
+    np.testing.assert_allclose(h, by_differences(model, criterion, x, target), rtol=1e-5)
+    assert (h > 0).all()
+
+
+def test_second_derivatives_go_down_a_chain():
+    """One unit a layer: there are no mixed terms to drop, and what is left out is the term with f'' alone."""
+    chain = (
+        Conv2d(1, 1, 3), ScaledTanh(), lecun98.Subsample(1, 2), ScaledTanh(),
+        lecun98.MappedConv2d(np.ones((1, 1), bool), 1), ScaledTanh(), Flatten(), Linear(1, 1), ScaledTanh(),
+    )  # fmt: skip
+    model = small(*chain, lecun98.Distances(np.array([[0.3]])), shape=(1, 4, 4))
+    x, target = data_for(model, images=3)
+    h = lecun98.second_derivatives(model, lecun98.NearestLoss(), batches_of(x, target), np.arange(3))
+    # Above the subsampling each unit has one connection: h is 2 (du/dw)^2, u the last unit's output.
+    units = small(*chain, shape=(1, 4, 4))
+    units.theta[...] = model.theta
+    slopes = []
+    for image in x:
+        units.forward(image[None])
+        units.backward(np.ones((1, 1)))
+        slopes.append(units.grad.copy())
+    want = 2 * np.mean(np.square(slopes), axis=0)
+    above = slice(10, None)  # all but the first convolution, whose weights are shared by four windows
+    np.testing.assert_allclose(h[above], want[above], rtol=1e-9)
+    assert (h[:10] > 0).all()
+
+
+def test_second_derivatives_of_shared_weights_are_summed_over_connections():
+    """The first convolution of the chain above, by the recursion written out."""
+    rng = np.random.default_rng(4)
+    output = lecun98.Distances(rng.standard_normal((3, 2)))
+    model = small(Conv2d(1, 2, 2), ScaledTanh(), Flatten(), Linear(8, 2), output,
+                  shape=(1, 3, 3))  # fmt: skip
+    x, target = data_for(model, images=2, classes=3)
+    h = lecun98.second_derivatives(model, lecun98.NearestLoss(), batches_of(x, target), np.arange(2))
+    state, want = model.state_dict(), np.zeros((2, 1, 2, 2))
+    for image in x.astype(np.float64):
+        w = state["0.weight"]
+        a = np.array([[[(w[o, 0] * image[0, i : i + 2, j : j + 2]).sum() + state["0.bias"][o] for j in range(2)]
+                       for i in range(2)] for o in range(2)])  # fmt: skip
+        out = 1.7159 * np.tanh(2 / 3 * a)
+        slope = 2 / 3 / 1.7159 * (1.7159**2 - out**2)
+        h_out = (np.square(state["3.weight"]) * 2).sum(axis=0).reshape(2, 2, 2)
+        h_a = slope**2 * h_out
+        for o in range(2):
+            for u in range(2):
+                for v in range(2):
+                    want[o, 0, u, v] += (h_a[o] * image[0, u : u + 2, v : v + 2] ** 2).sum() / 2
+    np.testing.assert_allclose(h[:8], want.ravel(), rtol=1e-9)
+
+
+def test_a_pass_with_the_papers_method_learns():
+    """Single patterns, with the schedule's first rate; the machine's own loss goes down."""
+    from tinycnn import data
+
+    images, labels = data.synthetic_digits(400, rng=0)
+    span = lecun98.FOREGROUND - lecun98.BACKGROUND
+    batches = Batches(images, labels, mean=-lecun98.BACKGROUND / span, std=1 / span, padding=2)
+    x = np.empty((1, 1, 32, 32), np.float32)
+    batches.gather(x, np.array([0]))
+    assert x.min() == pytest.approx(lecun98.BACKGROUND, abs=1e-6)
+    assert x.max() <= lecun98.FOREGROUND + 1e-6
+    model = lecun98.lenet5(root=True, rng=0)
+    optimizer, criterion = lecun98.SDLM(model), lecun98.NearestLoss()
+    before = evaluate(model, batches, criterion)[0]
+    for _ in range(2):
+        optimizer.estimate(criterion, batches, np.arange(100), lecun98.SCHEDULE[0])
+        fit(model, criterion, optimizer, batches, epochs=1, batch_size=1, rng=1, progress=False)
+    sizes = kernels.to_host(optimizer.sizes)
+    assert 0 < sizes.min() < sizes.max() <= lecun98.SCHEDULE[0] / lecun98.MU * (1 + 1e-6)
+    loss, accuracy, distances = evaluate(model, batches, criterion)
+    assert loss < 0.5 * before
+    assert accuracy == (distances.argmin(axis=1) == labels).mean() > 0.5  # the smallest distance is the prediction
+    assert len(lecun98.SCHEDULE) == 20
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------

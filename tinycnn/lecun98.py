@@ -4,6 +4,7 @@ Haffner, "Gradient-based learning applied to document recognition", sections II.
 What the paper leaves open is a switch, or said to be our choice.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from tinycnn import _check
 from tinycnn.layers import Conv2d, Flatten, Layer, Linear, ScaledTanh
 from tinycnn.losses import Loss
 from tinycnn.model import Sequential
+from tinycnn.optim import Optimizer
 
 BACKGROUND, FOREGROUND = -0.1, 1.175  # pixels, section II.B: images of 28 x 28 in the middle of 32 x 32
 RUBBISH = 1.0  # j of eq. 9, which the paper calls a positive constant: our choice
@@ -92,6 +94,18 @@ class Subsample(Layer):
         self.k.subsample_backward(
             dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self.kernel_size, self.scale
         )
+
+    def curvature(self, hx, hweight, hbias, hy, x, weight2):
+        """The coefficient multiplies a window's sum, so the square of that sum counts, not the sum of squares."""
+        sums = self.k.empty(hy.shape, hy.dtype)
+        ones, zeros = (self.k.to_device(np.full(self.channels, value, hy.dtype)) for value in (1, 0))
+        self.k.subsample_forward(sums, x, ones, zeros, self.kernel_size, self.scale)
+        squares = self.k.to_device(np.square(self.k.to_host(sums)))
+        none = self.k.empty((0, *hy.shape[1:]), hy.dtype)
+        self.k.subsample_backward(none, hweight, hbias, hy, squares, ones, (1, 1), 1.0)
+        if hx.size:
+            not_these = [self.k.empty((self.channels,), hy.dtype) for _ in range(2)]
+            self.k.subsample_backward(hx, *not_these, hy, x, weight2, self.kernel_size, self.scale**2)
 
     def extra(self):
         return f"{self.channels}, kernel_size={self.kernel_size}, pool={self.pool!r}"
@@ -198,6 +212,14 @@ class Distances(Layer):
     def backward(self, dx, dy, x, y):
         self.k.distance_backward(dx, self._no_gradient, dy, x, self.weight)
 
+    def curvature(self, criterion, x, y, dy, share):
+        """Second derivatives of the loss by x, NumPy: 2 sum of dE/dy_i, as y is quadratic, and what the loss adds."""
+        x, y, dy = (np.asarray(self.k.to_host(a), np.float64) for a in (x, y, dy))
+        h = np.broadcast_to(2 * dy.sum(axis=1, keepdims=True), x.shape).copy()
+        for i, centre in enumerate(self.centres):
+            h += (criterion.curvature(y, share)[:, i : i + 1]) * (2 * (x - centre)) ** 2
+        return np.maximum(h, 0)
+
     def extra(self):
         return f"{self.centres.shape[1]}, {self.centres.shape[0]}"
 
@@ -224,6 +246,15 @@ class NearestLoss(Loss):
         n, rubbish = len(x), -1.0 if self.rubbish is None else self.rubbish
         self.k.nearest_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
 
+    def curvature(self, y, share):
+        """Second derivatives of `share` times each image's loss by its own distances y: (N, K) NumPy."""
+        if self.rubbish is None:
+            return np.zeros_like(y)  # eq. 8 is linear
+        least = np.minimum(y.min(axis=1, keepdims=True), self.rubbish)
+        p = np.exp(least - y)
+        p /= p.sum(axis=1, keepdims=True) + np.exp(least - self.rubbish)
+        return share * p * (1 - p)
+
     def __call__(self, distances, target):
         """(value, gradient with respect to the distances)."""
         from tinycnn import backend
@@ -235,6 +266,97 @@ class NearestLoss(Loss):
         dx = np.empty_like(x)
         self.run(dx, x, target)
         return self.value(len(x)), dx
+
+
+# --- the stochastic diagonal Levenberg-Marquardt method: section III.B, appendix C ------------------------------------
+
+MU = 0.02
+PATTERNS = 500  # on which second derivatives are estimated before each pass
+SCHEDULE = (5e-4,) * 2 + (2e-4,) * 3 + (1e-4,) * 3 + (5e-5,) * 4 + (1e-5,) * 8  # eta of each of twenty passes
+
+
+class SDLM(Optimizer):
+    """theta[k] -= eta / (mu + h[k]) * grad[k], with h[k] the mean second derivative of the loss by parameter k.
+
+    `estimate` has to be called before the first step, and is in the paper before each pass.
+    """
+
+    vectors = ("sizes",)  # eta / (mu + h), one a parameter
+    sizes: Any
+
+    def __init__(self, model, mu=MU):
+        super().__init__(model, 0.0, 0.0)
+        self.mu = _check.number("mu", mu, 1e-12)
+        self.eta = 0.0
+
+    def estimate(self, criterion, batches, index, eta):
+        """Measure h on the images `index` of `batches` and set the step sizes for the learning rate `eta`."""
+        self.eta = _check.number("eta", eta, 0)
+        h = second_derivatives(self.model, criterion, batches, index)
+        self.k.write(self.sizes, (eta / (self.mu + h)).astype(self.model.dtype))
+
+    @property
+    def lr(self):
+        return self.eta
+
+    def step(self):
+        self.k.descend_each(self.model.theta, self.model.grad, self.sizes, self._step)
+
+
+def second_derivatives(model, criterion, batches, index):
+    """Diagonal Gauss-Newton estimate of the second derivatives of the loss by each parameter, float64, (P,).
+
+    The mean over the images `index`.  With h the second derivative by a unit's weighted sum a or its output x, and u
+    its weights, appendix C's recursion is (the term with f'' is dropped, which keeps h positive)
+
+        h_a = f'(a)^2 h_x,    h_x[j] = sum over i of u[i, j]^2 h_a[i],    h_u[i, j] = h_a[i] x[j]^2,
+
+    where connections that share a weight are added.  That is backpropagation with squared weights and inputs, so the
+    layers' own backward kernels do it; an activation's is applied twice.
+    """
+    k, n = model.k, len(index)
+    if model.input_shape is None:
+        model.set_input_shape(batches.image_shape)
+    target = batches.gather(model.input_buffer(n), k.to_device(np.asarray(index, np.int64)))
+    model.run_forward(n)
+    values, slopes = model._buffers(n)
+    criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
+    criterion.run(slopes[-1], values[-1], target)
+    last = model.layers[-1]
+    if not isinstance(last, Distances):
+        raise ValueError(f"second derivatives start at a last layer of Distances, got {last!r}")
+    share = 1 / n if criterion.reduction == "mean" else 1.0
+    k.write(slopes[-2], last.curvature(criterion, values[-2], values[-1], slopes[-1], share))
+    found = np.zeros(len(model.theta))
+    for number in range(len(model.layers) - 2, model._first - 1, -1):
+        layer, x, y, hy = model.layers[number], values[number], values[number + 1], slopes[number + 1]
+        hx = slopes[number] if number > model._first else model._unwanted
+        if layer.is_view:
+            continue
+        if not layer.parameter_shapes():  # an activation: f' times f'
+            layer.backward(hx, hy, x, y)
+            layer.backward(hx, hx, x, y)
+            continue
+        here = [slot for slot in model._slots if slot[1] is layer]
+        squares = {slot[2]: k.to_device(np.square(k.to_host(getattr(layer, slot[2])))) for slot in here}
+        h = {slot[2]: k.empty(slot[3], model.dtype) for slot in here}
+        bias = h.get("bias", k.empty((0,), model.dtype))
+        curvature = getattr(layer, "curvature", functools.partial(_squared_backward, layer))
+        curvature(hx, h["weight"], bias, hy, x, squares["weight"])
+        for _, _, name, _, start, stop in here:
+            found[start:stop] = np.asarray(k.to_host(h[name]), np.float64).ravel()
+    return found / (n * share)
+
+
+def _squared_backward(layer, hx, hweight, hbias, hy, x, weight2):
+    """The layer's backward pass with squares in place of its weights and inputs."""
+    k = layer.k
+    mine = layer.weight, layer.weight_grad, layer.bias_grad
+    layer.weight, layer.weight_grad, layer.bias_grad = weight2, hweight, hbias
+    try:
+        layer.backward(hx, hy, k.to_device(np.square(k.to_host(x))), None)
+    finally:
+        layer.weight, layer.weight_grad, layer.bias_grad = mine
 
 
 # --- the network ------------------------------------------------------------------------------------------------------

@@ -29,6 +29,10 @@ class Loss:
         self._loss = k.empty((batch,), dtype)
         self._predicted = k.empty((0,), np.int64)
 
+    def predicted(self, batch):
+        """The class that the last `run` saw in each of `batch` outputs, NumPy; None if the loss knows no classes."""
+        return self.k.to_host(self._predicted)[:batch] if len(self._predicted) else None
+
     def tally(self, totals, cursor, target):
         """Count the last `run`, whose targets these were; totals and cursor are those of the kernel `tally`."""
         n = len(target)

@@ -276,16 +276,18 @@ def evaluate(model, batches, criterion=None, batch_size=EVALUATION_BATCH):
     check_fit(model, batches, "batches")
     criterion = CrossEntropyLoss() if criterion is None else criterion
     batch_size = _check.integer("batch_size", batch_size, 1)
-    was, total, outputs = model.training, 0.0, []
+    was, total, outputs, right = model.training, 0.0, [], 0
+    labels = model.k.to_host(batches.labels)
     model.eval()
     for at in range(0, len(batches), batch_size):
         index = model.k.to_device(np.arange(at, min(at + batch_size, len(batches))))
         total += forward_step(model, criterion, batches, index) * len(index)
         outputs.append(np.array(model.k.to_host(model.output_buffers(len(index))[0])))
+        predicted = criterion.predicted(len(index))
+        predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
+        right += np.count_nonzero(predicted == labels[at : at + len(index)])
     model.train(was)
-    logits = np.concatenate(outputs)
-    accuracy = float((logits.argmax(axis=1) == model.k.to_host(batches.labels)).mean())
-    return total / len(batches), accuracy, logits
+    return total / len(batches), right / len(batches), np.concatenate(outputs)
 
 
 def warm_up(model, criterion, optimizer, batches, batch_size):

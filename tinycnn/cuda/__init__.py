@@ -35,7 +35,7 @@ from tinycnn.cuda.lecun98 import (
 from tinycnn.cuda.linear import linear_backward, linear_forward
 from tinycnn.cuda.losses import cross_entropy, mse_loss
 from tinycnn.cuda.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
-from tinycnn.cuda.optim import adam, advance, sgd
+from tinycnn.cuda.optim import adam, advance, descend_each, sgd
 from tinycnn.cuda.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -57,6 +57,7 @@ __all__ = [
     "conv2d_map_backward",
     "conv2d_map_forward",
     "cross_entropy",
+    "descend_each",
     "distance_backward",
     "distance_forward",
     "dropout",

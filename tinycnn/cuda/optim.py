@@ -63,6 +63,24 @@ def sgd(theta, grad, velocity, rates, step, momentum, dampening, weight_decay, n
 
 
 @phase
+def follow(tid, nt, first, theta, grad, sizes):
+    i = first + tid
+    if i < theta.size:
+        theta[i] -= sizes[i] * grad[i]
+
+
+@kernel(THREADS, registers=32)
+def descend_each_kernel(theta, grad, sizes):
+    follow(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, theta, grad, sizes)
+
+
+def descend_each(theta, grad, sizes, step):
+    """theta[i] -= sizes[i] * grad[i]: a learning rate for every parameter.  sizes: (P,)"""
+    descend_each_kernel[blocks(theta.size)](theta, grad, sizes)
+    advance(step)
+
+
+@phase
 def adapt(tid, nt, first, theta, grad, m, v, rates, step, b1, b2, a1, a2, log_b1, log_b2, eps, weight_decay, decoupled):
     """1 - beta**t is computed as -expm1(t log(beta)), which keeps its digits in float32 where beta is nearly 1."""
     i = first + tid

@@ -37,7 +37,7 @@ from tinycnn.kernels.lecun98 import (
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss
 from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
-from tinycnn.kernels.optim import adam, advance, sgd
+from tinycnn.kernels.optim import adam, advance, descend_each, sgd
 from tinycnn.kernels.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -59,6 +59,7 @@ __all__ = [
     "conv2d_map_backward",
     "conv2d_map_forward",
     "cross_entropy",
+    "descend_each",
     "distance_backward",
     "distance_forward",
     "dropout",

@@ -37,6 +37,14 @@ def sgd(theta, grad, velocity, rates, step, momentum, dampening, weight_decay, n
 
 
 @kernel
+def descend_each(theta, grad, sizes, step):
+    """theta[i] -= sizes[i] * grad[i]: a learning rate for every parameter.  sizes: (P,)"""
+    for i in prange(theta.size):
+        theta[i] -= sizes[i] * grad[i]
+    step[0] += 1
+
+
+@kernel
 def adam(theta, grad, m, v, rates, step, beta1, beta2, eps, weight_decay, decoupled):
     """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or taken off theta if `decoupled` (AdamW)."""
     t = step[0] + 1
