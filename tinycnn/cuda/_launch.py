@@ -5,10 +5,11 @@ next: a plain function of (tid, nt, arrays ...), the thread's number in its bloc
 not know whether its arrays lie in global or in shared memory, and calls nothing of CUDA's.  So one source serves a
 GPU, Numba's simulator (NUMBA_ENABLE_CUDASIM=1) and the compiled emulation of _emulate.py, which finds missing barriers.
 
-This module works on the first two; it is the only one that calls numba-cuda.  Rules for phases, all checked by
-tools/check_kernels.py: constants are of the arrays' dtype (a Python float is float64 and drags the arithmetic with it),
-arrays that stay in registers (`cuda.local.array`) are indexed by constants, and hot loops index slices by constants
-(Numba tests every other index for being negative).
+This module works on the first two; it is the only one that calls numba-cuda.  Rules for phases and kernels, all found
+out by tools/check_kernels.py or the tests: constants are of the arrays' dtype (a Python float is float64 and drags the
+arithmetic with it); arrays that stay in registers (`cuda.local.array`) are indexed by constants; hot loops index slices
+by constants, or by U (Numba tests every signed index for being negative); shared arrays are declared one a line (the
+simulator takes two on a line for the same).
 """
 
 import contextlib

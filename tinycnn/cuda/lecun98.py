@@ -83,8 +83,10 @@ def add_windows(tid, nt, some, others, dy, x, c, N, C, size, out, kernel_size):
 @kernel(THREADS, registers=64)
 def subsample_weight_kernel(dweight, dbias, dy, x, N, C, size, out, kernel_size, scale):
     """Block x: map x."""
-    some, others = cuda.shared.array(THREADS, x.dtype), cuda.shared.array(THREADS, x.dtype)
-    few, few_others = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    some = cuda.shared.array(THREADS, x.dtype)
+    others = cuda.shared.array(THREADS, x.dtype)
+    few = cuda.shared.array(FEW, x.dtype)
+    few_others = cuda.shared.array(FEW, x.dtype)
     tid, c = cuda.threadIdx.x, cuda.blockIdx.x
     add_windows(tid, THREADS, some, others, dy, x, c, N, C, size, out, kernel_size)
     cuda.syncthreads()
@@ -187,8 +189,10 @@ def write_tap(tid, nt, dw, db, few, few_others, starts, O, p, tap, taps):
 @kernel(THREADS, registers=64)
 def conv2d_map_weight_kernel(dw, db, dy, x, sources, starts, N, C, O, size, out, kernel_size):
     """Block (x, y): tap x of pair y."""
-    some, others = cuda.shared.array(THREADS, x.dtype), cuda.shared.array(THREADS, x.dtype)
-    few, few_others = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    some = cuda.shared.array(THREADS, x.dtype)
+    others = cuda.shared.array(THREADS, x.dtype)
+    few = cuda.shared.array(FEW, x.dtype)
+    few_others = cuda.shared.array(FEW, x.dtype)
     tid, tap, p = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y
     add_products(tid, THREADS, some, others, dy, x, sources, starts, p, tap, N, C, O, size, out, kernel_size)
     cuda.syncthreads()

@@ -67,7 +67,8 @@ def norm_forward_kernel(
 ):  # fmt: skip
     """Block x: set x, which begins at x * step; `channels` of a set (for groups)."""
     some = cuda.shared.array(THREADS, x.dtype)
-    few, few_squares = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    few = cuda.shared.array(FEW, x.dtype)
+    few_squares = cuda.shared.array(FEW, x.dtype)
     tid, set_ = cuda.threadIdx.x, cuda.blockIdx.x
     first = set_ * step
     channel = set_ if jump > 0 else first // plane % channels
@@ -122,8 +123,10 @@ def norm_backward_kernel(
     dx, dy, x, weight, affine, mean, rstd, fixed, step, run, jump, count, channels, plane
 ):  # fmt: skip
     """Block x: dx of set x."""
-    some, bent = cuda.shared.array(THREADS, x.dtype), cuda.shared.array(THREADS, x.dtype)
-    few, few_bent = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    some = cuda.shared.array(THREADS, x.dtype)
+    bent = cuda.shared.array(THREADS, x.dtype)
+    few = cuda.shared.array(FEW, x.dtype)
+    few_bent = cuda.shared.array(FEW, x.dtype)
     tid, set_ = cuda.threadIdx.x, cuda.blockIdx.x
     first = set_ * step
     channel = set_ if jump > 0 else first // plane % channels
@@ -161,8 +164,10 @@ def write_channel(tid, nt, dweight, dbias, few, few_bent, channel):
 @kernel(THREADS, registers=64)
 def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets, per):
     """Block x: channel x, in set n*sets + x // per of image n."""
-    some, bent = cuda.shared.array(THREADS, x.dtype), cuda.shared.array(THREADS, x.dtype)
-    few, few_bent = cuda.shared.array(FEW, x.dtype), cuda.shared.array(FEW, x.dtype)
+    some = cuda.shared.array(THREADS, x.dtype)
+    bent = cuda.shared.array(THREADS, x.dtype)
+    few = cuda.shared.array(FEW, x.dtype)
+    few_bent = cuda.shared.array(FEW, x.dtype)
     tid, channel = cuda.threadIdx.x, cuda.blockIdx.x
     add_channel(tid, THREADS, some, bent, dy, x, mean, rstd, channel, N, C, plane, sets, channel // per)
     cuda.syncthreads()
