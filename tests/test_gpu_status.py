@@ -42,6 +42,11 @@ class Driver:
         size._obj.value = self.gpus[handle.value][2]
         return 0
 
+    def cuPointerGetAttribute(self, value, attribute, address):
+        assert (attribute, address.value) == (9, 4096)
+        value._obj.value = 1
+        return 0
+
     def cuDeviceGetAttribute(self, value, attribute, handle):
         value._obj.value = self.gpus[handle.value][1][{75: 0, 76: 1}[attribute]]
         return 0
@@ -161,6 +166,8 @@ def test_where_an_array_lies():
     assert _gpu.device_of(np.ones(3)) is None
     assert _gpu.device_of([1, 2]) is None
     assert _gpu.device_of(Interface()) == 0
+    Interface.__cuda_array_interface__ = {"data": (4096, False)}
+    assert _gpu.device_of(Interface(), Driver()) == 1
     assert _gpu.device_of(Elsewhere(np.ones(1), 3)) == 3
 
 

@@ -17,6 +17,7 @@ LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 # What numba-cuda compiles with, by the name under which NVIDIA's finder knows it.
 TOOLKIT = ("nvvm", "nvrtc", "nvJitLink")
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_...
+_POINTER_DEVICE = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 
 class DeviceError(RuntimeError):
@@ -190,13 +191,15 @@ def table(status):
     return rows
 
 
-def device_of(array):
+def device_of(array, driver=None):
     """The number of the GPU on which an array of another library lies; None if it lies in main memory."""
     if hasattr(array, "__dlpack_device__"):
         kind, number = array.__dlpack_device__()
         return int(number) if int(kind) == 2 else None  # kDLCUDA
-    if hasattr(array, "__cuda_array_interface__"):
-        device = getattr(array, "device", None)
-        number = getattr(device, "id", getattr(device, "index", None))
-        return 0 if number is None else int(number)
+    if hasattr(array, "__cuda_array_interface__"):  # which does not say where: the driver knows
+        address, number = (array.__cuda_array_interface__ or {}).get("data", (0,))[0], ctypes.c_int(0)
+        driver = load_driver() if driver is None else driver
+        if driver is not None and address:
+            driver.cuPointerGetAttribute(ctypes.byref(number), _POINTER_DEVICE, ctypes.c_uint64(address))
+        return number.value
     return None
