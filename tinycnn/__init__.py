@@ -28,6 +28,7 @@ _MODULES = (
     "data",
     "experiment",
     "functional",
+    "init",
     "kernels",
     "lecun98",
     "metrics",

@@ -81,6 +81,23 @@ def labels(name, value, count, classes, ignore_index=None):
     return value.astype(np.int64, copy=False)
 
 
+def conv_padding(padding, kernel, stride, dilation):
+    """`padding` as a pair: numbers, "valid" for none, or "same", which keeps the size; the others are pairs."""
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        return pair("padding", padding, 0)
+    if stride != (1, 1):
+        raise ValueError(f"padding='same' needs a stride of 1, got {stride}")
+    around = tuple(d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
+    if around[0] % 2 or around[1] % 2:
+        raise ValueError(
+            f"padding='same' needs the same on both sides here, but kernel_size {kernel} with dilation {dilation} asks "
+            f"for {around} rows and columns in all; use an odd kernel_size"
+        )
+    return around[0] // 2, around[1] // 2
+
+
 def conv_sizes(size, kernel, stride, padding, dilation):
     """Output (height, width) of a convolution of an input of (height, width) `size`; all arguments are pairs."""
     out = []

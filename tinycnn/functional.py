@@ -33,8 +33,8 @@ def _conv_arguments(input, weight, bias, stride, padding, dilation, groups):
     x = _prepare("input", input, 4, "(N, C, H, W)")
     w = _prepare("weight", weight, 4, "(O, C/groups, KH, KW)", x.dtype)
     b = np.empty(EMPTY, x.dtype) if bias is None else _prepare("bias", bias, 1, "(O,)", x.dtype)
-    stride, padding = _check.pair("stride", stride, 1), _check.pair("padding", padding, 0)
-    dilation, groups = _check.pair("dilation", dilation, 1), _check.integer("groups", groups, 1)
+    stride, dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
+    padding, groups = _check.conv_padding(padding, w.shape[2:], stride, dilation), _check.integer("groups", groups, 1)
     if x.shape[1] % groups or w.shape[0] % groups:
         raise ValueError(f"channels must be divisible by groups {groups}, got {x.shape[1]} in and {w.shape[0]} out")
     if w.shape[1] != x.shape[1] // groups:

@@ -99,7 +99,8 @@ class Parametric(Layer):
 class Conv2d(Parametric):
     """2-D convolution: (C, H, W) -> (O, OH, OW).  weight: (O, C/groups, KH, KW), bias: (O,).
 
-    Sizes are integers or pairs (height, width).  Raises ValueError if channels are not divisible by groups.
+    Sizes are integers or pairs (height, width); padding may be "same" or "valid", too.  Raises ValueError if channels
+    are not divisible by groups, or if "same" would need more on one side than on the other.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
@@ -107,8 +108,8 @@ class Conv2d(Parametric):
         self.out_channels = _check.integer("out_channels", out_channels, 1)
         self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
         self.stride = _check.pair("stride", stride, 1)
-        self.padding = _check.pair("padding", padding, 0)
         self.dilation = _check.pair("dilation", dilation, 1)
+        self.padding = _check.conv_padding(padding, self.kernel_size, self.stride, self.dilation)
         self.groups = _check.integer("groups", groups, 1)
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if channels % self.groups:

@@ -1,0 +1,82 @@
+"""Initial weights and "same" padding against torch's definitions."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, Sequential, Tanh, functional, init
+
+
+def model():
+    return Sequential(
+        Conv2d(4, 60, (5, 3), groups=2), Tanh(), Flatten(), Linear(60 * 4 * 6, 50, bias=False), rng=0,
+        input_shape=(4, 8, 8), dtype=np.float64,
+    )  # fmt: skip
+
+
+# torch.nn.init._calculate_fan_in_and_fan_out: of weights (60, 2, 5, 3) and (50, 1440)
+FANS = {"0.weight": (2 * 15, 60 * 15), "3.weight": (1440, 50)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "deviation"),
+    [
+        (lambda m: init.xavier_uniform(m, 1.5, rng=1), lambda i, o: 1.5 * math.sqrt(2 / (i + o))),
+        (lambda m: init.xavier_normal(m, 1.5, rng=1), lambda i, o: 1.5 * math.sqrt(2 / (i + o))),
+        (lambda m: init.kaiming_uniform(m, rng=1), lambda i, o: math.sqrt(2 / i)),
+        (lambda m: init.kaiming_normal(m, "tanh", rng=1), lambda i, o: 5 / 3 / math.sqrt(i)),
+    ],
+)
+def test_spread(rule, deviation):
+    net = model()
+    bias = net.state_dict()["0.bias"]
+    rule(net)
+    for name, fans in FANS.items():
+        weight = net.state_dict()[name]
+        assert weight.std() == pytest.approx(deviation(*fans), rel=0.05)
+        assert abs(weight.mean()) < 4 * weight.std() / math.sqrt(weight.size)
+    np.testing.assert_array_equal(net.state_dict()["0.bias"], bias)
+
+
+def test_uniform_stays_in_its_bounds():
+    net = model()
+    init.xavier_uniform(net, rng=1)
+    for name, (fan_in, fan_out) in FANS.items():
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        assert 0.99 * bound < abs(net.state_dict()[name]).max() <= bound
+
+
+def test_bias_and_seed():
+    net, twin = model(), model()
+    init.constant_bias(net, 0.01)
+    np.testing.assert_array_equal(net.state_dict()["0.bias"], 0.01)
+    init.kaiming_normal(net, rng=5)
+    init.kaiming_normal(twin, rng=5)
+    np.testing.assert_array_equal(net.state_dict()["3.weight"], twin.state_dict()["3.weight"])
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="no convolution or fully connected layer with a weight"):
+        init.xavier_uniform(Sequential(AvgPool2d(2), input_shape=(1, 4, 4)))
+    with pytest.raises(ValueError, match="nonlinearity must be one of"):
+        init.kaiming_uniform(model(), "swish")
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (5, 2), ((1, 7), 1), ((3, 5), (3, 1))])
+def test_same_padding_keeps_the_size(kernel, dilation):
+    net = Sequential(Conv2d(2, 3, kernel, padding="same", dilation=dilation), input_shape=(2, 9, 11), rng=0)
+    assert net.shapes[-1] == (3, 9, 11)
+    state, x = net.state_dict(), np.random.default_rng(0).standard_normal((2, 2, 9, 11)).astype(np.float32)
+    same = functional.conv2d(x, state["0.weight"], state["0.bias"], padding="same", dilation=dilation)
+    np.testing.assert_array_equal(net.forward(x), same)
+    assert Conv2d(1, 1, 3, padding="valid").padding == (0, 0)
+
+
+def test_same_padding_that_cannot_be():
+    with pytest.raises(ValueError, match="padding='same' needs a stride of 1"):
+        Conv2d(1, 1, 3, stride=2, padding="same")
+    with pytest.raises(ValueError, match="use an odd kernel_size"):
+        Conv2d(1, 1, 4, padding="same")
+    with pytest.raises(TypeError, match="padding must be an integer"):
+        Conv2d(1, 1, 3, padding="full")
