@@ -523,7 +523,7 @@ def shared():
         (lambda: Conv2d(1, 1, (1, 2, 3)), ValueError, "kernel_size must be an integer or a pair"),
         (lambda: Conv2d(1, 1, 0), ValueError, "kernel_size must be at least 1"),
         (lambda: Conv2d(1, 1, 1, stride=0), ValueError, "stride must be at least 1"),
-        (lambda: Conv2d(1, 1, 1, padding="same"), TypeError, "padding must be an integer"),
+        (lambda: Conv2d(1, 1, 1, padding="full"), TypeError, "padding must be an integer"),
         (lambda: Conv2d(1, 1, 1, dilation=-1), ValueError, "dilation must be at least 1"),
         (lambda: Conv2d(3, 4, 1, groups=2), ValueError, "in_channels must be divisible by groups, got 3 and 2"),
         (lambda: Conv2d(4, 3, 1, groups=2), ValueError, "out_channels must be divisible by groups, got 3 and 2"),
