@@ -216,8 +216,9 @@ class Distances(Layer):
         """Second derivatives of the loss by x, NumPy: 2 sum of dE/dy_i, as y is quadratic, and what the loss adds."""
         x, y, dy = (np.asarray(self.k.to_host(a), np.float64) for a in (x, y, dy))
         h = np.broadcast_to(2 * dy.sum(axis=1, keepdims=True), x.shape).copy()
+        of_loss = criterion.curvature(y, share)
         for i, centre in enumerate(self.centres):
-            h += (criterion.curvature(y, share)[:, i : i + 1]) * (2 * (x - centre)) ** 2
+            h += of_loss[:, i : i + 1] * (2 * (x - centre)) ** 2
         return np.maximum(h, 0)
 
     def extra(self):

@@ -20,7 +20,6 @@ from typing import Any
 import numba
 import numpy as np
 
-SIMULATED = True
 ALIGN = None
 GARBAGE = 2**30  # as an index: out of bounds
 OPTIONS: dict[str, Any] = {"boundscheck": True, "error_model": "numpy"}
@@ -54,7 +53,6 @@ class Phase:
     def __init__(self, function):
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         compiled = numba.njit(**OPTIONS)(function)
-        self.compiled = compiled
 
         @numba.njit(**OPTIONS)
         def none(order, nt, arguments):
@@ -161,10 +159,6 @@ def use(number):
 
 def synchronize():
     pass
-
-
-def free_memory():
-    return 0
 
 
 def seconds(function):

@@ -11,7 +11,7 @@ _home = importlib.import_module("tinycnn.cuda._emulate" if EMULATED else "tinycn
 ALIGN = _home.ALIGN
 Kernel, kernel, phase, device, scalar = _home.Kernel, _home.kernel, _home.phase, _home.device, _home.scalar
 cuda = _home.cuda
-use, synchronize, free_memory, seconds = _home.use, _home.synchronize, _home.free_memory, _home.seconds
+use, synchronize, seconds = _home.use, _home.synchronize, _home.seconds
 empty, to_device, to_host, write, capture = _home.empty, _home.to_device, _home.to_host, _home.write, _home.capture
 flat, scratch, constant, share = _home.flat, _home.scratch, _home.constant, _home.share
 

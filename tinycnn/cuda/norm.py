@@ -205,25 +205,9 @@ def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
     mean, rstd, count = flat(mean), flat(rstd), C // groups * H * W
     weight, bias = (weight, bias) if affine else (mean, mean)
     norm_forward_kernel[N * groups](
-        flat(y),
-        flat(x),
-        weight,
-        bias,
-        affine,
-        mean,
-        rstd,
-        mean,
-        rstd,
-        T(0),
-        T(eps),
-        0,
-        count,
-        count,
-        0,
-        count,
-        C,
-        H * W,
-    )
+        flat(y), flat(x), weight, bias, affine, mean, rstd, mean, rstd, T(0), T(eps),
+        0, count, count, 0, count, C, H * W,
+    )  # fmt: skip
 
 
 def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
