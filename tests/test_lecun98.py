@@ -257,7 +257,7 @@ def test_a_pass_with_the_papers_method_learns():
     optimizer, criterion = lecun98.SDLM(model), lecun98.NearestLoss()
     before = evaluate(model, batches, criterion)[0]
     for _ in range(2):
-        optimizer.estimate(criterion, batches, np.arange(100), lecun98.SCHEDULE[0])
+        optimizer.estimate(criterion, batches, np.arange(100))
         fit(model, criterion, optimizer, batches, epochs=1, batch_size=1, rng=1, progress=False)
     sizes = kernels.to_host(optimizer.sizes)
     assert 0 < sizes.min() < sizes.max() <= lecun98.SCHEDULE[0] / lecun98.MU * (1 + 1e-6)

@@ -5,6 +5,7 @@ import sys
 
 import tinycnn
 from tinycnn import experiment
+from tinycnn.recipes import reproduce
 
 
 def main(argv=None):
@@ -16,12 +17,18 @@ def main(argv=None):
     fetch = commands.add_parser("data", help="find or download a data set and check it")
     fetch.add_argument("name", choices=("mnist", "fashion", "kmnist", "synthetic"))
     fetch.add_argument("--data-dir", help="folder to look in and to download to")
+    commands.add_parser("recipes", help="list the recipes: named runs with what their sources claim")
+    reproduce.add_options(commands.add_parser("reproduce", help="run recipes, and compare claimed and obtained"))
     commands.add_parser("info", help="versions, processor, threads, and what is there of a GPU")
     args = parser.parse_args(argv)
     if args.command == "train":
         from tinycnn.models import lenet5
 
         return experiment.run(args, lenet5)
+    if args.command == "recipes":
+        return reproduce.listing()
+    if args.command == "reproduce":
+        return reproduce.main(args)
     return info() if args.command == "info" else data(args)
 
 

@@ -86,8 +86,16 @@ class Parametric(Layer):
             shapes["bias"] = self.weight_shape[:1]
         return shapes
 
+    def fan_in(self):
+        """Inputs of one unit."""
+        return math.prod(self.weight_shape[1:])
+
+    def per_weight(self, values):
+        """Numbers that go with units (as `fan_in` has them), in a shape that goes with the weight."""
+        return values
+
     def initial(self, rng):
-        bound = 1 / math.sqrt(math.prod(self.weight_shape[1:]))
+        bound = 1 / math.sqrt(self.fan_in())
         return {name: rng.uniform(-bound, bound, shape) for name, shape in self.parameter_shapes().items()}
 
     def bind(self, k, parameters, gradients, dtype):
@@ -184,16 +192,20 @@ class _Pool2d(Layer):
     padding: tuple[int, int]
     dilation = (1, 1)
     ceil_mode: bool
+    same = False
 
     def output_shape(self, shape):
         if len(shape) != 3:
             raise ValueError(f"{self!r} takes (channels, height, width), got {shape}")
+        if self.same:
+            return tuple(shape)
         window = self.kernel_size, self.stride, self.padding, self.dilation
         return (shape[0], *_check.pool_sizes(shape[1:], *window, self.ceil_mode))
 
     def extra(self):
+        padding = "'same'" if self.same else self.padding
         return f"kernel_size={self.kernel_size}, stride={self.stride}" + (
-            f", padding={self.padding}" if self.padding != (0, 0) else ""
+            f", padding={padding}" if padding != (0, 0) else ""
         )
 
 
@@ -227,13 +239,22 @@ class AvgPool2d(_Pool2d):
 
 
 class MaxPool2d(_Pool2d):
-    """Largest entry of each window: (C, H, W) -> (C, OH, OW); of equal ones the first, as in torch."""
+    """Largest entry of each window: (C, H, W) -> (C, OH, OW); of equal ones the first, as in torch.
+
+    With stride 1, padding may be "same" (TensorFlow's): the output has the size of the input, and where the window is
+    even the last ones reach over the edge.
+    """
 
     def __init__(self, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
         self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
         self.stride = _check.pair("stride", kernel_size if stride is None else stride, 1)
-        self.padding = _check.pair("padding", padding, 0)
         self.dilation = _check.pair("dilation", dilation, 1)
+        self.same = padding == "same"
+        if self.same:
+            if self.stride != (1, 1):
+                raise ValueError(f"padding 'same' needs stride 1, got {self.stride}")
+            padding = tuple(d * (n - 1) // 2 for n, d in zip(self.kernel_size, self.dilation, strict=True))
+        self.padding = _check.pair("padding", padding, 0)
         self.ceil_mode = bool(ceil_mode)
 
     def reserve(self, k, batch, shape, dtype):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn import _check
+from tinycnn import _check, init
 from tinycnn.layers import Conv2d, Flatten, Layer, Linear, ScaledTanh
 from tinycnn.losses import Loss
 from tinycnn.model import Sequential
@@ -77,6 +77,9 @@ class Subsample(Layer):
 
     def fan_in(self):
         return math.prod(self.kernel_size)
+
+    def per_weight(self, values):
+        return values
 
     def output_shape(self, shape):
         if len(shape) != 3 or shape[0] != self.channels:
@@ -148,10 +151,12 @@ class MappedConv2d(Layer):
         """Of each output map, (out_channels,)."""
         return self._pairs_of * math.prod(self.kernel_size)
 
+    def per_weight(self, values):
+        return np.repeat(values, self._pairs_of)[:, None, None]
+
     def initial(self, rng):
         bound = 1 / np.sqrt(self.fan_in())
-        pairs = np.repeat(bound, self._pairs_of)[:, None, None]
-        weight = rng.uniform(-1, 1, self.parameter_shapes()["weight"]) * pairs
+        weight = rng.uniform(-1, 1, self.parameter_shapes()["weight"]) * self.per_weight(bound)
         return {"weight": weight, "bias": rng.uniform(-1, 1, self.out_channels) * bound}
 
     def buffers(self, dtype):
@@ -279,26 +284,25 @@ SCHEDULE = (5e-4,) * 2 + (2e-4,) * 3 + (1e-4,) * 3 + (5e-5,) * 4 + (1e-5,) * 8  
 class SDLM(Optimizer):
     """theta[k] -= eta / (mu + h[k]) * grad[k], with h[k] the mean second derivative of the loss by parameter k.
 
-    `estimate` has to be called before the first step, and is in the paper before each pass.
+    lr         eta: a number or an array, one a step; the rate of an epoch's first step is that of the epoch
+    patterns   on so many images h is measured before each epoch (by `fit`; or call `estimate` before the first step)
     """
 
     vectors = ("sizes",)  # eta / (mu + h), one a parameter
     sizes: Any
 
-    def __init__(self, model, mu=MU):
-        super().__init__(model, 0.0, 0.0)
+    def __init__(self, model, lr=SCHEDULE[0], mu=MU, patterns=PATTERNS):
+        super().__init__(model, lr, 0.0)
         self.mu = _check.number("mu", mu, 1e-12)
-        self.eta = 0.0
+        self.patterns = _check.integer("patterns", patterns, 1)
 
-    def estimate(self, criterion, batches, index, eta):
-        """Measure h on the images `index` of `batches` and set the step sizes for the learning rate `eta`."""
-        self.eta = _check.number("eta", eta, 0)
+    def before_epoch(self, criterion, batches, rng):
+        self.estimate(criterion, batches, rng.integers(0, len(batches), self.patterns))
+
+    def estimate(self, criterion, batches, index):
+        """Measure h on the images `index` of `batches` and set the step sizes for the learning rate of this step."""
         h = second_derivatives(self.model, criterion, batches, index)
-        self.k.write(self.sizes, (eta / (self.mu + h)).astype(self.model.dtype))
-
-    @property
-    def lr(self):
-        return self.eta
+        self.k.write(self.sizes, (self.lr / (self.mu + h)).astype(self.model.dtype))
 
     def step(self):
         self.k.descend_each(self.model.theta, self.model.grad, self.sizes, self._step)
@@ -366,8 +370,7 @@ def _squared_backward(layer, hx, hweight, hbias, hy, x, weight2):
 def lenet5(pool="sum", *, root=False, rng=None, dtype=np.float32, device="cpu"):
     """LeNet-5 of 1998, for images (1, 32, 32): 60,000 parameters, 340,908 connections.
 
-    Weights are drawn from U(-2.4/F, 2.4/F), F the unit's number of inputs (appendix A); with `root`, as some read it,
-    from U(-2.4/sqrt(F), 2.4/sqrt(F)).  The paper has no rule for biases: they are zero here.
+    Weights are drawn as `init.lecun1998` says, which has the argument `root` too.
     """
     rng = np.random.default_rng(rng)
     model = Sequential(
@@ -376,17 +379,7 @@ def lenet5(pool="sum", *, root=False, rng=None, dtype=np.float32, device="cpu"):
         Conv2d(16, 120, 5), ScaledTanh(), Flatten(), Linear(120, 84), ScaledTanh(), Distances(bitmaps()),
         input_shape=(1, 32, 32), rng=rng, dtype=dtype, device=device,
     )  # fmt: skip
-    state = model.state_dict()
-    for number, layer in enumerate(model.layers):
-        if f"{number}.bias" in state:
-            weight = state[f"{number}.weight"]
-            fan_in = layer.fan_in() if hasattr(layer, "fan_in") else math.prod(weight.shape[1:])
-            bound = 2.4 / (np.sqrt(fan_in) if root else np.asarray(fan_in, float))
-            if isinstance(layer, MappedConv2d):
-                bound = np.repeat(bound, layer.table.sum(axis=0))[:, None, None]
-            state[f"{number}.weight"] = rng.uniform(-1, 1, weight.shape) * bound
-            state[f"{number}.bias"] = np.zeros_like(state[f"{number}.bias"])
-    model.load_state_dict(state)
+    init.lecun1998(model, root, rng=rng)
     return model
 
 

@@ -15,6 +15,7 @@ class Optimizer:
     """lr: a number or an array of rates, one a step.  `step()` updates model.theta from model.grad."""
 
     vectors: tuple[str, ...] = ()  # names of the optimizer's own vectors of the size of theta
+    patterns = 0  # images that `before_epoch` looks at together
 
     def __init__(self, model, lr, weight_decay):
         rates = np.atleast_1d(np.asarray(lr))
@@ -39,6 +40,9 @@ class Optimizer:
     def lr(self):
         """The learning rate of the next step."""
         return float(self.schedule[min(self.steps, len(self.schedule) - 1)])
+
+    def before_epoch(self, criterion, batches, rng):
+        """What an optimizer has to do before each pass over `batches`; most have nothing to do."""
 
     def step(self):
         raise RuntimeError(f"{type(self).__name__} has no step")

@@ -82,8 +82,8 @@ class Batches:
         return self._gather(x, index, self._start)
 
     def shuffle(self, order):
-        """Begin an epoch: `gather_next` will give the images in the order `order` (N,)."""
-        self.k.write(self.order, order)
+        """Begin an epoch: `gather_next` will give the images in the order `order`, at most all of them."""
+        self.k.write(self.order[: len(order)], order)
         self.k.write(self.cursor, np.zeros(1, np.int64))
 
     def gather_next(self, x):
@@ -136,6 +136,8 @@ def fit(
     *,
     epochs,
     batch_size=64,
+    steps_per_epoch=None,
+    reshuffle=True,
     validation=None,
     rng=None,
     on_epoch=None,
@@ -144,6 +146,8 @@ def fit(
     """Train for `epochs` passes over `train`, in a new random order each, and return the history.
 
     train, validation  `Batches`; the validation set is evaluated after every epoch
+    steps_per_epoch    so many batches make an epoch, in place of the whole of `train`; the next goes on where it ended
+    reshuffle          False: the first epoch's random order in all of them
     rng                seed or generator of the orders
     on_epoch           called with each epoch's record
     progress           show a bar on stderr, where that is a terminal
@@ -159,24 +163,38 @@ def fit(
         check_fit(model, validation, "validation")
     rng = np.random.default_rng(rng)
     batch_size = min(batch_size, len(train))
+    each = len(train)  # images an epoch
+    if steps_per_epoch is not None:
+        each = _check.integer("steps_per_epoch", steps_per_epoch, 1) * batch_size
+        if each > len(train):
+            raise ValueError(
+                f"steps_per_epoch must be at most {len(train) // batch_size} with batches of {batch_size} of "
+                f"{len(train)} images, got {steps_per_epoch}"
+            )
     # Buffers for the evaluation too: a recorded step would hold on to smaller ones that are replaced later.
-    model.reserve(max(batch_size, model.reserved, 0 if validation is None else min(EVALUATION_BATCH, len(validation))))
+    evaluated = 0 if validation is None else min(EVALUATION_BATCH, len(validation))
+    model.reserve(max(batch_size, model.reserved, evaluated, optimizer.patterns))
     criterion.prepare(model.k, batch_size, model.shapes[-1][-1], model.dtype)
     totals = model.k.empty((4,), np.float64)
-    sizes = {batch_size, len(train) % batch_size or batch_size}
+    sizes = {batch_size, each % batch_size or batch_size}
     steps = {n: model.k.capture(functools.partial(_step, model, criterion, optimizer, train, totals, n)) for n in sizes}
-    history, good = [], _state(model, optimizer)
+    history, good, order, ahead = [], _state(model, optimizer), None, np.empty(0, np.int64)
     try:
         for epoch in range(1, epochs + 1):
-            order = rng.permutation(len(train))
+            if order is None or reshuffle:
+                if len(ahead) < each:
+                    ahead = np.concatenate([ahead, rng.permutation(len(train))])
+                order, ahead = ahead[:each], ahead[each:]
             model.train()
+            optimizer.before_epoch(criterion, train, rng)
+            begun = _state(model, optimizer)
             try:
                 record = {"epoch": epoch} | _epoch(
                     steps, optimizer, train, totals, order, f"{epoch}/{epochs}", progress
                 )
             except ArithmeticError:
                 # Which layer was it?  The same steps again, from the same state, have the same bits.
-                _restore(model, optimizer, good)
+                _restore(model, optimizer, begun)
                 _look_at_every_step(model, criterion, optimizer, train, order, batch_size, epoch)
                 raise
             if not np.isfinite(model.k.to_host(model.theta)).all():

@@ -1,0 +1,203 @@
+"""Recipes: named training runs, each with what its source claims and what we obtain.
+
+A recipe file is TOML and holds any number of recipes, a table each; those of the project lie next to this file, and
+`lenet1998.toml` shows every part of one.  Layers, optimizers, losses and schedules are written as the Python calls that
+would make them.
+
+    python -m tinycnn recipes                       # what there is
+    python -m tinycnn reproduce adam-5e4 --seeds 3
+    python -m tinycnn reproduce mine.toml
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tinycnn.recipes._calls import RecipeError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Recipe", "RecipeError", "find", "read", "shipped"]
+
+HERE = Path(__file__).parent
+
+NUMBER, LIST, TEXT = (int, float), (list,), (str,)
+# Every key of a recipe: the types that its value may have.
+KEYS: dict[str, dict[str, Any]] = {
+    "": {
+        "title": TEXT,     # in a few words
+        "source": TEXT,    # who claims it, and where
+        "claimed": NUMBER, # test accuracy, %
+        "why": TEXT,       # one line: where claimed and obtained differ, and why
+        "like": TEXT,      # all that is not said here is as in this recipe, which stands earlier in the file
+    },
+    "net": {
+        "input": LIST,     # channels, height, width
+        "layers": TEXT,    # of Sequential
+        "init": TEXT,      # functions of tinycnn.init; by default torch's weights
+    },
+    "data": {
+        "name": TEXT,      # as for --data; by default mnist
+        "train": (int,),   # so many training images, chosen at random; by default all
+        "validation": (int,), # so many of them are kept apart to choose by
+        "mean": NUMBER, "std": NUMBER, # of pixels from 0 to 1; by default those of the training images
+        "padding": (int,), # pixels round every image
+        "resize": (int,),  # height and width to which images are interpolated
+        "augment": TEXT,   # RandomAffine, ElasticTransform, ColorJitter
+    },
+    "training": {
+        "loss": TEXT, "optimizer": TEXT,
+        "lr": (int, float, str, list), # a number, a schedule without its number of steps, or a rate for each epoch
+        "tune_lr": LIST,   # rates to choose from, by the validation accuracy of one short run each
+        "epochs": (int,), "batch": (int,), "steps_per_epoch": (int,),
+        "reshuffle": (bool,), # False: one random order for all epochs
+        "ema": NUMBER,     # decay of the average of weights that is evaluated
+    },
+}  # fmt: skip
+SECTIONS = [section for section in KEYS if section]
+REQUIRED = {"net": ("input", "layers"), "training": ("optimizer", "epochs", "batch")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a recipe says; net, data and training are dicts with the keys above.
+
+    study: what its file is about    path, lines: where it stands, for messages ("net.layers" -> line)
+    """
+
+    name: str
+    study: str
+    title: str = ""
+    source: str = ""
+    claimed: float | None = None
+    why: str = ""
+    net: dict = dataclasses.field(default_factory=dict)
+    data: dict = dataclasses.field(default_factory=dict)
+    training: dict = dataclasses.field(default_factory=dict)
+    path: Path = HERE
+    lines: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def fingerprint(self):
+        """Changes with everything that can change a result."""
+        told = json.dumps([self.net, self.data, self.training], sort_keys=True)
+        return hashlib.sha256(" ".join(told.split()).encode()).hexdigest()[:16]
+
+    def where(self, key):
+        """For messages: file and recipe, and the line where the text of a key begins."""
+        return f"{self.path.name}, recipe {self.name!r}", self.lines.get(key + " text", 1)
+
+
+def shipped():
+    """All recipes of the project, by name, in the order of the files and within them."""
+    return {name: recipe for path in sorted(HERE.glob("*.toml")) for name, recipe in read(path).items()}
+
+
+def find(name):
+    """The recipes that `name` means, a list: one by its name, "all", or those of a file (*.toml).
+
+    Raises RecipeError for an unknown name, with the nearest; OSError if the file cannot be read.
+    """
+    if str(name).endswith(".toml"):
+        return list(read(name).values())
+    known = shipped()
+    if name == "all":
+        return list(known.values())
+    if name not in known:
+        raise RecipeError(f"unknown recipe {name!r}{nearest(name, known)} (python -m tinycnn recipes lists them)")
+    return [known[name]]
+
+
+def read(path):
+    """The recipes of a file, by name.  RecipeError says what is wrong, with its line; OSError if it cannot be read."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text file ({error.reason} at byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    lines = _lines(text)
+    study = tables.pop("study", path.stem)
+    if not isinstance(study, str):
+        raise RecipeError(f"{path}, line {lines['study']}: study must be a string, got {study!r}")
+    found: dict[str, Recipe] = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise RecipeError(f"{path}, line {lines.get(name, 1)}: unknown key {name!r}; a recipe is a table, [{name}]")
+        mine = {key.removeprefix(name + "."): line for key, line in lines.items() if key.startswith(name + ".")}
+        found[name] = _recipe(name, table, study, path, mine, found)
+    if not found:
+        raise RecipeError(f"{path}: holds no recipe")
+    return found
+
+
+def _recipe(name, table, study, path, lines, earlier):
+    def fail(key, problem):
+        place = f", line {lines[key]}" if key in lines else ""
+        raise RecipeError(f"{path.name}{place}: recipe {name!r}: {problem}")
+
+    said: dict[str, Any] = {}
+    for key, value in table.items():
+        if key in SECTIONS:
+            if not isinstance(value, dict):
+                fail(key, f"{key} must be a table, [{name}.{key}]")
+            for inner, given in value.items():
+                _check_key(fail, KEYS[key], f"{key}.{inner}", inner, given)
+            said[key] = dict(value)
+        else:
+            _check_key(fail, KEYS[""] | dict.fromkeys(SECTIONS), key, key, value)
+            said[key] = value
+    if "like" in said:
+        model = said.pop("like")
+        if model not in earlier:
+            fail(
+                "like",
+                f"like must name a recipe that stands earlier in the file, got {model!r}{nearest(model, earlier)}",
+            )
+        base = earlier[model]
+        lines = base.lines | lines
+        for section in SECTIONS:
+            said[section] = copy.deepcopy(getattr(base, section)) | said.get(section, {})
+        if {"lr", "tune_lr"} <= said["training"].keys():  # of which one is the other recipe's
+            del said["training"]["tune_lr" if "lr" in table.get("training", {}) else "lr"]
+        said = {"source": base.source} | said
+    for section, keys in REQUIRED.items():
+        for key in keys:
+            if key not in said.get(section, {}):
+                fail(section, f"{section}.{key} is missing")
+    if ("lr" in said["training"]) == ("tune_lr" in said["training"]):
+        fail("training", "training must have either lr or tune_lr")
+    return Recipe(name, study, path=path, lines=lines, **said)
+
+
+def _check_key(fail, keys, path, key, value):
+    if key not in keys:
+        fail(path, f"unknown key {key!r}{nearest(key, keys)}")
+    kinds = keys[key]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        words = {int: "a whole number", float: "a number", str: "a string", list: "a list", bool: "true or false"}
+        wanted = " or ".join(words[kind] for kind in kinds if not (kind is int and float in kinds))
+        fail(path, f"{key} must be {wanted}, got {value!r}")
+
+
+def _lines(text):
+    """The line of every key: {"recipe.section.key": number}, for TOML as the recipes write it."""
+    found, table = {}, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line):
+            table = header[1].strip().replace('"', "") + "."
+            found[table[:-1]] = number
+        elif key := re.match(r"\s*([A-Za-z0-9_-]+)\s*=", line):
+            found.setdefault(table + key[1], number)
+            found.setdefault(table + key[1] + " text", number + line.rstrip().endswith(('"""', "'''")))
+    return found

@@ -1,0 +1,58 @@
+"""Calls written down in a recipe, such as "Conv2d(1, 6, 5), Tanh()": read, never run as Python."""
+
+import ast
+import difflib
+
+
+class RecipeError(ValueError):
+    """A recipe is not as it has to be; the message says which, and where."""
+
+
+def evaluate(text, known, where, line=1):
+    """The values of the calls in `text`, a list.
+
+    known: what may be called or named, by name    where, line: of the text, for messages
+    Arguments are numbers, strings, booleans, None, tuples, lists, and calls and names of what is known.
+    """
+    try:
+        found = ast.parse(f"[{text}\n]", mode="eval").body
+    except SyntaxError as error:
+        raise RecipeError(f"{where}, line {line + (error.lineno or 1) - 1}: {error.msg} in {text.strip()!r}") from None
+
+    def fail(node, problem):
+        raise RecipeError(f"{where}, line {line + node.lineno - 1}: {problem}")
+
+    def value(node):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            function = lookup(node.func)
+            if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
+                fail(node, f"{node.func.id}(...) may not unpack arguments")
+            args, options = [value(a) for a in node.args], {k.arg: value(k.value) for k in node.keywords}
+            try:
+                return function(*args, **options)
+            except RecipeError:
+                raise
+            except (TypeError, ValueError) as error:
+                fail(node, f"{ast.unparse(node)}: {error}")
+        if isinstance(node, ast.Name):
+            return lookup(node)
+        if isinstance(node, (ast.Tuple, ast.List)):
+            return tuple(value(item) for item in node.elts)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+            return -value(node.operand)
+        if isinstance(node, ast.Constant):
+            return node.value
+        fail(node, f"{ast.unparse(node)!r} is neither a call nor a plain value")
+
+    def lookup(node):
+        if node.id not in known:
+            fail(node, f"unknown name {node.id!r}{nearest(node.id, known)}")
+        return known[node.id]
+
+    return [value(node) for node in found.elts]
+
+
+def nearest(name, names):
+    """A hint for a message: the name that was probably meant."""
+    close = difflib.get_close_matches(name, list(names), 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

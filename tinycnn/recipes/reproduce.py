@@ -1,0 +1,126 @@
+"""The commands `python -m tinycnn recipes` and `reproduce`."""
+
+import sys
+import time
+
+from tinycnn import recipes
+from tinycnn._gpu import DeviceError
+from tinycnn.recipes import results
+
+EXIT_INTERRUPTED = 130
+
+
+def add_options(parser):
+    """The options of `reproduce`."""
+    from tinycnn.experiment import positive_int
+
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME", help="recipes, files of recipes (*.toml), or all")
+    add("--seeds", type=positive_int, default=3, help="how many, from 0 on (default: 3)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
+    add("--threads", type=positive_int, help="CPU threads; all by default")
+    add("--data", choices=("mnist", "fashion", "kmnist"), help="another data set than the recipe's")
+    add("--data-dir", help="folder to look for the data in, and to download it to")
+    add("--results", default="results", help="folder of finished seeds (default: results)")
+    add("--out", default="runs", help="folder of run folders and reports (default: runs)")
+    add("--tensorboard", metavar="DIR", help="write event files for TensorBoard there (needs tensorboardX)")
+    return parser
+
+
+def listing():
+    """Print all recipes."""
+    known = recipes.shipped()
+    width = max(map(len, known))
+    study = None
+    for name, recipe in known.items():
+        if recipe.study != study:
+            study = recipe.study
+            print(f"\n{study}")
+        claimed = f"{recipe.claimed:.2f} %" if recipe.claimed is not None else ""
+        print(f"  {name:<{width}}  {claimed:>8}  {recipe.title}")
+    print("\nThe figures are test accuracies that the sources claim.  Run one: python -m tinycnn reproduce NAME")
+    return 0
+
+
+def main(args):
+    """Run what is missing of the recipes in `args`, and print claimed and obtained; returns the exit code."""
+    try:
+        chosen = [recipe for name in args.names for recipe in recipes.find(name)]
+        return _run(args, chosen)
+    except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished seeds are kept, and the same command goes on with the next", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run(args, chosen):
+    from tinycnn import backend
+    from tinycnn.recipes import report, training
+
+    for recipe in chosen:
+        training.check(recipe)
+    device = backend.choose(args.device)
+    backend.get(device)
+    backend.set_threads(args.threads)
+    if args.tensorboard:
+        import tensorboardX  # noqa: F401 (before hours of training, not after)
+    loaded = {}
+    for recipe in chosen:
+        name = args.data or recipe.data.get("name", "mnist")
+        root = args.results if args.data is None else f"{args.results}/{args.data}"
+        done = {result["seed"] for result in results.read(root, recipe)}
+        missing = [seed for seed in range(args.seeds) if seed not in done]
+        print(f"\n{recipe.name}: {recipe.title}")
+        if missing and name not in loaded:
+            loaded[name] = training.load(recipe, args.data_dir, name)
+        for seed in missing:
+            print(f"  seed {seed}, {recipe.training['epochs']} epochs:", flush=True)
+            result = training.run(
+                recipe, seed, loaded[name], device=device, out=args.out, on_message=lambda text: print(f"  {text}"),
+                on_epoch=_teller(recipe, seed, args.tensorboard),
+            )  # fmt: skip
+            results.save(root, recipe, result)
+            print(
+                f"  test accuracy {result['accuracy']:.2%}, {result['training_seconds']:.0f} s of training", flush=True
+            )
+        found = results.read(root, recipe)
+        print(
+            f"  claimed {'-' if recipe.claimed is None else f'{recipe.claimed:.2f} %'}, obtained {results.summary(found)}"
+        )
+        print(f"  report: {report.write(recipe, found, args.out)}")
+    if args.data is None:
+        print(f"\ntable: {report.write_table(args.results)}")
+    return 0
+
+
+def _teller(recipe, seed, tensorboard):
+    """What is called after each epoch: a line, at most every few seconds, and the event file."""
+    epochs, shown = recipe.training["epochs"], [time.monotonic() - 60]
+    writer = None
+    if tensorboard:
+        from tensorboardX import SummaryWriter
+
+        writer = SummaryWriter(f"{tensorboard}/{recipe.name}/seed-{seed}")
+
+    def tell(record):
+        epoch = record["epoch"]
+        if writer is not None:
+            for key, value in record.items():
+                if key != "epoch":
+                    writer.add_scalar(key, value, epoch)
+            writer.flush()
+            if epoch == epochs:
+                writer.close()
+        if time.monotonic() - shown[0] > 10 or epoch == epochs:
+            shown[0] = time.monotonic()
+            left = (epochs - epoch) * record["seconds"]
+            held_out = f"held-out error {1 - record['val_accuracy']:.2%}"
+            print(
+                f"  epoch {epoch:3d}   training error {1 - record['train_accuracy']:.2%}, {held_out}"
+                + (f", about {left:.0f} s to go" if left > 10 else ""),
+                flush=True,
+            )
+
+    return tell

@@ -1,0 +1,256 @@
+"""A recipe made flesh: the network, the data, one seed's training."""
+
+import dataclasses
+import functools
+import inspect
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tinycnn import backend, init, layers, lecun98, losses, metrics, optim, runs, train
+from tinycnn import data as datasets
+from tinycnn.model import Sequential
+from tinycnn.recipes._calls import RecipeError, evaluate
+
+
+def _classes(module, base):
+    return {n: v for n, v in vars(module).items() if inspect.isclass(v) and issubclass(v, base) and n[0] != "_"}
+
+
+LAYERS = (
+    _classes(layers, layers.Layer)
+    | _classes(lecun98, layers.Layer)
+    | {"connections": lecun98.connections, "bitmaps": lecun98.bitmaps}
+)
+LOSSES = _classes(losses, losses.Loss) | _classes(lecun98, losses.Loss)
+OPTIMIZERS = _classes(optim, optim.Optimizer) | {"SDLM": lecun98.SDLM}
+SCHEDULES = {name: getattr(optim, name) for name in ("constant", "step_decay", "cosine", "one_cycle")}
+INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "truncated_normal", "constant_bias")
+
+
+def network(recipe, rng=None, device="cpu"):
+    """The recipe's model with fresh weights."""
+    rng = np.random.default_rng(rng)
+    where, line = recipe.where("net.layers")
+    made = evaluate(recipe.net["layers"], LAYERS, where, line)
+    try:
+        model = Sequential(*made, input_shape=tuple(recipe.net["input"]), rng=rng, device=device)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where}, line {line}: {error}") from None
+    for rule in _inits(recipe, rng):
+        rule(model)
+    return model
+
+
+def _inits(recipe, rng):
+    def later(function):
+        given = {"rng": rng} if "rng" in inspect.signature(function).parameters else {}
+
+        def call(*args, **options):
+            inspect.signature(function).bind(None, *args, **options)  # TypeError for a wrong argument
+            return lambda model: function(model, *args, **options, **given)
+
+        return call
+
+    known = LAYERS | {name: later(getattr(init, name)) for name in (*INITS, "lecun1998")}
+    return evaluate(recipe.net.get("init", ""), known, *recipe.where("net.init"))
+
+
+def criterion(recipe):
+    """The recipe's loss."""
+    return _one(recipe, "training.loss", recipe.training.get("loss", "CrossEntropyLoss()"), LOSSES)
+
+
+def optimizer(recipe, model, steps, rate=None):
+    """The recipe's optimizer for `steps` steps of each epoch; `rate` is used where the recipe tunes it."""
+
+    def bound(cls):
+        return lambda **options: functools.partial(cls, model, **options)
+
+    known = {name: bound(cls) for name, cls in OPTIMIZERS.items()}
+    make = _one(recipe, "training.optimizer", recipe.training["optimizer"], known)
+    made = make(lr=rates(recipe, steps) if rate is None else rate)
+    return optim.EMA(made, recipe.training["ema"]) if "ema" in recipe.training else made
+
+
+def rates(recipe, steps):
+    """The learning rate of every step, `steps` an epoch."""
+    lr, epochs = recipe.training["lr"], recipe.training["epochs"]
+    if isinstance(lr, list):
+        if len(lr) != epochs:
+            where, line = recipe.where("training.lr")
+            raise RecipeError(f"{where}, line {line}: lr must have {epochs} rates, one an epoch, got {len(lr)}")
+        return np.repeat(np.array(lr, float), steps)
+    if isinstance(lr, str):
+        known = {
+            name: functools.partial(lambda schedule, lr, **more: schedule(lr, epochs * steps, **more), schedule)
+            for name, schedule in SCHEDULES.items()
+        }
+        return _one(recipe, "training.lr", lr, known)
+    return lr
+
+
+def _one(recipe, key, text, known):
+    where, line = recipe.where(key)
+    found = evaluate(text, known, where, line)
+    if len(found) != 1:
+        raise RecipeError(f"{where}, line {line}: {key} must be one call, got {len(found)}")
+    return found[0]
+
+
+@dataclasses.dataclass
+class Data:
+    """What a recipe trains on, holds out (None if nothing) and is tested on: `train.Batches`."""
+
+    dataset: datasets.Dataset
+    training: train.Batches
+    held_out: train.Batches | None
+    test: train.Batches
+
+
+def load(recipe, data_dir=None, name=None, on_message=print):
+    """The data set of the recipe, or that called `name` in its place."""
+    return datasets.load(name or recipe.data.get("name", "mnist"), data_dir, on_message)
+
+
+def prepare(recipe, dataset, rng, device="cpu", seed=0):
+    """`Data` as the recipe wants it; rng draws the split, seed the augmentation."""
+    said = recipe.data
+    images, labels, test_images = dataset.train_images, dataset.train_labels, dataset.test_images
+    validation, wanted = said.get("validation", 0), said.get("train", len(images))
+    if validation + wanted > len(images) and "train" in said:
+        raise RecipeError(
+            f"{recipe.where('data.train')[0]}: {wanted} + {validation} images are wanted, {dataset.name} has {len(images)}"
+        )
+    chosen, held = np.arange(len(images)), None
+    if validation:
+        chosen, held = datasets.train_val_split(len(images), validation, rng)
+    if wanted < len(chosen):
+        chosen = np.sort(rng.permutation(chosen)[:wanted])
+    if "resize" in said:
+        images, test_images = (datasets.resize(a, said["resize"]) for a in (images, test_images))
+    options = {"padding": said.get("padding", 0), "device": device}
+    options |= {key: said[key] for key in ("mean", "std") if key in said}
+    more = {}
+    if "augment" in said:
+        from tinycnn.data import augment
+
+        known = {name: getattr(augment, name) for name in ("RandomAffine", "ElasticTransform", "ColorJitter")}
+        more = {"augment": evaluate(said["augment"], known, *recipe.where("data.augment")), "seed": seed}
+    training = train.Batches(images[chosen], labels[chosen], **options, **more)
+    options |= {"mean": training.mean, "std": training.std}
+    held_out = None if held is None else train.Batches(images[held], labels[held], **options)
+    return Data(dataset, training, held_out, train.Batches(test_images, dataset.test_labels, **options))
+
+
+def check(recipe):
+    """RecipeError if anything that the recipe says cannot be; trains nothing."""
+    model = network(recipe, 0)
+    criterion(recipe)
+    optimizer(recipe, model, 1, 1e-3 if "tune_lr" in recipe.training else None)
+    return model
+
+
+def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_epoch=None, progress=True):
+    """Train one seed of the recipe on `data` (from `load`) and test it.  Returns the result, a dict for JSON.
+
+    Writes a run folder under out/<recipe>.  A run that diverges has a result too, with the key "diverged".
+    """
+    said = recipe.training
+    streams = np.random.SeedSequence(seed).spawn(4)  # weights, split, order, augmentation
+    rng_weights, rng_split, rng_order = map(np.random.default_rng, streams[:3])
+    model = network(recipe, rng_weights, device)
+    ready = prepare(recipe, data, rng_split, device, int(streams[3].generate_state(1)[0]))
+    loss = criterion(recipe)
+    batch = min(said["batch"], len(ready.training))
+    steps = said.get("steps_per_epoch") or -(-len(ready.training) // batch)
+    tuning = tuned(recipe, data, device, on_message) if "tune_lr" in said else {}
+    rate = max(tuning, key=tuning.__getitem__) if tuning else None
+    rule = optimizer(recipe, model, steps, rate)
+    told = {section: getattr(recipe, section) for section in ("net", "data", "training")}
+    folder = runs.RunFolder(Path(out) / recipe.name, f"seed-{seed}", {
+        "recipe": recipe.name, "seed": seed, **told, "rate": rate, "parameters": len(model.theta),
+        "dataset": {"name": data.name, "sha256": data.sha256}, "environment": runs.environment(device),
+    })  # fmt: skip
+    train.warm_up(model, loss, rule, ready.training, batch)
+
+    def each(record):
+        folder.add_epoch(record, model)
+        if on_epoch is not None:
+            on_epoch(record)
+
+    began, worked = time.perf_counter(), time.process_time()
+    result = {
+        "recipe": recipe.name, "fingerprint": recipe.fingerprint, "seed": seed, "data": data.name,
+        "parameters": len(model.theta),
+    } | ({"rate": rate, "tuning": tuning} if tuning else {})  # fmt: skip
+    try:
+        train.fit(
+            model, loss, rule, ready.training, epochs=said["epochs"], batch_size=batch,
+            steps_per_epoch=said.get("steps_per_epoch"), reshuffle=said.get("reshuffle", True),
+            validation=ready.held_out or ready.test, rng=rng_order, on_epoch=each, progress=progress,
+        )  # fmt: skip
+    except train.DivergedError as error:
+        result["diverged"] = str(error)
+    # Time on the clock depends on what else the machine does; that of the processor hardly does.
+    result["seconds"], result["cpu_seconds"] = (
+        round(time.perf_counter() - began, 1), round(time.process_time() - worked, 1),
+    )  # fmt: skip
+    result["training_seconds"] = round(sum(record["seconds"] for record in folder.history), 1)
+    test_loss, accuracy, outputs = train.evaluate(model, ready.test, loss)
+    scores = -outputs if isinstance(loss, lecun98.NearestLoss) else outputs  # of distances the smallest wins
+    matrix = metrics.confusion_matrix(data.test_labels, scores.argmax(axis=1), outputs.shape[1])
+    report = metrics.report(matrix, data.classes)
+    result |= {
+        "accuracy": accuracy, "errors": int(report["errors"]), "loss": test_loss,
+        **{name: report["macro"][name] for name in ("precision", "recall", "f1")},
+        "held_out": "test" if ready.held_out is None else "validation",
+        "history": {
+            key: [float(f"{record[key]:.6g}") for record in folder.history]
+            for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy") if folder.history
+        },
+        "confusion": matrix.tolist(), "environment": runs.environment(device) | {"device": runs.device_name(device)},
+        "finished": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    result["environment"].pop("command")
+    extra = {
+        "recipe": recipe.name,
+        "seed": seed,
+        "test_loss": test_loss,
+        "training_seconds": result["training_seconds"],
+    }
+    folder.finish(model, ready.test, scores, data.classes, extra)
+    on_message(f"run folder: {folder.path}")
+    return result
+
+
+TUNING_EPOCHS = 2
+TUNING_SEED = 1000  # none of those that are reported
+_tuned: dict[str, dict[float, float]] = {}  # by fingerprint: validation accuracy of each rate
+
+
+def tuned(recipe, data, device="cpu", on_message=print):
+    """{rate: validation accuracy after a short run} for the rates of `tune_lr`; measured once a process."""
+    if not recipe.data.get("validation"):
+        raise RecipeError(f"{recipe.where('training.tune_lr')[0]}: tune_lr needs data.validation")
+    if recipe.fingerprint not in _tuned:
+        found = {}
+        for rate in recipe.training["tune_lr"]:
+            found[rate] = _try_rate(recipe, data, float(rate), device)
+            on_message(f"rate {rate:g}: {found[rate]:.2%} of the validation set after {TUNING_EPOCHS} epochs")
+        _tuned[recipe.fingerprint] = found
+    return _tuned[recipe.fingerprint]
+
+
+def _try_rate(recipe, data, rate, device):
+    weights, split, order = map(np.random.default_rng, np.random.SeedSequence(TUNING_SEED).spawn(3))
+    model, ready = network(recipe, weights, device), prepare(recipe, data, split, device)
+    try:
+        history = train.fit(
+            model, criterion(recipe), optimizer(recipe, model, 1, rate), ready.training, epochs=TUNING_EPOCHS,
+            batch_size=recipe.training["batch"], validation=ready.held_out, rng=order, progress=False,
+        )  # fmt: skip
+    except train.DivergedError:
+        return 0.0
+    return history[-1]["val_accuracy"]
