@@ -59,6 +59,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "tune_lr": LIST,   # rates to choose from, by the validation accuracy of one short run each
         "epochs": (int,), "batch": (int,), "steps_per_epoch": (int,),
         "reshuffle": (bool,), # False: one random order for all epochs
+        "gradients": (bool,), # record how large gradients are in each layer, for the study of vanishing gradients
         "ema": NUMBER,     # decay of the average of weights that is evaluated
     },
 }  # fmt: skip

@@ -19,21 +19,21 @@ def evaluate(text, known, where, line=1):
     except SyntaxError as error:
         raise RecipeError(f"{where}, line {line + (error.lineno or 1) - 1}: {error.msg} in {text.strip()!r}") from None
 
-    def fail(node, problem):
-        raise RecipeError(f"{where}, line {line + node.lineno - 1}: {problem}")
+    def wrong(node, problem):
+        return RecipeError(f"{where}, line {line + node.lineno - 1}: {problem}")
 
     def value(node):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             function = lookup(node.func)
             if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
-                fail(node, f"{node.func.id}(...) may not unpack arguments")
+                raise wrong(node, f"{node.func.id}(...) may not unpack arguments")
             args, options = [value(a) for a in node.args], {k.arg: value(k.value) for k in node.keywords}
             try:
                 return function(*args, **options)
             except RecipeError:
                 raise
             except (TypeError, ValueError) as error:
-                fail(node, f"{ast.unparse(node)}: {error}")
+                raise wrong(node, f"{ast.unparse(node)}: {error}") from None
         if isinstance(node, ast.Name):
             return lookup(node)
         if isinstance(node, (ast.Tuple, ast.List)):
@@ -42,11 +42,11 @@ def evaluate(text, known, where, line=1):
             return -value(node.operand)
         if isinstance(node, ast.Constant):
             return node.value
-        fail(node, f"{ast.unparse(node)!r} is neither a call nor a plain value")
+        raise wrong(node, f"{ast.unparse(node)!r} is neither a call nor a plain value")
 
     def lookup(node):
         if node.id not in known:
-            fail(node, f"unknown name {node.id!r}{nearest(node.id, known)}")
+            raise wrong(node, f"unknown name {node.id!r}{nearest(node.id, known)}")
         return known[node.id]
 
     return [value(node) for node in found.elts]

@@ -86,9 +86,8 @@ def _run(args, chosen):
                 f"  test accuracy {result['accuracy']:.2%}, {result['training_seconds']:.0f} s of training", flush=True
             )
         found = results.read(root, recipe)
-        print(
-            f"  claimed {'-' if recipe.claimed is None else f'{recipe.claimed:.2f} %'}, obtained {results.summary(found)}"
-        )
+        claimed = "nothing" if recipe.claimed is None else f"{recipe.claimed:.2f} %"
+        print(f"  claimed {claimed}, obtained {results.summary(found)}")
         print(f"  report: {report.write(recipe, found, args.out)}")
     if args.data is None:
         print(f"\ntable: {report.write_table(args.results)}")

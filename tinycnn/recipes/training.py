@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn import backend, init, layers, lecun98, losses, metrics, optim, runs, train
 from tinycnn import data as datasets
+from tinycnn import init, layers, lecun98, losses, metrics, optim, runs, train
 from tinycnn.model import Sequential
+from tinycnn.recipes import gradients
 from tinycnn.recipes._calls import RecipeError, evaluate
 
 
@@ -120,9 +121,9 @@ def prepare(recipe, dataset, rng, device="cpu", seed=0):
     images, labels, test_images = dataset.train_images, dataset.train_labels, dataset.test_images
     validation, wanted = said.get("validation", 0), said.get("train", len(images))
     if validation + wanted > len(images) and "train" in said:
-        raise RecipeError(
-            f"{recipe.where('data.train')[0]}: {wanted} + {validation} images are wanted, {dataset.name} has {len(images)}"
-        )
+        place, line = recipe.where("data.train")
+        there = f"{dataset.name} has {len(images)}"
+        raise RecipeError(f"{place}, line {line}: {wanted} + {validation} images are wanted, {there}")
     chosen, held = np.arange(len(images)), None
     if validation:
         chosen, held = datasets.train_val_split(len(images), validation, rng)
@@ -175,8 +176,18 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
     })  # fmt: skip
     train.warm_up(model, loss, rule, ready.training, batch)
 
+    flow: dict[str, list] = {}  # of gradients, if the recipe wants to know
+
+    def measure(when):
+        if said.get("gradients"):
+            flow[when] = gradients.statistics(model, loss, ready.training, rule.lr)
+
+    measure("at the start")
+
     def each(record):
         folder.add_epoch(record, model)
+        if record["epoch"] in (1, said["epochs"]):
+            measure("after one epoch" if record["epoch"] == 1 else "at the end")
         if on_epoch is not None:
             on_epoch(record)
 
@@ -210,7 +221,8 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
             key: [float(f"{record[key]:.6g}") for record in folder.history]
             for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy") if folder.history
         },
-        "confusion": matrix.tolist(), "environment": runs.environment(device) | {"device": runs.device_name(device)},
+        **({"gradients": flow} if flow else {}), "confusion": matrix.tolist(),
+        "environment": runs.environment(device) | {"device": runs.device_name(device)},
         "finished": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     result["environment"].pop("command")
