@@ -91,6 +91,8 @@ def calls(dtype, sizes, seed=0):
     for name in ("tanh", "sigmoid", "relu"):
         yield name + "_forward", "", (blank(x.shape, dtype), x), (0,)
         yield name + "_backward", "", (blank(x.shape, dtype), dy, np.tanh(x)), (0,)
+    yield "gaussian_forward", "", (blank(x.shape, dtype), abs(x)), (0,)
+    yield "gaussian_backward", "", (blank(x.shape, dtype), dy, np.tanh(x)), (0,)
     for name, options in (("scaled_tanh", (1.7159, 2 / 3)), ("leaky_relu", (0.1,))):
         yield name + "_forward", "", (blank(x.shape, dtype), x, *options), (0,)
         yield name + "_backward", "", (blank(x.shape, dtype), dy, np.tanh(x), *options), (0,)
@@ -151,6 +153,9 @@ def calls(dtype, sizes, seed=0):
         yield "cross_entropy", "", (*outputs, x, target, weight, -100, smoothing, mean), (0, 1, 2)
         yield "mse_loss", "", (blank(rows, dtype), blank(x.shape, dtype), x, dy, mean), (0, 1)
 
+    x[1, 2], x[2] = np.nan, 0.5
+    yield "one_hot", "", (blank(x.shape, dtype), blank(rows, np.int64), x, abs(target) % classes), (0, 1)
+
     rates = np.array([0.1, 0.03], dtype)
     for step in (0, 1, 5):
         theta, grad, m, v = normal(4, size)
@@ -158,6 +163,7 @@ def calls(dtype, sizes, seed=0):
         for momentum, dampening, nesterov in ((0.0, 0.0, False), (0.9, 0.2, False), (0.9, 0.0, True)):
             options = momentum, dampening, 0.01, nesterov
             yield "sgd", f"step {step}", (theta, grad, m, rates, count, *options), (0, 2, 4)
+        yield "average", f"step {step}", (m, theta, count, 0.9), (0, 2)
         for decoupled in (False, True):
             options = 0.9, 0.999, 1e-8, 0.01, decoupled
             yield "adam", f"step {step}", (theta, grad, *state[1:], rates, count, *options), (0, 2, 3, 5)

@@ -211,6 +211,14 @@ def leaky_relu_slope(x, negative_slope):
     return np.where(x > 0, 1.0, negative_slope)
 
 
+def gaussian(x):
+    return np.exp(-x / 2)
+
+
+def gaussian_slope(x):
+    return -np.exp(-x / 2) / 2
+
+
 def softmax(x):
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
@@ -264,6 +272,15 @@ def mse_loss(x, target, reduction="mean"):
     return ((x - target) ** 2).sum(1) / divisor, 2 * (x - target) / divisor
 
 
+def one_hot(x, labels):
+    """(rows of the size of x, the class with the largest of each row of x)"""
+    rows, predicted = np.zeros(x.shape), []
+    for n, label in enumerate(labels):
+        rows[n, label] = 1
+        predicted.append(list(x[n]).index(max(x[n])))
+    return rows, predicted
+
+
 # --- optimizers: theta after every step -------------------------------------------------------------------------------
 
 
@@ -292,6 +309,14 @@ def adam(theta, grads, rates, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0
         theta = theta - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
         path.append(theta)
     return np.array(path)
+
+
+def averages(path, decay):
+    """The exponential moving average after every step of a path of theta; the first is theta itself."""
+    found = [np.asarray(path[0], np.float64)]
+    for theta in path[1:]:
+        found.append(decay * found[-1] + (1 - decay) * theta)
+    return np.array(found)
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------

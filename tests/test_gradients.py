@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tinycnn import (
     CrossEntropyLoss,
     MSELoss,
+    OneHotMSELoss,
     Sequential,
     gradcheck,
     gradcheck_model,
@@ -91,6 +92,13 @@ def distances(draw):
 
 
 @st.composite
+def gaussian_rbf(draw):
+    features, outputs = draw(st.integers(1, 9)), draw(st.integers(1, 11))
+    # Not 1: the same seed draws x, and where x is a centre the gradient is zero.
+    return layers.GaussianRBF(features, outputs, draw(st.sampled_from([0.3, 0.8]))), (features,), smooth
+
+
+@st.composite
 def mapped_conv2d(draw):
     channels, outputs, kernel = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 4))
     table = np.random.default_rng(draw(seeds)).random((channels, outputs)) < 0.6
@@ -155,6 +163,7 @@ LAYERS = {
     "Dropout": st.tuples(st.builds(layers.Dropout, st.sampled_from([0.0, 0.2, 0.5])), wide_shapes, st.just(smooth)),
     "Dropout2d": st.tuples(st.builds(layers.Dropout2d, st.sampled_from([0.0, 0.3])), wide_maps, st.just(smooth)),
     "Flatten": plain(layers.Flatten),
+    "GaussianRBF": gaussian_rbf(),
     "GroupNorm": group_norm(),
     "LeakyReLU": st.tuples(st.builds(layers.LeakyReLU, slopes), any_shapes, st.just(spaced)),
     "Distances": distances(),
@@ -235,7 +244,11 @@ def nearest(draw, N, K, rng):
     return lecun98.NearestLoss(rubbish, draw(st.sampled_from(["mean", "sum"]))), rng.integers(0, K, N)
 
 
-LOSSES = {"CrossEntropyLoss": cross_entropy, "MSELoss": mse, "NearestLoss": nearest}
+def one_hot_mse(draw, N, K, rng):
+    return OneHotMSELoss(draw(st.sampled_from(["mean", "sum"]))), rng.integers(0, K, N)
+
+
+LOSSES = {"CrossEntropyLoss": cross_entropy, "MSELoss": mse, "NearestLoss": nearest, "OneHotMSELoss": one_hot_mse}
 
 
 def test_every_loss_has_a_row():

@@ -17,6 +17,7 @@ ELEMENTWISE = {
     "tanh": (reference.tanh, reference.tanh_slope, "y", ()),
     "scaled_tanh": (reference.scaled_tanh, reference.scaled_tanh_slope, "y", (1.7159, 2 / 3)),
     "sigmoid": (reference.sigmoid, reference.sigmoid_slope, "y", ()),
+    "gaussian": (reference.gaussian, reference.gaussian_slope, "y", ()),
     "relu": (reference.relu, reference.relu_slope, "y", ()),
     "leaky_relu": (reference.leaky_relu, reference.leaky_relu_slope, "x", (0.01,)),
 }
@@ -59,6 +60,7 @@ def test_value_and_gradient(name, image, dtype):
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal(shape) * scale).astype(dtype)
     x.reshape(-1)[:: 1 + seed % 7] = 0  # the kink of ReLU counts as left of it
+    x = abs(x) if name == "gaussian" else x  # squared distances
     y = forward(name, x, *options)
     close(y, value(x.astype(np.float64), *options), 0, 140)  # 7 ulp and the rounding of A and S
     dy = rng.standard_normal(shape).astype(dtype)

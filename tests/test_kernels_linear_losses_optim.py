@@ -172,6 +172,24 @@ def test_mse_loss(N, F, seed, reduction, dtype):
     assert np.isnan(loss).sum() == np.isnan(dx).sum() == 1
 
 
+@both_dtypes
+@given(N=st.integers(1, 12), K=st.integers(1, 40), seed=seeds)
+def test_one_hot(N, K, seed, dtype):
+    rng = np.random.default_rng(seed)
+    x, labels = rng.integers(-2, 3, (N, K)).astype(dtype), rng.integers(0, K, N)  # with ties: the first counts
+    rows, predicted = blank((N, K), dtype), blank(N, np.int64)
+    kernels.one_hot(rows, predicted, x, labels)
+    want, want_predicted = reference.one_hot(x, labels)
+    np.testing.assert_array_equal(rows, want)
+    np.testing.assert_array_equal(predicted, want_predicted)
+
+
+def test_one_hot_shows_nan():
+    x, predicted = np.array([[0, np.nan, 5], [7, 2, 1]]), blank(2, np.int64)
+    kernels.one_hot(blank(x.shape, x.dtype), predicted, x, np.array([2, 0]))
+    assert list(predicted) == [1, 0]  # as NumPy's argmax
+
+
 # --- optimizers -------------------------------------------------------------------------------------------------------
 
 RATES = np.array([0.1, 0.05, 0.2, 0.025])  # the last one stays
@@ -242,6 +260,19 @@ def test_optimizers_show_what_is_not_finite(states, dtype):
     ]
     last = path(kernel, theta, grads, states, options)[-1]
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(last)), [41])
+
+
+@both_dtypes
+@given(size=sizes, seed=seeds, decay=st.sampled_from([0.0, 0.5, 0.999]))
+def test_average(size, seed, decay, dtype):
+    steps = vectors(size, seed, dtype)[1]
+    average, step = blank(size, dtype), np.zeros(1, np.int64)
+    for t, want in enumerate(reference.averages(steps, decay)):
+        kernels.average(average, steps[t], step, decay)
+        close(average, want, 5, 20)
+        assert step == [t + 1]
+    kernels.average(average, np.where(np.arange(size) == size // 2, np.nan, steps[0]).astype(dtype), step, decay)
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(average)), [size // 2])
 
 
 @both_dtypes
@@ -320,12 +351,14 @@ def _case(name, dtype):
             return kernels.linear_forward, (blank(dy.shape, dtype), x, w, b), (0,)
         return kernels.linear_backward, (*(blank(a.shape, dtype) for a in (x, w, b)), dy, x, w), (0, 1, 2)
     rng = np.random.default_rng(8)
-    if name in ("cross_entropy", "mse_loss"):
+    if name in ("cross_entropy", "mse_loss", "one_hot"):
         x, other = rng.standard_normal((2, 301, 37)).astype(dtype)
         loss, predicted, dx = blank(301, dtype), blank(301, np.int64), blank(x.shape, dtype)
         if name == "mse_loss":
             return kernels.mse_loss, (loss, dx, x, other, True), (0, 1)
         target, weight = rng.integers(0, 37, 301), np.ones(37, dtype)
+        if name == "one_hot":
+            return kernels.one_hot, (dx, predicted, x, target), (0, 1)
         return kernels.cross_entropy, (loss, predicted, dx, x, target, weight, -100, 0.1, True), (0, 1, 2)
     if name == "gather":
         images, labels = rng.integers(0, 256, (50, 2, 9, 11)).astype(np.uint8), rng.integers(0, 10, 50)
@@ -340,6 +373,8 @@ def _case(name, dtype):
         return kernels.tally, (np.zeros(4), np.zeros(1, np.int64), loss, predicted, target), (0, 1)
     theta, grad, m, v = rng.standard_normal((4, 61_706)).astype(dtype)
     step = np.array([3])
+    if name == "average":
+        return kernels.average, (m, theta, step, 0.99), (0, 2)
     if name == "descend_each":
         return kernels.descend_each, (theta, grad, v * v, step), (0, 3)
     if name == "sgd":
@@ -352,9 +387,11 @@ CASES = [
     "linear_backward",
     "cross_entropy",
     "mse_loss",
+    "one_hot",
     "gather",
     "tally",
     "advance",
+    "average",
     "descend_each",
     "sgd",
     "adam",

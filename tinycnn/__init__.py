@@ -12,14 +12,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "layers": (
-        "AvgPool2d BatchNorm2d Conv2d Dropout Dropout2d Flatten GroupNorm Layer LeakyReLU Linear LogSoftmax MaxPool2d "
-        "ReLU ScaledTanh Sigmoid Softmax Tanh"
+        "AvgPool2d BatchNorm2d Conv2d Dropout Dropout2d Flatten GaussianRBF GroupNorm Layer LeakyReLU Linear "
+        "LogSoftmax MaxPool2d ReLU ScaledTanh Sigmoid Softmax Tanh"
     ),
     "model": "Sequential",
-    "losses": "CrossEntropyLoss MSELoss",
-    "optim": "SGD Adam AdamW",
+    "losses": "CrossEntropyLoss MSELoss OneHotMSELoss",
+    "optim": "SGD Adam AdamW EMA ReduceLROnPlateau",
     "_gradcheck": "gradcheck gradcheck_model",
-    "train": "Batches DivergedError evaluate fit train_step",
+    "train": "Batches DivergedError EarlyStopping evaluate fit train_step",
     "backend": "set_threads",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}

@@ -136,6 +136,35 @@ class MSELoss(Loss):
         return self.value(len(x)), dx
 
 
+class OneHotMSELoss(Loss):
+    """Mean (or sum) of squared differences between outputs (N, K) and one-hot class numbers (N,): torch's
+    ``mse_loss(x, one_hot(target, K).float())``.  The mean is over all N*K numbers."""
+
+    def __init__(self, reduction="mean"):
+        self.reduction = _check.choice("reduction", reduction, ("mean", "sum"))
+
+    def bind(self, k, batch, classes, dtype):
+        super().bind(k, batch, classes, dtype)
+        self._rows = k.empty((batch, classes), dtype)
+        self._predicted = k.empty((batch,), np.int64)
+
+    def run(self, dx, x, target):
+        n = len(x)
+        self.k.one_hot(self._rows[:n], self._predicted[:n], x, target)
+        self.k.mse_loss(self._loss[:n], dx, x, self._rows[:n], self.reduction == "mean")
+
+    def __call__(self, x, target):
+        """(value, gradient with respect to x) for outputs (images, classes) and class numbers (images,)."""
+        from tinycnn import backend
+
+        x = floating(_check.array("x", x, 2, "(images, classes)"))
+        target = _check.labels("target", target, len(x), x.shape[1])
+        self.bind(backend.get("cpu"), len(x), x.shape[1], x.dtype)
+        dx = np.empty_like(x)
+        self.run(dx, x, target)
+        return self.value(len(x)), dx
+
+
 def floating(x):
     """x as an array that kernels take: contiguous, writable, float32 or float64; other real types become float32."""
     dtype = np.float64 if x.dtype.newbyteorder("=") == np.float64 else np.float32

@@ -4,6 +4,7 @@ A schedule is an array: the learning rate of every step to come.  `lr` takes a n
 the last rate stays.  Other than in torch, an optimizer is given the model, not a list of tensors.
 """
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,19 @@ class Optimizer:
     def step(self):
         raise RuntimeError(f"{type(self).__name__} has no step")
 
+    def set_rates(self, rates):
+        """Replace the schedule by `rates`, of the same shape, in place: a step that a GPU has recorded sees it."""
+        self.schedule[...] = rates
+        self.k.write(self.rates, self.schedule.astype(self.model.dtype))
+
+    def settle(self):
+        """Leave the weights in model.theta that are meant to be used: here those that are there."""
+
+    @contextlib.contextmanager
+    def evaluated(self):
+        """The weights that are meant to be used stand in model.theta inside of ``with optimizer.evaluated():``."""
+        yield
+
     def state_dict(self):
         """Everything needed to go on: step, rates and the vectors, as NumPy copies."""
         state = {name: np.array(self.k.to_host(getattr(self, name))) for name in ("_step", *self.vectors)}
@@ -62,7 +76,9 @@ class Optimizer:
             if np.shape(state[name]) != mine.shape:
                 raise ValueError(f"optimizer state {name!r} must have shape {mine.shape}, got {np.shape(state[name])}")
         schedule = np.array(state["rates"], np.float64)
-        if not np.array_equal(schedule, self.schedule):
+        if schedule.shape == self.schedule.shape:
+            self.set_rates(schedule)
+        else:
             self.schedule, self.rates = schedule, self.k.to_device(schedule.astype(self.model.dtype))
         for name in ("_step", *self.vectors):
             self.k.write(getattr(self, name), np.asarray(state[name]))
@@ -120,6 +136,155 @@ class AdamW(Adam):
 
     def __init__(self, model, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
         super().__init__(model, lr, betas, eps, weight_decay)
+
+
+class EMA:
+    """An optimizer that also keeps an exponential moving average of the weights, which is used in place of them.
+
+    After each step average = decay*average + (1 - decay)*theta; the first step copies (torch: AveragedModel with
+    get_ema_multi_avg_fn(decay)).  All else is that of the optimizer inside.  The running statistics of batch norm
+    are not averaged, but as the last step left them (torch: use_buffers=False).
+    """
+
+    average: Any
+
+    def __init__(self, optimizer, decay=0.999):
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be a tinycnn optimizer, got {optimizer!r}")
+        self.decay = _check.number("decay", decay, 0, 1)
+        self.inner, self.model, self.k = optimizer, optimizer.model, optimizer.k
+        self.average = self.k.empty(self.model.theta.shape, self.model.dtype)
+        self._averaged = self.k.empty((1,), np.int64)
+
+    @property
+    def steps(self):
+        """Steps taken so far."""
+        return self.inner.steps
+
+    @property
+    def lr(self):
+        """The learning rate of the next step."""
+        return self.inner.lr
+
+    @property
+    def patterns(self):
+        return self.inner.patterns
+
+    def before_epoch(self, criterion, batches, rng):
+        """As `Optimizer.before_epoch`."""
+        self.inner.before_epoch(criterion, batches, rng)
+
+    @property
+    def schedule(self):
+        return self.inner.schedule
+
+    @property
+    def rates(self):
+        return self.inner.rates
+
+    def set_rates(self, rates):
+        """As `Optimizer.set_rates`."""
+        self.inner.set_rates(rates)
+
+    def step(self):
+        self.inner.step()
+        self.k.average(self.average, self.model.theta, self._averaged, self.decay)
+
+    def settle(self):
+        """Overwrite model.theta with the average, if there has been a step; training would go on from there."""
+        if self.k.to_host(self._averaged)[0]:
+            self.k.write(self.model.theta, self.average)
+
+    @contextlib.contextmanager
+    def evaluated(self):
+        """The average stands in model.theta inside of ``with optimizer.evaluated():``, the trained weights again after
+        it."""
+        trained = np.array(self.k.to_host(self.model.theta))
+        self.settle()
+        try:
+            yield
+        finally:
+            self.k.write(self.model.theta, trained)
+
+    def state_dict(self):
+        """That of the optimizer inside, with the average and how often it was taken."""
+        mine = {name: np.array(self.k.to_host(getattr(self, name))) for name in ("average", "_averaged")}
+        return self.inner.state_dict() | mine
+
+    def load_state_dict(self, state):
+        """Take over what `state_dict` gave; ValueError where a key or a shape does not fit, and nothing is changed."""
+        names = ("average", "_averaged")
+        for name in names:
+            if np.shape(state.get(name)) != getattr(self, name).shape:
+                raise ValueError(
+                    f"optimizer state must have {name!r} of shape {getattr(self, name).shape}, "
+                    f"got {np.shape(state[name]) if name in state else 'none'}"
+                )
+        self.inner.load_state_dict({name: value for name, value in state.items() if name not in names})
+        for name in names:
+            self.k.write(getattr(self, name), np.asarray(state[name]))
+
+
+class ReduceLROnPlateau:
+    """Lowers the learning rate when a number has stopped improving; arguments and definition are torch's.
+
+    `step(metric)` is called after each epoch.  Where `metric` was not better than the best by `threshold` (a share of
+    the best if "rel", a difference if "abs") for more than `patience` epochs, every rate still to come is multiplied by
+    `factor`, down to min_lr at the least; changes of eps or less are not made.  The `cooldown` epochs after it do not
+    count.
+
+        plateau = ReduceLROnPlateau(optimizer)
+        fit(..., on_epoch=lambda record: plateau.step(record["val_loss"]))
+    """
+
+    def __init__(
+        self,
+        optimizer,
+        mode="min",
+        factor=0.1,
+        patience=10,
+        threshold=1e-4,
+        threshold_mode="rel",
+        cooldown=0,
+        min_lr=0.0,
+        eps=1e-8,
+    ):
+        if not isinstance(optimizer, (Optimizer, EMA)):
+            raise TypeError(f"optimizer must be a tinycnn optimizer, got {optimizer!r}")
+        self.optimizer, self.mode = optimizer, _check.choice("mode", mode, ("min", "max"))
+        self.factor, self.patience = _check.number("factor", factor, 0, 1), _check.integer("patience", patience, 0)
+        self.threshold = _check.number("threshold", threshold, 0)
+        self.threshold_mode = _check.choice("threshold_mode", threshold_mode, ("rel", "abs"))
+        self.cooldown = _check.integer("cooldown", cooldown, 0)
+        self.min_lr, self.eps = _check.number("min_lr", min_lr, 0), _check.number("eps", eps, 0)
+        self.best = np.inf if mode == "min" else -np.inf
+        self.num_bad_epochs = self.cooldown_counter = 0
+
+    def step(self, metric):
+        """Look at the metric of an epoch; NaN is no improvement."""
+        if self._is_better(metric):
+            self.best, self.num_bad_epochs = float(metric), 0
+        else:
+            self.num_bad_epochs += 1
+        if self.cooldown_counter:
+            self.cooldown_counter -= 1
+            self.num_bad_epochs = 0
+        if self.num_bad_epochs > self.patience:
+            self._reduce()
+            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
+
+    def _is_better(self, metric):
+        sign = -1 if self.mode == "min" else 1
+        if self.threshold_mode == "rel":
+            return sign * metric > sign * self.best * (1 + sign * self.threshold)
+        return sign * metric > sign * self.best + self.threshold
+
+    def _reduce(self):
+        rates = self.optimizer.schedule.copy()
+        coming = rates[min(self.optimizer.steps, len(rates) - 1) :]
+        lower = np.maximum(coming * self.factor, self.min_lr)
+        coming[...] = np.where(coming - lower > self.eps, lower, coming)
+        self.optimizer.set_rates(rates)
 
 
 # --- schedules: arrays of learning rates ------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinycnn import _check, backend
 from tinycnn.losses import CrossEntropyLoss
+from tinycnn.model import Sequential
 
 EVALUATION_BATCH = 250
 
@@ -145,17 +146,21 @@ def fit(
 ):
     """Train for `epochs` passes over `train`, in a new random order each, and return the history.
 
-    train, validation  `Batches`; the validation set is evaluated after every epoch
+    train, validation  `Batches`; the validation set is evaluated after every epoch, by `criterion`, or by plain cross
+                       entropy where it is one with options of its own
     steps_per_epoch    so many batches make an epoch, in place of the whole of `train`; the next goes on where it ended
     reshuffle          False: the first epoch's random order in all of them
     rng                seed or generator of the orders
-    on_epoch           called with each epoch's record
+    on_epoch           called with each epoch's record; where it returns True (`EarlyStopping`), training ends there
     progress           show a bar on stderr, where that is a terminal
 
     The history is a list of records, one an epoch: epoch, train_loss, train_accuracy (both while training), val_loss,
     val_accuracy (if there is a validation set), lr (at the end), seconds (of training), images_per_second.
 
     Whatever stops the training (Ctrl-C, DivergedError), the model is left with the weights of the last complete epoch.
+    With an optimizer that averages (`optim.EMA`) these are the averaged weights, and so are those at the end of a
+    training that nothing stops, those that are validated, and those that `on_epoch` finds in the model.  If `on_epoch`
+    has a method `at_end`, that is called when training ends otherwise than by an error.
     """
     epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
     check_fit(model, train, "train")
@@ -173,8 +178,10 @@ def fit(
             )
     # Buffers for the evaluation too: a recorded step would hold on to smaller ones that are replaced later.
     evaluated = 0 if validation is None else min(EVALUATION_BATCH, len(validation))
-    model.reserve(max(batch_size, model.reserved, evaluated, optimizer.patterns))
-    criterion.prepare(model.k, batch_size, model.shapes[-1][-1], model.dtype)
+    most = max(batch_size, evaluated, optimizer.patterns)
+    model.reserve(max(most, model.reserved))
+    criterion.prepare(model.k, most, model.shapes[-1][-1], model.dtype)
+    measure = None if isinstance(criterion, CrossEntropyLoss) else criterion
     totals = model.k.empty((4,), np.float64)
     sizes = {batch_size, each % batch_size or batch_size}
     steps = {n: model.k.capture(functools.partial(_step, model, criterion, optimizer, train, totals, n)) for n in sizes}
@@ -199,16 +206,68 @@ def fit(
                 raise
             if not np.isfinite(model.k.to_host(model.theta)).all():
                 raise DivergedError(model.first_not_finite(0) or "the parameters", optimizer.steps, epoch)
-            if validation is not None:
-                record["val_loss"], record["val_accuracy"], _ = evaluate(model, validation)
-            good = _state(model, optimizer)
-            history.append(record)
-            if on_epoch is not None:
-                on_epoch(record)
+            complete, stop = _state(model, optimizer), False
+            with optimizer.evaluated():
+                if validation is not None:
+                    record["val_loss"], record["val_accuracy"], _ = evaluate(model, validation, measure)
+                good = complete
+                history.append(record)
+                if on_epoch is not None:
+                    stop = on_epoch(record) is True  # not just anything: a lambda may return what it likes
+            good = _state(model, optimizer)  # once more: on_epoch may have changed the learning rates to come
+            if stop:
+                break
+        optimizer.settle()
+        if hasattr(on_epoch, "at_end"):
+            on_epoch.at_end()
     except BaseException:
         _restore(model, optimizer, good)
+        optimizer.settle()
         raise
     return history
+
+
+class EarlyStopping:
+    """Ends a training that no longer gets better: ``fit(..., on_epoch=EarlyStopping(...))``.  One for each training.
+
+    monitor       the number in the epochs' records that is watched
+    patience      after so many epochs in a row that were not better than the best, training ends
+    min_delta     less than this is not better
+    mode          "min" or "max": which way is better
+    restore_best  a model: at the end it is given the weights of the best epoch
+
+    best, best_epoch: the best number so far, and when.  Names and definition are those of Keras.
+    """
+
+    def __init__(self, monitor="val_loss", patience=5, min_delta=0.0, mode="min", restore_best=None):
+        if not isinstance(monitor, str):
+            raise TypeError(f"monitor must be the name of a number in the record, got {monitor!r}")
+        if restore_best is not None and not isinstance(restore_best, Sequential):
+            raise TypeError(f"restore_best must be the model that is trained, or None, got {restore_best!r}")
+        self.monitor, self.patience = monitor, _check.integer("patience", patience, 0)
+        self.min_delta = _check.number("min_delta", min_delta, 0)
+        self.mode = _check.choice("mode", mode, ("min", "max"))
+        self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, 0
+        self._model, self._weights, self._waited = restore_best, None, 0
+
+    def __call__(self, record):
+        """Whether to stop after the epoch of this record; NaN is not better.  ValueError if `monitor` is not in it."""
+        if self.monitor not in record:
+            raise ValueError(f"monitor must be one of {', '.join(map(repr, record))}, got {self.monitor!r}")
+        value = record[self.monitor]
+        better = self.best - value if self.mode == "min" else value - self.best
+        if better > self.min_delta:
+            self.best, self.best_epoch, self._waited = value, record["epoch"], 0
+            if self._model is not None:
+                self._weights = self._model.snapshot()
+            return False
+        self._waited += 1
+        return self._waited >= self.patience
+
+    def at_end(self):
+        """Put the weights of the best epoch into the model `restore_best`; `fit` calls this when training ends."""
+        if self._model is not None and self._weights is not None:
+            self._model.restore(self._weights)
 
 
 def _state(model, optimizer):

@@ -5,6 +5,8 @@
 
 from tinycnn.cuda._target import capture, empty, to_device, to_host, write
 from tinycnn.cuda.activations import (
+    gaussian_backward,
+    gaussian_forward,
     leaky_relu_backward,
     leaky_relu_forward,
     log_softmax_backward,
@@ -33,9 +35,9 @@ from tinycnn.cuda.lecun98 import (
     subsample_forward,
 )
 from tinycnn.cuda.linear import linear_backward, linear_forward
-from tinycnn.cuda.losses import cross_entropy, mse_loss
+from tinycnn.cuda.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.cuda.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
-from tinycnn.cuda.optim import adam, advance, descend_each, sgd
+from tinycnn.cuda.optim import adam, advance, average, descend_each, sgd
 from tinycnn.cuda.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -46,6 +48,7 @@ from tinycnn.cuda.pooling import (
 __all__ = [
     "adam",
     "advance",
+    "average",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
@@ -63,6 +66,8 @@ __all__ = [
     "dropout",
     "empty",
     "gather",
+    "gaussian_backward",
+    "gaussian_forward",
     "group_norm_backward",
     "group_norm_forward",
     "im2col",
@@ -76,6 +81,7 @@ __all__ = [
     "max_pool2d_forward",
     "mse_loss",
     "nearest_loss",
+    "one_hot",
     "relu_backward",
     "relu_forward",
     "scaled_tanh_backward",

@@ -110,6 +110,39 @@ def sigmoid_backward(dx, dy, y):
 
 
 @phase
+def gaussian_forward_phase(tid, nt, first, y, x, slope):
+    i = first + tid
+    if i < y.size:
+        y[i] = y.dtype.type(math.exp(slope * x[i]))
+
+
+@kernel(THREADS, registers=32)
+def gaussian_forward_kernel(y, x, slope):
+    gaussian_forward_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x, slope)
+
+
+def gaussian_forward(y, x):
+    """y = exp(-x/2), of squared distances x."""
+    gaussian_forward_kernel[blocks(y.size)](flat(y), flat(x), y.dtype.type(-0.5))
+
+
+@phase
+def gaussian_backward_phase(tid, nt, first, dx, dy, y, slope):
+    i = first + tid
+    if i < dx.size:
+        dx[i] = slope * y[i] * dy[i]
+
+
+@kernel(THREADS, registers=32)
+def gaussian_backward_kernel(dx, dy, y, slope):
+    gaussian_backward_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, dx, dy, y, slope)
+
+
+def gaussian_backward(dx, dy, y):
+    gaussian_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(y), y.dtype.type(-0.5))
+
+
+@phase
 def relu_forward_phase(tid, nt, first, y, x):
     i = first + tid
     if i < y.size:

@@ -101,3 +101,25 @@ def mse_loss(loss, dx, x, target, mean):
     N, F = x.shape
     scale = x.dtype.type(1 / (N * F) if mean else 1.0)
     mse_loss_kernel[blocks(N)](loss, flat(dx), flat(x), flat(target), F, scale)
+
+
+@phase
+def mark(tid, nt, first, rows, predicted, x, labels, K):
+    n = first + tid
+    if n < labels.size:
+        zero, one, best = x.dtype.type(0), x.dtype.type(1), n * K
+        for e in range(n * K, n * K + K):
+            rows[e] = one if e - n * K == labels[n] else zero
+            if x[e] > x[best] or x[e] != x[e]:
+                best = e
+        predicted[n] = best - n * K
+
+
+@kernel(THREADS, registers=40)
+def one_hot_kernel(rows, predicted, x, labels, K):
+    mark(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, rows, predicted, x, labels, K)
+
+
+def one_hot(rows, predicted, x, labels):
+    """rows[n, k] = 1 where k = labels[n], else 0, and the class with the largest of x[n]; shapes are at the twin."""
+    one_hot_kernel[blocks(len(x))](flat(rows), predicted, flat(x), labels, x.shape[1])

@@ -115,3 +115,22 @@ def adam(theta, grad, m, v, rates, step, beta1, beta2, eps, weight_decay, decoup
         decoupled,
     )  # fmt: skip
     advance(step)
+
+
+@phase
+def mix(tid, nt, first, average, theta, step, decay, share):
+    i = first + tid
+    if i < theta.size:
+        average[i] = theta[i] if step[0] == 0 else decay * average[i] + share * theta[i]
+
+
+@kernel(THREADS, registers=32)
+def average_kernel(average, theta, step, decay, share):
+    mix(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, average, theta, step, decay, share)
+
+
+def average(average, theta, step, decay):
+    """average = decay*average + (1 - decay)*theta; the first time (step[0] = 0) average = theta.  average: (P,)"""
+    T = theta.dtype.type
+    average_kernel[blocks(theta.size)](average, theta, step, T(decay), T(1 - decay))
+    advance(step)

@@ -7,6 +7,8 @@ compute is the same.
 import numpy as np
 
 from tinycnn.kernels.activations import (
+    gaussian_backward,
+    gaussian_forward,
     leaky_relu_backward,
     leaky_relu_forward,
     log_softmax_backward,
@@ -35,9 +37,9 @@ from tinycnn.kernels.lecun98 import (
     subsample_forward,
 )
 from tinycnn.kernels.linear import linear_backward, linear_forward
-from tinycnn.kernels.losses import cross_entropy, mse_loss
+from tinycnn.kernels.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
-from tinycnn.kernels.optim import adam, advance, descend_each, sgd
+from tinycnn.kernels.optim import adam, advance, average, descend_each, sgd
 from tinycnn.kernels.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -48,6 +50,7 @@ from tinycnn.kernels.pooling import (
 __all__ = [
     "adam",
     "advance",
+    "average",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
@@ -65,6 +68,8 @@ __all__ = [
     "dropout",
     "empty",
     "gather",
+    "gaussian_backward",
+    "gaussian_forward",
     "group_norm_backward",
     "group_norm_forward",
     "im2col",
@@ -78,6 +83,7 @@ __all__ = [
     "max_pool2d_forward",
     "mse_loss",
     "nearest_loss",
+    "one_hot",
     "relu_backward",
     "relu_forward",
     "scaled_tanh_backward",

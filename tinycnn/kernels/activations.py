@@ -91,6 +91,23 @@ def leaky_relu_backward(dx, dy, x, negative_slope):
         dx[i] = slope * dy[i] if x[i] <= zero else dy[i]
 
 
+@kernel
+def gaussian_forward(y, x):
+    """y = exp(-x/2), of squared distances x."""
+    x, y = x.reshape(x.size), y.reshape(y.size)
+    slope = x.dtype.type(-0.5)
+    for i in prange(x.size):
+        y[i] = math.exp(slope * x[i])
+
+
+@kernel
+def gaussian_backward(dx, dy, y):
+    dx, dy, y = dx.reshape(dx.size), dy.reshape(dy.size), y.reshape(y.size)
+    slope = y.dtype.type(-0.5)
+    for i in prange(dx.size):
+        dx[i] = slope * y[i] * dy[i]
+
+
 @inner
 def largest(x):
     """The largest number of a row; NaN if there is one."""

@@ -70,3 +70,19 @@ def mse_loss(loss, dx, x, target, mean):
             value += error * error
             dx[n, f] = two * error * scale
         loss[n] = value * scale
+
+
+@kernel
+def one_hot(rows, predicted, x, labels):
+    """rows[n, k] = 1 where k = labels[n], else 0; predicted[n]: the class with the largest of x[n].
+
+    rows, x: (N, K)   predicted, labels: (N,) int64
+    """
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for n in prange(len(x)):
+        row, best = x[n], 0
+        for k in range(row.size):
+            rows[n, k] = one if k == labels[n] else zero
+            if row[k] > row[best] or row[k] != row[k]:
+                best = k
+        predicted[n] = best

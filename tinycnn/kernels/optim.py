@@ -62,3 +62,13 @@ def adam(theta, grad, m, v, rates, step, beta1, beta2, eps, weight_decay, decoup
         m[i], v[i] = mi, vi
         theta[i] = theta[i] * keep - size * mi / (T(math.sqrt(vi)) * root + e)
     step[0] = t
+
+
+@kernel
+def average(average, theta, step, decay):
+    """average = decay*average + (1 - decay)*theta, as torch's get_ema_multi_avg_fn; the first time (step[0] = 0)
+    average = theta.  average: (P,)"""
+    keep, share, first = theta.dtype.type(decay), theta.dtype.type(1 - decay), step[0] == 0
+    for i in prange(theta.size):
+        average[i] = theta[i] if first else keep * average[i] + share * theta[i]
+    step[0] += 1
