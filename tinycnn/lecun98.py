@@ -327,13 +327,18 @@ def second_derivatives(model, criterion, batches, index):
     values, slopes = model._buffers(n)
     criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
     criterion.run(slopes[-1], values[-1], target)
-    last = model.layers[-1]
-    if not isinstance(last, Distances):
-        raise ValueError(f"second derivatives start at a last layer of Distances, got {last!r}")
+    if not hasattr(criterion, "curvature"):
+        raise ValueError(f"the second derivatives of {type(criterion).__name__} by its arguments are not known here")
     share = 1 / n if criterion.reduction == "mean" else 1.0
-    k.write(slopes[-2], last.curvature(criterion, values[-2], values[-1], slopes[-1], share))
+    last, top = model.layers[-1], len(model.layers)
+    if isinstance(last, Distances):  # a parabola over its input, which the recursion does not foresee
+        top -= 1
+        start = last.curvature(criterion, values[-2], values[-1], slopes[-1], share)
+    else:
+        start = criterion.curvature(np.asarray(k.to_host(values[-1]), np.float64), share)
+    k.write(slopes[top], start)
     found = np.zeros(len(model.theta))
-    for number in range(len(model.layers) - 2, model._first - 1, -1):
+    for number in range(top - 1, model._first - 1, -1):
         layer, x, y, hy = model.layers[number], values[number], values[number + 1], slopes[number + 1]
         hx = slopes[number] if number > model._first else model._unwanted
         if layer.is_view:
