@@ -19,11 +19,13 @@ _HOME = {
     "losses": "CrossEntropyLoss MSELoss",
     "optim": "SGD Adam AdamW",
     "_gradcheck": "gradcheck gradcheck_model",
+    "augment": "ColorJitter ElasticTransform RandomAffine",
     "train": "Batches DivergedError evaluate fit train_step",
     "backend": "set_threads",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 _MODULES = (
+    "augment",
     "checkpoint",
     "data",
     "experiment",

@@ -22,6 +22,7 @@ from tinycnn.kernels.activations import (
     tanh_backward,
     tanh_forward,
 )
+from tinycnn.kernels.augment import affine_draw, elastic_field, jitter, warp
 from tinycnn.kernels.batch import gather, tally
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.kernels.dropout import dropout
@@ -48,6 +49,7 @@ from tinycnn.kernels.pooling import (
 __all__ = [
     "adam",
     "advance",
+    "affine_draw",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
@@ -63,11 +65,13 @@ __all__ = [
     "distance_backward",
     "distance_forward",
     "dropout",
+    "elastic_field",
     "empty",
     "gather",
     "group_norm_backward",
     "group_norm_forward",
     "im2col",
+    "jitter",
     "leaky_relu_backward",
     "leaky_relu_forward",
     "linear_backward",
@@ -94,6 +98,7 @@ __all__ = [
     "tanh_forward",
     "to_device",
     "to_host",
+    "warp",
     "write",
 ]
 
