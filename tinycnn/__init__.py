@@ -20,10 +20,12 @@ _HOME = {
     "optim": "SGD Adam AdamW EMA ReduceLROnPlateau",
     "_gradcheck": "gradcheck gradcheck_model",
     "train": "Batches DivergedError EarlyStopping evaluate fit train_step",
+    "augment": "ColorJitter ElasticTransform RandomAffine",
     "backend": "set_threads",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 _MODULES = (
+    "augment",
     "checkpoint",
     "data",
     "experiment",

@@ -94,6 +94,29 @@ def sigmoid64(x):
     return (1.0 if x >= 0 else e) / (1.0 + e)
 
 
+# Sine and cosine of an angle up to pi, by Taylor's series: CUDA's own keep an array for angles up to 1e38.
+S0, S1, S2, S3, S4, S5, S6, S7, S8 = (f32((-1) ** k / math.factorial(2 * k + 1)) for k in range(9))
+C0, C1, C2, C3, C4, C5, C6, C7, C8, C9 = (f32((-1) ** k / math.factorial(2 * k)) for k in range(10))
+
+
+def sin32(x):
+    z = x * x
+    return x * (S0 + z * (S1 + z * (S2 + z * (S3 + z * (S4 + z * (S5 + z * (S6 + z * (S7 + z * S8))))))))
+
+
+def sin64(x):
+    return math.sin(x)
+
+
+def cos32(x):
+    z = x * x
+    return C0 + z * (C1 + z * (C2 + z * (C3 + z * (C4 + z * (C5 + z * (C6 + z * (C7 + z * (C8 + z * C9))))))))
+
+
+def cos64(x):
+    return math.cos(x)
+
+
 # A hash for masks: Steele, Lea and Flood 2014 (SplitMix64), whose last two steps are David Stafford's "mix 13".
 u64 = np.uint64
 GOLDEN, M1, M2 = u64(0x9E3779B97F4A7C15), u64(0xBF58476D1CE4E5B9), u64(0x94D049BB133111EB)
@@ -106,3 +129,17 @@ def mix(x):
     x = (x ^ (x >> S30)) * M1
     x = (x ^ (x >> S27)) * M2
     return x ^ (x >> S31)
+
+
+S40, S8_BITS, MASK24 = u64(40), u64(8), u64(2**24 - 1)
+TOP, ULP24 = np.int32(2**24 - 1), f32(2.0**-24)
+
+
+def upper(word):
+    """Uniform in (-1, 1), from the upper half of 64 random bits: an odd multiple of 2**-24, so the mean is 0."""
+    return f32(np.int32(np.int32(word >> S40) * np.int32(2) - TOP)) * ULP24
+
+
+def lower(word):
+    """`upper` from the lower half."""
+    return f32(np.int32(np.int32((word >> S8_BITS) & MASK24) * np.int32(2) - TOP)) * ULP24

@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from tinycnn import _check, backend
+from tinycnn.augment import Augmentation
 from tinycnn.losses import CrossEntropyLoss
 from tinycnn.model import Sequential
 
@@ -38,9 +39,12 @@ class Batches:
     mean, std  a number, or one a channel: pixels become (pixel - mean) / std.  Found from the images if not given;
                give a validation or test set those of the training set
     padding    this many pixels of zero (before normalising) are put round every image
+    augment    transformations (`RandomAffine`, `ElasticTransform`, `ColorJitter`) that `fit` sees the images through,
+               new ones in every epoch; `evaluate`, and whatever else asks for images by number, sees them as they are
+    seed       where the transformations' random numbers begin
     """
 
-    def __init__(self, images, labels, *, mean=None, std=None, padding=0, device="cpu"):
+    def __init__(self, images, labels, *, mean=None, std=None, padding=0, augment=(), seed=0, device="cpu"):
         device = backend.choose(device)
         images, labels = backend.local("images", images, device)[0], backend.local("labels", labels, device)[0]
         images = _check.array("images", images)
@@ -66,6 +70,8 @@ class Batches:
         self.k = backend.get(device)
         self.images, self.labels = self.k.to_device(images), self.k.to_device(labels)
         self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
+        # In a batch a pixel of zero is -mean/std, and one of `unit` is 1/std more.
+        self.augmentation = Augmentation(augment, seed, self.k, 1 / self.std, self.shift)
         self._factors = {}  # scale and shift on the device, by dtype
         self.classes = int(labels.max()) + 1
         self.image_shape = (channels, height + 2 * self.padding[0], width + 2 * self.padding[1])
@@ -82,14 +88,22 @@ class Batches:
         call."""
         return self._gather(x, index, self._start)
 
-    def shuffle(self, order):
-        """Begin an epoch: `gather_next` will give the images in the order `order`, at most all of them."""
+    def shuffle(self, order, again=False):
+        """Begin an epoch: `gather_next` will give the images in the order `order`, at most all of them.  `again`: this
+        epoch again, with the same random numbers."""
+        self.augmentation.begin(again)
         self.k.write(self.order[: len(order)], order)
-        self.k.write(self.cursor, np.zeros(1, np.int64))
+        self.move_to(0)
+
+    def move_to(self, position):
+        """Let the epoch go on with the image at `position`."""
+        self.k.write(self.cursor, np.array([position]))
 
     def gather_next(self, x):
-        """`gather` for the next len(x) images of the epoch.  The kernel `tally` moves on."""
-        return self._gather(x, self.order, self.cursor)
+        """`gather` for the next len(x) images of the epoch, augmented.  The kernel `tally` moves on."""
+        target = self._gather(self.augmentation.input_buffer(x), self.order, self.cursor)
+        self.augmentation.run(x)
+        return target
 
     def _gather(self, x, order, cursor):
         n = len(x)
@@ -104,8 +118,12 @@ class Batches:
 
 def forward_step(model, criterion, batches, index):
     """The loss on the images `index`; leaves the outputs and their gradient in the model's buffers."""
-    n = len(index)
-    target = batches.gather(model.input_buffer(n), index)
+    return _loss(model, criterion, batches.gather(model.input_buffer(len(index)), index))
+
+
+def _loss(model, criterion, target):
+    """The loss on the images that have been gathered, whose labels are `target`."""
+    n = len(target)
     model.run_forward(n)
     y, dy = model.output_buffers(n)
     criterion.prepare(model.k, n, model.shapes[-1][-1], model.dtype)
@@ -118,10 +136,15 @@ def train_step(model, criterion, optimizer, batches, index):
 
     A loss that is not finite raises DivergedError, and nothing is updated.
     """
-    n = len(index)
     if model.input_shape is None:
         check_fit(model, batches, "batches")
-    loss = forward_step(model, criterion, batches, index)
+    return _learn(model, criterion, optimizer, batches.gather(model.input_buffer(len(index)), index))
+
+
+def _learn(model, criterion, optimizer, target):
+    """`train_step` on the images that have been gathered."""
+    n = len(target)
+    loss = _loss(model, criterion, target)
     if not math.isfinite(loss):
         raise DivergedError(model.first_not_finite(n) or "the loss", optimizer.steps + 1)
     model.run_backward(n)
@@ -338,9 +361,12 @@ def _epoch(steps, optimizer, train, totals, order, title, progress):
 
 def _look_at_every_step(model, criterion, optimizer, train, order, batch_size, epoch):
     """The steps of an epoch one by one, until the first whose loss is not finite raises DivergedError."""
+    train.shuffle(order, again=True)
     for at in range(0, len(order), batch_size):
+        train.move_to(at)
+        target = train.gather_next(model.input_buffer(min(batch_size, len(order) - at)))
         try:
-            train_step(model, criterion, optimizer, train, model.k.to_device(order[at : at + batch_size]))
+            _learn(model, criterion, optimizer, target)
         except DivergedError as error:
             raise DivergedError(error.layer, error.step, epoch) from None
 

@@ -24,6 +24,7 @@ from tinycnn.kernels.activations import (
     tanh_backward,
     tanh_forward,
 )
+from tinycnn.kernels.augment import affine_draw, elastic_field, jitter, warp
 from tinycnn.kernels.batch import gather, tally
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.kernels.dropout import dropout
@@ -50,6 +51,7 @@ from tinycnn.kernels.pooling import (
 __all__ = [
     "adam",
     "advance",
+    "affine_draw",
     "average",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
@@ -66,6 +68,7 @@ __all__ = [
     "distance_backward",
     "distance_forward",
     "dropout",
+    "elastic_field",
     "empty",
     "gather",
     "gaussian_backward",
@@ -73,6 +76,7 @@ __all__ = [
     "group_norm_backward",
     "group_norm_forward",
     "im2col",
+    "jitter",
     "leaky_relu_backward",
     "leaky_relu_forward",
     "linear_backward",
@@ -100,6 +104,7 @@ __all__ = [
     "tanh_forward",
     "to_device",
     "to_host",
+    "warp",
     "write",
 ]
 

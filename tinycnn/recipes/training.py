@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tinycnn import augment, init, layers, lecun98, losses, metrics, optim, runs, train
 from tinycnn import data as datasets
-from tinycnn import init, layers, lecun98, losses, metrics, optim, runs, train
 from tinycnn.model import Sequential
 from tinycnn.recipes import gradients
 from tinycnn.recipes._calls import RecipeError, evaluate
@@ -130,13 +130,11 @@ def prepare(recipe, dataset, rng, device="cpu", seed=0):
     if wanted < len(chosen):
         chosen = np.sort(rng.permutation(chosen)[:wanted])
     if "resize" in said:
-        images, test_images = (datasets.resize(a, said["resize"]) for a in (images, test_images))
+        images, test_images = (augment.resize(a, said["resize"]) for a in (images, test_images))
     options = {"padding": said.get("padding", 0), "device": device}
     options |= {key: said[key] for key in ("mean", "std") if key in said}
     more = {}
     if "augment" in said:
-        from tinycnn.data import augment
-
         known = {name: getattr(augment, name) for name in ("RandomAffine", "ElasticTransform", "ColorJitter")}
         more = {"augment": evaluate(said["augment"], known, *recipe.where("data.augment")), "seed": seed}
     training = train.Batches(images[chosen], labels[chosen], **options, **more)

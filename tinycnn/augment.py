@@ -1,0 +1,154 @@
+"""Random distortions of training images, for `Batches(..., augment=(...))`, with torchvision's names."""
+
+import numpy as np
+
+from tinycnn import _check, backend
+
+
+def _amount(name, value):
+    return _check.number(name, value, 0)
+
+
+def _range(name, value):
+    """Two positive numbers, the first not above the second."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{name} must be a pair (low, high), got {value!r}")
+    low, high = (_check.number(name, v, 0) for v in value)
+    if not 0 < low <= high:
+        raise ValueError(f"{name} must be a pair (low, high) with 0 < low <= high, got {value!r}")
+    return low, high
+
+
+class RandomAffine:
+    """Squeeze, shear, turn, scale and move every image, by amounts of its own.
+
+    degrees    turned by up to so many degrees, either way
+    translate  moved by up to so many pixels (horizontally, vertically), either way
+    scale      made larger by a number between the two
+    squeeze    e between the two: e times as wide and 1/e times as high
+    shear      sheared along x by an angle of up to so many degrees, either way
+    """
+
+    def __init__(self, degrees=0, translate=(0, 0), scale=(1, 1), squeeze=(1, 1), shear=0):
+        self.degrees = _check.number("degrees", degrees, 0, 180 + 1e-9)
+        if not isinstance(translate, (tuple, list)) or len(translate) != 2:
+            raise ValueError(f"translate must be a pair (horizontal, vertical), got {translate!r}")
+        self.translate = _amount("translate", translate[0]), _amount("translate", translate[1])
+        self.scale, self.squeeze = _range("scale", scale), _range("squeeze", squeeze)
+        self.shear = _check.number("shear", shear, 0, 90)
+
+
+class ElasticTransform:
+    """Move every pixel by a smooth random field (Simard, Steinkraus and Platt 2003): noise, uniform in +-1 pixel,
+    smoothed by a Gaussian of `sigma` pixels, times `alpha`.  The defaults are theirs, for digits of 28 x 28 pixels."""
+
+    def __init__(self, alpha=34, sigma=4):
+        self.alpha, self.sigma = _amount("alpha", alpha), _amount("sigma", sigma)
+        if self.sigma == 0:
+            raise ValueError("sigma must be positive, got 0")
+
+    def weights(self):
+        """The Gaussian from its middle outwards, cut off at 4 sigma; its sum, both sides taken, is 1."""
+        w = np.exp(-0.5 * (np.arange(int(4 * self.sigma + 0.5) + 1) / self.sigma) ** 2)
+        return w / (2 * w.sum() - w[0])
+
+
+class ColorJitter:
+    """Change the brightness of every image by a number in 1 +- brightness, and then its contrast by one in
+    1 +- contrast.  For pixels 0 ... 1: what leaves that range is cut off."""
+
+    def __init__(self, brightness=0, contrast=0):
+        self.brightness, self.contrast = _amount("brightness", brightness), _amount("contrast", contrast)
+
+
+KINDS = RandomAffine, ElasticTransform, ColorJitter
+
+
+class Augmentation:
+    """What `Batches` does to a batch: at most one transformation of each kind.  Affine map and elastic field become one
+    interpolation; brightness and contrast come last, in whatever order the transformations were given.
+
+    k            the backend
+    scale, shift a pixel p in 0 ... 1 is p * scale[c] + shift[c] in a batch
+    seed         where the random numbers begin; the kernels compute them from it and the number of the batch
+    """
+
+    def __init__(self, transforms, seed, k, scale, shift):
+        chosen = {}
+        for transform in transforms if isinstance(transforms, (tuple, list)) else (transforms,):
+            kind = type(transform)
+            if kind not in KINDS:
+                names = ", ".join(kind.__name__ for kind in KINDS)
+                raise TypeError(f"augment must be a tuple of {names}, got {transform!r}")
+            if kind in chosen:
+                raise ValueError(f"augment may hold one {kind.__name__}, got two")
+            chosen[kind] = transform
+        self.affine, self.elastic, self.jitter = map(chosen.get, KINDS)
+        self.moves = self.affine is not None or self.elastic is not None
+        seeds = np.random.default_rng(_check.integer("seed", seed, 0)).integers(2**63, size=len(KINDS))
+        self.affine_seed, self.elastic_seed, self.jitter_seed = map(int, seeds)
+        self.k, self.scale, self.shift = k, scale, shift
+        # Batches so far, and how many there were when the epoch began.
+        self.counter, self.began = k.empty((1,), np.int64), k.empty((1,), np.int64)
+        self._rooms = {}
+
+    def room(self, x):
+        """Arrays for a batch like x: (images before they are moved, matrices, field, weights, scale, shift)."""
+        key = x.shape[1:], x.dtype
+        if key not in self._rooms or len(x) > len(self._rooms[key][0]):
+            k, n, (_, H, W) = self.k, len(x), x.shape[1:]
+            weights = np.zeros(0) if self.elastic is None else self.elastic.weights()
+            self._rooms[key] = (
+                k.empty(x.shape if self.moves else (0, *x.shape[1:]), x.dtype),
+                k.empty((0 if self.affine is None else n, 2, 3), x.dtype),
+                k.empty((0 if self.elastic is None else n, 2, H, W), x.dtype),
+                *(k.to_device(a.astype(x.dtype)) for a in (weights, self.scale, self.shift)),
+            )
+        images, matrices, field, *constants = self._rooms[key]
+        return images[: len(x)], matrices[: len(x)], field[: len(x)], *constants
+
+    def begin(self, again):
+        """An epoch begins: a new one, or the last one `again`."""
+        here, there = (self.counter, self.began) if again else (self.began, self.counter)
+        self.k.write(here, there)
+
+    def input_buffer(self, x):
+        """Where a batch is to be gathered that `run` turns into x."""
+        return self.room(x)[0] if self.moves else x
+
+    def run(self, x):
+        """The next batch, from what has been gathered into `input_buffer(x)`, into x."""
+        k, affine, elastic, jitter = self.k, self.affine, self.elastic, self.jitter
+        if not self.moves and jitter is None:
+            return
+        images, matrices, field, weights, scale, shift = self.room(x)
+        k.advance(self.counter)
+        if affine is not None:
+            k.affine_draw(
+                matrices, self.counter, self.affine_seed, affine.degrees, affine.translate, affine.scale,
+                affine.squeeze, affine.shear,
+            )  # fmt: skip
+        if elastic is not None:
+            k.elastic_field(field, weights, self.counter, self.elastic_seed, elastic.alpha)
+        if self.moves:
+            k.warp(x, images, matrices, field, shift)
+        if jitter is not None:
+            k.jitter(x, self.counter, self.jitter_seed, jitter.brightness, jitter.contrast, scale, shift)
+
+
+def resize(images, size):
+    """uint8 images (N, H, W) as (N, size, size), by bilinear interpolation between the centres of pixels; beyond them
+    the edge goes on.  As torchvision's Resize with antialias=False."""
+    images, size = _check.array("images", images, 3, "(N, H, W)"), _check.integer("size", size, 1)
+    if images.dtype != np.uint8:
+        raise TypeError(f"images must be uint8, got {images.dtype}")
+    k, (N, H, W) = backend.get("cpu"), images.shape
+    result, chunk = np.empty((N, size, size), np.uint8), 1000
+    matrix = np.array([[H / size, 0, 0], [0, W / size, 0]], np.float32)
+    for at in range(0, N, chunk):
+        # With a frame of its own edge no place lies outside of the image.
+        x = np.pad(images[at : at + chunk], ((0, 0), (1, 1), (1, 1)), mode="edge").astype(np.float32)[:, None]
+        y = np.empty((len(x), 1, size, size), np.float32)
+        k.warp(y, x, np.tile(matrix, (len(x), 1, 1)), np.empty((0, 2, size, size), np.float32), np.zeros(1, np.float32))
+        result[at : at + chunk] = np.floor(y[:, 0] + np.float32(0.5))
+    return result
