@@ -1,7 +1,8 @@
 """How kernels are compiled: one decorator for what Python calls, one for what kernels call.
 
 `@kernel` compiles a function for parallel loops (`prange`) and keeps the machine code in Numba's cache, so the
-compiler runs once per machine, not once per process.  `@inner` compiles a serial helper that kernels call.
+compiler runs once per machine, not once per process; `@kernel_alone` does without threads, which are not free.
+`@inner` compiles a serial helper that kernels call.
 
 The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
 that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a diverged run must be seen.
@@ -36,6 +37,11 @@ def kernel(function):
 def kernel_in_order(function):
     """A `kernel` whose sums may not be reordered, for formulas whose accuracy rests on what is subtracted first."""
     return _locked(function, numba.njit(**KERNEL | IN_ORDER)(function))
+
+
+def kernel_alone(function):
+    """A `kernel` with too little to do for more than one thread."""
+    return numba.njit(**OPTIONS, cache=True)(function)
 
 
 def _locked(function, compiled):

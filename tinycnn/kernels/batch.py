@@ -1,9 +1,10 @@
 """Gathering a batch (pick images, convert, normalise, pad, in one pass), and keeping count of batches."""
 
-import numpy as np
+import math
+
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import inner, kernel, kernel_alone
 
 
 @inner
@@ -36,15 +37,20 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
             take_plane(x[b, c], images[n, c], a, s, padding[0], padding[1])
 
 
+@kernel_alone
 def tally(totals, cursor, loss, predicted, target):
     """Count a batch: add it to the totals of the epoch, and move on to the next.
 
     totals: (4,) float64: loss times images, images whose predicted class is the target, images, and batches up to which
     the loss has been finite   cursor: (1,), advanced by B   loss, target: (B,)   predicted: (B,), or (0,) for none
     """
-    totals[0] += loss.sum(dtype=np.float64) * len(loss)
-    if len(predicted):
-        totals[1] += np.count_nonzero(predicted == target)
+    total, right = 0.0, 0
+    for n in range(len(loss)):
+        total += loss[n]
+    for n in range(len(predicted)):
+        right += predicted[n] == target[n]
+    totals[0] += total * len(loss)
+    totals[1] += right
     totals[2] += len(loss)
-    totals[3] += np.isfinite(totals[0])
-    cursor += len(loss)
+    totals[3] += abs(totals[0]) < math.inf  # `isfinite` takes x - x, which a reordered sum makes zero
+    cursor[0] += len(loss)
