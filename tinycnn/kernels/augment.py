@@ -89,7 +89,7 @@ def elastic_field(field, weights, counter, seed, alpha):
     R = (len(weights) - 1 + TAPS - 1) // TAPS * TAPS
     taps = np.zeros(R + 1, field.dtype)
     taps[: len(weights)] = weights
-    # Rows are R zeros apart, which serve the end of one and the start of the next: a filter's sums run on over all rows.
+    # Rows are R zeros apart, which serve the end of one and the start of the next: sums run on over all rows.
     P = W + R
     for n in prange(N):
         start = first_draw(counter, seed, n)
