@@ -1,9 +1,133 @@
-"""What the results say: a report for each recipe, the table of all, and pictures."""
+"""What the results say: a report for each recipe, and the table of all of them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tinycnn import metrics, plot, recipes
+from tinycnn._files import replacing
+from tinycnn.recipes import pictures, results
+
+TABLE = "REPRODUCTIONS.md"
 
 
-def write(recipe, found, out):
-    return "soon"
+def _text(path, text):
+    with replacing(path) as file:
+        file.write(text.encode())
+    return path
+
+
+def _claim(recipe):
+    return "–" if recipe.claimed is None else f"{recipe.claimed:.2f}"
+
+
+def write(recipe, found, out, classes=None):
+    """The report of one recipe, Markdown with pictures, into the folder out/<recipe>; returns its path.
+
+    found: its results, at least one
+    """
+    folder = Path(out) / recipe.name
+    folder.mkdir(parents=True, exist_ok=True)
+    matrix = np.sum([result["confusion"] for result in found], axis=0)
+    plot.save(pictures.curves(recipe, found), folder / "curves.png")
+    plot.save(plot.confusion(matrix, classes), folder / "confusion.png")
+    s = results.summary(found)
+    lines = [
+        f"# {recipe.name}", "", f"{recipe.title}. {recipe.study}; {recipe.source}.", "",
+        "| | test accuracy, % |", "|---|---|", f"| claimed | {_claim(recipe)} |", f"| obtained | {s} |", "",
+        "| seed | accuracy, % | wrong | precision | recall | F1 | processor seconds |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for result in found:
+        scores = " | ".join(f"{result[name]:.4f}" for name in ("precision", "recall", "f1"))
+        note = f" ({result['diverged']})" if "diverged" in result else ""
+        lines.append(
+            f"| {result['seed']}{note} | {100 * result['accuracy']:.2f} | {result['errors']} | {scores} "
+            f"| {result['cpu_seconds']:.0f} |"
+        )
+    lines += ["", "Precision, recall and F1 are means over the classes.", ""]
+    if recipe.why:
+        lines += [recipe.why, ""]
+    if tuning := found[0].get("tuning"):
+        told = ", ".join(f"{float(rate):g}: {100 * value:.2f} %" for rate, value in tuning.items())
+        lines += [f"Rate {found[0]['rate']:g}, chosen by accuracy on validation images ({told}).", ""]
+    lines += [
+        "![Error over the epochs](curves.png)", "![Confusion matrix, all seeds together](confusion.png)", "",
+        "```", metrics.format_report(metrics.report(matrix, classes)), "```", "",
+        f"Data: {found[0]['data']}. {_machines(found)}", "",
+    ]  # fmt: skip
+    return _text(folder / "report.md", "\n".join(lines))
+
+
+def _machines(found):
+    """On what the results were computed."""
+    machines = sorted({result["environment"]["device"] for result in found})
+    versions = sorted({f"NumPy {e['numpy']}, Numba {e['numba']}" for e in (result["environment"] for result in found)})
+    return f"Computed on {'; '.join(machines)}. {'; '.join(versions)}."
 
 
 def write_table(root):
-    return "soon"
+    """Write the table of all recipes, and its pictures, into the folder of results; returns its path."""
+    root = Path(root)
+    rows = [(recipe, results.read(root, recipe)) for recipe in recipes.shipped().values()]
+    done = {recipe.name: found for recipe, found in rows}
+    lines = [
+        "# Claimed and obtained", "",
+        "Written by `python -m tinycnn reproduce`, from the files beside it; not by hand. Accuracies are on MNIST's",
+        "test set, in %. sd is the standard deviation over the seeds, ± half of the 95 % interval of the mean (Student's",
+        "t). One wrong image more is 0.01; the binomial standard error of a single run is 0.08 at 99.4 %. Time is that of",
+        "the processor for one seed, training and evaluation, on one thread with the other core busy.", "",
+    ]  # fmt: skip
+    study = None
+    for recipe, found in rows:
+        if recipe.study != study:
+            study = recipe.study
+            lines += [
+                "", f"## {study}", "",
+                "| recipe | | claimed | obtained | sd | seeds | ± | s | where they differ, and why |",
+                "|---|---|---|---|---|---|---|---|---|",
+            ]  # fmt: skip
+        lines.append(_row(recipe, found))
+    lines += ["", *_pictures(root, rows, done)]
+    everything = [result for _, found in rows for result in found]
+    if everything:
+        lines += ["", _machines(everything), ""]
+    return _text(root / TABLE, "\n".join(lines))
+
+
+def _row(recipe, found):
+    name = f"| `{recipe.name}` | {recipe.title} | {_claim(recipe)} "
+    if not found:
+        return f"{name}| not run | | 0 | | | |"
+    s = results.summary(found)
+    sd, half = (f"{s.sd:.2f}", f"{s.half:.2f}") if s.n > 1 else ("", "")
+    time = np.mean([result["cpu_seconds"] for result in found])
+    diverged = sum("diverged" in result for result in found)
+    why = (f"{diverged} of {s.n} seeds diverged. " if diverged else "") + recipe.why
+    return f"{name}| **{s.mean:.2f}** | {sd} | {s.n} | {half} | {time:,.0f} | {why} |"
+
+
+def _pictures(root, rows, done):
+    """Draw what there is; the lines of Markdown that show it."""
+    lines = []
+
+    def show(name, caption, figure):
+        plot.save(figure, root / name)
+        lines.extend(["", f"![{caption}]({name})"])
+
+    if any(found and recipe.claimed is not None for recipe, found in rows):
+        show("claims.png", "Claimed and obtained, all recipes", pictures.claims(rows))
+    if done["lecun1998"]:
+        show("figure5.png", "Error against passes, and the paper's figure 5", pictures.figure5(done["lecun1998"]))
+    sizes = {15: done["lecun1998-15k"], 30: done["lecun1998-30k"], 60: done["lecun1998"]}
+    if all(sizes.values()):
+        distorted = done["lecun1998-distortions"]
+        show("figure6.png", "Error against the size of the training set", pictures.figure6(sizes, distorted))
+    steps = [(r, found) for r, found in rows if r.name.startswith("today-")]
+    first = [(r, found) for r, found in rows if r.name == "lecun1998"]
+    last = [(r, found) for r, found in rows if r.name == "best"]
+    if done["lecun1998"] and any(found for _, found in steps):
+        show("today.png", "From 1998 to today", pictures.ladder(first + steps + last))
+    flows = {name: done[f"vanishing-{name}"] for name in ("sigmoid", "tanh", "relu")}
+    if all(flows.values()):
+        show("vanishing.png", "How far gradients reach", pictures.gradient_flow(flows))
+    return lines
