@@ -5,7 +5,7 @@ import sys
 
 import tinycnn
 from tinycnn import experiment
-from tinycnn.recipes import reproduce
+from tinycnn.recipes import reproduce, sweep
 
 
 def main(argv=None):
@@ -19,6 +19,7 @@ def main(argv=None):
     fetch.add_argument("--data-dir", help="folder to look in and to download to")
     commands.add_parser("recipes", help="list the recipes: named runs with what their sources claim")
     reproduce.add_options(commands.add_parser("reproduce", help="run recipes, and compare claimed and obtained"))
+    sweep.add_options(commands.add_parser("sweep", help="search through the space of a recipe"))
     commands.add_parser("info", help="versions, processor, threads, and what is there of a GPU")
     args = parser.parse_args(argv)
     if args.command == "train":
@@ -29,6 +30,8 @@ def main(argv=None):
         return reproduce.listing()
     if args.command == "reproduce":
         return reproduce.main(args)
+    if args.command == "sweep":
+        return sweep.main(args)
     return info() if args.command == "info" else data(args)
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import string
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ KEYS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SECTIONS = [section for section in KEYS if section]
+# One more table makes a search of a recipe: names and lists of values, which "$name" in its texts stands for.
+SPACE = "space"
 REQUIRED = {"net": ("input", "layers"), "training": ("optimizer", "epochs", "batch")}
 
 
@@ -83,6 +86,7 @@ class Recipe:
     net: dict = dataclasses.field(default_factory=dict)
     data: dict = dataclasses.field(default_factory=dict)
     training: dict = dataclasses.field(default_factory=dict)
+    space: dict = dataclasses.field(default_factory=dict)
     path: Path = HERE
     lines: dict = dataclasses.field(default_factory=dict)
 
@@ -91,6 +95,15 @@ class Recipe:
         """Changes with everything that can change a result."""
         told = json.dumps([self.net, self.data, self.training], sort_keys=True)
         return hashlib.sha256(" ".join(told.split()).encode()).hexdigest()[:16]
+
+    def at(self, point):
+        """The recipe at a point of its space: {name: value} for every name."""
+
+        def fill(value):
+            return string.Template(value).substitute(point) if isinstance(value, str) else value
+
+        sections = {section: {k: fill(v) for k, v in getattr(self, section).items()} for section in SECTIONS}
+        return dataclasses.replace(self, **sections, space={})
 
     def where(self, key):
         """For messages: file and recipe, and the line where the text of a key begins."""
@@ -103,7 +116,7 @@ def shipped():
 
 
 def find(name):
-    """The recipes that `name` means, a list: one by its name, "all", or those of a file (*.toml).
+    """The recipes that `name` means, a list: one by its name, "all" but searches, or those of a file (*.toml).
 
     Raises RecipeError for an unknown name, with the nearest; OSError if the file cannot be read.
     """
@@ -111,7 +124,7 @@ def find(name):
         return list(read(name).values())
     known = shipped()
     if name == "all":
-        return list(known.values())
+        return [recipe for recipe in known.values() if not recipe.space]
     if name not in known:
         raise RecipeError(f"unknown recipe {name!r}{nearest(name, known)} (python -m tinycnn recipes lists them)")
     return [known[name]]
@@ -155,8 +168,10 @@ def _recipe(name, table, study, path, lines, earlier):
             for inner, given in value.items():
                 _check_key(fail, KEYS[key], f"{key}.{inner}", inner, given)
             said[key] = dict(value)
+        elif key == SPACE:
+            said[key] = _space(fail, value)
         else:
-            _check_key(fail, KEYS[""] | dict.fromkeys(SECTIONS), key, key, value)
+            _check_key(fail, KEYS[""] | dict.fromkeys([*SECTIONS, SPACE]), key, key, value)
             said[key] = value
     if "like" in said:
         model = said.pop("like")
@@ -178,7 +193,30 @@ def _recipe(name, table, study, path, lines, earlier):
                 fail(section, f"{section}.{key} is missing")
     if ("lr" in said["training"]) == ("tune_lr" in said["training"]):
         fail("training", "training must have either lr or tune_lr")
-    return Recipe(name, study, path=path, lines=lines, **said)
+    return _filled(fail, Recipe(name, study, path=path, lines=lines, **said))
+
+
+def _space(fail, table):
+    if not isinstance(table, dict) or not table:
+        fail(SPACE, f"{SPACE} must be a table of names and lists of values")
+    for name, values in table.items():
+        if not isinstance(values, list) or not values or not all(isinstance(v, (str, int, float)) for v in values):
+            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must be a list of strings or numbers, got {values!r}")
+    return dict(table)
+
+
+def _filled(fail, recipe):
+    """The recipe, if each "$name" in its texts is in its space, and the other way round."""
+    used = set()
+    for section in SECTIONS:
+        for key, value in getattr(recipe, section).items():
+            names = set(re.findall(r"\$\{?(\w+)", value)) if isinstance(value, str) else set()
+            for name in sorted(names - recipe.space.keys()):
+                fail(f"{section}.{key}", f"${name} is not in the space{nearest(name, recipe.space)}")
+            used |= names
+    for name in sorted(recipe.space.keys() - used):
+        fail(f"{SPACE}.{name}", f"no text uses ${name}")
+    return recipe
 
 
 def _check_key(fail, keys, path, key, value):

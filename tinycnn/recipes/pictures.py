@@ -225,3 +225,68 @@ def gradient_flow(by_activation):
     seeds = min(len(results) for results in by_activation.values())
     fig.suptitle(f"How far gradients reach in LeNet-5 (mean and range of {seeds} seeds)", fontsize=TITLE, color=INK)
     return fig
+
+
+def parallel_coordinates(space, trials):
+    """Trials of a sweep as lines through their values.  space: {name: values}; trials: ({name: value}, accuracy)."""
+    from matplotlib.colors import Normalize
+
+    fig = _figure(1.15 * len(space) + 3.0, 4.4, layout="constrained")
+    ax = fig.add_subplot()
+    accuracies = 100 * np.array([accuracy for _, accuracy in trials])
+    low, high = accuracies.min(), accuracies.max()
+    scale, colours = Normalize(low, high if high > low else low + 1), _sequential()
+    rng = np.random.default_rng(0)
+    columns = [*space, "accuracy"]
+    for number in np.argsort(accuracies, kind="stable"):
+        point, accuracy = trials[number][0], accuracies[number]
+        at = [_place(space[name], point[name]) for name in space]
+        at = [y + 0.02 * rng.uniform(-1, 1) for y in at] + [(accuracy - low) / ((high - low) or 1)]
+        ax.plot(range(len(columns)), at, color=colours(scale(accuracy)), linewidth=1.8, alpha=0.9)
+    for column, name in enumerate(space):
+        ax.axvline(column, color=RULE, linewidth=0.8, zorder=0)
+        for value in space[name]:
+            ax.text(
+                column, _place(space[name], value), _short(value), ha="center", va="center", fontsize=SMALL, color=INK,
+                bbox={"color": "white", "alpha": 0.85, "pad": 1.0},
+            )  # fmt: skip
+    last = len(columns) - 1
+    ax.axvline(last, color=INK, linewidth=0.8, zorder=0)
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        ax.text(last + 0.08, share, f"{low + share * (high - low):.2f} %", va="center", fontsize=SMALL, color=INK)
+    ax.set_xticks(range(len(columns)), [*space, "validation\naccuracy"])
+    ax.tick_params(length=0, labelsize=LABEL)
+    ax.set(yticks=[], ylim=(-0.08, 1.08), xlim=(-0.5, last + 0.7))
+    ax.spines[:].set_visible(False)
+    ax.set_title(f"{len(trials)} trials; yellow is best", fontsize=TITLE, color=INK)
+    return fig
+
+
+def _sequential():
+    from matplotlib import colormaps
+
+    return colormaps["viridis"]
+
+
+def _place(values, value):
+    """Where a value stands among those of its axis, 0 to 1."""
+    return values.index(value) / max(len(values) - 1, 1)
+
+
+def _short(value):
+    """A value of a space as a label."""
+    return (
+        (str(value).rstrip(",").removesuffix("()").split("(")[0] or "none") if isinstance(value, str) else f"{value:g}"
+    )
+
+
+def importances(found):
+    """How much each value matters, by Optuna's analysis of variance.  found: {name: share}"""
+    fig = _figure(6.0, 0.36 * len(found) + 1.2, layout="constrained")
+    ax = fig.add_subplot()
+    names = sorted(found, key=lambda name: found[name])
+    ax.barh(names, [found[name] for name in names], color=BLUE, alpha=0.8, height=0.6)
+    _plain(ax, "share of the variance of the validation accuracy (functional ANOVA)")
+    ax.grid(False, axis="y")
+    ax.set_xlim(0, 1)
+    return fig

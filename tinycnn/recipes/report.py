@@ -11,7 +11,8 @@ from tinycnn.recipes import pictures, results
 TABLE = "REPRODUCTIONS.md"
 
 
-def _text(path, text):
+def save_text(path, text):
+    """Write a text file, completely or not at all; returns its path."""
     with replacing(path) as file:
         file.write(text.encode())
     return path
@@ -55,7 +56,7 @@ def write(recipe, found, out, classes=None):
         "```", metrics.format_report(metrics.report(matrix, classes)), "```", "",
         f"Data: {found[0]['data']}. {_machines(found)}", "",
     ]  # fmt: skip
-    return _text(folder / "report.md", "\n".join(lines))
+    return save_text(folder / "report.md", "\n".join(lines))
 
 
 def _machines(found):
@@ -72,10 +73,10 @@ def write_table(root):
     done = {recipe.name: found for recipe, found in rows}
     lines = [
         "# Claimed and obtained", "",
-        "Written by `python -m tinycnn reproduce`, from the files beside it; not by hand. Accuracies are on MNIST's",
-        "test set, in %. sd is the standard deviation over the seeds, ± half of the 95 % interval of the mean (Student's",
-        "t). One wrong image more is 0.01; the binomial standard error of a single run is 0.08 at 99.4 %. Time is that of",
-        "the processor for one seed, training and evaluation, on one thread with the other core busy.", "",
+        "Written by `python -m tinycnn reproduce` from the files beside it, not by hand. Accuracies are on MNIST's",
+        "test set, in %. sd: standard deviation over the seeds. ±: half of the 95 % interval of the mean (Student's",
+        "t). One wrong image more is 0.01; the binomial standard error of a single run is 0.08 at 99.4 %. s: seconds of",
+        "processor time for one seed, training and evaluation, on one thread with the other core busy.", "",
     ]  # fmt: skip
     study = None
     for recipe, found in rows:
@@ -91,7 +92,7 @@ def write_table(root):
     everything = [result for _, found in rows for result in found]
     if everything:
         lines += ["", _machines(everything), ""]
-    return _text(root / TABLE, "\n".join(lines))
+    return save_text(root / TABLE, "\n".join(lines))
 
 
 def _row(recipe, found):

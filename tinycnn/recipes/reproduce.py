@@ -37,7 +37,8 @@ def listing():
             study = recipe.study
             print(f"\n{study}")
         claimed = f"{recipe.claimed:.2f} %" if recipe.claimed is not None else ""
-        print(f"  {name:<{width}}  {claimed:>8}  {recipe.title}")
+        search = f" (a search: python -m tinycnn sweep {name})" if recipe.space else ""
+        print(f"  {name:<{width}}  {claimed:>8}  {recipe.title}{search}")
     print("\nThe figures are test accuracies that the sources claim.  Run one: python -m tinycnn reproduce NAME")
     return 0
 
@@ -46,6 +47,9 @@ def main(args):
     """Run what is missing of the recipes in `args`, and print claimed and obtained; returns the exit code."""
     try:
         chosen = [recipe for name in args.names for recipe in recipes.find(name)]
+        for recipe in chosen:
+            if recipe.space:
+                raise recipes.RecipeError(f"{recipe.name} is a search: python -m tinycnn sweep {recipe.name}")
         return _run(args, chosen)
     except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)

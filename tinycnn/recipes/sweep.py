@@ -1,0 +1,282 @@
+"""The command `python -m tinycnn sweep`: a search through the space of a recipe, with Optuna.
+
+A study lies in a journal file, or in any storage that Optuna knows; whoever opens the same one takes part in the same
+search, from other processes or machines.  A trial is judged by a validation split; what it gets on the test set is
+written down beside it and chooses nothing.
+"""
+
+import dataclasses
+import math
+import os
+import platform
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from tinycnn import recipes
+from tinycnn._gpu import DeviceError
+from tinycnn.recipes import RecipeError
+
+EXIT_INTERRUPTED = 130
+
+
+def add_options(parser):
+    """The options of `sweep`."""
+    from tinycnn.experiment import non_negative_int, positive_int
+
+    add = parser.add_argument
+    add("name", nargs="?", default="sweep", metavar="NAME", help="a recipe with a space, or a file (default: sweep)")
+    add("--trials", type=positive_int, default=10, help="until the study has so many (default: 10)")
+    add("--sampler", choices=("random", "grid", "tpe"), default="random", help="how to choose (default: random)")
+    add("--pruner", choices=("none", "median", "hyperband"), default="median",
+        help="when to give up a trial that lags behind (default: median)")  # fmt: skip
+    add("--epochs", type=positive_int, help="of each trial; the recipe's by default")
+    add("--storage", help="an Optuna storage URL, or a journal file (default: sweeps/NAME.journal)")
+    add("--study", help="name of the study in the storage (default: NAME)")
+    add("--seed", type=non_negative_int, default=0, help="of the sampler, and of every training")
+    add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
+    add("--threads", type=positive_int, help="CPU threads; all by default")
+    add("--data", choices=("mnist", "fashion", "kmnist", "synthetic"), help="another data set than the recipe's")
+    add("--data-dir", help="folder to look for the data in, and to download it to")
+    add("--out", default="sweeps", help="folder of journals, run folders and the report (default: sweeps)")
+    add("--show", action="store_true", help="print and draw what the study holds, and run nothing")
+    return parser
+
+
+def main(args):
+    """Run trials until there are enough, then report; returns the exit code."""
+    try:
+        import optuna
+    except ImportError:
+        print("error: a sweep needs Optuna: pip install 'tinycnn[sweep]'", file=sys.stderr)
+        return 1
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        recipe = _recipe(args.name)
+        study = _study(args, recipe, optuna)
+        try:
+            if not args.show:
+                _search(args, recipe, study, optuna)
+        except KeyboardInterrupt:
+            print("\ninterrupted: the study is kept, and the same command goes on", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        return _report(args, recipe, study, optuna)
+    except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _recipe(name):
+    found = recipes.find(name)
+    with_space = [recipe for recipe in found if recipe.space]
+    if len(with_space) != 1:
+        raise RecipeError(f"{name}: a sweep needs one recipe with a table 'space', found {len(with_space)}")
+    return with_space[0]
+
+
+def _study(args, recipe, optuna):
+    """Open the study, or begin it.  ValueError if its storage cannot be reached, or it is of another recipe."""
+    where = args.storage or str(Path(args.out) / f"{recipe.name}.journal")
+    try:
+        if "://" in where:
+            storage = optuna.storages.get_storage(where)
+        else:
+            Path(where).parent.mkdir(parents=True, exist_ok=True)
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(where))
+        samplers = {
+            "random": lambda: optuna.samplers.RandomSampler(None if _others(storage, args, recipe) else args.seed),
+            "grid": lambda: optuna.samplers.GridSampler(recipe.space, args.seed),
+            "tpe": lambda: optuna.samplers.TPESampler(seed=args.seed, constant_liar=True),
+        }
+        pruners = {
+            "none": optuna.pruners.NopPruner,
+            "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3),
+            "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=3),
+        }
+        study = optuna.create_study(
+            storage=storage, study_name=args.study or recipe.name, load_if_exists=True, direction="maximize",
+            sampler=samplers[args.sampler](), pruner=pruners[args.pruner](),
+        )  # fmt: skip
+    except Exception as error:  # whatever the storage's driver raises
+        raise ValueError(f"the storage {where} cannot be used: {_first_line(error)}") from error
+    told = study.user_attrs.get("fingerprint")
+    if told is None:
+        study.set_user_attr("fingerprint", recipe.fingerprint)
+    elif told != recipe.fingerprint:
+        raise ValueError(f"the study {study.study_name!r} in {where} is of another version of the recipe: name another")
+    return study
+
+
+def _others(storage, args, recipe):
+    """Whether the study has trials already: the same random numbers again would only repeat them."""
+    names = {study.study_name: study._study_id for study in storage.get_all_studies()}
+    name = args.study or recipe.name
+    return name in names and bool(storage.get_all_trials(names[name], deepcopy=False))
+
+
+def _first_line(error):
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+
+
+# --- trials -----------------------------------------------------------------------------------------------------------
+
+
+def _search(args, recipe, study, optuna):
+    from tinycnn import backend
+    from tinycnn.recipes import training
+
+    device = backend.choose(args.device)
+    backend.get(device)
+    backend.set_threads(args.threads)
+    data = training.load(recipe, args.data_dir, args.data)
+    _take_up_lost(study, optuna)
+    combinations, done = math.prod(map(len, recipe.space.values())), _counted(study, optuna)
+    print(f"{recipe.title}: {combinations:,} combinations; {done} of {args.trials} trials done\n{HEAD}", flush=True)
+    while _counted(study, optuna, running=True) < args.trials:
+        trial = study.ask()
+        trial.set_user_attr("process", _me())
+        point = {name: trial.suggest_categorical(name, values) for name, values in recipe.space.items()}
+        _trial(args, recipe.at(point), trial, study, data, device, optuna)
+        print(_line(study.trials[trial.number]), flush=True)
+
+
+def _trial(args, recipe, trial, study, data, device, optuna):
+    """Train one point of the space and tell the study; one that fails is written down as such."""
+    from tinycnn.recipes import training
+
+    if args.epochs:
+        recipe = dataclasses.replace(recipe, training=recipe.training | {"epochs": args.epochs})
+
+    def on_epoch(record):
+        trial.report(record["val_accuracy"], record["epoch"])
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    failed = optuna.trial.TrialState.FAIL
+    try:
+        result = training.run(
+            recipe, args.seed, data, device=device, out=args.out, on_message=lambda text: None, on_epoch=on_epoch
+        )
+    except optuna.TrialPruned:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    except (ValueError, ArithmeticError, MemoryError) as error:
+        trial.set_user_attr("failed", str(error))
+        study.tell(trial, state=failed)
+    except BaseException:
+        _give_back(study, study.trials[trial.number], optuna, "interrupted")
+        raise
+    else:
+        for key in ("accuracy", "precision", "recall", "f1", "confusion", "cpu_seconds", "diverged"):
+            if key in result:
+                trial.set_user_attr(key if key != "diverged" else "failed", result[key])
+        if "diverged" in result:
+            study.tell(trial, state=failed)
+        else:
+            study.tell(trial, result["history"]["val_accuracy"][-1])
+
+
+def _me():
+    """This process: machine, number, and when it began (numbers are used again)."""
+    return [platform.node(), os.getpid(), _began(os.getpid())]
+
+
+def _began(pid):
+    """Something that two processes with the same number do not share; None if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        pass
+    return "alive"
+
+
+def _take_up_lost(study, optuna):
+    """Trials of processes of this machine that are gone (killed, say) are put back to be run again."""
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        node, pid, began = trial.user_attrs.get("process", (None, 0, None))
+        if node == platform.node() and _began(pid) != began:
+            _give_back(study, trial, optuna, "its process was lost")
+
+
+def _give_back(study, trial, optuna, why):
+    """End a trial that was not finished, and let the next one run its point."""
+    with suppress(ValueError, RuntimeError):  # another process was faster: then it gives it back
+        study._storage.set_trial_user_attr(trial._trial_id, "given back", why)
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+
+
+def _counted(study, optuna, running=False):
+    """Trials that are done: all but those that were given back to be run again."""
+    states = optuna.trial.TrialState
+    ended = (states.COMPLETE, states.PRUNED, states.FAIL, *((states.RUNNING,) if running else ()))
+    return sum("given back" not in trial.user_attrs for trial in study.get_trials(deepcopy=False, states=ended))
+
+
+# --- what was found ---------------------------------------------------------------------------------------------------
+
+HEAD = "trial  validation   test     F1      point"
+
+
+def _line(trial):
+    """A trial as a line of the table."""
+    point = ", ".join(f"{name} {value if value != '' else '-'}".rstrip(",") for name, value in trial.params.items())
+    state, told = trial.state.name, trial.user_attrs
+    if state == "COMPLETE":
+        figures = f"{trial.value:9.2%} {told['accuracy']:9.2%} {told['f1']:8.4f}"
+    else:
+        last = max(trial.intermediate_values.items(), default=(0, 0.0))
+        words = {"PRUNED": f"given up in epoch {last[0]} at {last[1]:.2%}", "FAIL": "failed", "RUNNING": "running"}
+        figures = f"{words.get(state, state.lower()):>28}"
+    why = f" ({told['failed']})" if "failed" in told else ""
+    return f"{trial.number:5d} {figures}    {point}{why}"
+
+
+def _ranking(study, optuna):
+    """All trials but those that were given back, the best first."""
+    trials = [t for t in study.trials if "given back" not in t.user_attrs]
+    return sorted(trials, key=lambda t: (t.state != optuna.trial.TrialState.COMPLETE, -(t.value or 0), t.number))
+
+
+def _report(args, recipe, study, optuna):
+    """Print the ranking; write report.md and its pictures."""
+    import numpy as np
+
+    from tinycnn import metrics, plot
+    from tinycnn.recipes import pictures
+    from tinycnn.recipes.report import save_text
+
+    ranked = _ranking(study, optuna)
+    complete = [t for t in ranked if t.state == optuna.trial.TrialState.COMPLETE]
+    print(f"\n{study.study_name}, {len(ranked)} trials, the best on validation images first\n{HEAD}")
+    print("\n".join(_line(trial) for trial in ranked))
+    if not complete:
+        print("no trial has been completed yet")
+        return 0
+    best = complete[0]
+    folder = Path(args.out) / f"{study.study_name}-report"
+    folder.mkdir(parents=True, exist_ok=True)
+    importances = None
+    if len(complete) >= 4 and len({t.value for t in complete}) > 1:
+        importances = optuna.importance.get_param_importances(study)
+    points = [(trial.params, trial.value) for trial in complete]
+    plot.save(pictures.parallel_coordinates(recipe.space, points), folder / "parallel.png")
+    if importances:
+        plot.save(pictures.importances(importances), folder / "importances.png")
+    matrix = np.array(best.user_attrs["confusion"])
+    plot.save(plot.confusion(matrix), folder / "confusion.png")
+    lines = [
+        f"# Sweep {study.study_name}", "", f"{recipe.title}; {len(ranked)} trials.", "", "```", HEAD,
+        *(_line(trial) for trial in ranked), "```", "",
+        "Chosen by accuracy on validation images; the test set was looked at once a trial and chose nothing.", "",
+        "![Trials](parallel.png)", *(["", "![Importances](importances.png)"] if importances else []), "",
+        f"## The best: trial {best.number}", "", "```", metrics.format_report(metrics.report(matrix)), "```", "",
+        "![Confusion matrix on the test set](confusion.png)", "",
+    ]  # fmt: skip
+    print(f"report: {save_text(folder / 'report.md', chr(10).join(lines))}")
+    return 0
