@@ -75,7 +75,7 @@ def write_table(root):
         "# Claimed and obtained", "",
         "Written by `python -m tinycnn reproduce` from the files beside it, not by hand. Accuracies are on MNIST's",
         "test set, in %. sd: standard deviation over the seeds. ±: half of the 95 % interval of the mean (Student's",
-        "t). One wrong image more is 0.01; the binomial standard error of a single run is 0.08 at 99.4 %. s: seconds of",
+        "t). One wrong image more is 0.01; the binomial standard error of a run is 0.08 at 99.4 %. s: seconds of",
         "processor time for one seed, training and evaluation, on one thread with the other core busy.", "",
     ]  # fmt: skip
     study = None
