@@ -19,6 +19,7 @@ from tinycnn import (
     fit,
     kernels,
     layers,
+    losses,
     models,
     optim,
     train,
@@ -158,12 +159,20 @@ def test_training_gives_the_same_bits_again(monkeypatch):
     assert found[0] == found[1] == found[2]
 
 
-def test_a_step_neither_allocates_nor_copies(monkeypatch):
+RADIAL = [layers.Linear(27, 6), layers.GaussianRBF(6, 4, 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("last", "criterion", "averaged"),
+    [([layers.Linear(27, 4)], CrossEntropyLoss(), False), (RADIAL, losses.OneHotMSELoss(), True)],
+)
+def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypatch):
     """Only then can it be recorded.  The first one may: it compiles, and makes room."""
     x, labels = np.random.default_rng(2).integers(0, 256, (9, 8, 8), np.uint8), np.arange(9) % 4
-    chain = layers.Conv2d(1, 3, 3), layers.Tanh(), layers.MaxPool2d(2), layers.Flatten(), layers.Linear(27, 4)
+    chain = layers.Conv2d(1, 3, 3), layers.Tanh(), layers.MaxPool2d(2), layers.Flatten(), *last
     model, batches = Sequential(*chain, rng=1, device="cuda"), Batches(x, labels, device="cuda")
-    criterion, optimizer = CrossEntropyLoss(), optim.AdamW(model, 1e-3)
+    optimizer = optim.AdamW(model, 1e-3)
+    optimizer = optim.EMA(optimizer) if averaged else optimizer
     totals = cuda.empty((4,), np.float64)
     model.set_input_shape(batches.image_shape)
     criterion.prepare(cuda, 4, 4, model.dtype)
@@ -178,6 +187,30 @@ def test_a_step_neither_allocates_nor_copies(monkeypatch):
     train._step(model, criterion, optimizer, batches, totals, 4)
     monkeypatch.undo()
     assert cuda.to_host(totals)[2] == 8
+
+
+def test_averaged_training_of_radial_basis_functions_is_the_cpus():
+    """With rates that are lowered on the way, where a recorded step reads them."""
+    x, labels = data.synthetic_digits(70, rng=0)
+    found = []
+    for device in ("cpu", "cuda"):
+        chain = layers.AvgPool2d(4), layers.Flatten(), layers.Linear(49, 8), layers.GaussianRBF(8, 10, 0.3)
+        model = Sequential(*chain, rng=1, device=device)
+        train_set, validation = (Batches(x[at], labels[at], device=device) for at in (slice(60), slice(60, 70)))
+        optimizer = optim.EMA(optim.SGD(model, 0.5, momentum=0.9), 0.8)
+        plateau = optim.ReduceLROnPlateau(optimizer, mode="max", patience=0, factor=0.3)
+        history = fit(
+            model, losses.OneHotMSELoss(), optimizer, train_set, epochs=4, batch_size=20, validation=validation, rng=3,
+            on_epoch=lambda record, plateau=plateau: plateau.step(record["val_loss"]), progress=False,
+        )  # fmt: skip
+        state = optimizer.state_dict()
+        found.append([[r["val_loss"] for r in history], [r["lr"] for r in history], *model.state_dict().values(),
+                      state["average"], state["rates"], state["velocity"]])  # fmt: skip
+        assert optimizer.lr < 0.1
+        np.testing.assert_array_equal(np.array(model.k.to_host(model.theta)), state["average"])
+        assert state["_averaged"] == state["_step"] == 12
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 def test_evaluation_and_forward_are_the_cpus():

@@ -9,6 +9,7 @@ from tinycnn import (
     AvgPool2d,
     Conv2d,
     Flatten,
+    GaussianRBF,
     LeakyReLU,
     Linear,
     LogSoftmax,
@@ -138,6 +139,8 @@ def test_lenet5_refuses_by_name(arguments, words):
         (Linear(3, 4, bias=False), "Linear(3, 4, bias=False)"),
         (AvgPool2d(2), "AvgPool2d(kernel_size=(2, 2), stride=(2, 2))"),
         (MaxPool2d(3, 2, 1), "MaxPool2d(kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))"),
+        (GaussianRBF(84, 10), "GaussianRBF(84, 10)"),
+        (GaussianRBF(84, 10, scale=0.2), "GaussianRBF(84, 10, scale=0.2)"),
         (Flatten(), "Flatten()"),
         (Tanh(), "Tanh()"),
         (Sigmoid(), "Sigmoid()"),
@@ -174,6 +177,45 @@ def test_initial_values_are_uniform_within_one_over_root_fan_in(layer, fan_in):
             assert abs(values.mean()) < 4 * bound / math.sqrt(3 * values.size), name
             assert values.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
     assert len(np.unique(model.theta)) == model.theta.size
+
+
+def test_centres_are_normal_with_the_scale_as_deviation():
+    for scale in (1.0, 0.2, 0.0):
+        centres = Sequential(GaussianRBF(84, 100, scale), rng=3, dtype=np.float64).theta
+        assert centres.std() == pytest.approx(scale, rel=0.05)
+        assert abs(centres.mean()) <= 4 * scale / math.sqrt(centres.size)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_radial_basis_functions_and_their_gradients(dtype):
+    """Against plain NumPy, also for a batch smaller than the last."""
+    model = Sequential(GaussianRBF(6, 4, scale=0.5), input_shape=(6,), rng=0, dtype=dtype)
+    rng, centres = np.random.default_rng(1), model[0].weight.astype(np.float64)
+    for images in (9, 5):
+        x, dy = rng.standard_normal((images, 6)).astype(dtype), rng.standard_normal((images, 4)).astype(dtype)
+        between = x[:, None].astype(np.float64) - centres  # (N, O, F)
+        want = np.exp(-0.5 * (between**2).sum(axis=2))
+        tolerance = 2e-6 if dtype == np.float32 else 1e-13
+        np.testing.assert_allclose(model.forward(x), want, rtol=0, atol=tolerance)
+        pull = (dy * want)[:, :, None] * between
+        np.testing.assert_allclose(model.backward(dy), -pull.sum(axis=1), rtol=0, atol=10 * tolerance)
+        np.testing.assert_allclose(model[0].weight_grad, pull.sum(axis=0), rtol=0, atol=10 * tolerance)
+        model.grad[...] = np.nan
+        model.run_backward(images)  # without the gradient of the images
+        np.testing.assert_allclose(model[0].weight_grad, pull.sum(axis=0), rtol=0, atol=10 * tolerance)
+
+
+def test_radial_basis_functions_are_torchs():
+    torch = pytest.importorskip("torch")
+    model = Sequential(GaussianRBF(6, 4), input_shape=(6,), rng=0, dtype=np.float64)
+    x = 0.3 * np.random.default_rng(1).standard_normal((5, 6))
+    there, centres = (torch.tensor(a, requires_grad=True) for a in (x, model[0].weight))
+    y = torch.exp(-0.5 * torch.cdist(there, centres) ** 2)
+    y.square().sum().backward()
+    np.testing.assert_allclose(model.forward(x), y.detach().numpy(), rtol=1e-10)
+    dx = model.backward(2 * model.forward(x))
+    np.testing.assert_allclose(dx, there.grad.numpy(), rtol=1e-8)
+    np.testing.assert_allclose(model[0].weight_grad, centres.grad.numpy(), rtol=1e-8)
 
 
 def test_initial_values_come_from_rng_alone():
@@ -529,6 +571,10 @@ def shared():
         (lambda: Conv2d(4, 3, 1, groups=2), ValueError, "out_channels must be divisible by groups, got 3 and 2"),
         (lambda: Linear(True, 1), TypeError, "in_features must be an integer, got True"),
         (lambda: Linear(1, -1), ValueError, "out_features must be at least 1"),
+        (lambda: GaussianRBF(0, 1), ValueError, "in_features must be at least 1, got 0"),
+        (lambda: GaussianRBF(1, 2.0), TypeError, "out_features must be an integer, got 2.0"),
+        (lambda: GaussianRBF(1, 1, scale=-1), ValueError, "scale must be at least 0, got -1"),
+        (lambda: Sequential(GaussianRBF(3, 2), input_shape=(4,)), ValueError, r"layer 0: .* takes \(3,\), got \(4,\)"),
         (lambda: AvgPool2d(2, divisor_override=0), ValueError, "divisor_override must be at least 1"),
         (lambda: MaxPool2d(2, 0), ValueError, "stride must be at least 1"),
         (lambda: LeakyReLU("a"), TypeError, "negative_slope must be a number"),

@@ -13,8 +13,11 @@ from tinycnn import (
     Batches,
     CrossEntropyLoss,
     DivergedError,
+    EarlyStopping,
     Flatten,
     Linear,
+    MSELoss,
+    OneHotMSELoss,
     Sequential,
     Tanh,
     data,
@@ -146,6 +149,21 @@ def test_fit_reports_every_epoch(digits):
     }  # fmt: skip
 
 
+def test_the_loss_that_is_validated(digits):
+    """The one that is trained; of cross entropy the plain one, which can be compared between runs."""
+    images, labels = digits
+    train, validation = Batches(images[:100], labels[:100]), Batches(images[:300], labels[:300])  # larger than a step
+    for criterion, measure in [
+        (OneHotMSELoss(), OneHotMSELoss()),
+        (CrossEntropyLoss(label_smoothing=0.5), CrossEntropyLoss()),
+    ]:
+        model = small_model()
+        options = {"epochs": 1, "batch_size": 32, "rng": 0, "progress": False}
+        (record,) = fit(model, criterion, SGD(model, 0.1), train, validation=validation, **options)
+        want = evaluate(model, validation, measure)
+        assert (record["val_loss"], record["val_accuracy"]) == want[:2]
+
+
 def test_evaluate_does_not_depend_on_the_batch_size(digits):
     images, labels = digits
     batches, model = Batches(images[:103], labels[:103]), small_model()
@@ -163,6 +181,152 @@ def test_warm_up_changes_nothing(digits):
     assert np.array_equal(model.theta, before)
     assert optimizer.steps == 0
     assert not optimizer.m.any()
+
+
+# --- squared error of class numbers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_squared_error_to_one_hot_class_numbers(reduction, dtype):
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((7, 4)).astype(dtype), rng.integers(0, 4, 7)
+    value, gradient = OneHotMSELoss(reduction)(x, target)
+    want, want_gradient = MSELoss(reduction)(x, np.eye(4)[target])
+    assert value == want
+    np.testing.assert_array_equal(gradient, want_gradient)
+    torch = pytest.importorskip("torch")
+    there = torch.tensor(x, requires_grad=True)
+    rows = torch.nn.functional.one_hot(torch.tensor(target), 4).to(there.dtype)
+    loss = torch.nn.functional.mse_loss(there, rows, reduction=reduction)
+    loss.backward()
+    np.testing.assert_allclose(value, loss.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, there.grad.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "words"),
+    [
+        (np.array([0, 3]), ValueError, "target must lie in 0 ... 2, got 3 at index 1"),
+        (np.array([0.0, 1.0]), TypeError, "target must be integer class numbers"),
+        (np.array([[0, 1, 0], [1, 0, 0]]), ValueError, r"target must have shape \(2,\)"),
+    ],
+)
+def test_targets_that_are_refused(target, error, words):
+    with pytest.raises(error, match=words):
+        OneHotMSELoss()(np.ones((2, 3)), target)
+    with pytest.raises(ValueError, match="reduction must be one of 'mean', 'sum'"):
+        OneHotMSELoss("none")
+
+
+def test_digits_are_learned_by_squared_error(digits):
+    images, labels = digits
+    batches, model = Batches(images[:64], labels[:64]), small_model()
+    history = fit(
+        model, OneHotMSELoss(), Adam(model, 1e-2), batches, epochs=40, batch_size=32, rng=0, progress=False,
+    )  # fmt: skip
+    assert history[-1]["train_accuracy"] == 1
+    assert evaluate(model, batches, OneHotMSELoss())[0] < 0.02
+
+
+# --- stopping early ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "last", "best"),
+    [
+        ({"patience": 2}, [3, 2, 2, 2.5, 1], 4, 2),
+        ({"patience": 2}, [3, 2, 2, 1, 1, 1, 0], 6, 4),  # counted anew after a better one
+        ({"patience": 1}, [1, 1, 0], 2, 1),
+        ({"patience": 0}, [1, 0.5, 0.6, 0], 3, 2),
+        ({"patience": 3}, [3, 2, 1], None, 3),
+        ({"patience": 2, "min_delta": 0.5}, [3, 2.6, 2.55, 1], 3, 1),
+        ({"patience": 2, "mode": "max"}, [0.1, 0.3, 0.2, 0.3, 0.9], 4, 2),
+        ({"patience": 2}, [np.nan, np.nan, 1], 2, 0),
+        ({"patience": 2, "monitor": "train_loss"}, [2, 2, 2, 1], 3, 1),
+    ],
+)
+def test_when_training_stops(options, values, last, best):
+    stopping = EarlyStopping(**options)
+    found = None
+    for epoch, value in enumerate(values, 1):
+        if stopping({"epoch": epoch, options.get("monitor", "val_loss"): value}) is True:
+            found = epoch
+            break
+    assert found == last
+    assert stopping.best_epoch == best
+    if best:
+        assert stopping.best == values[best - 1]
+
+
+def test_training_stops_early_with_the_best_weights(digits):
+    images, labels = digits
+    train, validation = Batches(images[:300], labels[:300]), Batches(images[300:400], labels[300:400])
+    rates = np.concatenate([np.full(10, 0.1), np.full(100, 10.0)])  # from the third epoch on it gets worse
+    for averaged in (False, True):
+        for restore in (False, True):
+            model = small_model()
+            optimizer = SGD(model, rates)
+            optimizer = optim.EMA(optimizer, 0.5) if averaged else optimizer
+            stopping, seen = EarlyStopping(patience=3, restore_best=model if restore else None), []
+
+            class Watched:
+                at_end = stopping.at_end
+
+                def __call__(self, record, stopping=stopping, model=model, seen=seen):
+                    seen.append(model.theta.copy())
+                    return stopping(record)
+
+            history = fit(
+                model, CrossEntropyLoss(), optimizer, train, epochs=20, batch_size=64, validation=validation, rng=0,
+                on_epoch=Watched(), progress=False,
+            )  # fmt: skip
+            assert len(history) == stopping.best_epoch + 3 < 20
+            losses = [record["val_loss"] for record in history]
+            assert min(losses) == losses[stopping.best_epoch - 1] == stopping.best
+            at = stopping.best_epoch - 1 if restore else -1
+            assert np.array_equal(model.theta, seen[at])
+            assert evaluate(model, validation)[0] == losses[at]
+
+
+def test_the_best_weights_return_where_nothing_stops(digits):
+    images, labels = digits
+    batches, model = Batches(images[:100], labels[:100]), small_model()
+    rates = np.concatenate([np.full(4, 0.1), np.full(4, 10.0)])
+    stopping = EarlyStopping("train_loss", patience=9, restore_best=model, mode="max")  # the first is the best
+    options = {"epochs": 3, "batch_size": 50, "rng": 0, "progress": False}
+    history = fit(model, CrossEntropyLoss(), SGD(model, rates), batches, on_epoch=stopping, **options)
+    assert len(history) == 3
+    assert stopping.best_epoch == int(np.argmax([record["train_loss"] for record in history])) + 1
+
+
+def test_what_else_a_callback_returns_stops_nothing(digits):
+    images, labels = digits
+    batches = Batches(images[:64], labels[:64])
+    for answer, epochs in ((None, 3), (False, 3), ((None, None), 3), ("stop", 3), (True, 1)):
+        model = small_model()
+        history = fit(
+            model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=3, rng=0, progress=False,
+            on_epoch=lambda record, answer=answer: answer,
+        )  # fmt: skip
+        assert len(history) == epochs
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: EarlyStopping(7), "monitor must be"),
+        (lambda: EarlyStopping(patience=-1), "patience must be"),
+        (lambda: EarlyStopping(patience=1.5), "patience must be"),
+        (lambda: EarlyStopping(min_delta=-1), "min_delta must be"),
+        (lambda: EarlyStopping(mode="least"), "mode must be"),
+        (lambda: EarlyStopping(restore_best=True), "restore_best must be the model"),
+        (lambda: EarlyStopping()({"epoch": 1, "train_loss": 2.0}), "monitor must be one of 'epoch', 'train_loss'"),
+    ],
+)
+def test_early_stopping_refuses_by_name(make, words):
+    with pytest.raises((ValueError, TypeError), match=f"^{words}"):
+        make()
 
 
 @pytest.mark.skipif("TINYCNN_DATA" not in os.environ, reason="TINYCNN_DATA is not set: no real MNIST")

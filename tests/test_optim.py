@@ -1,0 +1,318 @@
+"""Averaged weights and learning rates that react: EMA and ReduceLROnPlateau.
+
+The optimizers themselves and the schedules are compared with PyTorch's in test_functional.py, their kernels in
+test_kernels_linear_losses_optim.py.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import reference
+
+from tinycnn import (
+    EMA,
+    SGD,
+    Adam,
+    Batches,
+    BatchNorm2d,
+    CrossEntropyLoss,
+    DivergedError,
+    Flatten,
+    Linear,
+    ReduceLROnPlateau,
+    Sequential,
+    data,
+    evaluate,
+    fit,
+    optim,
+    train_step,
+)
+from tinycnn.train import warm_up
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = data.synthetic_digits(300, rng=0)
+    return Batches(images[:256], labels[:256]), Batches(images[256:], labels[256:])
+
+
+def make(optimizer=SGD, rng=0, **options):
+    model = Sequential(BatchNorm2d(1), Flatten(), Linear(784, 10), input_shape=(1, 28, 28), rng=rng)
+    return model, optimizer(model, **options)
+
+
+def train(model, optimizer, batches, **options):
+    options = {"epochs": 2, "batch_size": 64, "rng": 0, "progress": False} | options
+    return fit(model, CrossEntropyLoss(), optimizer, batches, **options)
+
+
+def path(model, optimizer, count):
+    """theta after each of `count` steps on made-up gradients: (count, P)"""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(count):
+        model.grad[...] = rng.standard_normal(model.grad.shape)
+        optimizer.step()
+        found.append(model.theta.astype(np.float64))
+    return np.array(found)
+
+
+# --- EMA --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.99])
+def test_the_average_of_every_step(decay):
+    model, inner = make(lr=0.1, momentum=0.9)
+    optimizer, rng, thetas = EMA(inner, decay), np.random.default_rng(1), []
+    for _ in range(7):
+        model.grad[...] = rng.standard_normal(model.grad.shape)
+        optimizer.step()
+        thetas.append(model.theta.astype(np.float64))
+        np.testing.assert_allclose(optimizer.average, reference.averages(thetas, decay)[-1], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(thetas, path(*make(lr=0.1, momentum=0.9), 7))  # the steps are those of the inner one
+
+
+def test_the_average_is_torchs():
+    torch = pytest.importorskip("torch")
+    swa = torch.optim.swa_utils
+    linear = torch.nn.Linear(5, 3).double()
+    averaged = swa.AveragedModel(linear, multi_avg_fn=swa.get_ema_multi_avg_fn(0.9))
+    model = Sequential(Linear(5, 3), input_shape=(5,), rng=0, dtype=np.float64)
+    optimizer = EMA(SGD(model, 0.1), 0.9)
+    for theta in path(model, optimizer, 6):
+        with torch.no_grad():
+            linear.weight.copy_(torch.tensor(theta[:15].reshape(3, 5)))
+            linear.bias.copy_(torch.tensor(theta[15:]))
+        averaged.update_parameters(linear)
+    want = np.concatenate([p.detach().numpy().ravel() for p in averaged.module.parameters()])
+    np.testing.assert_allclose(optimizer.average, want, rtol=1e-12, atol=1e-12)
+
+
+def test_the_average_stands_in_the_model_for_a_while():
+    model, inner = make(lr=0.1)
+    optimizer, before = EMA(inner, 0.5), model.theta.copy()
+    with optimizer.evaluated():
+        assert np.array_equal(model.theta, before)  # no step, no average
+    trained = path(model, optimizer, 3)[-1]
+    with optimizer.evaluated():
+        assert np.array_equal(model.theta, optimizer.average)
+        assert not np.array_equal(model.theta, trained)
+    assert np.array_equal(model.theta, trained)
+    with pytest.raises(KeyError), optimizer.evaluated():
+        raise KeyError
+    assert np.array_equal(model.theta, trained)
+    with inner.evaluated():
+        assert np.array_equal(model.theta, trained)
+    inner.settle()
+    assert np.array_equal(model.theta, trained)
+    optimizer.settle()
+    assert np.array_equal(model.theta, optimizer.average)
+
+
+def test_an_average_has_the_face_of_its_optimizer():
+    model, inner = make(Adam, lr=optim.cosine(0.1, 5))
+    optimizer = EMA(inner)
+    path(model, optimizer, 2)
+    assert optimizer.steps == 2
+    assert optimizer.lr == inner.schedule[2]
+    assert optimizer.schedule is inner.schedule
+    assert optimizer.rates is inner.rates
+
+
+def test_an_average_goes_on_from_its_saved_state(digits):
+    index = np.arange(64)
+
+    def steps(model, optimizer, count):
+        for _ in range(count):
+            train_step(model, CrossEntropyLoss(), optimizer, digits[0], index)
+
+    whole, inner = make(Adam, lr=0.01)
+    reached = EMA(inner, 0.8)
+    steps(whole, reached, 6)
+    first, inner = make(Adam, lr=0.01)
+    optimizer = EMA(inner, 0.8)
+    steps(first, optimizer, 3)
+    second, inner = make(Adam, rng=9, lr=0.5)
+    resumed = EMA(inner, 0.8)
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    steps(second, resumed, 3)
+    assert np.array_equal(second.theta, whole.theta)
+    assert np.array_equal(resumed.average, reached.average)
+
+
+def test_an_average_refuses_a_state_that_does_not_fit():
+    model, inner = make(lr=0.1)
+    optimizer = EMA(inner)
+    path(model, optimizer, 2)
+    state = optimizer.state_dict()
+    for wrong, words in [
+        (inner.state_dict(), "must have 'average' of shape .* got none"),
+        (state | {"average": np.zeros(3)}, r"must have 'average' of shape .* got \(3,\)"),
+        ({name: value for name, value in state.items() if name != "velocity"}, "must have the keys"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            optimizer.load_state_dict(wrong)
+    for name, value in optimizer.state_dict().items():
+        np.testing.assert_array_equal(value, state[name])
+
+
+# --- EMA in a training ------------------------------------------------------------------------------------------------
+
+
+def test_fit_validates_and_returns_the_average(digits):
+    plain, optimizer = make(lr=0.05)
+    thetas = []
+    step = optimizer.step
+    optimizer.step = lambda: (step(), thetas.append(plain.theta.astype(np.float64)))
+    train(plain, optimizer, digits[0])
+    model, inner = make(lr=0.05)
+    seen, optimizer = [], EMA(inner, 0.9)
+    history = train(
+        model, optimizer, digits[0], validation=digits[1],
+        on_epoch=lambda record: seen.append((model.theta.copy(), evaluate(model, digits[1])[0])),
+    )  # fmt: skip
+    want = reference.averages(thetas, 0.9)
+    for at, (theta, loss), record in zip((3, 7), seen, history, strict=True):
+        np.testing.assert_allclose(theta, want[at], rtol=0, atol=1e-6)
+        assert loss == record["val_loss"]
+    assert np.array_equal(model.theta, seen[-1][0])
+    assert not np.allclose(model.theta, plain.theta, rtol=0, atol=1e-4)
+    for name, values in model.named_buffers():  # not averaged
+        np.testing.assert_array_equal(values, dict(plain.named_buffers())[name])
+
+
+def test_an_interrupt_leaves_the_average_of_the_last_epoch(digits):
+    model, inner = make(lr=0.05)
+    seen = []
+
+    def interrupt_in_the_second(record):
+        seen.append(model.theta.copy())
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, EMA(inner, 0.9), digits[0], epochs=5, on_epoch=interrupt_in_the_second)
+    assert np.array_equal(model.theta, seen[-1])
+
+
+def test_a_diverged_run_leaves_the_average_of_the_last_good_epoch(digits):
+    rates = np.concatenate([np.full(4, 0.05), np.full(100, 1e38)])
+    model, inner = make(lr=rates)
+    seen = []
+    with np.errstate(all="ignore"), pytest.raises(DivergedError) as caught:
+        train(model, EMA(inner, 0.9), digits[0], on_epoch=lambda record: seen.append(model.theta.copy()), epochs=3)
+    assert caught.value.epoch == 2
+    assert len(seen) == 1
+    assert np.array_equal(model.theta, seen[0])
+    model, inner = make(lr=1e38)
+    before = model.theta.copy()
+    with np.errstate(all="ignore"), pytest.raises(DivergedError):
+        train(model, EMA(inner, 0.9), digits[0])
+    assert np.array_equal(model.theta, before)  # no epoch, no average
+
+
+def test_warm_up_leaves_no_trace_in_the_average(digits):
+    model, inner = make(lr=0.1)
+    optimizer, before = EMA(inner), model.theta.copy()
+    warm_up(model, CrossEntropyLoss(), optimizer, digits[0], 32)
+    optimizer.settle()
+    assert np.array_equal(model.theta, before)
+
+
+# --- ReduceLROnPlateau ------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_falls_after_patience():
+    optimizer = make(lr=1.0)[1]
+    plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=2, cooldown=1, min_lr=0.2)
+    for metric, rate in [
+        (3, 1), (2, 1), (2, 1), (2, 1), (2, 0.5),  # three in a row were not better
+        (2, 0.5), (2, 0.5), (2, 0.5), (2, 0.25),  # one of cooldown, then three again
+        (1, 0.25), (1, 0.25), (1, 0.25), (1, 0.2),  # a better one, then three again: no lower than min_lr
+        (1, 0.2), (np.nan, 0.2), (0.9, 0.2),
+    ]:  # fmt: skip
+        plateau.step(metric)
+        assert optimizer.lr == rate
+        assert optimizer.rates == np.float32(rate)
+    assert plateau.best == 0.9
+
+
+def test_the_rates_still_to_come_fall():
+    model, optimizer = make(lr=[0.8, 0.4, 0.2, 0.1, 1e-9])
+    path(model, optimizer, 2)
+    before = optimizer.rates
+    ReduceLROnPlateau(optimizer, factor=0.25, patience=0, min_lr=0.04).step(np.nan)
+    np.testing.assert_allclose(optimizer.schedule, [0.8, 0.4, 0.05, 0.04, 1e-9], rtol=1e-12)  # not lifted to min_lr
+    assert optimizer.rates is before  # where a recorded step reads them
+    np.testing.assert_array_equal(optimizer.rates, optimizer.schedule.astype(np.float32))
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("threshold_mode", ["rel", "abs"])
+def test_the_rates_are_torchs(mode, threshold_mode):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    for patience, cooldown, threshold, min_lr, eps in itertools.product(
+        [0, 1, 3], [0, 2], [0, 1e-4, 0.1], [0, 1e-3], [1e-8, 1e-3]
+    ):
+        options = {
+            "mode": mode, "threshold_mode": threshold_mode, "factor": 0.3, "patience": patience, "cooldown": cooldown,
+            "threshold": threshold, "min_lr": min_lr, "eps": eps,
+        }  # fmt: skip
+        optimizer, theirs = make(lr=0.5)[1], torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+        plateau = ReduceLROnPlateau(optimizer, **options)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, **options)
+        for metric in np.round(rng.standard_normal(40), 1) * rng.choice([1, -1, 1e-3]):
+            plateau.step(metric)
+            scheduler.step(metric)
+            assert optimizer.lr == theirs.param_groups[0]["lr"], options
+            assert plateau.best == scheduler.best, options
+            assert plateau.num_bad_epochs == scheduler.num_bad_epochs, options
+
+
+def test_a_plateau_in_a_training(digits):
+    model, inner = make(lr=1e-12)  # nothing gets better
+    plateau = ReduceLROnPlateau(EMA(inner), patience=0, factor=0.5, eps=0.0)
+    history = train(
+        model, plateau.optimizer, digits[0], epochs=4, validation=digits[1],
+        on_epoch=lambda record: plateau.step(record["val_loss"]),
+    )  # fmt: skip
+    assert [record["lr"] for record in history] == [1e-12, 1e-12, 5e-13, 2.5e-13]
+
+
+def test_an_epoch_is_taken_again_with_the_rates_that_on_epoch_has_set(digits):
+    model, optimizer = make(lr=0.05)
+    with np.errstate(all="ignore"), pytest.raises(DivergedError) as caught:  # the second look at the epoch finds it
+        train(model, optimizer, digits[0], on_epoch=lambda record: optimizer.set_rates(1e38))
+    assert caught.value.epoch == 2
+    assert optimizer.lr == 1e38
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda o: EMA(o.model), "optimizer"),
+        (lambda o: EMA(EMA(o)), "optimizer"),
+        (lambda o: EMA(o, 1.0), "decay"),
+        (lambda o: EMA(o, -0.1), "decay"),
+        (lambda o: EMA(o, "slow"), "decay"),
+        (lambda o: ReduceLROnPlateau(o.model), "optimizer"),
+        (lambda o: ReduceLROnPlateau(o, "least"), "mode"),
+        (lambda o: ReduceLROnPlateau(o, factor=1.0), "factor"),
+        (lambda o: ReduceLROnPlateau(o, factor=-0.1), "factor"),
+        (lambda o: ReduceLROnPlateau(o, patience=-1), "patience"),
+        (lambda o: ReduceLROnPlateau(o, patience=1.5), "patience"),
+        (lambda o: ReduceLROnPlateau(o, threshold=-1), "threshold"),
+        (lambda o: ReduceLROnPlateau(o, threshold_mode="share"), "threshold_mode"),
+        (lambda o: ReduceLROnPlateau(o, cooldown=-1), "cooldown"),
+        (lambda o: ReduceLROnPlateau(o, min_lr=-1), "min_lr"),
+        (lambda o: ReduceLROnPlateau(o, eps=np.nan), "eps"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(build, words):
+    with pytest.raises((ValueError, TypeError), match=f"^{words} must"):
+        build(make(lr=0.1)[1])
