@@ -5,7 +5,7 @@ import sys
 
 import tinycnn
 from tinycnn import experiment
-from tinycnn.recipes import reproduce, sweep
+from tinycnn.recipes import evaluate, reproduce, sweep
 
 
 def main(argv=None):
@@ -17,6 +17,7 @@ def main(argv=None):
     fetch = commands.add_parser("data", help="find or download a data set and check it")
     fetch.add_argument("name", choices=("mnist", "fashion", "kmnist", "synthetic"))
     fetch.add_argument("--data-dir", help="folder to look in and to download to")
+    evaluate.add_options(commands.add_parser("evaluate", help="saved weights of a run on the test set"))
     commands.add_parser("recipes", help="list the recipes: named runs with what their sources claim")
     reproduce.add_options(commands.add_parser("reproduce", help="run recipes, and compare claimed and obtained"))
     sweep.add_options(commands.add_parser("sweep", help="search through the space of a recipe"))
@@ -26,6 +27,8 @@ def main(argv=None):
         from tinycnn.models import lenet5
 
         return experiment.run(args, lenet5)
+    if args.command == "evaluate":
+        return evaluate.main(args)
     if args.command == "recipes":
         return reproduce.listing()
     if args.command == "reproduce":

@@ -123,7 +123,9 @@ def _run(args, network, name):
         "schedule": "one_cycle, warm-up over 20 % of the steps",
     }
     folder = runs.RunFolder(args.out, name, {
-        "settings": settings, "parameters": len(model.theta), "network": repr(model),
+        "settings": settings, "parameters": len(model.theta),
+        "net": {"input": list(model.input_shape), "layers": ", ".join(map(repr, model.layers))},
+        "pixels": {"mean": training.mean.tolist(), "std": training.std.tolist()},
         "data": {"name": dataset.name, "sha256": dataset.sha256, "train": len(training),
                  "validation": len(validation), "test": len(test)},
         "environment": runs.environment(device),

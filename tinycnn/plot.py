@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -216,6 +216,44 @@ def mistakes(
     true, predicted: (N,) class indices.  confidence: (N,) probability of the predicted class, 0 .. 1.
     limit: most images shown.  Raises ValueError for shapes that do not fit together.
     """
+    said = _answers(images, true, predicted, confidence, class_names, limit)
+    wrong = np.flatnonzero(said.true != said.predicted)
+    if wrong.size == 0:
+        return _no_mistakes(len(said.tiles))
+    order = wrong[np.argsort(-said.confidence[wrong], kind="stable")][:limit]
+    fig = _gallery(said, order)
+    _heading(fig, f"{len(order)} of {len(wrong):,} mistake{'s' * (len(wrong) > 1)} shown", "most confident first")
+    return fig
+
+
+def predictions(
+    images: ArrayLike,
+    true: ArrayLike,
+    predicted: ArrayLike,
+    confidence: ArrayLike,
+    class_names: Sequence[str] | None = None,
+    *,
+    limit: int = 40,
+) -> Figure:
+    """The first images with what was said of them, right or wrong; arguments and errors as in `mistakes`."""
+    said = _answers(images, true, predicted, confidence, class_names, limit)
+    order = np.arange(min(limit, len(said.tiles)))
+    fig = _gallery(said, order)
+    right = np.count_nonzero(said.true[order] == said.predicted[order])
+    _heading(fig, f"the first {len(order)} images", f"{right} of them right")
+    return fig
+
+
+class _Answers(NamedTuple):
+    tiles: NDArray
+    true: NDArray
+    predicted: NDArray
+    confidence: NDArray
+    names: list[str]
+
+
+def _answers(images, true, predicted, confidence, class_names, limit):
+    """The arguments of `mistakes`, checked."""
     tiles = _images(images)
     true, predicted, confidence = np.asarray(true), np.asarray(predicted), np.asarray(confidence, float)
     for name, values in {"true": true, "predicted": predicted, "confidence": confidence}.items():
@@ -225,12 +263,13 @@ def mistakes(
             raise ValueError(f"{name}: expected integer class indices, got dtype {values.dtype}")
     if limit < 1:
         raise ValueError(f"limit: expected at least 1, got {limit}")
-    wrong = np.flatnonzero(true != predicted)
-    if wrong.size == 0:
-        return _no_mistakes(len(tiles))
-    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
     names = _names(class_names, int(max(true.max(), predicted.max())) + 1, at_least=True)
+    return _Answers(tiles, true, predicted, confidence, names)
 
+
+def _gallery(answers: _Answers, order: NDArray) -> Figure:
+    """The images `order` with their true and their predicted class; wrong answers in another colour."""
+    tiles, true, predicted, confidence, names = answers
     shown = tiles[order]
     lines = [(f"true {names[true[k]]}", f"said {names[predicted[k]]}, {100 * confidence[k]:.1f} %") for k in order]
     columns = min(len(order), 8)
@@ -248,8 +287,8 @@ def mistakes(
         _draw_image(ax, tile, shown)
         below: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "top", "parse_math": False}
         ax.text(0.5, -0.04, truth, color=BLUE, fontsize=size, **below)
-        ax.text(0.5, -0.04 - 0.155 / (cell - 0.16), said, color=ORANGE, fontsize=size, **below)
-    _heading(fig, f"{len(order)} of {len(wrong):,} mistake{'s' * (len(wrong) > 1)} shown", "most confident first")
+        colour = BLUE if true[order[k]] == predicted[order[k]] else ORANGE
+        ax.text(0.5, -0.04 - 0.155 / (cell - 0.16), said, color=colour, fontsize=size, **below)
     return fig
 
 

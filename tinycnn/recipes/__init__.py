@@ -102,7 +102,9 @@ class Recipe:
         def fill(value):
             return string.Template(value).substitute(point) if isinstance(value, str) else value
 
-        sections = {section: {k: fill(v) for k, v in getattr(self, section).items()} for section in SECTIONS}
+        sections: dict[str, Any] = {
+            section: {k: fill(v) for k, v in getattr(self, section).items()} for section in SECTIONS
+        }
         return dataclasses.replace(self, **sections, space={})
 
     def where(self, key):

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+from typing import Any
 
 
 class RecipeError(ValueError):
@@ -15,7 +16,7 @@ def evaluate(text, known, where, line=1):
     Arguments are numbers, strings, booleans, None, tuples, lists, and calls and names of what is known.
     """
     try:
-        found = ast.parse(f"[{text}\n]", mode="eval").body
+        found: Any = ast.parse(f"[{text}\n]", mode="eval").body
     except SyntaxError as error:
         raise RecipeError(f"{where}, line {line + (error.lineno or 1) - 1}: {error.msg} in {text.strip()!r}") from None
 
@@ -27,7 +28,7 @@ def evaluate(text, known, where, line=1):
             function = lookup(node.func)
             if any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords):
                 raise wrong(node, f"{node.func.id}(...) may not unpack arguments")
-            args, options = [value(a) for a in node.args], {k.arg: value(k.value) for k in node.keywords}
+            args, options = [value(a) for a in node.args], {str(k.arg): value(k.value) for k in node.keywords}
             try:
                 return function(*args, **options)
             except RecipeError:

@@ -3,6 +3,8 @@
 Glorot and Bengio 2010 is where such figures were first drawn.
 """
 
+from typing import Any
+
 import numpy as np
 
 from tinycnn import train
@@ -45,7 +47,7 @@ def statistics(model, criterion, batches, rate):
             "slope": None,
             "saturated": None,
         }
-        follows = model.layers[number + 1] if number + 1 < len(model.layers) else None
+        follows: Any = model.layers[number + 1] if number + 1 < len(model.layers) else None
         if type(follows).__name__ in STEEPEST:
             x, y = values[number + 1], values[number + 2]
             slope = k.empty(x.shape, model.dtype)

@@ -1,5 +1,7 @@
 """Pictures of results.  Each takes lists of results (see results.py) and returns a matplotlib Figure."""
 
+from typing import Any
+
 import numpy as np
 
 from tinycnn.plot import BLUE, FAINT, GREEN, INK, LABEL, ORANGE, RULE, SMALL, TITLE, _figure
@@ -153,7 +155,12 @@ def figure6(by_size, distorted):
     for part, colour, name, column in (("val", ORANGE, "test", 1), ("train", BLUE, "training", 2)):
         line, mark = ("-", "o") if part == "val" else ("--", "s")
         ours(sizes, [by_size[size] for size in sizes], part, color=colour, linestyle=line, label=f"{name}, ours")
-        paper = {"color": colour, "fillstyle": "none", "markersize": 6, "label": f"{name}, the paper's figure 6"}
+        paper: dict[str, Any] = {
+            "color": colour,
+            "fillstyle": "none",
+            "markersize": 6,
+            "label": f"{name}, the paper's figure 6",
+        }
         ax.plot([row[0] for row in FIGURE6], [row[column] for row in FIGURE6], mark, **paper)
     if distorted:
         ours([60], [distorted], "val", color=GREEN, linestyle="", label="test with distortions, ours")

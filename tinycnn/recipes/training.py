@@ -118,7 +118,7 @@ def load(recipe, data_dir=None, name=None, on_message=print):
 def prepare(recipe, dataset, rng, device="cpu", seed=0):
     """`Data` as the recipe wants it; rng draws the split, seed the augmentation."""
     said = recipe.data
-    images, labels, test_images = dataset.train_images, dataset.train_labels, dataset.test_images
+    images, labels = dataset.train_images, dataset.train_labels
     validation, wanted = said.get("validation", 0), said.get("train", len(images))
     if validation + wanted > len(images) and "train" in said:
         place, line = recipe.where("data.train")
@@ -130,7 +130,7 @@ def prepare(recipe, dataset, rng, device="cpu", seed=0):
     if wanted < len(chosen):
         chosen = np.sort(rng.permutation(chosen)[:wanted])
     if "resize" in said:
-        images, test_images = (augment.resize(a, said["resize"]) for a in (images, test_images))
+        images = augment.resize(images, said["resize"])
     options = {"padding": said.get("padding", 0), "device": device}
     options |= {key: said[key] for key in ("mean", "std") if key in said}
     more = {}
@@ -140,7 +140,16 @@ def prepare(recipe, dataset, rng, device="cpu", seed=0):
     training = train.Batches(images[chosen], labels[chosen], **options, **more)
     options |= {"mean": training.mean, "std": training.std}
     held_out = None if held is None else train.Batches(images[held], labels[held], **options)
-    return Data(dataset, training, held_out, train.Batches(test_images, dataset.test_labels, **options))
+    pixels = {"mean": training.mean, "std": training.std}
+    return Data(dataset, training, held_out, for_test(recipe, dataset, pixels, device))
+
+
+def for_test(recipe, dataset, pixels, device="cpu"):
+    """The test set as the recipe wants it; pixels: mean and std, those of the training images."""
+    said, images = recipe.data, dataset.test_images
+    if "resize" in said:
+        images = augment.resize(images, said["resize"])
+    return train.Batches(images, dataset.test_labels, **pixels, padding=said.get("padding", 0), device=device)
 
 
 def check(recipe):
@@ -170,6 +179,7 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
     told = {section: getattr(recipe, section) for section in ("net", "data", "training")}
     folder = runs.RunFolder(Path(out) / recipe.name, f"seed-{seed}", {
         "recipe": recipe.name, "seed": seed, **told, "rate": rate, "parameters": len(model.theta),
+        "pixels": {"mean": ready.training.mean.tolist(), "std": ready.training.std.tolist()},
         "dataset": {"name": data.name, "sha256": data.sha256}, "environment": runs.environment(device),
     })  # fmt: skip
     train.warm_up(model, loss, rule, ready.training, batch)

@@ -1,0 +1,80 @@
+"""The command `python -m tinycnn evaluate`: saved weights on a test set."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tinycnn._gpu import DeviceError
+
+
+def add_options(parser):
+    """The options of `evaluate`."""
+    add = parser.add_argument
+    add("run", metavar="FOLDER", help="a run folder, with config.json and model.npz")
+    add("--data", choices=("mnist", "fashion", "kmnist", "synthetic"), help="another data set than that of the run")
+    add("--data-dir", help="folder to look for the data in, and to download it to")
+    add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
+    add("--out", help="folder for the pictures (default: the run folder)")
+    return parser
+
+
+def main(args):
+    """Print the report of a run's weights on the test set and draw it; returns the exit code."""
+    try:
+        return _evaluate(args)
+    except (ValueError, OSError, MemoryError, DeviceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _evaluate(args):
+    from tinycnn import backend, checkpoint, data, lecun98, metrics, plot, train
+    from tinycnn.recipes import training
+
+    folder = Path(args.run)
+    recipe, config = saved_recipe(folder)
+    device = backend.choose(args.device)
+    model = training.network(recipe, 0, device)
+    weights, told = checkpoint.load(folder / "model.npz")
+    model.load_state_dict(weights)
+    dataset = data.load(args.data or config["data_name"], args.data_dir)
+    batches = training.for_test(recipe, dataset, config["pixels"], device)
+    loss = training.criterion(recipe)
+    value, accuracy, outputs = train.evaluate(model, batches, loss)
+    scores = -outputs if isinstance(loss, lecun98.NearestLoss) else outputs
+    predicted = scores.argmax(axis=1)
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    confidence = shifted.max(axis=1) / shifted.sum(axis=1)
+    matrix = metrics.confusion_matrix(dataset.test_labels, predicted, outputs.shape[1])
+    epoch = told.get("epoch", "?")
+    print(f"{folder}, weights of epoch {epoch}, on {dataset.name}: accuracy {accuracy:.2%}, loss {value:.4f}")
+    print(metrics.format_report(metrics.report(matrix, dataset.classes)))
+    out = Path(args.out or folder)
+    out.mkdir(parents=True, exist_ok=True)
+    answers = dataset.test_images, dataset.test_labels, predicted, confidence, dataset.classes
+    plot.save(plot.predictions(*answers), out / "predictions.png")
+    plot.save(plot.mistakes(*answers), out / "mistakes.png")
+    plot.save(plot.confusion(matrix, dataset.classes), out / "confusion.png")
+    print(f"predictions.png, mistakes.png and confusion.png are in {out}")
+    return 0
+
+
+def saved_recipe(folder):
+    """The recipe that a run folder's config.json tells, and the config; ValueError if it is none of ours."""
+    from tinycnn.recipes import Recipe
+
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        net, pixels = config["net"], config["pixels"]
+        config["data_name"] = (config.get("dataset") or config["data"])["name"]
+        shaped = config["data"] if "dataset" in config else {}  # `train` has no such options
+        said = {key: value for key, value in shaped.items() if key in ("padding", "resize")}
+        trained = config.get("training", {})
+        if not (isinstance(net["layers"], str) and isinstance(pixels, dict)):
+            raise TypeError("net or pixels")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} does not tell which network this was ({type(error).__name__}: {error})") from None
+    return Recipe(config.get("recipe", "run"), "", net=net, data=said, training=trained, path=path), config
