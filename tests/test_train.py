@@ -223,7 +223,7 @@ def test_digits_are_learned_by_squared_error(digits):
     images, labels = digits
     batches, model = Batches(images[:64], labels[:64]), small_model()
     history = fit(
-        model, OneHotMSELoss(), Adam(model, 1e-2), batches, epochs=40, batch_size=32, rng=0, progress=False,
+        model, OneHotMSELoss(), Adam(model, 1e-3), batches, epochs=40, batch_size=32, rng=0, progress=False,
     )  # fmt: skip
     assert history[-1]["train_accuracy"] == 1
     assert evaluate(model, batches, OneHotMSELoss())[0] < 0.02

@@ -144,6 +144,8 @@ class EMA:
     After each step average = decay*average + (1 - decay)*theta; the first step copies (torch: AveragedModel with
     get_ema_multi_avg_fn(decay)).  All else is that of the optimizer inside.  The running statistics of batch norm
     are not averaged, but as the last step left them (torch: use_buffers=False).
+
+    `fit` leaves the average in the model, so a second `fit` goes on from there, not from where the first one stood.
     """
 
     average: Any
