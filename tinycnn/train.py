@@ -88,8 +88,10 @@ class Batches:
         return self._gather(x, index, self._start)
 
     def shuffle(self, order, again=False):
-        """Begin an epoch: `gather_next` will give the images in the order `order` (N,).  `again`: this epoch again, with
-        the same random numbers."""
+        """Begin an epoch: `gather_next` will give the images in the order `order` (N,).
+
+        again   not a new epoch, but the last one with the same random numbers
+        """
         self.augmentation.begin(again)
         self.k.write(self.order, order)
         self.move_to(0)
