@@ -89,8 +89,10 @@ class Batches:
         return self._gather(x, index, self._start)
 
     def shuffle(self, order, again=False):
-        """Begin an epoch: `gather_next` will give the images in the order `order`, at most all of them.  `again`: this
-        epoch again, with the same random numbers."""
+        """Begin an epoch: `gather_next` will give the images in the order `order`, at most all of them.
+
+        again   not a new epoch, but the last one with the same random numbers
+        """
         self.augmentation.begin(again)
         self.k.write(self.order[: len(order)], order)
         self.move_to(0)

@@ -89,7 +89,7 @@ def elastic_field(field, weights, counter, seed, alpha):
     R = (len(weights) - 1 + TAPS - 1) // TAPS * TAPS
     taps = np.zeros(R + 1, field.dtype)
     taps[: len(weights)] = weights
-    # Rows are R zeros apart, which serve the end of one and the start of the next: sums run on over all rows.
+    # Rows are R zeros apart, which end one and begin the next: the filter's sums run on over all rows.
     P = W + R
     for n in prange(N):
         start = first_draw(counter, seed, n)
@@ -110,6 +110,48 @@ def elastic_field(field, weights, counter, seed, alpha):
             smooth(field[n, d].reshape(H * W), high, taps, W, H * W)
 
 
+# Every image gets a frame of background, one pixel wide (two at the end), so that no pixel needs to ask where it is.  The
+# loops over pixels run over the whole image, as rows are too short for vectors.
+
+
+@inner
+def frame(framed, image, background):
+    """framed: ((H + 3) * (W + 3),)   image: (H, W)"""
+    framed[:] = background
+    for i in range(image.shape[0]):
+        row, to = image[i], framed[(i + 1) * (image.shape[1] + 3) + 1 :]
+        for j in range(image.shape[1]):
+            to[j] = row[j]
+
+
+@inner
+def find_places(at, down, across, rows, columns, move_i, move_j, m, H, W):
+    """What a pixel shows: `at` which pixel of the framed image, and how far from there `down` and `across`."""
+    T = rows.dtype.type
+    zero, last_i, last_j = T(0), T(H + 1), T(W + 1)
+    ii, ij, i1 = m[0, 0], m[0, 1], m[0, 2] + T((H + 1) / 2)
+    ji, jj, j1 = m[1, 0], m[1, 1], m[1, 2] + T((W + 1) / 2)
+    for k in range(len(at)):
+        r = ii * rows[k] + ij * columns[k] + i1 + move_i[k]
+        s = ji * rows[k] + jj * columns[k] + j1 + move_j[k]
+        r = r if r > zero else zero  # NaN too
+        s = s if s > zero else zero
+        r = r if r < last_i else last_i
+        s = s if s < last_j else last_j
+        p, q = np.int32(r), np.int32(s)
+        at[k], down[k], across[k] = p * (W + 3) + q, r - T(p), s - T(q)
+
+
+@inner
+def interpolate(to, framed, pitch, at, down, across):
+    a, b, a1, b1 = framed, framed[pitch:], framed[1:], framed[pitch + 1 :]
+    for k in range(len(to)):
+        p = at[k]
+        top = a[p] + across[k] * (a1[p] - a[p])
+        bottom = b[p] + across[k] * (b1[p] - b[p])
+        to[k] = top + down[k] * (bottom - top)
+
+
 @kernel
 def warp(y, x, matrices, field, background):
     """y[n, c, i, j] = x[n, c] at matrices[n] * (i - centre, j - centre, 1) + field[n, :, i, j] + centre, between four
@@ -121,46 +163,22 @@ def warp(y, x, matrices, field, background):
     N, C, H, W = x.shape
     OH, OW = y.shape[2:]
     T = x.dtype.type
-    P = W + 3
-    half_i, half_j = T((OH - 1) / 2), T((OW - 1) / 2)
-    # Every image gets a frame of background, one pixel wide (two at the end): no pixel needs to ask where it is.
-    centre_i, centre_j, last_i, last_j = T((H + 1) / 2), T((W + 1) / 2), T(H + 1), T(W + 1)
-    still, one, zero = np.zeros(OW, x.dtype), T(1), T(0)
+    size, one, zero = OH * OW, T(1), T(0)
+    rows, columns = np.empty(size, x.dtype), np.empty(size, x.dtype)
+    for i in range(OH):
+        for j in range(OW):
+            rows[i * OW + j], columns[i * OW + j] = T(i) - T((OH - 1) / 2), T(j) - T((OW - 1) / 2)
+    still, identity = np.zeros(size, x.dtype), np.array([[one, zero, zero], [zero, one, zero]])
     for n in prange(N):
-        framed = np.empty((C, (H + 3) * P), x.dtype)
+        m = matrices[n] if len(matrices) > 0 else identity
+        move_i = field[n, 0].reshape(size) if len(field) > 0 else still
+        move_j = field[n, 1].reshape(size) if len(field) > 0 else still
+        at, down, across = np.empty(size, np.uint32), np.empty(size, x.dtype), np.empty(size, x.dtype)
+        find_places(at, down, across, rows, columns, move_i, move_j, m, H, W)
+        framed = np.empty((H + 3) * (W + 3), x.dtype)
         for c in range(C):
-            framed[c] = background[c]
-            for i in range(H):
-                row, to = x[n, c, i], framed[c, (i + 1) * P + 1 :]
-                for j in range(W):
-                    to[j] = row[j]
-        ii, ij, i1, ji, jj, j1 = one, zero, zero, zero, one, zero
-        if len(matrices) > 0:
-            m = matrices[n]
-            ii, ij, i1, ji, jj, j1 = m[0, 0], m[0, 1], m[0, 2], m[1, 0], m[1, 1], m[1, 2]
-        at, down, across = np.empty(OW, np.uint32), np.empty(OW, x.dtype), np.empty(OW, x.dtype)
-        for i in range(OH):
-            v = T(i) - half_i
-            from_i, from_j = ii * v + i1 + centre_i, ji * v + j1 + centre_j
-            move_i = field[n, 0, i] if len(field) > 0 else still
-            move_j = field[n, 1, i] if len(field) > 0 else still
-            for j in range(OW):
-                u = T(j) - half_j
-                r, s = from_i + ij * u + move_i[j], from_j + jj * u + move_j[j]
-                r = r if r > zero else zero  # NaN too
-                s = s if s > zero else zero
-                r = r if r < last_i else last_i
-                s = s if s < last_j else last_j
-                p, q = np.int32(r), np.int32(s)
-                at[j], down[j], across[j] = p * P + q, r - T(p), s - T(q)
-            for c in range(C):
-                a, b, to = framed[c], framed[c, P:], y[n, c, i]
-                a1, b1 = a[1:], b[1:]
-                for j in range(OW):
-                    k = at[j]
-                    top = a[k] + across[j] * (a1[k] - a[k])
-                    bottom = b[k] + across[j] * (b1[k] - b[k])
-                    to[j] = top + down[j] * (bottom - top)
+            frame(framed, x[n, c], background[c])
+            interpolate(y[n, c].reshape(size), framed, W + 3, at, down, across)
 
 
 @kernel
