@@ -234,6 +234,27 @@ def gradient_flow(by_activation):
     return fig
 
 
+def dead_start(dead, alive):
+    """A network that nothing reaches at first, and what wakes it.  dead, alive: results with "gradients"."""
+    fig = _figure(9.2, 3.9, layout="constrained")
+    left, right = fig.subplots(1, 2)
+    _plain(left, "epoch", "accuracy on the test set (%)")
+    _plain(right, "", "gradient of the weights (norm)")
+    right.set_yscale("log")
+    for results, colour, name in ((dead, ORANGE, "centres from N(0, 1)"), (alive, BLUE, "centres from N(0, 0.2²)")):
+        accuracy = 100 - _errors(results, "val")[:, :15]
+        _band(left, np.arange(1, accuracy.shape[1] + 1), accuracy, colour, name)
+        for when, line in (("at the start", ":"), ("after one epoch", "--"), ("at the end", "-")):
+            values = np.array([[layer["gradient"] for layer in result["gradients"][when]] for result in results])
+            _band(right, np.arange(len(UNITS)), np.maximum(values, 1e-25), colour, f"{name}, {when}", line)
+    left.set_ylim(0, 101)
+    left.legend(fontsize=LABEL, frameon=False, loc="lower right")
+    right.set_xticks(range(len(UNITS)), UNITS)
+    right.legend(fontsize=SMALL, frameon=False)
+    fig.suptitle("Gaussian outputs: drawn too far apart, the centres see nothing", fontsize=TITLE, color=INK)
+    return fig
+
+
 def parallel_coordinates(space, trials):
     """Trials of a sweep as lines through their values.  space: {name: values}; trials: ({name: value}, accuracy)."""
     from matplotlib.colors import Normalize

@@ -128,6 +128,9 @@ def _pictures(root, rows, done):
     last = [(r, found) for r, found in rows if r.name == "best"]
     if done["lecun1998"] and any(found for _, found in steps):
         show("today.png", "From 1998 to today", pictures.ladder(first + steps + last))
+    dead, alive = done["push-tanh"], done["push-tanh-alive"]
+    if dead and alive:
+        show("dead_start.png", "A dead start, and what repairs it", pictures.dead_start(dead, alive))
     flows = {name: done[f"vanishing-{name}"] for name in ("sigmoid", "tanh", "relu")}
     if all(flows.values()):
         show("vanishing.png", "How far gradients reach", pictures.gradient_flow(flows))
