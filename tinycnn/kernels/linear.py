@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, correlate
+from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, combine_one, correlate
 
 BLOCK = 24  # images a block: with 400 features they fit the first-level cache, and each weight is loaded once for all
 
@@ -26,6 +26,14 @@ def row_offsets(rows, length):
 @inner
 def combine_rows(out, first, src, length, offset, weight):
     """out[first + r, :] = sum_t weight[r, t] * (row of src at offset[t]), for as many of the SUMS rows as `out` has."""
+    count = min(SUMS, out.shape[0] - first)
+    if count == 1 or offset.size < TAPS:  # all SUMS and TAPS would be zeros for the most part: single images
+        for i in range(count):
+            row, got, factor = out[first + i], src[offset[0] :], weight[i, 0]
+            for j in range(length):
+                row[j] = factor * got[j]
+            combine_one(row, src, offset[1:], weight[i, 1:])
+        return
     scratch = np.empty(SUMS * PITCH, out.dtype)
     for j0 in range(0, length, PITCH):
         m = min(PITCH, length - j0)
@@ -34,7 +42,7 @@ def combine_rows(out, first, src, length, offset, weight):
             for j in range(m):
                 row[j] = 0
         combine(scratch, src, j0, offset, weight, 0, 0, offset.size, m)
-        for i in range(min(SUMS, out.shape[0] - first)):
+        for i in range(count):
             to, got = out[first + i, j0:], scratch[i * PITCH :]
             for j in range(m):
                 to[j] = got[j]
@@ -76,7 +84,8 @@ def weight_block(dw, db, dy, src, offset, first):
             total += dy[n, first + i]
         if db.size:
             db[first + i] = total
-    combine_rows(dw, first, src, dw.shape[1], offset, weight)
+    taps = offset if len(dy) >= TAPS else offset[: len(dy)]
+    combine_rows(dw, first, src, dw.shape[1], taps, weight)
 
 
 @inner

@@ -67,6 +67,26 @@ def combine(out, src, base, offset, weight, r, t0, t1, m):
 
 
 @inner
+def combine_one(out, src, offset, weight):
+    """`combine` for one output row and any number of taps: out[j] += sum_t weight[t] * src[offset[t] + j]."""
+    whole = offset.size // TAPS * TAPS
+    for t in range(0, whole, TAPS):
+        s0 = src[offset[t] :]
+        s1 = src[offset[t + 1] :]
+        s2 = src[offset[t + 2] :]
+        s3 = src[offset[t + 3] :]
+        s4 = src[offset[t + 4] :]
+        w = weight[t:]
+        a0, a1, a2, a3, a4 = w[0], w[1], w[2], w[3], w[4]
+        for j in range(out.size):
+            out[j] = out[j] + a0 * s0[j] + a1 * s1[j] + a2 * s2[j] + a3 * s3[j] + a4 * s4[j]
+    for t in range(whole, offset.size):
+        s0, a0 = src[offset[t] :], weight[t]
+        for j in range(out.size):
+            out[j] += a0 * s0[j]
+
+
+@inner
 def correlate(out, src, offset, rows, start, r, t, m):
     """Add the products of three rows with five: out[i, t + k] += sum_j rows[i, start + j] * src[offset[t + k] + j].
 
