@@ -73,9 +73,9 @@ class SciPy:
         n, rng = len(self.images), self.rng
         matrices = np.zeros((n if self.affine else 0, 2, 3), np.float32)
         if self.affine:
-            angle, slope = np.radians([[AFFINE["degrees"]], [AFFINE["shear"]]]) * rng.uniform(-1, 1, (2, n))
-            s, c, slope = np.sin(angle), np.cos(angle), np.tan(slope)
-            size, e = rng.uniform(*AFFINE["scale"], n), rng.uniform(*AFFINE["squeeze"], n)
+            angle, slant = (np.radians(AFFINE[key]) * rng.uniform(-1, 1, n) for key in ("degrees", "shear"))
+            s, c, slope = np.sin(angle), np.cos(angle), np.tan(slant)
+            size, e = (rng.uniform(*AFFINE[key], size=n) for key in ("scale", "squeeze"))
             matrices[:, 0, 0], matrices[:, 0, 1] = c * e / size, -s * e / size
             matrices[:, 1, 0], matrices[:, 1, 1] = (s + slope * c) / (size * e), (c - slope * s) / (size * e)
             across, down = (rng.uniform(-t, t, n) for t in AFFINE["translate"])
