@@ -2,10 +2,10 @@
 
     python -m benchmarks.augment [--images 1000] [--turns 15] [--threads N] [--json FILE]
 
-Both do all of it: draw the random numbers, filter the noise, interpolate.  SciPy filters the fields of all images in one
-call and interpolates image by image (affine_transform, map_coordinates), which is the fastest way of using it that we
-know; it has one thread.  Before any time is taken both get the same random numbers, and their images are compared.
-The two then run in turn, and the medians of the turns are printed.
+Both do all of it: draw the random numbers, filter the noise, interpolate.  SciPy, which has one thread, filters the
+fields of all images in one call and interpolates image by image (affine_transform, map_coordinates): the fastest way of
+using it that we know.  Before any time is taken both get the same random numbers, and their images are compared.  The
+two then run in turn, and the medians of the turns are printed.
 """
 
 import argparse
@@ -17,13 +17,14 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tinycnn.runs import processor
 
 SIZE = 28
-AFFINE = {"degrees": 15, "translate": (2, 2), "scale": (0.9, 1.1), "squeeze": (0.9, 1.1), "shear": 10}
+AFFINE: dict[str, Any] = {"degrees": 15, "translate": (2, 2), "scale": (0.9, 1.1), "squeeze": (0.9, 1.1), "shear": 10}
 ALPHA, SIGMA = 34, 4
 TOLERANCE = 1e-4  # of grey levels 0 ... 1: a place is rounded to about 1e-6 of a pixel, and twice more
 DISTORTIONS = {"affine": (True, False), "elastic": (False, True), "both": (True, True)}
@@ -72,9 +73,9 @@ class SciPy:
         n, rng = len(self.images), self.rng
         matrices = np.zeros((n if self.affine else 0, 2, 3), np.float32)
         if self.affine:
-            angle, slope = np.radians([[AFFINE["degrees"]], [AFFINE["shear"]]]) * rng.uniform(-1, 1, (2, n))
-            s, c, slope = np.sin(angle), np.cos(angle), np.tan(slope)
-            size, e = rng.uniform(*AFFINE["scale"], n), rng.uniform(*AFFINE["squeeze"], n)
+            angle, slant = (np.radians(AFFINE[key]) * rng.uniform(-1, 1, n) for key in ("degrees", "shear"))
+            s, c, slope = np.sin(angle), np.cos(angle), np.tan(slant)
+            size, e = (rng.uniform(*AFFINE[key], size=n) for key in ("scale", "squeeze"))
             matrices[:, 0, 0], matrices[:, 0, 1] = c * e / size, -s * e / size
             matrices[:, 1, 0], matrices[:, 1, 1] = (s + slope * c) / (size * e), (c - slope * s) / (size * e)
             across, down = (rng.uniform(-t, t, n) for t in AFFINE["translate"])

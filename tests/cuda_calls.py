@@ -175,6 +175,21 @@ def calls(dtype, sizes, seed=0):
         x, target = blank((B, 2, H + 2, W + 4), dtype), blank(B, np.int64)
         scale, shift = np.array([0.01, 0.02], dtype), np.array([-1, 2], dtype)
         yield "gather", str(kind), (x, target, images, labels, order, cursor, scale, shift, (1, 2)), (0, 1)
+
+    counter, seed, ranges = np.array([11]), 2**63 - 12345, (30.0, (2.0, 3.0), (0.8, 1.3), (0.7, 1.1), 20.0)
+    yield "affine_draw", "", (blank((rows, 2, 3), dtype), counter, seed, *ranges), (0,)
+    for radius in (0, 3, 20):
+        field, weights = blank((N, 2, H, W), dtype), abs(normal(radius + 1))
+        yield "elastic_field", f"radius {radius}", (field, weights, counter, seed, 3.0), (0,)
+    x, matrices, field, colours = normal(N, 3, H, W), normal(N, 2, 3), 2 * normal(N, 2, H + 1, W - 2), abs(normal(3))
+    field[0, :, 1, 2] = np.nan, np.inf
+    for m, f in ((matrices, field), (matrices[:0], field), (matrices, field[:0]), (matrices[:0], field[:0])):
+        y = blank((N, 3, H + 1, W - 2), dtype)
+        yield "warp", f"{len(m)} matrices, {len(f)} fields", (y, x, m, f, colours), (0,)
+    for brightness, contrast in ((0.4, 0.3), (2.0, 0.0)):
+        options = brightness, contrast, colours + 1, -colours
+        yield "jitter", f"{brightness}, {contrast}", (abs(x), counter, seed, *options), (0,)
+
     predicted = rng.integers(0, 3, rows)
     totals, cursor, loss, target = np.array([1.0, 2, 3, 4]), np.array([7]), abs(normal(rows)), rng.integers(0, 3, rows)
     yield "tally", "", (totals, cursor, loss, predicted, target), (0, 1)

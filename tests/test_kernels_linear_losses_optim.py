@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import reference
+import test_augment
 import test_kernels_activations
 import test_kernels_conv
 import test_kernels_norm_dropout
@@ -413,7 +414,7 @@ def test_every_exported_kernel_has_a_row():
     """A kernel that is new in tinycnn.kernels belongs in the table CASES of one of the test_kernels_* files, and needs
     a comparison with reference.py."""
     tables = [test_kernels_activations.CASES, test_kernels_conv.CASES, test_kernels_pooling.CASES]
-    tables += [test_kernels_norm_dropout.CASES, test_lecun98.CASES, CASES, SERVICES]
+    tables += [test_kernels_norm_dropout.CASES, test_lecun98.CASES, test_augment.CASES, CASES, SERVICES]
     named = sorted(name for table in tables for name in table)
     assert named == sorted(kernels.__all__)
     public = {n for n, f in vars(kernels).items() if inspect.isroutine(f) and not n.startswith("_")}

@@ -84,6 +84,8 @@ class Augmentation:
                 raise ValueError(f"augment may hold one {kind.__name__}, got two")
             chosen[kind] = transform
         self.affine, self.elastic, self.jitter = map(chosen.get, KINDS)
+        if self.jitter is not None and self.jitter.brightness == self.jitter.contrast == 0:
+            self.jitter = None  # not even rounding
         self.moves = self.affine is not None or self.elastic is not None
         seeds = np.random.default_rng(_check.integer("seed", seed, 0)).integers(2**63, size=len(KINDS))
         self.affine_seed, self.elastic_seed, self.jitter_seed = map(int, seeds)

@@ -22,6 +22,7 @@ from tinycnn.cuda.activations import (
     tanh_backward,
     tanh_forward,
 )
+from tinycnn.cuda.augment import affine_draw, elastic_field, jitter, warp
 from tinycnn.cuda.batch import gather, tally
 from tinycnn.cuda.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.cuda.dropout import dropout
@@ -48,6 +49,7 @@ from tinycnn.cuda.pooling import (
 __all__ = [
     "adam",
     "advance",
+    "affine_draw",
     "average",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
@@ -64,6 +66,7 @@ __all__ = [
     "distance_backward",
     "distance_forward",
     "dropout",
+    "elastic_field",
     "empty",
     "gather",
     "gaussian_backward",
@@ -71,6 +74,7 @@ __all__ = [
     "group_norm_backward",
     "group_norm_forward",
     "im2col",
+    "jitter",
     "leaky_relu_backward",
     "leaky_relu_forward",
     "linear_backward",
@@ -98,5 +102,6 @@ __all__ = [
     "tanh_forward",
     "to_device",
     "to_host",
+    "warp",
     "write",
 ]

@@ -110,8 +110,8 @@ def elastic_field(field, weights, counter, seed, alpha):
             smooth(field[n, d].reshape(H * W), high, taps, W, H * W)
 
 
-# Every image gets a frame of background, one pixel wide (two at the end), so that no pixel needs to ask where it is.  The
-# loops over pixels run over the whole image, as rows are too short for vectors.
+# Every image gets a frame of background, one pixel wide (two at the end), so that no pixel needs to ask where it is.
+# The loops over pixels run over the whole image, as rows are too short for vectors.
 
 
 @inner

@@ -1,0 +1,202 @@
+"""Random distortions of a batch.  Twin of tinycnn/kernels/augment.py, with the same random numbers."""
+
+import math
+
+import numpy as np
+
+from tinycnn import scalars
+from tinycnn.cuda._target import THREADS, U, blocks, cuda, device, flat, kernel, phase, scalar, scratch
+from tinycnn.cuda.sums import FEW, fold, total
+
+mix, upper, lower = device(scalars.mix), device(scalars.upper), device(scalars.lower)
+sin, cos = scalar(scalars.sin32, scalars.sin64), scalar(scalars.cos32, scalars.cos64)
+HALF = scalars.HALF
+
+
+@device
+def first_draw(counter, seed, n):
+    return mix(mix(mix(seed) + np.uint64(counter[0])) + np.uint64(n))
+
+
+@device
+def uniform(start, draw, low, high):
+    return (low + high) * HALF + (high - low) * HALF * upper(mix(start + np.uint64(draw)))
+
+
+@phase
+def draw_matrix(tid, nt, first, matrices, counter, seed, turn, lean, translate, scale, squeeze):
+    """A thread an image."""
+    n = first + tid
+    if n < matrices.size // 6:
+        start, m = first_draw(counter, seed, n), matrices[6 * n :]
+        angle, slant = uniform(start, 0, -turn, turn), uniform(start, 5, -lean, lean)
+        x, y = uniform(start, 1, -translate[0], translate[0]), uniform(start, 2, -translate[1], translate[1])
+        size, e = uniform(start, 3, scale[0], scale[1]), uniform(start, 4, squeeze[0], squeeze[1])
+        s, c, slope = sin(angle), cos(angle), sin(slant) / cos(slant)
+        ii, ij = c * e / size, -s * e / size
+        ji, jj = (s + slope * c) / (size * e), (c - slope * s) / (size * e)
+        m[0], m[1], m[2] = ii, ij, -(ii * y + ij * x)
+        m[3], m[4], m[5] = ji, jj, -(ji * y + jj * x)
+
+
+@kernel(THREADS, registers=64)
+def affine_draw_kernel(matrices, counter, seed, turn, lean, translate, scale, squeeze):
+    first = cuda.blockIdx.x * THREADS
+    draw_matrix(cuda.threadIdx.x, THREADS, first, matrices, counter, seed, turn, lean, translate, scale, squeeze)
+
+
+def affine_draw(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
+    """A random affine map for every image; see the twin."""
+    T = matrices.dtype.type
+    turn, lean = T(math.radians(degrees)), T(math.radians(shear))
+    pairs = (tuple(map(T, pair)) for pair in (translate, scale, squeeze))
+    affine_draw_kernel[blocks(len(matrices))](flat(matrices), counter, np.uint64(seed), turn, lean, *pairs)
+
+
+@phase
+def draw_noise(tid, nt, first, field, counter, seed, plane):
+    """Both numbers of a pixel, a thread."""
+    e = first + tid
+    if e < field.size // 2:
+        n, k = e // plane, e % plane
+        word = mix(first_draw(counter, seed, n) + np.uint64(k))
+        at = 2 * n * plane + k
+        field[at], field[at + plane] = upper(word), lower(word)
+
+
+@kernel(THREADS, registers=40)
+def draw_noise_kernel(field, counter, seed, plane):
+    draw_noise(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, field, counter, seed, plane)
+
+
+@phase
+def smooth(tid, nt, first, out, src, weights, size, stride, factor):
+    """One number of `out`, filtered along an axis with `size` entries that are `stride` apart, times `factor`."""
+    e = first + tid
+    if e < out.size:
+        at, radius = e // stride % size, weights.size - 1
+        sum_ = src.dtype.type(0)
+        for k in range(max(0, at - radius), min(size, at + radius + 1)):
+            sum_ += weights[U(abs(k - at))] * src[U(e + (k - at) * stride)]
+        out[e] = sum_ * factor
+
+
+@kernel(THREADS, registers=40)
+def smooth_kernel(out, src, weights, size, stride, factor):
+    smooth(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, out, src, weights, size, stride, factor)
+
+
+def elastic_field(field, weights, counter, seed, alpha):
+    """Smoothed noise; see the twin."""
+    N, _, H, W = field.shape
+    T, out = field.dtype.type, flat(field)
+    between = scratch(out.size, field.dtype, "elastic")
+    draw_noise_kernel[blocks(N * H * W)](out, counter, np.uint64(seed), H * W)
+    smooth_kernel[blocks(out.size)](between, out, weights, W, 1, T(1))
+    smooth_kernel[blocks(out.size)](out, between, weights, H, W, T(alpha))
+
+
+@device
+def pixel(x, first, p, q, H, W, background):
+    """Pixel (p - 1, q - 1) of the image that begins at `first`."""
+    inside = p >= 1 and p <= H and q >= 1 and q <= W
+    return x[first + (p - 1) * W + q - 1] if inside else background
+
+
+@phase
+def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size, out, middle, centre, last):
+    """One pixel of y.  Places count from the frame of background that the twin puts round an image."""
+    e = first + tid
+    if e < y.size:
+        zero = x.dtype.type(0)
+        H, W, (OH, OW) = size[0], size[1], out
+        k, plane, n = e % (OH * OW), e // (OH * OW), e // (OH * OW * channels)
+        r, s = x.dtype.type(k // OW) - middle[0], x.dtype.type(k % OW) - middle[1]
+        if matrices.size > 0:
+            m = matrices[6 * n :]
+            r, s = m[0] * r + m[1] * s + m[2], m[3] * r + m[4] * s + m[5]
+        r, s = r + centre[0], s + centre[1]
+        if field.size > 0:
+            at = 2 * n * OH * OW + k
+            r, s = r + field[at], s + field[at + OH * OW]
+        r = r if r > zero else zero  # NaN too
+        s = s if s > zero else zero
+        r = r if r < last[0] else last[0]
+        s = s if s < last[1] else last[1]
+        p, q = int(r), int(s)
+        down, across = r - x.dtype.type(p), s - x.dtype.type(q)
+        begin, around = plane * H * W, background[plane % channels]
+        top, bottom = pixel(x, begin, p, q, H, W, around), pixel(x, begin, p + 1, q, H, W, around)
+        top += across * (pixel(x, begin, p, q + 1, H, W, around) - top)
+        bottom += across * (pixel(x, begin, p + 1, q + 1, H, W, around) - bottom)
+        y[e] = top + down * (bottom - top)
+
+
+@kernel(THREADS, registers=64)
+def warp_kernel(y, x, matrices, field, background, channels, size, out, middle, centre, last):
+    first = cuda.blockIdx.x * THREADS
+    warp_pixel(
+        cuda.threadIdx.x, THREADS, first, y, x, matrices, field, background, channels, size, out, middle, centre, last
+    )  # fmt: skip
+
+
+def warp(y, x, matrices, field, background):
+    """y[n, c] = x[n, c] seen through an affine map and a field; see the twin."""
+    T, size, out = x.dtype.type, x.shape[2:], y.shape[2:]
+    middle, centre = (T((out[0] - 1) / 2), T((out[1] - 1) / 2)), (T((size[0] + 1) / 2), T((size[1] + 1) / 2))
+    warp_kernel[blocks(y.size)](
+        flat(y), flat(x), flat(matrices), flat(field), background, x.shape[1], size, out, middle, centre,
+        (T(size[0] + 1), T(size[1] + 1)),
+    )  # fmt: skip
+
+
+@phase
+def brighten(tid, nt, some, x, counter, seed, low, high, scale, shift, image, count, plane):
+    """x becomes the brighter pixels; the sum of this thread's in `some`."""
+    T = x.dtype.type
+    bright, sum_ = uniform(first_draw(counter, seed, image), 0, low, high), T(0)
+    for e in range(tid, count, nt):
+        at, c = U(image * count + e), U(e // plane)
+        value = (x[at] - shift[c]) / scale[c] * bright
+        value = T(0) if value < T(0) else value
+        value = T(1) if value > T(1) else value
+        x[at] = value
+        sum_ += value
+    some[tid] = sum_
+
+
+@phase
+def blend(tid, nt, few, x, counter, seed, low, high, scale, shift, image, count, plane):
+    """Pixels blended with their mean, whose sum is in `few`, and back to what a batch holds."""
+    T = x.dtype.type
+    strong = uniform(first_draw(counter, seed, image), 1, low, high)
+    grey = (T(1) - strong) * total(few) / T(count)
+    for e in range(tid, count, nt):
+        at, c = U(image * count + e), U(e // plane)
+        value = x[at] * strong + grey
+        value = T(0) if value < T(0) else value
+        value = T(1) if value > T(1) else value
+        x[at] = value * scale[c] + shift[c]
+
+
+@kernel(THREADS, registers=64)
+def jitter_kernel(x, counter, seed, brightness, contrast, scale, shift, count, plane):
+    """A block an image."""
+    some = cuda.shared.array(THREADS, x.dtype)
+    few = cuda.shared.array(FEW, x.dtype)
+    tid, image = cuda.threadIdx.x, cuda.blockIdx.x
+    brighten(
+        tid, THREADS, some, x, counter, seed, brightness[0], brightness[1], scale, shift, image, count, plane
+    )  # fmt: skip
+    cuda.syncthreads()
+    fold(tid, THREADS, few, some)
+    cuda.syncthreads()
+    blend(tid, THREADS, few, x, counter, seed, contrast[0], contrast[1], scale, shift, image, count, plane)
+
+
+def jitter(x, counter, seed, brightness, contrast, scale, shift):
+    """Change brightness and contrast of every image; see the twin."""
+    N, C, H, W = x.shape
+    T = x.dtype.type
+    ranges = ((T(max(0.0, 1 - a)), T(1 + a)) for a in (brightness, contrast))
+    jitter_kernel[N](flat(x), counter, np.uint64(seed), *ranges, scale, shift, C * H * W, H * W)
