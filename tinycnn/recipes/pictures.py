@@ -193,7 +193,7 @@ def ladder(rows):
     ax.grid(False, axis="y")
     counts = sorted({len(found) for _, found in rows})
     seeds = f"{counts[0]} seeds each" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds each"
-    ax.set_title(f"From 1998 to today, one change at a time ({seeds}; ticks: single seeds)", fontsize=TITLE, color=INK)
+    fig.suptitle(f"From 1998 to today, one change at a time ({seeds}, as ticks)", fontsize=TITLE, color=INK)
     return fig
 
 
