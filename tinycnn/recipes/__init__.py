@@ -178,12 +178,12 @@ def _recipe(name, table, study, path, lines, earlier):
             if not isinstance(value, dict):
                 fail(key, f"{key} must be a table, [{name}.{key}]")
             for inner, given in value.items():
-                _check_key(fail, KEYS[key], f"{key}.{inner}", inner, given)
+                check_key(fail, KEYS[key], f"{key}.{inner}", inner, given)
             said[key] = dict(value)
         elif key == SPACE:
             said[key] = _space(fail, value)
         else:
-            _check_key(fail, KEYS[""] | dict.fromkeys([*SECTIONS, SPACE]), key, key, value)
+            check_key(fail, KEYS[""] | dict.fromkeys([*SECTIONS, SPACE]), key, key, value)
             said[key] = value
     if "like" in said:
         model = said.pop("like")
@@ -236,7 +236,8 @@ def _filled(fail, recipe):
     return recipe
 
 
-def _check_key(fail, keys, path, key, value):
+def check_key(fail, keys, path, key, value):
+    """Call `fail(path, problem)` if `key` is none of `keys`, or cannot have this value."""
     if key not in keys:
         fail(path, f"unknown key {key!r}{nearest(key, keys)}")
     kinds = keys[key]
@@ -258,8 +259,8 @@ def _check_range(fail, path, key, value):
         if isinstance(number, bool) or not isinstance(number, NUMBER):
             fail(path, f"{key} must hold numbers, got {number!r}")
         if not (math.isfinite(number) and low <= number <= high):
-            bounds = f" from {low:g} to {high:g}" if high < INF else f", at least {low:g}" if low > -INF else ""
-            fail(path, f"{key} must be finite{bounds}, got {number!r}")
+            bounds = f"from {low:g} to {high:g}" if high < INF else f"at least {low:g}"
+            fail(path, f"{key} must be {bounds if math.isfinite(number) else 'finite'}, got {number!r}")
 
 
 def _line(lines, key):

@@ -21,7 +21,7 @@ def evaluate(text, known, where, line=1):
         lines = text.splitlines() or [""]
         at = (error.lineno or 1) - 1
         if at < len(lines):
-            raise RecipeError(f"{where}, line {line + at}: {error.msg} in {lines[at].strip()!r}") from None
+            raise RecipeError(f"{where}, line {line + at}: {error.msg} in {lines[at].strip()[:80]!r}") from None
         raise RecipeError(f"{where}, line {line}: a bracket is not closed") from None
 
     def wrong(node, problem):
