@@ -43,9 +43,10 @@ def evaluate(text, known, where, line=1):
             return lookup(node)
         if isinstance(node, (ast.Tuple, ast.List)):
             return tuple(value(item) for item in node.elts)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-            if isinstance(node.operand.value, (int, float)):
-                return -node.operand.value
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            number = value(node.operand)
+            if isinstance(number, (int, float)):
+                return -number
         if isinstance(node, ast.Constant):
             return node.value
         raise wrong(node, f"{ast.unparse(node)!r} is neither a call nor a plain value")

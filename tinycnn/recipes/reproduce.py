@@ -90,7 +90,8 @@ def _run(args, chosen):
         missing = [seed for seed in range(args.seeds) if seed not in done]
         name = args.data or recipe.data.get("name", "mnist")
         if missing:
-            results.prepare(root, recipe)
+            for folder in (root, args.out):
+                results.prepare(folder, recipe)
             if name not in loaded:
                 loaded[name] = training.load(recipe, args.data_dir, name)
             training.sizes(recipe, loaded[name])

@@ -30,7 +30,7 @@ def path_of(root, recipe, seed):
 
 
 def prepare(root, recipe):
-    """Make the folder of a recipe's results; OSError now, not after hours of training, if it cannot be written."""
+    """Make a recipe's folder under `root`; OSError now, not after hours of training, if it cannot be written."""
     folder = path_of(root, recipe, 0).parent
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "try") as file:

@@ -190,9 +190,9 @@ def check(recipe):
         where, line = recipe.where(key)
         raise RecipeError(f"{where}, line {line}: {problem}") from None
 
-    said, shape = recipe.data, recipe.net["input"]
-    if said.get("name", "mnist") not in DATA:
-        fail("data.name", f"data.name must be one of {', '.join(DATA)}, got {said['name']!r}{nearest(said['name'], DATA)}")
+    said, shape, name = recipe.data, recipe.net["input"], recipe.data.get("name", "mnist")
+    if name not in DATA:
+        fail("data.name", f"data.name must be one of {', '.join(DATA)}, got {name!r}{nearest(name, DATA)}")
     side = said.get("resize", SIDE) + 2 * said.get("padding", 0)
     model = network(recipe, 0)
     if list(shape) != [1, side, side]:
@@ -221,7 +221,8 @@ def check(recipe):
         try:
             loss.curvature(np.zeros((1, model.shapes[-1][0])), 1.0)
         except (AttributeError, ValueError):
-            fail("training.optimizer", f"{type(rule).__name__} needs second derivatives, not known of {type(loss).__name__}")
+            unknown = f"second derivatives, which are not known of {type(loss).__name__} as it is here"
+            fail("training.optimizer", f"{type(rule).__name__} needs {unknown}")
     return model
 
 
