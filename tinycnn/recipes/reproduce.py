@@ -57,7 +57,8 @@ def main(args):
 
 def _chosen(names):
     """The recipes that are named, each once."""
-    chosen, shipped = {}, recipes.shipped()
+    chosen: dict[str, recipes.Recipe] = {}
+    shipped = recipes.shipped()
     for recipe in (recipe for name in names for recipe in recipes.find(name)):
         if recipe.space:
             raise recipes.RecipeError(f"{recipe.name} is a search: python -m tinycnn sweep {recipe.name}")

@@ -148,14 +148,12 @@ def _sampler(args, recipe, optuna, number):
     if args.sampler == "random":
         return optuna.samplers.RandomSampler(seed % 2**32)
     if args.sampler == "tpe":
-        with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of constant_liar
             return optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
-
-    class Grid(optuna.samplers.GridSampler):
-        def after_trial(self, *args):
-            """Not stop the study, which is Study.optimize's way to end; `_search` sees for itself."""
-
-    return Grid(recipe.space, 0)  # one order, whatever the seed: points are known by their place in it
+    grid = optuna.samplers.GridSampler(recipe.space, 0)  # one order, whatever the seed: a point is known by its place
+    grid.after_trial = lambda *args: None  # it would end Study.optimize, which does not run here
+    return grid
 
 
 def _first_line(error):
