@@ -22,8 +22,9 @@ class Optimizer:
         rates = np.atleast_1d(np.asarray(lr))
         if rates.dtype.kind not in "fiu" or rates.ndim != 1 or not rates.size:
             raise TypeError(f"lr must be a number or a one-dimensional array of numbers, got {lr!r}")
-        if not np.isfinite(rates).all() or (rates < 0).any():
-            raise ValueError(f"lr must be finite and not negative, got {rates[~(rates >= 0)][:1] or rates.max()}")
+        wrong = rates[~(np.isfinite(rates) & (rates >= 0))]
+        if wrong.size:
+            raise ValueError(f"lr must be finite and not negative, got {wrong[0]}")
         self.model, self.k = model, model.k
         self.weight_decay = _check.number("weight_decay", weight_decay, 0)
         self.schedule = rates.astype(np.float64)

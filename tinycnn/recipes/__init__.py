@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import string
 import sys
@@ -65,6 +66,13 @@ KEYS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 SECTIONS = [section for section in KEYS if section]
+INF = math.inf
+# The least and the largest value that numbers may have.
+RANGES: dict[str, tuple[float, float]] = {
+    "claimed": (0, 100), "train": (1, INF), "validation": (0, INF), "mean": (-INF, INF), "std": (1e-6, INF),
+    "padding": (0, INF), "resize": (1, INF), "lr": (0, INF), "tune_lr": (0, INF), "epochs": (1, INF), "batch": (1, INF),
+    "steps_per_epoch": (1, INF), "ema": (0, 1),
+}  # fmt: skip
 # One more table makes a search of a recipe: names and lists of values, which "$name" in its texts stands for.
 SPACE = "space"
 REQUIRED = {"net": ("input", "layers"), "training": ("optimizer", "epochs", "batch")}
@@ -93,7 +101,7 @@ class Recipe:
     @property
     def fingerprint(self):
         """Changes with everything that can change a result."""
-        told = json.dumps([self.net, self.data, self.training], sort_keys=True)
+        told = json.dumps([self.net, self.data, self.training, *([self.space] if self.space else [])], sort_keys=True)
         return hashlib.sha256(" ".join(told.split()).encode()).hexdigest()[:16]
 
     def at(self, point):
@@ -109,7 +117,7 @@ class Recipe:
 
     def where(self, key):
         """For messages: file and recipe, and the line where the text of a key begins."""
-        return f"{self.path.name}, recipe {self.name!r}", self.lines.get(key + " text", 1)
+        return f"{self.path.name}, recipe {self.name!r}", _line(self.lines, key + " text")
 
 
 def shipped():
@@ -136,7 +144,7 @@ def read(path):
     """The recipes of a file, by name.  RecipeError says what is wrong, with its line; OSError if it cannot be read."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         tables = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file ({error.reason} at byte {error.start})") from None
@@ -150,7 +158,10 @@ def read(path):
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise RecipeError(f"{path}, line {lines.get(name, 1)}: unknown key {name!r}; a recipe is a table, [{name}]")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise RecipeError(f"{path}: a recipe's name must be of letters, digits, - and _, got {name!r}")
         mine = {key.removeprefix(name + "."): line for key, line in lines.items() if key.startswith(name + ".")}
+        mine[""] = lines.get(name, 1)
         found[name] = _recipe(name, table, study, path, mine, found)
     if not found:
         raise RecipeError(f"{path}: holds no recipe")
@@ -159,8 +170,7 @@ def read(path):
 
 def _recipe(name, table, study, path, lines, earlier):
     def fail(key, problem):
-        place = f", line {lines[key]}" if key in lines else ""
-        raise RecipeError(f"{path.name}{place}: recipe {name!r}: {problem}")
+        raise RecipeError(f"{path.name}, recipe {name!r}, line {_line(lines, key)}: {problem}")
 
     said: dict[str, Any] = {}
     for key, value in table.items():
@@ -168,20 +178,18 @@ def _recipe(name, table, study, path, lines, earlier):
             if not isinstance(value, dict):
                 fail(key, f"{key} must be a table, [{name}.{key}]")
             for inner, given in value.items():
-                _check_key(fail, KEYS[key], f"{key}.{inner}", inner, given)
+                check_key(fail, KEYS[key], f"{key}.{inner}", inner, given)
             said[key] = dict(value)
         elif key == SPACE:
             said[key] = _space(fail, value)
         else:
-            _check_key(fail, KEYS[""] | dict.fromkeys([*SECTIONS, SPACE]), key, key, value)
+            check_key(fail, KEYS[""] | dict.fromkeys([*SECTIONS, SPACE]), key, key, value)
             said[key] = value
     if "like" in said:
         model = said.pop("like")
         if model not in earlier:
-            fail(
-                "like",
-                f"like must name a recipe that stands earlier in the file, got {model!r}{nearest(model, earlier)}",
-            )
+            wanted = "like must name a recipe that stands earlier in the file"
+            fail("like", f"{wanted}, got {model!r}{nearest(model, earlier)}")
         base = earlier[model]
         lines = base.lines | lines
         for section in SECTIONS:
@@ -202,8 +210,12 @@ def _space(fail, table):
     if not isinstance(table, dict) or not table:
         fail(SPACE, f"{SPACE} must be a table of names and lists of values")
     for name, values in table.items():
+        if not re.fullmatch(string.Template.idpattern, name, re.ASCII | re.IGNORECASE):
+            fail(f"{SPACE}.{name}", f"the names of {SPACE} must be of letters, digits and _, got {name!r}")
         if not isinstance(values, list) or not values or not all(isinstance(v, (str, int, float)) for v in values):
             fail(f"{SPACE}.{name}", f"{SPACE}.{name} must be a list of strings or numbers, got {values!r}")
+        if len(set(values)) < len(values):
+            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must hold every value once, got {values!r}")
     return dict(table)
 
 
@@ -212,16 +224,20 @@ def _filled(fail, recipe):
     used = set()
     for section in SECTIONS:
         for key, value in getattr(recipe, section).items():
-            names = set(re.findall(r"\$\{?(\w+)", value)) if isinstance(value, str) else set()
-            for name in sorted(names - recipe.space.keys()):
-                fail(f"{section}.{key}", f"${name} is not in the space{nearest(name, recipe.space)}")
-            used |= names
+            for found in string.Template.pattern.finditer(value) if isinstance(value, str) else ():
+                name = found["named"] or found["braced"]
+                if not name:
+                    fail(f"{section}.{key}", "$ must stand before a name of the space")
+                if name not in recipe.space:
+                    fail(f"{section}.{key}", f"${name} is not in the space{nearest(name, recipe.space)}")
+                used.add(name)
     for name in sorted(recipe.space.keys() - used):
         fail(f"{SPACE}.{name}", f"no text uses ${name}")
     return recipe
 
 
-def _check_key(fail, keys, path, key, value):
+def check_key(fail, keys, path, key, value):
+    """Call `fail(path, problem)` if `key` is none of `keys`, or cannot have this value."""
     if key not in keys:
         fail(path, f"unknown key {key!r}{nearest(key, keys)}")
     kinds = keys[key]
@@ -229,12 +245,40 @@ def _check_key(fail, keys, path, key, value):
         words = {int: "a whole number", float: "a number", str: "a string", list: "a list", bool: "true or false"}
         wanted = " or ".join(words[kind] for kind in kinds if not (kind is int and float in kinds))
         fail(path, f"{key} must be {wanted}, got {value!r}")
+    if key in RANGES and not isinstance(value, str):
+        _check_range(fail, path, key, value)
+
+
+def _check_range(fail, path, key, value):
+    """A number, or a list of numbers, must be finite and in its range."""
+    low, high = RANGES[key]
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers:
+        fail(path, f"{key} must not be empty")
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, NUMBER):
+            fail(path, f"{key} must hold numbers, got {number!r}")
+        if not (math.isfinite(number) and low <= number <= high):
+            bounds = f"from {low:g} to {high:g}" if high < INF else f"at least {low:g}"
+            fail(path, f"{key} must be {bounds if math.isfinite(number) else 'finite'}, got {number!r}")
+
+
+def _line(lines, key):
+    """The line of a key, or of the table that it would stand in."""
+    while key not in lines and key:
+        key = key.rpartition(".")[0]
+    return lines.get(key, 1)
 
 
 def _lines(text):
     """The line of every key: {"recipe.section.key": number}, for TOML as the recipes write it."""
-    found, table = {}, ""
+    found, table, inside = {}, "", ""
     for number, line in enumerate(text.splitlines(), 1):
+        quotes = re.findall(r'"""|\'\'\'', line)
+        if inside:  # a text of several lines
+            inside = "" if inside in quotes else inside
+            continue
+        inside = quotes[0] if len(quotes) % 2 else ""
         if header := re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line):
             table = header[1].strip().replace('"', "") + "."
             found[table[:-1]] = number

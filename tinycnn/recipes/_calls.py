@@ -18,7 +18,11 @@ def evaluate(text, known, where, line=1):
     try:
         found: Any = ast.parse(f"[{text}\n]", mode="eval").body
     except SyntaxError as error:
-        raise RecipeError(f"{where}, line {line + (error.lineno or 1) - 1}: {error.msg} in {text.strip()!r}") from None
+        lines = text.splitlines() or [""]
+        at = (error.lineno or 1) - 1
+        if at < len(lines):
+            raise RecipeError(f"{where}, line {line + at}: {error.msg} in {lines[at].strip()[:80]!r}") from None
+        raise RecipeError(f"{where}, line {line}: a bracket is not closed") from None
 
     def wrong(node, problem):
         return RecipeError(f"{where}, line {line + node.lineno - 1}: {problem}")
@@ -39,8 +43,10 @@ def evaluate(text, known, where, line=1):
             return lookup(node)
         if isinstance(node, (ast.Tuple, ast.List)):
             return tuple(value(item) for item in node.elts)
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-            return -value(node.operand)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            number = value(node.operand)
+            if isinstance(number, (int, float)):
+                return -number
         if isinstance(node, ast.Constant):
             return node.value
         raise wrong(node, f"{ast.unparse(node)!r} is neither a call nor a plain value")
@@ -50,6 +56,10 @@ def evaluate(text, known, where, line=1):
             raise wrong(node, f"unknown name {node.id!r}{nearest(node.id, known)}")
         return known[node.id]
 
+    for node in found.elts:
+        if isinstance(node, ast.Name):
+            lookup(node)
+            raise wrong(node, f"{node.id} is to be called: {node.id}(...)")
     return [value(node) for node in found.elts]
 
 

@@ -34,13 +34,13 @@ def _evaluate(args):
     from tinycnn.recipes import training
 
     folder = Path(args.run)
-    recipe, config = saved_recipe(folder)
+    recipe, name, pixels = saved_recipe(folder)
     device = backend.choose(args.device)
     model = training.network(recipe, 0, device)
     weights, told = checkpoint.load(folder / "model.npz")
     model.load_state_dict(weights)
-    dataset = data.load(args.data or config["data_name"], args.data_dir)
-    batches = training.for_test(recipe, dataset, config["pixels"], device)
+    dataset = data.load(args.data or name, args.data_dir)
+    batches = training.for_test(recipe, dataset, pixels, device)
     loss = training.criterion(recipe)
     value, accuracy, outputs = train.evaluate(model, batches, loss)
     scores = -outputs if isinstance(loss, lecun98.NearestLoss) else outputs
@@ -61,20 +61,37 @@ def _evaluate(args):
     return 0
 
 
+# What of a config.json is needed to build the network again.
+NEEDED = {"net": ("input", "layers", "init"), "data": ("padding", "resize"), "training": ("loss",)}
+
+
 def saved_recipe(folder):
-    """The recipe that a run folder's config.json tells, and the config; ValueError if it is none of ours."""
-    from tinycnn.recipes import Recipe
+    """The recipe that a run folder's config.json tells, the data set's name, and mean and std of the pixels.
+
+    ValueError if it tells none.
+    """
+    from tinycnn.recipes import KEYS, Recipe, check_key
+
+    def wrong(key, problem):
+        raise ValueError(problem)
 
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        net, pixels = config["net"], config["pixels"]
-        config["data_name"] = (config.get("dataset") or config["data"])["name"]
-        shaped = config["data"] if "dataset" in config else {}  # `train` has no such options
-        said = {key: value for key, value in shaped.items() if key in ("padding", "resize")}
-        trained = config.get("training", {})
-        if not (isinstance(net["layers"], str) and isinstance(pixels, dict)):
-            raise TypeError("net or pixels")
+        name = (config.get("dataset") or config["data"])["name"]
+        if not isinstance(name, str):
+            raise TypeError("the name of the data set")
+        sections: dict = {}
+        for section, keys in NEEDED.items():
+            there = config.get(section, {})
+            sections[section] = {key: there[key] for key in keys if key in there}
+            for key, value in sections[section].items():
+                check_key(wrong, KEYS[section], key, key, value)
+        for key in ("input", "layers"):
+            sections["net"][key]
+        pixels = {key: np.array(config["pixels"][key], float) for key in ("mean", "std")}
+        if any(values.shape != (1,) for values in pixels.values()):
+            raise ValueError("pixels must have one mean and one std")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not tell which network this was ({type(error).__name__}: {error})") from None
-    return Recipe(config.get("recipe", "run"), "", net=net, data=said, training=trained, path=path), config
+    return Recipe(str(config.get("recipe", "run")), "", path=path, **sections), name, pixels

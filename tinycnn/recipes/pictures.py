@@ -52,6 +52,8 @@ def _percent_axis(ax, values):
 
     positive = np.concatenate([np.ravel(v) for v in values])
     positive = positive[np.isfinite(positive) & (positive > 0)]
+    if not positive.size:  # no error at all
+        return
     ax.set_yscale("log")
     low, high = positive.min() / 1.2, positive.max() * 1.2
     ax.set_ylim(low, high)
@@ -65,12 +67,14 @@ def curves(recipe, results):
     """Error over the epochs, training and held out: mean and range of the seeds."""
     fig = _figure(6.4, 3.9, layout="constrained")
     ax = fig.add_subplot()
-    train, held_out = _errors(results, "train"), _errors(results, "val")
-    x = np.arange(1, train.shape[1] + 1)
     name = "test set" if results[0]["held_out"] == "test" else "validation set"
     _plain(ax, "epoch", "error (%)")
-    if not train.size:
+    ax.set_title(f"{recipe.name}: test accuracy {summary(results)}", fontsize=LABEL + 1, color=INK)
+    results = [result for result in results if "diverged" not in result]
+    if not results:
         return fig
+    train, held_out = _errors(results, "train"), _errors(results, "val")
+    x = np.arange(1, train.shape[1] + 1)
     _band(ax, x, train, BLUE, "training set (while training)", "--")
     _band(ax, x, held_out, ORANGE, name)
     _percent_axis(ax, [train, held_out])
@@ -78,7 +82,6 @@ def curves(recipe, results):
 
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     ax.legend(fontsize=LABEL, frameon=False)
-    ax.set_title(f"{recipe.name}: test accuracy {summary(results)}", fontsize=LABEL + 1, color=INK)
     return fig
 
 

@@ -46,17 +46,27 @@ def listing():
 def main(args):
     """Run what is missing of the recipes in `args`, and print claimed and obtained; returns the exit code."""
     try:
-        chosen = [recipe for name in args.names for recipe in recipes.find(name)]
-        for recipe in chosen:
-            if recipe.space:
-                raise recipes.RecipeError(f"{recipe.name} is a search: python -m tinycnn sweep {recipe.name}")
-        return _run(args, chosen)
+        return _run(args, _chosen(args.names))
     except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted: finished seeds are kept, and the same command goes on with the next", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _chosen(names):
+    """The recipes that are named, each once."""
+    chosen, shipped = {}, recipes.shipped()
+    for recipe in (recipe for name in names for recipe in recipes.find(name)):
+        if recipe.space:
+            raise recipes.RecipeError(f"{recipe.name} is a search: python -m tinycnn sweep {recipe.name}")
+        # Results are kept by name, and would replace one another.
+        for other in (chosen.get(recipe.name, recipe), shipped.get(recipe.name, recipe)):
+            if other.path.resolve() != recipe.path.resolve():
+                raise recipes.RecipeError(f"two recipes are called {recipe.name!r}: in {other.path} and {recipe.path}")
+        chosen[recipe.name] = recipe
+    return list(chosen.values())
 
 
 def _run(args, chosen):
@@ -70,15 +80,24 @@ def _run(args, chosen):
     backend.set_threads(args.threads)
     if args.tensorboard:
         import tensorboardX  # noqa: F401 (before hours of training, not after)
-    loaded = {}
+    root = args.results if args.data is None else f"{args.results}/{args.data}"
+    in_table = args.data is None and any(recipe.path.parent == recipes.HERE for recipe in chosen)
+    for recipe in recipes.shipped().values() if in_table else ():
+        results.read(root, recipe)  # a damaged file is told before hours of training
+    loaded, todo = {}, []
     for recipe in chosen:
-        name = args.data or recipe.data.get("name", "mnist")
-        root = args.results if args.data is None else f"{args.results}/{args.data}"
         done = {result["seed"] for result in results.read(root, recipe)}
         missing = [seed for seed in range(args.seeds) if seed not in done]
+        name = args.data or recipe.data.get("name", "mnist")
+        if missing:
+            for folder in (root, args.out):
+                results.prepare(folder, recipe)
+            if name not in loaded:
+                loaded[name] = training.load(recipe, args.data_dir, name)
+            training.sizes(recipe, loaded[name])
+        todo.append((recipe, name, missing))
+    for recipe, name, missing in todo:
         print(f"\n{recipe.name}: {recipe.title}")
-        if missing and name not in loaded:
-            loaded[name] = training.load(recipe, args.data_dir, name)
         for seed in missing:
             print(f"  seed {seed}, {recipe.training['epochs']} epochs:", flush=True)
             result = training.run(
@@ -86,6 +105,8 @@ def _run(args, chosen):
                 on_epoch=_teller(recipe, seed, args.tensorboard),
             )  # fmt: skip
             results.save(root, recipe, result)
+            if "diverged" in result:
+                print(f"  {result['diverged']}")
             print(
                 f"  test accuracy {result['accuracy']:.2%}, {result['training_seconds']:.0f} s of training", flush=True
             )
@@ -93,7 +114,7 @@ def _run(args, chosen):
         claimed = "nothing" if recipe.claimed is None else f"{recipe.claimed:.2f} %"
         print(f"  claimed {claimed}, obtained {results.summary(found)}")
         print(f"  report: {report.write(recipe, found, args.out)}")
-    if args.data is None:
+    if in_table:
         print(f"\ntable: {report.write_table(args.results)}")
     return 0
 

@@ -18,15 +18,29 @@ T95 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
+# What the reports need of a result.
+KEYS = {
+    "fingerprint": str, "seed": int, "data": str, "accuracy": float, "errors": int, "precision": float, "recall": float,
+    "f1": float, "cpu_seconds": float, "held_out": str, "history": dict, "confusion": list, "environment": dict,
+}  # fmt: skip
+
 
 def path_of(root, recipe, seed):
     return Path(root) / recipe.name / f"seed-{seed}.json"
 
 
+def prepare(root, recipe):
+    """Make a recipe's folder under `root`; OSError now, not after hours of training, if it cannot be written."""
+    folder = path_of(root, recipe, 0).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "try") as file:
+        file.write(b"")
+    (folder / "try").unlink()
+
+
 def save(root, recipe, result):
     """Write a seed's result; whatever stood there is replaced."""
     path = path_of(root, recipe, result["seed"])
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write((json.dumps(result) + "\n").encode())
     return path
@@ -41,10 +55,13 @@ def read(root, recipe, device=None, data=None):
     for path in sorted((Path(root) / recipe.name).glob("seed-*.json"), key=lambda p: (len(p.name), p.name)):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            if result["recipe"] != recipe.name or not isinstance(result["accuracy"], float):
-                raise KeyError("recipe")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a result of recipe {recipe.name!r}: {error}; remove it") from None
+            if not isinstance(result, dict) or result.get("recipe") != recipe.name:
+                raise ValueError("another recipe's, or none's")
+            for key, kind in KEYS.items():
+                if not isinstance(result.get(key), kind):
+                    raise ValueError(f"{key} is missing or damaged")
+        except ValueError as error:
+            raise ValueError(f"{path} is not a result of recipe {recipe.name!r} ({error}): remove it") from None
         if result["fingerprint"] == recipe.fingerprint and data in (None, result["data"]):
             found.append(result)
     return found

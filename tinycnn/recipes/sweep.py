@@ -6,10 +6,12 @@ written down beside it and chooses nothing.
 """
 
 import dataclasses
+import datetime
 import math
 import os
 import platform
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,66 +54,108 @@ def main(args):
         return 1
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        recipe = _recipe(args.name)
+        recipe = _recipe(args)
         study = _study(args, recipe, optuna)
-        try:
-            if not args.show:
-                _search(args, recipe, study, optuna)
-        except KeyboardInterrupt:
-            print("\ninterrupted: the study is kept, and the same command goes on", file=sys.stderr)
-            return EXIT_INTERRUPTED
+        if not args.show:
+            _search(args, recipe, study, optuna)
         return _report(args, recipe, study, optuna)
     except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: the study is kept, and the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
-def _recipe(name):
-    found = recipes.find(name)
-    with_space = [recipe for recipe in found if recipe.space]
+def _recipe(args):
+    """The recipe, with the number of epochs that is asked for."""
+    from tinycnn.recipes import training
+
+    with_space = [recipe for recipe in recipes.find(args.name) if recipe.space]
     if len(with_space) != 1:
-        raise RecipeError(f"{name}: a sweep needs one recipe with a table 'space', found {len(with_space)}")
-    return with_space[0]
+        raise RecipeError(f"{args.name}: a sweep needs one recipe with a table 'space', found {len(with_space)}")
+    recipe = with_space[0]
+    if not recipe.data.get("validation"):
+        raise RecipeError(f"{recipe.where('data')[0]}: a sweep needs data.validation, to choose by")
+    if args.epochs:
+        recipe = dataclasses.replace(recipe, training=recipe.training | {"epochs": args.epochs})
+    for point in _corner(recipe.space) if not args.show else ():
+        try:
+            training.check(recipe.at(point))
+        except RecipeError as error:
+            raise RecipeError(f"{error} (at {_told(point)})") from None
+    return recipe
+
+
+def _corner(space):
+    """The first value of each name together, and every other value with the first ones of the other names."""
+    first = {name: values[0] for name, values in space.items()}
+    yield first
+    for name, values in space.items():
+        for value in values[1:]:
+            yield first | {name: value}
+
+
+def _told(point):
+    return ", ".join(f"{name} {value if value != '' else '-'}".rstrip(",") for name, value in point.items())
 
 
 def _study(args, recipe, optuna):
     """Open the study, or begin it.  ValueError if its storage cannot be reached, or it is of another recipe."""
-    where = args.storage or str(Path(args.out) / f"{recipe.name}.journal")
+    where, name = args.storage or str(Path(args.out) / f"{recipe.name}.journal"), args.study or recipe.name
+    if args.show and "://" not in where and not Path(where).exists():
+        raise ValueError(f"there is no journal {where}")
     try:
         if "://" in where:
             storage = optuna.storages.get_storage(where)
         else:
             Path(where).parent.mkdir(parents=True, exist_ok=True)
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(where))
-        samplers = {
-            "random": lambda: optuna.samplers.RandomSampler(None if _others(storage, args, recipe) else args.seed),
-            "grid": lambda: optuna.samplers.GridSampler(recipe.space, args.seed),
-            "tpe": lambda: optuna.samplers.TPESampler(seed=args.seed, constant_liar=True),
-        }
+        there = [study.study_name for study in storage.get_all_studies()]
         pruners = {
             "none": optuna.pruners.NopPruner,
             "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3),
             "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=3),
         }
-        study = optuna.create_study(
-            storage=storage, study_name=args.study or recipe.name, load_if_exists=True, direction="maximize",
-            sampler=samplers[args.sampler](), pruner=pruners[args.pruner](),
-        )  # fmt: skip
+        study = None
+        if name in there or not args.show:
+            study = optuna.create_study(
+                storage=storage, study_name=name, load_if_exists=True, direction="maximize",
+                sampler=_sampler(args, recipe, optuna, 0), pruner=pruners[args.pruner](),
+            )  # fmt: skip
     except Exception as error:  # whatever the storage's driver raises
         raise ValueError(f"the storage {where} cannot be used: {_first_line(error)}") from error
-    told = study.user_attrs.get("fingerprint")
-    if told is None:
-        study.set_user_attr("fingerprint", recipe.fingerprint)
-    elif told != recipe.fingerprint:
-        raise ValueError(f"the study {study.study_name!r} in {where} is of another version of the recipe: name another")
+    if study is None:
+        raise ValueError(f"there is no study {name!r} in {where}, only {', '.join(map(repr, there)) or 'nothing'}")
+    # What all trials of a study have in common; to look at it, the same space is enough.
+    common = {"space": recipe.space}
+    if not args.show:
+        data = args.data or recipe.data.get("name", "mnist")
+        common |= {"epochs": recipe.training["epochs"], "data": data, "recipe": recipe.fingerprint}
+    for key, value in common.items():
+        told = study.user_attrs.get(key)
+        if told is None:
+            study.set_user_attr(key, value)
+        elif told != value:
+            was = f"{key} {told!r}, not {value!r}" if key in ("epochs", "data") else f"another version of its {key}"
+            raise ValueError(f"the study {name!r} in {where} was begun with {was}: choose another name with --study")
     return study
 
 
-def _others(storage, args, recipe):
-    """Whether the study has trials already: the same random numbers again would only repeat them."""
-    names = {study.study_name: study._study_id for study in storage.get_all_studies()}
-    name = args.study or recipe.name
-    return name in names and bool(storage.get_all_trials(names[name], deepcopy=False))
+def _sampler(args, recipe, optuna, number):
+    """The sampler for a trial; with random numbers of its own, whichever process runs it, and whenever."""
+    seed = 10_007 * args.seed + number
+    if args.sampler == "random":
+        return optuna.samplers.RandomSampler(seed % 2**32)
+    if args.sampler == "tpe":
+        with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
+            return optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
+
+    class Grid(optuna.samplers.GridSampler):
+        def after_trial(self, *args):
+            """Not stop the study, which is Study.optimize's way to end; `_search` sees for itself."""
+
+    return Grid(recipe.space, 0)  # one order, whatever the seed: points are known by their place in it
 
 
 def _first_line(error):
@@ -123,19 +167,31 @@ def _first_line(error):
 
 def _search(args, recipe, study, optuna):
     from tinycnn import backend
-    from tinycnn.recipes import training
+    from tinycnn.recipes import results, training
 
     device = backend.choose(args.device)
     backend.get(device)
     backend.set_threads(args.threads)
+    results.prepare(args.out, recipe)
     data = training.load(recipe, args.data_dir, args.data)
-    _take_up_lost(study, optuna)
+    training.sizes(recipe, data)
     combinations, done = math.prod(map(len, recipe.space.values())), _counted(study, optuna)
     print(f"{recipe.title}: {combinations:,} combinations; {done} of {args.trials} trials done\n{HEAD}", flush=True)
-    while _counted(study, optuna, running=True) < args.trials:
+    while True:
+        _take_up_lost(study, optuna)
+        if _counted(study, optuna, running=True) >= args.trials:
+            break
+        if args.sampler == "grid" and _grid_done(study, combinations, optuna):
+            print("the grid has been gone through")
+            break
         trial = study.ask()
         trial.set_user_attr("process", _me())
+        if args.sampler != "grid":
+            study.sampler = _sampler(args, recipe, optuna, trial.number)
         point = {name: trial.suggest_categorical(name, values) for name, values in recipe.space.items()}
+        if _counted(study, optuna, running=True, below=trial.number) >= args.trials:  # others were faster
+            _give_back(study, study.trials[trial.number], optuna, "one too many")
+            continue
         _trial(args, recipe.at(point), trial, study, data, device, optuna)
         print(_line(study.trials[trial.number]), flush=True)
 
@@ -143,9 +199,6 @@ def _search(args, recipe, study, optuna):
 def _trial(args, recipe, trial, study, data, device, optuna):
     """Train one point of the space and tell the study; one that fails is written down as such."""
     from tinycnn.recipes import training
-
-    if args.epochs:
-        recipe = dataclasses.replace(recipe, training=recipe.training | {"epochs": args.epochs})
 
     def on_epoch(record):
         trial.report(record["val_accuracy"], record["epoch"])
@@ -199,7 +252,8 @@ def _take_up_lost(study, optuna):
     """Trials of processes of this machine that are gone (killed, say) are put back to be run again."""
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         node, pid, began = trial.user_attrs.get("process", (None, 0, None))
-        if node == platform.node() and _began(pid) != began:
+        unsigned = node is None and datetime.datetime.now() - trial.datetime_start > datetime.timedelta(minutes=1)
+        if unsigned or (node == platform.node() and _began(pid) != began):
             _give_back(study, trial, optuna, "its process was lost")
 
 
@@ -208,14 +262,23 @@ def _give_back(study, trial, optuna, why):
     with suppress(ValueError, RuntimeError):  # another process was faster: then it gives it back
         study._storage.set_trial_user_attr(trial._trial_id, "given back", why)
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        study.enqueue_trial(trial.params)
+        if len(trial.params) == len(study.user_attrs["space"]):
+            study.enqueue_trial(trial.params)
 
 
-def _counted(study, optuna, running=False):
-    """Trials that are done: all but those that were given back to be run again."""
+def _counted(study, optuna, running=False, below=math.inf):
+    """Trials (with numbers below `below`) that are done: all but those that were given back to be run again."""
     states = optuna.trial.TrialState
     ended = (states.COMPLETE, states.PRUNED, states.FAIL, *((states.RUNNING,) if running else ()))
-    return sum("given back" not in trial.user_attrs for trial in study.get_trials(deepcopy=False, states=ended))
+    trials = study.get_trials(deepcopy=False, states=ended)
+    return sum("given back" not in trial.user_attrs and trial.number < below for trial in trials)
+
+
+def _grid_done(study, combinations, optuna):
+    """Whether every point of the grid has been begun, and none waits to be run again."""
+    trials = study.get_trials(deepcopy=False)
+    begun = sum("grid_id" in trial.system_attrs for trial in trials)
+    return begun >= combinations and all(trial.state != optuna.trial.TrialState.WAITING for trial in trials)
 
 
 # --- what was found ---------------------------------------------------------------------------------------------------
@@ -225,7 +288,7 @@ HEAD = "trial  validation   test     F1      point"
 
 def _line(trial):
     """A trial as a line of the table."""
-    point = ", ".join(f"{name} {value if value != '' else '-'}".rstrip(",") for name, value in trial.params.items())
+    point = _told(trial.params)
     state, told = trial.state.name, trial.user_attrs
     if state == "COMPLETE":
         figures = f"{trial.value:9.2%} {told['accuracy']:9.2%} {told['f1']:8.4f}"
@@ -238,8 +301,9 @@ def _line(trial):
 
 
 def _ranking(study, optuna):
-    """All trials but those that were given back, the best first."""
-    trials = [t for t in study.trials if "given back" not in t.user_attrs]
+    """All trials but those that were given back or not begun, the best first."""
+    waiting = optuna.trial.TrialState.WAITING
+    trials = [t for t in study.trials if "given back" not in t.user_attrs and t.state != waiting]
     return sorted(trials, key=lambda t: (t.state != optuna.trial.TrialState.COMPLETE, -(t.value or 0), t.number))
 
 

@@ -1,7 +1,6 @@
 """A recipe made flesh: the network, the data, one seed's training."""
 
 import dataclasses
-import functools
 import inspect
 import time
 from pathlib import Path
@@ -12,11 +11,12 @@ from tinycnn import augment, init, layers, lecun98, losses, metrics, optim, runs
 from tinycnn import data as datasets
 from tinycnn.model import Sequential
 from tinycnn.recipes import gradients
-from tinycnn.recipes._calls import RecipeError, evaluate
+from tinycnn.recipes._calls import RecipeError, evaluate, nearest
 
 
 def _classes(module, base):
-    return {n: v for n, v in vars(module).items() if inspect.isclass(v) and issubclass(v, base) and n[0] != "_"}
+    mine = {n: v for n, v in vars(module).items() if inspect.isclass(v) and issubclass(v, base) and n[0] != "_"}
+    return {name: cls for name, cls in mine.items() if cls not in (base, layers.Parametric)}
 
 
 LAYERS = (
@@ -25,8 +25,11 @@ LAYERS = (
     | {"connections": lecun98.connections, "bitmaps": lecun98.bitmaps}
 )
 LOSSES = _classes(losses, losses.Loss) | _classes(lecun98, losses.Loss)
+del LOSSES["MSELoss"]  # its targets are no class numbers
 OPTIMIZERS = _classes(optim, optim.Optimizer) | {"SDLM": lecun98.SDLM}
 SCHEDULES = {name: getattr(optim, name) for name in ("constant", "step_decay", "cosine", "one_cycle")}
+DATA = ("mnist", "fashion", "kmnist", "synthetic", "auto")
+SIDE, CLASSES = 28, 10  # of the images of all of them
 INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "truncated_normal", "constant_bias")
 
 
@@ -39,64 +42,79 @@ def network(recipe, rng=None, device="cpu"):
         model = Sequential(*made, input_shape=tuple(recipe.net["input"]), rng=rng, device=device)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"{where}, line {line}: {error}") from None
+    where, line = recipe.where("net.init")
     for rule in _inits(recipe, rng):
-        rule(model)
+        try:
+            rule(model)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{where}, line {line}: {error}") from None
     return model
 
 
 def _inits(recipe, rng):
+    made: list = []
+
     def later(function):
         given = {"rng": rng} if "rng" in inspect.signature(function).parameters else {}
 
         def call(*args, **options):
             inspect.signature(function).bind(None, *args, **options)  # TypeError for a wrong argument
-            return lambda model: function(model, *args, **options, **given)
+            made.append(lambda model: function(model, *args, **options, **given))
+            return made[-1]
 
         return call
 
     known = LAYERS | {name: later(getattr(init, name)) for name in (*INITS, "lecun1998")}
-    return evaluate(recipe.net.get("init", ""), known, *recipe.where("net.init"))
+    where, line = recipe.where("net.init")
+    for rule in evaluate(recipe.net.get("init", ""), known, where, line):
+        if rule not in made:
+            raise RecipeError(f"{where}, line {line}: net.init must be calls of {', '.join(INITS)}, got {rule!r}")
+    return made
 
 
 def criterion(recipe):
     """The recipe's loss."""
-    return _one(recipe, "training.loss", recipe.training.get("loss", "CrossEntropyLoss()"), LOSSES)
+    return _one(recipe, "training.loss", recipe.training.get("loss", "CrossEntropyLoss()"), LOSSES, losses.Loss)
 
 
 def optimizer(recipe, model, steps, rate=None):
     """The recipe's optimizer for `steps` steps of each epoch; `rate` is used where the recipe tunes it."""
 
+    lr = rates(recipe, steps) if rate is None else rate
+
     def bound(cls):
-        return lambda **options: functools.partial(cls, model, **options)
+        return lambda *args, **options: cls(model, *args, lr=lr, **options)
 
     known = {name: bound(cls) for name, cls in OPTIMIZERS.items()}
-    make = _one(recipe, "training.optimizer", recipe.training["optimizer"], known)
-    made = make(lr=rates(recipe, steps) if rate is None else rate)
+    made = _one(recipe, "training.optimizer", recipe.training["optimizer"], known, optim.Optimizer)
     return optim.EMA(made, recipe.training["ema"]) if "ema" in recipe.training else made
 
 
 def rates(recipe, steps):
     """The learning rate of every step, `steps` an epoch."""
     lr, epochs = recipe.training["lr"], recipe.training["epochs"]
+    where, line = recipe.where("training.lr")
     if isinstance(lr, list):
         if len(lr) != epochs:
-            where, line = recipe.where("training.lr")
             raise RecipeError(f"{where}, line {line}: lr must have {epochs} rates, one an epoch, got {len(lr)}")
         return np.repeat(np.array(lr, float), steps)
     if isinstance(lr, str):
-        known = {
-            name: functools.partial(lambda schedule, lr, **more: schedule(lr, epochs * steps, **more), schedule)
-            for name, schedule in SCHEDULES.items()
-        }
-        return _one(recipe, "training.lr", lr, known)
+
+        def over_all_steps(schedule):
+            return lambda lr, *args, **options: schedule(lr, epochs * steps, *args, **options)
+
+        known = {name: over_all_steps(schedule) for name, schedule in SCHEDULES.items()}
+        lr = _one(recipe, "training.lr", lr, known, (np.ndarray, int, float))
+    if not np.isfinite(lr).all() or np.min(lr) < 0:
+        raise RecipeError(f"{where}, line {line}: lr must be finite and not negative, got {recipe.training['lr']!r}")
     return lr
 
 
-def _one(recipe, key, text, known):
+def _one(recipe, key, text, known, kind):
     where, line = recipe.where(key)
     found = evaluate(text, known, where, line)
-    if len(found) != 1:
-        raise RecipeError(f"{where}, line {line}: {key} must be one call, got {len(found)}")
+    if len(found) != 1 or not isinstance(found[0], kind) or isinstance(found[0], bool):
+        raise RecipeError(f"{where}, line {line}: {key} must be one of {', '.join(known)}, called; got {text!r}")
     return found[0]
 
 
@@ -119,11 +137,7 @@ def prepare(recipe, dataset, rng, device="cpu", seed=0):
     """`Data` as the recipe wants it; rng draws the split, seed the augmentation."""
     said = recipe.data
     images, labels = dataset.train_images, dataset.train_labels
-    validation, wanted = said.get("validation", 0), said.get("train", len(images))
-    if validation + wanted > len(images) and "train" in said:
-        place, line = recipe.where("data.train")
-        there = f"{dataset.name} has {len(images)}"
-        raise RecipeError(f"{place}, line {line}: {wanted} + {validation} images are wanted, {there}")
+    wanted, validation = sizes(recipe, dataset)
     chosen, held = np.arange(len(images)), None
     if validation:
         chosen, held = datasets.train_val_split(len(images), validation, rng)
@@ -133,15 +147,32 @@ def prepare(recipe, dataset, rng, device="cpu", seed=0):
         images = augment.resize(images, said["resize"])
     options = {"padding": said.get("padding", 0), "device": device}
     options |= {key: said[key] for key in ("mean", "std") if key in said}
-    more = {}
-    if "augment" in said:
-        known = {name: getattr(augment, name) for name in ("RandomAffine", "ElasticTransform", "ColorJitter")}
-        more = {"augment": evaluate(said["augment"], known, *recipe.where("data.augment")), "seed": seed}
+    more = {"augment": _distortions(recipe), "seed": seed} if "augment" in said else {}
     training = train.Batches(images[chosen], labels[chosen], **options, **more)
     options |= {"mean": training.mean, "std": training.std}
     held_out = None if held is None else train.Batches(images[held], labels[held], **options)
     pixels = {"mean": training.mean, "std": training.std}
     return Data(dataset, training, held_out, for_test(recipe, dataset, pixels, device))
+
+
+def sizes(recipe, dataset):
+    """How many images of the data set to train on, and to hold out; RecipeError if there are not so many."""
+    said, there = recipe.data, len(dataset.train_images)
+    held = said.get("validation", 0)
+    wanted = said.get("train", max(there - held, 1))
+    if wanted + held > there:
+        where, line = recipe.where("data.train" if "train" in said else "data.validation")
+        raise RecipeError(f"{where}, line {line}: {wanted} + {held} images are wanted, {dataset.name} has {there}")
+    steps, batch = recipe.training.get("steps_per_epoch", 1), min(recipe.training["batch"], wanted)
+    if steps * batch > wanted:
+        where, line = recipe.where("training.steps_per_epoch")
+        raise RecipeError(f"{where}, line {line}: {steps} batches of {batch} images are wanted, there are {wanted}")
+    return wanted, held
+
+
+def _distortions(recipe):
+    known = {cls.__name__: cls for cls in augment.KINDS}
+    return evaluate(recipe.data.get("augment", ""), known, *recipe.where("data.augment"))
 
 
 def for_test(recipe, dataset, pixels, device="cpu"):
@@ -153,10 +184,45 @@ def for_test(recipe, dataset, pixels, device="cpu"):
 
 
 def check(recipe):
-    """RecipeError if anything that the recipe says cannot be; trains nothing."""
+    """RecipeError if anything that the recipe says cannot be; trains nothing, and needs no data.  Returns the model."""
+
+    def fail(key, problem):
+        where, line = recipe.where(key)
+        raise RecipeError(f"{where}, line {line}: {problem}") from None
+
+    said, shape, name = recipe.data, recipe.net["input"], recipe.data.get("name", "mnist")
+    if name not in DATA:
+        fail("data.name", f"data.name must be one of {', '.join(DATA)}, got {name!r}{nearest(name, DATA)}")
+    side = said.get("resize", SIDE) + 2 * said.get("padding", 0)
     model = network(recipe, 0)
-    criterion(recipe)
-    optimizer(recipe, model, 1, 1e-3 if "tune_lr" in recipe.training else None)
+    if list(shape) != [1, side, side]:
+        fail("net.input", f"net.input must be {[1, side, side]}, as data.resize and data.padding have it, got {shape}")
+    if len(model.shapes[-1]) != 1 or model.shapes[-1][0] < CLASSES:
+        fail("net.layers", f"the last layer must give {CLASSES} numbers, one a class, got shape {model.shapes[-1]}")
+    distortions = _distortions(recipe)
+    try:
+        augment.Augmentation(distortions, 0, model.k, np.ones(1), np.zeros(1))
+    except (TypeError, ValueError) as error:
+        fail("data.augment", error)
+    if "tune_lr" in recipe.training and not said.get("validation"):
+        fail("training.tune_lr", "tune_lr needs data.validation")
+    loss = criterion(recipe)
+    try:
+        loss.prepare(model.k, 1, model.shapes[-1][0], model.dtype)
+    except (TypeError, ValueError) as error:
+        fail("training.loss", error)
+    try:
+        rule = optimizer(recipe, model, 1, 1e-3 if "tune_lr" in recipe.training else None)
+    except RecipeError:
+        raise
+    except ValueError as error:
+        fail("training.ema", error)
+    if rule.patterns:
+        try:
+            loss.curvature(np.zeros((1, model.shapes[-1][0])), 1.0)
+        except (AttributeError, ValueError):
+            unknown = f"second derivatives, which are not known of {type(loss).__name__} as it is here"
+            fail("training.optimizer", f"{type(rule).__name__} needs {unknown}")
     return model
 
 
@@ -252,8 +318,6 @@ _tuned: dict[str, dict[float, float]] = {}  # by fingerprint: validation accurac
 
 def tuned(recipe, data, device="cpu", on_message=print):
     """{rate: validation accuracy after a short run} for the rates of `tune_lr`; measured once a process."""
-    if not recipe.data.get("validation"):
-        raise RecipeError(f"{recipe.where('training.tune_lr')[0]}: tune_lr needs data.validation")
     if recipe.fingerprint not in _tuned:
         found = {}
         for rate in recipe.training["tune_lr"]:
