@@ -75,10 +75,10 @@ class SciPy:
         if self.affine:
             angle, slant = (np.radians(AFFINE[key]) * rng.uniform(-1, 1, n) for key in ("degrees", "shear"))
             s, c, slope = np.sin(angle), np.cos(angle), np.tan(slant)
-            size, e = (rng.uniform(*AFFINE[key], size=n) for key in ("scale", "squeeze"))
+            size, e = (a + (b - a) * rng.random(n) for a, b in (AFFINE["scale"], AFFINE["squeeze"]))
             matrices[:, 0, 0], matrices[:, 0, 1] = c * e / size, -s * e / size
             matrices[:, 1, 0], matrices[:, 1, 1] = (s + slope * c) / (size * e), (c - slope * s) / (size * e)
-            across, down = (rng.uniform(-t, t, n) for t in AFFINE["translate"])
+            across, down = (t * rng.uniform(-1, 1, n) for t in AFFINE["translate"])
             matrices[:, :, 2] = -(matrices[:, :, 0] * down[:, None] + matrices[:, :, 1] * across[:, None])
         noise = rng.random((n if self.elastic else 0, 2, SIZE, SIZE), np.float32) * 2 - 1
         return matrices, noise

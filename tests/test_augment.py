@@ -380,8 +380,9 @@ def test_a_batch_is_what_the_kernels_make_of_it(images, device):
     assert pixels.max() < 1 + 1e-6
 
 
-def test_batches_differ_and_epochs_differ_and_an_epoch_can_be_had_again(images):
-    batches, order = Batches(*images, augment=ALL), np.zeros(20, np.int64)  # one image, over and over
+@devices
+def test_batches_differ_and_epochs_differ_and_an_epoch_can_be_had_again(images, device):
+    batches, order = Batches(*images, augment=ALL, device=device), np.zeros(20, np.int64)  # one image, over and over
     epochs = []
     for again in (False, False, True):
         batches.shuffle(order, again)

@@ -9,8 +9,11 @@ import pytest
 
 from tinycnn import (
     Batches,
+    ColorJitter,
     CrossEntropyLoss,
     DivergedError,
+    ElasticTransform,
+    RandomAffine,
     Sequential,
     _gpu,
     cuda,
@@ -170,7 +173,9 @@ def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypa
     """Only then can it be recorded.  The first one may: it compiles, and makes room."""
     x, labels = np.random.default_rng(2).integers(0, 256, (9, 8, 8), np.uint8), np.arange(9) % 4
     chain = layers.Conv2d(1, 3, 3), layers.Tanh(), layers.MaxPool2d(2), layers.Flatten(), *last
-    model, batches = Sequential(*chain, rng=1, device="cuda"), Batches(x, labels, device="cuda")
+    distortions = RandomAffine(degrees=10), ElasticTransform(), ColorJitter(brightness=0.1)
+    batches = Batches(x, labels, augment=distortions, device="cuda")
+    model = Sequential(*chain, rng=1, device="cuda")
     optimizer = optim.AdamW(model, 1e-3)
     optimizer = optim.EMA(optimizer) if averaged else optimizer
     totals = cuda.empty((4,), np.float64)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, Sequential, Tanh, functional, init
+from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, Sequential, Tanh, functional, init, lecun98
 
 
 def model():
@@ -80,3 +80,44 @@ def test_same_padding_that_cannot_be():
         Conv2d(1, 1, 4, padding="same")
     with pytest.raises(TypeError, match="padding must be an integer"):
         Conv2d(1, 1, 3, padding="full")
+
+
+def test_truncated_normal():
+    net = model()
+    init.truncated_normal(net, 0.1, rng=1)
+    weight = net.state_dict()["3.weight"]
+    assert 0.195 < abs(weight).max() <= 0.2
+    # Variance of the standard normal between -2 and 2: 1 - 4 phi(2) / (2 Phi(2) - 1)
+    assert weight.std() == pytest.approx(0.1 * math.sqrt(1 - 4 * 0.05399096651 / 0.95449973610), rel=0.01)
+
+
+def test_only_one_kind_of_layer():
+    net = model()
+    before = net.state_dict()
+    init.xavier_uniform(net, only=Linear, rng=1)
+    init.constant_bias(net, 0.5, only=Conv2d)
+    after = net.state_dict()
+    np.testing.assert_array_equal(after["0.weight"], before["0.weight"])
+    assert (after["3.weight"] != before["3.weight"]).any()
+    np.testing.assert_array_equal(after["0.bias"], 0.5)
+    with pytest.raises(ValueError, match="no Linear with a bias"):
+        init.constant_bias(net, 0.5, only=Linear)
+
+
+@pytest.mark.parametrize("root", [False, True])
+def test_the_papers_weights(root):
+    """By unit: C3's maps have 75, 100 or 150 inputs."""
+    net = lecun98.lenet5(root=root, rng=0)
+    state = net.state_dict()
+    fans = {"0": 25, "2": 4, "6": 4, "8": 400, "11": 120}
+    for number, fan_in in fans.items():
+        bound = 2.4 / (math.sqrt(fan_in) if root else fan_in)
+        weight = abs(state[f"{number}.weight"])
+        assert weight.max() <= bound * (1 + 1e-6)
+        assert weight.size < 100 or weight.max() > 0.98 * bound
+        assert not state[f"{number}.bias"].any()
+    pairs = np.split(state["4.weight"], np.cumsum([3] * 6 + [4] * 9))
+    for per_map in pairs:
+        fan_in = 25 * len(per_map)
+        bound = 2.4 / (math.sqrt(fan_in) if root else fan_in)
+        assert 0.9 * bound < abs(per_map).max() <= bound * (1 + 1e-6)

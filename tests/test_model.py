@@ -138,6 +138,7 @@ def test_lenet5_refuses_by_name(arguments, words):
         (Linear(3, 4), "Linear(3, 4)"),
         (Linear(3, 4, bias=False), "Linear(3, 4, bias=False)"),
         (AvgPool2d(2), "AvgPool2d(kernel_size=(2, 2), stride=(2, 2))"),
+        (MaxPool2d(2, 1, "same"), "MaxPool2d(kernel_size=(2, 2), stride=(1, 1), padding='same')"),
         (MaxPool2d(3, 2, 1), "MaxPool2d(kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))"),
         (GaussianRBF(84, 10), "GaussianRBF(84, 10)"),
         (GaussianRBF(84, 10, scale=0.2), "GaussianRBF(84, 10, scale=0.2)"),
@@ -656,3 +657,26 @@ def test_backward_refuses_by_name():
 
 def test_device_cpu_is_the_module_of_kernels():
     assert small(device="cpu").k is kernels
+
+
+@pytest.mark.parametrize(("window", "dilation"), [(2, 1), (3, 1), ((2, 3), 1), ((4, 2), 1), (2, 2)])
+def test_max_pooling_that_keeps_the_size(window, dilation):
+    """TensorFlow's: of an odd number of rows of padding the larger half is behind."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 6, 5)).astype(np.float32)
+    model = Sequential(MaxPool2d(window, 1, "same", dilation), input_shape=(3, 6, 5))
+    kernel = (window, window) if isinstance(window, int) else window
+    total = [dilation * (k - 1) for k in kernel]
+    padded = np.pad(x, ((0, 0), (0, 0), *((t // 2, t - t // 2) for t in total)), constant_values=-np.inf)
+    want = np.max(
+        [
+            padded[:, :, u * dilation :, v * dilation :][:, :, :6, :5]
+            for u in range(kernel[0])
+            for v in range(kernel[1])
+        ],
+        0,
+    )
+    np.testing.assert_array_equal(model.forward(x), want)
+    dx = model.backward(np.ones_like(want))
+    assert dx.sum() == want.size
+    with pytest.raises(ValueError, match="stride 1"):
+        MaxPool2d(2, padding="same")

@@ -188,6 +188,15 @@ def test_mistakes_of_any_kind(shape, dtype, count, rng):
     assert "said $Bag" in text  # a dollar sign is no formula
 
 
+def test_predictions_in_the_order_of_the_images(rng):
+    images, true, said = rng.random((5, 6, 6)), np.arange(5), np.array([0, 1, 2, 9, 4])
+    figure = plot.predictions(images, true, said, np.full(5, 0.5), limit=4)
+    assert "the first 4 images" in words(figure)
+    assert "3 of them right" in words(figure)
+    colours = [text.get_color() for ax in figure.axes for text in ax.texts if text.get_text().startswith("said")]
+    assert colours == [plot.BLUE] * 3 + [plot.ORANGE]
+
+
 def test_no_mistakes():
     figure = plot.mistakes(np.zeros((1234, 2, 2)), np.zeros(1234, int), np.zeros(1234, int), np.ones(1234))
     assert "No mistakes" in words(figure)

@@ -456,3 +456,52 @@ def test_an_optimizer_refuses_a_state_that_does_not_fit():
 def test_bad_optimizer_options_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make(small_model())
+
+
+class Orders:
+    """Batches that remember which images each epoch was to take, in which order."""
+
+    def __new__(cls, batches):
+        batches.seen, shuffle = [], batches.shuffle
+
+        def remember(order, again=False):
+            batches.seen.append(np.array(order))
+            shuffle(order, again)
+
+        batches.shuffle = remember
+        return batches
+
+
+def test_short_epochs_go_on_where_the_last_one_ended():
+    images, labels = data.synthetic_digits(100, rng=0)
+    batches, model = Orders(Batches(images, labels)), small_model()
+    history = fit(
+        model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=6, batch_size=10, steps_per_epoch=4, rng=0
+    )
+    assert [len(order) for order in batches.seen] == [40] * 6
+    taken = np.concatenate(batches.seen)
+    for whole in (taken[:100], taken[100:200]):  # each image once before any comes again
+        assert sorted(whole) == list(range(100))
+    assert list(taken[:100]) != list(taken[100:200])
+    assert model.theta.any()
+    assert len(history) == 6
+
+
+@pytest.mark.parametrize(("steps", "error"), [(11, ValueError), (0, ValueError), (2.5, TypeError)])
+def test_a_number_of_steps_that_cannot_be_is_refused(steps, error):
+    images, labels = data.synthetic_digits(100, rng=0)
+    model = small_model()
+    with pytest.raises(error, match="steps_per_epoch"):
+        fit(model, CrossEntropyLoss(), SGD(model, 0.1), Batches(images, labels), epochs=1, batch_size=10,
+            steps_per_epoch=steps)  # fmt: skip
+
+
+@pytest.mark.parametrize("reshuffle", [True, False])
+def test_one_order_for_all_epochs_or_a_new_one_each(reshuffle):
+    images, labels = data.synthetic_digits(50, rng=0)
+    batches, model = Orders(Batches(images, labels)), small_model()
+    fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=3, batch_size=20, reshuffle=reshuffle, rng=0)
+    first, *later = map(list, batches.seen)
+    assert sorted(first) == list(range(50))
+    assert first != list(range(50))
+    assert [order == first for order in later] == [not reshuffle] * 2

@@ -39,7 +39,7 @@ def draw_matrix(tid, nt, first, matrices, counter, seed, turn, lean, translate, 
         m[3], m[4], m[5] = ji, jj, -(ji * y + jj * x)
 
 
-@kernel(THREADS, registers=64)
+@kernel(THREADS, registers=32)
 def affine_draw_kernel(matrices, counter, seed, turn, lean, translate, scale, squeeze):
     first = cuda.blockIdx.x * THREADS
     draw_matrix(cuda.threadIdx.x, THREADS, first, matrices, counter, seed, turn, lean, translate, scale, squeeze)
@@ -64,7 +64,7 @@ def draw_noise(tid, nt, first, field, counter, seed, plane):
         field[at], field[at + plane] = upper(word), lower(word)
 
 
-@kernel(THREADS, registers=40)
+@kernel(THREADS, registers=32)
 def draw_noise_kernel(field, counter, seed, plane):
     draw_noise(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, field, counter, seed, plane)
 
@@ -132,7 +132,7 @@ def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size
         y[e] = top + down * (bottom - top)
 
 
-@kernel(THREADS, registers=64)
+@kernel(THREADS, registers=40)
 def warp_kernel(y, x, matrices, field, background, channels, size, out, middle, centre, last):
     first = cuda.blockIdx.x * THREADS
     warp_pixel(
@@ -179,7 +179,7 @@ def blend(tid, nt, few, x, counter, seed, low, high, scale, shift, image, count,
         x[at] = value * scale[c] + shift[c]
 
 
-@kernel(THREADS, registers=64)
+@kernel(THREADS, registers=40)
 def jitter_kernel(x, counter, seed, brightness, contrast, scale, shift, count, plane):
     """A block an image."""
     some = cuda.shared.array(THREADS, x.dtype)

@@ -7,27 +7,34 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels.pooling import clear, mean_2x2, spread_2x2
+
+# Windows lie side by side; those of LeNet-5, 2 x 2, are written out in pooling.py.
 
 
 @inner
-def window_sums(to, plane, i, KH, KW):
-    """to[j] = sum of window (i, j) of the KH x KW windows that lie side by side."""
-    for j in range(to.size):
-        to[j] = 0
-    for u in range(KH):
-        row = plane[i * KH + u]
-        for v in range(KW):
-            for j in range(to.size):
-                to[j] += row[j * KW + v]
+def window_sums(sums, x, KH, KW):
+    """One plane: sums[i, j] = sum of window (i, j).  sums: (OH, OW)   x: (H, W)"""
+    if KH == 2 and KW == 2:
+        mean_2x2(sums, x, x.dtype.type(1))
+        return
+    for i in range(len(sums)):
+        to = sums[i]
+        for j in range(to.size):
+            to[j] = 0
+        for u in range(KH):
+            row = x[i * KH + u]
+            for v in range(KW):
+                for j in range(to.size):
+                    to[j] += row[j * KW + v]
 
 
 @inner
 def subsample_plane(y, x, factor, offset, KH, KW):
-    for i in range(y.shape[0]):
-        to = y[i]
-        window_sums(to, x, i, KH, KW)
-        for j in range(to.size):
-            to[j] = factor * to[j] + offset
+    window_sums(y, x, KH, KW)
+    flat = y.reshape(y.size)
+    for k in range(flat.size):
+        flat[k] = factor * flat[k] + offset
 
 
 @kernel
@@ -47,23 +54,24 @@ def subsample_forward(y, x, weight, bias, kernel_size, scale):
 def subsample_slopes(dy, x, c, KH, KW):
     """Sums of dy * window and of dy over map c of all images."""
     slope, offset = x.dtype.type(0), x.dtype.type(0)
-    sums = np.empty(dy.shape[3], x.dtype)
+    windows = np.empty(dy.shape[2:], x.dtype)
+    flat = windows.reshape(windows.size)
     for n in range(len(x)):
-        for i in range(dy.shape[2]):
-            window_sums(sums, x[n, c], i, KH, KW)
-            g = dy[n, c, i]
-            for j in range(g.size):
-                slope += g[j] * sums[j]
-                offset += g[j]
+        window_sums(windows, x[n, c], KH, KW)
+        g = dy[n, c].reshape(flat.size)
+        for k in range(g.size):
+            slope += g[k] * flat[k]
+            offset += g[k]
     return slope, offset
 
 
 @inner
 def subsample_spread(dx, dy, factor, KH, KW):
     """The transpose of `subsample_plane`; what no window reaches gets zero."""
-    flat = dx.reshape(dx.size)
-    for i in range(flat.size):
-        flat[i] = 0
+    if KH == 2 and KW == 2:
+        spread_2x2(dx, dy, factor)
+        return
+    clear(dx)
     for h in range(dy.shape[0] * KH):
         to, g = dx[h], dy[h // KH]
         for v in range(KW):

@@ -16,7 +16,7 @@ def add_options(parser):
 
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help="recipes, files of recipes (*.toml), or all")
-    add("--seeds", type=positive_int, default=3, help="how many, from 0 on (default: 3)")
+    add("--seeds", type=_seeds, default=range(3), metavar="K", help="how many, from 0 on, or which: 3,4 (default: 3)")
     add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
     add("--threads", type=positive_int, help="CPU threads; all by default")
     add("--data", choices=("mnist", "fashion", "kmnist"), help="another data set than the recipe's")
@@ -25,6 +25,14 @@ def add_options(parser):
     add("--out", default="runs", help="folder of run folders and reports (default: runs)")
     add("--tensorboard", metavar="DIR", help="write event files for TensorBoard there (needs tensorboardX)")
     return parser
+
+
+def _seeds(text):
+    from tinycnn.experiment import non_negative_int, positive_int
+
+    if "," in text:
+        return [non_negative_int(part) for part in text.split(",") if part]
+    return range(positive_int(text))
 
 
 def listing():
@@ -88,7 +96,7 @@ def _run(args, chosen):
     loaded, todo = {}, []
     for recipe in chosen:
         done = {result["seed"] for result in results.read(root, recipe)}
-        missing = [seed for seed in range(args.seeds) if seed not in done]
+        missing = [seed for seed in args.seeds if seed not in done]
         name = args.data or recipe.data.get("name", "mnist")
         if missing:
             for folder in (root, args.out):
