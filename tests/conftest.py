@@ -21,6 +21,17 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 
 @pytest.fixture
+def small_digits(monkeypatch):
+    """Whatever data set is asked for, it is 400 synthetic digits to train on and 100 to test on."""
+    from tinycnn import data
+
+    images, labels = data.synthetic_digits(500, rng=0)
+    digits = data.Dataset("digits", images[:400], labels[:400], images[400:], labels[400:], tuple("0123456789"))
+    monkeypatch.setattr(data, "load", lambda name, *_: digits)
+    return digits
+
+
+@pytest.fixture
 def threads():
     """set_num_threads, undone afterwards; skips where there is only one."""
     if numba.config.NUMBA_NUM_THREADS < 2:

@@ -38,7 +38,10 @@ def _evaluate(args):
     device = backend.choose(args.device)
     model = training.network(recipe, 0, device)
     weights, told = checkpoint.load(folder / "model.npz")
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{folder / 'model.npz'}: {error.args[0]}") from None
     dataset = data.load(args.data or name, args.data_dir)
     batches = training.for_test(recipe, dataset, pixels, device)
     loss = training.criterion(recipe)

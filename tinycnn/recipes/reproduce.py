@@ -31,7 +31,7 @@ def _seeds(text):
     from tinycnn.experiment import non_negative_int, positive_int
 
     if "," in text:
-        return [non_negative_int(part) for part in text.split(",") if part]
+        return sorted({non_negative_int(part) for part in text.rstrip(",").split(",")})
     return range(positive_int(text))
 
 

@@ -117,8 +117,9 @@ def _study(args, recipe, optuna):
             "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3),
             "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=3),
         }
-        study = None
-        if name in there or not args.show:
+        if args.show:
+            study = optuna.load_study(storage=storage, study_name=name) if name in there else None
+        else:
             study = optuna.create_study(
                 storage=storage, study_name=name, load_if_exists=True, direction="maximize",
                 sampler=_sampler(args, recipe, optuna, 0), pruner=pruners[args.pruner](),
@@ -134,9 +135,9 @@ def _study(args, recipe, optuna):
         common |= {"epochs": recipe.training["epochs"], "data": data, "recipe": recipe.fingerprint}
     for key, value in common.items():
         told = study.user_attrs.get(key)
-        if told is None:
+        if told is None and not args.show:
             study.set_user_attr(key, value)
-        elif told != value:
+        elif told not in (None, value):
             was = f"{key} {told!r}, not {value!r}" if key in ("epochs", "data") else f"another version of its {key}"
             raise ValueError(f"the study {name!r} in {where} was begun with {was}: choose another name with --study")
     return study

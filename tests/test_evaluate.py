@@ -1,0 +1,156 @@
+"""Saved weights on a test set."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tinycnn import checkpoint, plot, runs
+from tinycnn.__main__ import main
+
+TEXT = """
+[small]
+[small.net]
+input = [1, 32, 32]
+layers = "AvgPool2d(4), Flatten(), Linear(64, 10)"
+[small.data]
+padding = 2
+train = 300
+[small.training]
+loss = "OneHotMSELoss()"
+optimizer = "Adam()"
+lr = 1e-2
+epochs = 3
+batch = 50
+"""
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch, small_digits):
+    """Pictures, the names of which are kept in place of them."""
+    monkeypatch.chdir(tmp_path)
+    names = []
+    monkeypatch.setattr(plot, "save", lambda figure, path: names.append(path.name))
+    return names
+
+
+@pytest.fixture
+def folder(saved, tmp_path, monkeypatch, capsys):
+    """The run folder of a recipe's seed."""
+    (tmp_path / "mine.toml").write_text(TEXT)
+    with monkeypatch.context() as context:
+        context.setattr(runs.RunFolder, "finish", lambda *args: None)
+        assert main(["reproduce", "mine.toml", "--seeds", "1"]) == 0
+    (folder,) = (tmp_path / "runs" / "small").glob("*-seed-0")
+    saved.clear()
+    capsys.readouterr()
+    return folder
+
+
+def evaluate(capsys, *args):
+    code = main(["evaluate", *map(str, args)])
+    return code, *capsys.readouterr()
+
+
+def test_a_recipes_weights_give_the_accuracy_of_the_recipe(folder, saved, capsys, tmp_path):
+    result = json.loads((tmp_path / "results" / "small" / "seed-0.json").read_text())
+    code, out, err = evaluate(capsys, folder)
+    assert (code, err) == (0, "")
+    assert f"weights of epoch 3, on digits: accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}" in out
+    assert result["accuracy"] > 0.3  # more than chance
+    assert f"{result['errors']} of 100 wrong" in out
+    assert saved == ["predictions.png", "mistakes.png", "confusion.png"]
+    assert evaluate(capsys, folder, "--out", tmp_path / "new" / "folder")[0] == 0
+    assert (tmp_path / "new" / "folder").is_dir()
+
+
+def test_a_run_of_train_can_be_evaluated(saved, tmp_path, capsys):
+    assert main(["train", "--epochs", "1"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test accuracy")]
+    (folder,) = (tmp_path / "runs").iterdir()
+    code, out, err = evaluate(capsys, folder)
+    assert (code, err) == (0, "")
+    accuracy = out.split("accuracy ")[1].split(",")[0]
+    assert f"test accuracy {accuracy}" in said[0]
+
+
+def spoil(config, *path, value=None):
+    """The config with another value, or with none, at a place."""
+    config = json.loads(json.dumps(config))
+    at = config
+    for key in path[:-1]:
+        at = at[key]
+    if value is None:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("net",), None, "does not tell which network"),
+        (("net", "input"), None, "does not tell which network"),
+        (("net", "input"), 3, "input must be a list, got 3"),
+        (("net", "input"), ["a"], "input_shape must be an integer"),
+        (("net", "input"), [1, 28, 28], "takes (64,), got (49,)"),
+        (("net", "layers"), 3, "layers must be a string, got 3"),
+        (("net", "layers"), "Liner(3)", "unknown name 'Liner'"),
+        (("net", "layers"), "AvgPool2d(4), Flatten(), Linear(64, 12)", "state does not fit the model"),
+        (("net", "layers"), "AvgPool2d(4), Flatten()", "state does not fit the model"),
+        (("net", "init"), 3, "init must be a string"),
+        (("pixels",), None, "does not tell which network"),
+        (("pixels",), {"a": 1}, "does not tell which network"),
+        (("pixels", "std"), None, "does not tell which network"),
+        (("pixels", "std"), [0], "std must be positive"),
+        (("pixels", "mean"), ["a"], "does not tell which network"),
+        (("pixels", "mean"), [0, 1], "one mean and one std"),
+        (("data", "padding"), "a", "padding must be a whole number"),
+        (("data", "padding"), 3, "the model takes images (1, 32, 32), got (1, 34, 34)"),
+        (("data", "resize"), 0, "resize must be at least 1"),
+        (("training", "loss"), 3, "loss must be a string"),
+        (("training", "loss"), "Foo()", "unknown name 'Foo'"),
+        (("dataset", "name"), [], "does not tell which network"),
+    ],
+)
+def test_a_config_that_is_damaged(folder, saved, capsys, path, value, words):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(spoil(config, *path, value=value)))
+    code, _, err = evaluate(capsys, folder)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not saved
+
+
+def test_files_that_are_damaged_or_missing(folder, saved, capsys, tmp_path):
+    weights, config = folder / "model.npz", folder / "config.json"
+    content, told = weights.read_bytes(), config.read_text()
+
+    def refused(words, *args):
+        code, _, err = evaluate(capsys, *(args or (folder,)))
+        assert code == 1
+        assert err.startswith("error: ")
+        assert words in err
+        assert err.count("\n") == 1
+
+    weights.write_bytes(content[:500])
+    refused("model.npz: not a usable checkpoint")
+    checkpoint.save(weights, {"2.weight": np.zeros((10, 49), np.float32), "2.bias": np.zeros(10, np.float32)})
+    refused("2.weight: expected (10, 64), got (10, 49)")
+    weights.unlink()
+    refused("model.npz")
+    weights.write_bytes(content)
+    for damaged in ("", "{", "[]", "3", told[:100]):
+        config.write_text(damaged)
+        refused("config.json does not tell which network this was")
+    config.unlink()
+    refused("config.json")
+    config.write_text(told)
+    (tmp_path / "file").write_text("in the way")
+    refused("file", folder, "--out", tmp_path / "file" / "x")
+    refused("config.json", tmp_path / "nowhere")
+    refused("device must be", folder, "--device", "gpu")
+    assert evaluate(capsys, folder)[0] == 0

@@ -1,0 +1,404 @@
+"""Sweeps: which points are tried, how often, what becomes of those that fail, and what is optimised."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+optuna = pytest.importorskip("optuna")
+
+from tinycnn import plot, recipes, runs  # noqa: E402
+from tinycnn.__main__ import main  # noqa: E402
+from tinycnn.recipes import sweep, training  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+TEXT = """
+[small]
+title = "a small search"
+[small.net]
+input = [1, 28, 28]
+layers = "AvgPool2d(4), Flatten(), Linear(49, 10), $act Linear(10, 10)"
+[small.data]
+train = 200
+validation = 100
+[small.training]
+optimizer = "SGD()"
+lr = "$rate"
+epochs = 2
+batch = 50
+[small.space]
+act = ["", "Tanh(),", "ReLU(),"]
+rate = [0.1, 0.3]
+"""
+COMPLETE, FAIL, PRUNED, RUNNING = (
+    getattr(optuna.trial.TrialState, n) for n in ("COMPLETE", "FAIL", "PRUNED", "RUNNING")
+)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, small_digits):
+    """An empty folder, without pictures, which take longer than all the rest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plot, "save", lambda figure, path: None)
+    monkeypatch.setattr(runs.RunFolder, "finish", lambda *args: None)
+    (tmp_path / "mine.toml").write_text(TEXT)
+    return tmp_path
+
+
+@pytest.fixture
+def run(home, capsys):
+    """Run the command: exit code, output, errors."""
+
+    def run(*args, text=TEXT):
+        (home / "mine.toml").write_text(text)
+        code = main(["sweep", "mine.toml", *map(str, args)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Nothing is trained: accuracies are as `outcomes` says for a point (validation, test).  What was run is kept."""
+
+    class Trained(list):
+        def outcomes(self, recipe, seed):
+            return 0.5 + float(recipe.training["lr"]) / 10, 0.5
+
+    trained = Trained()
+    matrix = np.eye(10, dtype=int).tolist()
+
+    def fake(recipe, seed, data, *, on_epoch, **options):
+        trained.append((recipe.net["layers"], recipe.training["lr"], seed, recipe.training["epochs"]))
+        validation, test = trained.outcomes(recipe, seed)
+        for epoch in range(1, recipe.training["epochs"] + 1):
+            on_epoch({"epoch": epoch, "val_accuracy": validation})
+        return {
+            "accuracy": test, "precision": test, "recall": test, "f1": test, "confusion": matrix, "cpu_seconds": 1.0,
+            "history": {"val_accuracy": [0.1, validation]},
+        }  # fmt: skip
+
+    monkeypatch.setattr(training, "run", fake)
+    return trained
+
+
+def study(journal="sweeps/small.journal", name="small"):
+    backend = optuna.storages.journal.JournalFileBackend(str(journal))
+    return optuna.load_study(study_name=name, storage=optuna.storages.JournalStorage(backend))
+
+
+def states(**options):
+    return [trial.state for trial in study(**options).trials]
+
+
+# --- which points -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "grid"])
+def test_trials_are_as_many_as_asked_for_and_go_on(run, trained, sampler):
+    assert run("--trials", 3, "--sampler", sampler)[0] == 0
+    assert len(trained) == 3
+    code, out, err = run("--trials", 5, "--sampler", sampler)
+    assert (code, err) == (0, "")
+    assert "3 of 5 trials done" in out
+    assert len(trained) == 5
+    assert run("--trials", 5, "--sampler", sampler)[0] == 0
+    assert len(trained) == 5
+    assert states() == [COMPLETE] * 5
+    assert all(seed == 0 and epochs == 2 for *_, seed, epochs in trained)
+
+
+def test_a_grid_is_gone_through_once(run, trained):
+    code, out, err = run("--sampler", "grid", "--trials", 10)
+    assert (code, err) == (0, "")
+    assert "the grid has been gone through" in out
+    assert len(trained) == len({point[:2] for point in trained}) == 6
+    code, out, _ = run("--sampler", "grid", "--trials", 10)
+    assert code == 0
+    assert len(trained) == 6
+
+
+def test_random_points_do_not_depend_on_interruptions(run, trained):
+    run("--trials", 8, "--out", "whole")
+    whole = [*trained]
+    trained.clear()
+    for trials in (2, 3, 8):
+        run("--trials", trials, "--out", "parts")
+    assert trained == whole
+    assert len({point[:2] for point in trained}) > 2
+    trained.clear()
+    run("--trials", 8, "--out", "another", "--seed", 1)
+    assert [point[:2] for point in trained] != [point[:2] for point in whole]
+    assert {seed for *_, seed, _ in trained} == {1}
+
+
+def test_two_processes_together_run_no_trial_too_many(run, trained, monkeypatch, home):
+    """The second process asks for a trial just when the first one has seen that one is missing."""
+    ask, once = optuna.Study.ask, []
+
+    def slow(self, *args):
+        if not once:
+            once.append(True)
+            assert main(["sweep", "mine.toml", "--trials", "1"]) == 0
+        return ask(self, *args)
+
+    monkeypatch.setattr(optuna.Study, "ask", slow)
+    assert run("--trials", 1)[0] == 0
+    assert len(trained) == 1
+    assert states()[:2] == [COMPLETE, FAIL]
+    assert study().trials[1].user_attrs["given back"] == "one too many"
+
+
+# --- trials that do not end well --------------------------------------------------------------------------------------
+
+
+def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
+    run("--trials", 1)
+    code = (
+        "import sys, optuna, time; from tinycnn.recipes import sweep\n"
+        "backend = optuna.storages.journal.JournalFileBackend('sweeps/small.journal')\n"
+        "s = optuna.load_study(study_name='small', storage=optuna.storages.JournalStorage(backend))\n"
+        "t = s.ask(); t.set_user_attr('process', sweep._me())\n"
+        "t.suggest_categorical('act', ['', 'Tanh(),', 'ReLU(),']); t.suggest_categorical('rate', [0.1, 0.3])\n"
+        "print('asked', flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=home,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:  # fmt: skip
+        try:
+            assert process.stdout.readline() == b"asked\n"
+            # While it lives, its trial is its own, and counts.
+            assert run("--trials", 2)[0] == 0
+            assert states() == [COMPLETE, RUNNING]
+            assert "running" in run("--show")[1]
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert len(trained) == 1
+    code, out, err = run("--trials", 2)
+    assert (code, err) == (0, "")
+    assert len(trained) == 2
+    lost, again = study().trials[1:]
+    assert (lost.state, lost.user_attrs["given back"]) == (FAIL, "its process was lost")
+    assert (again.state, again.params) == (COMPLETE, lost.params)
+    assert "2 trials" in out.split("\n\n")[1]
+
+
+@pytest.mark.parametrize("sampler", ["random", "grid"])
+def test_ctrl_c_gives_the_trial_back(run, trained, sampler):
+    def interrupted(recipe, seed):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return 0.5, 0.5
+
+    trained.outcomes = interrupted
+    code, _, err = run("--trials", 4, "--sampler", sampler)
+    assert code == 130
+    assert "interrupted: the study is kept" in err
+    assert run("--trials", 4, "--sampler", sampler)[0] == 0
+    assert len(trained) == 5
+    assert trained[2][:2] == trained[1][:2]
+    trials = study().trials
+    assert [trial.user_attrs.get("given back") for trial in trials] == [None, "interrupted", None, None, None]
+    assert trials[2].params == trials[1].params
+
+
+def test_what_fails_is_recorded_and_the_sweep_goes_on(run, trained):
+    def outcomes(recipe, seed):
+        if len(trained) == 1:
+            raise ValueError("no such thing")
+        if len(trained) == 2:
+            raise MemoryError("too large")
+        return 0.5, 0.4
+
+    trained.outcomes = outcomes
+    code, out, err = run("--trials", 4)
+    assert (code, err) == (0, "")
+    assert states() == [FAIL, FAIL, COMPLETE, COMPLETE]
+    assert "failed" in out
+    assert "(no such thing)" in out
+    assert "(too large)" in out
+
+
+def test_a_disk_that_is_full_ends_the_sweep_and_fails_no_trial(run, trained):
+    def full(recipe, seed):
+        raise OSError("no space left")
+
+    trained.outcomes = full
+    code, _, err = run("--trials", 2)
+    assert (code, err) == (1, "error: no space left\n")
+    assert [trial.user_attrs.get("given back") for trial in study().trials] == ["interrupted", None]
+
+
+def test_trials_that_lag_behind_are_given_up(run, trained):
+    trained.outcomes = lambda recipe, seed: (0.9, 0.9) if len(trained) <= 5 else (0.1, 0.9)
+    code, out, _ = run("--trials", 6, "--epochs", 10)
+    assert code == 0
+    assert states() == [COMPLETE] * 5 + [PRUNED]
+    assert 3 <= max(study().trials[5].intermediate_values) < 10
+    assert "given up in epoch" in out
+    assert run("--trials", 6, "--epochs", 10, "--pruner", "none", "--study", "all")[0] == 0
+    assert states(name="all") == [COMPLETE] * 6
+    assert run("--trials", 2, "--epochs", 10, "--pruner", "hyperband", "--study", "hyperband")[0] == 0
+
+
+# --- what is optimised ------------------------------------------------------------------------------------------------
+
+
+def test_the_validation_set_chooses_and_the_test_set_does_not(run, trained):
+    trained.outcomes = lambda recipe, seed: [(0.6, 0.99), (0.9, 0.1), (0.7, 0.95)][len(trained) - 1]
+    code, out, _ = run("--trials", 3)
+    assert code == 0
+    assert study().best_trial.number == 1
+    assert [trial.value for trial in study().trials] == [0.6, 0.9, 0.7]
+    assert [trial.user_attrs["accuracy"] for trial in study().trials] == [0.99, 0.1, 0.95]
+    ranking = out.split("\n\n")[1].splitlines()[2:]
+    assert [line.split()[:3] for line in ranking[:3]] == [
+        ["1", "90.00%", "10.00%"], ["2", "70.00%", "95.00%"], ["0", "60.00%", "99.00%"],
+    ]  # fmt: skip
+    report = Path("sweeps/small-report/report.md").read_text()
+    assert "## The best: trial 1" in report
+    assert "90.00%" in report
+    # Looking at it changes nothing.
+    before = Path("sweeps/small.journal").read_bytes()
+    code, shown, _ = run("--show")
+    assert code == 0
+    assert "\n".join(ranking[:3]) in shown
+    assert Path("sweeps/small.journal").read_bytes() == before
+
+
+def test_a_whole_sweep_with_its_report(run, monkeypatch, home):
+    monkeypatch.undo()
+    monkeypatch.chdir(home)
+    from tinycnn import data
+
+    images, labels = data.synthetic_digits(400, rng=0)
+    digits = data.Dataset("digits", images[:300], labels[:300], images[300:], labels[300:], tuple("0123456789"))
+    monkeypatch.setattr(data, "load", lambda name, *_: digits)
+    monkeypatch.setattr(runs.RunFolder, "finish", lambda *args: None)
+    text = TEXT.replace("rate = [0.1, 0.3]", "rate = [0.1, 1e38]")
+    code, out, err = run("--trials", 6, "--sampler", "grid", text=text)
+    assert (code, err) == (0, "")
+    rates = {trial.params["rate"]: trial.state for trial in study().trials}
+    assert rates == {0.1: COMPLETE, 1e38: FAIL}
+    assert out.count("(training diverged at step") == 6  # while it runs, and in the end
+    best = study().best_trial
+    assert 0.05 < best.value <= 1
+    assert (home / "sweeps" / "small-report" / "parallel.png").stat().st_size > 3000
+    assert len(list((home / "sweeps" / "small").iterdir())) == 6
+    assert math.isclose(sum(map(sum, best.user_attrs["confusion"])), 100)
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("Linear(49, 10)", "Liner(49, 10)", "line 6: unknown name 'Liner'"),
+        ('"Tanh(),"', '"Tahn(),"', "line 6: unknown name 'Tahn'; did you mean 'Tanh'? (at act Tahn(), rate 0.1)"),
+        ("0.3", "-0.3", "line 12: lr must be finite and not negative"),
+        ("0.3", '"cosin(1)"', "unknown name 'cosin'"),
+        ("validation = 100\n", "", "a sweep needs data.validation"),
+        ("validation = 100", "validation = 300", "200 + 300 images are wanted, digits has 400"),
+        ("[small.space]", "[small.spce]", "line 15: unknown key 'spce'; did you mean 'space'?"),
+        ('act = ["", "Tanh(),", "ReLU(),"]\nrate = [0.1, 0.3]', "act = ['']\nrat = [1]", "did you mean 'rat'?"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_told_before_anything_is_run(run, trained, old, new, words):
+    assert old in TEXT
+    code, out, err = run(text=TEXT.replace(old, new))
+    assert code == 1
+    assert err.startswith("error: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not trained
+    assert "validation" not in out
+
+
+def test_epochs_that_a_list_of_rates_does_not_have(run, trained):
+    text = TEXT.replace('"$rate"', "[1, 2]").replace("rate = [0.1, 0.3]\n", "")
+    code, _, err = run("--epochs", 3, text=text)
+    assert code == 1
+    assert "line 12: lr must have 3 rates, one an epoch, got 2" in err
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ("mysql://nowhere/x", "cannot be used"),
+        ("sqlite:////nonexistent/dir/x.db", "unable to open database file"),
+        ("unknown://x", "cannot be used"),
+        (".", "Is a directory"),
+        ("mine.toml", "cannot be used"),
+        ("mine.toml/x", "cannot be used"),
+    ],
+)
+def test_a_storage_that_cannot_be_used(run, trained, storage, words):
+    code, _, err = run("--storage", storage)
+    assert code == 1
+    assert err.startswith(f"error: the storage {storage} cannot be used: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not trained
+
+
+def test_a_data_base_will_do(run, trained):
+    assert run("--trials", 2, "--storage", "sqlite:///trials.db")[0] == 0
+    code, out, _ = run("--show", "--storage", "sqlite:///trials.db")
+    assert code == 0
+    assert "small, 2 trials" in out
+    assert len(optuna.load_study(study_name="small", storage="sqlite:///trials.db").trials) == 2
+
+
+def test_a_study_is_of_one_recipe_one_data_set_and_so_many_epochs(run, trained):
+    assert run("--trials", 1)[0] == 0
+    for args, text, words in [
+        (["--epochs", 3], TEXT, "begun with epochs 2, not 3"),
+        (["--data", "fashion"], TEXT, "begun with data 'mnist', not 'fashion'"),
+        ([], TEXT.replace("batch = 50", "batch = 51"), "begun with another version of its recipe"),
+        ([], TEXT.replace("0.3", "0.4"), "begun with another version of its space"),
+    ]:
+        code, _, err = run("--trials", 2, *args, text=text)
+        assert code == 1
+        assert words in err
+        assert "--study" in err
+        assert err.count("\n") == 1
+    assert len(trained) == 1
+
+
+def test_showing_what_is_not_there(run, trained, home):
+    code, _, err = run("--show")
+    assert (code, err) == (1, "error: there is no journal sweeps/small.journal\n")
+    assert not (home / "sweeps").exists()
+    run("--trials", 1)
+    code, _, err = run("--show", "--study", "smal")
+    assert (code, err) == (1, "error: there is no study 'smal' in sweeps/small.journal, only 'small'\n")
+    assert len(study().get_trials()) == 1
+
+
+def test_other_mistakes(run, trained, home, capsys):
+    (home / "file").write_text("in the way")
+    assert run("--out", "file")[0] == 1
+    assert run("--out", "file", "--storage", "x.journal")[0] == 1
+    assert run("--threads", 4096)[0] == 1
+    assert main(["sweep", "lecun1998"]) == 1
+    assert "a sweep needs one recipe with a table 'space', found 0" in capsys.readouterr().err
+    assert main(["sweep", "swep"]) == 1
+    assert "did you mean 'sweep'?" in capsys.readouterr().err
+    for args in (["--trials", "0"], ["--sampler", "best"], ["--seed", "-1"], ["--pruner", "x"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["sweep", *args])
+    assert not trained
+
+
+def test_the_shipped_space_is_the_one_of_its_source():
+    (recipe,) = recipes.find("sweep")
+    assert math.prod(map(len, recipe.space.values())) == 3200
+    points = list(sweep._corner(recipe.space))
+    assert len(points) == 1 + sum(len(values) - 1 for values in recipe.space.values())
+    for point in points:
+        training.check(recipe.at(point))
