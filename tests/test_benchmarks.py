@@ -1,9 +1,14 @@
-"""The benchmark of the GPU, rehearsed without one: the same code on tiny sizes, in the emulation."""
+"""The benchmark of the GPU, rehearsed without one (the same code on tiny sizes, in the emulation), and that of the
+augmentation."""
 
+import json
 import subprocess
 import sys
 
+import numba
 from test_experiment import ENVIRONMENT, ROOT
+
+from benchmarks import augment
 
 
 def test_the_gpu_benchmark_rehearsed():
@@ -47,3 +52,13 @@ def test_the_gpu_benchmark_says_what_is_missing(tmp_path):
     assert done.returncode == 1
     assert "no NVIDIA driver was found" in done.stderr
     assert not (tmp_path / "r").exists()
+
+
+def test_the_augmentation_benchmark_compares_first_and_writes_its_figures(tmp_path, capsys):
+    threads = numba.get_num_threads()
+    augment.main(["--batches", "1", "--turns", "1", "--threads", "1", "--json", str(tmp_path / "r.json")])
+    numba.set_num_threads(threads)
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert [row["distortion"] for row in rows] == ["affine", "elastic", "both"]
+    assert all(0 < row["difference"] < augment.TOLERANCE and row["ratio"] > 0 for row in rows)
+    assert "largest difference" in capsys.readouterr().out

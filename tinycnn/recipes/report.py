@@ -77,7 +77,7 @@ def write_table(root):
         "Written by `python -m tinycnn reproduce` from the files beside it, not by hand. Accuracies are on MNIST's",
         "test set, in %. sd: standard deviation over the seeds. ±: half of the 95 % interval of the mean (Student's",
         "t). One wrong image more is 0.01; the binomial standard error of a run is 0.08 at 99.4 %. s: seconds of",
-        "processor time for one seed, training and evaluation, on one thread with the other core busy.", "",
+        "processor time for one seed, training and evaluation; two processes shared the two virtual cores.", "",
     ]  # fmt: skip
     study = None
     for recipe, found in rows:
@@ -93,7 +93,30 @@ def write_table(root):
     everything = [result for _, found in rows for result in found]
     if everything:
         lines += ["", _machines(everything), ""]
+    _refresh(root.resolve().parent / "README.md", short_table(rows))
     return save_text(root / TABLE, "\n".join(lines))
+
+
+BEGIN, END = "<!-- reproductions: written by the command -->", "<!-- end of reproductions -->"
+
+
+def short_table(rows):
+    """The table of README.md, lines: what has a result and a claim, or is of our own making."""
+    lines = ["| recipe | claimed, % | obtained, % (mean ± standard deviation) | seeds |", "|---|---|---|---|"]
+    for recipe, found in rows:
+        if found and (recipe.claimed is not None or recipe.name in ("best", "default", "default-relu")):
+            s = results.summary(found)
+            spread = f" ± {s.sd:.2f}" if s.n > 1 else ""
+            lines.append(f"| `{recipe.name}`: {recipe.title} | {_claim(recipe)} | {s.mean:.2f}{spread} | {s.n} |")
+    return lines
+
+
+def _refresh(readme, table):
+    """Replace what stands between the two marks of a README that lies beside the folder of results, if one does."""
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if BEGIN in text and END in text:
+        before, _, rest = text.partition(BEGIN)
+        save_text(readme, "\n".join([before + BEGIN, *table, END + rest.partition(END)[2]]))
 
 
 def _row(recipe, found):
