@@ -10,22 +10,24 @@ multiply by the weights.  That is what happens here for strides above one.  For 
 zero-padded image stored row after row, the pixels that tap (u, v) meets are the image itself, shifted by u*pitch + v.
 A row of the column matrix is then just an offset into the image (see rows.py), and both ways share all arithmetic.
 
-Rows of small images are short (LeNet's C3: ten pixels), and short loops are slow.  So a few images, the *lanes* of a
-tile, are interleaved pixel by pixel while they are padded: every run gets as many times longer, every shift is
-multiplied by the number of lanes, and nothing else changes.
+Rows of small images are short (LeNet's C3: ten pixels), and short loops are slow.  So images are taken together, as
+many as a vector has lanes (see tiles.py): a pixel is a vector then, every shift is multiplied by the number of lanes,
+and the loops are the same.  What is left over, or too large for the second-level cache, goes one by one, with vectors
+along rows.
 """
 
 import numpy as np
 from numba import prange
 
+from tinycnn.kernels import tiles
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._vector import width
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, correlate
 
-LANES = 8  # images that are interleaved (or one)
 CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
 # order, and with them the rounding, are the same for any number of threads
-NARROW = 24  # rows below this many pixels are interleaved
+LARGE = 2**20  # bytes of a padded tile from which images go one by one
 LONG = 64  # a run this long needs no company; shorter rows are taken several at a time
 
 
@@ -130,19 +132,19 @@ def sum_chunks(dw, db, dw_part, db_part):
 
 
 @inner
-def combine_tile(y, n0, lanes, first, count, src, base, pitch, offset, weight, bias, KH, dilation, top, height):
-    """One tile of a convolution: y[n0 + lane, first + r] = bias + sum over taps of weight[r, tap] * shifted source.
+def combine_image(y, n, first, count, src, base, pitch, offset, weight, bias, KH, dilation, top, height):
+    """A convolution of one image: y[n, first + r] = bias + sum over taps of weight[r, tap] * shifted source.
 
-    Output row i, column j, lane l reads src[offset[tap] + base + (i*pitch + j)*lanes + l].  Taps of kernel row u meet
-    source row i + u*dilation - top; where that is outside 0 ... height they would only meet padding, and are left out.
+    Output row i, column j reads src[offset[tap] + base + i*pitch + j].  Taps of kernel row u meet source row
+    i + u*dilation - top; where that is outside 0 ... height they would only meet padding, and are left out.
     """
     OH, OW = y.shape[2], y.shape[3]
     group = offset.size // KH
     out = np.empty(SUMS * PITCH, y.dtype)
-    columns = min(OW, PITCH // lanes)
+    columns = min(OW, PITCH)
     rows = 1
-    if columns == OW and OW * lanes < LONG:
-        rows = max(1, min(OH, PITCH // lanes // pitch))
+    if columns == OW and OW < LONG:
+        rows = max(1, min(OH, PITCH // pitch))
         rows = (OH + (OH - 1) // rows) // ((OH - 1) // rows + 1)  # as few runs, of equal length
     for i0 in range(0, OH, rows):
         i1 = min(OH, i0 + rows)
@@ -150,20 +152,16 @@ def combine_tile(y, n0, lanes, first, count, src, base, pitch, offset, weight, b
         u1 = min(KH, (height + top - i0 + dilation - 1) // dilation)
         for j0 in range(0, OW, columns):
             j1 = min(OW, j0 + columns)
-            m = ((i1 - i0 - 1) * pitch + j1 - j0) * lanes
+            m = (i1 - i0 - 1) * pitch + j1 - j0
             for r in range(0, count, SUMS):
                 for i in range(SUMS):
                     value = bias[first + r + i] if bias.size and r + i < count else y.dtype.type(0)
                     fill(out[i * PITCH :], value, m)
-                combine(out, src, base + (i0 * pitch + j0) * lanes, offset, weight, r, u0 * group, u1 * group, m)
+                combine(out, src, base + i0 * pitch + j0, offset, weight, r, u0 * group, u1 * group, m)
                 # The columns between two rows, where the kernel hangs over the edge, were computed too: dropped here.
                 for r1 in range(r, min(count, r + SUMS)):
                     for i in range(i0, i1):
-                        got = out[(r1 - r) * PITCH + (i - i0) * pitch * lanes :]
-                        if lanes == 1:
-                            copy(y[n0, first + r1, i, j0:], got, j1 - j0)
-                        else:
-                            take_apart(y, n0, first + r1, i, j0, j1 - j0, got)
+                        copy(y[n, first + r1, i, j0:], out[(r1 - r) * PITCH + (i - i0) * pitch :], j1 - j0)
 
 
 @inner
@@ -187,134 +185,153 @@ def total(src, count):
     return s
 
 
-@inner
-def interleave(dst, x, n, c, i):
-    """dst[j*LANES + l] = x[n + l, c, i, j]: eight rows of eight images into one."""
-    x0, x1, x2, x3 = x[n, c, i], x[n + 1, c, i], x[n + 2, c, i], x[n + 3, c, i]
-    x4, x5, x6, x7 = x[n + 4, c, i], x[n + 5, c, i], x[n + 6, c, i], x[n + 7, c, i]
-    for j in range(x.shape[3]):
-        to = dst[j * LANES :]
-        to[0], to[1], to[2], to[3] = x0[j], x1[j], x2[j], x3[j]
-        to[4], to[5], to[6], to[7] = x4[j], x5[j], x6[j], x7[j]
-
-
-@inner
-def take_apart(y, n, c, i, j0, count, src):
-    """y[n + l, c, i, j0 + j] = src[j*LANES + l]: one row into eight rows of eight images."""
-    y0, y1, y2, y3 = y[n, c, i, j0:], y[n + 1, c, i, j0:], y[n + 2, c, i, j0:], y[n + 3, c, i, j0:]
-    y4, y5, y6, y7 = y[n + 4, c, i, j0:], y[n + 5, c, i, j0:], y[n + 6, c, i, j0:], y[n + 7, c, i, j0:]
-    for j in range(count):
-        got = src[j * LANES :]
-        y0[j], y1[j], y2[j], y3[j] = got[0], got[1], got[2], got[3]
-        y4[j], y5[j], y6[j], y7[j] = got[4], got[5], got[6], got[7]
-
-
 # --- stride one: the image is its own column matrix -------------------------------------------------------------------
 
 
 @inner
-def copy_padded(dst, x, n0, lanes, first, count, base, pitch, plane):
-    """dst[(c*plane + base + i*pitch + j)*lanes + l] = x[n0 + l, first + c, i, j]"""
-    H, W = x.shape[2], x.shape[3]
-    for c in range(count):
-        for i in range(H):
-            start = c * plane + base + i * pitch
-            if lanes == 1:
-                copy(dst[start:], x[n0, first + c, i], W)
-            else:
-                interleave(dst[start * LANES :], x, n0, first + c, i)
+def division(N, lanes, size):
+    """(tiles, single images) into which N images are divided; size: of a padded image, bytes.
+
+    Tiles come first, and the last of them may have lanes to spare; a few images are better off alone.
+    """
+    if lanes * size > LARGE:
+        return 0, N
+    whole, left = N // lanes, N % lanes
+    return (whole + 1, 0) if 4 * left > lanes else (whole, left)
 
 
 @inner
-def forward_tile(y, x, weight, b, n, lanes, KH, KW, padding, dilation):
-    """All of the images n ... n + lanes - 1.  weight: (groups, >= O/groups, taps)"""
+def copy_padded(dst, x, n, first, count, base, pitch, plane):
+    """dst[c*plane + base + i*pitch + j] = x[n, first + c, i, j]"""
+    for c in range(count):
+        for i in range(x.shape[2]):
+            copy(dst[c * plane + base + i * pitch :], x[n, first + c, i], x.shape[3])
+
+
+@inner
+def forward_one(y, x, weight, b, n, KH, KW, padding, dilation):
+    """Image n.  weight: (groups, >= O/groups, taps)"""
     C, H, W = x.shape[1:]
     groups, O = len(weight), y.shape[1]
     per, per_o = C // groups, O // groups
     ph, pw = padding
     pitch, plane = W + 2 * pw, (H + 2 * ph) * (W + 2 * pw)
-    offset = tap_offsets(per, KH, KW, plane * lanes, dilation[0] * pitch * lanes, dilation[1] * lanes)
-    src = np.zeros(per * plane * lanes, x.dtype)
+    offset = tap_offsets(per, KH, KW, plane, dilation[0] * pitch, dilation[1])
+    src = np.zeros(per * plane, x.dtype)
     for g in range(groups):
-        copy_padded(src, x, n, lanes, g * per, per, ph * pitch + pw, pitch, plane)
-        combine_tile(y, n, lanes, g * per_o, per_o, src, 0, pitch, offset, weight[g], b, KH, dilation[0], ph, H)
+        copy_padded(src, x, n, g * per, per, ph * pitch + pw, pitch, plane)
+        combine_image(y, n, g * per_o, per_o, src, 0, pitch, offset, weight[g], b, KH, dilation[0], ph, H)
+
+
+@inner
+def forward_tile(y, x, packed, b, n, KH, KW, padding, dilation):
+    """The images from n on, as many as there are lanes, or are left.  packed: see tiles.pack"""
+    C, H, W = x.shape[1:]
+    L, groups, O = width(x), len(packed), y.shape[1]
+    count, per, per_o = min(L, len(x) - n), C // groups, O // groups
+    (ph, pw), (dh, dw) = padding, dilation
+    rows, pitch = H + 2 * ph, W + 2 * pw
+    offset = tap_offsets(per, KH, KW, rows * pitch * L, dh * pitch * L, dw * L)
+    src = np.zeros(per * rows * pitch * L, x.dtype)
+    for g in range(groups):
+        tiles.gather_padded(src, x, n, count, g * per, per, ph, pw, rows, pitch)
+        tiles.slide(y, n, count, g * per_o, per_o, src, 0, pitch, offset, packed[g], b)
 
 
 @kernel
 def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
-    N, KH, KW = len(x), w.shape[2], w.shape[3]
+    N, C, H, W = x.shape
+    KH, KW = w.shape[2], w.shape[3]
     weight = tap_weights(w, groups)
-    tile = LANES if x.shape[3] + 2 * padding[1] < NARROW else 1
-    for at in prange((N + tile - 1) // tile):
-        lanes = tile if (at + 1) * tile <= N else 1  # the last few images go one by one
-        for n in range(at * tile, min(N, (at + 1) * tile), lanes):
-            forward_tile(y, x, weight, b, n, lanes, KH, KW, padding, dilation)
+    packed, lanes = tiles.pack(weight), width(x)
+    whole, single = division(N, lanes, C * (H + 2 * padding[0]) * (W + 2 * padding[1]) * x.itemsize)
+    for task in prange(whole + single):
+        if task < whole:
+            forward_tile(y, x, packed, b, task * lanes, KH, KW, padding, dilation)
+        else:
+            forward_one(y, x, weight, b, N - single + task - whole, KH, KW, padding, dilation)
 
 
 @inner
-def backward_tile(dx, dw, db, dy, x, flipped, n, lanes, KH, KW, padding, dilation):
-    """All of the images n ... n + lanes - 1; adds to dw: (groups, >= O/groups, taps) and db: (O,)."""
+def backward_one(dx, dw, db, dy, x, flipped, n, KH, KW, padding, dilation):
+    """Image n; adds to dw: (groups, >= O/groups, taps) and db: (O,)."""
     C, H, W = x.shape[1:]
     O, OH, OW = dy.shape[1:]
     groups = len(dw)
     per, per_o = C // groups, O // groups
     (ph, pw), (dilation_h, dilation_w) = padding, dilation
     pitch, plane = W + 2 * pw, (H + 2 * ph) * (W + 2 * pw)
-    step_u, step_v = dilation_h * pitch * lanes, dilation_w * lanes
     # dy is laid out with the pitch of x, so that one product serves the weight gradient; the zeros that end each of its
     # rows, dilation*(KW - 1) of them, are also those that begin the next, and `front` of them lie before the first.
     front = (KH - 1) * dilation_h * pitch + (KW - 1) * dilation_w
     plane_dy = front + plane
-    offset = tap_offsets(per, KH, KW, plane * lanes, step_u, step_v)
-    offset_dy = tap_offsets(per_o, KH, KW, plane_dy * lanes, step_u, step_v)
-    m = ((OH - 1) * pitch + OW) * lanes
-    base, top = (ph * pitch + pw) * lanes, (KH - 1) * dilation_h - ph
-    src = np.zeros(per * plane * lanes, x.dtype)
-    rows = np.zeros((ceil_to(per_o, DOTS), plane_dy * lanes), x.dtype)
+    offset = tap_offsets(per, KH, KW, plane, dilation_h * pitch, dilation_w)
+    offset_dy = tap_offsets(per_o, KH, KW, plane_dy, dilation_h * pitch, dilation_w)
+    m, base, top = (OH - 1) * pitch + OW, ph * pitch + pw, (KH - 1) * dilation_h - ph
+    src = np.zeros(per * plane, x.dtype)
+    rows = np.zeros((ceil_to(per_o, DOTS), plane_dy), x.dtype)
     flat, no_bias = rows.reshape(rows.size), src[:0]
     for g in range(groups):
-        copy_padded(src, x, n, lanes, g * per, per, ph * pitch + pw, pitch, plane)
-        copy_padded(flat, dy, n, lanes, g * per_o, per_o, front, pitch, plane_dy)
+        copy_padded(src, x, n, g * per, per, base, pitch, plane)
+        copy_padded(flat, dy, n, g * per_o, per_o, front, pitch, plane_dy)
         for t in range(0, offset.size, TAPS):
             for r in range(0, per_o, DOTS):
-                correlate(dw[g], src, offset, rows, front * lanes, r, t, m)
+                correlate(dw[g], src, offset, rows, front, r, t, m)
         for o in range(per_o):
-            db[g * per_o + o] += total(rows[o, front * lanes :], m)
+            db[g * per_o + o] += total(rows[o, front:], m)
         if dx.size:
-            combine_tile(
-                dx,
-                n,
-                lanes,
-                g * per,
-                per,
-                flat,
-                base,
-                pitch,
-                offset_dy,
-                flipped[g],
-                no_bias,
-                KH,
-                dilation_h,
-                top,
-                OH,
-            )
+            combine_image(
+                dx, n, g * per, per, flat, base, pitch, offset_dy, flipped[g], no_bias, KH, dilation_h, top, OH
+            )  # fmt: skip
+
+
+@inner
+def backward_tile(dx, dw, db, dy, x, packed, n, KH, KW, padding, dilation):
+    """The images from n on, as many as there are lanes, or are left; adds to dw and db.  packed: of flipped weights"""
+    C, H, W = x.shape[1:]
+    O, OH, OW = dy.shape[1:]
+    L, groups = width(x), len(dw)
+    count, per, per_o = min(L, len(x) - n), C // groups, O // groups
+    (ph, pw), (dilation_h, dilation_w) = padding, dilation
+    rows, pitch = H + 2 * ph, W + 2 * pw
+    front, left = (KH - 1) * dilation_h, (KW - 1) * dilation_w  # zeros before dy, and as many behind it
+    rows_dy, pitch_dy = rows + front, pitch + left
+    plane, plane_dy = rows * pitch * L, rows_dy * pitch_dy * L
+    offset = tap_offsets(per, KH, KW, plane, dilation_h * pitch * L, dilation_w * L)
+    offset_dy = tap_offsets(per_o, KH, KW, plane_dy, dilation_h * pitch_dy * L, dilation_w * L)
+    src, grad = np.zeros(per * plane, x.dtype), np.zeros(ceil_to(per_o, tiles.DOTS) * plane_dy, x.dtype)
+    start = (front * pitch_dy + left) * L
+    for g in range(groups):
+        tiles.gather_padded(src, x, n, count, g * per, per, ph, pw, rows, pitch)
+        tiles.gather_padded(grad, dy, n, count, g * per_o, per_o, front, left, rows_dy, pitch_dy)
+        for t in range(0, offset.size, TAPS):
+            for r in range(0, per_o, tiles.DOTS):
+                tiles.dots(dw[g], r, t, grad, plane_dy, start, pitch_dy, src, pitch, offset, OH, OW)
+        for o in range(per_o):
+            db[g * per_o + o] += tiles.sum_plane(grad, o * plane_dy + start, pitch_dy, OH, OW)
+        if dx.size:
+            base = (ph * pitch_dy + pw) * L
+            tiles.slide(dx, n, count, g * per, per, grad, base, pitch_dy, offset_dy, packed[g], src[:0])
 
 
 @kernel
 def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    N = len(x)
+    N, C, H, W = x.shape
     O, per, KH, KW = w.shape
     flipped = tap_weights_flipped(w, groups)
-    chunks = min(CHUNKS, (N + LANES - 1) // LANES)
-    dw_part = np.zeros((chunks, groups, ceil_to(O // groups, DOTS), KH * ceil_to(per * KW, TAPS)), x.dtype)
+    packed, lanes = tiles.pack(flipped), width(x)
+    whole, single = division(N, lanes, C * (H + 2 * padding[0]) * (W + 2 * padding[1]) * x.itemsize)
+    chunks = min(CHUNKS, whole + single)
+    dw_part = np.zeros((chunks, groups, ceil_to(O // groups, DOTS * tiles.DOTS), KH * ceil_to(per * KW, TAPS)), x.dtype)
     db_part = np.zeros((chunks, O), x.dtype)
-    narrow = x.shape[3] + 2 * padding[1] < NARROW
     for chunk in prange(chunks):
-        n, stop = chunk * N // chunks, (chunk + 1) * N // chunks
-        while n < stop:
-            lanes = LANES if narrow and stop - n >= LANES else 1
-            backward_tile(dx, dw_part[chunk], db_part[chunk], dy, x, flipped, n, lanes, KH, KW, padding, dilation)
-            n += lanes
+        part, bias_part = dw_part[chunk], db_part[chunk]
+        for task in range(chunk * (whole + single) // chunks, (chunk + 1) * (whole + single) // chunks):
+            if task < whole:
+                backward_tile(dx, part, bias_part, dy, x, packed, task * lanes, KH, KW, padding, dilation)
+            else:
+                n = N - single + task - whole
+                backward_one(dx, part, bias_part, dy, x, flipped, n, KH, KW, padding, dilation)
     sum_chunks(dw, db, dw_part, db_part)
 
 
@@ -387,7 +404,7 @@ def forward_image(y, x, weight, b, n, KH, KW, stride, padding, dilation):
     columns = np.empty(per * KH * KW * m, x.dtype)
     for g in range(groups):
         image_to_columns(columns, x[n], g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-        combine_tile(y, n, 1, g * per_o, per_o, columns, 0, OW, offset, weight[g], b, 1, 1, 0, OH)
+        combine_image(y, n, g * per_o, per_o, columns, 0, OW, offset, weight[g], b, 1, 1, 0, OH)
 
 
 @kernel
@@ -420,7 +437,7 @@ def backward_image(dx, dw, db, dy, x, transposed, n, KH, KW, stride, padding, di
                 correlate(dw[g], columns, offset, rows, 0, r, t, m)
         if dx.size:
             src = rows.reshape(rows.size)
-            combine_tile(dcolumns, 0, 1, 0, K, src, 0, OW, offset_dy, transposed[g], no_bias, 1, 1, 0, OH)
+            combine_image(dcolumns, 0, 0, K, src, 0, OW, offset_dy, transposed[g], no_bias, 1, 1, 0, OH)
             columns_to_image(dx[n], flat, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
 
 
@@ -431,7 +448,7 @@ def conv2d_backward_columns(dx, dw, db, dy, x, w, stride, padding, dilation, gro
     K = per * KH * KW
     w_t = w.reshape(groups, O // groups, K).transpose(0, 2, 1).copy()  # dcolumns = w_t @ dy
     transposed = tap_weights(w_t.reshape(groups * K, O // groups, 1, 1), groups)
-    chunks = min(CHUNKS, (N + LANES - 1) // LANES)
+    chunks = min(CHUNKS, N)
     dw_part = np.zeros((chunks, groups, ceil_to(O // groups, DOTS), KH * ceil_to(per * KW, TAPS)), x.dtype)
     db_part = np.zeros((chunks, O), x.dtype)
     for chunk in prange(chunks):
