@@ -22,7 +22,7 @@ WAYS = {  # the public names choose by stride; any stride may take the columns, 
 @st.composite
 def problems(draw, stride=None):
     """(shape of x, shape of w, bias?, (stride, padding, dilation, groups), seed)"""
-    images = draw(st.sampled_from([1, 2, 3, 7, 8, 9, 17]), label="N")  # tiles hold 8
+    images = draw(st.sampled_from([1, 2, 4, 5, 8, 9, 16, 17, 21, 37]), label="N")  # tiles hold 4, 8 or 16
     groups = draw(st.integers(1, 3), label="groups")
     per = draw(st.integers(1, 3) if groups > 1 else st.integers(1, 7), label="C/groups")
     outputs = draw(st.integers(1, 4) if groups > 1 else st.integers(1, 8), label="O/groups")
