@@ -26,7 +26,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TIN
 SYNTHETIC = ("--data", "synthetic")  # needs neither files nor a network
 
 
-def run(*args, script=EXAMPLE, env=None, timeout=300):
+def run(*args, script=EXAMPLE, env=None, timeout=900):
     command = [sys.executable, *([str(script)] if script else ["-m", "tinycnn"]), *map(str, args)]
     path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     return subprocess.run(
