@@ -79,13 +79,18 @@ def run(args, network, name="lenet5"):
 
     Prints what it does; a mistake of the user's is one line on stderr, not a traceback.
     """
+    return in_one_line(lambda: _run(args, network, name))
+
+
+def in_one_line(command, interrupted="interrupted"):
+    """Call `command`; its exit code.  A user's mistake is one line on stderr, and so is Ctrl-C, in the given words."""
     try:
-        return _run(args, network, name)
+        return command()
     except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print(f"\n{interrupted}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

@@ -252,6 +252,9 @@ class NearestLoss(Loss):
         n, rubbish = len(x), -1.0 if self.rubbish is None else self.rubbish
         self.k.nearest_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
 
+    def scores(self, outputs):
+        return -outputs
+
     def curvature(self, y, share):
         """Second derivatives of `share` times each image's loss by its own distances y: (N, K) NumPy."""
         if self.rubbish is None:
@@ -263,15 +266,7 @@ class NearestLoss(Loss):
 
     def __call__(self, distances, target):
         """(value, gradient with respect to the distances)."""
-        from tinycnn import backend
-        from tinycnn.losses import floating
-
-        x = floating(_check.array("distances", distances, 2, "(images, classes)"))
-        target = _check.labels("target", target, len(x), x.shape[1])
-        self.bind(backend.get("cpu"), len(x), x.shape[1], x.dtype)
-        dx = np.empty_like(x)
-        self.run(dx, x, target)
-        return self.value(len(x)), dx
+        return self._of_classes("distances", distances, target)
 
 
 # --- the stochastic diagonal Levenberg-Marquardt method: section III.B, appendix C ------------------------------------

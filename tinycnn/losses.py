@@ -29,9 +29,16 @@ class Loss:
         self._loss = k.empty((batch,), dtype)
         self._predicted = k.empty((0,), np.int64)
 
+    def run(self, dx, x, target):
+        raise RuntimeError(f"{type(self).__name__} has no run")
+
     def predicted(self, batch):
         """The class that the last `run` saw in each of `batch` outputs, NumPy; None if the loss knows no classes."""
         return self.k.to_host(self._predicted)[:batch] if len(self._predicted) else None
+
+    def scores(self, outputs):
+        """Outputs (N, K) of a model as numbers of which the largest is the prediction."""
+        return outputs
 
     def tally(self, totals, cursor, target):
         """Count the last `run`, whose targets these were; totals and cursor are those of the kernel `tally`."""
@@ -43,6 +50,17 @@ class Loss:
     def value(self, batch):
         """The loss of the last `run` on `batch` images, as a float."""
         return float(self.k.to_host(self._loss)[:batch].sum(dtype=np.float64))
+
+    def _of_classes(self, name, x, target):
+        """(value, gradient with respect to x) for x (images, classes), called `name`, and class numbers (images,)."""
+        from tinycnn import backend
+
+        x = floating(_check.array(name, x, 2, "(images, classes)"))
+        target = _check.labels("target", target, len(x), x.shape[1])
+        self.bind(backend.get("cpu"), len(x), x.shape[1], x.dtype)
+        dx = np.empty_like(x)
+        self.run(dx, x, target)
+        return self.value(len(x)), dx
 
 
 class CrossEntropyLoss(Loss):
@@ -163,14 +181,7 @@ class OneHotMSELoss(Loss):
 
     def __call__(self, x, target):
         """(value, gradient with respect to x) for outputs (images, classes) and class numbers (images,)."""
-        from tinycnn import backend
-
-        x = floating(_check.array("x", x, 2, "(images, classes)"))
-        target = _check.labels("target", target, len(x), x.shape[1])
-        self.bind(backend.get("cpu"), len(x), x.shape[1], x.dtype)
-        dx = np.empty_like(x)
-        self.run(dx, x, target)
-        return self.value(len(x)), dx
+        return self._of_classes("x", x, target)
 
 
 def floating(x):

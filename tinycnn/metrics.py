@@ -32,6 +32,13 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDA
     return counts.reshape(classes, classes).astype(np.int64)
 
 
+def confidence(scores: ArrayLike) -> NDArray[np.float64]:
+    """Softmax probability of the winning class.  scores: (N, K) logits.  Returns (N,)."""
+    scores = np.asarray(scores)
+    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return shifted.max(axis=1) / shifted.sum(axis=1)
+
+
 def accuracy(cm: ArrayLike) -> float:
     """Share of right answers, 0 .. 1 (0 when nothing was counted).  cm: (K, K) counts."""
     cm = _counts(cm)

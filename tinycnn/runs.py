@@ -75,8 +75,7 @@ class RunFolder:
         matrix = metrics.confusion_matrix(true, predicted, logits.shape[1])
         report = {**extra, **metrics.report(matrix, class_names)}
         self._write("report.json", json.dumps(report, indent=2) + "\n")
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        confidence = shifted.max(axis=1) / shifted.sum(axis=1)
+        confidence = metrics.confidence(logits)
         pictures = {
             "confusion.png": plot.confusion(matrix, class_names),
             "mistakes.png": plot.mistakes(images, true, predicted, confidence, class_names),

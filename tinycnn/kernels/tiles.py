@@ -9,8 +9,9 @@ import numpy as np
 
 from tinycnn.kernels import _vector
 from tinycnn.kernels._jit import inner
+from tinycnn.kernels.rows import SUMS
 
-SUMS = 6  # output maps that `slide` computes at a time, at two pixels each
+# `slide` computes SUMS output maps at a time, at two pixels each.
 DOTS = 4  # rows of the weight gradient that `dots` computes at a time, of five taps each
 
 width, zero, spread, load = _vector.width, _vector.zero, _vector.spread, _vector.load

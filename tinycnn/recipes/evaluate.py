@@ -1,12 +1,11 @@
 """The command `python -m tinycnn evaluate`: saved weights on a test set."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from tinycnn._gpu import DeviceError
+from tinycnn import experiment
 
 
 def add_options(parser):
@@ -22,15 +21,11 @@ def add_options(parser):
 
 def main(args):
     """Print the report of a run's weights on the test set and draw it; returns the exit code."""
-    try:
-        return _evaluate(args)
-    except (ValueError, OSError, MemoryError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return experiment.in_one_line(lambda: _evaluate(args))
 
 
 def _evaluate(args):
-    from tinycnn import backend, checkpoint, data, lecun98, metrics, plot, train
+    from tinycnn import backend, checkpoint, data, metrics, plot, train
     from tinycnn.recipes import training
 
     folder = Path(args.run)
@@ -46,10 +41,8 @@ def _evaluate(args):
     batches = training.for_test(recipe, dataset, pixels, device)
     loss = training.criterion(recipe)
     value, accuracy, outputs = train.evaluate(model, batches, loss)
-    scores = -outputs if isinstance(loss, lecun98.NearestLoss) else outputs
-    predicted = scores.argmax(axis=1)
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    confidence = shifted.max(axis=1) / shifted.sum(axis=1)
+    scores = loss.scores(outputs)
+    predicted, confidence = scores.argmax(axis=1), metrics.confidence(scores)
     matrix = metrics.confusion_matrix(dataset.test_labels, predicted, outputs.shape[1])
     epoch = told.get("epoch", "?")
     print(f"{folder}, weights of epoch {epoch}, on {dataset.name}: accuracy {accuracy:.2%}, loss {value:.4f}")

@@ -1,24 +1,19 @@
 """The commands `python -m tinycnn recipes` and `reproduce`."""
 
-import sys
+import importlib.util
 import time
 
-from tinycnn import recipes
-from tinycnn._gpu import DeviceError
+from tinycnn import experiment, recipes
 from tinycnn.recipes import results
-
-EXIT_INTERRUPTED = 130
 
 
 def add_options(parser):
     """The options of `reproduce`."""
-    from tinycnn.experiment import positive_int
-
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help="recipes, files of recipes (*.toml), or all")
     add("--seeds", type=_seeds, default=range(3), metavar="K", help="how many, from 0 on, or which: 3,4 (default: 3)")
     add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
-    add("--threads", type=positive_int, help="CPU threads; all by default")
+    add("--threads", type=experiment.positive_int, help="CPU threads; all by default")
     add("--data", choices=("mnist", "fashion", "kmnist"), help="another data set than the recipe's")
     add("--data-dir", help="folder to look for the data in, and to download it to")
     add("--results", default="results", help="folder of finished seeds (default: results)")
@@ -28,11 +23,9 @@ def add_options(parser):
 
 
 def _seeds(text):
-    from tinycnn.experiment import non_negative_int, positive_int
-
     if "," in text:
-        return sorted({non_negative_int(part) for part in text.rstrip(",").split(",")})
-    return range(positive_int(text))
+        return sorted({experiment.non_negative_int(part) for part in text.rstrip(",").split(",")})
+    return range(experiment.positive_int(text))
 
 
 def listing():
@@ -53,14 +46,8 @@ def listing():
 
 def main(args):
     """Run what is missing of the recipes in `args`, and print claimed and obtained; returns the exit code."""
-    try:
-        return _run(args, _chosen(args.names))
-    except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: finished seeds are kept, and the same command goes on with the next", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    interrupted = "interrupted: finished seeds are kept, and the same command goes on with the next"
+    return experiment.in_one_line(lambda: _run(args, _chosen(args.names)), interrupted)
 
 
 def _chosen(names):
@@ -87,8 +74,8 @@ def _run(args, chosen):
     device = backend.choose(args.device)
     backend.get(device)
     backend.set_threads(args.threads)
-    if args.tensorboard:
-        import tensorboardX  # noqa: F401 (before hours of training, not after)
+    if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:  # now, not after hours of training
+        raise ValueError("--tensorboard needs tensorboardX: pip install 'tinycnn[tensorboard]'")
     root = args.results if args.data is None else f"{args.results}/{args.data}"
     in_table = args.data is None and any(recipe.path.parent == recipes.HERE for recipe in chosen)
     for recipe in recipes.shipped().values() if in_table else ():

@@ -15,17 +15,13 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from tinycnn import recipes
-from tinycnn._gpu import DeviceError
+from tinycnn import experiment, recipes
 from tinycnn.recipes import RecipeError
-
-EXIT_INTERRUPTED = 130
 
 
 def add_options(parser):
     """The options of `sweep`."""
-    from tinycnn.experiment import non_negative_int, positive_int
-
+    non_negative_int, positive_int = experiment.non_negative_int, experiment.positive_int
     add = parser.add_argument
     add("name", nargs="?", default="sweep", metavar="NAME", help="a recipe with a space, or a file (default: sweep)")
     add("--trials", type=positive_int, default=10, help="until the study has so many (default: 10)")
@@ -53,18 +49,16 @@ def main(args):
         print("error: a sweep needs Optuna: pip install 'tinycnn[sweep]'", file=sys.stderr)
         return 1
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        recipe = _recipe(args)
-        study = _study(args, recipe, optuna)
-        if not args.show:
-            _search(args, recipe, study, optuna)
-        return _report(args, recipe, study, optuna)
-    except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted: the study is kept, and the same command goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    interrupted = "interrupted: the study is kept, and the same command goes on"
+    return experiment.in_one_line(lambda: _sweep(args, optuna), interrupted)
+
+
+def _sweep(args, optuna):
+    recipe = _recipe(args)
+    study = _study(args, recipe, optuna)
+    if not args.show:
+        _search(args, recipe, study, optuna)
+    return _report(args, recipe, study, optuna)
 
 
 def _recipe(args):

@@ -149,9 +149,8 @@ def prepare(recipe, dataset, rng, device="cpu", seed=0):
     options |= {key: said[key] for key in ("mean", "std") if key in said}
     more = {"augment": _distortions(recipe), "seed": seed} if "augment" in said else {}
     training = train.Batches(images[chosen], labels[chosen], **options, **more)
-    options |= {"mean": training.mean, "std": training.std}
-    held_out = None if held is None else train.Batches(images[held], labels[held], **options)
     pixels = {"mean": training.mean, "std": training.std}
+    held_out = None if held is None else train.Batches(images[held], labels[held], **options | pixels)
     return Data(dataset, training, held_out, for_test(recipe, dataset, pixels, device))
 
 
@@ -284,8 +283,10 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
     )  # fmt: skip
     result["training_seconds"] = round(sum(record["seconds"] for record in folder.history), 1)
     test_loss, accuracy, outputs = train.evaluate(model, ready.test, loss)
-    scores = -outputs if isinstance(loss, lecun98.NearestLoss) else outputs  # of distances the smallest wins
+    scores = loss.scores(outputs)
     matrix = metrics.confusion_matrix(data.test_labels, scores.argmax(axis=1), outputs.shape[1])
+    extra = {key: result[key] for key in ("recipe", "seed", "training_seconds")} | {"test_loss": test_loss}
+    folder.finish(model, ready.test, scores, data.classes, extra)
     report = metrics.report(matrix, data.classes)
     result |= {
         "accuracy": accuracy, "errors": int(report["errors"]), "loss": test_loss,
@@ -300,13 +301,6 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
         "finished": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     result["environment"].pop("command")
-    extra = {
-        "recipe": recipe.name,
-        "seed": seed,
-        "test_loss": test_loss,
-        "training_seconds": result["training_seconds"],
-    }
-    folder.finish(model, ready.test, scores, data.classes, extra)
     on_message(f"run folder: {folder.path}")
     return result
 
