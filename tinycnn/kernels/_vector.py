@@ -187,7 +187,7 @@ def _outer(context, sums, array, index, vectors):
         sums = cgutils.unpack_tuple(builder, sums, signature.args[0].count)
         vectors = cgutils.unpack_tuple(builder, vectors, signature.args[3].count)
         data = context.make_array(signature.args[1])(context, builder, array).data
-        new = []
+        new: list = []
         for row in range(len(sums) // len(vectors)):
             number = builder.load(builder.gep(data, [builder.add(index, ir.Constant(ir.IntType(64), row))]))
             factor = _spread(builder, number, vectors[0].type)
@@ -284,7 +284,7 @@ def _add_totals(context, array, index, sums):
             group += [ir.Constant(kind, [0.0] * vector.size)] * (vector.size - len(group))
             step = vector.size
             while len(group) > 1:
-                group = [halves(builder, *group[k : k + 2], step) for k in range(0, len(group), 2)]
+                group = [halves(builder, group[k], group[k + 1], step) for k in range(0, len(group), 2)]
                 step //= 2
             at = builder.add(index, ir.Constant(ir.IntType(64), first))
             place = _place(context, builder, signature.args[0], array, at, kind)

@@ -22,18 +22,15 @@ from tinycnn.kernels._jit import inner, kernel
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, correlate
 from tinycnn.kernels.tiled_conv import CHUNKS, conv2d_backward_tiled, conv2d_forward_tiled
-from tinycnn.kernels.tiles import interleave, separate
+from tinycnn.kernels.tiles import on_images
 
 LONG = 64  # a run this long needs no company; shorter rows are taken several at a time
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
-    """y = conv(x, w) + b; shapes at the top of this file, or both tiled."""
+    """y = conv(x, w) + b; shapes at the top of this file, or x and y tiled."""
     if covers(x, w, padding, groups):
-        rows = y if y.ndim == 4 else np.empty((y.shape[0] * y.shape[4], *y.shape[1:4]), y.dtype)
-        linear_forward(as_rows(rows), as_rows(plain(x)), as_rows(w), b)
-        if y.ndim == 5:
-            interleave(y, rows)
+        as_linear(y, x, w, b)
     elif x.ndim == 5:
         conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups)
     else:
@@ -44,10 +41,7 @@ def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
     if covers(x, w, padding, groups):
-        rows = dx if dx.ndim == 4 else np.empty((len(dx) * dx.shape[4], *dx.shape[1:4]), dx.dtype)
-        linear_backward(as_rows(rows), as_rows(dw), db, as_rows(plain(dy)), as_rows(plain(x)), as_rows(w))
-        if dx.ndim == 5 and dx.size:
-            interleave(dx, rows)
+        as_linear_backward(dx, dw, db, dy, x, w)
     elif x.ndim == 5:
         conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
     else:
@@ -60,13 +54,14 @@ def covers(x, w, padding, groups):
     return groups == 1 and padding == (0, 0) and x.shape[2:4] == w.shape[2:]
 
 
-def plain(x):
-    """(N, C, H, W), if x is tiled; with the lanes that have no image."""
-    if x.ndim == 4:
-        return x
-    images = np.empty((x.shape[0] * x.shape[4], *x.shape[1:4]), x.dtype)
-    separate(images, x)
-    return images
+@on_images(0)
+def as_linear(y, x, w, b):
+    linear_forward(as_rows(y), as_rows(x), as_rows(w), b)
+
+
+@on_images(0)
+def as_linear_backward(dx, dw, db, dy, x, w):
+    linear_backward(as_rows(dx), as_rows(dw), db, as_rows(dy), as_rows(x), as_rows(w))
 
 
 def as_rows(array):

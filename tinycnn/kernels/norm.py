@@ -14,6 +14,7 @@ import math
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels.tiles import lanes, on_images
 
 
 @inner
@@ -84,35 +85,81 @@ def channel_sums(dy, x, c, mean, rstd, step_n, at):
     return bent, straight
 
 
+@inner
+def channel_moments(x, c, images):
+    """Mean and biased variance of channel c, and how many numbers that are."""
+    count = images * x.shape[2] * x.shape[3]
+    total, squares = x.dtype.type(0), x.dtype.type(0)
+    for t in range(len(x)):
+        plane, L = x[t, c].reshape(x[t, c].size), lanes(x[t, c])
+        full = plane.size if (t + 1) * L <= images else 0
+        for i in range(full):
+            total += plane[i]
+        for i in range(full, plane.size, L):  # the last tile's images
+            for n in range(images - t * L):
+                total += plane[i + n]
+    mean = total / x.dtype.type(count)
+    for t in range(len(x)):
+        plane, L = x[t, c].reshape(x[t, c].size), lanes(x[t, c])
+        full = plane.size if (t + 1) * L <= images else 0
+        for i in range(full):
+            squares += (plane[i] - mean) * (plane[i] - mean)
+        for i in range(full, plane.size, L):
+            for n in range(images - t * L):
+                squares += (plane[i + n] - mean) * (plane[i + n] - mean)
+    return mean, squares / x.dtype.type(count), count
+
+
 @kernel
-def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training):
+def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training, images):
     """In training, the statistics are the batch's, and the running ones, (C,), move towards them by `momentum` (the
-    running variance is unbiased, as in torch).  Otherwise the statistics are the running ones."""
-    N, C, H, W = x.shape
-    for c in prange(C):
+    running variance is unbiased, as in torch).  Otherwise the statistics are the running ones.  images: how many there
+    are; a tiled batch may have room for more."""
+    for c in prange(x.shape[1]):
         T, m, var = x.dtype.type, running_mean[c], running_var[c]
         if training:
-            m, var = moments(x, 0, N, c, c + 1)
-            count, share = N * H * W, T(momentum)
+            m, var, count = channel_moments(x, c, images)
+            share = T(momentum)
             running_mean[c] += share * (m - running_mean[c])
             running_var[c] += share * (var * T(count / (count - 1)) - running_var[c])
         mean[c], rstd[c] = m, T(1) / T(math.sqrt(var + T(eps)))
-        normalise(y, x, 0, N, c, c + 1, mean[c], rstd[c], weight, bias)
+        normalise(y, x, 0, len(x), c, c + 1, mean[c], rstd[c], weight, bias)
+
+
+@inner
+def channel_slopes(dx, dy, x, c, mean, rstd, w, straight, bent, images):
+    """dx of a channel whose mean and variance depend on x, from the sums of dy and dy*xhat; zero where no image is."""
+    count = x.dtype.type(images * x.shape[2] * x.shape[3])
+    straight, bent = straight / count, bent / count
+    for t in range(len(x)):
+        to, g, plane = (
+            dx[t, c].reshape(dx[t, c].size),
+            dy[t, c].reshape(dy[t, c].size),
+            x[t, c].reshape(x[t, c].size),
+        )
+        for i in range(plane.size):
+            to[i] = w * rstd * (g[i] - straight - (plane[i] - mean) * rstd * bent)
+        L = lanes(x[t, c])
+        for n in range(images - t * L, L):
+            for i in range(n, plane.size, L):
+                to[i] = 0
 
 
 @kernel
-def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training):
+def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, images):
     """dx, dweight and dbias of size 0 are not computed."""
     for c in prange(x.shape[1]):
+        bent, straight = channel_sums(dy, x, c, mean, rstd, 0, c)
         if dweight.size:
-            dweight[c], dbias[c] = channel_sums(dy, x, c, mean, rstd, 0, c)
-        if dx.size:
-            if training:
-                slopes(dx, dy, x, 0, len(x), c, c + 1, mean[c], rstd[c], weight)
-            else:
-                normalise(dx, dy, 0, len(x), c, c + 1, x.dtype.type(0), rstd[c], weight, weight[:0])
+            dweight[c], dbias[c] = bent, straight
+        if dx.size and training:
+            w = weight[c] if weight.size else x.dtype.type(1)
+            channel_slopes(dx, dy, x, c, mean[c], rstd[c], w, straight, bent, images)
+        elif dx.size:
+            normalise(dx, dy, 0, len(x), c, c + 1, x.dtype.type(0), rstd[c], weight, weight[:0])
 
 
+@on_images(0)
 @kernel
 def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
     """mean, rstd: (N, groups)"""
@@ -125,6 +172,7 @@ def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
         normalise(y, x, n, n + 1, c0, c1, m, r, weight, bias)
 
 
+@on_images(0)
 @kernel
 def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
     """dx, dweight and dbias of size 0 are not computed."""

@@ -51,8 +51,8 @@ def meeting(start, step, count, size):
 
 @inner
 def spread_out(x, first, count, rows, margin, step):
-    """Maps first ... first + count of a tile, x: (C, H, W, L), with pixels `step` apart, zeros between them and `margin`
-    columns of zeros on both sides; only what comes from the pixel rows `rows`.  Flat."""
+    """Maps first ... first + count of a tile, flat, with pixels `step` apart, zeros between them and `margin` columns
+    of zeros on both sides; only what comes from the pixel rows `rows`.  x: (C, H, W, L)"""
     H, W, L = x.shape[1:]
     pitch = (W - 1) * step[1] + 1 + 2 * margin
     flat = np.zeros((count, (H - 1) * step[0] + 1, pitch * L), x.dtype)
@@ -153,7 +153,7 @@ def source_rows(rows, K, stride, padding, dilation, height):
 def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, like):
     """Output rows `rows` of a tile.  weight: (groups, ...), see `pack`   bias: (groups, ...)"""
     H, W, L = x.shape[1:]
-    groups, (per, KH, KW), margin = len(weight), shape, padding[1]
+    groups, per, KH, margin = len(weight), shape[0], shape[1], padding[1]
     count = len(y) // groups
     met = source_rows(rows, KH, stride[0], padding[0], dilation[0], H)
     for g in range(groups):
@@ -185,7 +185,7 @@ def conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups):
 
 @inner
 def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
-    """Rows `rows` of a tile's input gradient: a convolution of dy, with the weights turned and its pixels `stride` apart."""
+    """Rows `rows` of a tile's input gradient: dy, its pixels `stride` apart, convolved with the weights, turned."""
     OH, OW, L = dy.shape[1:]
     groups, (per_o, KH, KW) = len(weight), shape
     per, size = len(dx) // groups, ((OH - 1) * stride[0] + 1, (OW - 1) * stride[1] + 1)
@@ -285,9 +285,7 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
         for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
             t, rows = task // BANDS, band(task, OH)
             if tall == TALL:
-                weight_blocks(
-                    mine, dy[t], x[t], shape, stride, padding, dilation, rows, zeros(x, TALL), tall_block(x)
-                )
+                weight_blocks(mine, dy[t], x[t], shape, stride, padding, dilation, rows, zeros(x, TALL), tall_block(x))
             elif tall == SMALL:
                 weight_blocks(
                     mine, dy[t], x[t], shape, stride, padding, dilation, rows, zeros(x, SMALL), small_block(x)

@@ -1,12 +1,15 @@
 """Batches as *tiles*: as many images as a vector register has lanes, interleaved pixel by pixel.
 
-A batch of N images (N, C, H, W) becomes (T, C, H, W, L): image n is lane n % L of tile n // L, and lanes of the last tile
-that have no image hold zeros.  A pixel of a tile is one vector then, so that no row is too short for vectors and no loop
-needs an index within them.  `Sequential` keeps all maps of a batch in this order; NumPy and GPUs never see it.
+A batch of N images (N, C, H, W) becomes (T, C, H, W, L): image n is lane n % L of tile n // L, and lanes of the last
+tile that have no image start as zeros.  A pixel of a tile is one vector then, so that no row is too short for vectors.
+`Sequential` keeps the maps of a batch in this order from the images to Flatten; NumPy and GPUs never see it.
 """
+
+import functools
 
 import numpy as np
 from numba import prange
+from numba.extending import overload
 
 from tinycnn.kernels import _vector
 from tinycnn.kernels._jit import inner, kernel
@@ -14,7 +17,17 @@ from tinycnn.kernels._jit import inner, kernel
 transpose = _vector.transpose
 
 
-def lanes(batch, dtype):
+def lanes(plane):
+    """Numbers a pixel of a plane has: 1 in (H, W), which compiled code knows, or L in (H, W, L)."""
+    return plane.shape[2] if plane.ndim == 3 else 1
+
+
+@overload(lanes, inline="always")
+def _lanes(plane):
+    return (lambda plane: plane.shape[2]) if plane.ndim == 3 else (lambda plane: 1)
+
+
+def images_a_tile(batch, dtype):
     """Images a tile for batches of this size: 1 for the few that would leave most of a tile empty."""
     size = _vector.BYTES // np.dtype(dtype).itemsize
     return size if 2 * batch > size else 1
@@ -68,3 +81,28 @@ def separate(y, tiles):
         t, c = task // C, task % C
         plane = tiles[t, c]
         scatter_plane(y, t * L, c, min(L, len(y) - t * L), plane.reshape(plane.size))
+
+
+def plain(x):
+    """A tiled batch as a new (N, C, H, W), with an image for every lane; any other array as it is."""
+    if not isinstance(x, np.ndarray) or x.ndim != 5:
+        return x
+    images = np.empty((x.shape[0] * x.shape[4], *x.shape[1:4]), x.dtype)
+    separate(images, x)
+    return images
+
+
+def on_images(output):
+    """For kernels that know of no tiles: copies in plain order for them, and argument `output` copied back."""
+
+    def decorate(kernel):
+        @functools.wraps(kernel)
+        def call(*args):
+            images = [plain(a) for a in args]
+            kernel(*images)
+            if images[output] is not args[output] and images[output].size:
+                interleave(args[output], images[output])
+
+        return call
+
+    return decorate
