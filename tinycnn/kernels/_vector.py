@@ -3,8 +3,6 @@
 LLVM vectorises loops by itself, but keeps an array that a loop adds to in memory, and 512-bit registers unused.  With
 these functions a kernel says which numbers are a register; W = width(array) of them are one.
 
-    v = load(array, i)                       array[i : i + W]
-    store(array, i, v)
     transpose(dst, d, dstep, src, s, sstep)  dst[d + j*dstep + k] = src[s + k*sstep + j] for j, k < W
 
 Sums are kept in tuples of vectors, a block of rows and columns laid out row by row, and blocks are multiplied:
@@ -18,6 +16,13 @@ Sums are kept in tuples of vectors, a block of rows and columns laid out row by 
     stores(array, i, rstep, cstep, sums, rows)   array[i + r*rstep + c*cstep ...] = sums[r, c], r < rows, c < COLUMNS
     add_totals(array, i, sums)               array[i + k] += the sum of the lanes of vector k; beyond them, up to a
                                              whole number of registers, zeros are added
+
+Loops that do the same to the pixels of tiles and of images (see tiles.py) say what a pixel is:
+
+    none = pixel(plane)                      zero: a vector in the plane (H, W, W) of a tile, a number in (H, W)
+    v = load(array, i, none)                 one pixel, and store(array, i, v)
+    v = spread(number, none)                 the number in all lanes
+    v = fma(a, b, c)                         a*b + c
 
 They compile to an instruction or a few for each vector, and check no index.  Without the compiler they are NumPy.
 """
@@ -57,13 +62,18 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, _llvm(vector))
 
 
-def _llvm(vector):
-    return ir.VectorType(ir.FloatType() if vector.dtype == types.float32 else ir.DoubleType(), vector.size)
+def _llvm(kind):
+    """Of a vector or of a number."""
+    if isinstance(kind, Vector):
+        return ir.VectorType(_llvm(kind.dtype), kind.size)
+    return ir.FloatType() if kind == types.float32 else ir.DoubleType()
 
 
 def _name(kind):
     """As LLVM's intrinsics are called after their type: v16f32."""
-    return f"v{kind.count}f{32 if isinstance(kind.element, ir.FloatType) else 64}"
+    if isinstance(kind, ir.VectorType):
+        return f"v{kind.count}{_name(kind.element)}"
+    return "f32" if isinstance(kind, ir.FloatType) else "f64"
 
 
 def _place(context, builder, arrays, array, index, kind):
@@ -76,7 +86,7 @@ def _call(builder, name, result, arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
 
 
-def _spread(builder, number, kind):
+def _everywhere(builder, number, kind):
     """A vector of one number."""
     none = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(none, number, ir.Constant(ir.IntType(32), 0))
@@ -91,26 +101,47 @@ def _width(context, array):
 
 
 @intrinsic
-def _load(context, array, index):
-    vector = Vector(array.dtype)
+def _pixel(context, plane):
+    kind = Vector(plane.dtype) if plane.ndim == 3 else plane.dtype
 
     def code(context, builder, signature, arguments):
-        array, index = arguments
-        place = _place(context, builder, signature.args[0], array, index, _llvm(vector))
-        return builder.load(place, align=vector.dtype.bitwidth // 8)
+        return ir.Constant(_llvm(kind), [0.0] * kind.size if isinstance(kind, Vector) else 0.0)
 
-    return vector(array, types.intp), code
+    return kind(plane), code
 
 
 @intrinsic
-def _store(context, array, index, vector):
+def _load(context, array, index, like):
+    def code(context, builder, signature, arguments):
+        array, index, _ = arguments
+        place = _place(context, builder, signature.args[0], array, index, _llvm(like))
+        return builder.load(place, align=signature.args[0].dtype.bitwidth // 8)
+
+    return like(array, types.intp, like), code
+
+
+@intrinsic
+def _store(context, array, index, v):
     def code(context, builder, signature, arguments):
         array, index, v = arguments
         place = _place(context, builder, signature.args[0], array, index, v.type)
-        builder.store(v, place, align=vector.dtype.bitwidth // 8)
+        builder.store(v, place, align=signature.args[0].dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, vector), code
+    return types.void(array, types.intp, v), code
+
+
+@intrinsic
+def _spread(context, number, like):
+    def code(context, builder, signature, arguments):
+        return _everywhere(builder, arguments[0], _llvm(like)) if isinstance(like, Vector) else arguments[0]
+
+    return like(like.dtype if isinstance(like, Vector) else like, like), code
+
+
+@intrinsic
+def _fma(context, a, b, c):
+    return c(c, c, c), lambda context, builder, signature, arguments: _multiply_add(builder, *arguments)
 
 
 @intrinsic
@@ -147,7 +178,7 @@ def _block(context, builder, kind, vectors):
     return context.make_tuple(builder, types.UniTuple(kind, len(vectors)), vectors)
 
 
-def _fma(builder, a, u, v):
+def _multiply_add(builder, a, u, v):
     return _call(builder, f"llvm.fma.{_name(u.type)}", u.type, [a, u, v])
 
 
@@ -174,7 +205,7 @@ def _starts(context, array, index, like):
         vectors = []
         for row in range(like.count // COLUMNS):
             number = builder.load(builder.gep(data, [builder.add(index, ir.Constant(ir.IntType(64), row))]))
-            vectors += [_spread(builder, number, _llvm(like.dtype))] * COLUMNS
+            vectors += [_everywhere(builder, number, _llvm(like.dtype))] * COLUMNS
         return _block(context, builder, like.dtype, vectors)
 
     return like(array, types.intp, like), code
@@ -190,8 +221,8 @@ def _outer(context, sums, array, index, vectors):
         new: list = []
         for row in range(len(sums) // len(vectors)):
             number = builder.load(builder.gep(data, [builder.add(index, ir.Constant(ir.IntType(64), row))]))
-            factor = _spread(builder, number, vectors[0].type)
-            new += [_fma(builder, factor, v, sums[len(new) + c]) for c, v in enumerate(vectors)]
+            factor = _everywhere(builder, number, vectors[0].type)
+            new += [_multiply_add(builder, factor, v, sums[len(new) + c]) for c, v in enumerate(vectors)]
         return _block(context, builder, signature.return_type.dtype, new)
 
     return sums(sums, array, types.intp, vectors), code
@@ -204,7 +235,7 @@ def _cross(context, sums, left, right):
             cgutils.unpack_tuple(builder, a, t.count) for a, t in zip(arguments, signature.args, strict=True)
         )
         pairs = [(a, b) for a in left for b in right]
-        new = [_fma(builder, a, b, s) for (a, b), s in zip(pairs, sums, strict=True)]
+        new = [_multiply_add(builder, a, b, s) for (a, b), s in zip(pairs, sums, strict=True)]
         return _block(context, builder, signature.return_type.dtype, new)
 
     return sums(sums, left, right), code
@@ -300,14 +331,23 @@ def _without_compiler():
     def width(array):
         return BYTES // array.itemsize
 
-    def load(array, index):
-        return array[index : index + width(array)].copy()
+    def pixel(plane):
+        return np.zeros(width(plane), plane.dtype) if plane.ndim == 3 else plane.dtype.type(0)
+
+    def load(array, index, like):
+        return array[index : index + len(like)].copy() if np.ndim(like) else array[index]
 
     def store(array, index, v):
-        array[index : index + len(v)] = v
+        array[index : index + np.size(v)] = v
+
+    def spread(number, like):
+        return np.full_like(like, number)[()]
+
+    def fma(a, b, c):
+        return a * b + c
 
     def transpose(dst, d, dstep, src, s, sstep):
-        rows = np.array([load(src, s + k * sstep) for k in range(width(src))])
+        rows = np.array([src[s + k * sstep :][: width(src)] for k in range(width(src))])
         for j in range(width(src)):
             store(dst, d + j * dstep, rows[:, j])
 
@@ -326,10 +366,10 @@ def _without_compiler():
         return tuple(s + left[k // n] * right[k % n] for k, s in enumerate(sums))
 
     def loads(array, index, step, like):
-        return tuple(load(array, index + k * step) for k in range(len(like)))
+        return tuple(load(array, index + k * step, like[0]) for k in range(len(like)))
 
     def picks(array, index, offset, first, like):
-        return tuple(load(array, index + offset[first + k]) for k in range(len(like)))
+        return tuple(load(array, index + offset[first + k], like[0]) for k in range(len(like)))
 
     def stores(array, index, rstep, cstep, sums, rows):
         for k in range(min(rows, len(sums) // COLUMNS) * COLUMNS):
@@ -339,11 +379,14 @@ def _without_compiler():
         for k, v in enumerate(sums):
             array[index + k] += v.sum()
 
-    return width, load, store, transpose, zeros, starts, outer, cross, loads, picks, stores, add_totals
+    pixels, blocks = (pixel, load, store, spread, fma), (zeros, starts, outer, cross, loads, picks, stores, add_totals)
+    return width, transpose, *pixels, *blocks
 
 
 _compiled = (
-    _width, _load, _store, _transpose, _zeros, _starts, _outer, _cross, _loads, _picks, _stores, _add_totals,
+    _width, _transpose, _pixel, _load, _store, _spread, _fma,
+    _zeros, _starts, _outer, _cross, _loads, _picks, _stores, _add_totals,
 )  # fmt: skip
 _functions: Any = _without_compiler() if numba.config.DISABLE_JIT else _compiled  # type: ignore[attr-defined]
-width, load, store, transpose, zeros, starts, outer, cross, loads, picks, stores, add_totals = _functions
+width, transpose, pixel, load, store, spread, fma = _functions[:7]
+zeros, starts, outer, cross, loads, picks, stores, add_totals = _functions[7:]

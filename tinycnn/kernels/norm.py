@@ -18,54 +18,64 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._vector import fma, load, pixel, spread, store
 from tinycnn.kernels.tiles import lanes
 
 
 @inner
 def add_lanes(sums, plane):
     """sums[n] += the numbers in lane n of a plane."""
-    flat, L = plane.reshape(plane.size), sums.size
-    for k in range(0, flat.size, L):
-        for n in range(L):
-            sums[n] += flat[k + n]
+    flat, total, none = plane.reshape(plane.size), load(sums, 0, pixel(plane)), pixel(plane)
+    one = spread(plane.dtype.type(1), none)
+    for k in range(0, flat.size, sums.size):
+        total = fma(one, load(flat, k, none), total)
+    store(sums, 0, total)
 
 
 @inner
 def add_squares(sums, plane, mean):
     """sums[n] += the squared distances of lane n from mean[n]."""
-    flat, L = plane.reshape(plane.size), sums.size
-    for k in range(0, flat.size, L):
-        for n in range(L):
-            sums[n] += (flat[k + n] - mean[n]) * (flat[k + n] - mean[n])
+    flat, total, none = plane.reshape(plane.size), load(sums, 0, pixel(plane)), pixel(plane)
+    m, minus = load(mean, 0, none), spread(plane.dtype.type(-1), none)
+    for k in range(0, flat.size, sums.size):
+        far = fma(minus, m, load(flat, k, none))
+        total = fma(far, far, total)
+    store(sums, 0, total)
 
 
 @inner
 def add_slopes(straight, bent, dy, x, mean, rstd, weight):
     """straight[n] += weight * dy and bent[n] += weight * dy * xhat over lane n of a plane."""
-    g, flat, L = dy.reshape(dy.size), x.reshape(x.size), straight.size
-    for k in range(0, flat.size, L):
-        for n in range(L):
-            straight[n] += weight * g[k + n]
-            bent[n] += weight * g[k + n] * ((flat[k + n] - mean[n]) * rstd[n])
+    g, flat, none, T = dy.reshape(dy.size), x.reshape(x.size), pixel(x), x.dtype.type
+    total, total_bent, w = load(straight, 0, none), load(bent, 0, none), spread(weight, none)
+    m, r, one, minus = load(mean, 0, none), load(rstd, 0, none), spread(T(1), none), spread(T(-1), none)
+    for k in range(0, flat.size, straight.size):
+        slope, far = fma(w, load(g, k, none), none), fma(minus, m, load(flat, k, none))
+        total, total_bent = fma(one, slope, total), fma(fma(far, r, none), slope, total_bent)
+    store(straight, 0, total)
+    store(bent, 0, total_bent)
 
 
 @inner
 def normalise(y, x, mean, rstd, weight, bias):
     """y = (x - mean[n]) * rstd[n] * weight + bias, one plane."""
-    to, flat, L = y.reshape(y.size), x.reshape(x.size), mean.size
-    for k in range(0, flat.size, L):
-        for n in range(L):
-            to[k + n] = (flat[k + n] - mean[n]) * rstd[n] * weight + bias
+    to, flat, none = y.reshape(y.size), x.reshape(x.size), pixel(x)
+    m, minus = load(mean, 0, none), spread(x.dtype.type(-1), none)
+    scale, b = fma(load(rstd, 0, none), spread(weight, none), none), spread(bias, none)
+    for k in range(0, flat.size, mean.size):
+        store(to, k, fma(fma(minus, m, load(flat, k, none)), scale, b))
 
 
 @inner
 def bend(dx, dy, x, mean, rstd, weight, straight, bent, count):
     """dx of a plane whose mean and variance depend on x, from the sums over its set of `count` numbers."""
-    to, g, flat, L = dx.reshape(dx.size), dy.reshape(dy.size), x.reshape(x.size), mean.size
-    for k in range(0, flat.size, L):
-        for n in range(L):
-            xhat = (flat[k + n] - mean[n]) * rstd[n]
-            to[k + n] = rstd[n] * (weight * g[k + n] - straight[n] / count - xhat * (bent[n] / count))
+    to, g, flat, none = dx.reshape(dx.size), dy.reshape(dy.size), x.reshape(x.size), pixel(x)
+    m, r, w = load(mean, 0, none), load(rstd, 0, none), spread(weight, none)
+    minus, share = spread(x.dtype.type(-1), none), spread(-1 / count, none)
+    level, slant = fma(load(straight, 0, none), share, none), fma(load(bent, 0, none), share, none)
+    for k in range(0, flat.size, mean.size):
+        xhat = fma(fma(minus, m, load(flat, k, none)), r, none)
+        store(to, k, fma(r, fma(w, load(g, k, none), fma(xhat, slant, level)), none))
 
 
 @inner
