@@ -10,6 +10,7 @@ The windows of nearly every net, 2 x 2 side by side, are written out.
 
 import numpy as np
 from numba import prange
+from numba.extending import overload
 
 from tinycnn.kernels._jit import inner, kernel
 from tinycnn.kernels.tiles import lanes
@@ -49,10 +50,16 @@ def clear(plane):
         flat[i] = 0
 
 
-@inner
 def row(plane, i):
     """Row i of a plane, (H, W) or (H, W, L), flat."""
     return plane[i].reshape(plane[i].size)
+
+
+@overload(row, inline="always")
+def _row(plane, i):  # reshaping is not free, and there are many rows
+    if plane.ndim == 2:
+        return lambda plane, i: plane[i]
+    return lambda plane, i: plane[i].reshape(plane.shape[1] * plane.shape[2])
 
 
 @inner

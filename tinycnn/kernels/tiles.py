@@ -98,9 +98,11 @@ def on_images(output):
     def decorate(kernel):
         @functools.wraps(kernel)
         def call(*args):
+            if args[output].ndim < 5:
+                return kernel(*args)
             images = [plain(a) for a in args]
             kernel(*images)
-            if images[output] is not args[output] and images[output].size:
+            if images[output].size:
                 interleave(args[output], images[output])
 
         return call
