@@ -141,7 +141,7 @@ def compare_buffers(here, there, batch):
     for ours, theirs, what in zip(here._buffers(batch), there._buffers(batch), ("value", "slope"), strict=True):
         for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             if what == "value" or number > here._first:
-                same(f"{what} {number}", there.k.to_host(b), a, 1e-4)
+                same(f"{what} {number}", there.plain(b, batch), here.plain(a, batch), 1e-4)
     same("the gradient", there.k.to_host(there.grad), here.grad, 1e-4)
 
 
@@ -153,12 +153,12 @@ def calls_of(setup, batch):
     out: list[tuple] = []
     out.append(("gather", lambda: setup.batches.gather(values[0], setup.batches.order), 0, batch * 784 * 5))
     for i, layer in enumerate(model.layers):
-        if layer.is_view:
+        if model.passes_through(i, values):
             continue
         adds, moved = layer.multiply_adds(model.shapes[i]) * batch, values[i].nbytes + values[i + 1].nbytes
         name = f"{i} {type(layer).__name__}"
         x, y, dy = values[i], values[i + 1], slopes[i + 1]
-        dx = slopes[i] if i > model._first else model._unwanted
+        dx = slopes[i] if i > model._first else model.unwanted(batch)
         out.append((name + " forward", lambda layer=layer, x=x, y=y: layer.forward(y, x), 2 * adds, moved))
         back = 2 if i > model._first else 1
         out.append((name + " backward", lambda layer=layer, a=(dx, dy, x, y): layer.backward(*a), 2 * adds * back,

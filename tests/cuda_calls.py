@@ -103,10 +103,10 @@ def calls(dtype, sizes, seed=0):
             for affine in (True, False):
                 w, b = (weight, bias) if affine else (weight[:0], bias[:0])
                 outputs = blank(x.shape, dtype), blank(C, dtype), blank(C, dtype)
-                arguments = (outputs[0], x, w, b, *outputs[1:], mean, mean**2 + 1, 0.1, 1e-5, training)
+                arguments = (outputs[0], x, w, b, *outputs[1:], mean, mean**2 + 1, 0.1, 1e-5, training, N)
                 yield "batch_norm_forward", f"{C}", arguments, (0, 4, 5, 6, 7)
                 out = blank(x.shape, dtype), blank(w.shape, dtype), blank(w.shape, dtype)
-                yield "batch_norm_backward", f"{C}", (*out, dy, x, w, mean, abs(mean) + 1, training), (0, 1, 2)
+                yield "batch_norm_backward", f"{C}", (*out, dy, x, w, mean, abs(mean) + 1, training, N), (0, 1, 2)
         for affine in (True, False):
             w, b = (weight, bias) if affine else (weight[:0], bias[:0])
             mean_g, rstd_g = normal(N, groups), abs(normal(N, groups)) + 1
@@ -115,7 +115,7 @@ def calls(dtype, sizes, seed=0):
             out = blank(x.shape, dtype), blank(w.shape, dtype), blank(w.shape, dtype)
             yield "group_norm_backward", f"{C}", (*out, dy, x, w, mean_g, rstd_g, groups), (0, 1, 2)
         out = np.zeros((0, *x.shape[1:]), dtype), blank(C, dtype), blank(C, dtype)
-        yield "batch_norm_backward", "no dx", (*out, dy, x, weight, mean, abs(mean) + 1, True), (1, 2)
+        yield "batch_norm_backward", "no dx", (*out, dy, x, weight, mean, abs(mean) + 1, True, N), (1, 2)
     for kernel_size, scale in (((2, 2), 1.0), ((3, 2), 1 / 6)):
         out = H // kernel_size[0], W // kernel_size[1]
         x, dy, weight, bias = normal(N, 3, H, W), normal(N, 3, *out), normal(3), normal(3)
@@ -137,8 +137,9 @@ def calls(dtype, sizes, seed=0):
         outputs = blank(rows, dtype), blank(rows, np.int64), blank(dy.shape, dtype)
         yield "nearest_loss", "", (*outputs, 20 + 5 * dy, target, rubbish, mean), (0, 1, 2)
     for p, span in ((0.0, 1), (0.4, 1), (0.5, 7), (1.0, 1)):
-        x, counter, seed = normal(N, 3, size), np.array([11]), 2**63 - 12345
-        yield "dropout", f"p {p}", (blank(x.shape, dtype), x, counter, seed, p, span), (0,)
+        for x in (normal(N, 3, size), normal(N, 3, H, W)):
+            arguments = blank(x.shape, dtype), x, np.array([11]), 2**63 - 12345, p, span
+            yield "dropout", f"p {p}, {x.ndim} axes", arguments, (0,)
     yield "advance", "", (np.array([41]),), (0,)
 
     x, dy = 3 * normal(rows, classes), normal(rows, classes)

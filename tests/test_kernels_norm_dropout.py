@@ -39,14 +39,14 @@ def test_batch_norm(shape, seed, affine, offset, dtype):
     before = [a.astype(np.float64) for a in running]
     y, mean, rstd = blank(shape, dtype), blank(C, dtype), blank(C, dtype)
 
-    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, False)
+    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, False, len(x))
     statistics = before[0][:, None, None], before[1][:, None, None]
     near(y, reference.normalise(x.astype(np.float64), None, *ones, EPS, statistics)[0], dtype)
     np.testing.assert_array_equal(running[0], before[0].astype(dtype))
 
     x64 = x.astype(np.float64)
     want, want_mean, want_rstd = reference.normalise(x64, (0, 2, 3), *ones, EPS)
-    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, True)
+    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, True, len(x))
     near(mean, want_mean.ravel(), dtype)
     spread = float(x64.std((0, 2, 3)).min())
     if spread > 0.1:  # else 1/std blows rounding up
@@ -187,9 +187,9 @@ def _case(name, dtype):
     sets, groups = rng.uniform(1, 2, (2, 9, 3)).astype(dtype)
     out, parts = blank(x.shape, dtype), [blank(6, dtype) for _ in range(2)]
     if name == "batch_norm_forward":
-        return kernels.batch_norm_forward, (out, x, w, b, *parts, m, r, 0.1, EPS, True), (0, 4, 5, 6, 7)
+        return kernels.batch_norm_forward, (out, x, w, b, *parts, m, r, 0.1, EPS, True, len(x)), (0, 4, 5, 6, 7)
     if name == "batch_norm_backward":
-        return kernels.batch_norm_backward, (out, *parts, dy, x, w, m, r, True), (0, 1, 2)
+        return kernels.batch_norm_backward, (out, *parts, dy, x, w, m, r, True, len(x)), (0, 1, 2)
     if name == "group_norm_forward":
         return kernels.group_norm_forward, (out, x, w, b, sets, groups, 3, EPS), (0, 4, 5)
     if name == "group_norm_backward":

@@ -18,6 +18,7 @@ class Layer:
 
     k: Any = None  # the backend module, set by `bind`
     training = True
+    images = 0  # of the batch that runs; a tiled one (kernels/tiles.py) may have room for more
     is_view = False  # the output is the input under another shape; no kernel runs
 
     def parameter_shapes(self):
@@ -305,17 +306,17 @@ class MaxPool2d(_Pool2d):
         self.ceil_mode = bool(ceil_mode)
 
     def reserve(self, k, batch, shape, dtype):
-        self.indices = k.empty((batch, *self.output_shape(shape)), np.int32)
+        self._indices = k.empty((batch * math.prod(self.output_shape(shape)),), np.int32)
+
+    def indices(self, y):
+        """Where in their planes the entries of y stood."""
+        return self._indices[: y.size].reshape(y.shape)
 
     def forward(self, y, x):
-        self.k.max_pool2d_forward(
-            y, self.indices[: len(y)], x, self.kernel_size, self.stride, self.padding, self.dilation
-        )
+        self.k.max_pool2d_forward(y, self.indices(y), x, self.kernel_size, self.stride, self.padding, self.dilation)
 
     def backward(self, dx, dy, x, y):
-        self.k.max_pool2d_backward(
-            dx, dy, self.indices[: len(dy)], self.kernel_size, self.stride, self.padding, self.dilation
-        )
+        self.k.max_pool2d_backward(dx, dy, self.indices(dy), self.kernel_size, self.stride, self.padding, self.dilation)
 
 
 class _Norm(Layer):
@@ -375,7 +376,7 @@ class BatchNorm2d(_Norm):
 
     def forward(self, y, x):
         self._by_batch = self.training or not self.track_running_stats
-        if self._by_batch and x.size == self.channels:
+        if self._by_batch and self.images * x.shape[2] * x.shape[3] == 1:
             raise ValueError(f"{self!r} needs more than one value a channel in training, got shape {tuple(x.shape)}")
         mean, var, momentum = (
             (self.running_mean, self.running_var, self.momentum)
@@ -383,15 +384,17 @@ class BatchNorm2d(_Norm):
             else (self._running_mean, self._running_var, 0.0)
         )
         self.k.batch_norm_forward(
-            y, x, self.weight, self.bias, self._mean, self._rstd, mean, var, momentum, self.eps, self._by_batch
-        )
+            y, x, self.weight, self.bias, self._mean, self._rstd, mean, var, momentum, self.eps, self._by_batch,
+            self.images,
+        )  # fmt: skip
         if self.training and self.track_running_stats:
             self.k.advance(self.num_batches_tracked)
 
     def backward(self, dx, dy, x, y):
         self.k.batch_norm_backward(
-            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self._mean, self._rstd, self._by_batch
-        )
+            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self._mean, self._rstd, self._by_batch,
+            self.images,
+        )  # fmt: skip
 
     def extra(self):
         defaults = {"eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True}
@@ -415,13 +418,14 @@ class GroupNorm(_Norm):
 
     def reserve(self, k, batch, shape, dtype):
         self._mean, self._rstd = (k.empty((batch, self.groups), dtype) for _ in range(2))
+        self._size = math.prod(shape)
 
     def forward(self, y, x):
-        n = len(x)
+        n = x.size // self._size
         self.k.group_norm_forward(y, x, self.weight, self.bias, self._mean[:n], self._rstd[:n], self.groups, self.eps)
 
     def backward(self, dx, dy, x, y):
-        n = len(x)
+        n = x.size // self._size
         self.k.group_norm_backward(
             dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self._mean[:n], self._rstd[:n], self.groups
         )
@@ -480,10 +484,16 @@ class Dropout2d(Dropout):
 class Flatten(Layer):
     """(C, H, W) -> (C*H*W,): the same numbers under another shape."""
 
-    is_view = True
+    is_view = True  # but for tiles, which are put in plain order
 
     def output_shape(self, shape):
         return (math.prod(shape),)
+
+    def forward(self, y, x):
+        self.k.tiles.separate(y.reshape((len(y), *x.shape[1:4])), x)
+
+    def backward(self, dx, dy, x, y):
+        self.k.tiles.interleave(dx, dy.reshape((len(dy), *x.shape[1:4])))
 
 
 class Tanh(Layer):

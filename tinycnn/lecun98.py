@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check, init
-from tinycnn.layers import Conv2d, Flatten, Layer, Linear, ScaledTanh
+from tinycnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ScaledTanh
 from tinycnn.losses import Loss
 from tinycnn.model import Sequential
 from tinycnn.optim import Optimizer
@@ -335,12 +335,17 @@ def second_derivatives(model, criterion, batches, index):
     found = np.zeros(len(model.theta))
     for number in range(top - 1, model._first - 1, -1):
         layer, x, y, hy = model.layers[number], values[number], values[number + 1], slopes[number + 1]
-        hx = slopes[number] if number > model._first else model._unwanted
-        if layer.is_view:
+        hx = slopes[number] if number > model._first else model.unwanted(n)
+        if model.passes_through(number, values):
             continue
-        if not layer.parameter_shapes():  # an activation: f' times f'
+        if isinstance(layer, AvgPool2d):  # linear: the coefficients squared
+            window = layer.kernel_size, layer.stride, layer.padding, layer.count_include_pad
+            k.avg_pool2d_backward(hx, hy, *window, (layer.divisor or math.prod(layer.kernel_size)) ** 2)
+            continue
+        if not layer.parameter_shapes():
             layer.backward(hx, hy, x, y)
-            layer.backward(hx, hx, x, y)
+            if not isinstance(layer, Flatten | MaxPool2d):  # an activation: f' times f'
+                layer.backward(hx, hx, x, y)
             continue
         here = [slot for slot in model._slots if slot[1] is layer]
         squares = {slot[2]: k.to_device(np.square(k.to_host(getattr(layer, slot[2])))) for slot in here}

@@ -90,55 +90,114 @@ class Sequential:
             self._allocate(batch)
         except backend.DeviceMemoryError as error:
             image = 2 * self.dtype.itemsize * sum(math.prod(shape) for shape in self.shapes)
-            self._values, self._slopes, self.reserved, self._views = [], [], 0, {}
+            self._values, self._slopes, self._plain, self.reserved, self._views = [], [], [], 0, {}
             free = error.free
             more = f"; the buffers of a batch of {batch} need {image * batch / 2**20:,.1f} MiB, "
             more += f"a batch of {free // image} would fit" if free >= image else "and not even one image fits"
             raise backend.DeviceMemoryError(error.asked, free, more) from error
 
     def _allocate(self, batch):
-        values = [self.k.empty((batch, *self.shapes[0]), self.dtype)]
-        slopes = [self.k.empty((batch, *self.shapes[0]), self.dtype)]
-        for layer, shape, out in zip(self.layers, self.shapes[:-1], self.shapes[1:], strict=True):
-            for arrays in (values, slopes):
-                new = arrays[-1].reshape(batch, *out) if layer.is_view else self.k.empty((batch, *out), self.dtype)
-                arrays.append(new)
-            layer.reserve(self.k, batch, shape, self.dtype)
-        self._values, self._slopes = values, slopes
-        # What the first layer with parameters is given for the gradient that nobody wants.
-        self._unwanted = self.k.empty((0, *self.shapes[self._first]), self.dtype)
+        # Flat: how images lie in them depends on how many there are (see `_shaped`).
+        sizes = [self._room(batch) * math.prod(shape) for shape in self.shapes]
+        for i, layer in enumerate(self.layers):
+            if layer.is_view and not self._tiled(batch, self.shapes[i]):
+                sizes[i + 1] = 0
+        self._values, self._slopes = ([self.k.empty((n,), self.dtype) for n in sizes] for _ in range(2))
+        # Where tiles come from and go to: the images, the outputs and their slopes, in plain order.
+        outside = self.shapes[0], self.shapes[-1], self.shapes[-1]
+        self._plain = [self.k.empty((batch, *s) if self._tiled(batch, s) else (0,), self.dtype) for s in outside]
+        for layer, shape in zip(self.layers, self.shapes[:-1], strict=True):
+            layer.reserve(self.k, self._room(batch), shape, self.dtype)
         self.reserved, self._views = batch, {}
 
+    def _lanes(self, batch):
+        """Images a tile, if maps of this many images are kept as tiles (kernels/tiles.py); otherwise 1."""
+        return self.k.tiles.images_a_tile(batch, self.dtype) if self.k.tiles else 1
+
+    def _tiled(self, batch, shape):
+        return len(shape) == 3 and self._lanes(batch) > 1
+
+    def _room(self, batch):
+        """The batch, rounded up to whole tiles."""
+        lanes = self._lanes(batch)
+        return -(-batch // lanes) * lanes
+
+    def _shaped(self, flat, batch, number):
+        """The beginning of a flat buffer as a batch of shape `number`: (batch, *shape), or tiles (T, C, H, W, L)."""
+        shape = self.shapes[number]
+        if self._tiled(batch, shape):
+            lanes, room = self._lanes(batch), self._room(batch)
+            return flat[: room * math.prod(shape)].reshape((room // lanes, *shape, lanes))
+        return flat[: batch * math.prod(shape)].reshape((batch, *shape)) if flat.size else flat
+
     def _buffers(self, batch):
+        """Values and slopes of the input and of every layer's output, as the kernels take them."""
         if batch > self.reserved:
             self.reserve(batch)
         if batch not in self._views:
-            self._views[batch] = [v[:batch] for v in self._values], [d[:batch] for d in self._slopes]
-        return self._views[batch]
+            values, slopes = (
+                [self._shaped(flat, batch, i) for i, flat in enumerate(flats)] for flats in (self._values, self._slopes)
+            )
+            for i in range(len(self.layers)):
+                if self.passes_through(i, values):
+                    for arrays in (values, slopes):
+                        arrays[i + 1] = arrays[i].reshape((batch, *self.shapes[i + 1]))
+            # What the first layer with parameters is given for the gradient that nobody wants.
+            unwanted = self.k.empty((0, *values[min(self._first, len(self.layers) - 1)].shape[1:]), self.dtype)
+            self._views[batch] = values, slopes, unwanted, [a[:batch] for a in self._plain]
+        return self._views[batch][:2]
+
+    def unwanted(self, batch):
+        """What the first layer with parameters is given for the gradient that nobody wants."""
+        self._buffers(batch)
+        return self._views[batch][2]
 
     def input_buffer(self, batch):
         """Where `run_forward(batch)` reads its images: (batch, *input_shape)."""
-        return self._buffers(batch)[0][0]
+        values, _ = self._buffers(batch)
+        return values[0] if values[0].ndim < 5 else self._views[batch][3][0]
 
     def output_buffers(self, batch):
         """Where it writes its output, and where `run_backward` reads the output's gradient."""
         values, slopes = self._buffers(batch)
-        return values[-1], slopes[-1]
+        return (values[-1], slopes[-1]) if values[-1].ndim < 5 else tuple(self._views[batch][3][1:])
+
+    def plain(self, array, batch):
+        """One of `_buffers(batch)` as a new NumPy array (batch, ...)."""
+        if array.ndim == 5:
+            array = self.k.tiles.plain(array)
+        return np.array(self.k.to_host(array)[:batch])
 
     # --- running ------------------------------------------------------------------------------------------------------
 
     def run_forward(self, batch):
         """The chain on what stands in the input buffer."""
+        for _ in self._forward_steps(batch):
+            pass
+
+    def _forward_steps(self, batch):
+        """`run_forward`, layer by layer: yields the number of each and its output."""
         values, _ = self._buffers(batch)
-        self._batch = batch
+        if batch != self._batch:
+            self._batch = batch
+            for layer in self.layers:
+                layer.images = batch
+        if values[0].ndim == 5:
+            self.k.tiles.interleave(values[0], self.input_buffer(batch))
         for i, layer in enumerate(self.layers):
-            if not layer.is_view:
+            if not self.passes_through(i, values):
                 layer.forward(values[i + 1], values[i])
+            yield i, values[i + 1]
+        if values[-1].ndim == 5:
+            self.k.tiles.separate(self.output_buffers(batch)[0], values[-1])
+
+    def passes_through(self, number, values):
+        """Whether layer `number` has nothing to do: its output is its input under another shape."""
+        return self.layers[number].is_view and values[number].ndim < 5
 
     def trace(self, batch):
         """Run the chain on the input buffer; copies of the output of every layer, NumPy, for looking at."""
-        self.run_forward(batch)
-        return [np.array(self.k.to_host(value)) for value in self._buffers(batch)[0][1:]]
+        return [self.plain(value, batch) for _, value in self._forward_steps(batch)]
 
     def run_backward(self, batch, input_gradient=False):
         """The chain back from the output's gradient; leaves the parameters' gradient in `grad`.
@@ -146,12 +205,13 @@ class Sequential:
         Without `input_gradient` it stops at the first layer that has parameters.
         """
         values, slopes = self._buffers(batch)
+        if slopes[-1].ndim == 5:
+            self.k.tiles.interleave(slopes[-1], self.output_buffers(batch)[1])
         first = 0 if input_gradient else self._first
         for i in range(len(self.layers) - 1, first - 1, -1):
-            layer = self.layers[i]
-            if not layer.is_view:
-                dx = slopes[i] if i > first or input_gradient else self._unwanted
-                layer.backward(dx, slopes[i + 1], values[i], values[i + 1])
+            if not self.passes_through(i, values):
+                dx = slopes[i] if i > first or input_gradient else self.unwanted(batch)
+                self.layers[i].backward(dx, slopes[i + 1], values[i], values[i + 1])
 
     def _cast(self, name, value):
         """`value` as an array of the model's dtype, all finite in it."""
@@ -162,7 +222,7 @@ class Sequential:
         """The first of input, parameters and outputs (of the last run on `batch` images) with a NaN or infinity, in
         words; None if there is none."""
         values = self._buffers(batch)[0]
-        if not np.isfinite(self.k.to_host(values[0])).all():
+        if not np.isfinite(self.k.to_host(self.input_buffer(batch))).all():
             return "the input"
         for number, layer in enumerate(self.layers):
             for name, owner, attribute, *_ in self._slots:
@@ -209,7 +269,8 @@ class Sequential:
             raise ValueError(f"dy must have the shape of the last output, {slope.shape}, got {dy.shape}")
         self.k.write(slope, dy.astype(self.dtype, copy=False))
         self.run_backward(self._batch, input_gradient=True)
-        return self._handed_out(self._buffers(self._batch)[1][0], on_device)
+        slope = self._buffers(self._batch)[1][0]
+        return self._handed_out(slope if slope.ndim < 5 else self.plain(slope, self._batch), on_device)
 
     def predict(self, x, batch_size=256):
         """Output for any number of images, in batches; NumPy."""

@@ -46,6 +46,8 @@ from tinycnn.cuda.pooling import (
     max_pool2d_forward,
 )
 
+tiles = None  # maps lie in plain order here
+
 __all__ = [
     "adam",
     "advance",
@@ -100,6 +102,7 @@ __all__ = [
     "tally",
     "tanh_backward",
     "tanh_forward",
+    "tiles",
     "to_device",
     "to_host",
     "warp",

@@ -177,7 +177,7 @@ def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets,
     write_channel(tid, THREADS, dweight, dbias, few, few_bent, channel)
 
 
-def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training):
+def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training, images):
     """See the twin."""
     (N, C, H, W), T, affine = x.shape, x.dtype.type, weight.size > 0
     weight, bias = (weight, bias) if affine else (mean, mean)
@@ -187,7 +187,7 @@ def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var
     )  # fmt: skip
 
 
-def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training):
+def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, images):
     """dx, dweight and dbias of size 0 are not computed."""
     (N, C, H, W), affine = x.shape, weight.size > 0
     if dweight.size:

@@ -6,6 +6,7 @@ compute is the same.
 
 import numpy as np
 
+from tinycnn.kernels import tiles
 from tinycnn.kernels.activations import (
     gaussian_backward,
     gaussian_forward,
@@ -102,6 +103,7 @@ __all__ = [
     "tally",
     "tanh_backward",
     "tanh_forward",
+    "tiles",
     "to_device",
     "to_host",
     "warp",

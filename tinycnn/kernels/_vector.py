@@ -1,15 +1,30 @@
 """Vectors as values of compiled code, for the few loops whose sums must stay in registers.
 
 LLVM vectorises loops by itself, but keeps an array that a loop adds to in memory, and 512-bit registers unused.  With
-these functions a kernel says which numbers are a register:
+these functions a kernel says which numbers are a register; W = width(array) of them are one.
 
-    v = load(array, i)           array[i : i + W], W = width(array) numbers
-    v = fma(s, u, v)             s*u + v, s a number or a vector
-    store(array, i, v)
-    transpose(dst, d, dstep, src, s, sstep)     dst[d + j*dstep + k] = src[s + k*sstep + j] for j, k < W
+    transpose(dst, d, dstep, src, s, sstep)  dst[d + j*dstep + k] = src[s + k*sstep + j] for j, k < W
 
-They compile to an instruction each (the last one to a few for each vector), and check no index.  Without the compiler
-they are NumPy.
+Sums are kept in tuples of vectors, a block of rows and columns laid out row by row, and blocks are multiplied:
+
+    like = zeros(array, n)                   n vectors of zeros, n a constant
+    sums = starts(array, i, like)            sums[r, c] = array[i + r] in all lanes; `like` is a block, for its size
+    sums = outer(sums, array, i, vectors)    sums[r, c] += array[i + r] * vectors[c]
+    sums = cross(sums, left, right)          sums[r, c] += left[r] * right[c]
+    loads(array, i, step, like)              as many vectors as `like` has, from i, i + step, ...
+    picks(array, i, offset, k, like)         the same from i + offset[k], i + offset[k + 1], ...
+    stores(array, i, rstep, cstep, sums, rows)   array[i + r*rstep + c*cstep ...] = sums[r, c], r < rows, c < COLUMNS
+    add_totals(array, i, sums)               array[i + k] += the sum of the lanes of vector k; beyond them, up to a
+                                             whole number of registers, zeros are added
+
+Loops that do the same to the pixels of tiles and of images (see tiles.py) say what a pixel is:
+
+    none = pixel(plane)                      zero: a vector in the plane (H, W, W) of a tile, a number in (H, W)
+    v = load(array, i, none)                 one pixel, and store(array, i, v)
+    v = spread(number, none)                 the number in all lanes
+    v = fma(a, b, c)                         a*b + c
+
+They compile to an instruction or a few for each vector, and check no index.  Without the compiler they are NumPy.
 """
 
 from typing import Any
@@ -30,6 +45,7 @@ def _bytes():
 
 
 BYTES = _bytes()
+COLUMNS = 2  # of the blocks that `starts` makes and `stores` takes
 
 
 class Vector(types.Type):
@@ -46,13 +62,18 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, _llvm(vector))
 
 
-def _llvm(vector):
-    return ir.VectorType(ir.FloatType() if vector.dtype == types.float32 else ir.DoubleType(), vector.size)
+def _llvm(kind):
+    """Of a vector or of a number."""
+    if isinstance(kind, Vector):
+        return ir.VectorType(_llvm(kind.dtype), kind.size)
+    return ir.FloatType() if kind == types.float32 else ir.DoubleType()
 
 
 def _name(kind):
     """As LLVM's intrinsics are called after their type: v16f32."""
-    return f"v{kind.count}f{32 if isinstance(kind.element, ir.FloatType) else 64}"
+    if isinstance(kind, ir.VectorType):
+        return f"v{kind.count}{_name(kind.element)}"
+    return "f32" if isinstance(kind, ir.FloatType) else "f64"
 
 
 def _place(context, builder, arrays, array, index, kind):
@@ -65,7 +86,7 @@ def _call(builder, name, result, arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, function, name), arguments)
 
 
-def _spread(builder, number, kind):
+def _everywhere(builder, number, kind):
     """A vector of one number."""
     none = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(none, number, ir.Constant(ir.IntType(32), 0))
@@ -80,72 +101,47 @@ def _width(context, array):
 
 
 @intrinsic
-def _zero(context, array):
-    vector = Vector(array.dtype)
+def _pixel(context, plane):
+    kind = Vector(plane.dtype) if plane.ndim == 3 else plane.dtype
 
     def code(context, builder, signature, arguments):
-        return ir.Constant(_llvm(vector), [0.0] * vector.size)
+        return ir.Constant(_llvm(kind), [0.0] * kind.size if isinstance(kind, Vector) else 0.0)
 
-    return vector(array), code
+    return kind(plane), code
 
 
 @intrinsic
-def _spread_number(context, array, number):
-    vector = Vector(array.dtype)
-
+def _load(context, array, index, like):
     def code(context, builder, signature, arguments):
-        return _spread(builder, arguments[1], _llvm(vector))
+        array, index, _ = arguments
+        place = _place(context, builder, signature.args[0], array, index, _llvm(like))
+        return builder.load(place, align=signature.args[0].dtype.bitwidth // 8)
 
-    return vector(array, array.dtype), code
+    return like(array, types.intp, like), code
 
 
 @intrinsic
-def _load(context, array, index):
-    vector = Vector(array.dtype)
-
-    def code(context, builder, signature, arguments):
-        array, index = arguments
-        place = _place(context, builder, signature.args[0], array, index, _llvm(vector))
-        return builder.load(place, align=vector.dtype.bitwidth // 8)
-
-    return vector(array, types.intp), code
-
-
-@intrinsic
-def _store(context, array, index, vector):
+def _store(context, array, index, v):
     def code(context, builder, signature, arguments):
         array, index, v = arguments
         place = _place(context, builder, signature.args[0], array, index, v.type)
-        builder.store(v, place, align=vector.dtype.bitwidth // 8)
+        builder.store(v, place, align=signature.args[0].dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, vector), code
+    return types.void(array, types.intp, v), code
 
 
 @intrinsic
-def _fma(context, a, u, v):
+def _spread(context, number, like):
     def code(context, builder, signature, arguments):
-        a, u, v = arguments
-        a = a if isinstance(a.type, ir.VectorType) else _spread(builder, a, u.type)
-        return _call(builder, f"llvm.fma.{_name(u.type)}", u.type, [a, u, v])
+        return _everywhere(builder, arguments[0], _llvm(like)) if isinstance(like, Vector) else arguments[0]
 
-    return v(a if isinstance(a, Vector) else u.dtype, u, v), code
+    return like(like.dtype if isinstance(like, Vector) else like, like), code
 
 
 @intrinsic
-def _total(context, vector):
-    def code(context, builder, signature, arguments):
-        (v,) = arguments
-        while v.type.count > 1:  # the upper half onto the lower: the same order everywhere
-            half = v.type.count // 2
-            lanes = ir.VectorType(ir.IntType(32), half)
-            low, high = (
-                builder.shuffle_vector(v, v, ir.Constant(lanes, list(range(at, at + half)))) for at in (0, half)
-            )
-            v = builder.fadd(low, high)
-        return builder.extract_element(v, ir.Constant(ir.IntType(32), 0))
-
-    return vector.dtype(vector), code
+def _fma(context, a, b, c):
+    return c(c, c, c), lambda context, builder, signature, arguments: _multiply_add(builder, *arguments)
 
 
 @intrinsic
@@ -178,35 +174,219 @@ def _transpose(context, dst, d, dstep, src, s, sstep):
     return types.void(dst, types.intp, types.intp, src, types.intp, types.intp), code
 
 
+def _block(context, builder, kind, vectors):
+    return context.make_tuple(builder, types.UniTuple(kind, len(vectors)), vectors)
+
+
+def _multiply_add(builder, a, u, v):
+    return _call(builder, f"llvm.fma.{_name(u.type)}", u.type, [a, u, v])
+
+
+def _at(builder, start, step, k):
+    return builder.add(start, builder.mul(step, ir.Constant(ir.IntType(64), k)))
+
+
+@intrinsic(prefer_literal=True)
+def _zeros(context, array, n):
+    vector, size = Vector(array.dtype), n.literal_value
+
+    def code(context, builder, signature, arguments):
+        none = ir.Constant(_llvm(vector), [0.0] * vector.size)
+        return _block(context, builder, vector, [none] * size)
+
+    return types.UniTuple(vector, size)(array, n), code
+
+
+@intrinsic
+def _starts(context, array, index, like):
+    def code(context, builder, signature, arguments):
+        array, index, _ = arguments
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        vectors = []
+        for row in range(like.count // COLUMNS):
+            number = builder.load(builder.gep(data, [builder.add(index, ir.Constant(ir.IntType(64), row))]))
+            vectors += [_everywhere(builder, number, _llvm(like.dtype))] * COLUMNS
+        return _block(context, builder, like.dtype, vectors)
+
+    return like(array, types.intp, like), code
+
+
+@intrinsic
+def _outer(context, sums, array, index, vectors):
+    def code(context, builder, signature, arguments):
+        sums, array, index, vectors = arguments
+        sums = cgutils.unpack_tuple(builder, sums, signature.args[0].count)
+        vectors = cgutils.unpack_tuple(builder, vectors, signature.args[3].count)
+        data = context.make_array(signature.args[1])(context, builder, array).data
+        new: list = []
+        for row in range(len(sums) // len(vectors)):
+            number = builder.load(builder.gep(data, [builder.add(index, ir.Constant(ir.IntType(64), row))]))
+            factor = _everywhere(builder, number, vectors[0].type)
+            new += [_multiply_add(builder, factor, v, sums[len(new) + c]) for c, v in enumerate(vectors)]
+        return _block(context, builder, signature.return_type.dtype, new)
+
+    return sums(sums, array, types.intp, vectors), code
+
+
+@intrinsic
+def _cross(context, sums, left, right):
+    def code(context, builder, signature, arguments):
+        sums, left, right = (
+            cgutils.unpack_tuple(builder, a, t.count) for a, t in zip(arguments, signature.args, strict=True)
+        )
+        pairs = [(a, b) for a in left for b in right]
+        new = [_multiply_add(builder, a, b, s) for (a, b), s in zip(pairs, sums, strict=True)]
+        return _block(context, builder, signature.return_type.dtype, new)
+
+    return sums(sums, left, right), code
+
+
+@intrinsic
+def _loads(context, array, index, step, like):
+    vector, size = like.dtype, like.count
+
+    def code(context, builder, signature, arguments):
+        array, index, step, _ = arguments
+        places = [
+            _place(context, builder, signature.args[0], array, _at(builder, index, step, k), _llvm(vector))
+            for k in range(size)
+        ]
+        loaded = [builder.load(place, align=vector.dtype.bitwidth // 8) for place in places]
+        return _block(context, builder, vector, loaded)
+
+    return like(array, types.intp, types.intp, like), code
+
+
+@intrinsic
+def _picks(context, array, index, offset, first, like):
+    vector, size = like.dtype, like.count
+
+    def code(context, builder, signature, arguments):
+        array, index, offset, first, _ = arguments
+        offsets, loaded = context.make_array(signature.args[2])(context, builder, offset).data, []
+        for k in range(size):
+            more = builder.load(builder.gep(offsets, [builder.add(first, ir.Constant(ir.IntType(64), k))]))
+            place = _place(context, builder, signature.args[0], array, builder.add(index, more), _llvm(vector))
+            loaded.append(builder.load(place, align=vector.dtype.bitwidth // 8))
+        return _block(context, builder, vector, loaded)
+
+    return like(array, types.intp, offset, types.intp, like), code
+
+
+@intrinsic
+def _stores(context, array, index, rstep, cstep, sums, rows):
+    def code(context, builder, signature, arguments):
+        array, index, rstep, cstep, sums, rows = arguments
+        sums = cgutils.unpack_tuple(builder, sums, signature.args[4].count)
+        for row in range(len(sums) // COLUMNS):
+            wanted = builder.icmp_signed("<", ir.Constant(ir.IntType(64), row), rows)
+            with builder.if_then(wanted, likely=True):
+                for c in range(COLUMNS):
+                    at = _at(builder, _at(builder, index, rstep, row), cstep, c)
+                    v = sums[row * COLUMNS + c]
+                    place = _place(context, builder, signature.args[0], array, at, v.type)
+                    builder.store(v, place, align=signature.args[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, types.intp, sums, types.intp), code
+
+
+@intrinsic
+def _add_totals(context, array, index, sums):
+    vector = sums.dtype
+
+    def halves(builder, a, b, step):
+        """Of every run of `step` lanes the two halves added: first those of a, then those of b."""
+        n = vector.size
+        lanes = [k for k in range(2 * n) if k % step < step // 2]
+        low, high = (
+            builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), n), [k + more for k in lanes]))
+            for more in (0, step // 2)
+        )
+        return builder.fadd(low, high)
+
+    def code(context, builder, signature, arguments):
+        array, index, sums = arguments
+        sums = cgutils.unpack_tuple(builder, sums, signature.args[2].count)
+        kind, align = _llvm(vector), vector.dtype.bitwidth // 8
+        for first in range(0, len(sums), vector.size):
+            # A register's worth of sums at a time, two into one until all lanes of one are totals.
+            group = sums[first : first + vector.size]
+            group += [ir.Constant(kind, [0.0] * vector.size)] * (vector.size - len(group))
+            step = vector.size
+            while len(group) > 1:
+                group = [halves(builder, group[k], group[k + 1], step) for k in range(0, len(group), 2)]
+                step //= 2
+            at = builder.add(index, ir.Constant(ir.IntType(64), first))
+            place = _place(context, builder, signature.args[0], array, at, kind)
+            builder.store(builder.fadd(builder.load(place, align=align), group[0]), place, align=align)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, sums), code
+
+
 def _without_compiler():
     """The same in NumPy, for the debugger."""
 
     def width(array):
         return BYTES // array.itemsize
 
-    def load(array, index):
-        return array[index : index + width(array)].copy()
+    def pixel(plane):
+        return np.zeros(width(plane), plane.dtype) if plane.ndim == 3 else plane.dtype.type(0)
+
+    def load(array, index, like):
+        return array[index : index + len(like)].copy() if np.ndim(like) else array[index]
 
     def store(array, index, v):
-        array[index : index + len(v)] = v
+        array[index : index + np.size(v)] = v
+
+    def spread(number, like):
+        return np.full_like(like, number)[()]
+
+    def fma(a, b, c):
+        return a * b + c
 
     def transpose(dst, d, dstep, src, s, sstep):
-        rows = np.array([load(src, s + k * sstep) for k in range(width(src))])
+        rows = np.array([src[s + k * sstep :][: width(src)] for k in range(width(src))])
         for j in range(width(src)):
             store(dst, d + j * dstep, rows[:, j])
 
-    return (
-        width,
-        lambda array: np.zeros(width(array), array.dtype),
-        lambda array, number: np.full(width(array), number, array.dtype),
-        load,
-        store,
-        lambda a, u, v: a * u + v,
-        lambda v: v.sum(),
-        transpose,
-    )
+    def zeros(array, n):
+        return (np.zeros(width(array), array.dtype),) * n
+
+    def starts(array, index, like):
+        return tuple(np.full(len(like[0]), array[index + k // COLUMNS], array.dtype) for k in range(len(like)))
+
+    def outer(sums, array, index, vectors):
+        n = len(vectors)
+        return tuple(s + array[index + k // n] * vectors[k % n] for k, s in enumerate(sums))
+
+    def cross(sums, left, right):
+        n = len(right)
+        return tuple(s + left[k // n] * right[k % n] for k, s in enumerate(sums))
+
+    def loads(array, index, step, like):
+        return tuple(load(array, index + k * step, like[0]) for k in range(len(like)))
+
+    def picks(array, index, offset, first, like):
+        return tuple(load(array, index + offset[first + k], like[0]) for k in range(len(like)))
+
+    def stores(array, index, rstep, cstep, sums, rows):
+        for k in range(min(rows, len(sums) // COLUMNS) * COLUMNS):
+            store(array, index + k // COLUMNS * rstep + k % COLUMNS * cstep, sums[k])
+
+    def add_totals(array, index, sums):
+        for k, v in enumerate(sums):
+            array[index + k] += v.sum()
+
+    pixels, blocks = (pixel, load, store, spread, fma), (zeros, starts, outer, cross, loads, picks, stores, add_totals)
+    return width, transpose, *pixels, *blocks
 
 
-_compiled = _width, _zero, _spread_number, _load, _store, _fma, _total, _transpose
+_compiled = (
+    _width, _transpose, _pixel, _load, _store, _spread, _fma,
+    _zeros, _starts, _outer, _cross, _loads, _picks, _stores, _add_totals,
+)  # fmt: skip
 _functions: Any = _without_compiler() if numba.config.DISABLE_JIT else _compiled  # type: ignore[attr-defined]
-width, zero, spread, load, store, fma, total, transpose = _functions
+width, transpose, pixel, load, store, spread, fma = _functions[:7]
+zeros, starts, outer, cross, loads, picks, stores, add_totals = _functions[7:]

@@ -10,48 +10,58 @@ multiply by the weights.  That is what happens here for strides above one.  For 
 zero-padded image stored row after row, the pixels that tap (u, v) meets are the image itself, shifted by u*pitch + v.
 A row of the column matrix is then just an offset into the image (see rows.py), and both ways share all arithmetic.
 
-Rows of small images are short (LeNet's C3: ten pixels), and short loops are slow.  So images are taken together, as
-many as a vector has lanes (see tiles.py): a pixel is a vector then, every shift is multiplied by the number of lanes,
-and the loops are the same.  What is left over, or too large for the second-level cache, goes one by one, with vectors
-along rows.
+Rows of small images are short (LeNet's C3: ten pixels), and short loops are slow.  So batches are interleaved, as many
+images as a vector has lanes (see tiles.py), and tiled_conv.py does both strides with a pixel a vector.  What is in this
+file is for the few images that are not worth a tile, one by one, with vectors along rows.
 """
 
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels import tiles
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import width
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, correlate
+from tinycnn.kernels.tiled_conv import CHUNKS, conv2d_backward_tiled, conv2d_forward_tiled
+from tinycnn.kernels.tiles import on_images
 
-CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
-# order, and with them the rounding, are the same for any number of threads
-LARGE = 2**20  # bytes of a padded tile from which images go one by one
 LONG = 64  # a run this long needs no company; shorter rows are taken several at a time
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
-    """y = conv(x, w) + b; shapes at the top of this file."""
+    """y = conv(x, w) + b; shapes at the top of this file, or x and y tiled."""
     if covers(x, w, padding, groups):
-        linear_forward(as_rows(y), as_rows(x), as_rows(w), b)
-        return
-    forward = conv2d_forward_shifted if stride == (1, 1) else conv2d_forward_columns
-    forward(y, x, w, b, stride, padding, dilation, groups)
+        as_linear(y, x, w, b)
+    elif x.ndim == 5:
+        conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups)
+    else:
+        forward = conv2d_forward_shifted if stride == (1, 1) else conv2d_forward_columns
+        forward(y, x, w, b, stride, padding, dilation, groups)
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
     if covers(x, w, padding, groups):
-        linear_backward(as_rows(dx), as_rows(dw), db, as_rows(dy), as_rows(x), as_rows(w))
-        return
-    backward = conv2d_backward_shifted if stride == (1, 1) else conv2d_backward_columns
-    backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
+        as_linear_backward(dx, dw, db, dy, x, w)
+    elif x.ndim == 5:
+        conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
+    else:
+        backward = conv2d_backward_shifted if stride == (1, 1) else conv2d_backward_columns
+        backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
 
 
 def covers(x, w, padding, groups):
     """Whether a window is the whole image: then the convolution is a fully connected layer (C5 of 1998)."""
-    return groups == 1 and padding == (0, 0) and x.shape[2:] == w.shape[2:]
+    return groups == 1 and padding == (0, 0) and x.shape[2:4] == w.shape[2:]
+
+
+@on_images(0)
+def as_linear(y, x, w, b):
+    linear_forward(as_rows(y), as_rows(x), as_rows(w), b)
+
+
+@on_images(0)
+def as_linear_backward(dx, dw, db, dy, x, w):
+    linear_backward(as_rows(dx), as_rows(dw), db, as_rows(dy), as_rows(x), as_rows(w))
 
 
 def as_rows(array):
@@ -189,18 +199,6 @@ def total(src, count):
 
 
 @inner
-def division(N, lanes, size):
-    """(tiles, single images) into which N images are divided; size: of a padded image, bytes.
-
-    Tiles come first, and the last of them may have lanes to spare; a few images are better off alone.
-    """
-    if lanes * size > LARGE:
-        return 0, N
-    whole, left = N // lanes, N % lanes
-    return (whole + 1, 0) if 4 * left > lanes else (whole, left)
-
-
-@inner
 def copy_padded(dst, x, n, first, count, base, pitch, plane):
     """dst[c*plane + base + i*pitch + j] = x[n, first + c, i, j]"""
     for c in range(count):
@@ -223,33 +221,11 @@ def forward_one(y, x, weight, b, n, KH, KW, padding, dilation):
         combine_image(y, n, g * per_o, per_o, src, 0, pitch, offset, weight[g], b, KH, dilation[0], ph, H)
 
 
-@inner
-def forward_tile(y, x, packed, b, n, KH, KW, padding, dilation):
-    """The images from n on, as many as there are lanes, or are left.  packed: see tiles.pack"""
-    C, H, W = x.shape[1:]
-    L, groups, O = width(x), len(packed), y.shape[1]
-    count, per, per_o = min(L, len(x) - n), C // groups, O // groups
-    (ph, pw), (dh, dw) = padding, dilation
-    rows, pitch = H + 2 * ph, W + 2 * pw
-    offset = tap_offsets(per, KH, KW, rows * pitch * L, dh * pitch * L, dw * L)
-    src = np.zeros(per * rows * pitch * L, x.dtype)
-    for g in range(groups):
-        tiles.gather_padded(src, x, n, count, g * per, per, ph, pw, rows, pitch)
-        tiles.slide(y, n, count, g * per_o, per_o, src, 0, pitch, offset, packed[g], b)
-
-
 @kernel
 def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
-    N, C, H, W = x.shape
-    KH, KW = w.shape[2], w.shape[3]
     weight = tap_weights(w, groups)
-    packed, lanes = tiles.pack(weight), width(x)
-    whole, single = division(N, lanes, C * (H + 2 * padding[0]) * (W + 2 * padding[1]) * x.itemsize)
-    for task in prange(whole + single):
-        if task < whole:
-            forward_tile(y, x, packed, b, task * lanes, KH, KW, padding, dilation)
-        else:
-            forward_one(y, x, weight, b, N - single + task - whole, KH, KW, padding, dilation)
+    for n in prange(len(x)):
+        forward_one(y, x, weight, b, n, w.shape[2], w.shape[3], padding, dilation)
 
 
 @inner
@@ -285,53 +261,18 @@ def backward_one(dx, dw, db, dy, x, flipped, n, KH, KW, padding, dilation):
             )  # fmt: skip
 
 
-@inner
-def backward_tile(dx, dw, db, dy, x, packed, n, KH, KW, padding, dilation):
-    """The images from n on, as many as there are lanes, or are left; adds to dw and db.  packed: of flipped weights"""
-    C, H, W = x.shape[1:]
-    O, OH, OW = dy.shape[1:]
-    L, groups = width(x), len(dw)
-    count, per, per_o = min(L, len(x) - n), C // groups, O // groups
-    (ph, pw), (dilation_h, dilation_w) = padding, dilation
-    rows, pitch = H + 2 * ph, W + 2 * pw
-    front, left = (KH - 1) * dilation_h, (KW - 1) * dilation_w  # zeros before dy, and as many behind it
-    rows_dy, pitch_dy = rows + front, pitch + left
-    plane, plane_dy = rows * pitch * L, rows_dy * pitch_dy * L
-    offset = tap_offsets(per, KH, KW, plane, dilation_h * pitch * L, dilation_w * L)
-    offset_dy = tap_offsets(per_o, KH, KW, plane_dy, dilation_h * pitch_dy * L, dilation_w * L)
-    src, grad = np.zeros(per * plane, x.dtype), np.zeros(ceil_to(per_o, tiles.DOTS) * plane_dy, x.dtype)
-    start = (front * pitch_dy + left) * L
-    for g in range(groups):
-        tiles.gather_padded(src, x, n, count, g * per, per, ph, pw, rows, pitch)
-        tiles.gather_padded(grad, dy, n, count, g * per_o, per_o, front, left, rows_dy, pitch_dy)
-        for t in range(0, offset.size, TAPS):
-            for r in range(0, per_o, tiles.DOTS):
-                tiles.dots(dw[g], r, t, grad, plane_dy, start, pitch_dy, src, pitch, offset, OH, OW)
-        for o in range(per_o):
-            db[g * per_o + o] += tiles.sum_plane(grad, o * plane_dy + start, pitch_dy, OH, OW)
-        if dx.size:
-            base = (ph * pitch_dy + pw) * L
-            tiles.slide(dx, n, count, g * per, per, grad, base, pitch_dy, offset_dy, packed[g], src[:0])
-
-
 @kernel
 def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    N, C, H, W = x.shape
+    N = len(x)
     O, per, KH, KW = w.shape
     flipped = tap_weights_flipped(w, groups)
-    packed, lanes = tiles.pack(flipped), width(x)
-    whole, single = division(N, lanes, C * (H + 2 * padding[0]) * (W + 2 * padding[1]) * x.itemsize)
-    chunks = min(CHUNKS, whole + single)
-    dw_part = np.zeros((chunks, groups, ceil_to(O // groups, DOTS * tiles.DOTS), KH * ceil_to(per * KW, TAPS)), x.dtype)
+    chunks = min(CHUNKS, N)
+    dw_part = np.zeros((chunks, groups, ceil_to(O // groups, DOTS), KH * ceil_to(per * KW, TAPS)), x.dtype)
     db_part = np.zeros((chunks, O), x.dtype)
     for chunk in prange(chunks):
         part, bias_part = dw_part[chunk], db_part[chunk]
-        for task in range(chunk * (whole + single) // chunks, (chunk + 1) * (whole + single) // chunks):
-            if task < whole:
-                backward_tile(dx, part, bias_part, dy, x, packed, task * lanes, KH, KW, padding, dilation)
-            else:
-                n = N - single + task - whole
-                backward_one(dx, part, bias_part, dy, x, flipped, n, KH, KW, padding, dilation)
+        for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
+            backward_one(dx, part, bias_part, dy, x, flipped, n, KH, KW, padding, dilation)
     sum_chunks(dw, db, dw_part, db_part)
 
 

@@ -17,12 +17,18 @@ mix = inner(scalars.mix)
 def dropout(y, x, counter, seed, p, span):
     """y = x / (1 - p) where kept, else 0; places are counted in runs of `span` numbers, which share their fate.
 
-    Forward and backward are the same function.  y, x: any shape   counter: (1,) int64, the step   seed: int
+    Forward and backward are the same function.  y, x: any shape, or tiled   counter: (1,) int64, the step   seed: int
     """
+    L, images = (x.shape[-1], len(x)) if x.ndim == 5 else (1, len(x))
+    per = x.size // (images * L)
     x, y = x.reshape(x.size), y.reshape(y.size)
     scale, zero = x.dtype.type(1 / (1 - p) if p < 1 else 0.0), x.dtype.type(0)
     threshold = np.uint64(p * 4294967296.0)
     start = mix(mix(np.uint64(seed)) + np.uint64(counter[0]))
-    for i in prange(x.size):
-        kept = (mix(start + np.uint64(i // span)) >> np.uint64(32)) >= threshold
-        y[i] = x[i] * scale if kept else zero
+    for t in prange(images):  # or tiles
+        for i in range(per):
+            for lane in range(L):
+                place, k = (t * L + lane) * per + i, (t * per + i) * L + lane
+                share = place if span == 1 else place // span
+                kept = (mix(start + np.uint64(share)) >> np.uint64(32)) >= threshold
+                y[k] = x[k] * scale if kept else zero

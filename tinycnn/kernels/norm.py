@@ -7,132 +7,189 @@ weight, bias: (C,), or (0,) for none.  mean, rstd = 1/sqrt(var + eps): one a set
 With xhat = (x - mean)*rstd and g = weight*dy, and sums over a set of m numbers,
 
     dx = rstd * (g - sum(g)/m - xhat * sum(g*xhat)/m),   dweight = sum of dy*xhat,   dbias = sum of dy
+
+Maps may be tiled, (T, C, H, W, L), see tiles.py.  Sums are taken lane by lane, that is, for each image of a tile: what
+group normalisation needs, and batch normalisation adds up.
 """
 
 import math
 
+import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._vector import fma, load, pixel, spread, store
+from tinycnn.kernels.tiles import lanes
 
 
 @inner
-def moments(x, n0, n1, c0, c1):
-    """Mean and biased variance of x[n0:n1, c0:c1]."""
-    count = x.dtype.type((n1 - n0) * (c1 - c0) * x.shape[2] * x.shape[3])
-    total = x.dtype.type(0)
-    for n in range(n0, n1):
-        for c in range(c0, c1):
-            plane = x[n, c].reshape(x[n, c].size)
-            for i in range(plane.size):
-                total += plane[i]
-    mean, squares = total / count, x.dtype.type(0)
-    for n in range(n0, n1):
-        for c in range(c0, c1):
-            plane = x[n, c].reshape(x[n, c].size)
-            for i in range(plane.size):
-                squares += (plane[i] - mean) * (plane[i] - mean)
-    return mean, squares / count
+def add_lanes(sums, plane):
+    """sums[n] += the numbers in lane n of a plane."""
+    flat, total, none = plane.reshape(plane.size), load(sums, 0, pixel(plane)), pixel(plane)
+    one = spread(plane.dtype.type(1), none)
+    for k in range(0, flat.size, sums.size):
+        total = fma(one, load(flat, k, none), total)
+    store(sums, 0, total)
 
 
 @inner
-def normalise(y, x, n0, n1, c0, c1, mean, rstd, weight, bias):
-    for n in range(n0, n1):
-        for c in range(c0, c1):
-            w = weight[c] if weight.size else x.dtype.type(1)
-            b = bias[c] if bias.size else x.dtype.type(0)
-            to, plane = y[n, c].reshape(y[n, c].size), x[n, c].reshape(x[n, c].size)
-            for i in range(plane.size):
-                to[i] = (plane[i] - mean) * rstd * w + b
+def add_squares(sums, plane, mean):
+    """sums[n] += the squared distances of lane n from mean[n]."""
+    flat, total, none = plane.reshape(plane.size), load(sums, 0, pixel(plane)), pixel(plane)
+    m, minus = load(mean, 0, none), spread(plane.dtype.type(-1), none)
+    for k in range(0, flat.size, sums.size):
+        far = fma(minus, m, load(flat, k, none))
+        total = fma(far, far, total)
+    store(sums, 0, total)
 
 
 @inner
-def slopes(dx, dy, x, n0, n1, c0, c1, mean, rstd, weight):
-    """dx of one set whose mean and variance depend on x."""
-    count = x.dtype.type((n1 - n0) * (c1 - c0) * x.shape[2] * x.shape[3])
-    straight, bent = x.dtype.type(0), x.dtype.type(0)
-    for n in range(n0, n1):
-        for c in range(c0, c1):
-            w = weight[c] if weight.size else x.dtype.type(1)
-            g, plane = dy[n, c].reshape(dy[n, c].size), x[n, c].reshape(x[n, c].size)
-            for i in range(plane.size):
-                straight += w * g[i]
-                bent += w * g[i] * ((plane[i] - mean) * rstd)
-    straight, bent = straight / count, bent / count
-    for n in range(n0, n1):
-        for c in range(c0, c1):
-            w = weight[c] if weight.size else x.dtype.type(1)
-            to, g, plane = (
-                dx[n, c].reshape(dx[n, c].size),
-                dy[n, c].reshape(dy[n, c].size),
-                x[n, c].reshape(x[n, c].size),
-            )
-            for i in range(plane.size):
-                to[i] = rstd * (w * g[i] - straight - (plane[i] - mean) * rstd * bent)
+def add_slopes(straight, bent, dy, x, mean, rstd, weight):
+    """straight[n] += weight * dy and bent[n] += weight * dy * xhat over lane n of a plane."""
+    g, flat, none, T = dy.reshape(dy.size), x.reshape(x.size), pixel(x), x.dtype.type
+    total, total_bent, w = load(straight, 0, none), load(bent, 0, none), spread(weight, none)
+    m, r, one, minus = load(mean, 0, none), load(rstd, 0, none), spread(T(1), none), spread(T(-1), none)
+    for k in range(0, flat.size, straight.size):
+        slope, far = fma(w, load(g, k, none), none), fma(minus, m, load(flat, k, none))
+        total, total_bent = fma(one, slope, total), fma(fma(far, r, none), slope, total_bent)
+    store(straight, 0, total)
+    store(bent, 0, total_bent)
 
 
 @inner
-def channel_sums(dy, x, c, mean, rstd, step_n, at):
-    """Sums of dy*xhat and dy over channel c of all images; image n is in set at + n*step_n."""
-    bent, straight = x.dtype.type(0), x.dtype.type(0)
-    for n in range(len(x)):
-        m, r = mean[at + n * step_n], rstd[at + n * step_n]
-        g, plane = dy[n, c].reshape(dy[n, c].size), x[n, c].reshape(x[n, c].size)
-        for i in range(plane.size):
-            bent += g[i] * ((plane[i] - m) * r)
-            straight += g[i]
-    return bent, straight
+def normalise(y, x, mean, rstd, weight, bias):
+    """y = (x - mean[n]) * rstd[n] * weight + bias, one plane."""
+    to, flat, none = y.reshape(y.size), x.reshape(x.size), pixel(x)
+    m, minus = load(mean, 0, none), spread(x.dtype.type(-1), none)
+    scale, b = fma(load(rstd, 0, none), spread(weight, none), none), spread(bias, none)
+    for k in range(0, flat.size, mean.size):
+        store(to, k, fma(fma(minus, m, load(flat, k, none)), scale, b))
+
+
+@inner
+def bend(dx, dy, x, mean, rstd, weight, straight, bent, count):
+    """dx of a plane whose mean and variance depend on x, from the sums over its set of `count` numbers."""
+    to, g, flat, none = dx.reshape(dx.size), dy.reshape(dy.size), x.reshape(x.size), pixel(x)
+    m, r, w = load(mean, 0, none), load(rstd, 0, none), spread(weight, none)
+    minus, share = spread(x.dtype.type(-1), none), spread(-1 / count, none)
+    level, slant = fma(load(straight, 0, none), share, none), fma(load(bent, 0, none), share, none)
+    for k in range(0, flat.size, mean.size):
+        xhat = fma(fma(minus, m, load(flat, k, none)), r, none)
+        store(to, k, fma(r, fma(w, load(g, k, none), fma(xhat, slant, level)), none))
+
+
+@inner
+def factor(weight, c):
+    return weight[c] if weight.size else weight.dtype.type(1)
+
+
+@inner
+def offset(bias, c):
+    return bias[c] if bias.size else bias.dtype.type(0)
 
 
 @kernel
-def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training):
+def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training, images):
     """In training, the statistics are the batch's, and the running ones, (C,), move towards them by `momentum` (the
-    running variance is unbiased, as in torch).  Otherwise the statistics are the running ones."""
-    N, C, H, W = x.shape
-    for c in prange(C):
-        T, m, var = x.dtype.type, running_mean[c], running_var[c]
+    running variance is unbiased, as in torch).  Otherwise the statistics are the running ones.  images: how many there
+    are; a tiled batch may have room for more."""
+    for c in prange(x.shape[1]):
+        T, L = x.dtype.type, lanes(x[0, c])
+        m, r = np.full(L, running_mean[c], x.dtype), np.empty(L, x.dtype)
+        var = running_var[c]
         if training:
-            m, var = moments(x, 0, N, c, c + 1)
-            count, share = N * H * W, T(momentum)
-            running_mean[c] += share * (m - running_mean[c])
+            count = images * x.shape[2] * x.shape[3]
+            total, squares = T(0), T(0)
+            for t in range(len(x)):
+                sums = np.zeros(L, x.dtype)
+                add_lanes(sums, x[t, c])
+                for n in range(min(L, images - t * L)):
+                    total += sums[n]
+            m[:] = total / T(count)
+            for t in range(len(x)):
+                sums = np.zeros(L, x.dtype)
+                add_squares(sums, x[t, c], m)
+                for n in range(min(L, images - t * L)):
+                    squares += sums[n]
+            var, share = squares / T(count), T(momentum)
+            running_mean[c] += share * (m[0] - running_mean[c])
             running_var[c] += share * (var * T(count / (count - 1)) - running_var[c])
-        mean[c], rstd[c] = m, T(1) / T(math.sqrt(var + T(eps)))
-        normalise(y, x, 0, N, c, c + 1, mean[c], rstd[c], weight, bias)
+        r[:] = T(1) / T(math.sqrt(var + T(eps)))
+        mean[c], rstd[c] = m[0], r[0]
+        for t in range(len(x)):
+            normalise(y[t, c], x[t, c], m, r, factor(weight, c), offset(bias, c))
 
 
 @kernel
-def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training):
+def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, images):
     """dx, dweight and dbias of size 0 are not computed."""
     for c in prange(x.shape[1]):
+        T, L = x.dtype.type, lanes(x[0, c])
+        m, r = np.full(L, mean[c], x.dtype), np.full(L, rstd[c], x.dtype)
+        straight, bent, count = np.zeros(L, x.dtype), np.zeros(L, x.dtype), T(images * x.shape[2] * x.shape[3])
+        for t in range(len(x)):
+            add_slopes(straight, bent, dy[t, c], x[t, c], m, r, T(1))
+        total, total_bent = T(0), T(0)
+        for n in range(L):
+            total += straight[n]
+            total_bent += bent[n]
         if dweight.size:
-            dweight[c], dbias[c] = channel_sums(dy, x, c, mean, rstd, 0, c)
-        if dx.size:
-            if training:
-                slopes(dx, dy, x, 0, len(x), c, c + 1, mean[c], rstd[c], weight)
-            else:
-                normalise(dx, dy, 0, len(x), c, c + 1, x.dtype.type(0), rstd[c], weight, weight[:0])
+            dweight[c], dbias[c] = total_bent, total
+        w = factor(weight, c)
+        straight[:], bent[:] = w * total, w * total_bent
+        if not training:
+            m[:], straight[:], bent[:] = 0, 0, 0
+        for t in range(len(dx)):
+            bend(dx[t, c], dy[t, c], x[t, c], m, r, w, straight, bent, count)
+            flat = dx[t, c].reshape(dx[t, c].size)
+            for n in range(images - t * L, L):  # no image, no slope
+                for k in range(n, flat.size, L):
+                    flat[k] = 0
+
+
+@inner
+def of_set(statistics, t, group, L):
+    """The entries of one group of a tile's images; statistics: (N, groups)."""
+    return np.ascontiguousarray(statistics[t * L : (t + 1) * L, group])
 
 
 @kernel
 def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
-    """mean, rstd: (N, groups)"""
-    N, C = x.shape[0], x.shape[1]
-    for s in prange(N * groups):
-        n, c0, c1 = s // groups, s % groups * (C // groups), (s % groups + 1) * (C // groups)
-        m, var = moments(x, n, n + 1, c0, c1)
-        r = x.dtype.type(1) / x.dtype.type(math.sqrt(var + x.dtype.type(eps)))
-        mean[n, s % groups], rstd[n, s % groups] = m, r
-        normalise(y, x, n, n + 1, c0, c1, m, r, weight, bias)
+    """mean, rstd: (N, groups), where a tiled batch has N lanes."""
+    per = x.shape[1] // groups
+    for s in prange(len(x) * groups):
+        t, group, T, L = s // groups, s % groups, x.dtype.type, lanes(x[0, 0])
+        m, r, count = np.zeros(L, x.dtype), np.zeros(L, x.dtype), T(per * x.shape[2] * x.shape[3])
+        for c in range(group * per, (group + 1) * per):
+            add_lanes(m, x[t, c])
+        for n in range(L):
+            m[n] /= count
+        for c in range(group * per, (group + 1) * per):
+            add_squares(r, x[t, c], m)
+        for n in range(L):
+            r[n] = T(1) / T(math.sqrt(r[n] / count + T(eps)))
+            mean[t * L + n, group], rstd[t * L + n, group] = m[n], r[n]
+        for c in range(group * per, (group + 1) * per):
+            normalise(y[t, c], x[t, c], m, r, factor(weight, c), offset(bias, c))
 
 
 @kernel
 def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
     """dx, dweight and dbias of size 0 are not computed."""
-    N, C = x.shape[0], x.shape[1]
-    means, rstds = mean.reshape(mean.size), rstd.reshape(rstd.size)
-    channels, sets = C if dweight.size else 0, N * groups if dx.size else 0
-    for c in prange(channels):
-        dweight[c], dbias[c] = channel_sums(dy, x, c, means, rstds, groups, c // (C // groups))
-    for s in prange(sets):
-        n, c0, c1 = s // groups, s % groups * (C // groups), (s % groups + 1) * (C // groups)
-        slopes(dx, dy, x, n, n + 1, c0, c1, means[s], rstds[s], weight)
+    per = x.shape[1] // groups
+    for c in prange(dweight.size):
+        L, group = lanes(x[0, c]), c // per
+        straight, bent = np.zeros(L, x.dtype), np.zeros(L, x.dtype)
+        for t in range(len(x)):
+            m, r = of_set(mean, t, group, L), of_set(rstd, t, group, L)
+            add_slopes(straight, bent, dy[t, c], x[t, c], m, r, x.dtype.type(1))
+        dweight[c], dbias[c] = bent.sum(), straight.sum()
+    for s in prange(len(dx) * groups):
+        t, group, L = s // groups, s % groups, lanes(x[0, 0])
+        m, r = of_set(mean, t, group, L), of_set(rstd, t, group, L)
+        straight, bent = np.zeros(L, x.dtype), np.zeros(L, x.dtype)
+        for c in range(group * per, (group + 1) * per):
+            add_slopes(straight, bent, dy[t, c], x[t, c], m, r, factor(weight, c))
+        count = x.dtype.type(per * x.shape[2] * x.shape[3])
+        for c in range(group * per, (group + 1) * per):
+            bend(dx[t, c], dy[t, c], x[t, c], m, r, factor(weight, c), straight, bent, count)

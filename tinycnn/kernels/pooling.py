@@ -4,14 +4,16 @@ x: (N, C, H, W)   y: (N, C, OH, OW)   window of y[i, j]: rows i*sh - ph ..., col
 kernel_size, stride, padding, dilation: pairs.  The caller chooses OH and OW (with or without ceil_mode); what a window
 has outside the padded image does not count.
 
-Loops run along rows: for each row of the window and each of its columns, one pass over an output row.  The windows of
-nearly every net, 2 x 2 side by side, are written out: on short rows four passes cost more than the sums.
+Batches may be tiled, (T, C, H, W, L), see tiles.py; otherwise a pixel has L = 1 lane.  The inner loops run over lanes.
+The windows of nearly every net, 2 x 2 side by side, are written out.
 """
 
 import numpy as np
 from numba import prange
+from numba.extending import overload
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels.tiles import lanes
 
 
 @inner
@@ -42,170 +44,215 @@ def window_shares(length, out, size, step, pad, count_include_pad):
 
 
 @inner
-def mean_2x2(y, x, share):
-    """One plane.  y: (OH, OW)   x: (H, W)"""
-    for i in range(len(y)):
-        out, top, low = y[i], x[2 * i], x[2 * i + 1]
-        for j in range(y.shape[1]):
-            out[j] = ((top[2 * j] + top[2 * j + 1]) + (low[2 * j] + low[2 * j + 1])) * share
-
-
-@inner
-def mean_plane(y, x, rows, columns, kernel_size, stride, padding, divisor):
-    (H, W), (OH, OW) = x.shape, y.shape
-    (KH, KW), (sh, sw), (ph, pw) = kernel_size, stride, padding
-    for i in range(OH):
-        out = y[i]
-        for j in range(OW):
-            out[j] = 0
-        for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
-            row = x[h]
-            for v in range(KW):
-                j0, j1 = columns_inside(v, sw, pw, W, OW)
-                for j in range(j0, j1):
-                    out[j] += row[j * sw + v - pw]
-        for j in range(OW):
-            out[j] /= x.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
-
-
-@kernel
-def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, divisor):
-    """y = mean of each window, or its sum / divisor if divisor > 0."""
-    N, C, H, W = x.shape
-    OH, OW = y.shape[2:]
-    rows = window_shares(H, OH, kernel_size[0], stride[0], padding[0], count_include_pad)
-    columns = window_shares(W, OW, kernel_size[1], stride[1], padding[1], count_include_pad)
-    share = x.dtype.type(1 / (divisor if divisor > 0 else 4))
-    simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW)
-    for n in prange(N):
-        for c in range(C):
-            if simple:
-                mean_2x2(y[n, c], x[n, c], share)
-            else:
-                mean_plane(y[n, c], x[n, c], rows, columns, kernel_size, stride, padding, divisor)
-
-
-@inner
 def clear(plane):
     flat = plane.reshape(plane.size)
     for i in range(flat.size):
         flat[i] = 0
 
 
+def row(plane, i):
+    """Row i of a plane, (H, W) or (H, W, L), flat."""
+    return plane[i].reshape(plane[i].size)
+
+
+@overload(row, inline="always")
+def _row(plane, i):  # reshaping is not free, and there are many rows
+    if plane.ndim == 2:
+        return lambda plane, i: plane[i]
+    return lambda plane, i: plane[i].reshape(plane.shape[1] * plane.shape[2])
+
+
+@inner
+def mean_2x2(y, x, share):
+    """One plane.  y: (OH, OW) or (OH, OW, L)   x: (H, W) or (H, W, L)"""
+    (OH, OW), L = y.shape[:2], lanes(x)
+    for i in range(OH):
+        out, top, low = row(y, i), row(x, 2 * i), row(x, 2 * i + 1)
+        for j in range(OW):
+            k = 2 * j * L
+            for n in range(L):
+                out[j * L + n] = ((top[k + n] + top[k + L + n]) + (low[k + n] + low[k + L + n])) * share
+
+
+@inner
+def mean_plane(y, x, rows, columns, kernel_size, stride, padding, divisor):
+    (H, W), (OH, OW), L = x.shape[:2], y.shape[:2], lanes(x)
+    (KH, KW), (sh, sw), (ph, pw) = kernel_size, stride, padding
+    clear(y)
+    for i in range(OH):
+        out = row(y, i)
+        for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
+            one = row(x, h)
+            for v in range(KW):
+                j0, j1 = columns_inside(v, sw, pw, W, OW)
+                for j in range(j0, j1):
+                    k = (j * sw + v - pw) * L
+                    for n in range(L):
+                        out[j * L + n] += one[k + n]
+        for j in range(OW):
+            share = x.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
+            for n in range(L):
+                out[j * L + n] /= share
+
+
+@kernel
+def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, divisor):
+    """y = mean of each window, or its sum / divisor if divisor > 0."""
+    (T, C, H, W), (OH, OW) = x.shape[:4], y.shape[2:4]
+    rows = window_shares(H, OH, kernel_size[0], stride[0], padding[0], count_include_pad)
+    columns = window_shares(W, OW, kernel_size[1], stride[1], padding[1], count_include_pad)
+    share = x.dtype.type(1 / (divisor if divisor > 0 else 4))
+    simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW)
+    for task in prange(T * C):
+        t, c = task // C, task % C
+        if simple:
+            mean_2x2(y[t, c], x[t, c], share)
+        else:
+            mean_plane(y[t, c], x[t, c], rows, columns, kernel_size, stride, padding, divisor)
+
+
 @inner
 def spread_2x2(dx, dy, share):
     """One plane, the transpose of `mean_2x2`."""
-    if 2 * dy.shape[0] < dx.shape[0] or 2 * dy.shape[1] < dx.shape[1]:
+    (H, W), (OH, OW), L = dx.shape[:2], dy.shape[:2], lanes(dx)
+    if H > 2 * OH or W > 2 * OW:
         clear(dx)
-    for i in range(len(dy)):
-        out, top, low = dy[i], dx[2 * i], dx[2 * i + 1]
-        for j in range(dy.shape[1]):
-            part = out[j] * share
-            top[2 * j], top[2 * j + 1], low[2 * j], low[2 * j + 1] = part, part, part, part
+    for i in range(2 * OH):
+        to, out = row(dx, i), row(dy, i // 2)
+        for j in range(OW):
+            k = 2 * j * L
+            for n in range(L):
+                part = out[j * L + n] * share
+                to[k + n], to[k + L + n] = part, part
 
 
 @inner
 def spread_plane(dx, dy, rows, columns, kernel_size, stride, padding, divisor):
     """One plane, the transpose of `mean_plane`."""
-    (H, W), (OH, OW) = dx.shape, dy.shape
+    (H, W), (OH, OW), L = dx.shape[:2], dy.shape[:2], lanes(dx)
     (KH, KW), (sh, sw), (ph, pw) = kernel_size, stride, padding
-    share = np.empty(OW, dx.dtype)
     clear(dx)
     for i in range(OH):
-        for j in range(OW):
-            share[j] = dy[i, j] / dx.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
+        one = row(dy, i)
         for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
-            row = dx[h]
+            to = row(dx, h)
             for v in range(KW):
                 j0, j1 = columns_inside(v, sw, pw, W, OW)
                 for j in range(j0, j1):
-                    row[j * sw + v - pw] += share[j]
+                    k = (j * sw + v - pw) * L
+                    share = dx.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
+                    for n in range(L):
+                        to[k + n] += one[j * L + n] / share
 
 
 @kernel
 def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad, divisor):
-    N, C, H, W = dx.shape
-    OH, OW = dy.shape[2:]
+    (T, C, H, W), (OH, OW) = dx.shape[:4], dy.shape[2:4]
     rows = window_shares(H, OH, kernel_size[0], stride[0], padding[0], count_include_pad)
     columns = window_shares(W, OW, kernel_size[1], stride[1], padding[1], count_include_pad)
     share = dx.dtype.type(1 / (divisor if divisor > 0 else 4))
     simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW)
-    for n in prange(N):
-        for c in range(C):
-            if simple:
-                spread_2x2(dx[n, c], dy[n, c], share)
-            else:
-                spread_plane(dx[n, c], dy[n, c], rows, columns, kernel_size, stride, padding, divisor)
+    for task in prange(T * C):
+        t, c = task // C, task % C
+        if simple:
+            spread_2x2(dx[t, c], dy[t, c], share)
+        else:
+            spread_plane(dx[t, c], dy[t, c], rows, columns, kernel_size, stride, padding, divisor)
 
 
 @inner
 def max_2x2(y, indices, x):
-    """One plane.  y, indices: (OH, OW)   x: (H, W)"""
-    W = x.shape[1]
-    for i in range(len(y)):
-        out, where, top, low = y[i], indices[i], x[2 * i], x[2 * i + 1]
-        corner = np.int32(2 * i * W)
-        for j in range(y.shape[1]):
-            best, w = top[2 * j], corner
-            value = top[2 * j + 1]
-            better = value > best or value != value
-            best, w = (value if better else best), (corner + 1 if better else w)
-            value = low[2 * j]
-            better = value > best or value != value
-            best, w = (value if better else best), (corner + W if better else w)
-            value = low[2 * j + 1]
-            better = value > best or value != value
-            out[j], where[j] = (value if better else best), (corner + W + 1 if better else w) + 2 * j
+    """One plane; see `mean_2x2`."""
+    (OH, OW), W, L = y.shape[:2], x.shape[1], lanes(x)
+    for i in range(OH):
+        out, where, top, low = row(y, i), row(indices, i), row(x, 2 * i), row(x, 2 * i + 1)
+        for j in range(OW):
+            corner, k = np.int32(2 * i * W + 2 * j), 2 * j * L
+            for n in range(L):
+                best, w = top[k + n], corner
+                value = top[k + L + n]
+                better = value > best or value != value
+                best, w = (value if better else best), (corner + 1 if better else w)
+                value = low[k + n]
+                better = value > best or value != value
+                best, w = (value if better else best), (corner + W if better else w)
+                value = low[k + L + n]
+                better = value > best or value != value
+                out[j * L + n], where[j * L + n] = (value if better else best), (corner + W + 1 if better else w)
 
 
 @inner
 def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
-    (H, W), (OH, OW) = x.shape, y.shape
+    (H, W), (OH, OW), L = x.shape[:2], y.shape[:2], lanes(x)
     (KH, KW), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
     for i in range(OH):
-        out, where = y[i], indices[i]
-        for j in range(OW):
+        out, where = row(y, i), row(indices, i)
+        for j in range(OW * L):
             out[j], where[j] = -np.inf, -1
         for u in range(KH):
             h = i * sh - ph + u * dh
             if h < 0 or h >= H:
                 continue
-            row = x[h]
+            one = row(x, h)
             for v in range(KW):
                 j0, j1 = columns_inside(v * dw, sw, pw, W, OW)
                 for j in range(j0, j1):
                     w = j * sw + v * dw - pw
-                    value = row[w]
-                    better = value > out[j] or value != value or where[j] < 0
-                    out[j] = value if better else out[j]
-                    where[j] = h * W + w if better else where[j]
+                    for n in range(L):
+                        value, at = one[w * L + n], j * L + n
+                        better = value > out[at] or value != value or where[at] < 0
+                        out[at] = value if better else out[at]
+                        where[at] = h * W + w if better else where[at]
 
 
 @kernel
 def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
     """y = largest entry of each window, indices = its position h*W + w in the plane; the first one where several are
     equal, and NaN where there is one, as in torch.  indices: int32, shape of y."""
-    N, C, H, W = x.shape
-    OH, OW = y.shape[2:]
+    (T, C, H, W), (OH, OW) = x.shape[:4], y.shape[2:4]
     simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW) and dilation[0] == 1 and dilation[1] == 1
-    for n in prange(N):
-        for c in range(C):
-            if simple:
-                max_2x2(y[n, c], indices[n, c], x[n, c])
-            else:
-                max_plane(y[n, c], indices[n, c], x[n, c], kernel_size, stride, padding, dilation)
+    for task in prange(T * C):
+        t, c = task // C, task % C
+        if simple:
+            max_2x2(y[t, c], indices[t, c], x[t, c])
+        else:
+            max_plane(y[t, c], indices[t, c], x[t, c], kernel_size, stride, padding, dilation)
+
+
+@inner
+def unpool_2x2(dx, dy, indices):
+    """One plane, the transpose of `max_2x2`."""
+    (H, W), (OH, OW), L, zero = dx.shape[:2], dy.shape[:2], lanes(dx), dx.dtype.type(0)
+    if H > 2 * OH or W > 2 * OW:
+        clear(dx)
+    for i in range(2 * OH):
+        to, out, where = row(dx, i), row(dy, i // 2), row(indices, i // 2)
+        for j in range(OW):
+            here, right, k = np.int32(i * W + 2 * j), np.int32(i * W + 2 * j + 1), 2 * j * L
+            for n in range(L):
+                value, at = out[j * L + n], where[j * L + n]
+                to[k + n], to[k + L + n] = (value if at == here else zero), (value if at == right else zero)
+
+
+@inner
+def unpool_plane(dx, dy, indices):
+    L = lanes(dx)
+    to, out, where = dx.reshape(dx.size), dy.reshape(dy.size), indices.reshape(indices.size)
+    clear(dx)
+    for k in range(0, out.size, L):
+        for n in range(L):
+            if where[k + n] >= 0:  # below: a window of padding alone, whose maximum is -inf
+                to[where[k + n] * L + n] += out[k + n]
 
 
 @kernel
 def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation):
-    """dx = dy where `indices` say that the maximum stood.  (The windows are for the CUDA twin: there, a pixel looks for
-    those it lies in.)"""
-    N, C, OH, OW = dy.shape
-    for n in prange(N):
-        for c in range(C):
-            plane = dx[n, c].reshape(dx[n, c].size)
-            clear(plane)
-            for i in range(OH):
-                for j in range(OW):
-                    if indices[n, c, i, j] >= 0:  # below: a window of padding alone, whose maximum is -inf
-                        plane[indices[n, c, i, j]] += dy[n, c, i, j]
+    """dx = dy where `indices` say that the maximum stood."""
+    (T, C, H, W), (OH, OW) = dx.shape[:4], dy.shape[2:4]
+    simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW) and dilation[0] == 1 and dilation[1] == 1
+    for task in prange(T * C):
+        t, c = task // C, task % C
+        if simple:
+            unpool_2x2(dx[t, c], dy[t, c], indices[t, c])
+        else:
+            unpool_plane(dx[t, c], dy[t, c], indices[t, c])

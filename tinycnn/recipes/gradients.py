@@ -35,7 +35,7 @@ def statistics(model, criterion, batches, rate):
     for number, layer in enumerate(model.layers):
         if "weight" not in layer.parameter_shapes():
             continue
-        signal = np.asarray(k.to_host(slopes[number + 1]), np.float64) * scale
+        signal = model.plain(slopes[number + 1], n).astype(np.float64) * scale
         weight, gradient = (np.asarray(k.to_host(a), np.float64) for a in (layer.weight, layer.weight_grad))
         gradient = gradient * scale / n
         record = {
@@ -49,7 +49,7 @@ def statistics(model, criterion, batches, rate):
         }
         follows: Any = model.layers[number + 1] if number + 1 < len(model.layers) else None
         if type(follows).__name__ in STEEPEST:
-            x, y = values[number + 1], values[number + 2]
+            x, y = (k.to_device(model.plain(values[number + i], n)) for i in (1, 2))
             slope = k.empty(x.shape, model.dtype)
             follows.backward(slope, k.to_device(np.ones(x.shape, model.dtype)), x, y)
             slope = np.asarray(k.to_host(slope), np.float64)

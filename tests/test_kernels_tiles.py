@@ -1,0 +1,138 @@
+"""Batches in tiles: every kernel gives the same for them as for images in plain order, whatever the lanes without an
+image hold."""
+
+import cuda_calls
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinycnn import Sequential, kernels, layers
+from tinycnn.kernels import _vector, tiles
+
+both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def lanes(dtype):
+    return _vector.BYTES // np.dtype(dtype).itemsize
+
+
+def tiled(x, L, fill=0):
+    """x: (N, C, H, W) as tiles of L, `fill` where there is no image."""
+    count = -(-len(x) // L)
+    room = np.full((count * L, *x.shape[1:]), fill, x.dtype)
+    room[: len(x)] = x
+    return np.ascontiguousarray(np.moveaxis(room.reshape(count, L, *x.shape[1:]), 1, -1))
+
+
+def plain(t, images):
+    return np.moveaxis(t, -1, 1).reshape(-1, *t.shape[1:4])[:images]
+
+
+@both_dtypes
+@given(
+    images=st.integers(1, 40), maps=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9)
+)  # fmt: skip
+def test_there_and_back(images, maps, height, width, dtype):
+    x = np.random.default_rng(0).standard_normal((images, maps, height, width)).astype(dtype)
+    want = tiled(x, lanes(dtype))
+    got = np.full(want.shape, np.nan, dtype)
+    tiles.interleave(got, x)
+    np.testing.assert_array_equal(got, want)
+    again = np.full(x.shape, np.nan, dtype)
+    tiles.separate(again, got)
+    np.testing.assert_array_equal(again, x)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float64, 8)])
+def test_few_images_stay_plain(dtype, size):
+    whole = _vector.BYTES // size
+    assert [tiles.images_a_tile(n, dtype) for n in (1, whole // 2, whole // 2 + 1, whole, 1000)] == [
+        1, 1, whole, whole, whole,
+    ]  # fmt: skip
+
+
+# Which arguments are maps: the output, or dx; for backward dy; and what forward was given or left.
+MAPS = {
+    "avg_pool2d_forward": (0, 1),
+    "avg_pool2d_backward": (0, 1),
+    "batch_norm_forward": (0, 1),
+    "batch_norm_backward": (0, 3, 4),
+    "conv2d_forward": (0, 1),
+    "conv2d_backward": (0, 3, 4),
+    "conv2d_map_forward": (0, 1),
+    "conv2d_map_backward": (0, 3, 4),
+    "dropout": (0, 1),
+    "group_norm_forward": (0, 1),
+    "group_norm_backward": (0, 3, 4),
+    "max_pool2d_forward": (0, 1, 2),
+    "max_pool2d_backward": (0, 1, 2),
+    "subsample_forward": (0, 1),
+    "subsample_backward": (0, 3, 4),
+}
+STATISTICS = {"group_norm_forward": (4, 5), "group_norm_backward": (6, 7)}  # a row an image
+
+
+def in_tiles(name, arguments, outputs, dtype):
+    """The arguments of a call in plain order as those of one in tiles."""
+    L, backward = lanes(dtype), name.endswith("backward")
+    given = [np.array(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    for i in MAPS[name]:
+        # What is not an image may hold anything finite; its slopes are zero.
+        fill = np.nan if i in outputs and given[i].dtype.kind == "f" else 0 if backward and i == MAPS[name][1] else 3
+        given[i] = tiled(given[i], L, fill) if given[i].size else np.empty((0, *given[i].shape[1:], L), dtype)
+    for i in STATISTICS.get(name, ()):
+        given[i] = np.concatenate([given[i], np.ones((-len(given[i]) % L, given[i].shape[1]), dtype)])
+    return given
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", MAPS)
+def test_as_in_plain_order(name, dtype):
+    made = 0
+    for images in (9, 17, 32):  # with lanes to spare, and without
+        for kernel, about, arguments, outputs in cuda_calls.calls(dtype, cuda_calls.SMALL | {"N": images}):
+            if kernel != name or arguments[MAPS[name][1]].ndim != 4:
+                continue
+            made += 1
+            want = [np.array(a) if isinstance(a, np.ndarray) else a for a in arguments]
+            got = in_tiles(name, arguments, outputs, dtype)
+            getattr(kernels, name)(*want)
+            getattr(kernels, name)(*got)
+            for i in outputs:
+                ours = plain(got[i], images) if i in MAPS[name] else got[i][: len(want[i])]
+                np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(want[i]))
+                scale = np.abs(want[i][np.isfinite(want[i])]).max(initial=1e-30)
+                np.testing.assert_allclose(
+                    ours, want[i], rtol=0, atol=200 * np.finfo(dtype).eps * scale, err_msg=f"{about}, argument {i}"
+                )
+                if i in MAPS[name] and name.endswith("backward"):
+                    np.testing.assert_array_equal(plain(got[i], None)[images:], 0, f"{about}: slopes of no image")
+    assert made
+
+
+@both_dtypes
+@pytest.mark.parametrize("images", [9, 16, 21])
+def test_a_model_gives_the_same_for_one_image_and_for_many(images, dtype):
+    """Every layer on maps, forward and backward, in tiles and image by image; the output is a map too."""
+    model = Sequential(
+        layers.Conv2d(2, 6, 3, padding=1), layers.BatchNorm2d(6), layers.ReLU(), layers.MaxPool2d(2),
+        layers.Conv2d(6, 4, 3, stride=2, padding=1, groups=2), layers.GroupNorm(2, 4), layers.Tanh(),
+        layers.AvgPool2d(3, 1, padding=1), layers.Conv2d(4, 5, 1), input_shape=(2, 9, 8), rng=0, dtype=dtype,
+    ).eval()  # fmt: skip
+    x = np.random.default_rng(1).standard_normal((images, 2, 9, 8)).astype(dtype)
+    y = model.forward(x)
+    dx = model.backward(np.cos(y))
+    gradient = model.grad.copy()
+    each, slopes, total = [], [], np.zeros_like(gradient)
+    for n in range(images):
+        each.append(model.forward(x[n : n + 1]))
+        slopes.append(model.backward(np.cos(each[-1])))
+        total += model.grad
+    tolerance = {"rtol": 0, "atol": 2e-5 if dtype == np.float32 else 1e-13}
+    np.testing.assert_allclose(y, np.concatenate(each), **tolerance)
+    np.testing.assert_allclose(dx, np.concatenate(slopes), **tolerance)
+    np.testing.assert_allclose(gradient, total, rtol=0, atol=tolerance["atol"] * np.abs(total).max())
+    traced = model.trace(images)
+    assert [a.shape for a in traced] == [(images, *shape) for shape in model.shapes[1:]]
+    np.testing.assert_array_equal(traced[-1], y)
