@@ -80,7 +80,7 @@ def add_taps(sums, src, at, plane, row, column, right, weight, w, shape, u0, u1,
         for u in range(u0, u1):
             here, tap = at + c * plane + u * row + v0 * column, w + ((c * KH + u) * KW + v0) * block
             for _ in range(v0, v1):
-                sums = outer(sums, weight, tap, loads(src, here, right, pair))
+                sums = outer(sums, weight, tap, 1, loads(src, here, right, pair))
                 here += column
                 tap += block
     return sums
