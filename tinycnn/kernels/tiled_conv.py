@@ -299,9 +299,9 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
                     total += run[i]
                 bias_part[chunk, o] += total
             if dx.size:
-                shape, rows = (count, KH, KW), band(task, H)
+                turned, rows = (count, KH, KW), band(task, H)
                 if block == WIDE:
-                    input_band(dx[t], dy[t], weight, shape, stride, padding, dilation, rows, wide_block(x))
+                    input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, wide_block(x))
                 else:
-                    input_band(dx[t], dy[t], weight, shape, stride, padding, dilation, rows, narrow_block(x))
+                    input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, narrow_block(x))
     sum_parts(dw, db, part, bias_part, groups, tall, L)
