@@ -9,7 +9,7 @@ Sums are kept in tuples of vectors, a block of rows and columns laid out row by 
 
     like = zeros(array, n)                   n vectors of zeros, n a constant
     sums = starts(array, i, like)            sums[r, c] = array[i + r] in all lanes; `like` is a block, for its size
-    sums = outer(sums, array, i, vectors)    sums[r, c] += array[i + r] * vectors[c]
+    sums = outer(sums, array, i, step, vectors)   sums[r, c] += array[i + r*step] * vectors[c]
     sums = cross(sums, left, right)          sums[r, c] += left[r] * right[c]
     loads(array, i, step, like)              as many vectors as `like` has, from i, i + step, ...
     picks(array, i, offset, k, like)         the same from i + offset[k], i + offset[k + 1], ...
@@ -212,20 +212,20 @@ def _starts(context, array, index, like):
 
 
 @intrinsic
-def _outer(context, sums, array, index, vectors):
+def _outer(context, sums, array, index, step, vectors):
     def code(context, builder, signature, arguments):
-        sums, array, index, vectors = arguments
+        sums, array, index, step, vectors = arguments
         sums = cgutils.unpack_tuple(builder, sums, signature.args[0].count)
-        vectors = cgutils.unpack_tuple(builder, vectors, signature.args[3].count)
+        vectors = cgutils.unpack_tuple(builder, vectors, signature.args[4].count)
         data = context.make_array(signature.args[1])(context, builder, array).data
         new: list = []
         for row in range(len(sums) // len(vectors)):
-            number = builder.load(builder.gep(data, [builder.add(index, ir.Constant(ir.IntType(64), row))]))
+            number = builder.load(builder.gep(data, [_at(builder, index, step, row)]))
             factor = _everywhere(builder, number, vectors[0].type)
             new += [_multiply_add(builder, factor, v, sums[len(new) + c]) for c, v in enumerate(vectors)]
         return _block(context, builder, signature.return_type.dtype, new)
 
-    return sums(sums, array, types.intp, vectors), code
+    return sums(sums, array, types.intp, types.intp, vectors), code
 
 
 @intrinsic
@@ -357,9 +357,9 @@ def _without_compiler():
     def starts(array, index, like):
         return tuple(np.full(len(like[0]), array[index + k // COLUMNS], array.dtype) for k in range(len(like)))
 
-    def outer(sums, array, index, vectors):
+    def outer(sums, array, index, step, vectors):
         n = len(vectors)
-        return tuple(s + array[index + k // n] * vectors[k % n] for k, s in enumerate(sums))
+        return tuple(s + array[index + k // n * step] * vectors[k % n] for k, s in enumerate(sums))
 
     def cross(sums, left, right):
         n = len(right)

@@ -2,111 +2,123 @@
 
 x: (N, F)   w: (O, F)   b: (O,) or (0,) for none   y: (N, O)
 
-All three products are written with the two loops of rows.py; which rows play which part is said at each.
+Both gradients are products whose rows are weighted sums of rows: dx of those of w, dw of those of x.  Forward, both
+factors lie with the axis that is summed over last, and each sum is one of products of two rows.  Blocks of sums stay in
+vector registers until they are complete (see _vector.py).
 """
 
 import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, combine_one, correlate
+from tinycnn.kernels._vector import add_totals, cross, fma, load, loads, outer, spread, stores, width, zeros
 
-BLOCK = 24  # images a block: with 400 features they fit the first-level cache, and each weight is loaded once for all
+IMAGES, OUTPUTS = 4, 5  # a block of sums of products
+TASK = 20  # outputs that a thread computes at a time, so that it reads the images less often
+ROWS = 6  # of a block of weighted sums, each two vectors long
 
-
-@inner
-def row_offsets(rows, length):
-    """Where each row of a (rows, length) array starts; filled up with row 0 to a multiple of TAPS."""
-    offset = np.zeros(ceil_to(rows, TAPS), np.int64)
-    for r in range(rows):
-        offset[r] = r * length
-    return offset
+sums_block = inner(lambda x: zeros(x, 20))
+rows_block = inner(lambda x: zeros(x, 12))
 
 
 @inner
-def combine_rows(out, first, src, length, offset, weight):
-    """out[first + r, :] = sum_t weight[r, t] * (row of src at offset[t]), for as many of the SUMS rows as `out` has."""
-    count = min(SUMS, out.shape[0] - first)
-    if count == 1 or offset.size < TAPS:  # all SUMS and TAPS would be zeros for the most part: single images
-        for i in range(count):
-            row, got, factor = out[first + i], src[offset[0] :], weight[i, 0]
-            for j in range(length):
-                row[j] = factor * got[j]
-            combine_one(row, src, offset[1:], weight[i, 1:])
-        return
-    scratch = np.empty(SUMS * PITCH, out.dtype)
-    for j0 in range(0, length, PITCH):
-        m = min(PITCH, length - j0)
-        for i in range(SUMS):
-            row = scratch[i * PITCH :]
-            for j in range(m):
-                row[j] = 0
-        combine(scratch, src, j0, offset, weight, 0, 0, offset.size, m)
-        for i in range(count):
-            to, got = out[first + i, j0:], scratch[i * PITCH :]
-            for j in range(m):
-                to[j] = got[j]
+def at_least(array, rows, columns):
+    """The array, (R, C), with zeros added where it has fewer rows or columns."""
+    if len(array) >= rows and array.shape[1] >= columns:
+        return array
+    larger = np.zeros((max(rows, len(array)), max(columns, array.shape[1])), array.dtype)
+    larger[: len(array), : array.shape[1]] = array
+    return larger
 
 
 @inner
-def forward_block(y, x, src, offset, b, first, count):
-    """y of `count` images from `first` on: images against rows of w."""
-    F, O = x.shape[1], y.shape[1]
-    rows = np.zeros((ceil_to(count, DOTS), F), x.dtype)
-    for n in range(count):
-        to, row = rows[n], x[first + n]
-        for f in range(F):
-            to[f] = row[f]
-    out = np.zeros((len(rows), offset.size), x.dtype)
-    for t in range(0, offset.size, TAPS):
-        for r in range(0, count, DOTS):
-            correlate(out, src, offset, rows, 0, r, t, F)
-    for n in range(count):
-        for o in range(O):
-            y[first + n, o] = out[n, o] + b[o] if b.size else out[n, o]
+def without(vectors, mask):
+    """IMAGES vectors times the mask."""
+    a, b, c, d = vectors
+    none = spread(0.0, mask)
+    return fma(a, mask, none), fma(b, mask, none), fma(c, mask, none), fma(d, mask, none)
+
+
+@inner
+def dot_block(out, x, w, n, o, F, mask):
+    """out[i*OUTPUTS + k] = x[n + i] . w[o + k] of a block; mask: of the last vectors, which reach back"""
+    W, sums, left, right = width(x), sums_block(x), zeros(x, IMAGES), zeros(x, OUTPUTS)
+    for f in range(0, F // W * W, W):
+        sums = cross(sums, loads(x, n * F + f, F, left), loads(w, o * F + f, F, right))
+    if F % W:
+        f = F - W
+        sums = cross(sums, without(loads(x, n * F + f, F, left), mask), loads(w, o * F + f, F, right))
+    for k in range(out.size):
+        out[k] = 0
+    add_totals(out, 0, sums)
 
 
 @kernel
 def linear_forward(y, x, w, b):
-    N, src, offset = len(x), w.reshape(w.size), row_offsets(len(w), x.shape[1])
-    for block in prange((N + BLOCK - 1) // BLOCK):
-        forward_block(y, x, src, offset, b, block * BLOCK, min(BLOCK, N - block * BLOCK))
+    (N, O), W = y.shape, width(x)
+    x, w = at_least(x, IMAGES, W), at_least(w, OUTPUTS, W)
+    F, flat_x, flat_w = x.shape[1], x.reshape(x.size), w.reshape(w.size)
+    for task in prange((O + TASK - 1) // TASK):
+        out, lanes = np.empty((IMAGES * OUTPUTS + W - 1) // W * W, x.dtype), np.zeros(W, x.dtype)
+        lanes[W - F % W :] = 1
+        mask = load(lanes, 0, zeros(x, 1)[0])
+        for first in range(0, N, IMAGES):
+            n = max(0, min(first, N - IMAGES))  # the last block reaches back
+            for near in range(task * TASK, min(O, (task + 1) * TASK), OUTPUTS):
+                o = max(0, min(near, O - OUTPUTS))
+                dot_block(out, flat_x, flat_w, n, o, F, mask)
+                for i in range(min(IMAGES, N)):
+                    for k in range(min(OUTPUTS, O)):
+                        y[n + i, o + k] = out[i * OUTPUTS + k] + (b[o + k] if b.size else x.dtype.type(0))
 
 
 @inner
-def weight_block(dw, db, dy, src, offset, first):
-    """dw[o] = sum_n dy[n, o] * x[n] and db[o] = sum_n dy[n, o] for SUMS outputs from `first` on."""
-    weight = np.zeros((SUMS, offset.size), dy.dtype)
-    for i in range(min(SUMS, len(dw) - first)):
-        total = dy.dtype.type(0)
-        for n in range(len(dy)):
-            weight[i, n] = dy[n, first + i]
-            total += dy[n, first + i]
-        if db.size:
-            db[first + i] = total
-    taps = offset if len(dy) >= TAPS else offset[: len(dy)]
-    combine_rows(dw, first, src, dw.shape[1], taps, weight)
+def weigh_rows(out, rows, count, a, row_step, step, b, length, strip):
+    """out[i, j] = sum over k < length of a[i*row_step + k*step] * b[k, j], for a strip of two vectors of j.
 
-
-@inner
-def input_block(dx, dy, src, offset, first):
-    """dx[n] = sum_o dy[n, o] * w[o] for SUMS images from `first` on."""
-    weight = np.zeros((SUMS, offset.size), dy.dtype)
-    for i in range(min(SUMS, len(dx) - first)):
-        for o in range(dy.shape[1]):
-            weight[i, o] = dy[first + i, o]
-    combine_rows(dx, first, src, dx.shape[1], offset, weight)
+    out: flat, and `rows` rows of `count`   b: flat, rows of `count`
+    """
+    W, none, pair = width(out), rows_block(out), zeros(out, 2)
+    j = min(strip * 2 * W, count - 2 * W)  # the last one reaches back, and so does the last block
+    if rows < ROWS:
+        for i in range(rows):
+            one = pair
+            for k in range(length):
+                one = outer(one, a, i * row_step + k * step, 0, loads(b, k * count + j, W, pair))
+            stores(out, i * count + j, 0, W, one, 1)
+        return
+    near = np.empty(length * 2 * W, out.dtype)  # the strip, which lies on as many pages as it has rows, in one piece
+    for k in range(length):
+        stores(near, k * 2 * W, 0, W, loads(b, k * count + j, W, pair), 1)
+    for first in range(0, rows, ROWS):
+        i, sums = min(first, rows - ROWS), none
+        for k in range(length):
+            sums = outer(sums, a, i * row_step + k * step, row_step, loads(near, k * 2 * W, W, pair))
+        stores(out, i * count + j, count, W, sums, ROWS)
 
 
 @kernel
 def linear_backward(dx, dw, db, dy, x, w):
     """Gradients of all three arguments of `linear_forward`; dx and db of size 0 are not computed."""
-    (N, F), O = x.shape, len(w)
-    src_x, src_w = x.reshape(x.size), w.reshape(w.size)
-    offset_x, offset_w = row_offsets(N, F), row_offsets(O, F)
-    blocks, images = (O + SUMS - 1) // SUMS, (N + SUMS - 1) // SUMS if dx.size else 0
-    for block in prange(blocks + images):
-        if block < blocks:
-            weight_block(dw, db, dy, src_x, offset_x, block * SUMS)
+    (N, O), F, W = dy.shape, max(x.shape[1], 2 * width(x)), width(x)
+    short = x.shape[1] < F
+    rows, weights = at_least(x, 0, F), at_least(w, 0, F)
+    slopes = np.empty((N if dx.size else 0, F), x.dtype) if short else dx
+    gradient = np.empty((O, F), x.dtype) if short else dw
+    flat_dy, flat_x, flat_w = dy.reshape(dy.size), rows.reshape(rows.size), weights.reshape(weights.size)
+    flat_dx, flat_dw = slopes.reshape(slopes.size), gradient.reshape(gradient.size)
+    strips = (F + 2 * W - 1) // (2 * W)
+    tasks = 2 * strips if dx.size else strips
+    for task in prange(tasks):
+        if task < strips:
+            weigh_rows(flat_dw, O, F, flat_dy, 1, O, flat_x, N, task)
         else:
-            input_block(dx, dy, src_w, offset_w, (block - blocks) * SUMS)
+            weigh_rows(flat_dx, N, F, flat_dy, O, 1, flat_w, O, task - strips)
+    if short:
+        dw[:] = gradient[:, : x.shape[1]]
+        dx[:] = slopes[:, : x.shape[1]]
+    for o in range(db.size):
+        total = dy.dtype.type(0)
+        for n in range(N):
+            total += dy[n, o]
+        db[o] = total

@@ -80,7 +80,7 @@ def add_taps(sums, src, at, plane, row, column, right, weight, w, shape, u0, u1,
         for u in range(u0, u1):
             here, tap = at + c * plane + u * row + v0 * column, w + ((c * KH + u) * KW + v0) * block
             for _ in range(v0, v1):
-                sums = outer(sums, weight, tap, loads(src, here, right, pair))
+                sums = outer(sums, weight, tap, 1, loads(src, here, right, pair))
                 here += column
                 tap += block
     return sums
@@ -299,9 +299,9 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
                     total += run[i]
                 bias_part[chunk, o] += total
             if dx.size:
-                shape, rows = (count, KH, KW), band(task, H)
+                turned, rows = (count, KH, KW), band(task, H)
                 if block == WIDE:
-                    input_band(dx[t], dy[t], weight, shape, stride, padding, dilation, rows, wide_block(x))
+                    input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, wide_block(x))
                 else:
-                    input_band(dx[t], dy[t], weight, shape, stride, padding, dilation, rows, narrow_block(x))
+                    input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, narrow_block(x))
     sum_parts(dw, db, part, bias_part, groups, tall, L)

@@ -99,7 +99,8 @@ def on_images(output):
         @functools.wraps(kernel)
         def call(*args):
             if args[output].ndim < 5:
-                return kernel(*args)
+                kernel(*args)
+                return
             images = [plain(a) for a in args]
             kernel(*images)
             if images[output].size:
