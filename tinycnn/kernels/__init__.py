@@ -4,6 +4,8 @@ A backend is a module with these names: what the arrays are made of and where th
 compute is the same.
 """
 
+import math
+
 import numpy as np
 
 from tinycnn.kernels import tiles
@@ -111,9 +113,19 @@ __all__ = [
 ]
 
 
+CACHE_LINE = 64  # bytes
+
+
 def empty(shape, dtype):
-    """A new array on this device, filled with zeros."""
-    return np.zeros(shape, dtype)
+    """A new array on this device, filled with zeros.
+
+    It begins where a line of the cache begins: otherwise every vector of a tile would lie on two.
+    """
+    dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(shape)
+    size = math.prod(shape) * dtype.itemsize
+    room = np.zeros(size + CACHE_LINE, np.uint8)
+    start = -room.ctypes.data % CACHE_LINE
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def to_device(array):
