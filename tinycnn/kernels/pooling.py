@@ -13,14 +13,7 @@ from numba import prange
 from numba.extending import overload
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels.tiles import lanes
-
-
-@inner
-def columns_inside(v, step, pad, W, OW):
-    """The range of j for which column j*step + v - pad lies inside 0 ... W."""
-    first = max(0, (pad - v + step - 1) // step)
-    return first, max(first, min(OW, (W + pad - v + step - 1) // step))
+from tinycnn.kernels.tiles import lanes, meeting
 
 
 @inner
@@ -84,7 +77,7 @@ def mean_plane(y, x, rows, columns, kernel_size, stride, padding, divisor):
         for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
             one = row(x, h)
             for v in range(KW):
-                j0, j1 = columns_inside(v, sw, pw, W, OW)
+                j0, j1 = meeting(v - pw, sw, OW, W)
                 for j in range(j0, j1):
                     k = (j * sw + v - pw) * L
                     for n in range(L):
@@ -137,7 +130,7 @@ def spread_plane(dx, dy, rows, columns, kernel_size, stride, padding, divisor):
         for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
             to = row(dx, h)
             for v in range(KW):
-                j0, j1 = columns_inside(v, sw, pw, W, OW)
+                j0, j1 = meeting(v - pw, sw, OW, W)
                 for j in range(j0, j1):
                     k = (j * sw + v - pw) * L
                     share = dx.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
@@ -195,7 +188,7 @@ def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
                 continue
             one = row(x, h)
             for v in range(KW):
-                j0, j1 = columns_inside(v * dw, sw, pw, W, OW)
+                j0, j1 = meeting(v * dw - pw, sw, OW, W)
                 for j in range(j0, j1):
                     w = j * sw + v * dw - pw
                     for n in range(L):

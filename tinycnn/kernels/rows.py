@@ -1,7 +1,7 @@
-"""The two inner loops that do nearly all the arithmetic of the engine.
+"""The two inner loops of convolutions on single images; batches have others, see tiled_conv.py.
 
-Every convolution and every matrix product here is one of two things, done to *rows*: long contiguous runs of one flat
-array `src`, each named by the offset at which it starts.
+Forward and backward, each is one of two things, done to *rows*: long contiguous runs of one flat array `src`, each
+named by the offset at which it starts.
 
     combine   out[r, j]  += sum_t weight[r, t] * src[offset[t] + j]      many rows, weighted, summed into one
     correlate out[r, t]  += sum_j row[r, j]    * src[offset[t] + j]      one row against many, entry by entry
@@ -64,26 +64,6 @@ def combine(out, src, base, offset, weight, r, t0, t1, m):
             out[P3 + j] = out[P3 + j] + d0 * v0 + d1 * v1 + d2 * v2 + d3 * v3 + d4 * v4
             out[P4 + j] = out[P4 + j] + e0 * v0 + e1 * v1 + e2 * v2 + e3 * v3 + e4 * v4
             out[P5 + j] = out[P5 + j] + f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4
-
-
-@inner
-def combine_one(out, src, offset, weight):
-    """`combine` for one output row and any number of taps: out[j] += sum_t weight[t] * src[offset[t] + j]."""
-    whole = offset.size // TAPS * TAPS
-    for t in range(0, whole, TAPS):
-        s0 = src[offset[t] :]
-        s1 = src[offset[t + 1] :]
-        s2 = src[offset[t + 2] :]
-        s3 = src[offset[t + 3] :]
-        s4 = src[offset[t + 4] :]
-        w = weight[t:]
-        a0, a1, a2, a3, a4 = w[0], w[1], w[2], w[3], w[4]
-        for j in range(out.size):
-            out[j] = out[j] + a0 * s0[j] + a1 * s1[j] + a2 * s2[j] + a3 * s3[j] + a4 * s4[j]
-    for t in range(whole, offset.size):
-        s0, a0 = src[offset[t] :], weight[t]
-        for j in range(out.size):
-            out[j] += a0 * s0[j]
 
 
 @inner

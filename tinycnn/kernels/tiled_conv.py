@@ -10,6 +10,8 @@ from numba import prange
 
 from tinycnn.kernels import _vector
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels.rows import ceil_to
+from tinycnn.kernels.tiles import meeting
 
 WIDE, NARROW = 8, 6  # output maps a block; the number that leaves fewer of the last block unused is taken
 TALL, SMALL = 4, 3  # output maps of a block of weight gradients, likewise
@@ -31,22 +33,9 @@ row_block = inner(lambda x: zeros(x, 5))
 
 
 @inner
-def ceil_to(n, multiple):
-    """The smallest multiple of `multiple` that is at least n."""
-    return (n + multiple - 1) // multiple * multiple
-
-
-@inner
 def better(n, large, small):
     """The block size of the two that covers n with less to spare."""
     return large if ceil_to(n, large) <= ceil_to(n, small) else small
-
-
-@inner
-def meeting(start, step, count, size):
-    """The range of k < count for which start + k*step lies in 0 ... size."""
-    first = min(count, max(0, (step - 1 - start) // step))
-    return first, max(first, min(count, (size - start + step - 1) // step))
 
 
 @inner

@@ -34,6 +34,13 @@ def images_a_tile(batch, dtype):
 
 
 @inner
+def meeting(start, step, count, size):
+    """The range of k < count for which start + k*step lies in 0 ... size."""
+    first = min(count, max(0, (step - 1 - start) // step))
+    return first, max(first, min(count, (size - start + step - 1) // step))
+
+
+@inner
 def gather_plane(to, x, n, c, count):
     """to[p*L + l] = pixel p of x[n + l, c], with L lanes; lanes from `count` on are zero."""
     L, P, step = to.size // (x.shape[2] * x.shape[3]), x.shape[2] * x.shape[3], x[0].size
