@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from reference import blank, close
 
 from tinycnn import (
+    AvgPool2d,
     Batches,
     Conv2d,
     CrossEntropyLoss,
     Flatten,
     Linear,
+    MaxPool2d,
     MSELoss,
     ScaledTanh,
     Sequential,
@@ -236,6 +238,28 @@ def test_second_derivatives_go_down_a_chain():
     above = slice(10, None)  # all but the first convolution, whose weights are shared by four windows
     np.testing.assert_allclose(h[above], want[above], rtol=1e-9)
     assert (h[:10] > 0).all()
+
+
+@pytest.mark.parametrize("images", [2, 11])
+def test_second_derivatives_through_plain_pooling(images):
+    """An average is a `Subsample` that is not trained; of a maximum's window one entry counts."""
+    output = Flatten(), lecun98.Distances(np.random.default_rng(3).standard_normal((4, 4)))
+    plain = small(Conv2d(1, 1, 3), ScaledTanh(), AvgPool2d(2), *output, shape=(1, 6, 6))
+    trained = small(
+        Conv2d(1, 1, 3), ScaledTanh(), lecun98.Subsample(1, 2, "mean"), Flatten(), lecun98.Distances(output[1].centres),
+        shape=(1, 6, 6),
+    )  # fmt: skip
+    trained.theta[...] = [*plain.theta, 1, 0]
+    x, target = data_for(plain, images=images, classes=4)
+    criterion, index = lecun98.NearestLoss(), np.arange(images)
+    want = lecun98.second_derivatives(trained, criterion, batches_of(x, target), index)
+    got = lecun98.second_derivatives(plain, criterion, batches_of(x, target), index)
+    np.testing.assert_allclose(got, want[:-2], rtol=1e-12)
+
+    model = small(Conv2d(1, 2, 1), MaxPool2d(2), Flatten(), lecun98.Distances(np.eye(2)), shape=(1, 2, 2))
+    x, target = data_for(model, images=images, classes=2)
+    h = lecun98.second_derivatives(model, criterion, batches_of(x, target), index)
+    np.testing.assert_allclose(h, by_differences(model, criterion, x, target), rtol=1e-6)
 
 
 def test_second_derivatives_of_shared_weights_are_summed_over_connections():
