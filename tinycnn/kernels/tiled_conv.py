@@ -14,8 +14,7 @@ from tinycnn.kernels.rows import ceil_to
 from tinycnn.kernels.tiles import meeting
 
 WIDE, NARROW = 8, 6  # output maps a block; the number that leaves fewer of the last block unused is taken
-TALL, SMALL = 4, 3  # output maps of a block of weight gradients, likewise
-TAPS = 5  # taps of a block of weight gradients
+MAPS, TAPS = 3, 5  # output maps and taps of a block of weight gradients
 CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
 # order, and with them the rounding, are the same for any number of threads
 BANDS = 2  # parts of an image, each a task of its own, so that few tiles keep several threads busy
@@ -27,9 +26,6 @@ loads, picks, stores, add_totals = _vector.loads, _vector.picks, _vector.stores,
 # Blocks are tuples, and tuples have their size in their type: these make one of each.
 wide_block = inner(lambda x: zeros(x, 16))
 narrow_block = inner(lambda x: zeros(x, 12))
-tall_block = inner(lambda x: zeros(x, 20))
-small_block = inner(lambda x: zeros(x, 15))
-row_block = inner(lambda x: zeros(x, 5))
 
 
 @inner
@@ -192,49 +188,51 @@ def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
 
 
 @inner
-def weight_blocks(part, dy, x, shape, stride, padding, dilation, rows, column, like):
+def weight_blocks(part, dy, x, shape, stride, padding, dilation, rows):
     """Add a tile's products of dy's rows `rows` to the weights' gradient.
 
     part: flat; groups, blocks of output maps, kernel rows and blocks of taps, each a block of sums and fill
-    column, like: of the size of a block's column, and of a block
     """
     (C, H, W, L), (O, OH, OW) = x.shape, dy.shape[:3]
     groups, KH, KW = shape
     per, count, margin = C // groups, O // groups, padding[1]
-    pitch, plane, five = (W + 2 * margin) * L, OH * OW * L, row_block(x)
+    pitch, plane, fill = (W + 2 * margin) * L, OH * OW * L, ceil_to(MAPS * TAPS, L)
+    none, left, right = zeros(x, 15), zeros(x, MAPS), zeros(x, TAPS)
     offset = np.zeros(ceil_to(per * KW, TAPS), np.int64)
     for k in range(per * KW):
         offset[k] = k // KW * H * pitch + k % KW * dilation[1] * L
+    offset_dy = np.zeros(ceil_to(count, MAPS), np.int64)
     met = source_rows(rows, KH, stride[0], padding[0], dilation[0], H)
     grad, place = dy.reshape(dy.size), 0
     for g in range(groups):
+        for r in range(count):
+            offset_dy[r] = (g * count + r) * plane
         if margin:
             src = spread_out(x, g * per, per, met, margin, (1, 1))
         else:
             src = x[g * per :].reshape((C - g * per) * H * W * L)
-        for first in range(0, count, len(column)):
-            r = g * count + min(first, count - len(column))  # the last block reaches back
+        for r in range(0, count, MAPS):
             for u in range(KH):
                 top = u * dilation[0] - padding[0]
                 i0, i1 = meeting(top, stride[0], OH, H)
                 i0, i1 = max(i0, rows[0]), min(i1, rows[1])
                 for k in range(0, offset.size, TAPS):
-                    sums = like
+                    sums = none
                     for i in range(i0, i1):
-                        at, q = r * plane + i * OW * L, (top + i * stride[0]) * pitch
+                        at, q = i * OW * L, (top + i * stride[0]) * pitch
                         for _ in range(OW):
-                            sums = cross(sums, loads(grad, at, plane, column), picks(src, q, offset, k, five))
+                            sums = cross(sums, picks(grad, at, offset_dy, r, left), picks(src, q, offset, k, right))
                             at += L
                             q += stride[1] * L
                     add_totals(part, place, sums)
-                    place += ceil_to(len(like), L)
+                    place += fill
 
 
 @inner
-def sum_parts(dw, db, part, bias_part, groups, tall, lanes):
+def sum_parts(dw, db, part, bias_part, groups, lanes):
     """dw and db from their parts, added in order."""
     O, per, KH, KW = dw.shape
-    count, fill = O // groups, ceil_to(tall * TAPS, lanes)
+    count, fill = O // groups, ceil_to(MAPS * TAPS, lanes)
     total = part[0]
     for k in range(1, len(part)):
         more = part[k]
@@ -242,13 +240,12 @@ def sum_parts(dw, db, part, bias_part, groups, tall, lanes):
             total[i] += more[i]
     at = 0
     for g in range(groups):
-        for first in range(0, count, tall):
-            r = g * count + min(first, count - tall)
+        for r in range(0, count, MAPS):
             for u in range(KH):
                 for k0 in range(0, per * KW, TAPS):
-                    for i in range(tall):
+                    for i in range(min(MAPS, count - r)):
                         for k in range(k0, min(k0 + TAPS, per * KW)):
-                            dw[r + i, k // KW, u, k % KW] = total[at + i * TAPS + k - k0]
+                            dw[g * count + r + i, k // KW, u, k % KW] = total[at + i * TAPS + k - k0]
                     at += fill
     for o in range(db.size):
         db[o] = bias_part[0, o]
@@ -262,25 +259,17 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
     O, per, KH, KW = w.shape
     OH, OW, L = dy.shape[2], dy.shape[3], dy.shape[4]
     count, H = O // groups, x.shape[2]
-    tall = better(count, TALL, SMALL) if count >= SMALL else 1
     block = better(per, WIDE, NARROW)
     weight = pack(w, groups, block, True)
     tasks = len(x) * BANDS
     chunks = min(CHUNKS, tasks)
-    blocks = groups * ((count + tall - 1) // tall) * KH * ((per * KW + TAPS - 1) // TAPS)
-    part, bias_part = np.zeros((chunks, blocks * ceil_to(tall * TAPS, L)), x.dtype), np.zeros((chunks, O), x.dtype)
+    blocks = groups * ((count + MAPS - 1) // MAPS) * KH * ((per * KW + TAPS - 1) // TAPS)
+    part, bias_part = np.zeros((chunks, blocks * ceil_to(MAPS * TAPS, L)), x.dtype), np.zeros((chunks, O), x.dtype)
     for chunk in prange(chunks):
         shape, mine = (groups, KH, KW), part[chunk]
         for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
             t, rows = task // BANDS, band(task, OH)
-            if tall == TALL:
-                weight_blocks(mine, dy[t], x[t], shape, stride, padding, dilation, rows, zeros(x, TALL), tall_block(x))
-            elif tall == SMALL:
-                weight_blocks(
-                    mine, dy[t], x[t], shape, stride, padding, dilation, rows, zeros(x, SMALL), small_block(x)
-                )
-            else:
-                weight_blocks(mine, dy[t], x[t], shape, stride, padding, dilation, rows, zeros(x, 1), row_block(x))
+            weight_blocks(mine, dy[t], x[t], shape, stride, padding, dilation, rows)
             for o in range(db.size):
                 run = dy[t, o].reshape(OH * OW * L)[rows[0] * OW * L : rows[1] * OW * L]
                 total = x.dtype.type(0)
@@ -293,4 +282,4 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
                     input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, wide_block(x))
                 else:
                     input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, narrow_block(x))
-    sum_parts(dw, db, part, bias_part, groups, tall, L)
+    sum_parts(dw, db, part, bias_part, groups, L)
