@@ -447,7 +447,7 @@ def test_the_epoch_that_diverged_is_taken_again_with_the_same_images(images, mon
     def look(x):
         target = gather_next(x)
         seen.append(np.array(x))
-        if len(seen) in (8, 11):  # the second step of the third epoch, and when it is taken again
+        if len(seen) >= 8 and x.tobytes() == seen[7].tobytes():  # the second step of the third epoch, whenever it comes
             x[...] = np.inf
         return target
 
@@ -455,8 +455,8 @@ def test_the_epoch_that_diverged_is_taken_again_with_the_same_images(images, mon
     with pytest.raises(DivergedError) as raised:
         fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=5, batch_size=8, rng=0, progress=False)
     assert (raised.value.epoch, raised.value.step) == (3, 8)
-    assert len(seen) == 11
-    for then, again in zip(seen[6:8], seen[9:11], strict=True):
+    assert len(seen) in (10, 11)  # a slow step lets `fit` look at the loss before the epoch is over
+    for then, again in zip(seen[6:8], seen[-2:], strict=True):
         assert then.tobytes() == again.tobytes()
     assert seen[3].tobytes() != seen[6].tobytes()
 
