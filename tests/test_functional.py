@@ -374,3 +374,10 @@ REFUSED = {
 def test_what_is_wrong_is_refused_by_name(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_an_infinity_stays_one_through_linear():
+    """Among the last features, which do not fill a register, too."""
+    x = np.ones((2, 84), np.float32)
+    x[0, 70] = np.inf
+    np.testing.assert_array_equal(functional.linear(x, np.ones((6, 84), np.float32)), [[np.inf] * 6, [84] * 6])

@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import add_totals, cross, fma, load, loads, outer, spread, stores, width, zeros
+from tinycnn.kernels._vector import add_totals, cross, loads, outer, stores, width, zeros
 
 IMAGES, OUTPUTS = 4, 5  # a block of sums of products
 TASK = 20  # outputs that a thread computes at a time, so that it reads the images less often
@@ -32,22 +32,11 @@ def at_least(array, rows, columns):
 
 
 @inner
-def without(vectors, mask):
-    """IMAGES vectors times the mask."""
-    a, b, c, d = vectors
-    none = spread(0.0, mask)
-    return fma(a, mask, none), fma(b, mask, none), fma(c, mask, none), fma(d, mask, none)
-
-
-@inner
-def dot_block(out, x, w, n, o, F, mask):
-    """out[i*OUTPUTS + k] = x[n + i] . w[o + k] of a block; mask: of the last vectors, which reach back"""
+def dot_block(out, x, w, n, o, F):
+    """out[i*OUTPUTS + k] = x[n + i] . w[o + k] of a block; F: a multiple of a vector"""
     W, sums, left, right = width(x), sums_block(x), zeros(x, IMAGES), zeros(x, OUTPUTS)
-    for f in range(0, F // W * W, W):
+    for f in range(0, F, W):
         sums = cross(sums, loads(x, n * F + f, F, left), loads(w, o * F + f, F, right))
-    if F % W:
-        f = F - W
-        sums = cross(sums, without(loads(x, n * F + f, F, left), mask), loads(w, o * F + f, F, right))
     for k in range(out.size):
         out[k] = 0
     add_totals(out, 0, sums)
@@ -56,17 +45,16 @@ def dot_block(out, x, w, n, o, F, mask):
 @kernel
 def linear_forward(y, x, w, b):
     (N, O), W = y.shape, width(x)
-    x, w = at_least(x, IMAGES, W), at_least(w, OUTPUTS, W)
+    whole = (x.shape[1] + W - 1) // W * W
+    x, w = at_least(x, IMAGES, whole), at_least(w, OUTPUTS, whole)
     F, flat_x, flat_w = x.shape[1], x.reshape(x.size), w.reshape(w.size)
     for task in prange((O + TASK - 1) // TASK):
-        out, lanes = np.empty((IMAGES * OUTPUTS + W - 1) // W * W, x.dtype), np.zeros(W, x.dtype)
-        lanes[W - F % W :] = 1
-        mask = load(lanes, 0, zeros(x, 1)[0])
+        out = np.empty((IMAGES * OUTPUTS + W - 1) // W * W, x.dtype)
         for first in range(0, N, IMAGES):
             n = max(0, min(first, N - IMAGES))  # the last block reaches back
             for near in range(task * TASK, min(O, (task + 1) * TASK), OUTPUTS):
                 o = max(0, min(near, O - OUTPUTS))
-                dot_block(out, flat_x, flat_w, n, o, F, mask)
+                dot_block(out, flat_x, flat_w, n, o, F)
                 for i in range(min(IMAGES, N)):
                     for k in range(min(OUTPUTS, O)):
                         y[n + i, o + k] = out[i * OUTPUTS + k] + (b[o + k] if b.size else x.dtype.type(0))
