@@ -22,20 +22,21 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
 # Only `prange` makes threads.  Array expressions stay loops: each would become a parallel region of its own.
 NOT_PARALLEL = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
-OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
 KERNEL = OPTIONS | {"parallel": dict.fromkeys(NOT_PARALLEL, False) | {"prange": True}, "cache": True}
 ALONE = OPTIONS | {"cache": True}
 IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
-INNER = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # nobody calls it but kernels
+INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
 
-FEW = 16_384  # numbers in all arrays of a call: below, two threads need longer to meet (2 us) than one for the work
+# Calls for so few images, in plain order, with so few numbers in all arrays run on one thread: two need 2 us to meet.
+IMAGES, NUMBERS = 8, 65_536
 
 # Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
 _one_at_a_time = threading.RLock()
 
 
 def kernel(function):
-    """Compile `function` for several threads, or, for calls with few numbers, for one; called from Python."""
+    """Compile `function` for several threads and, for when a small call comes, for one; called from Python."""
     return _for_threads_or_one(function, {})
 
 
@@ -58,12 +59,13 @@ def _for_threads_or_one(function, options):
 
     @functools.wraps(function)
     def call(*args):
-        numbers = 0
-        for a in args:
-            if type(a) is np.ndarray:
-                numbers += a.size
-        if numbers < FEW:
-            return alone(*args)
+        if len(args[0]) <= IMAGES and args[0].ndim < 5:
+            numbers = 0
+            for a in args:
+                if type(a) is np.ndarray:
+                    numbers += a.size
+            if numbers <= NUMBERS:
+                return alone(*args)
         with _one_at_a_time:
             return together(*args)
 

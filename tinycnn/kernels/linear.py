@@ -29,8 +29,16 @@ def at_least(array, rows, columns):
     if len(array) >= rows and array.shape[1] >= columns:
         return array
     larger = np.zeros((max(rows, len(array)), max(columns, array.shape[1])), array.dtype)
-    larger[: len(array), : array.shape[1]] = array
+    put(larger, array, array.shape[1])
     return larger
+
+
+@inner
+def put(to, rows, columns):
+    """to[i, j] = rows[i, j] for j < columns.  (As an assignment of slices it takes the compiler seconds longer.)"""
+    for i in range(min(len(to), len(rows))):
+        for j in range(columns):
+            to[i, j] = rows[i, j]
 
 
 @inner
@@ -130,8 +138,8 @@ def linear_backward(dx, dw, db, dy, x, w):
         else:
             weigh_rows(flat_dx, N, F, flat_dy, O, 1, flat_w, O, task - strips)
     if short:
-        dw[:] = gradient[:, : x.shape[1]]
-        dx[:] = slopes[:, : x.shape[1]]
+        put(dw, gradient, x.shape[1])
+        put(dx, slopes, x.shape[1])
     for o in range(db.size):
         total = dy.dtype.type(0)
         for n in range(N):

@@ -216,33 +216,40 @@ def sum_parts(dw, db, part, bias_part, groups, lanes):
             db[o] += bias_part[k, o]
 
 
+@inner
+def backward_tasks(dx, part, bias_part, dy, x, weight, shape, stride, padding, dilation, first, last, block):
+    """Tasks first ... last, a band of a tile each; adds to the parts.  shape: (groups, O/groups, KH, KW)"""
+    (OH, OW, L), (groups, count, KH, KW) = dy.shape[2:], shape
+    for task in range(first, last):
+        t, rows = task // BANDS, band(task, OH)
+        weight_blocks(part, dy[t], x[t], (groups, KH, KW), stride, padding, dilation, rows)
+        for o in range(bias_part.size):
+            run = dy[t, o].reshape(OH * OW * L)[rows[0] * OW * L : rows[1] * OW * L]
+            total = x.dtype.type(0)
+            for i in range(run.size):
+                total += run[i]
+            bias_part[o] += total
+        if dx.size:
+            turned, rows = (count, KH, KW), band(task, x.shape[2])
+            if block == WIDE:
+                input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, wide_block(x))
+            else:
+                input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, narrow_block(x))
+
+
 @kernel
 def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward_tiled`; dx and db of size 0 are not computed."""
-    O, per, KH, KW = w.shape
-    OH, OW, L = dy.shape[2], dy.shape[3], dy.shape[4]
-    count, H = O // groups, x.shape[2]
-    block = better(per, WIDE, NARROW)
+    (O, per, KH, KW), L = w.shape, dy.shape[4]
+    shape, block = (groups, O // groups, KH, KW), better(per, WIDE, NARROW)
     weight = pack(w, groups, block, True)
     tasks = len(x) * BANDS
     chunks = min(CHUNKS, tasks)
-    blocks = groups * ((count + MAPS - 1) // MAPS) * KH * ((per * KW + TAPS - 1) // TAPS)
-    part, bias_part = np.zeros((chunks, blocks * ceil_to(MAPS * TAPS, L)), x.dtype), np.zeros((chunks, O), x.dtype)
+    size = ceil_to(O // groups, MAPS) // MAPS * KH * ceil_to(per * KW, TAPS) // TAPS * ceil_to(MAPS * TAPS, L)
+    part, bias_part = np.zeros((chunks, groups * size), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
-        shape, mine = (groups, KH, KW), part[chunk]
-        for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
-            t, rows = task // BANDS, band(task, OH)
-            weight_blocks(mine, dy[t], x[t], shape, stride, padding, dilation, rows)
-            for o in range(db.size):
-                run = dy[t, o].reshape(OH * OW * L)[rows[0] * OW * L : rows[1] * OW * L]
-                total = x.dtype.type(0)
-                for i in range(run.size):
-                    total += run[i]
-                bias_part[chunk, o] += total
-            if dx.size:
-                turned, rows = (count, KH, KW), band(task, H)
-                if block == WIDE:
-                    input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, wide_block(x))
-                else:
-                    input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, narrow_block(x))
+        first, last = chunk * tasks // chunks, (chunk + 1) * tasks // chunks
+        backward_tasks(
+            dx, part[chunk], bias_part[chunk], dy, x, weight, shape, stride, padding, dilation, first, last, block
+        )  # fmt: skip
     sum_parts(dw, db, part, bias_part, groups, L)
