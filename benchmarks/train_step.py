@@ -60,7 +60,8 @@ class TinyCNN(_nets.TinyCNN):
         yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
 
     def profile(self, batch, weights):
-        """Rows of the second table: medians over whole steps, which do what `step` does to the bit."""
+        """(seconds of a step, rows of the second table): medians over steps in one piece and, in turn with them, steps
+        taken apart, which do the same to the bit."""
         self.start(batch, weights)
         self.step(self.indices[0])
         whole = self.model.theta.copy()
@@ -73,13 +74,17 @@ class TinyCNN(_nets.TinyCNN):
         if not np.array_equal(whole, self.model.theta):
             raise RuntimeError("a step taken apart is not the step")
         clocks = np.empty((PROFILED, len(parts) + 1))
-        for clock in clocks:
+        steps = np.empty(PROFILED)
+        for clock, step in zip(clocks, steps.reshape(PROFILED, 1), strict=True):
+            step[0] = time.perf_counter()
+            self.step(self.indices[0])
             clock[0] = time.perf_counter()
+            step[0] = clock[0] - step[0]
             for number, (*_, call) in enumerate(parts):
                 call()
                 clock[number + 1] = time.perf_counter()
         seconds = np.median(np.diff(clocks, axis=1), axis=0)
-        return [
+        return float(np.median(steps)), [
             {"part": name, "phase": phase, "seconds": float(s), "flops": int(flops), "bytes": int(moved)}
             for (name, phase, flops, moved, _), s in zip(parts, seconds, strict=True)
         ]
@@ -109,7 +114,7 @@ def measure(args, threads):
             row = {"threads": threads, "net": net, "batch": batch, "losses": losses, "images_per_second": rates}
             row |= side.ceiling_figures(times)
             row["share_of_gemm"] = {n: r * STEP_FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
-            row["parts"] = workers["tinycnn"].call("profile", batch, weights)
+            row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
             rows.append(row)
             ratios = [f"{rates['tinycnn'] / rates[n]:.2f}" if n in rates else None for n in columns[1:]]
             shown = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
@@ -125,8 +130,7 @@ def print_parts(rows):
     """Where the time of the step goes, for the batch nearest to 64."""
     row = min(rows, key=lambda row: abs(row["batch"] - 64))
     total = sum(part["seconds"] for part in row["parts"])
-    step = row["batch"] / row["images_per_second"]["tinycnn"]
-    print(f"\ntinycnn, batch {row['batch']}: the parts of a step sum up to {total * 1e6:,.0f} µs of {step * 1e6:,.0f}")
+    print(f"\ntinycnn, batch {row['batch']}: the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}")
     line = side.table(["part", "phase", "µs", "share", "GFLOP/s", "of GEMM", "GB/s"], [14, 9, 9, 6, 8, 8, 7])
     for part in row["parts"]:
         gflops = part["flops"] / part["seconds"] / 1e9
