@@ -247,19 +247,21 @@ def options(command, doc, competitors, turns=15, seconds=0.2):
     parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count()], help="several: one after the other")
     parser.add_argument("--turns", type=int, default=turns, help="turns of each competitor")
     parser.add_argument("--seconds", type=float, default=seconds, help="length of a turn")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these competitors, not all: " + " ".join(competitors))
+    if competitors:
+        names = ", ".join(name for name in competitors if name != "tinycnn")
+        parser.add_argument("--only", nargs="*", metavar="NAME", help=f"tinycnn and these, not all of {names}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw them, PNG files in this folder")
     return parser
 
 
 def parse(parser, argv, competitors):
-    """The arguments; `args.only` becomes the competitors that are to run, ours first: name -> class."""
+    """The arguments; `args.only` becomes the competitors that are to run: name -> class."""
     args = parser.parse_args(argv)
-    unknown = set(args.only or ()) - set(competitors)
-    if unknown:
+    only = getattr(args, "only", None)
+    if unknown := set(only or ()) - set(competitors):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}, but {', '.join(competitors)}")
-    args.only = {name: c for name, c in competitors.items() if not args.only or name in args.only or name == "tinycnn"}
+    args.only = {name: c for name, c in competitors.items() if only is None or name in only or name == "tinycnn"}
     return args
 
 
