@@ -61,10 +61,10 @@ def numpy_im2col(y, x, w, b):
 
 # The same source as the first, compiled: no Python objects are left, but one sum waits for the addition before it,
 # since additions must not be reordered, and so nothing is vectorised.
-numba_naive = njit(python_loops)
+numba_naive = njit(cache=True)(python_loops)
 
 
-@njit(parallel=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
+@njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
 def numba_parallel(y, x, w, b):
     """Images on all threads, multiply-adds fused, and sums may be reordered.  The innermost loop is over 5 taps: too
     short for vectors of 8 or 16."""
@@ -80,7 +80,7 @@ def numba_parallel(y, x, w, b):
                     y[n, o, i, j] = total
 
 
-@njit(parallel=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
+@njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
 def numba_rows(y, x, w, b):
     """The loops in another order: innermost is a row of the output, whose pixels do not depend on one another.  That is
     vectorised, but each multiply-add now loads and stores its sum, and rows have ten pixels only."""
