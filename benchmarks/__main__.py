@@ -1,6 +1,8 @@
 """Benchmarks: tinycnn against other libraries.  Results are checked before times are taken.
 
-    python -m benchmarks COMMAND [options]        python -m benchmarks COMMAND --help
+    python -m benchmarks COMMAND [options]
+
+Commands (COMMAND --help says more):
 """
 
 import importlib
@@ -23,7 +25,7 @@ COMMANDS = {
 def main(argv=None):
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        print(__doc__)
+        print(__doc__.strip())
         print("\n".join(f"    {command:<12} {what}" for command, what in COMMANDS.items()))
         return None
     if name not in COMMANDS:

@@ -96,10 +96,11 @@ class Torch(Net):
 
     def start(self, batch, weights, use="next_step"):
         seconds = {}
-        for self.format in self.formats:
+        for form in self.formats:
+            self.format = form
             super().start(batch, weights)
-            seconds[self.format] = min(timeit.repeat(getattr(self, use), number=1, repeat=8))
-        self.format = min(seconds, key=lambda f: seconds[f])
+            seconds[form] = min(timeit.repeat(getattr(self, use), number=1, repeat=8))
+        self.format = min(seconds, key=lambda form: seconds[form])
         super().start(batch, weights)
 
     def load(self, weights, images, labels):
@@ -136,7 +137,7 @@ class Torch(Net):
 
 
 class TorchCompiled(Torch):
-    """torch.compile of everything but the optimizer, whose fused step is one call already.  It chooses formats itself."""
+    """torch.compile of everything but the optimizer, whose fused step is one call already.  Formats it chooses itself."""
 
     formats = ("contiguous_format",)
 
@@ -228,7 +229,8 @@ class OnnxRuntime(Net):
         make, tensor = self.onnx.helper, self.onnx.numpy_helper.from_array
         activation = {"tanh": "Tanh", "relu": "Relu"}[self.net.split("+")[0]]
         pool = {"avg": "AveragePool", "max": "MaxPool"}[self.net.split("+")[1]]
-        nodes, at = [], "x"
+        nodes: list[Any] = []
+        at = "x"
 
         def add(kind, *parameters, **attributes):
             nonlocal at
@@ -359,8 +361,8 @@ class NumPy(Net):
                 windows = self.windows(y)
                 dy = dy[:, :, :, None, :, None] * (windows == windows.max(axis=(3, 5), keepdims=True))
             dy = dy.reshape(y.shape) * self.slope(y)
-            weight = p[name + ".weight"]
-            dy, found[name + ".weight"], found[name + ".bias"] = conv_backward(dy, cols, x, weight, 1, padding, name != "0")
+            dy, dw, db = conv_backward(dy, cols, x, p[name + ".weight"], 1, padding, name != "0")
+            found[name + ".weight"], found[name + ".bias"] = dw, db
         return found
 
     def descend(self, gradients):

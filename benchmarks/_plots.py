@@ -97,8 +97,8 @@ def ladder(result):
         ours = row["version"] in ("im2col, our product", "shifted rows", "in use: tiles")
         ax.barh(place, row["gflops"], color=BLUE if ours else FAINT, height=0.7)
         ax.text(row["gflops"] * 1.08, place, f"{row['gflops']:.3g}", va="center", fontsize=SMALL, color=INK)
-        where = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center"}
-        ax.text(1, place, f"{duration(row['seconds_an_image'])} an image", fontsize=SMALL, color=INK, **where)
+        words, across = f"{duration(row['seconds_an_image'])} an image", ax.get_yaxis_transform()
+        ax.text(1, place, words, transform=across, ha="right", va="center", fontsize=SMALL, color=INK)
     ax.set_yticks(range(len(rows)), [row["version"] for row in rows])
     ax.invert_yaxis()
     logarithmic(ax.xaxis, (1,))
@@ -190,7 +190,7 @@ def roofline(ax, points, row, title):
     x = np.geomspace(min(least, peak / bandwidth / 2), max(most, 2 * peak / bandwidth), 100)
     ax.plot(x, np.minimum(peak, bandwidth * x), color=INK, linewidth=1.4)
     ax.text(x[-1], peak * 1.06, f"GEMM {peak:.0f} GFLOP/s", ha="right", fontsize=SMALL, color=INK)
-    ax.text(x[1], bandwidth * x[1] * 1.15, f"copy {bandwidth:.0f} GB/s", fontsize=SMALL, color=INK, rotation=0, ha="left")
+    ax.text(x[1], bandwidth * x[1] * 1.15, f"copy {bandwidth:.0f} GB/s", ha="right", fontsize=SMALL, color=INK)
     logarithmic(ax.xaxis)
     logarithmic(ax.yaxis)
     for phase, marker in (("forward", "o"), ("backward", "s")):

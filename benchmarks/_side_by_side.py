@@ -197,7 +197,8 @@ class Ceilings:
         self.a = np.random.default_rng(0).random((self.SIZE, self.SIZE), dtype=np.float32)
         self.product = np.empty_like(self.a)
         self.pool = ThreadPoolExecutor(threads)
-        self.parts = list(zip(*(np.array_split(np.ones(self.BYTES // 4, np.float32), threads) for _ in "yx"), strict=True))
+        source, target = (np.array_split(np.ones(self.BYTES // 4, np.float32), threads) for _ in range(2))
+        self.parts = list(zip(target, source, strict=True))
 
     def gemm(self):
         np.matmul(self.a, self.a, out=self.product)
@@ -315,8 +316,8 @@ def table(head, widths):
     """Print a head; returns a function that prints a row below it.  None becomes a dash."""
 
     def line(*cells):
-        cells = ["-" if cell is None else str(cell) for cell in cells]
-        text = [f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        words = ["-" if cell is None else str(cell) for cell in cells]
+        text = [f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(words, widths, strict=True))]
         print("  ".join(text).rstrip(), flush=True)
 
     line(*head)

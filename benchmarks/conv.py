@@ -4,8 +4,8 @@
 
 The shapes: LeNet's; 3 x 3 windows on growing numbers of channels and on growing images; a stride of two; 1 x 1.
 `backward` is the gradient of the input, the weights and the bias in one call.  Every library has its arrays where and
-how it likes them: tinycnn in tiles from 9 images on, as between the layers of a net; PyTorch and JAX in the faster of
-NCHW and NHWC for each shape and direction (the table says which); JAX under jit.  ONNX Runtime has no gradients; NumPy's
+how it likes them: tinycnn in tiles, where there are images enough, as between the layers of a net; PyTorch and JAX in
+the faster of NCHW and NHWC for each shape and direction (the JSON says which); JAX under jit.  ONNX Runtime has no gradients; NumPy's
 are im2col and matrix products.  Results are compared with NumPy's in float64 before any time is taken, with a tolerance
 of 1e-6 times the root of the number of products in a sum, relative to the largest entry.
 
@@ -134,7 +134,7 @@ class TwoLayouts:
     layouts = ("NCHW", "NHWC")
 
     def start(self, shape, batch):
-        both = {layout: self.calls(shape, *numbers(shape, batch), layout) for layout in self.layouts}
+        both = {layout: self.calls(shape, layout, *numbers(shape, batch)) for layout in self.layouts}
         seconds: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
         for layout, calls in both.items():
             for phase, call in zip(PHASES, calls, strict=False):
@@ -143,7 +143,7 @@ class TwoLayouts:
         self.layout = {phase: min(found, key=lambda name: found[name]) for phase, found in seconds.items()}
         self.forward, self.backward = (both[self.layout[p]][i] for i, p in enumerate(PHASES))
 
-    def calls(self, shape, x, w, b, dy, layout) -> Any:
+    def calls(self, shape, layout, x, w, b, dy) -> Any:
         raise NotImplementedError
 
     def plain(self, array, layout):
@@ -151,8 +151,8 @@ class TwoLayouts:
 
     def answers(self):
         y, (dx, dw, db) = self.forward(), self.backward()
-        layout = self.layout["backward"]
-        return [self.plain(y, self.layout["forward"]), self.plain(dx, layout), self.plain(dw, layout + "w"), np.asarray(db)]
+        there, back = self.layout["forward"], self.layout["backward"]
+        return [self.plain(y, there), self.plain(dx, back), self.plain(dw, back + " weights"), np.asarray(db)]
 
     def choices(self):
         return self.layout
@@ -168,7 +168,7 @@ class Torch(TwoLayouts):
         torch.set_grad_enabled(False)
         self.torch = torch
 
-    def calls(self, shape, x, w, b, dy, layout):
+    def calls(self, shape, layout, x, w, b, dy):
         torch, pair = self.torch, lambda n: (n, n)
         memory = torch.contiguous_format if layout == "NCHW" else torch.channels_last
         x, w, dy = (torch.from_numpy(a).contiguous(memory_format=memory) for a in (x, w, dy))
@@ -187,7 +187,7 @@ class Jax(TwoLayouts):
         jax.config.update("jax_platforms", "cpu")  # its threads: see held_to
         self.jax = jax
 
-    def calls(self, shape, x, w, b, dy, layout):
+    def calls(self, shape, layout, x, w, b, dy):
         jax, last = self.jax, layout == "NHWC"
 
         def conv(x, w, b):
@@ -205,7 +205,7 @@ class Jax(TwoLayouts):
 
     def plain(self, array, layout):
         array = np.asarray(array)
-        axes = {"NHWC": (0, 3, 1, 2), "NHWCw": (3, 2, 0, 1)}
+        axes = {"NHWC": (0, 3, 1, 2), "NHWC weights": (3, 2, 0, 1)}
         return array.transpose(axes[layout]) if layout in axes else array
 
 
@@ -221,9 +221,8 @@ class OnnxRuntime:
     def start(self, shape, batch):
         make, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
         self.x, w, b, dy = numbers(shape, batch)
-        node = make.make_node(
-            "Conv", ["x", "w", "b"], ["y"], kernel_shape=w.shape[2:], pads=[shape.padding] * 4, strides=[shape.stride] * 2
-        )
+        options = {"kernel_shape": w.shape[2:], "pads": [shape.padding] * 4, "strides": [shape.stride] * 2}
+        node = make.make_node("Conv", ["x", "w", "b"], ["y"], **options)
         ends = [make.make_tensor_value_info(n, kind, a.shape) for n, a in (("x", self.x), ("y", dy))]
         weights = [self.onnx.numpy_helper.from_array(a, n) for a, n in ((w, "w"), (b, "b"))]
         graph = make.make_graph([node], "conv", ends[:1], ends[1:], weights)

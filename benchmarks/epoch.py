@@ -5,7 +5,7 @@
 Adam at 1e-3, batches of 64 in a random order of their own in every epoch.  With a seed everybody has the same first
 weights and the same orders, so that all take nearly the same way.  The competitors take turns, a part of an epoch
 each; after each part the test set is looked at, which is not counted, and neither is what compiles: a few steps before
-the clock starts, undone.  Loss and accuracy after the first part are compared.  `to 99 %` is the training time up to the
+the clock starts, undone.  The mean losses of the first part are compared.  `to 99 %` is the training time up to the
 first look that finds 99 % of the test set right, or a dash if --epochs did not suffice.
 """
 
@@ -32,12 +32,11 @@ class Runner:
     def start(self, weights, images, labels, test_images, test_labels):
         test = (test_images.astype(np.float32) / 255 - _nets.MEAN) / _nets.STD
         self.test, self.labels = np.ascontiguousarray(test[:, None], np.float32), test_labels
-        for _ in range(2):  # the first time compiles
-            self.net.load(weights, images, labels)
-            if _ == 0:
-                for index in np.arange(3 * BATCH).reshape(3, BATCH):
-                    self.net.step(index)
-                self.accuracy()
+        self.net.load(weights, images, labels)
+        for index in np.arange(3 * BATCH).reshape(3, BATCH):  # compiles
+            self.net.step(index)
+        self.accuracy()
+        self.net.load(weights, images, labels)
 
     def train(self, order):
         """(seconds, mean loss) of the steps of `order` (steps, BATCH)"""
@@ -73,14 +72,14 @@ def measure(args, threads):
     steps = len(images[0]) // BATCH
     rows = []
     for seed in range(args.seeds):
-        workers = {}
+        workers: dict[str, side.Worker] = {}
         for name, make in args.only.items():
             workers |= side.start(threads, {name: Runner}, make, args.net, threads)
         weights = _nets.first_weights(args.net, seed)
         side.ask(workers, "start", weights, *images, *test)
         looks: dict[str, list[dict]] = {name: [] for name in workers}
         rng = np.random.default_rng(seed)
-        for epoch in range(args.epochs):
+        for epochs in range(1, args.epochs + 1):
             order = rng.permutation(len(images[0]))[: steps * BATCH].reshape(steps, BATCH)
             for part in np.array_split(order, args.looks):
                 for name, worker in workers.items():
@@ -98,14 +97,14 @@ def measure(args, threads):
             goal = next((look["seconds"] for look in found if look["accuracy"] >= GOAL), None)
             rows.append({
                 "threads": threads, "net": args.net, "seed": seed, "batch": BATCH, "competitor": name,
-                "epoch_seconds": found[-1]["seconds"] / (epoch + 1), "seconds_to_99": goal, "looks": found,
+                "epoch_seconds": found[-1]["seconds"] / epochs, "seconds_to_99": goal, "looks": found,
             })  # fmt: skip
     print_table(rows, args, threads, len(images[0]))
     return rows
 
 
 def print_table(rows, args, threads, images):
-    print(f"\nMNIST, LeNet-5, {args.net}, {images:,} images an epoch, batch {BATCH}, {threads} threads; {args.seeds} seeds")
+    print(f"\nMNIST, {images:,} images; LeNet-5, {args.net}, batch {BATCH}; {threads} threads; {args.seeds} seeds")
     line = side.table(["", "an epoch, s", "images/s", "to 99 %, s", "each seed"], [13, 11, 10, 10, 30])
     for name in dict.fromkeys(row["competitor"] for row in rows):
         mine = [row for row in rows if row["competitor"] == name]

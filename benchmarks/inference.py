@@ -4,8 +4,8 @@
 
 What is timed is a call of the library's ordinary function with a NumPy array of normalised images, until there is a
 NumPy array of logits: `model(x)`; PyTorch in inference mode; jit; `session.run`.  All nets have the same weights; their
-logits are compared before any time is taken.  The table has the medians of the turns.  The latency is that of a batch of
-one: the median and the 99th percentile of all calls of all turns.
+logits are compared before any time is taken.  The table has the medians of the turns.  The latency is that of a batch
+of one: the median and the 99th percentile of all calls of all turns.
 """
 
 import itertools

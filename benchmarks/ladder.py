@@ -13,6 +13,7 @@ not copies: they are imported from `tinycnn.kernels`, the last one is what train
 """
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit, prange
@@ -111,11 +112,11 @@ def shifted_rows(y, x, w, b):
 
 def in_use(y, x, w, b):
     """What training calls.  Batches are interleaved (kernels/tiles.py), an image a lane of the vector: no row is too
-    short, no lane is empty, and the sums of up to eight maps at two pixels stay in registers (kernels/tiled_conv.py)."""
+    short, no lane empty, and the sums of up to eight maps at two pixels stay in registers (kernels/tiled_conv.py)."""
     kernels.conv2d_forward(y, x, w, b, *PLAIN)
 
 
-VERSIONS = {
+VERSIONS: dict[str, Callable] = {
     "Python loops": python_loops,
     "NumPy, tap by tap": numpy_taps,
     "NumPy, im2col": numpy_im2col,

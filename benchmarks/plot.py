@@ -1,6 +1,8 @@
 """The pictures of JSON files that other commands wrote with --json.
 
     python -m benchmarks plot benchmarks/results/*.json --plots FOLDER
+
+Files of other kinds are left out, with a line.
 """
 
 import argparse

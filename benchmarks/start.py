@@ -59,7 +59,8 @@ def launch(name, batch, threads, cache):
     with side.held_to(threads):
         environment |= {variable: os.environ[variable] for variable in side.THREAD_VARIABLES}
         begun = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise side.Failed(lines[-1])
@@ -123,7 +124,7 @@ def measure(args, threads):
             for kind, figures in found.items()
         }
         row = {"threads": threads, "competitor": name, "batch": args.batch} | middle
-        row["installed"] = installed_bytes(name.split(".")[0]) + (installed_bytes("onnx") if name == "onnx" else 0)
+        row["installed"] = installed_bytes(name.split(".")[0])
         rows.append(row)
         warm = middle["warm"]
         line(

@@ -11,6 +11,7 @@ The second table says where tinycnn's time goes, from clocks read between the ke
 over and over on its own would find its data in the cache, and look faster than it is in training.
 """
 
+import functools
 import time
 
 import numpy as np
@@ -45,14 +46,14 @@ class TinyCNN(_nets.TinyCNN):
             name, x, out = f"{i} {type(layer).__name__}", values[i], values[i + 1]
             flops = 2 * batch * layer.multiply_adds(model.shapes[i])
             weights = 4 * sum(int(np.prod(shape)) for shape in layer.parameter_shapes().values())
-            yield name, "forward", flops, x.nbytes + out.nbytes + weights, lambda a=(layer, out, x): a[0].forward(*a[1:])
+            yield name, "forward", flops, x.nbytes + out.nbytes + weights, functools.partial(layer.forward, out, x)
             if i < model._first:
                 continue
             wanted = i > model._first
             dx = slopes[i] if wanted else model.unwanted(batch)
             # Layers with weights read x and dy; the others read dy and about as much again as their output.
             moved = (x.nbytes if flops else out.nbytes) + out.nbytes + wanted * x.nbytes + 2 * weights
-            call = lambda a=(layer, dx, slopes[i + 1], x, out): a[0].backward(*a[1:])  # noqa: E731
+            call = functools.partial(layer.backward, dx, slopes[i + 1], x, out)
             backward.append((name, "backward", (1 + wanted) * flops, moved, call))
         labels = self.batches._target[:batch]
         yield "cross entropy", "loss", 0, 2 * y.nbytes, lambda: (criterion.run(dy, y, labels), criterion.value(batch))
@@ -130,7 +131,9 @@ def print_parts(rows):
     """Where the time of the step goes, for the batch nearest to 64."""
     row = min(rows, key=lambda row: abs(row["batch"] - 64))
     total = sum(part["seconds"] for part in row["parts"])
-    print(f"\ntinycnn, batch {row['batch']}: the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}")
+    print(
+        f"\ntinycnn, batch {row['batch']}: the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
+    )
     line = side.table(["part", "phase", "µs", "share", "GFLOP/s", "of GEMM", "GB/s"], [14, 9, 9, 6, 8, 8, 7])
     for part in row["parts"]:
         gflops = part["flops"] / part["seconds"] / 1e9
