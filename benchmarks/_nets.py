@@ -137,7 +137,7 @@ class Torch(Net):
 
 
 class TorchCompiled(Torch):
-    """torch.compile of everything but the optimizer, whose fused step is one call already.  Formats it chooses itself."""
+    """torch.compile of all but the optimizer, whose fused step is one call already.  Formats it chooses itself."""
 
     formats = ("contiguous_format",)
 

@@ -162,7 +162,7 @@ def parts(ax, row):
     names = [f"{part['part']} {part['phase'] if part['phase'] == 'backward' else ''}".strip() for part in row["parts"]]
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
-    dress(ax, "µs", "", f"{row['net']}, batch {row['batch']}, {1e6 * row['step']:,.0f} µs a step")
+    dress(ax, "µs", "", f"{row['net']}, batch {row['batch']}: a step takes {duration(row['step'])}")
     ax.tick_params(axis="y", labelsize=SMALL)
     ax.grid(False, axis="y")
 

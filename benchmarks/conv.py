@@ -5,9 +5,9 @@
 The shapes: LeNet's; 3 x 3 windows on growing numbers of channels and on growing images; a stride of two; 1 x 1.
 `backward` is the gradient of the input, the weights and the bias in one call.  Every library has its arrays where and
 how it likes them: tinycnn in tiles, where there are images enough, as between the layers of a net; PyTorch and JAX in
-the faster of NCHW and NHWC for each shape and direction (the JSON says which); JAX under jit.  ONNX Runtime has no gradients; NumPy's
-are im2col and matrix products.  Results are compared with NumPy's in float64 before any time is taken, with a tolerance
-of 1e-6 times the root of the number of products in a sum, relative to the largest entry.
+the faster of NCHW and NHWC for each shape and direction (the JSON says which); JAX under jit.  ONNX Runtime has no
+gradients; NumPy's are im2col and matrix products.  Results are compared with NumPy's in float64 before any time is
+taken, with a tolerance of 1e-6 times the root of the number of products in a sum, relative to the largest entry.
 
 The table has GFLOP/s, medians of the turns, and the path that tinycnn took: the function that did the work.
 """

@@ -131,8 +131,8 @@ def print_parts(rows):
     """Where the time of the step goes, for the batch nearest to 64."""
     row = min(rows, key=lambda row: abs(row["batch"] - 64))
     total = sum(part["seconds"] for part in row["parts"])
-    print(
-        f"\ntinycnn, batch {row['batch']}: the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
+    took = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
+    print(f"\ntinycnn, batch {row['batch']}: {took}")
     )
     line = side.table(["part", "phase", "µs", "share", "GFLOP/s", "of GEMM", "GB/s"], [14, 9, 9, 6, 8, 8, 7])
     for part in row["parts"]:

@@ -1,5 +1,5 @@
-"""The benchmarks on tiny sizes: that they check before they measure, and write what they say they write.  That of the GPU
-is rehearsed without one, in the emulation.  No other library is needed, and no time is asserted."""
+"""The benchmarks on tiny sizes: that they check before they measure, and write what they say they write.  That of the
+GPU is rehearsed without one, in the emulation.  No other library is needed, and no time is asserted."""
 
 import json
 import subprocess
