@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinycnn import plot
-from tinycnn.plot import BLUE, FAINT, GREEN, INK, LABEL, ORANGE, RULE, SMALL, TITLE
+from tinycnn.plot import BLUE, FAINT, GREEN, INK, LABEL, ORANGE, RULE, SMALL
 
 # Colours of Okabe and Ito, and a marker each, so that no line is told by its colour alone.
 LOOKS = {
@@ -32,7 +32,7 @@ def train_step(result):
     figure = plot._figure(5.2 * len(rows), 6.4, layout="constrained")
     for ax, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         parts(ax, row)
-    figure.suptitle(f"Where the time of a training step goes: {machine(result, rows[0])}", fontsize=TITLE, color=INK)
+    heading(figure, "Where the time of a training step goes", machine(result, rows[0]))
     yield "parts", figure
     figure = plot._figure(6.4 * len(rows), 4.6, layout="constrained")
     for ax, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
@@ -42,7 +42,7 @@ def train_step(result):
             if part["flops"]
         ]
         roofline(ax, points, row, f"{row['net']}, batch {row['batch']}")
-    figure.suptitle(f"Layers with weights under the roof: {machine(result, rows[0])}", fontsize=TITLE, color=INK)
+    heading(figure, "Layers with weights under the roof", machine(result, rows[0]))
     yield "roofline", figure
 
 
@@ -51,10 +51,10 @@ def inference(result):
     rows = [row for row in result["rows"] if "latency" in row]
     rows = [row for row in rows if row["threads"] == rows[-1]["threads"]]
     if rows:
-        figure = plot._figure(4.6 * len(rows), 2.8, layout="constrained")
+        figure = plot._figure(0.6 + 4.4 * len(rows), 3.0, layout="constrained")
         for ax, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
             latency(ax, row)
-        figure.suptitle(f"A single image: {machine(result, rows[0])}", fontsize=TITLE, color=INK)
+        heading(figure, "A single image", machine(result, rows[0]))
         yield "latency", figure
 
 
@@ -79,12 +79,12 @@ def conv(result):
                 dress(ax, label, "GFLOP/s", phase)
             legend(figure, rows)
             what = f"Convolution, 3 x 3, {fixed}, batch {rows[0]['batch']}"
-            figure.suptitle(f"{what}: {machine(result, rows[0])}", fontsize=TITLE, color=INK)
+            heading(figure, f"{what}", machine(result, rows[0]))
             yield name, figure
     figure = plot._figure(8.4, 5.2, layout="constrained")
     points = [(r["name"], r["phase"], r["flops"] / r["bytes"], r["gflops"]["tinycnn"]) for r in rows]
-    roofline(figure.add_subplot(), points, rows[0], f"tinycnn's convolutions, batch {rows[0]['batch']}")
-    figure.suptitle(machine(result, rows[0]), fontsize=TITLE, color=INK)
+    roofline(figure.add_subplot(), points, rows[0], "")
+    heading(figure, f"tinycnn's convolutions under the roof, batch {rows[0]['batch']}", machine(result, rows[0]))
     yield "roofline", figure
 
 
@@ -97,16 +97,18 @@ def ladder(result):
         ours = row["version"] in ("im2col, our product", "shifted rows", "in use: tiles")
         ax.barh(place, row["gflops"], color=BLUE if ours else FAINT, height=0.7)
         ax.text(row["gflops"] * 1.08, place, f"{row['gflops']:.3g}", va="center", fontsize=SMALL, color=INK)
-        words, across = f"{duration(row['seconds_an_image'])} an image", ax.get_yaxis_transform()
+        words, across = duration(row["seconds_an_image"]), ax.get_yaxis_transform()
         ax.text(1, place, words, transform=across, ha="right", va="center", fontsize=SMALL, color=INK)
     ax.set_yticks(range(len(rows)), [row["version"] for row in rows])
     ax.invert_yaxis()
     logarithmic(ax.xaxis, (1,))
-    peak = rows[0]["gemm_gflops"]
-    ax.set_xlim(min(row["gflops"] for row in rows) / 2, peak * 60)
+    peak, top = rows[0]["gemm_gflops"], ax.get_xaxis_transform()
+    ax.set_xlim(min(row["gflops"] for row in rows) / 2, peak * 12)
     ax.axvline(peak, color=INK, linewidth=1, linestyle=":")
-    ax.text(peak * 1.1, 0, f"GEMM peak\n{peak:.0f}", fontsize=SMALL, color=INK, va="center")
-    dress(ax, "GFLOP/s", "", f"LeNet-5's C3, forward: {machine(result, rows[0])}")
+    ax.text(peak, 1.01, f"GEMM peak {peak:.0f}", transform=top, ha="center", fontsize=SMALL, color=INK)
+    ax.text(1, 1.01, "an image", transform=ax.transAxes, ha="right", fontsize=SMALL, color=INK)
+    dress(ax, "GFLOP/s", "", "")
+    heading(figure, "LeNet-5's C3, forward", machine(result, rows[0]))
     ax.grid(False, axis="y")
     yield "versions", figure
 
@@ -125,7 +127,7 @@ def epoch(result):
     logarithmic(ax.xaxis)
     dress(ax, "seconds of training", "test error (%)", f"{rows[0]['net']}, batch {rows[0]['batch']}")
     legend(figure, [{"gflops": {row["competitor"]: 0 for row in rows}}])
-    figure.suptitle(f"MNIST: {machine(result, rows[0])}", fontsize=TITLE, color=INK)
+    heading(figure, "MNIST", machine(result, rows[0]))
     yield "accuracy", figure
 
 
@@ -136,22 +138,22 @@ def throughput(result, what):
     """Images a second against the batch, and against the number of threads."""
     rows, counts = result["rows"], sorted({row["threads"] for row in result["rows"]})
     nets = list(dict.fromkeys(row["net"] for row in rows))
-    figure = plot._figure(4.8 * len(nets), 4.2, layout="constrained")
+    figure = plot._figure(0.6 + 4.4 * len(nets), 4.4, layout="constrained")
     for ax, net in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
         chosen = [row for row in rows if row["net"] == net and row["threads"] == counts[-1]]
         lines(ax, [row["batch"] for row in chosen], [row["images_per_second"] for row in chosen])
         dress(ax, "images a batch", "images/s", net)
     legend(figure, rows)
-    figure.suptitle(f"LeNet-5, {what}: {machine(result, rows[-1])}", fontsize=TITLE, color=INK)
+    heading(figure, f"LeNet-5, {what}", machine(result, rows[-1]))
     yield "batch", figure
     if len(counts) > 1:
-        figure = plot._figure(4.8 * len(nets), 4.2, layout="constrained")
+        figure = plot._figure(0.6 + 4.4 * len(nets), 4.4, layout="constrained")
         for ax, net in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
             chosen = [near(64, [r for r in rows if r["net"] == net and r["threads"] == n]) for n in counts]
             lines(ax, counts, [row["images_per_second"] for row in chosen])
             dress(ax, "threads", "images/s", f"{net}, batch {chosen[0]['batch']}")
         legend(figure, rows)
-        figure.suptitle(f"LeNet-5, {what}: {result['hardware']['processor']}", fontsize=TITLE, color=INK)
+        heading(figure, f"LeNet-5, {what}", result["hardware"]["processor"])
         yield "threads", figure
 
 
@@ -186,27 +188,45 @@ def latency(ax, row):
 def roofline(ax, points, row, title):
     """Points (name, phase, operations a byte, GFLOP/s) below what the memory and the multiply-add units allow."""
     peak, bandwidth = row["gemm_gflops"], row["copy_gb_per_s"]
-    least, most = min(p[2] for p in points) / 2, max(p[2] for p in points) * 2
-    x = np.geomspace(min(least, peak / bandwidth / 2), max(most, 2 * peak / bandwidth), 100)
-    ax.plot(x, np.minimum(peak, bandwidth * x), color=INK, linewidth=1.4)
-    ax.text(x[-1], peak * 1.06, f"GEMM {peak:.0f} GFLOP/s", ha="right", fontsize=SMALL, color=INK)
-    ax.text(x[1], bandwidth * x[1] * 1.15, f"copy {bandwidth:.0f} GB/s", ha="right", fontsize=SMALL, color=INK)
+    knee = peak / bandwidth
+    least, most = min(knee, *(p[2] for p in points)) / 2, 2 * max(knee, *(p[2] for p in points))
+    low, high = min(bandwidth * least, *(p[3] for p in points)) / 1.6, 1.8 * max(peak, *(p[3] for p in points))
     logarithmic(ax.xaxis)
     logarithmic(ax.yaxis)
+    ax.set(xlim=(least, most), ylim=(low, high))
+    ax.plot([least, knee, most], [bandwidth * least, peak, peak], color=INK, linewidth=1.4)
+    near: dict = {"textcoords": "offset points", "fontsize": SMALL, "color": INK}
+    ax.annotate(f"GEMM {peak:.0f} GFLOP/s", (knee, peak), (0, 4), **near)
+    ax.annotate(f"copy {bandwidth:.0f} GB/s", (least * 1.3, bandwidth * least * 1.3), (4, -4), va="top", **near)
     for phase, marker in (("forward", "o"), ("backward", "s")):
         chosen = [p for p in points if p[1] == phase]
-        ax.plot([p[2] for p in chosen], [p[3] for p in chosen], marker, color=PHASES[phase], markersize=6, label=phase)
-    # Names to the right of their points, moved up where another one stands already.
-    taken: list[tuple[float, float]] = []
-    for name, _, intensity, gflops in sorted(points, key=lambda p: p[3]):
-        at = np.log10(gflops)
-        while any(abs(np.log10(intensity) - x) < 0.35 and abs(at - y) < 0.045 for x, y in taken):
-            at += 0.015
-        taken.append((np.log10(intensity), at))
-        ax.text(intensity * 1.06, 10**at, name, fontsize=SMALL, color=FAINT, va="center")
-    ax.set_xlim(x[0], x[-1] * 1.3)
-    dress(ax, "operations a byte of arrays read and written", "GFLOP/s", title)
+        ax.plot([p[2] for p in chosen], [p[3] for p in chosen], marker, color=PHASES[phase], markersize=5, label=phase)
+    name_points(ax, [(name, x, y, PHASES[phase]) for name, phase, x, y in points], (least, most), (low, high))
+    dress(ax, "operations for each byte of the arrays", "GFLOP/s", title)
     ax.legend(fontsize=SMALL, frameon=False, loc="lower right")
+
+
+def name_points(ax, points, x_limits, y_limits):
+    """Names (name, x, y, colour) beside their points on logarithmic axes, where nothing else stands."""
+    width, height = (side * 72 * 0.82 for side in ax.figure.get_size_inches())  # points, about
+    width /= len(ax.figure.axes)
+
+    def place(value, limits, length):
+        return length * np.log(value / limits[0]) / np.log(limits[1] / limits[0])
+
+    spots = [(place(x, x_limits, width), place(y, y_limits, height)) for _, x, y, _ in points]
+    boxes = [(x - 3, x + 3, y - 3, y + 3) for x, y in spots]
+    for (name, x, y, colour), (left, bottom) in zip(points, spots, strict=True):
+        long = 0.6 * SMALL * len(name)
+        tries = [(dx, dy) for dy in (0, 8, -8, 16, -16, 24, -24) for dx in (6, -6 - long)]
+        for dx, dy in tries:
+            box = left + dx, left + dx + long, bottom + dy - 4, bottom + dy + 4
+            if not any(box[0] < b[1] and b[0] < box[1] and box[2] < b[3] and b[2] < box[3] for b in boxes):
+                break
+        else:
+            continue  # it is too crowded there; the table has all
+        boxes.append(box)
+        ax.annotate(name, (x, y), (dx, dy), textcoords="offset points", va="center", fontsize=SMALL, color=colour)
 
 
 def lines(ax, x, values):
@@ -242,6 +262,10 @@ def logarithmic(axis, subs=(1, 2, 5)):
     axis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def heading(figure, title, note):
+    figure.suptitle(f"{title}\n{note}", fontsize=LABEL + 1, color=INK)
 
 
 def dress(ax, x, y, title):

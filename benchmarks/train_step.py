@@ -133,7 +133,6 @@ def print_parts(rows):
     total = sum(part["seconds"] for part in row["parts"])
     took = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
     print(f"\ntinycnn, batch {row['batch']}: {took}")
-    )
     line = side.table(["part", "phase", "µs", "share", "GFLOP/s", "of GEMM", "GB/s"], [14, 9, 9, 6, 8, 8, 7])
     for part in row["parts"]:
         gflops = part["flops"] / part["seconds"] / 1e9
