@@ -163,7 +163,7 @@ def parts(ax, row):
         ax.barh(place, part["seconds"] * 1e6, color=PHASES[part["phase"]], height=0.75)
     names = [f"{part['part']} {part['phase'] if part['phase'] == 'backward' else ''}".strip() for part in row["parts"]]
     ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
+    ax.set_ylim(len(names) - 0.4, -0.6)
     dress(ax, "µs", "", f"{row['net']}, batch {row['batch']}: a step takes {duration(row['step'])}")
     ax.tick_params(axis="y", labelsize=SMALL)
     ax.grid(False, axis="y")
@@ -180,7 +180,7 @@ def latency(ax, row):
         ax.annotate(f"{middle:,.0f}", (middle, place), (0, 7), textcoords="offset points", ha="center", fontsize=SMALL)
     ax.set_yticks(range(len(found)), list(found))
     ax.set_ylim(len(found) - 0.5, -0.7)
-    logarithmic(ax.xaxis)
+    logarithmic(ax.xaxis, (1,))
     dress(ax, "µs: median (dot) to 99th percentile", "", row["net"])
     ax.grid(False, axis="y")
 
@@ -201,13 +201,15 @@ def roofline(ax, points, row, title):
     for phase, marker in (("forward", "o"), ("backward", "s")):
         chosen = [p for p in points if p[1] == phase]
         ax.plot([p[2] for p in chosen], [p[3] for p in chosen], marker, color=PHASES[phase], markersize=5, label=phase)
-    name_points(ax, [(name, x, y, PHASES[phase]) for name, phase, x, y in points], (least, most), (low, high))
+    names = [(name, x, y, PHASES[phase]) for name, phase, x, y in points]
+    name_points(ax, names, (least, most), (low, high), (knee, peak))
     dress(ax, "operations for each byte of the arrays", "GFLOP/s", title)
     ax.legend(fontsize=SMALL, frameon=False, loc="lower right")
 
 
-def name_points(ax, points, x_limits, y_limits):
-    """Names (name, x, y, colour) beside their points on logarithmic axes, where nothing else stands."""
+def name_points(ax, points, x_limits, y_limits, knee):
+    """Names (name, x, y, colour) beside their points on logarithmic axes, where nothing else stands, the roof included,
+    which is flat from the point `knee` on, with some words above it."""
     width, height = (side * 72 * 0.82 for side in ax.figure.get_size_inches())  # points, about
     width /= len(ax.figure.axes)
 
@@ -216,6 +218,8 @@ def name_points(ax, points, x_limits, y_limits):
 
     spots = [(place(x, x_limits, width), place(y, y_limits, height)) for _, x, y, _ in points]
     boxes = [(x - 3, x + 3, y - 3, y + 3) for x, y in spots]
+    x, y = place(knee[0], x_limits, width), place(knee[1], y_limits, height)
+    boxes += [(x, width, y - 1, y + 1), (x, x + 80, y, y + 12)]
     for (name, x, y, colour), (left, bottom) in zip(points, spots, strict=True):
         long = 0.6 * SMALL * len(name)
         tries = [(dx, dy) for dy in (0, 8, -8, 16, -16, 24, -24) for dx in (6, -6 - long)]
