@@ -64,12 +64,12 @@ def work(pipe, make, arguments):
 
 
 def repeat(function, arguments, seconds):
-    """Seconds of every call, for about `seconds`, at least three; one before them is not counted."""
+    """Seconds of every call, for about `seconds`; one before them is not counted."""
     time.sleep(PAUSE)
     function(*arguments)
     times: list[float] = []
     start = last = time.perf_counter()
-    while last - start < seconds or len(times) < 3:
+    while last - start < seconds or not times:
         function(*arguments)
         now = time.perf_counter()
         times.append(now - last)

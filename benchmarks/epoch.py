@@ -57,7 +57,7 @@ def mnist():
     try:
         found = data.mnist()
     except (data.DataUnavailableError, data.DamagedFileError, OSError) as error:
-        print(f"skipped: no MNIST: {str(error).splitlines()[0]}")
+        print(f"skipped: no MNIST: {getattr(error, 'reason', error)}")
         return None
     return found
 

@@ -171,18 +171,14 @@ class Ladder:
         return (kernels.tiles.plain(self.tiles[0]) if tiled else self.y)[: self.images(name)].copy()
 
 
-def check(ladder, name):
-    """Stop unless a version computes what the second one does in float64."""
-    want, got = ladder.call("reference"), ladder.call("answer", name)
-    side.must_agree("the output", {"float64": want[: len(got)], name: got}, "float64", TOLERANCE)
-
-
 def measure(args, threads):
     ladder = side.Worker(threads, Ladder, threads, args.images)
     ceilings = side.Worker(threads, side.Ceilings, threads)
     print(f"\n{args.images} images, {threads} threads; {FLOPS / 1e6:.2f} MFLOP an image")
+    want = ladder.call("reference")
     for name in VERSIONS:
-        check(ladder, name)
+        got = ladder.call("answer", name)
+        side.must_agree("the output", {"float64": want[: len(got)], name: got}, "float64", TOLERANCE)
     jobs = side.with_ceilings({name: (ladder, "run", name) for name in VERSIONS}, ceilings)
     times, figures, rows = side.take_turns(jobs, args.turns, args.seconds), {}, []
     figures = side.ceiling_figures(times)
