@@ -161,10 +161,16 @@ def parts(ax, row):
     """The kernels of a step, from top to bottom in the order in which they run."""
     for place, part in enumerate(row["parts"]):
         ax.barh(place, part["seconds"] * 1e6, color=PHASES[part["phase"]], height=0.75)
+        ax.plot([part["alone"] * 1e6] * 2, [place - 0.38, place + 0.38], color=INK, linewidth=1.4)
     names = [f"{part['part']} {part['phase'] if part['phase'] == 'backward' else ''}".strip() for part in row["parts"]]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
-    dress(ax, "µs", "", f"{row['net']}, batch {row['batch']}: a step takes {duration(row['step'])}")
+    dress(
+        ax,
+        "µs in the step; line: the same call repeated",
+        "",
+        f"{row['net']}, batch {row['batch']}: a step takes {duration(row['step'])}",
+    )
     ax.tick_params(axis="y", labelsize=SMALL)
     ax.grid(False, axis="y")
 

@@ -7,12 +7,14 @@ nets start from the same weights and take the same batches; their losses after 2
 taken.  Then they take turns, and the medians of the turns are printed, with the share of the machine's single-precision
 GEMM peak that the step's arithmetic comes to; the peak is measured in the same rounds.
 
-The second table says where tinycnn's time goes, from clocks read between the kernels of whole steps.  A kernel called
-over and over on its own would find its data in the cache, and look faster than it is in training.
+The second table says where tinycnn's time goes, from clocks read between the kernels of whole steps.  `alone` is the
+same call over and over, which finds its data in the cache: what is less there than in the step is time spent waiting
+for memory, and the sum of such times would be less than the step.
 """
 
 import functools
 import time
+import timeit
 
 import numpy as np
 
@@ -85,9 +87,10 @@ class TinyCNN(_nets.TinyCNN):
                 call()
                 clock[number + 1] = time.perf_counter()
         seconds = np.median(np.diff(clocks, axis=1), axis=0)
+        alone = [float(np.median(timeit.repeat(call, number=1, repeat=PROFILED))) for *_, call in parts]
         return float(np.median(steps)), [
-            {"part": name, "phase": phase, "seconds": float(s), "flops": int(flops), "bytes": int(moved)}
-            for (name, phase, flops, moved, _), s in zip(parts, seconds, strict=True)
+            {"part": name, "phase": phase, "seconds": float(s), "alone": a, "flops": int(flops), "bytes": int(moved)}
+            for (name, phase, flops, moved, _), s, a in zip(parts, seconds, alone, strict=True)
         ]
 
 
@@ -133,12 +136,14 @@ def print_parts(rows):
     total = sum(part["seconds"] for part in row["parts"])
     took = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
     print(f"\ntinycnn, batch {row['batch']}: {took}")
-    line = side.table(["part", "phase", "µs", "share", "GFLOP/s", "of GEMM", "GB/s"], [14, 9, 9, 6, 8, 8, 7])
+    head = ["part", "phase", "µs", "share", "alone, µs", "GFLOP/s", "of GEMM", "GB/s"]
+    line = side.table(head, [14, 9, 9, 6, 9, 8, 8, 7])
     for part in row["parts"]:
         gflops = part["flops"] / part["seconds"] / 1e9
         arithmetic = (f"{gflops:.1f}", f"{gflops / row['gemm_gflops']:.0%}") if part["flops"] else (None, None)
         micros, share = f"{part['seconds'] * 1e6:,.1f}", f"{part['seconds'] / total:.1%}"
-        line(part["part"], part["phase"], micros, share, *arithmetic, f"{part['bytes'] / part['seconds'] / 1e9:.1f}")
+        alone, bandwidth = f"{part['alone'] * 1e6:,.1f}", f"{part['bytes'] / part['seconds'] / 1e9:.1f}"
+        line(part["part"], part["phase"], micros, share, alone, *arithmetic, bandwidth)
 
 
 def main(argv=None):
