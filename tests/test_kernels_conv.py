@@ -107,16 +107,16 @@ def test_shifted_rows_and_columns_agree(problem, dtype):
 @pytest.mark.parametrize("way", ["shifted", "columns"])
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "options"),
-    [  # rows.py takes runs of 856 at a time
+    [  # runs of many vectors, of one short of a vector, and of one more
         ((1, 1, 1, 857), (1, 1, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
         ((2, 2, 3, 1000), (7, 2, 2, 3), ((1, 1), (1, 1), (1, 1), 1)),
         ((1, 2, 2, 1713), (4, 1, 2, 5), ((1, 1), (0, 2), (1, 7), 2)),
-        ((1, 1, 1, 860), (2, 1, 1, 5), ((1, 1), (0, 0), (1, 1), 1)),  # exactly 856 out, more than that back
-        ((9, 1, 30, 31), (5, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),  # columns: 30 * 31 > 856 a plane
+        ((1, 1, 1, 860), (2, 1, 1, 5), ((1, 1), (0, 0), (1, 1), 1)),  # less than a pair of vectors more than a row
+        ((9, 1, 30, 31), (5, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
         ((1, 1, 2, 3), (1, 1, 1, 1), ((1, 1), (3, 430), (1, 1), 1)),  # nearly all padding
     ],
 )
-def test_runs_longer_than_the_inner_loop_takes(x_shape, w_shape, options, way, dtype):
+def test_long_runs(x_shape, w_shape, options, way, dtype):
     case = arrays((x_shape, w_shape, True, options, 5), dtype)
     check_forward(way, *case)
     check_backward(way, *case)

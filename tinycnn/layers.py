@@ -20,6 +20,8 @@ class Layer:
     training = True
     images = 0  # of the batch that runs; a tiled one (kernels/tiles.py) may have room for more
     is_view = False  # the output is the input under another shape; no kernel runs
+    in_place = False  # forward may be called with y = x, and backward with dx = dy: it does not read x
+    reads_output = False  # backward reads y
 
     def parameter_shapes(self):
         """Names and shapes of the parameters, in the order of the flat vector."""
@@ -194,6 +196,8 @@ class GaussianRBF(Layer):
     all outputs, and with them all gradients, are nearly zero at first (|x - c|^2 is about F), and nothing is learned
     for a long time: after the 84 units of LeNet-5 a scale of 0.1 to 0.3 learns at once.
     """
+
+    reads_output = True
 
     weight: Any  # these two are set by `bind`
     weight_grad: Any
@@ -499,6 +503,8 @@ class Flatten(Layer):
 class Tanh(Layer):
     """Hyperbolic tangent."""
 
+    in_place = reads_output = True
+
     def forward(self, y, x):
         self.k.tanh_forward(y, x)
 
@@ -508,6 +514,8 @@ class Tanh(Layer):
 
 class ScaledTanh(Layer):
     """A * tanh(S * x); the squashing function of LeCun et al. 1998 (appendix A) with A = 1.7159, S = 2/3."""
+
+    in_place = reads_output = True
 
     def __init__(self, A=1.7159, S=2 / 3):
         self.A, self.S = _check.number("A", A), _check.number("S", S)
@@ -527,6 +535,8 @@ class ScaledTanh(Layer):
 class Sigmoid(Layer):
     """1 / (1 + exp(-x))."""
 
+    in_place = reads_output = True
+
     def forward(self, y, x):
         self.k.sigmoid_forward(y, x)
 
@@ -536,6 +546,8 @@ class Sigmoid(Layer):
 
 class ReLU(Layer):
     """max(x, 0); the derivative at 0 is 0, as in torch."""
+
+    in_place = reads_output = True
 
     def forward(self, y, x):
         self.k.relu_forward(y, x)
@@ -562,6 +574,8 @@ class LeakyReLU(Layer):
 
 class _OverClasses(Layer):
     """A layer over the only axis of its input; torch's dim is 1 or -1."""
+
+    reads_output = True
 
     def __init__(self, dim=-1):
         self.dim = _check.choice("dim", dim, (-1, 1))

@@ -66,7 +66,15 @@ class Sequential:
             )
         with_parameters = [i for i, layer in enumerate(self.layers) if layer.parameter_shapes()]
         self._first = with_parameters[0] if with_parameters else len(self.layers)
+        self._in_place = [self._overwrites(i) for i in range(len(self.layers))]
         self.reserved, self._views, self._batch = 0, {}, 0  # reserved: the largest batch the buffers hold
+
+    def _overwrites(self, number):
+        """Whether layer `number` writes its output over its input, which nobody reads again."""
+        before = number - 1
+        while before >= 0 and self.layers[before].is_view:
+            before -= 1
+        return before >= 0 and self.layers[number].in_place and not self.layers[before].reads_output
 
     # --- shapes and buffers -------------------------------------------------------------------------------------------
 
@@ -89,7 +97,9 @@ class Sequential:
         try:
             self._allocate(batch)
         except backend.DeviceMemoryError as error:
-            image = 2 * self.dtype.itemsize * sum(math.prod(shape) for shape in self.shapes)
+            sizes = [math.prod(shape) for shape in self.shapes]
+            kept = [n for n, again in zip(sizes, [False, *self._in_place], strict=True) if not again]
+            image = self.dtype.itemsize * (sum(kept) + 2 * max(sizes))
             self._values, self._slopes, self._plain, self.reserved, self._views = [], [], [], 0, {}
             free = error.free
             more = f"; the buffers of a batch of {batch} need {image * batch / 2**20:,.1f} MiB, "
@@ -97,12 +107,14 @@ class Sequential:
             raise backend.DeviceMemoryError(error.asked, free, more) from error
 
     def _allocate(self, batch):
-        # Flat: how images lie in them depends on how many there are (see `_shaped`).
+        # Flat: how images lie in them depends on how many there are (see `_shaped`).  Of the slopes, which are needed
+        # by one layer only, two are kept at a time: what lies in the cache is not fetched from memory.
         sizes = [self._room(batch) * math.prod(shape) for shape in self.shapes]
+        slopes = [max(sizes)] * 2
         for i, layer in enumerate(self.layers):
-            if layer.is_view and not self._tiled(batch, self.shapes[i]):
+            if self._in_place[i] or (layer.is_view and not self._tiled(batch, self.shapes[i])):
                 sizes[i + 1] = 0
-        self._values, self._slopes = ([self.k.empty((n,), self.dtype) for n in sizes] for _ in range(2))
+        self._values, self._slopes = ([self.k.empty((n,), self.dtype) for n in some] for some in (sizes, slopes))
         # Where tiles come from and go to: the images, the outputs and their slopes, in plain order.
         outside = self.shapes[0], self.shapes[-1], self.shapes[-1]
         self._plain = [self.k.empty((batch, *s) if self._tiled(batch, s) else (0,), self.dtype) for s in outside]
@@ -128,20 +140,27 @@ class Sequential:
         if self._tiled(batch, shape):
             lanes, room = self._lanes(batch), self._room(batch)
             return flat[: room * math.prod(shape)].reshape((room // lanes, *shape, lanes))
-        return flat[: batch * math.prod(shape)].reshape((batch, *shape)) if flat.size else flat
+        return flat[: batch * math.prod(shape)].reshape((batch, *shape))
 
     def _buffers(self, batch):
-        """Values and slopes of the input and of every layer's output, as the kernels take them."""
+        """Values and slopes of the input and of every layer's output, as the kernels take them.
+
+        Some share memory: those of a layer that works in place, and the slopes of every other layer.
+        """
         if batch > self.reserved:
             self.reserve(batch)
         if batch not in self._views:
-            values, slopes = (
-                [self._shaped(flat, batch, i) for i, flat in enumerate(flats)] for flats in (self._values, self._slopes)
-            )
+            values, slopes = ([self._shaped(flats[0], batch, 0)] for flats in (self._values, self._slopes))
+            turn = 0
             for i in range(len(self.layers)):
-                if self.passes_through(i, values):
-                    for arrays in (values, slopes):
-                        arrays[i + 1] = arrays[i].reshape((batch, *self.shapes[i + 1]))
+                if self.passes_through(i, values) or self._in_place[i]:
+                    shape = values[i].shape if values[i].ndim == 5 else (batch, *self.shapes[i + 1])
+                    values.append(values[i].reshape(shape))
+                    slopes.append(slopes[i].reshape(shape))
+                else:
+                    turn = 1 - turn
+                    values.append(self._shaped(self._values[i + 1], batch, i + 1))
+                    slopes.append(self._shaped(self._slopes[turn], batch, i + 1))
             # What the first layer with parameters is given for the gradient that nobody wants.
             unwanted = self.k.empty((0, *values[min(self._first, len(self.layers) - 1)].shape[1:]), self.dtype)
             self._views[batch] = values, slopes, unwanted, [a[:batch] for a in self._plain]
@@ -204,11 +223,17 @@ class Sequential:
 
         Without `input_gradient` it stops at the first layer that has parameters.
         """
+        for _ in self._backward_steps(batch, input_gradient):
+            pass
+
+    def _backward_steps(self, batch, input_gradient=False):
+        """`run_backward`, layer by layer: before each, yields its number and the slopes of its output."""
         values, slopes = self._buffers(batch)
         if slopes[-1].ndim == 5:
             self.k.tiles.interleave(slopes[-1], self.output_buffers(batch)[1])
         first = 0 if input_gradient else self._first
         for i in range(len(self.layers) - 1, first - 1, -1):
+            yield i, slopes[i + 1]
             if not self.passes_through(i, values):
                 dx = slopes[i] if i > first or input_gradient else self.unwanted(batch)
                 self.layers[i].backward(dx, slopes[i + 1], values[i], values[i + 1])
@@ -219,17 +244,26 @@ class Sequential:
             return _check.finite(name, _check.array(name, value).astype(self.dtype, copy=False))
 
     def first_not_finite(self, batch):
-        """The first of input, parameters and outputs (of the last run on `batch` images) with a NaN or infinity, in
-        words; None if there is none."""
-        values = self._buffers(batch)[0]
-        if not np.isfinite(self.k.to_host(self.input_buffer(batch))).all():
+        """The first of input, parameters and outputs with a NaN or infinity, in words; None if there is none.
+
+        The last `batch` images are run once more, for an output may lie where a later one was written.
+        """
+
+        def bad(array):
+            return not np.isfinite(self.k.to_host(array)).all()
+
+        if bad(self.input_buffer(batch)):
             return "the input"
-        for number, layer in enumerate(self.layers):
-            for name, owner, attribute, *_ in self._slots:
-                if owner is layer and not np.isfinite(self.k.to_host(getattr(layer, attribute))).all():
-                    return f"parameter {name} of layer {number} {layer!r}"
-            if not np.isfinite(self.k.to_host(values[number + 1])).all():
-                return f"the output of layer {number} {layer!r}"
+        before = self.snapshot()
+        try:
+            for number, value in self._forward_steps(batch):
+                for name, owner, attribute, *_ in self._slots:
+                    if owner is self.layers[number] and bad(getattr(owner, attribute)):
+                        return f"parameter {name} of layer {number} {owner!r}"
+                if bad(value):
+                    return f"the output of layer {number} {self.layers[number]!r}"
+        finally:
+            self.restore(before)
         return None
 
     def forward(self, x):

@@ -1,7 +1,8 @@
 """How kernels are compiled: one decorator for what Python calls, one for what kernels call.
 
 `@kernel` compiles a function for parallel loops (`prange`) and keeps the machine code in Numba's cache, so the
-compiler runs once per machine, not once per process; `@kernel_alone` does without threads, which are not free.
+compiler runs once per machine, not once per process.  Threads are not free, so small calls do without them: a kernel is
+compiled for one thread when a first one comes.  `@kernel_alone` never has them.
 `@inner` compiles a serial helper that kernels call.
 
 The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
@@ -10,6 +11,7 @@ that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a di
 
 import functools
 import threading
+import types
 from typing import Any
 
 import numba
@@ -22,33 +24,48 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 NOT_PARALLEL = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy"}
 KERNEL = OPTIONS | {"parallel": dict.fromkeys(NOT_PARALLEL, False) | {"prange": True}, "cache": True}
+ALONE = OPTIONS | {"cache": True}
 IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
 INNER = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # nobody calls it but kernels
+
+FEW = 16_384  # numbers in all arrays of a call: below, two threads need longer to meet (2 us) than one for the work
 
 # Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
 _one_at_a_time = threading.RLock()
 
 
 def kernel(function):
-    """Compile `function` for several threads; the result is called from Python."""
-    return _locked(function, numba.njit(**KERNEL)(function))
+    """Compile `function` for several threads, or, for calls with few numbers, for one; called from Python."""
+    return _for_threads_or_one(function, {})
 
 
 def kernel_in_order(function):
     """A `kernel` whose sums may not be reordered, for formulas whose accuracy rests on what is subtracted first."""
-    return _locked(function, numba.njit(**KERNEL | IN_ORDER)(function))
+    return _for_threads_or_one(function, IN_ORDER)
 
 
 def kernel_alone(function):
     """A `kernel` with too little to do for more than one thread."""
-    return numba.njit(**OPTIONS, cache=True)(function)
+    return numba.njit(**ALONE)(function)
 
 
-def _locked(function, compiled):
+def _for_threads_or_one(function, options):
+    together = numba.njit(**KERNEL | options)(function)
+    # A second name, or both would share their places in the cache.
+    twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_alone")
+    twin.__module__, twin.__qualname__ = function.__module__, f"{function.__qualname__}_alone"
+    alone = numba.njit(**ALONE | options)(twin)
+
     @functools.wraps(function)
     def call(*args):
+        numbers = 0
+        for a in args:
+            if type(a) is np.ndarray:
+                numbers += a.size
+        if numbers < FEW:
+            return alone(*args)
         with _one_at_a_time:
-            return compiled(*args)
+            return together(*args)
 
     return call
 

@@ -8,23 +8,36 @@ stride (sh, sw), padding (ph, pw), dilation (dh, dw): pairs; pixels outside the 
 The textbook way is im2col: copy the pixel that tap k meets at every output position into row k of a column matrix, and
 multiply by the weights.  That is what happens here for strides above one.  For stride one the copy is not needed: on a
 zero-padded image stored row after row, the pixels that tap (u, v) meets are the image itself, shifted by u*pitch + v.
-A row of the column matrix is then just an offset into the image (see rows.py), and both ways share all arithmetic.
+A row of the column matrix is then just an offset into the image, and both ways share all arithmetic.  What a window
+meets between the last column of one row and the first of the next is computed too, and dropped.
 
-Rows of small images are short (LeNet's C3: ten pixels), and short loops are slow.  So batches are interleaved, as many
-images as a vector has lanes (see tiles.py), and tiled_conv.py does both strides with a pixel a vector.  What is in this
-file is for the few images that are not worth a tile, one by one, with vectors along rows.
+Batches are interleaved, as many images as a vector has lanes (see tiles.py), and tiled_conv.py convolves them with a
+pixel a vector.  What is in this file is for the few images that are not worth a tile, one by one, with vectors along
+the rows; the inner loop (`add_taps` in blocks.py) is the same.
 """
 
 import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._vector import add_totals, cross, picks, starts, stores, width, zeros
+from tinycnn.kernels.blocks import (
+    MAPS,
+    NARROW,
+    TAPS,
+    WIDE,
+    add_taps,
+    better,
+    ceil_to,
+    narrow_block,
+    pack,
+    products_block,
+    wide_block,
+)
 from tinycnn.kernels.linear import linear_backward, linear_forward
-from tinycnn.kernels.rows import DOTS, PITCH, SUMS, TAPS, ceil_to, combine, correlate
+from tinycnn.kernels.pooling import clear
 from tinycnn.kernels.tiled_conv import CHUNKS, conv2d_backward_tiled, conv2d_forward_tiled
 from tinycnn.kernels.tiles import on_images
-
-LONG = 64  # a run this long needs no company; shorter rows are taken several at a time
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
@@ -70,210 +83,185 @@ def as_rows(array):
 
 
 # --- what both ways share ---------------------------------------------------------------------------------------------
-# Taps are listed kernel row by kernel row: tap (u, c, v) has number u*group + c*KW + v, where each kernel row is filled
-# up with taps of weight zero to a multiple of TAPS.
+# A *run* is what is computed of one map: all its rows, `pitch` apart, with what lies between them.  Vectors reach over
+# its end, so whatever a run reads has room for two more.
 
 
 @inner
-def tap_offsets(channels, KH, KW, step_c, step_u, step_v):
-    """Where the row of each tap starts in the flat source."""
-    group = ceil_to(channels * KW, TAPS)
-    offset = np.empty(KH * group, np.int64)
-    for u in range(KH):
-        for t in range(u * group, (u + 1) * group):
-            offset[t] = u * step_u
-        for c in range(channels):
-            for v in range(KW):
-                offset[u * group + c * KW + v] = c * step_c + u * step_u + v * step_v
-    return offset
+def run_length(y, pitch):
+    """Of a plane (OH, OW), rounded up to pairs of vectors."""
+    return ceil_to((y.shape[0] - 1) * pitch + y.shape[1], 2 * width(y))
 
 
 @inner
-def tap_weights(w, groups):
-    """w as (groups, >= O/groups, taps)."""
-    O, C, KH, KW = w.shape
-    per = O // groups
-    group = ceil_to(C * KW, TAPS)
-    weight = np.zeros((groups, ceil_to(per, SUMS), KH * group), w.dtype)
-    for o in range(O):
-        for c in range(C):
-            for u in range(KH):
-                for v in range(KW):
-                    weight[o // per, o % per, u * group + c * KW + v] = w[o, c, u, v]
-    return weight
+def combine(y, src, at, pitch, weight, bias, shape, steps, like):
+    """y[r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[at + i*pitch + j + c*steps[0] + u*steps[1] + v*steps[2]]
 
-
-@inner
-def tap_weights_flipped(w, groups):
-    """w turned by 180 degrees, inputs and outputs exchanged: the weights with which dy gives dx."""
-    O, C, KH, KW = w.shape
-    per = O // groups
-    group = ceil_to(per * KW, TAPS)
-    weight = np.zeros((groups, ceil_to(C, SUMS), KH * group), w.dtype)
-    for o in range(O):
-        for c in range(C):
-            for u in range(KH):
-                for v in range(KW):
-                    weight[o // per, c, (KH - 1 - u) * group + o % per * KW + KW - 1 - v] = w[o, c, u, v]
-    return weight
-
-
-@inner
-def sum_chunks(dw, db, dw_part, db_part):
-    """dw[o, c, u, v] and db[o] from the parts, added in order.  dw_part: (CHUNKS, groups, >= O/groups, taps)"""
-    O, C, KH, KW = dw.shape
-    chunks, groups = dw_part.shape[0], dw_part.shape[1]
-    per = O // groups
-    group = ceil_to(C * KW, TAPS)
-    for o in range(O):
-        total = dw_part[0, o // per, o % per]
-        for part in range(1, chunks):
-            more = dw_part[part, o // per, o % per]
-            for t in range(total.size):
-                total[t] += more[t]
-        for c in range(C):
-            for u in range(KH):
-                for v in range(KW):
-                    dw[o, c, u, v] = total[u * group + c * KW + v]
-    for o in range(db.size):
-        db[o] = db_part[0, o]
-        for part in range(1, chunks):
-            db[o] += db_part[part, o]
-
-
-@inner
-def combine_image(y, n, first, count, src, base, pitch, offset, weight, bias, KH, dilation, top, height):
-    """A convolution of one image: y[n, first + r] = bias + sum over taps of weight[r, tap] * shifted source.
-
-    Output row i, column j reads src[offset[tap] + base + i*pitch + j].  Taps of kernel row u meet source row
-    i + u*dilation - top; where that is outside 0 ... height they would only meet padding, and are left out.
+    y: (count, OH, OW)   src: flat   weight: see `pack`; of maps of `shape`: (C, KH, KW)   like: a block, for its size
     """
-    OH, OW = y.shape[2], y.shape[3]
-    group = offset.size // KH
-    out = np.empty(SUMS * PITCH, y.dtype)
-    columns = min(OW, PITCH)
-    rows = 1
-    if columns == OW and OW < LONG:
-        rows = max(1, min(OH, PITCH // pitch))
-        rows = (OH + (OH - 1) // rows) // ((OH - 1) // rows + 1)  # as few runs, of equal length
-    for i0 in range(0, OH, rows):
-        i1 = min(OH, i0 + rows)
-        u0 = max(0, (top - i1 + dilation) // dilation)  # the first u with i1 - 1 + u*dilation >= top
-        u1 = min(KH, (height + top - i0 + dilation - 1) // dilation)
-        for j0 in range(0, OW, columns):
-            j1 = min(OW, j0 + columns)
-            m = (i1 - i0 - 1) * pitch + j1 - j0
-            for r in range(0, count, SUMS):
-                for i in range(SUMS):
-                    value = bias[first + r + i] if bias.size and r + i < count else y.dtype.type(0)
-                    fill(out[i * PITCH :], value, m)
-                combine(out, src, base + i0 * pitch + j0, offset, weight, r, u0 * group, u1 * group, m)
-                # The columns between two rows, where the kernel hangs over the edge, were computed too: dropped here.
-                for r1 in range(r, min(count, r + SUMS)):
-                    for i in range(i0, i1):
-                        copy(y[n, first + r1, i, j0:], out[(r1 - r) * PITCH + (i - i0) * pitch :], j1 - j0)
+    (count, OH, OW), (C, KH, KW), block, W = y.shape, shape, len(like) // 2, width(y)
+    length = run_length(y[0], pitch)
+    out = np.empty(block * length, y.dtype)
+    for r in range(0, count, block):
+        for k in range(0, length, 2 * W):
+            sums = add_taps(
+                starts(bias, r, like), src, at + k, steps[0], steps[1], steps[2], W, weight, r * C * KH * KW, shape,
+                0, KH, 0, KW,
+            )  # fmt: skip
+            stores(out, k, length, W, sums, block)
+        for one in range(min(block, count - r)):
+            for i in range(OH):
+                to, run = y[r + one, i], out[one * length + i * pitch :]
+                for j in range(OW):
+                    to[j] = run[j]
 
 
 @inner
-def fill(dst, value, count):
-    # Loops over slices start at zero: an index that might be negative keeps LLVM from vectorising.
-    for j in range(count):
-        dst[j] = value
+def combine_maps(y, src, at, pitch, weight, bias, shape, steps, block):
+    """`combine` with blocks of as many maps as the weights are packed in."""
+    if block == WIDE:
+        combine(y, src, at, pitch, weight, bias, shape, steps, wide_block(src))
+    else:
+        combine(y, src, at, pitch, weight, bias, shape, steps, narrow_block(src))
 
 
 @inner
-def copy(dst, src, count):
-    for j in range(count):
-        dst[j] = src[j]
+def correlate(dw, rows, first, between, src, offset, length):
+    """dw[o, t] += sum over k < length of rows[first + o*between + k] * src[offset[t] + k].
+
+    dw: (O, T)   rows, src: flat   offset: (>= T rounded up to TAPS,)   length: a multiple of a vector
+    """
+    (O, T), W, none = dw.shape, width(src), products_block(src)
+    left, right, totals = zeros(src, MAPS), zeros(src, TAPS), np.empty(ceil_to(MAPS * TAPS, W), src.dtype)
+    lines = np.empty(ceil_to(O, MAPS), np.int64)
+    for o in range(lines.size):
+        lines[o] = first + min(o, O - 1) * between
+    for o in range(0, O, MAPS):
+        for t in range(0, T, TAPS):
+            sums = none
+            for k in range(0, length, W):
+                sums = cross(sums, picks(rows, k, lines, o, left), picks(src, k, offset, t, right))
+            for i in range(totals.size):
+                totals[i] = 0
+            add_totals(totals, 0, sums)
+            for i in range(min(MAPS, O - o)):
+                for k in range(min(TAPS, T - t)):
+                    dw[o + i, t + k] += totals[i * TAPS + k]
 
 
 @inner
-def total(src, count):
-    s = src.dtype.type(0)
-    for j in range(count):
-        s += src[j]
-    return s
+def lay_out(flat, images, first, count, start, pitch, plane):
+    """flat[c*plane + start + i*pitch + j] = images[first + c, i, j]"""
+    for c in range(count):
+        for i in range(images.shape[1]):
+            to, row = flat[c * plane + start + i * pitch :], images[first + c, i]
+            for j in range(row.size):
+                to[j] = row[j]
+
+
+@inner
+def add_sums(db, dy):
+    """db[o] += sum of plane o of one image."""
+    for o in range(len(dy)):
+        plane, total = dy[o].reshape(dy[o].size), dy.dtype.type(0)
+        for k in range(plane.size):
+            total += plane[k]
+        db[o] += total
+
+
+@inner
+def biases(b, groups, count):
+    """b, (O,) or (0,), as (groups, count >= O/groups), filled up with zeros."""
+    bias = np.zeros((groups, count), b.dtype)
+    for o in range(b.size):
+        bias[o // (b.size // groups), o % (b.size // groups)] = b[o]
+    return bias
+
+
+@inner
+def image_of(dx, n):
+    """Image n of a gradient, or nothing if it is not wanted."""
+    return dx[n] if dx.size else dx.reshape((dx.size, 0, 0))
+
+
+@inner
+def add_parts(to, parts):
+    """to = the sum of the parts, in order; both flat, to may be of size 0."""
+    for k in range(to.size):
+        to[k] = parts[0, k]
+    for part in range(1, len(parts)):
+        for k in range(to.size):
+            to[k] += parts[part, k]
 
 
 # --- stride one: the image is its own column matrix -------------------------------------------------------------------
 
 
 @inner
-def copy_padded(dst, x, n, first, count, base, pitch, plane):
-    """dst[c*plane + base + i*pitch + j] = x[n, first + c, i, j]"""
-    for c in range(count):
-        for i in range(x.shape[2]):
-            copy(dst[c * plane + base + i * pitch :], x[n, first + c, i], x.shape[3])
-
-
-@inner
-def forward_one(y, x, weight, b, n, KH, KW, padding, dilation):
-    """Image n.  weight: (groups, >= O/groups, taps)"""
-    C, H, W = x.shape[1:]
-    groups, O = len(weight), y.shape[1]
-    per, per_o = C // groups, O // groups
-    ph, pw = padding
-    pitch, plane = W + 2 * pw, (H + 2 * ph) * (W + 2 * pw)
-    offset = tap_offsets(per, KH, KW, plane, dilation[0] * pitch, dilation[1])
-    src = np.zeros(per * plane, x.dtype)
+def forward_one(y, x, weight, bias, shape, padding, dilation, block):
+    """One image.  y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
+    (C, H, W), (ph, pw), groups = x.shape, padding, len(weight)
+    per, count, pitch = C // groups, len(y) // groups, W + 2 * pw
+    plane = (H + 2 * ph) * pitch
+    flat = np.zeros(per * plane + 2 * width(x), x.dtype)
+    steps = plane, dilation[0] * pitch, dilation[1]
     for g in range(groups):
-        copy_padded(src, x, n, g * per, per, ph * pitch + pw, pitch, plane)
-        combine_image(y, n, g * per_o, per_o, src, 0, pitch, offset, weight[g], b, KH, dilation[0], ph, H)
+        lay_out(flat, x, g * per, per, ph * pitch + pw, pitch, plane)
+        combine_maps(y[g * count : (g + 1) * count], flat, 0, pitch, weight[g], bias[g], shape, steps, block)
 
 
 @kernel
 def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
-    weight = tap_weights(w, groups)
+    shape, block = w.shape[1:], better(len(w) // groups, WIDE, NARROW)
+    weight = pack(w, groups, block, False)
+    bias = biases(b, groups, ceil_to(len(w) // groups, block))
     for n in prange(len(x)):
-        forward_one(y, x, weight, b, n, w.shape[2], w.shape[3], padding, dilation)
+        forward_one(y[n], x[n], weight, bias, shape, padding, dilation, block)
 
 
 @inner
-def backward_one(dx, dw, db, dy, x, flipped, n, KH, KW, padding, dilation):
-    """Image n; adds to dw: (groups, >= O/groups, taps) and db: (O,)."""
-    C, H, W = x.shape[1:]
-    O, OH, OW = dy.shape[1:]
-    groups = len(dw)
-    per, per_o = C // groups, O // groups
-    (ph, pw), (dilation_h, dilation_w) = padding, dilation
-    pitch, plane = W + 2 * pw, (H + 2 * ph) * (W + 2 * pw)
+def backward_one(dx, dw, dy, x, turned, kernel_size, padding, dilation, block):
+    """One image; adds to dw: (O, C/groups * KH * KW).  turned: see `pack`"""
+    (C, H, W), groups, (KH, KW), (ph, pw), (dh, dw_) = x.shape, len(turned), kernel_size, padding, dilation
+    per, count, pitch = C // groups, len(dy) // groups, W + 2 * pw
+    plane, length = (H + 2 * ph) * pitch, run_length(dy[0], pitch)
     # dy is laid out with the pitch of x, so that one product serves the weight gradient; the zeros that end each of its
     # rows, dilation*(KW - 1) of them, are also those that begin the next, and `front` of them lie before the first.
-    front = (KH - 1) * dilation_h * pitch + (KW - 1) * dilation_w
-    plane_dy = front + plane
-    offset = tap_offsets(per, KH, KW, plane, dilation_h * pitch, dilation_w)
-    offset_dy = tap_offsets(per_o, KH, KW, plane_dy, dilation_h * pitch, dilation_w)
-    m, base, top = (OH - 1) * pitch + OW, ph * pitch + pw, (KH - 1) * dilation_h - ph
-    src = np.zeros(per * plane, x.dtype)
-    rows = np.zeros((ceil_to(per_o, DOTS), plane_dy), x.dtype)
-    flat, no_bias = rows.reshape(rows.size), src[:0]
+    front = (KH - 1) * dh * pitch + (KW - 1) * dw_
+    plane_dy, room = front + max(plane, length), 2 * width(x)
+    flat, slopes = np.zeros(per * plane + room, x.dtype), np.zeros(count * plane_dy + room, x.dtype)
+    offset = np.zeros(ceil_to(per * KH * KW, TAPS), np.int64)
+    for c in range(per):
+        for u in range(KH):
+            for v in range(KW):
+                offset[(c * KH + u) * KW + v] = c * plane + u * dh * pitch + v * dw_
+    base, none = ph * pitch + pw, np.zeros(ceil_to(per, block), x.dtype)
     for g in range(groups):
-        copy_padded(src, x, n, g * per, per, base, pitch, plane)
-        copy_padded(flat, dy, n, g * per_o, per_o, front, pitch, plane_dy)
-        for t in range(0, offset.size, TAPS):
-            for r in range(0, per_o, DOTS):
-                correlate(dw[g], src, offset, rows, front, r, t, m)
-        for o in range(per_o):
-            db[g * per_o + o] += total(rows[o, front:], m)
+        lay_out(flat, x, g * per, per, base, pitch, plane)
+        lay_out(slopes, dy, g * count, count, front, pitch, plane_dy)
+        correlate(dw[g * count : (g + 1) * count], slopes, front, plane_dy, flat, offset, length)
         if dx.size:
-            combine_image(
-                dx, n, g * per, per, flat, base, pitch, offset_dy, flipped[g], no_bias, KH, dilation_h, top, OH
-            )  # fmt: skip
+            shape, steps = (count, KH, KW), (plane_dy, dh * pitch, dw_)
+            combine_maps(dx[g * per : (g + 1) * per], slopes, base, pitch, turned[g], none, shape, steps, block)
 
 
 @kernel
 def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    N = len(x)
-    O, per, KH, KW = w.shape
-    flipped = tap_weights_flipped(w, groups)
+    N, O, taps = len(x), len(w), w[0].size
+    block = better(w.shape[1], WIDE, NARROW)
+    turned = pack(w, groups, block, True)
     chunks = min(CHUNKS, N)
-    dw_part = np.zeros((chunks, groups, ceil_to(O // groups, DOTS), KH * ceil_to(per * KW, TAPS)), x.dtype)
-    db_part = np.zeros((chunks, O), x.dtype)
+    parts, bias_parts = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
-        part, bias_part = dw_part[chunk], db_part[chunk]
         for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
-            backward_one(dx, part, bias_part, dy, x, flipped, n, KH, KW, padding, dilation)
-    sum_chunks(dw, db, dw_part, db_part)
+            kernel_size = w.shape[2], w.shape[3]
+            backward_one(
+                image_of(dx, n), parts[chunk], dy[n], x[n], turned, kernel_size, padding, dilation, block
+            )  # fmt: skip
+            if db.size:
+                add_sums(bias_parts[chunk], dy[n])
+    add_parts(dw.reshape(dw.size), parts.reshape((chunks, O * taps)))
+    add_parts(db, bias_parts)
 
 
 # --- any stride: im2col, product, col2im ------------------------------------------------------------------------------
@@ -330,71 +318,69 @@ def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
     N, C = x.shape[0], x.shape[1]
     for n in prange(N):
         KH, KW = kernel_size
-        fill(x[n].reshape(x[n].size), x.dtype.type(0), x[n].size)
+        clear(x[n])
         flat = columns[n].reshape(columns[n].size)
         columns_to_image(x[n], flat, 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
 
 
 @inner
-def forward_image(y, x, weight, b, n, KH, KW, stride, padding, dilation):
-    """Image n.  weight: (groups, >= O/groups, taps)"""
-    OH, OW = y.shape[2:]
-    groups = len(weight)
-    per, per_o, m = x.shape[1] // groups, y.shape[1] // groups, OH * OW
-    offset = tap_offsets(per, KH, KW, KH * KW * m, KW * m, m)
-    columns = np.empty(per * KH * KW * m, x.dtype)
+def forward_image(y, x, weight, bias, kernel_size, stride, padding, dilation, block):
+    """One image.  y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
+    (O, OH, OW), (KH, KW), groups = y.shape, kernel_size, len(weight)
+    per, count, M = len(x) // groups, O // groups, OH * OW
+    columns = np.zeros(per * KH * KW * M + 2 * width(x), x.dtype)
     for g in range(groups):
-        image_to_columns(columns, x[n], g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-        combine_image(y, n, g * per_o, per_o, columns, 0, OW, offset, weight[g], b, 1, 1, 0, OH)
+        image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
+        out = y[g * count : (g + 1) * count]
+        combine_maps(out, columns, 0, OW, weight[g], bias[g], (1, 1, per * KH * KW), (0, 0, M), block)
 
 
 @kernel
 def conv2d_forward_columns(y, x, w, b, stride, padding, dilation, groups):
-    weight = tap_weights(w, groups)
+    kernel_size, block = w.shape[2:], better(len(w) // groups, WIDE, NARROW)
+    weight = pack(w, groups, block, False)
+    bias = biases(b, groups, ceil_to(len(w) // groups, block))
     for n in prange(len(x)):
-        forward_image(y, x, weight, b, n, w.shape[2], w.shape[3], stride, padding, dilation)
+        forward_image(y[n], x[n], weight, bias, kernel_size, stride, padding, dilation, block)
 
 
 @inner
-def backward_image(dx, dw, db, dy, x, transposed, n, KH, KW, stride, padding, dilation):
-    """Image n; adds to dw: (groups, >= O/groups, taps) and db: (O,).  transposed: (groups, >= C/groups*KH*KW, taps)"""
-    O, OH, OW = dy.shape[1:]
-    groups = len(dw)
-    per, per_o, m = x.shape[1] // groups, O // groups, OH * OW
-    K = per * KH * KW
-    offset = tap_offsets(per, KH, KW, KH * KW * m, KW * m, m)
-    offset_dy = tap_offsets(per_o, 1, 1, m, 0, 0)
-    columns = np.empty(K * m, x.dtype)
-    dcolumns = np.empty((1, K, OH, OW), x.dtype)
-    flat, no_bias = dcolumns.reshape(dcolumns.size), columns[:0]
-    rows = np.zeros((ceil_to(per_o, DOTS), m), x.dtype)
+def backward_image(dx, dw, dy, x, transposed, kernel_size, stride, padding, dilation, block):
+    """One image; adds to dw: (O, C/groups * KH * KW).  transposed: the weights that lead from dy to columns"""
+    (O, OH, OW), (KH, KW), groups, W = dy.shape, kernel_size, len(transposed), width(x)
+    per, count, M = len(x) // groups, O // groups, OH * OW
+    K, length = per * KH * KW, ceil_to(M, 2 * W)
+    columns, slopes = np.zeros(K * M + 2 * W, x.dtype), np.zeros(count * length, x.dtype)
+    offset = np.arange(ceil_to(K, TAPS)) * M
+    offset[K:] = 0
+    none = np.zeros(ceil_to(K, block), x.dtype)
     for g in range(groups):
-        image_to_columns(columns, x[n], g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-        for o in range(per_o):
-            copy(rows[o], dy[n, g * per_o + o].reshape(m), m)
-            db[g * per_o + o] += total(rows[o], m)
-        for t in range(0, offset.size, TAPS):
-            for r in range(0, per_o, DOTS):
-                correlate(dw[g], columns, offset, rows, 0, r, t, m)
+        image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
+        lay_out(slopes, dy, g * count, count, 0, OW, length)
+        correlate(dw[g * count : (g + 1) * count], slopes, 0, length, columns, offset, length)
         if dx.size:
-            src = rows.reshape(rows.size)
-            combine_image(dcolumns, 0, 0, K, src, 0, OW, offset_dy, transposed[g], no_bias, 1, 1, 0, OH)
-            columns_to_image(dx[n], flat, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
+            back = columns[: K * M].reshape((K, 1, M))
+            combine_maps(back, slopes, 0, 0, transposed[g], none, (count, 1, 1), (length, 0, 0), block)
+            columns_to_image(dx, columns, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
 
 
 @kernel
 def conv2d_backward_columns(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    N = len(x)
-    O, per, KH, KW = w.shape
-    K = per * KH * KW
-    w_t = w.reshape(groups, O // groups, K).transpose(0, 2, 1).copy()  # dcolumns = w_t @ dy
-    transposed = tap_weights(w_t.reshape(groups * K, O // groups, 1, 1), groups)
+    N, O, taps = len(x), len(w), w[0].size
+    block = better(taps, WIDE, NARROW)
+    w_t = w.reshape(groups, O // groups, taps).transpose(0, 2, 1).copy()  # columns of dx = w_t @ dy
+    transposed = pack(w_t.reshape((groups * taps, O // groups, 1, 1)), groups, block, False)
     chunks = min(CHUNKS, N)
-    dw_part = np.zeros((chunks, groups, ceil_to(O // groups, DOTS), KH * ceil_to(per * KW, TAPS)), x.dtype)
-    db_part = np.zeros((chunks, O), x.dtype)
+    parts, bias_parts = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
-            if dx.size:
-                fill(dx[n].reshape(dx[n].size), x.dtype.type(0), dx[n].size)
-            backward_image(dx, dw_part[chunk], db_part[chunk], dy, x, transposed, n, KH, KW, stride, padding, dilation)
-    sum_chunks(dw, db, dw_part, db_part)
+            kernel_size = w.shape[2], w.shape[3]
+            to = image_of(dx, n)
+            clear(to)
+            backward_image(
+                to, parts[chunk], dy[n], x[n], transposed, kernel_size, stride, padding, dilation, block
+            )  # fmt: skip
+            if db.size:
+                add_sums(bias_parts[chunk], dy[n])
+    add_parts(dw.reshape(dw.size), parts.reshape((chunks, O * taps)))
+    add_parts(db, bias_parts)

@@ -14,10 +14,12 @@ from tinycnn.kernels._jit import inner, kernel
 from tinycnn.kernels._vector import add_totals, cross, loads, outer, stores, width, zeros
 
 IMAGES, OUTPUTS = 4, 5  # a block of sums of products
+ALONE = 10  # outputs a block of images that are too few for such blocks
 TASK = 20  # outputs that a thread computes at a time, so that it reads the images less often
 ROWS = 6  # of a block of weighted sums, each two vectors long
 
 sums_block = inner(lambda x: zeros(x, 20))
+alone_block = inner(lambda x: zeros(x, 10))
 rows_block = inner(lambda x: zeros(x, 12))
 
 
@@ -42,9 +44,34 @@ def dot_block(out, x, w, n, o, F):
     add_totals(out, 0, sums)
 
 
+@inner
+def one_image(y, x, w, b):
+    """y: (O,)   x: (F,)   w: (>= O, F), at least ALONE rows"""
+    O, F, W = y.size, x.size, width(x)
+    whole, flat, none, left = F // W * W, w.reshape(w.size), alone_block(x), zeros(x, 1)
+    out = np.empty((ALONE + W - 1) // W * W, x.dtype)
+    for first in range(0, O, ALONE):
+        o, sums = max(0, min(first, O - ALONE)), none  # the last block reaches back
+        for f in range(0, whole, W):
+            sums = cross(sums, loads(x, f, F, left), loads(flat, o * F + f, F, none))
+        for k in range(out.size):
+            out[k] = 0
+        add_totals(out, 0, sums)
+        for k in range(min(ALONE, O)):
+            total = out[k] + (b[o + k] if b.size else x.dtype.type(0))
+            for f in range(whole, F):
+                total += x[f] * w[o + k, f]
+            y[o + k] = total
+
+
 @kernel
 def linear_forward(y, x, w, b):
     (N, O), W = y.shape, width(x)
+    if N < IMAGES:
+        rows = at_least(w, ALONE, 0)
+        for n in range(N):
+            one_image(y[n], x[n], rows, b)
+        return
     whole = (x.shape[1] + W - 1) // W * W
     x, w = at_least(x, IMAGES, whole), at_least(w, OUTPUTS, whole)
     F, flat_x, flat_w = x.shape[1], x.reshape(x.size), w.reshape(w.size)

@@ -10,28 +10,27 @@ from numba import prange
 
 from tinycnn.kernels import _vector
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels.rows import ceil_to
+from tinycnn.kernels.blocks import (
+    MAPS,
+    NARROW,
+    TAPS,
+    WIDE,
+    add_taps,
+    better,
+    ceil_to,
+    narrow_block,
+    pack,
+    products_block,
+    wide_block,
+)
 from tinycnn.kernels.tiles import meeting
 
-WIDE, NARROW = 8, 6  # output maps a block; the number that leaves fewer of the last block unused is taken
-MAPS, TAPS = 3, 5  # output maps and taps of a block of weight gradients
 CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
 # order, and with them the rounding, are the same for any number of threads
 BANDS = 2  # parts of an image, each a task of its own, so that few tiles keep several threads busy
 
 starts, outer, cross, zeros = _vector.starts, _vector.outer, _vector.cross, _vector.zeros
 loads, picks, stores, add_totals = _vector.loads, _vector.picks, _vector.stores, _vector.add_totals
-
-
-# Blocks are tuples, and tuples have their size in their type: these make one of each.
-wide_block = inner(lambda x: zeros(x, 16))
-narrow_block = inner(lambda x: zeros(x, 12))
-
-
-@inner
-def better(n, large, small):
-    """The block size of the two that covers n with less to spare."""
-    return large if ceil_to(n, large) <= ceil_to(n, small) else small
 
 
 @inner
@@ -52,23 +51,6 @@ def spread_out(x, first, count, rows, margin, step):
                     for lane in range(L):
                         to[j * step[1] * L + lane] = row[j * L + lane]
     return flat.reshape(flat.size)
-
-
-@inner
-def add_taps(sums, src, at, plane, row, column, right, weight, w, shape, u0, u1, v0, v1):
-    """Add, for all input maps and the given ranges of taps, weight times source at two pixels, `right` apart.
-
-    shape: (maps, KH, KW) of the weights, which follow one another in blocks of one number for each output map
-    """
-    (C, KH, KW), block, pair = shape, len(sums) // 2, zeros(src, 2)
-    for c in range(C):
-        for u in range(u0, u1):
-            here, tap = at + c * plane + u * row + v0 * column, w + ((c * KH + u) * KW + v0) * block
-            for _ in range(v0, v1):
-                sums = outer(sums, weight, tap, 1, loads(src, here, right, pair))
-                here += column
-                tap += block
-    return sums
 
 
 @inner
@@ -98,25 +80,6 @@ def slide(y, first, count, src, size, margin, weight, bias, shape, stride, paddi
                 )  # fmt: skip
                 to = (((first + r) * OH + i) * OW + j) * L
                 stores(out, to, OH * OW * L, next_to * L, sums, min(block, count - r))
-
-
-@inner
-def pack(w, groups, block, flipped):
-    """Weights in the order in which `slide` reads them: (groups, blocks * C * KH * KW * block), where the last axis of
-    a block is the output map; flipped: those that lead from dy to dx."""
-    O, per, KH, KW = w.shape
-    outputs, inputs = (per, O // groups) if flipped else (O // groups, per)
-    packed = np.zeros((groups, ceil_to(outputs, block) * inputs * KH * KW), w.dtype)
-    for o in range(O):
-        g = o // (O // groups)
-        for c in range(per):
-            r, s = (c, o % (O // groups)) if flipped else (o % (O // groups), c)
-            at = (r // block * inputs + s) * KH * KW * block + r % block
-            for k in range(KH * KW):
-                u, v = k // KW, k % KW
-                tap = KH * KW - 1 - k if flipped else k
-                packed[g, at + tap * block] = w[o, c, u, v]
-    return packed
 
 
 @inner
@@ -197,7 +160,7 @@ def weight_blocks(part, dy, x, shape, stride, padding, dilation, rows):
     groups, KH, KW = shape
     per, count, margin = C // groups, O // groups, padding[1]
     pitch, plane, fill = (W + 2 * margin) * L, OH * OW * L, ceil_to(MAPS * TAPS, L)
-    none, left, right = zeros(x, 15), zeros(x, MAPS), zeros(x, TAPS)
+    none, left, right = products_block(x), zeros(x, MAPS), zeros(x, TAPS)
     offset = np.zeros(ceil_to(per * KW, TAPS), np.int64)
     for k in range(per * KW):
         offset[k] = k // KW * H * pitch + k % KW * dilation[1] * L

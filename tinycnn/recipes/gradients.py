@@ -28,14 +28,14 @@ def statistics(model, criterion, batches, rate):
     n = min(IMAGES, len(batches))
     k, before = model.k, model.snapshot()
     train.forward_step(model, criterion, batches, k.to_device(np.arange(n)))
-    model.run_backward(n)
+    signals = {number: model.plain(slope, n) for number, slope in model._backward_steps(n)}
     scale = n if criterion.reduction == "mean" else 1  # the loss of one image
-    values, slopes = model._buffers(n)
+    values, _ = model._buffers(n)
     found = []
     for number, layer in enumerate(model.layers):
         if "weight" not in layer.parameter_shapes():
             continue
-        signal = model.plain(slopes[number + 1], n).astype(np.float64) * scale
+        signal = signals[number].astype(np.float64) * scale
         weight, gradient = (np.asarray(k.to_host(a), np.float64) for a in (layer.weight, layer.weight_grad))
         gradient = gradient * scale / n
         record = {
@@ -49,9 +49,9 @@ def statistics(model, criterion, batches, rate):
         }
         follows: Any = model.layers[number + 1] if number + 1 < len(model.layers) else None
         if type(follows).__name__ in STEEPEST:
-            x, y = (k.to_device(model.plain(values[number + i], n)) for i in (1, 2))
-            slope = k.empty(x.shape, model.dtype)
-            follows.backward(slope, k.to_device(np.ones(x.shape, model.dtype)), x, y)
+            y = k.to_device(model.plain(values[number + 2], n))
+            slope = k.to_device(np.ones(y.shape, model.dtype))
+            follows.backward(slope, slope, y, y)  # in place: it does not read the input
             slope = np.asarray(k.to_host(slope), np.float64)
             flat = SATURATED * STEEPEST[type(follows).__name__]
             record |= {"slope": float(slope.mean()), "saturated": float((slope < flat).mean())}
