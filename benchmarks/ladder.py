@@ -100,7 +100,7 @@ def numba_rows(y, x, w, b):
 
 def im2col(y, x, w, b):
     """kernels/conv.py, for strides above one: im2col of one image at a time, which stays in the cache, and a product of
-    our own, which sums six output rows from five column rows at a time, so that every load serves several sums."""
+    our own, which keeps the sums of several output rows in registers, so that every load serves several of them."""
     conv2d_forward_columns(y, x, w, b, *PLAIN)
 
 
