@@ -32,7 +32,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 
 bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.train_step $(ARGS)
+	$(BIN)/python -m benchmarks $(or $(ARGS),train-step)
 
 # The CUDA kernels in Numba's simulator: a few minutes, no GPU.
 simulator: $(VENV)/installed-test

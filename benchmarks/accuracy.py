@@ -1,7 +1,7 @@
 """Test accuracy of LeNet-5 over several seeds, with the example's defaults.
 
-    python -m benchmarks.accuracy [--seeds 5] [-- --activation relu --pool max]
-    python -m benchmarks.accuracy --seeds 3 --test-on mnist -- --data synthetic
+    python -m benchmarks accuracy [--seeds 5] [-- --activation relu --pool max]
+    python -m benchmarks accuracy --seeds 3 --test-on mnist -- --data synthetic
 
 What stands after -- goes to examples/lenet5.py.  With --test-on, the weights of every run are also evaluated on the
 test set of another data set, normalised as the run's own was.

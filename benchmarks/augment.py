@@ -1,6 +1,6 @@
 """Random distortions of 1,000 images of MNIST's size, tinycnn against scipy.ndimage.
 
-    python -m benchmarks.augment [--batches 10] [--turns 15] [--threads N] [--json FILE]
+    python -m benchmarks augment [--batches 10] [--turns 15] [--threads N] [--json FILE]
 
 Both do all of it: draw the random numbers, filter the noise, interpolate, for batches of 100 images.  SciPy, which has
 one thread, filters the fields of a batch in one call and interpolates image by image (affine_transform,

@@ -1,6 +1,6 @@
 """Everything there is to check and to measure on a machine with an NVIDIA GPU, in one command.
 
-    make gpu-check        or        python -m benchmarks.gpu [--minutes 8] [--skip-tests] [--out benchmarks/results]
+    make gpu-check        or        python -m benchmarks gpu [--minutes 8] [--skip-tests] [--out benchmarks/results]
 
 First the tests on the device (pytest -m gpu), and a part of them under compute-sanitizer where that is installed.  Then
 the benchmarks, each checked against the CPU before a time is taken: the card's ceilings, single kernels, whole steps

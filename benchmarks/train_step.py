@@ -1,204 +1,157 @@
-"""A whole training step of LeNet-5, tinycnn against PyTorch.
+"""A whole training step of LeNet-5, tinycnn against other libraries.
 
-    python -m benchmarks.train_step [--against torch] [--batches 32 64 128 256] [--activation tanh] [--pool avg]
+    python -m benchmarks train-step [--batches 32 64] [--nets tanh+avg relu+max] [--threads 1 2] [--only tinycnn torch]
 
-A step is what training does: gather a batch of uint8 images by index, normalise, forward, loss, backward, Adam (fused,
-in PyTorch).  Both nets start from the same weights and take the same batches; their losses after 20 steps are compared
-before any time is taken.  The two then run in turn, a few steps each, and the medians of the turns are printed, with
-the share of the machine's single-precision GEMM peak that the step's arithmetic comes to; the peak is measured in the
-same run, in turn with the rest.
+A step is what training does: gather a batch of uint8 images by index, normalise, forward, loss, backward, Adam.  All
+nets start from the same weights and take the same batches; their losses after 20 steps are compared before any time is
+taken.  Then they take turns, and the medians of the turns are printed, with the share of the machine's single-precision
+GEMM peak that the step's arithmetic comes to; the peak is measured in the same rounds.
+
+The second table says where tinycnn's time goes, from clocks read between the kernels of whole steps.  `alone` is the
+same call over and over, which finds its data in the cache: what is less there than in the step is time spent waiting
+for memory, and the sum of such times would be less than the step.
 """
 
-import argparse
-import json
-import multiprocessing
-import os
-import platform
-import statistics
-import sys
+import functools
 import time
-from importlib import metadata
-from pathlib import Path
+import timeit
 
 import numpy as np
 
-from tinycnn.runs import processor
+from benchmarks import _nets
+from benchmarks import _side_by_side as side
 
-IMAGES = 20_000
-LEARNING_RATE = 1e-3
-CHECK_STEPS = 20
+BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
+NETS = ["tanh+avg", "relu+max"]
 FORWARD_ADDS = 416_520
 STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no gradient of its input
+TOLERANCE = 1e-4  # of the losses
+PROFILED = 40  # steps with clocks between the kernels
+REPEATED = 9  # calls alone; few, since a layer that works in place drives its numbers towards zero
 
 
-def data_set():
-    """Random images and labels: the time of a step does not depend on what they show."""
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (IMAGES, 28, 28), dtype=np.uint8), rng.integers(0, 10, IMAGES)
+class TinyCNN(_nets.TinyCNN):
+    """With a look inside the step."""
+
+    def parts(self, index):
+        """What a step does, in order: (name, phase, floating-point operations, bytes read and written, call)."""
+        model, batch, criterion, tiles = self.model, len(index), self.criterion, self.model.k.tiles
+        values, slopes = model._buffers(batch)
+        images, (y, dy) = model.input_buffer(batch), model.output_buffers(batch)
+        criterion.prepare(model.k, batch, 10, model.dtype)
+        yield "gather", "data", 0, images.nbytes * 5 // 4, lambda: self.batches.gather(images, index)
+        if values[0].ndim == 5:
+            yield "interleave", "data", 0, 2 * images.nbytes, lambda: tiles.interleave(values[0], images)
+        backward = []
+        for i, layer in enumerate(model.layers):
+            if model.passes_through(i, values):
+                continue
+            name, x, out = f"{i} {type(layer).__name__}", values[i], values[i + 1]
+            flops = 2 * batch * layer.multiply_adds(model.shapes[i])
+            weights = 4 * sum(int(np.prod(shape)) for shape in layer.parameter_shapes().values())
+            yield name, "forward", flops, x.nbytes + out.nbytes + weights, functools.partial(layer.forward, out, x)
+            if i < model._first:
+                continue
+            wanted = i > model._first
+            dx = slopes[i] if wanted else model.unwanted(batch)
+            # Layers with weights read x and dy; the others read dy and about as much again as their output.
+            moved = (x.nbytes if flops else out.nbytes) + out.nbytes + wanted * x.nbytes + 2 * weights
+            call = functools.partial(layer.backward, dx, slopes[i + 1], x, out)
+            backward.append((name, "backward", (1 + wanted) * flops, moved, call))
+        labels = self.batches._target[:batch]
+        yield "cross entropy", "loss", 0, 2 * y.nbytes, lambda: (criterion.run(dy, y, labels), criterion.value(batch))
+        yield from reversed(backward)
+        yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
+
+    def profile(self, batch, weights):
+        """(seconds of a step, rows of the second table): medians over steps in one piece and, in turn with them, steps
+        taken apart, which do the same to the bit."""
+        self.start(batch, weights)
+        self.step(self.indices[0])
+        whole = self.model.theta.copy()
+        self.start(batch, weights)
+        self.model.run_forward(batch)  # the layers know the batch now
+        self.batches.gather(self.model.input_buffer(batch), self.indices[0])
+        parts = list(self.parts(self.indices[0]))
+        for *_, call in parts:
+            call()
+        if not np.array_equal(whole, self.model.theta):
+            raise RuntimeError("a step taken apart is not the step")
+        clocks = np.empty((PROFILED, len(parts) + 1))
+        steps = np.empty(PROFILED)
+        for clock, step in zip(clocks, steps.reshape(PROFILED, 1), strict=True):
+            step[0] = time.perf_counter()
+            self.step(self.indices[0])
+            clock[0] = time.perf_counter()
+            step[0] = clock[0] - step[0]
+            for number, (*_, call) in enumerate(parts):
+                call()
+                clock[number + 1] = time.perf_counter()
+        seconds = np.median(np.diff(clocks, axis=1), axis=0)
+        alone = [float(np.median(timeit.repeat(call, number=1, repeat=REPEATED))) for *_, call in parts]
+        return float(np.median(steps)), [
+            {"part": name, "phase": phase, "seconds": float(s), "alone": a, "flops": int(flops), "bytes": int(moved)}
+            for (name, phase, flops, moved, _), s, a in zip(parts, seconds, alone, strict=True)
+        ]
 
 
-class TinyCNN:
-    def __init__(self, activation, pool):
-        from tinycnn import Adam, Batches, CrossEntropyLoss, models, train_step
-
-        self.model = models.lenet5(activation, pool, rng=0)
-        self.initial = self.model.state_dict()
-        self.batches = Batches(*data_set(), mean=0.1307, std=0.3081)
-        self.optimizer, self.criterion = Adam(self.model, LEARNING_RATE), CrossEntropyLoss()
-        self._step = train_step
-
-    def step(self, index):
-        return self._step(self.model, self.criterion, self.optimizer, self.batches, index)
+COMPETITORS = _nets.TRAINING | {"tinycnn": TinyCNN}
 
 
-class Torch:
-    def __init__(self, activation, pool, state, threads):
-        import torch
-        from torch import nn
-
-        torch.set_num_threads(threads)
-        act = {"tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid}[activation]
-        pooling = {"avg": nn.AvgPool2d, "max": nn.MaxPool2d}[pool]
-        self.net = nn.Sequential(
-            nn.Conv2d(1, 6, 5, padding=2), act(), pooling(2), nn.Conv2d(6, 16, 5), act(), pooling(2), nn.Flatten(),
-            nn.Linear(400, 120), act(), nn.Linear(120, 84), act(), nn.Linear(84, 10),
-        )  # fmt: skip
-        self.net.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-        images, labels = data_set()
-        self.images, self.labels = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), LEARNING_RATE, fused=True)
-        self.criterion, self.tensor = nn.CrossEntropyLoss(), torch.from_numpy
-
-    def step(self, index):
-        index = self.tensor(index)
-        x = self.images[index].float().mul_(1 / (255 * 0.3081)).sub_(0.1307 / 0.3081)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.criterion(self.net(x), self.labels[index])
-        loss.backward()
-        self.optimizer.step()
-        return loss.item()
-
-
-class Gemm:
-    """A single-precision matrix product of NumPy's BLAS: what the processor can do at best."""
-
-    SIZE = 1024
-    FLOPS = 2 * SIZE**3
-
-    def __init__(self):
-        self.a = np.random.default_rng(0).random((self.SIZE, self.SIZE), dtype=np.float32)
-
-    def step(self, index):
-        return float((self.a @ self.a)[0, 0])
+def measure(args, threads):
+    """Rows of the first table, each with the second table of its batch under "parts"."""
+    rows = []
+    ceilings = side.Worker(threads, side.Ceilings, threads)
+    for net in args.nets:
+        weights = _nets.first_weights(net)
+        print(f"\nLeNet-5, {net}, {threads} threads; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image")
+        workers = side.start(threads, args.only, net, threads)
+        head = ["batch", "loss", *(f"{name}/s" for name in workers), *(f"x {name}" for name in list(workers)[1:])]
+        line = side.table([*head, "GEMM", "share"], [5, 9, *(max(9, len(h)) for h in head[2:]), 8, 6])
+        columns = list(workers)
+        for batch in args.batches:
+            side.ask(workers, "start", batch, weights)
+            losses = {name: found[-1] for name, found in side.ask(workers, "losses").items()}
+            side.must_agree(f"batch {batch}: the loss after {_nets.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE)
+            jobs = {name: (worker, "next_step") for name, worker in workers.items()}
+            times = side.take_turns(side.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            rates = {name: batch / side.median(times[name]) for name in workers}
+            row = {"threads": threads, "net": net, "batch": batch, "losses": losses, "images_per_second": rates}
+            row |= side.ceiling_figures(times)
+            row["share_of_gemm"] = {n: r * STEP_FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
+            row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
+            rows.append(row)
+            ratios = [f"{rates['tinycnn'] / rates[n]:.2f}" if n in rates else None for n in columns[1:]]
+            shown = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
+            peak, share = row["gemm_gflops"], row["share_of_gemm"]["tinycnn"]
+            line(batch, f"{losses['tinycnn']:.6f}", *shown, *ratios, f"{peak:.0f}", f"{share:.0%}")
+        side.stop(workers)
+        print_parts([row for row in rows if row["net"] == net and row["threads"] == threads])
+    side.stop({"ceilings": ceilings})
+    return rows
 
 
-def work(pipe, kind, *arguments):
-    """A competitor in a process of its own: takes steps or times when told to.
-
-    Of its own, because the idle threads of one library's pool spin for a while, and would take the processor from the
-    next one's.
-    """
-    competitor = {"tinycnn": TinyCNN, "torch": Torch, "gemm": Gemm}[kind](*arguments)
-    pipe.send(getattr(competitor, "initial", None))
-    while True:
-        indices, timed = pipe.recv()
-        time.sleep(0.05)  # until the others' threads sleep
-        if timed:
-            competitor.step(indices[0])
-        start = time.perf_counter()
-        results = [competitor.step(index) for index in indices]
-        pipe.send((results, time.perf_counter() - start))
-
-
-class Worker:
-    """The other end of `work`."""
-
-    def __init__(self, kind, *arguments):
-        context = multiprocessing.get_context("spawn")
-        self.name = kind
-        self.pipe, far = context.Pipe()
-        self.process = context.Process(target=work, args=(far, kind, *arguments), daemon=True)
-        self.process.start()
-        self.initial = self.pipe.recv()
-
-    def steps(self, indices, timed=False):
-        self.pipe.send((indices, timed))
-        return self.pipe.recv()
-
-
-def measure(competitors, batch, turns, steps, rng):
-    """Median seconds a step of each competitor over `turns` turns of `steps` steps."""
-    seconds: dict[str, list[float]] = {c.name: [] for c in competitors}
-    for _ in range(turns):
-        index = [rng.permutation(IMAGES)[:batch] for _ in range(steps)]
-        for competitor in competitors:
-            seconds[competitor.name].append(competitor.steps(index, timed=True)[1] / steps)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def print_parts(rows):
+    """Where the time of the step goes, for the batch nearest to 64."""
+    row = min(rows, key=lambda row: abs(row["batch"] - 64))
+    total = sum(part["seconds"] for part in row["parts"])
+    took = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
+    print(f"\ntinycnn, batch {row['batch']}: {took}")
+    head = ["part", "phase", "µs", "share", "alone, µs", "GFLOP/s", "of GEMM", "GB/s"]
+    line = side.table(head, [14, 9, 9, 6, 9, 8, 8, 7])
+    for part in row["parts"]:
+        gflops = part["flops"] / part["seconds"] / 1e9
+        arithmetic = (f"{gflops:.1f}", f"{gflops / row['gemm_gflops']:.0%}") if part["flops"] else (None, None)
+        micros, share = f"{part['seconds'] * 1e6:,.1f}", f"{part['seconds'] / total:.1%}"
+        alone, bandwidth = f"{part['alone'] * 1e6:,.1f}", f"{part['bytes'] / part['seconds'] / 1e9:.1f}"
+        line(part["part"], part["phase"], micros, share, alone, *arithmetic, bandwidth)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", choices=("torch", "none"), default="torch")
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 128, 256])
-    parser.add_argument("--activation", choices=("tanh", "relu", "sigmoid"), default="tanh")
-    parser.add_argument("--pool", choices=("avg", "max"), default="avg")
-    parser.add_argument("--turns", type=int, default=15, help="turns of each competitor")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path, help="write the figures here too")
-    args = parser.parse_args(argv)
-
-    names = ["tinycnn"]
-    versions = {"python": platform.python_version()} | {n: metadata.version(n) for n in ("numpy", "numba")}
-    if args.against == "torch":
-        try:
-            versions["torch"] = metadata.version("torch")
-            names.append("torch")
-        except metadata.PackageNotFoundError:
-            print("torch is not installed (pip install 'tinycnn[bench]'): tinycnn runs alone")
-    what = ", ".join(f"{name} {version}" for name, version in versions.items())
-    print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads; {what}")
-    print(f"LeNet-5, {args.activation} + {args.pool} pooling; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image\n")
-    result = {
-        "processor": processor(), "cores": os.cpu_count(), "threads": args.threads, "versions": versions,
-        "activation": args.activation, "pool": args.pool, "rows": [],
-    }  # fmt: skip
-
-    rng = np.random.default_rng(0)
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        os.environ[variable] = str(args.threads)
-    gemm = Worker("gemm")
-    layout = "{:>5} {:>22} {:>10} {:>10} {:>7} {:>9} {:>8}"
-    print(layout.format("batch", "loss after 20 steps", "tinycnn", "torch", "ratio", "GEMM", "tinycnn's"))
-    print(layout.format("", " / ".join(names), "images/s", "images/s", "", "GFLOP/s", "share"))
-    for batch in args.batches:
-        workers = [Worker("tinycnn", args.activation, args.pool)]
-        if "torch" in names:
-            workers.append(Worker("torch", args.activation, args.pool, workers[0].initial, args.threads))
-        order = [rng.permutation(IMAGES)[:batch] for _ in range(CHECK_STEPS)]
-        losses = [worker.steps(order)[0][-1] for worker in workers]
-        if max(losses) - min(losses) > 1e-4 * max(losses):
-            sys.exit(f"batch {batch}: the losses after {CHECK_STEPS} steps differ: {losses}")
-        seconds = measure([*workers, gemm], batch, args.turns, max(4, 2560 // batch), rng)
-        for worker in workers:
-            worker.process.terminate()
-        rates = {name: batch / seconds[name] for name in names}
-        peak = Gemm.FLOPS / seconds["gemm"] / 1e9
-        share = rates["tinycnn"] * STEP_FLOPS / 1e9 / peak
-        ratio = rates["tinycnn"] / rates["torch"] if "torch" in rates else None
-        print(
-            layout.format(
-                batch, " / ".join(f"{loss:.6f}" for loss in losses), f"{rates['tinycnn']:,.0f}",
-                f"{rates['torch']:,.0f}" if ratio else "-", f"{ratio:.2f}" if ratio else "-", f"{peak:.0f}",
-                f"{share:.0%}",
-            ),
-            flush=True,
-        )  # fmt: skip
-        result["rows"].append({
-            "batch": batch, "losses": losses, "images_per_second": rates, "ratio": ratio,
-            "gemm_gflops": peak, "share_of_gemm": share,
-        })  # fmt: skip
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    parser = side.options("train-step", __doc__, COMPETITORS)
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
+    side.run("train-step", side.parse(parser, argv, COMPETITORS), measure)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,210 @@
-"""The benchmark of the GPU, rehearsed without one (the same code on tiny sizes, in the emulation), and that of the
-augmentation."""
+"""The benchmarks on tiny sizes: that they check before they measure, and write what they say they write.  That of the
+GPU is rehearsed without one, in the emulation.  No other library is needed, and no time is asserted."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numba
+import numpy as np
+import pytest
 from test_experiment import ENVIRONMENT, ROOT
 
-from benchmarks import augment
+from benchmarks import __main__ as entry
+from benchmarks import _nets, _plots, augment, conv, ladder, start, train_step
+from benchmarks import _side_by_side as side
+
+QUICK = ["--turns", "1", "--seconds", "0.001", "--threads", "1"]
+
+
+class WrongLoss(_nets.NumPy):
+    """A competitor that does something else."""
+
+    def step(self, index):
+        return super().step(index) * 1.001
+
+
+class NeedsWhatIsNotThere(_nets.Net):
+    def __init__(self, net, threads):
+        import no_such_library  # type: ignore # noqa: F401
+
+
+class Fails(_nets.NumPy):
+    def losses(self):
+        raise RuntimeError("no compiler\nand many more lines")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What a command writes: its JSON, and the pictures' sizes by name."""
+
+    def run(*arguments):
+        file, pictures = tmp_path / "r.json", tmp_path / "plots"
+        entry.main([*arguments, *QUICK, "--json", str(file), "--plots", str(pictures)])
+        return json.loads(file.read_text()), {p.name: p.stat().st_size for p in pictures.glob("*")}
+
+    return run
+
+
+def test_every_command_is_listed_and_knows_its_options(capsys):
+    entry.main(["--help"])
+    listed = capsys.readouterr().out
+    assert all(f"    {command} " in listed for command in entry.COMMANDS)
+    for command in entry.COMMANDS:
+        with pytest.raises(SystemExit) as done:
+            entry.main([command, "--help"])
+        assert done.value.code == 0, command
+    with pytest.raises(SystemExit, match="there is no command 'conf'"):
+        entry.main(["conf"])
+
+
+def test_the_head_of_a_result_says_what_it_was_measured_on(run):
+    result, pictures = run("ladder", "--images", "10")
+    assert set(result) == {"command", "hardware", "versions", "revision", "settings", "rows"}
+    assert {"processor", "cores", "system"} <= set(result["hardware"])
+    assert {"python", "numpy", "numba", "tinycnn"} <= set(result["versions"])
+    assert result["settings"]["threads"] == [1]
+    assert [row["version"] for row in result["rows"]] == list(ladder.VERSIONS)
+    for row in result["rows"]:
+        assert set(row) == {"threads", "version", "seconds_an_image", "gflops", "gemm_gflops", "copy_gb_per_s"}
+        assert all(row[key] > 0 for key in row if key != "version")
+    assert set(pictures) == {"ladder-versions.png"}
+
+
+@pytest.mark.parametrize("images", [3, 17])
+def test_all_rungs_of_the_ladder_agree(images):
+    threads = numba.get_num_threads()
+    rungs = ladder.Ladder(threads, images)
+    want = rungs.reference()
+    for name in ladder.VERSIONS:
+        got = rungs.answer(name)
+        assert len(got) == rungs.images(name)
+        np.testing.assert_allclose(got, want[: len(got)], atol=ladder.TOLERANCE * abs(want).max(), err_msg=name)
+
+
+def test_a_training_step_with_its_parts(run):
+    result, pictures = run("train-step", "--only", "numpy", "--batches", "16")
+    assert [row["net"] for row in result["rows"]] == train_step.NETS
+    for row in result["rows"]:
+        assert set(row["images_per_second"]) == set(row["losses"]) == set(row["share_of_gemm"]) == {"tinycnn", "numpy"}
+        assert {part["phase"] for part in row["parts"]} == {"data", "forward", "loss", "backward", "optimizer"}
+        assert sum(part["flops"] for part in row["parts"]) == row["batch"] * train_step.STEP_FLOPS
+    assert set(pictures) == {f"train-step-{name}.png" for name in ("batch", "parts", "roofline")}
+
+
+def test_a_wrong_competitor_is_refused(monkeypatch):
+    monkeypatch.setitem(train_step.COMPETITORS, "numpy", WrongLoss)
+    with pytest.raises(SystemExit, match=r"the loss after 20 steps: numpy differs from tinycnn by 1\.0e-03"):
+        entry.main(["train-step", "--only", "numpy", "--batches", "4", "--nets", "relu+max", *QUICK])
+
+
+def test_competitors_that_cannot_run_are_skipped_with_the_reason(capsys):
+    kinds = {"numpy": _nets.NumPy, "absent": NeedsWhatIsNotThere, "broken": Fails}
+    workers = side.start(1, kinds, "tanh+avg", 1)
+    assert set(workers) == {"numpy", "broken"}
+    assert (
+        "absent is skipped: no_such_library is not installed (pip install no_such_library)" in capsys.readouterr().out
+    )
+    weights = _nets.first_weights("tanh+avg")
+    side.ask(workers, "start", 2, weights)
+    assert set(side.ask(workers, "losses")) == set(workers) == {"numpy"}
+    assert "broken is skipped: RuntimeError: no compiler\n" in capsys.readouterr().out
+    side.stop(workers)
+    with pytest.raises(SystemExit) as done:
+        entry.main(["inference", "--only", "tensorfow"])
+    assert done.value.code == 2
+    assert "there is no tensorfow, but tinycnn, torch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", [1.01, np.nan, [1.0, 1.0]])
+def test_answers_must_agree(answer):
+    side.must_agree("it", {"ours": 1.0, "theirs": 1.001}, "ours", 0.01)
+    with pytest.raises(SystemExit, match="it: theirs"):
+        side.must_agree("it", {"ours": 1.0, "theirs": answer}, "ours", 0.001)
+
+
+@pytest.mark.parametrize("net", train_step.NETS)
+def test_the_numpy_net_learns_as_ours_does(net):
+    weights, nets = _nets.first_weights(net), [_nets.NumPy(net, 1), _nets.TinyCNN(net, numba.get_num_threads())]
+    for one in nets:
+        one.start(8, weights)
+    np.testing.assert_allclose(nets[0].infer(), nets[1].infer(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(nets[0].losses(), nets[1].losses(), rtol=1e-4)
+
+
+def test_inference_and_the_latency_of_one_image(run):
+    result, pictures = run("inference", "--only", "numpy", "--batches", "1", "3", "--nets", "relu+max")
+    one, more = result["rows"]
+    assert set(one["latency"]) == {"tinycnn", "numpy"}
+    assert all(0 < found["median"] <= found["p99"] and found["calls"] >= 1 for found in one["latency"].values())
+    assert "latency" not in more
+    assert set(pictures) == {"inference-batch.png", "inference-latency.png"}
+
+
+@pytest.mark.parametrize(("batch", "path"), [(2, "shifted"), (16, "tiled")])
+def test_convolutions_and_the_path_that_ran(run, batch, path):
+    shapes = ["C3", "8-channels", "4-channels"] if batch == 2 else ["C5"]
+    result, pictures = run("conv", "--only", "numpy", "--batch", str(batch), "--shapes", *shapes)
+    assert len(result["rows"]) == 2 * len(shapes)
+    for row in result["rows"]:
+        assert set(row["gflops"]) == {"tinycnn", "numpy"}
+        ran = row["choices"]["tinycnn"]
+        assert ran == ("as_linear" if row["name"] == "C5" else f"{row['phase']}_{path}")
+    assert "conv-roofline.png" in pictures
+    assert ("conv-channels.png" in pictures) == (len(shapes) > 1)
+
+
+def test_a_wrong_convolution_is_refused():
+    shape, wrong = conv.Shape("", 2, 3, 3, 6, 1), conv.TinyCNN(numba.get_num_threads())
+    wrong.start(shape, 4)
+
+    class Near:
+        def call(self, method):
+            y, dx, dw, db = wrong.answers()
+            return [y, dx, dw * 1.001, db]
+
+    with pytest.raises(SystemExit, match=r"dw: theirs differs from float64 by 1\.0e-03"):
+        conv.check(shape, 4, {"theirs": Near()})
+
+
+def test_epochs_on_few_digits(run, small_digits, monkeypatch):
+    from tinycnn import data
+
+    monkeypatch.setattr(data, "mnist", lambda: small_digits)
+    result, pictures = run("epoch", "--only", "numpy", "--epochs", "2", "--looks", "2", "--seeds", "1")
+    assert [row["competitor"] for row in result["rows"]] == ["tinycnn", "numpy"]
+    for row in result["rows"]:
+        assert len(row["looks"]) == 4
+        assert row["epoch_seconds"] > 0
+        assert row["looks"][-1]["loss"] < row["looks"][0]["loss"]
+    assert set(pictures) == {"epoch-accuracy.png"}
+
+
+def test_epochs_without_mnist_say_so(monkeypatch, capsys):
+    from tinycnn import data
+
+    def absent():
+        raise OSError("there is none")
+
+    monkeypatch.setattr(data, "mnist", absent)
+    entry.main(["epoch", *QUICK])
+    assert "skipped: no MNIST: there is none" in capsys.readouterr().out
+
+
+def test_installed_sizes_count_what_is_required_too():
+    assert start.installed_bytes("numpy") > 5e6
+    assert start.installed_bytes("tinycnn") > start.installed_bytes("numba") > start.installed_bytes("llvmlite")
+    assert start.installed_bytes("no-such-package") == 0
+
+
+def test_results_that_are_kept_can_be_drawn(tmp_path, capsys):
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"rows": []}))
+    files = [*map(str, Path(ROOT, "benchmarks", "results").glob("*.json")), str(old)]
+    entry.main(["plot", *files, "--plots", str(tmp_path)])
+    assert f"{old} was not written by a command that draws" in capsys.readouterr().out
+    assert set(_plots.PICTURES) <= set(entry.COMMANDS)
 
 
 def test_the_gpu_benchmark_rehearsed():

@@ -1,0 +1,37 @@
+"""Benchmarks: tinycnn against other libraries.  Results are checked before times are taken.
+
+    python -m benchmarks COMMAND [options]
+
+Commands (COMMAND --help says more):
+"""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "train-step": "a whole training step of LeNet-5, and where its time goes",
+    "inference": "LeNet-5 forward: throughput, and the latency of a single image",
+    "conv": "convolutions of many shapes, forward and both gradients",
+    "ladder": "one convolution, from Python loops to the kernel in use",
+    "start": "import, first step, memory, installed size",
+    "epoch": "time to finish an epoch of MNIST, and to reach 99 %",
+    "plot": "the pictures of JSON files that the other commands wrote",
+    "accuracy": "test accuracy of LeNet-5 over several seeds",
+    "augment": "random distortions",
+    "gpu": "everything on an NVIDIA GPU",
+}
+
+
+def main(argv=None):
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__.strip())
+        print("\n".join(f"    {command:<12} {what}" for command, what in COMMANDS.items()))
+        return None
+    if name not in COMMANDS:
+        sys.exit(f"there is no command {name!r}; there are {', '.join(COMMANDS)}")
+    return importlib.import_module(f"benchmarks.{name.replace('-', '_')}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

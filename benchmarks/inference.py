@@ -1,0 +1,75 @@
+"""Inference with LeNet-5, tinycnn against other libraries: throughput, and the latency of a single image.
+
+    python -m benchmarks inference [--batches 1 64] [--nets tanh+avg relu+max] [--threads 1 2] [--only tinycnn torch]
+
+What is timed is a call of the library's ordinary function with a NumPy array of normalised images, until there is a
+NumPy array of logits: `model(x)`; PyTorch in inference mode; jit; `session.run`.  All nets have the same weights; their
+logits are compared before any time is taken.  The table has the medians of the turns.  The latency is that of a batch
+of one: the median and the 99th percentile of all calls of all turns.
+"""
+
+import itertools
+
+import numpy as np
+
+from benchmarks import _nets
+from benchmarks import _side_by_side as side
+
+BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
+NETS = ["tanh+avg", "relu+max"]
+FLOPS = 2 * 416_520
+TOLERANCE = 1e-4  # of the largest logit
+
+
+def measure(args, threads):
+    rows = []
+    ceilings = side.Worker(threads, side.Ceilings, threads)
+    for net in args.nets:
+        weights = _nets.first_weights(net)
+        print(f"\nLeNet-5, {net}, {threads} threads; {FLOPS / 1e6:.2f} MFLOP an image; images/s")
+        workers = side.start(threads, args.only, net, threads)
+        columns = list(workers)
+        heads = [*columns, *(f"x {name}" for name in columns[1:])]
+        line = side.table(["batch", *heads, "GEMM", "share"], [5, *(max(9, len(h)) for h in heads), 8, 6])
+        latencies = {}
+        for batch in args.batches:
+            side.ask(workers, "start", batch, weights, "infer")
+            answers = side.ask(workers, "infer")
+            side.must_agree(f"batch {batch}: the logits", answers, "tinycnn", TOLERANCE)
+            jobs = {name: (worker, "infer") for name, worker in workers.items()}
+            times = side.take_turns(side.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            rates = {name: batch / side.median(times[name]) for name in workers}
+            row = {"threads": threads, "net": net, "batch": batch, "images_per_second": rates}
+            row |= side.ceiling_figures(times)
+            row["share_of_gemm"] = {n: r * FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
+            if batch == 1:
+                row["latency"] = latencies = {name: latency(times[name]) for name in workers}
+            rows.append(row)
+            ratios = [f"{rates['tinycnn'] / rates[n]:.2f}" if n in rates else None for n in columns[1:]]
+            shown = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
+            line(batch, *shown, *ratios, f"{row['gemm_gflops']:.0f}", f"{row['share_of_gemm']['tinycnn']:.0%}")
+        side.stop(workers)
+        if latencies:
+            print("\na single image")
+            line = side.table(["", "median, µs", "99th percentile, µs", "calls"], [13, 10, 19, 7])
+            for name, found in latencies.items():
+                line(name, f"{found['median'] * 1e6:.1f}", f"{found['p99'] * 1e6:.1f}", f"{found['calls']:,}")
+    side.stop({"ceilings": ceilings})
+    return rows
+
+
+def latency(turns):
+    """Seconds of a call, over all turns."""
+    calls = np.array(list(itertools.chain.from_iterable(turns)))
+    return {"median": float(np.median(calls)), "p99": float(np.percentile(calls, 99)), "calls": len(calls)}
+
+
+def main(argv=None):
+    parser = side.options("inference", __doc__, _nets.ALL)
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
+    side.run("inference", side.parse(parser, argv, _nets.ALL), measure)
+
+
+if __name__ == "__main__":
+    main()
