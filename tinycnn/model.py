@@ -153,10 +153,12 @@ class Sequential:
             values, slopes = ([self._shaped(flats[0], batch, 0)] for flats in (self._values, self._slopes))
             turn = 0
             for i in range(len(self.layers)):
-                if self.passes_through(i, values) or self._in_place[i]:
-                    shape = values[i].shape if values[i].ndim == 5 else (batch, *self.shapes[i + 1])
-                    values.append(values[i].reshape(shape))
-                    slopes.append(slopes[i].reshape(shape))
+                if self._in_place[i]:
+                    values.append(values[i])
+                    slopes.append(slopes[i])
+                elif self.passes_through(i, values):
+                    values.append(values[i].reshape((batch, *self.shapes[i + 1])))
+                    slopes.append(slopes[i].reshape((batch, *self.shapes[i + 1])))
                 else:
                     turn = 1 - turn
                     values.append(self._shaped(self._values[i + 1], batch, i + 1))

@@ -1,13 +1,12 @@
 """Activations, element by element: y = f(x) and dx = f'(x) * dy.  All arrays of one kernel have one shape.
 
 Where the derivative is simpler in terms of the output, the backward takes y in place of x.  Then the input is not
-needed again, and y may be x, and dx dy: the arithmetic is done on copies of pieces, because LLVM does not vectorise a
-loop that writes to what it reads under another name.
+needed again, and a net calls forward(y, y) and backward(dy, dy, y): memory that is not touched costs no time.
 """
 
+import functools
 import math
 
-import numpy as np
 from numba import prange
 
 from tinycnn import scalars
@@ -17,120 +16,86 @@ tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
 
 
-PIECE = 2048  # numbers that a thread takes at a time
+def in_place(kernel):
+    """The kernel works on its first array; called from Python, it is given a second one, whose values come there first
+    if it is another."""
+
+    @functools.wraps(kernel)
+    def call(to, values, *args):
+        if to is not values:
+            to[...] = values
+        kernel(to, *args)
+
+    return call
 
 
-@inner
-def pieces(x):
-    return (x.size + PIECE - 1) // PIECE
-
-
-@inner
-def part(x, number):
-    """Piece `number` of x, flat."""
-    return x[number * PIECE : (number + 1) * PIECE]
-
-
-@inner
-def take(x, number):
-    """A copy of it."""
-    flat = part(x, number)
-    piece = np.empty(flat.size, x.dtype)
-    for i in range(piece.size):
-        piece[i] = flat[i]
-    return piece
-
-
-@inner
-def put(x, number, piece):
-    flat = part(x, number)
-    for i in range(piece.size):
-        flat[i] = piece[i]
-
-
+@in_place
 @kernel
-def tanh_forward(y, x):
-    x, y = x.reshape(x.size), y.reshape(y.size)
-    for n in prange(pieces(x)):
-        piece = take(x, n)
-        for i in range(piece.size):
-            piece[i] = tanh(piece[i])
-        put(y, n, piece)
+def tanh_forward(y):
+    y = y.reshape(y.size)
+    for i in prange(y.size):
+        y[i] = tanh(y[i])
 
 
+@in_place
 @kernel
-def tanh_backward(dx, dy, y):
-    dx, dy, y = dx.reshape(dx.size), dy.reshape(dy.size), y.reshape(y.size)
-    for n in prange(pieces(y)):
-        piece, out = take(dy, n), part(y, n)
-        for i in range(piece.size):
-            piece[i] -= piece[i] * out[i] * out[i]
-        put(dx, n, piece)
+def tanh_backward(dx, y):
+    dx, y = dx.reshape(dx.size), y.reshape(y.size)
+    for i in prange(dx.size):
+        dx[i] -= dx[i] * y[i] * y[i]
 
 
+@in_place
 @kernel
-def scaled_tanh_forward(y, x, A, S):
+def scaled_tanh_forward(y, A, S):
     """y = A tanh(S x); 1.7159 and 2/3 in LeCun et al. 1998, appendix A."""
-    x, y = x.reshape(x.size), y.reshape(y.size)
-    a, s = x.dtype.type(A), x.dtype.type(S)
-    for n in prange(pieces(x)):
-        piece = take(x, n)
-        for i in range(piece.size):
-            piece[i] = a * tanh(s * piece[i])
-        put(y, n, piece)
+    y = y.reshape(y.size)
+    a, s = y.dtype.type(A), y.dtype.type(S)
+    for i in prange(y.size):
+        y[i] = a * tanh(s * y[i])
 
 
+@in_place
 @kernel
-def scaled_tanh_backward(dx, dy, y, A, S):
-    dx, dy, y = dx.reshape(dx.size), dy.reshape(dy.size), y.reshape(y.size)
+def scaled_tanh_backward(dx, y, A, S):
+    dx, y = dx.reshape(dx.size), y.reshape(y.size)
     at_zero, fall = y.dtype.type(A * S), y.dtype.type(S / A)
-    for n in prange(pieces(y)):
-        piece, out = take(dy, n), part(y, n)
-        for i in range(piece.size):
-            piece[i] *= at_zero - fall * out[i] * out[i]
-        put(dx, n, piece)
+    for i in prange(dx.size):
+        dx[i] *= at_zero - fall * y[i] * y[i]
 
 
+@in_place
 @kernel
-def sigmoid_forward(y, x):
-    x, y = x.reshape(x.size), y.reshape(y.size)
-    for n in prange(pieces(x)):
-        piece = take(x, n)
-        for i in range(piece.size):
-            piece[i] = sigmoid(piece[i])
-        put(y, n, piece)
+def sigmoid_forward(y):
+    y = y.reshape(y.size)
+    for i in prange(y.size):
+        y[i] = sigmoid(y[i])
 
 
+@in_place
 @kernel
-def sigmoid_backward(dx, dy, y):
-    dx, dy, y = dx.reshape(dx.size), dy.reshape(dy.size), y.reshape(y.size)
-    for n in prange(pieces(y)):
-        piece, out = take(dy, n), part(y, n)
-        for i in range(piece.size):
-            piece[i] *= out[i] - out[i] * out[i]
-        put(dx, n, piece)
+def sigmoid_backward(dx, y):
+    dx, y = dx.reshape(dx.size), y.reshape(y.size)
+    for i in prange(dx.size):
+        dx[i] *= y[i] - y[i] * y[i]
 
 
+@in_place
 @kernel
-def relu_forward(y, x):
-    x, y = x.reshape(x.size), y.reshape(y.size)
-    zero = x.dtype.type(0)
-    for n in prange(pieces(x)):
-        piece = take(x, n)
-        for i in range(piece.size):
-            piece[i] = zero if piece[i] <= zero else piece[i]  # written so that NaN stays NaN
-        put(y, n, piece)
-
-
-@kernel
-def relu_backward(dx, dy, y):
-    dx, dy, y = dx.reshape(dx.size), dy.reshape(dy.size), y.reshape(y.size)
+def relu_forward(y):
+    y = y.reshape(y.size)
     zero = y.dtype.type(0)
-    for n in prange(pieces(y)):
-        piece, out = take(dy, n), part(y, n)
-        for i in range(piece.size):
-            piece[i] = zero if out[i] <= zero else piece[i]
-        put(dx, n, piece)
+    for i in prange(y.size):
+        y[i] = zero if y[i] <= zero else y[i]  # written so that NaN stays NaN
+
+
+@in_place
+@kernel
+def relu_backward(dx, y):
+    dx, y = dx.reshape(dx.size), y.reshape(y.size)
+    zero = y.dtype.type(0)
+    for i in prange(dx.size):
+        dx[i] = zero if y[i] <= zero else dx[i]
 
 
 @kernel
