@@ -5,6 +5,7 @@ needed again, and a net calls forward(y, y) and backward(dy, dy, y): memory that
 """
 
 import functools
+import inspect
 import math
 
 from numba import prange
@@ -16,20 +17,26 @@ tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
 
 
-def in_place(kernel):
-    """The kernel works on its first array; called from Python, it is given a second one, whose values come there first
-    if it is another."""
+def in_place(source):
+    """For a kernel that overwrites its first array: Python calls it with one more argument, named `source`, whose
+    values go there first, unless it is that very array."""
 
-    @functools.wraps(kernel)
-    def call(to, values, *args):
-        if to is not values:
-            to[...] = values
-        kernel(to, *args)
+    def decorate(kernel):
+        @functools.wraps(kernel)
+        def call(to, values, *args):
+            if to is not values:
+                to[...] = values
+            kernel(to, *args)
 
-    return call
+        parameters = list(inspect.signature(kernel).parameters.values())
+        parameters.insert(1, parameters[0].replace(name=source))
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
-@in_place
+@in_place("x")
 @kernel
 def tanh_forward(y):
     y = y.reshape(y.size)
@@ -37,7 +44,7 @@ def tanh_forward(y):
         y[i] = tanh(y[i])
 
 
-@in_place
+@in_place("dy")
 @kernel
 def tanh_backward(dx, y):
     dx, y = dx.reshape(dx.size), y.reshape(y.size)
@@ -45,7 +52,7 @@ def tanh_backward(dx, y):
         dx[i] -= dx[i] * y[i] * y[i]
 
 
-@in_place
+@in_place("x")
 @kernel
 def scaled_tanh_forward(y, A, S):
     """y = A tanh(S x); 1.7159 and 2/3 in LeCun et al. 1998, appendix A."""
@@ -55,7 +62,7 @@ def scaled_tanh_forward(y, A, S):
         y[i] = a * tanh(s * y[i])
 
 
-@in_place
+@in_place("dy")
 @kernel
 def scaled_tanh_backward(dx, y, A, S):
     dx, y = dx.reshape(dx.size), y.reshape(y.size)
@@ -64,7 +71,7 @@ def scaled_tanh_backward(dx, y, A, S):
         dx[i] *= at_zero - fall * y[i] * y[i]
 
 
-@in_place
+@in_place("x")
 @kernel
 def sigmoid_forward(y):
     y = y.reshape(y.size)
@@ -72,7 +79,7 @@ def sigmoid_forward(y):
         y[i] = sigmoid(y[i])
 
 
-@in_place
+@in_place("dy")
 @kernel
 def sigmoid_backward(dx, y):
     dx, y = dx.reshape(dx.size), y.reshape(y.size)
@@ -80,7 +87,7 @@ def sigmoid_backward(dx, y):
         dx[i] *= y[i] - y[i] * y[i]
 
 
-@in_place
+@in_place("x")
 @kernel
 def relu_forward(y):
     y = y.reshape(y.size)
@@ -89,7 +96,7 @@ def relu_forward(y):
         y[i] = zero if y[i] <= zero else y[i]  # written so that NaN stays NaN
 
 
-@in_place
+@in_place("dy")
 @kernel
 def relu_backward(dx, y):
     dx, y = dx.reshape(dx.size), y.reshape(y.size)
