@@ -25,7 +25,10 @@ BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
 NETS = ["tanh+avg", "relu+max"]
 FORWARD_ADDS = 416_520
 STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no gradient of its input
-TOLERANCE = 1e-4  # of the losses
+# Of the losses after 20 steps.  With ReLU and max pooling, a unit within rounding of zero, or two pixels within
+# rounding of each other, send libraries different ways, and Adam's step is as large as any: with batches of 128, PyTorch
+# and JAX differ by 5e-4.  The same convolutions and linear layers are in the net without kinks.
+TOLERANCE = {"tanh+avg": 1e-4, "relu+max": 1e-2}
 PROFILED = 40  # steps with clocks between the kernels
 REPEATED = 9  # calls alone; few, since a layer that works in place drives its numbers towards zero
 
@@ -112,7 +115,9 @@ def measure(args, threads):
         for batch in args.batches:
             side.ask(workers, "start", batch, weights)
             losses = {name: found[-1] for name, found in side.ask(workers, "losses").items()}
-            side.must_agree(f"batch {batch}: the loss after {_nets.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE)
+            side.must_agree(
+                f"batch {batch}: the loss after {_nets.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE[net]
+            )
             jobs = {name: (worker, "next_step") for name, worker in workers.items()}
             times = side.take_turns(side.with_ceilings(jobs, ceilings), args.turns, args.seconds)
             rates = {name: batch / side.median(times[name]) for name in workers}
