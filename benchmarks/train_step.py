@@ -26,8 +26,8 @@ NETS = ["tanh+avg", "relu+max"]
 FORWARD_ADDS = 416_520
 STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no gradient of its input
 # Of the losses after 20 steps.  With ReLU and max pooling, a unit within rounding of zero, or two pixels within
-# rounding of each other, send libraries different ways, and Adam's step is as large as any: with batches of 128, PyTorch
-# and JAX differ by 5e-4.  The same convolutions and linear layers are in the net without kinks.
+# rounding of each other, send libraries different ways, and Adam's step is as large as any: with batches of 128,
+# PyTorch and JAX differ by 5e-4.  The same convolutions and linear layers are in the net without kinks.
 TOLERANCE = {"tanh+avg": 1e-4, "relu+max": 1e-2}
 PROFILED = 40  # steps with clocks between the kernels
 REPEATED = 9  # calls alone; few, since a layer that works in place drives its numbers towards zero
