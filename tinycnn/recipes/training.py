@@ -305,18 +305,20 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
     return result
 
 
-TUNING_EPOCHS = 2
 TUNING_SEED = 1000  # none of those that are reported
 _tuned: dict[str, dict[float, float]] = {}  # by fingerprint: validation accuracy of each rate
 
 
 def tuned(recipe, data, device="cpu", on_message=print):
-    """{rate: validation accuracy after a short run} for the rates of `tune_lr`; measured once a process."""
+    """{rate: validation accuracy} for the rates of `tune_lr`, a whole run each; measured once a process.
+
+    Shorter runs would choose by who leaves the first plateau sooner: a sigmoid LeNet-5 stays on it for epochs.
+    """
     if recipe.fingerprint not in _tuned:
         found = {}
         for rate in recipe.training["tune_lr"]:
             found[rate] = _try_rate(recipe, data, float(rate), device)
-            on_message(f"rate {rate:g}: {found[rate]:.2%} of the validation set after {TUNING_EPOCHS} epochs")
+            on_message(f"rate {rate:g}: {found[rate]:.2%} of the validation set")
         _tuned[recipe.fingerprint] = found
     return _tuned[recipe.fingerprint]
 
@@ -326,8 +328,8 @@ def _try_rate(recipe, data, rate, device):
     model, ready = network(recipe, weights, device), prepare(recipe, data, split, device)
     try:
         history = train.fit(
-            model, criterion(recipe), optimizer(recipe, model, 1, rate), ready.training, epochs=TUNING_EPOCHS,
-            batch_size=recipe.training["batch"], validation=ready.held_out, rng=order, progress=False,
+            model, criterion(recipe), optimizer(recipe, model, 1, rate), ready.training,
+            epochs=recipe.training["epochs"], batch_size=recipe.training["batch"], validation=ready.held_out, rng=order, progress=False,
         )  # fmt: skip
     except train.DivergedError:
         return 0.0
