@@ -329,7 +329,8 @@ def _try_rate(recipe, data, rate, device):
     try:
         history = train.fit(
             model, criterion(recipe), optimizer(recipe, model, 1, rate), ready.training,
-            epochs=recipe.training["epochs"], batch_size=recipe.training["batch"], validation=ready.held_out, rng=order, progress=False,
+            epochs=recipe.training["epochs"], batch_size=recipe.training["batch"], validation=ready.held_out,
+            rng=order, progress=False,
         )  # fmt: skip
     except train.DivergedError:
         return 0.0
