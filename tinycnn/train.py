@@ -209,7 +209,12 @@ def fit(
     measure = None if isinstance(criterion, CrossEntropyLoss) else criterion
     totals = model.k.empty((4,), np.float64)
     sizes = {batch_size, each % batch_size or batch_size}
-    steps = {n: model.k.capture(functools.partial(_step, model, criterion, optimizer, train, totals, n)) for n in sizes}
+
+    def record():
+        a_step = functools.partial(_step, model, criterion, optimizer, train, totals)
+        return {n: model.k.capture(functools.partial(a_step, n)) for n in sizes}
+
+    steps = record()
     history, good, order, ahead = [], _state(model, optimizer), None, np.empty(0, np.int64)
     try:
         for epoch in range(1, epochs + 1):
@@ -221,9 +226,7 @@ def fit(
             optimizer.before_epoch(criterion, train, rng)
             begun = _state(model, optimizer)
             try:
-                record = {"epoch": epoch} | _epoch(
-                    steps, optimizer, train, totals, order, f"{epoch}/{epochs}", progress
-                )
+                told = {"epoch": epoch} | _epoch(steps, optimizer, train, totals, order, f"{epoch}/{epochs}", progress)
             except ArithmeticError:
                 # Which layer was it?  The same steps again, from the same state, have the same bits.
                 _restore(model, optimizer, begun)
@@ -234,11 +237,12 @@ def fit(
             complete, stop = _state(model, optimizer), False
             with optimizer.evaluated():
                 if validation is not None:
-                    record["val_loss"], record["val_accuracy"], _ = evaluate(model, validation, measure)
+                    told["val_loss"], told["val_accuracy"], _ = evaluate(model, validation, measure)
                 good = complete
-                history.append(record)
+                history.append(told)
                 if on_epoch is not None:
-                    stop = on_epoch(record) is True  # not just anything: a lambda may return what it likes
+                    stop = on_epoch(told) is True  # not just anything: a lambda may return what it likes
+                    steps = record()  # it may have changed the numbers in them
             good = _state(model, optimizer)  # once more: on_epoch may have changed the learning rates to come
             if stop:
                 break

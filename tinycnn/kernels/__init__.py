@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from tinycnn.kernels import tiles
+from tinycnn.kernels._jit import Recorded
 from tinycnn.kernels.activations import (
     gaussian_backward,
     gaussian_forward,
@@ -144,5 +145,9 @@ def write(array, values):
 
 
 def capture(step):
-    """A step that can be replayed.  On the CPU a call costs next to nothing, and the step is its own recording."""
-    return step
+    """`step`, a function without arguments, as something that is called like it and does the same, sooner.
+
+    Which kernels it calls on which arrays is written down, and from the third call on that is all that happens: what
+    changes from call to call must live in arrays.
+    """
+    return Recorded(step)

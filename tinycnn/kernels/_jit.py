@@ -5,17 +5,21 @@ compiler runs once per machine, not once per process.  Threads are not free, so 
 compiled for one thread when a first one comes.  `@kernel_alone` never has them.
 `@inner` compiles a serial helper that kernels call.
 
+`Recorded` writes down the kernels that a function calls, and replays them.
+
 The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
 that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a diverged run must be seen.
 """
 
 import functools
+import math
 import threading
 import types
 from typing import Any
 
 import numba
 import numpy as np
+from numba.core.dispatcher import Dispatcher
 from numba.extending import overload
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -28,8 +32,10 @@ ALONE = OPTIONS | {"cache": True}
 IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
 INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
 
-# Calls for so few images, in plain order, with so few numbers in all arrays run on one thread: two need 2 us to meet.
-IMAGES, NUMBERS = 8, 65_536
+# Calls for so few images, in plain order, with so few numbers in all arrays run on one thread: two need 2 us to meet,
+# and longer to fetch what the other one has written.
+IMAGES, NUMBERS = 8, 120_000
+PARAMETERS = 100_000  # the same for vectors of parameters
 
 # Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
 _one_at_a_time = threading.RLock()
@@ -40,6 +46,11 @@ def kernel(function):
     return _for_threads_or_one(function, {})
 
 
+def kernel_of_parameters(function):
+    """A `kernel` over flat vectors, one number of each for every parameter."""
+    return _for_threads_or_one(function, {}, PARAMETERS, math.inf)
+
+
 def kernel_in_order(function):
     """A `kernel` whose sums may not be reordered, for formulas whose accuracy rests on what is subtracted first."""
     return _for_threads_or_one(function, IN_ORDER)
@@ -47,10 +58,10 @@ def kernel_in_order(function):
 
 def kernel_alone(function):
     """A `kernel` with too little to do for more than one thread."""
-    return numba.njit(**ALONE)(function)
+    return recorded(numba.njit(**ALONE)(function))
 
 
-def _for_threads_or_one(function, options):
+def _for_threads_or_one(function, options, most=IMAGES, most_numbers=NUMBERS):
     together = numba.njit(**KERNEL | options)(function)
     # A second name, or both would share their places in the cache.
     twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_alone")
@@ -59,17 +70,92 @@ def _for_threads_or_one(function, options):
 
     @functools.wraps(function)
     def call(*args):
-        if len(args[0]) <= IMAGES and args[0].ndim < 5:
+        if len(args[0]) <= most and args[0].ndim < 5:
             numbers = 0
             for a in args:
                 if type(a) is np.ndarray:
                     numbers += a.size
-            if numbers <= NUMBERS:
-                return alone(*args)
+            if numbers <= most_numbers:
+                return few(*args)
         with _one_at_a_time:
-            return together(*args)
+            return many(*args)
+
+    few, many = recorded(alone), recorded(together)
+    return call
+
+
+def recorded(function):
+    """`function`, whose calls `Recorded` is to see: a compiled one, or a plain one that changes arrays."""
+
+    @functools.wraps(function)
+    def call(*args):
+        if _recording.calls is not None:
+            _recording.calls.append((function, args))
+        function(*args)
 
     return call
+
+
+class _Recording(threading.local):
+    calls: list | None = None
+
+
+_recording = _Recording()
+
+
+class Recorded:
+    """`step`, a function without arguments, called like it: the first call is recorded, the third and later replayed.
+
+    Replayed are the calls of kernels, on the same arrays and numbers, one after the other; more than half of the time
+    of a small kernel goes into finding it.  The second call is done both ways.  If what it leaves behind (in the
+    one-dimensional arrays: parameters, gradients, counters) is not the same to the bit, something changes arrays that
+    is no kernel, a loss in plain NumPy say, and the step goes on as it is.
+    """
+
+    def __init__(self, step):
+        self.step, self.calls, self.checked = step, [], False
+
+    def __call__(self):
+        if self.checked and self.calls:
+            self.replay()
+        elif self.checked:
+            self.step()
+        elif self.calls:
+            self.checked = True
+            if not self.same():
+                self.calls = []
+        else:
+            calls: list = []
+            _recording.calls = calls
+            try:
+                self.step()
+            finally:
+                _recording.calls = None
+            self.calls = [(_machine_code(function, args), args) for function, args in calls]
+
+    def replay(self):
+        with _one_at_a_time:
+            for function, args in self.calls:
+                function(*args)
+
+    def same(self):
+        """Replay, undo it, take the step; whether both had the same effect."""
+        lasting = {a.ctypes.data: a for _, args in self.calls for a in args if type(a) is np.ndarray and a.ndim == 1}
+        before = [a.copy() for a in lasting.values()]
+        self.replay()
+        replayed = [a.copy() for a in lasting.values()]
+        for a, was in zip(lasting.values(), before, strict=True):
+            a[...] = was
+        self.step()
+        return all(a.tobytes() == r.tobytes() for a, r in zip(lasting.values(), replayed, strict=True))
+
+
+def _machine_code(function, args):
+    """What a compiled function runs for arguments of these types."""
+    if not isinstance(function, Dispatcher):
+        return function
+    found = function.overloads.get(tuple(map(function.typeof_pyval, args)))
+    return found.entry_point if found else function
 
 
 def inner(function):

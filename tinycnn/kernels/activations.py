@@ -8,13 +8,17 @@ import functools
 import inspect
 import math
 
+import numpy as np
 from numba import prange
 
 from tinycnn import scalars
-from tinycnn.kernels._jit import inner, kernel, kernel_in_order, scalar
+from tinycnn.kernels._jit import inner, kernel, kernel_in_order, recorded, scalar
 
 tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
+
+
+copy = recorded(np.copyto)
 
 
 def in_place(source):
@@ -25,7 +29,7 @@ def in_place(source):
         @functools.wraps(kernel)
         def call(to, values, *args):
             if to is not values:
-                to[...] = values
+                copy(to, values)
             kernel(to, *args)
 
         parameters = list(inspect.signature(kernel).parameters.values())

@@ -9,15 +9,16 @@ import math
 
 from numba import prange
 
-from tinycnn.kernels._jit import kernel
+from tinycnn.kernels._jit import kernel_of_parameters, recorded
 
 
+@recorded
 def advance(step):
     """step[0] += 1; step: (1,) int64"""
     step += 1
 
 
-@kernel
+@kernel_of_parameters
 def sgd(theta, grad, velocity, rates, step, momentum, dampening, weight_decay, nesterov):
     """torch's: g = grad + weight_decay*theta, v = momentum*v + (1 - dampening)*g (at first v = g), theta -= lr*v."""
     t = step[0]
@@ -36,7 +37,7 @@ def sgd(theta, grad, velocity, rates, step, momentum, dampening, weight_decay, n
     step[0] = t + 1
 
 
-@kernel
+@kernel_of_parameters
 def descend_each(theta, grad, sizes, step):
     """theta[i] -= sizes[i] * grad[i]: a learning rate for every parameter.  sizes: (P,)"""
     for i in prange(theta.size):
@@ -44,7 +45,7 @@ def descend_each(theta, grad, sizes, step):
     step[0] += 1
 
 
-@kernel
+@kernel_of_parameters
 def adam(theta, grad, m, v, rates, step, beta1, beta2, eps, weight_decay, decoupled):
     """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or taken off theta if `decoupled` (AdamW)."""
     t = step[0] + 1
@@ -64,7 +65,7 @@ def adam(theta, grad, m, v, rates, step, beta1, beta2, eps, weight_decay, decoup
     step[0] = t
 
 
-@kernel
+@kernel_of_parameters
 def average(average, theta, step, decay):
     """average = decay*average + (1 - decay)*theta, as torch's get_ema_multi_avg_fn; the first time (step[0] = 0)
     average = theta.  average: (P,)"""

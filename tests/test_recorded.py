@@ -1,0 +1,157 @@
+"""Steps that the CPU records and replays do to the bit what the step itself does."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from tinycnn import (
+    EMA,
+    SGD,
+    AdamW,
+    Batches,
+    ColorJitter,
+    CrossEntropyLoss,
+    ElasticTransform,
+    RandomAffine,
+    Sequential,
+    fit,
+    kernels,
+    layers,
+    lecun98,
+    losses,
+    train,
+)
+from tinycnn.kernels import _jit
+
+STEPS = 5
+TABLE = np.array([[True, False, True], [True, True, True], [False, True, True]])
+
+# name: (layers, loss, optimizer)
+NETS = {
+    "convolutions": (
+        [
+            layers.Conv2d(1, 3, 3, padding=1), layers.BatchNorm2d(3), layers.ReLU(), layers.MaxPool2d(2),
+            layers.Conv2d(3, 4, 3, stride=2, groups=1), layers.GroupNorm(2, 4), layers.LeakyReLU(),
+            layers.Dropout2d(0.3), layers.Flatten(), layers.Linear(4, 9), layers.Tanh(), layers.Dropout(0.2),
+            layers.Linear(9, 4),
+        ],
+        CrossEntropyLoss(label_smoothing=0.1),
+        lambda model: EMA(AdamW(model, np.geomspace(1e-2, 1e-3, STEPS)), 0.9),
+    ),
+    "1998": (
+        [
+            layers.Conv2d(1, 3, 3), lecun98.ScaledTanh(), lecun98.Subsample(3, 2), lecun98.MappedConv2d(TABLE, 2),
+            layers.Sigmoid(), layers.AvgPool2d(2, 1), layers.Flatten(), layers.Linear(3, 6),
+            lecun98.Distances(np.random.default_rng(0).choice([-1.0, 1.0], (4, 6))),
+        ],
+        lecun98.NearestLoss(rubbish=1.0),
+        lambda model: SGD(model, 1e-2, momentum=0.9),
+    ),
+    "functions of a whole row": (
+        [layers.Flatten(), layers.Softmax(), layers.Linear(64, 5), layers.GaussianRBF(5, 4, 0.3)],
+        losses.OneHotMSELoss(),
+        lambda model: SGD(model, 1e-2),
+    ),
+    "an activation that cannot work in place": (
+        [layers.Tanh(), layers.Flatten(), layers.Linear(64, 4), layers.LogSoftmax()],
+        losses.OneHotMSELoss(),
+        lambda model: SGD(model, 1e-2),
+    ),
+}  # fmt: skip
+
+
+def images(count):
+    rng = np.random.default_rng(4)
+    distortions = RandomAffine(degrees=10), ElasticTransform(), ColorJitter(brightness=0.1)
+    return Batches(rng.integers(0, 256, (count, 8, 8), np.uint8), np.arange(count) % 4, augment=distortions)
+
+
+def made(chain, criterion, optimizer, batch):
+    """A model, what a step of training changes, and the step."""
+    model, batches = Sequential(*chain, rng=1), images(STEPS * batch)
+    model.set_input_shape(batches.image_shape)
+    rule, totals = optimizer(model), kernels.empty((4,), np.float64)
+    model.reserve(batch)
+    criterion.prepare(kernels, batch, 4, model.dtype)
+    batches.shuffle(np.random.default_rng(3).permutation(STEPS * batch))
+    step = functools.partial(train._step, model, criterion, rule, batches, totals, batch)
+
+    def state():
+        arrays = [totals, batches.cursor, *model.snapshot(), *rule.state_dict().values()]
+        return [np.array(a).tobytes() for a in arrays]
+
+    return step, state
+
+
+@pytest.mark.parametrize("batch", [3, 40])
+@pytest.mark.parametrize("net", NETS)
+def test_a_recorded_step_has_the_bits_of_the_step(net, batch, monkeypatch):
+    chain, criterion, optimizer = NETS[net]
+    step, state = made(chain, criterion, optimizer, batch)
+    want = []
+    for _ in range(STEPS):
+        step()
+        want.append(state())
+    step, state = made(chain, criterion, optimizer, batch)
+    recorded = kernels.capture(step)
+    for number in range(STEPS):
+        if number == 2:  # from here on no layer is asked
+            monkeypatch.setattr(Sequential, "run_forward", None)
+        recorded()
+        assert state() == want[number], f"after step {number + 1}"
+    assert len(set(map(tuple, want))) == STEPS
+
+
+class InNumPy(losses.OneHotMSELoss):
+    """A loss that is no kernel."""
+
+    def run(self, dx, x, target):
+        super().run(dx, x, target)
+        dx *= 0.5
+
+
+def test_a_step_that_is_not_made_of_kernels_alone_goes_on_as_it_is():
+    chain, _, optimizer = NETS["functions of a whole row"]
+    found = []
+    for capture in (lambda step: step, kernels.capture):
+        step, state = made(chain, InNumPy(), optimizer, 40)
+        step = capture(step)
+        for _ in range(STEPS):
+            step()
+        found.append(state())
+    assert found[0] == found[1]
+    assert step.calls == []
+
+
+def test_an_error_ends_the_recording():
+    def step():
+        kernels.advance(counter)
+        if counter[0] == 1:
+            raise KeyboardInterrupt
+
+    counter = np.zeros(1, np.int64)
+    recorded = kernels.capture(step)
+    with pytest.raises(KeyboardInterrupt):
+        recorded()
+    assert _jit._recording.calls is None
+    for _ in range(3):
+        recorded()
+    assert counter == [4]
+    assert len(recorded.calls) == 1
+
+
+def test_what_on_epoch_changes_is_seen(monkeypatch):
+    batches = images(40)
+    found = []
+    for capture in (lambda step: step, kernels.capture):
+        monkeypatch.setattr(kernels, "capture", capture)
+        model = Sequential(layers.Flatten(), layers.Linear(64, 9), layers.Dropout(0.0), layers.Linear(9, 4), rng=1)
+        batches.augmentation.counter[0] = 0
+
+        def more_dropout(record, model=model):
+            model.layers[2].p = 0.5
+
+        fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=2, batch_size=8, rng=0, on_epoch=more_dropout)
+        found.append(model.theta.tobytes())
+    assert found[0] == found[1]
