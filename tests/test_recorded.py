@@ -134,7 +134,7 @@ def test_an_error_ends_the_recording():
     recorded = kernels.capture(step)
     with pytest.raises(KeyboardInterrupt):
         recorded()
-    assert _jit._recording.calls is None
+    assert _jit._here.calls is None
     for _ in range(3):
         recorded()
     assert counter == [4]

@@ -12,7 +12,6 @@ that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a di
 """
 
 import functools
-import math
 import threading
 import types
 from typing import Any
@@ -35,7 +34,7 @@ INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
 # Calls for so few images, in plain order, with so few numbers in all arrays run on one thread: two need 2 us to meet,
 # and longer to fetch what the other one has written.
 IMAGES, NUMBERS = 8, 120_000
-PARAMETERS = 100_000  # the same for vectors of parameters
+PARAMETERS = 100_000  # vectors of at most so many go on with the one thread that the kernel before them ran on
 
 # Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
 _one_at_a_time = threading.RLock()
@@ -48,7 +47,7 @@ def kernel(function):
 
 def kernel_of_parameters(function):
     """A `kernel` over flat vectors, one number of each for every parameter."""
-    return _for_threads_or_one(function, {}, PARAMETERS, math.inf)
+    return _for_threads_or_one(function, {}, of_parameters=True)
 
 
 def kernel_in_order(function):
@@ -61,7 +60,7 @@ def kernel_alone(function):
     return recorded(numba.njit(**ALONE)(function))
 
 
-def _for_threads_or_one(function, options, most=IMAGES, most_numbers=NUMBERS):
+def _for_threads_or_one(function, options, of_parameters=False):
     together = numba.njit(**KERNEL | options)(function)
     # A second name, or both would share their places in the cache.
     twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_alone")
@@ -70,15 +69,17 @@ def _for_threads_or_one(function, options, most=IMAGES, most_numbers=NUMBERS):
 
     @functools.wraps(function)
     def call(*args):
-        if len(args[0]) <= most and args[0].ndim < 5:
-            numbers = 0
-            for a in args:
-                if type(a) is np.ndarray:
-                    numbers += a.size
-            if numbers <= most_numbers:
-                return few(*args)
-        with _one_at_a_time:
-            return many(*args)
+        if of_parameters:
+            one = _here.alone and args[0].size <= PARAMETERS
+        else:
+            one = len(args[0]) <= IMAGES and args[0].ndim < 5
+            one = one and sum(a.size for a in args if type(a) is np.ndarray) <= NUMBERS
+            _here.alone = one
+        if one:
+            few(*args)
+        else:
+            with _one_at_a_time:
+                many(*args)
 
     few, many = recorded(alone), recorded(together)
     return call
@@ -89,18 +90,21 @@ def recorded(function):
 
     @functools.wraps(function)
     def call(*args):
-        if _recording.calls is not None:
-            _recording.calls.append((function, args))
+        if _here.calls is not None:
+            _here.calls.append((function, args))
         function(*args)
 
     return call
 
 
-class _Recording(threading.local):
+class _Here(threading.local):
+    """What is known of this thread: the calls that are being recorded; whether the last kernel had it for itself."""
+
     calls: list | None = None
+    alone = False
 
 
-_recording = _Recording()
+_here = _Here()
 
 
 class Recorded:
@@ -126,11 +130,11 @@ class Recorded:
                 self.calls = []
         else:
             calls: list = []
-            _recording.calls = calls
+            _here.calls = calls
             try:
                 self.step()
             finally:
-                _recording.calls = None
+                _here.calls = None
             self.calls = [(_machine_code(function, args), args) for function, args in calls]
 
     def replay(self):

@@ -13,6 +13,7 @@ Sums are kept in tuples of vectors, a block of rows and columns laid out row by 
     sums = cross(sums, left, right)          sums[r, c] += left[r] * right[c]
     loads(array, i, step, like)              as many vectors as `like` has, from i, i + step, ...
     picks(array, i, offset, k, like)         the same from i + offset[k], i + offset[k + 1], ...
+    puts(array, i, sums)                     the opposite, with steps of W
     stores(array, i, rstep, cstep, sums, rows)   array[i + r*rstep + c*cstep ...] = sums[r, c], r < rows, c < COLUMNS
     add_totals(array, i, sums)               array[i + k] += the sum of the lanes of vector k; beyond them, up to a
                                              whole number of registers, zeros are added
@@ -21,6 +22,7 @@ Loops that do the same to the pixels of tiles and of images (see tiles.py) say w
 
     none = pixel(plane)                      zero: a vector in the plane (H, W, W) of a tile, a number in (H, W)
     v = load(array, i, none)                 one pixel, and store(array, i, v)
+    v = load_where(array, i, places, p, none)    the same, but zero where the numbers `places` (int32) are not p
     v = spread(number, none)                 the number in all lanes
     v = fma(a, b, c)                         a*b + c
 
@@ -118,6 +120,22 @@ def _load(context, array, index, like):
         return builder.load(place, align=signature.args[0].dtype.bitwidth // 8)
 
     return like(array, types.intp, like), code
+
+
+@intrinsic
+def _load_where(context, array, index, places, place, like):
+    def code(context, builder, signature, arguments):
+        array, index, places, place, _ = arguments
+        kind, whole = _llvm(like), ir.IntType(32)
+        integers = ir.VectorType(whole, kind.count) if isinstance(kind, ir.VectorType) else whole
+        there = builder.load(_place(context, builder, signature.args[2], places, index, integers), align=4)
+        place = _everywhere(builder, place, integers) if isinstance(kind, ir.VectorType) else place
+        numbers = _place(context, builder, signature.args[0], array, index, kind)
+        v = builder.load(numbers, align=signature.args[0].dtype.bitwidth // 8)
+        zero = ir.Constant(kind, [0.0] * kind.count if isinstance(kind, ir.VectorType) else 0.0)
+        return builder.select(builder.icmp_signed("==", there, place), v, zero)
+
+    return like(array, types.intp, places, types.int32, like), code
 
 
 @intrinsic
@@ -274,6 +292,21 @@ def _picks(context, array, index, offset, first, like):
 
 
 @intrinsic
+def _puts(context, array, index, sums):
+    vector = sums.dtype
+
+    def code(context, builder, signature, arguments):
+        array, index, sums = arguments
+        for k, v in enumerate(cgutils.unpack_tuple(builder, sums, signature.args[2].count)):
+            at = builder.add(index, ir.Constant(ir.IntType(64), k * vector.size))
+            place = _place(context, builder, signature.args[0], array, at, v.type)
+            builder.store(v, place, align=vector.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, sums), code
+
+
+@intrinsic
 def _stores(context, array, index, rstep, cstep, sums, rows):
     def code(context, builder, signature, arguments):
         array, index, rstep, cstep, sums, rows = arguments
@@ -337,6 +370,9 @@ def _without_compiler():
     def load(array, index, like):
         return array[index : index + len(like)].copy() if np.ndim(like) else array[index]
 
+    def load_where(array, index, places, place, like):
+        return np.where(load(places, index, like) == place, load(array, index, like), array.dtype.type(0))[()]
+
     def store(array, index, v):
         array[index : index + np.size(v)] = v
 
@@ -371,6 +407,10 @@ def _without_compiler():
     def picks(array, index, offset, first, like):
         return tuple(load(array, index + offset[first + k], like[0]) for k in range(len(like)))
 
+    def puts(array, index, sums):
+        for k, v in enumerate(sums):
+            store(array, index + k * len(v), v)
+
     def stores(array, index, rstep, cstep, sums, rows):
         for k in range(min(rows, len(sums) // COLUMNS) * COLUMNS):
             store(array, index + k // COLUMNS * rstep + k % COLUMNS * cstep, sums[k])
@@ -379,14 +419,15 @@ def _without_compiler():
         for k, v in enumerate(sums):
             array[index + k] += v.sum()
 
-    pixels, blocks = (pixel, load, store, spread, fma), (zeros, starts, outer, cross, loads, picks, stores, add_totals)
+    pixels = pixel, load, load_where, store, spread, fma
+    blocks = zeros, starts, outer, cross, loads, picks, puts, stores, add_totals
     return width, transpose, *pixels, *blocks
 
 
 _compiled = (
-    _width, _transpose, _pixel, _load, _store, _spread, _fma,
-    _zeros, _starts, _outer, _cross, _loads, _picks, _stores, _add_totals,
+    _width, _transpose, _pixel, _load, _load_where, _store, _spread, _fma,
+    _zeros, _starts, _outer, _cross, _loads, _picks, _puts, _stores, _add_totals,
 )  # fmt: skip
 _functions: Any = _without_compiler() if numba.config.DISABLE_JIT else _compiled  # type: ignore[attr-defined]
-width, transpose, pixel, load, store, spread, fma = _functions[:7]
-zeros, starts, outer, cross, loads, picks, stores, add_totals = _functions[7:]
+width, transpose, pixel, load, load_where, store, spread, fma = _functions[:8]
+zeros, starts, outer, cross, loads, picks, puts, stores, add_totals = _functions[8:]

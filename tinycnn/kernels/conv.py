@@ -13,31 +13,24 @@ meets between the last column of one row and the first of the next is computed t
 
 Batches are interleaved, as many images as a vector has lanes (see tiles.py), and tiled_conv.py convolves them with a
 pixel a vector.  What is in this file is for the few images that are not worth a tile, one by one, with vectors along
-the rows; the inner loop (`add_taps` in blocks.py) is the same.
+the rows.
 """
 
 import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import add_totals, cross, picks, starts, stores, width, zeros
-from tinycnn.kernels.blocks import (
-    MAPS,
-    NARROW,
-    TAPS,
-    WIDE,
-    add_taps,
-    better,
-    ceil_to,
-    narrow_block,
-    pack,
-    products_block,
-    wide_block,
-)
+from tinycnn.kernels._vector import add_totals, cross, loads, outer, picks, starts, stores, width, zeros
+from tinycnn.kernels.blocks import NARROW, WIDE, better, ceil_to, narrow_block, pack, wide_block
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.pooling import clear
 from tinycnn.kernels.tiled_conv import CHUNKS, conv2d_backward_tiled, conv2d_forward_tiled
 from tinycnn.kernels.tiles import on_images
+
+MAPS, TAPS = 3, 5  # output maps and taps of a block of weight gradients
+PRODUCTS = MAPS * TAPS
+
+products_block = inner(lambda x: zeros(x, PRODUCTS))
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
@@ -91,6 +84,23 @@ def as_rows(array):
 def run_length(y, pitch):
     """Of a plane (OH, OW), rounded up to pairs of vectors."""
     return ceil_to((y.shape[0] - 1) * pitch + y.shape[1], 2 * width(y))
+
+
+@inner
+def add_taps(sums, src, at, plane, row, column, right, weight, w, shape, u0, u1, v0, v1):
+    """Add, for all input maps and the given ranges of taps, weight times source at two vectors, `right` apart.
+
+    shape: (maps, KH, KW) of the weights, which follow one another in blocks of one number for each output map
+    """
+    (C, KH, KW), block, pair = shape, len(sums) // 2, zeros(src, 2)
+    for c in range(C):
+        for u in range(u0, u1):
+            here, tap = at + c * plane + u * row + v0 * column, w + ((c * KH + u) * KW + v0) * block
+            for _ in range(v0, v1):
+                sums = outer(sums, weight, tap, 1, loads(src, here, right, pair))
+                here += column
+                tap += block
+    return sums
 
 
 @inner
@@ -213,7 +223,7 @@ def forward_one(y, x, weight, bias, shape, padding, dilation, block):
 @kernel
 def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
     shape, block = w.shape[1:], better(len(w) // groups, WIDE, NARROW)
-    weight = pack(w, groups, block, False)
+    weight = pack(w, groups, block, False, False)
     bias = biases(b, groups, ceil_to(len(w) // groups, block))
     for n in prange(len(x)):
         forward_one(y[n], x[n], weight, bias, shape, padding, dilation, block)
@@ -249,7 +259,7 @@ def backward_one(dx, dw, dy, x, turned, kernel_size, padding, dilation, block):
 def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     N, O, taps = len(x), len(w), w[0].size
     block = better(w.shape[1], WIDE, NARROW)
-    turned = pack(w, groups, block, True)
+    turned = pack(w, groups, block, True, False)
     chunks = min(CHUNKS, N)
     parts, bias_parts = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
@@ -338,7 +348,7 @@ def forward_image(y, x, weight, bias, kernel_size, stride, padding, dilation, bl
 @kernel
 def conv2d_forward_columns(y, x, w, b, stride, padding, dilation, groups):
     kernel_size, block = w.shape[2:], better(len(w) // groups, WIDE, NARROW)
-    weight = pack(w, groups, block, False)
+    weight = pack(w, groups, block, False, False)
     bias = biases(b, groups, ceil_to(len(w) // groups, block))
     for n in prange(len(x)):
         forward_image(y[n], x[n], weight, bias, kernel_size, stride, padding, dilation, block)
@@ -369,7 +379,7 @@ def conv2d_backward_columns(dx, dw, db, dy, x, w, stride, padding, dilation, gro
     N, O, taps = len(x), len(w), w[0].size
     block = better(taps, WIDE, NARROW)
     w_t = w.reshape(groups, O // groups, taps).transpose(0, 2, 1).copy()  # columns of dx = w_t @ dy
-    transposed = pack(w_t.reshape((groups * taps, O // groups, 1, 1)), groups, block, False)
+    transposed = pack(w_t.reshape((groups * taps, O // groups, 1, 1)), groups, block, False, False)
     chunks = min(CHUNKS, N)
     parts, bias_parts = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):

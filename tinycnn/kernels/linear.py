@@ -2,25 +2,23 @@
 
 x: (N, F)   w: (O, F)   b: (O,) or (0,) for none   y: (N, O)
 
-Both gradients are products whose rows are weighted sums of rows: dx of those of w, dw of those of x.  Forward, both
-factors lie with the axis that is summed over last, and each sum is one of products of two rows.  Blocks of sums stay in
-vector registers until they are complete (see _vector.py).
+All three products have rows that are weighted sums of rows: those of y of the columns of w, those of dx of the rows of
+w, those of dw of the rows of x.  What is weighted is laid out first, a strip of two vectors at a time, and blocks of
+sums stay in vector registers until they are complete (see _vector.py).
 """
 
 import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import add_totals, cross, loads, outer, stores, width, zeros
+from tinycnn.kernels._vector import BYTES, add_totals, cross, loads, outer, stores, transpose, width, zeros
 
-IMAGES, OUTPUTS = 4, 5  # a block of sums of products
-ALONE = 10  # outputs a block of images that are too few for such blocks
-TASK = 20  # outputs that a thread computes at a time, so that it reads the images less often
-ROWS = 6  # of a block of weighted sums, each two vectors long
+ALONE = 10  # outputs a block of images that are too few for such sums
+ROWS = 8 if BYTES == 64 else 6  # of a block of sums, each two vectors long; as many as there are registers for
+SUMS = 2 * ROWS
 
-sums_block = inner(lambda x: zeros(x, 20))
-alone_block = inner(lambda x: zeros(x, 10))
-rows_block = inner(lambda x: zeros(x, 12))
+alone_block = inner(lambda x: zeros(x, ALONE))
+rows_block = inner(lambda x: zeros(x, SUMS))
 
 
 @inner
@@ -39,17 +37,6 @@ def put(to, rows, columns):
     for i in range(min(len(to), len(rows))):
         for j in range(columns):
             to[i, j] = rows[i, j]
-
-
-@inner
-def dot_block(out, x, w, n, o, F):
-    """out[i*OUTPUTS + k] = x[n + i] . w[o + k] of a block; F: a multiple of a vector"""
-    W, sums, left, right = width(x), sums_block(x), zeros(x, IMAGES), zeros(x, OUTPUTS)
-    for f in range(0, F, W):
-        sums = cross(sums, loads(x, n * F + f, F, left), loads(w, o * F + f, F, right))
-    for k in range(out.size):
-        out[k] = 0
-    add_totals(out, 0, sums)
 
 
 @inner
@@ -72,52 +59,81 @@ def one_image(y, x, w, b):
             y[o + k] = total
 
 
+@inner
+def strip_of_rows(b, count, length, j):
+    """The numbers j ... j + 2W of `length` rows in one piece, since they lie on as many pages.  b: rows of `count`"""
+    W, pair = width(b), zeros(b, 2)
+    strip = np.empty(length * 2 * W, b.dtype)
+    for k in range(length):
+        stores(strip, k * 2 * W, 0, W, loads(b, k * count + j, W, pair), 1)
+    return strip
+
+
+@inner
+def strip_of_columns(b, length, j):
+    """The rows j ... j + 2W as columns.  b: rows of `length`, at least W"""
+    W = width(b)
+    strip = np.empty(length * 2 * W, b.dtype)
+    for first in range(0, length, W):
+        k = min(first, length - W)  # the last square reaches back
+        for half in range(2):
+            transpose(strip, k * 2 * W + half * W, 2 * W, b, (j + half * W) * length + k, length)
+    return strip
+
+
+@inner
+def weigh(out, first, last, count, a, row_step, step, strip, j, start):
+    """out[i, j + l] = start[j + l] + sum over k of a[i*row_step + k*step] * strip[k, l], two vectors of l wide.
+
+    first <= i < last   out: flat, rows of `count`   strip: see above   start: (1 + count,), which begins with a one
+    """
+    W, pair = width(out), zeros(out, 2)
+    begin, length = loads(start, 1 + j, W, pair), strip.size // (2 * W)
+    if last - first < ROWS:
+        for i in range(first, last):
+            one = begin
+            for k in range(length):
+                one = outer(one, a, i * row_step + k * step, 0, loads(strip, k * 2 * W, W, pair))
+            stores(out, i * count + j, 0, W, one, 1)
+        return
+    none = outer(rows_block(out), start, 0, 0, begin)
+    for near in range(first, last, ROWS):
+        i, sums = min(near, last - ROWS), none  # the last block reaches back, and so does the last strip
+        for k in range(length):
+            sums = outer(sums, a, i * row_step + k * step, row_step, loads(strip, k * 2 * W, W, pair))
+        stores(out, i * count + j, count, W, sums, ROWS)
+
+
+@inner
+def start_of(b, count):
+    """What `weigh` starts from: b, (O,) or (0,), filled up with zeros, after a one."""
+    start = np.zeros(1 + count, b.dtype)
+    start[0] = 1
+    for o in range(b.size):
+        start[1 + o] = b[o]
+    return start
+
+
 @kernel
 def linear_forward(y, x, w, b):
     (N, O), W = y.shape, width(x)
-    if N < IMAGES:
+    if N < ROWS:
         rows = at_least(w, ALONE, 0)
         for n in range(N):
             one_image(y[n], x[n], rows, b)
         return
-    whole = (x.shape[1] + W - 1) // W * W
-    x, w = at_least(x, IMAGES, whole), at_least(w, OUTPUTS, whole)
-    F, flat_x, flat_w = x.shape[1], x.reshape(x.size), w.reshape(w.size)
-    for task in prange((O + TASK - 1) // TASK):
-        out = np.empty((IMAGES * OUTPUTS + W - 1) // W * W, x.dtype)
-        for first in range(0, N, IMAGES):
-            n = max(0, min(first, N - IMAGES))  # the last block reaches back
-            for near in range(task * TASK, min(O, (task + 1) * TASK), OUTPUTS):
-                o = max(0, min(near, O - OUTPUTS))
-                dot_block(out, flat_x, flat_w, n, o, F)
-                for i in range(min(IMAGES, N)):
-                    for k in range(min(OUTPUTS, O)):
-                        y[n + i, o + k] = out[i * OUTPUTS + k] + (b[o + k] if b.size else x.dtype.type(0))
-
-
-@inner
-def weigh_rows(out, rows, count, a, row_step, step, b, length, strip):
-    """out[i, j] = sum over k < length of a[i*row_step + k*step] * b[k, j], for a strip of two vectors of j.
-
-    out: flat, and `rows` rows of `count`   b: flat, rows of `count`
-    """
-    W, none, pair = width(out), rows_block(out), zeros(out, 2)
-    j = min(strip * 2 * W, count - 2 * W)  # the last one reaches back, and so does the last block
-    if rows < ROWS:
-        for i in range(rows):
-            one = pair
-            for k in range(length):
-                one = outer(one, a, i * row_step + k * step, 0, loads(b, k * count + j, W, pair))
-            stores(out, i * count + j, 0, W, one, 1)
-        return
-    near = np.empty(length * 2 * W, out.dtype)  # the strip, which lies on as many pages as it has rows, in one piece
-    for k in range(length):
-        stores(near, k * 2 * W, 0, W, loads(b, k * count + j, W, pair), 1)
-    for first in range(0, rows, ROWS):
-        i, sums = min(first, rows - ROWS), none
-        for k in range(length):
-            sums = outer(sums, a, i * row_step + k * step, row_step, loads(near, k * 2 * W, W, pair))
-        stores(out, i * count + j, count, W, sums, ROWS)
+    count, short = max(O, 2 * W), O < 2 * W
+    x, w, start = at_least(x, 0, W), at_least(w, count, W), start_of(b, count)
+    out = np.empty((N, count), x.dtype) if short else y
+    F, flat_out, flat_x, flat_w = x.shape[1], out.reshape(out.size), x.reshape(x.size), w.reshape(w.size)
+    strips = (count + 2 * W - 1) // (2 * W)
+    parts = 2 if strips < 4 and N >= 4 * ROWS else 1  # of the images, where there are few strips
+    for task in prange(strips * parts):
+        j, part = min(task // parts * 2 * W, count - 2 * W), task % parts
+        strip = strip_of_columns(flat_w, F, j)
+        weigh(flat_out, part * N // parts, (part + 1) * N // parts, count, flat_x, F, 1, strip, j, start)
+    if short:
+        put(y, out, O)
 
 
 @kernel
@@ -130,13 +146,14 @@ def linear_backward(dx, dw, db, dy, x, w):
     gradient = np.empty((O, F), x.dtype) if short else dw
     flat_dy, flat_x, flat_w = dy.reshape(dy.size), rows.reshape(rows.size), weights.reshape(weights.size)
     flat_dx, flat_dw = slopes.reshape(slopes.size), gradient.reshape(gradient.size)
-    strips = (F + 2 * W - 1) // (2 * W)
+    strips, start = (F + 2 * W - 1) // (2 * W), start_of(db[:0], F)
     tasks = 2 * strips if dx.size else strips
     for task in prange(tasks):
+        j = min(task % strips * 2 * W, F - 2 * W)
         if task < strips:
-            weigh_rows(flat_dw, O, F, flat_dy, 1, O, flat_x, N, task)
+            weigh(flat_dw, 0, O, F, flat_dy, 1, O, strip_of_rows(flat_x, F, N, j), j, start)
         else:
-            weigh_rows(flat_dx, N, F, flat_dy, O, 1, flat_w, O, task - strips)
+            weigh(flat_dx, 0, N, F, flat_dy, O, 1, strip_of_rows(flat_w, F, O, j), j, start)
     if short:
         put(dw, gradient, x.shape[1])
         put(dx, slopes, x.shape[1])

@@ -13,6 +13,7 @@ from numba import prange
 from numba.extending import overload
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._vector import fma, load, load_where, pixel, spread, store
 from tinycnn.kernels.tiles import lanes, meeting
 
 
@@ -58,13 +59,15 @@ def _row(plane, i):  # reshaping is not free, and there are many rows
 @inner
 def mean_2x2(y, x, share):
     """One plane.  y: (OH, OW) or (OH, OW, L)   x: (H, W) or (H, W, L)"""
-    (OH, OW), L = y.shape[:2], lanes(x)
+    (OH, OW), L, none = y.shape[:2], lanes(x), pixel(x)
+    factor = spread(share, none)
     for i in range(OH):
         out, top, low = row(y, i), row(x, 2 * i), row(x, 2 * i + 1)
         for j in range(OW):
             k = 2 * j * L
-            for n in range(L):
-                out[j * L + n] = ((top[k + n] + top[k + L + n]) + (low[k + n] + low[k + L + n])) * share
+            left = fma(load(top, k, none), factor, fma(load(low, k, none), factor, none))
+            right = fma(load(top, k + L, none), factor, fma(load(low, k + L, none), factor, left))
+            store(out, j * L, right)
 
 
 @inner
@@ -107,16 +110,18 @@ def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, di
 @inner
 def spread_2x2(dx, dy, share):
     """One plane, the transpose of `mean_2x2`."""
-    (H, W), (OH, OW), L = dx.shape[:2], dy.shape[:2], lanes(dx)
+    (H, W), (OH, OW), L, none = dx.shape[:2], dy.shape[:2], lanes(dx), pixel(dx)
+    factor = spread(share, none)
     if H > 2 * OH or W > 2 * OW:
         clear(dx)
-    for i in range(2 * OH):
-        to, out = row(dx, i), row(dy, i // 2)
+    for i in range(OH):
+        top, low, out = row(dx, 2 * i), row(dx, 2 * i + 1), row(dy, i)
         for j in range(OW):
-            k = 2 * j * L
-            for n in range(L):
-                part = out[j * L + n] * share
-                to[k + n], to[k + L + n] = part, part
+            k, part = 2 * j * L, fma(load(out, j * L, none), factor, none)
+            store(top, k, part)
+            store(top, k + L, part)
+            store(low, k, part)
+            store(low, k + L, part)
 
 
 @inner
@@ -215,16 +220,17 @@ def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
 @inner
 def unpool_2x2(dx, dy, indices):
     """One plane, the transpose of `max_2x2`."""
-    (H, W), (OH, OW), L, zero = dx.shape[:2], dy.shape[:2], lanes(dx), dx.dtype.type(0)
+    (H, W), (OH, OW), L, none = dx.shape[:2], dy.shape[:2], lanes(dx), pixel(dx)
     if H > 2 * OH or W > 2 * OW:
         clear(dx)
-    for i in range(2 * OH):
-        to, out, where = row(dx, i), row(dy, i // 2), row(indices, i // 2)
+    for i in range(OH):
+        top, low, out, where = row(dx, 2 * i), row(dx, 2 * i + 1), row(dy, i), row(indices, i)
         for j in range(OW):
-            here, right, k = np.int32(i * W + 2 * j), np.int32(i * W + 2 * j + 1), 2 * j * L
-            for n in range(L):
-                value, at = out[j * L + n], where[j * L + n]
-                to[k + n], to[k + L + n] = (value if at == here else zero), (value if at == right else zero)
+            corner, k = 2 * i * W + 2 * j, 2 * j * L
+            store(top, k, load_where(out, j * L, where, np.int32(corner), none))
+            store(top, k + L, load_where(out, j * L, where, np.int32(corner + 1), none))
+            store(low, k, load_where(out, j * L, where, np.int32(corner + W), none))
+            store(low, k + L, load_where(out, j * L, where, np.int32(corner + W + 1), none))
 
 
 @inner

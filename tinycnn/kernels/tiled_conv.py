@@ -11,16 +11,12 @@ from numba import prange
 from tinycnn.kernels import _vector
 from tinycnn.kernels._jit import inner, kernel
 from tinycnn.kernels.blocks import (
-    MAPS,
     NARROW,
-    TAPS,
     WIDE,
-    add_taps,
     better,
     ceil_to,
     narrow_block,
     pack,
-    products_block,
     wide_block,
 )
 from tinycnn.kernels.tiles import meeting
@@ -28,65 +24,110 @@ from tinycnn.kernels.tiles import meeting
 CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
 # order, and with them the rounding, are the same for any number of threads
 BANDS = 2  # parts of an image, each a task of its own, so that few tiles keep several threads busy
+# Output maps and taps of a block of weight gradients: of the two sizes that which covers theirs with less to spare.
+LARGE, SMALL = (4, 6), (3, 5)
+STRIP = 112  # pixels that such blocks are summed over one after the other: what they read stays in the nearest cache
 
-starts, outer, cross, zeros = _vector.starts, _vector.outer, _vector.cross, _vector.zeros
-loads, picks, stores, add_totals = _vector.loads, _vector.picks, _vector.stores, _vector.add_totals
+starts, outer, cross, zeros, pixel = _vector.starts, _vector.outer, _vector.cross, _vector.zeros, _vector.pixel
+loads, picks, puts, stores, add_totals = _vector.loads, _vector.picks, _vector.puts, _vector.stores, _vector.add_totals
+load, store = _vector.load, _vector.store
 
 
 @inner
-def spread_out(x, first, count, rows, margin, step):
+def large_block(x):
+    """A block of sums of products, and the vectors that are multiplied."""
+    return zeros(x, 24), zeros(x, 4), zeros(x, 6)
+
+
+@inner
+def small_block(x):
+    return zeros(x, 15), zeros(x, 3), zeros(x, 5)
+
+
+@inner
+def spread_out(x, first, count, rows, margin, step, maps_last):
     """Maps first ... first + count of a tile, flat, with pixels `step` apart, zeros between them and `margin` columns
-    of zeros on both sides; only what comes from the pixel rows `rows`.  x: (C, H, W, L)"""
+    of zeros on both sides: (count, H', W', L) or, `maps_last`, (H', W', count, L); only its rows `rows` are there.
+
+    x: (C, H, W, L)
+    """
     H, W, L = x.shape[1:]
-    pitch = (W - 1) * step[1] + 1 + 2 * margin
-    flat = np.zeros((count, (H - 1) * step[0] + 1, pitch * L), x.dtype)
-    for c in range(count):
-        for i in range(rows[0], rows[1]):
-            to, row = flat[c, i * step[0], margin * L :], x[first + c, i].reshape(W * L)
-            if step[1] == 1:
-                for j in range(W * L):
-                    to[j] = row[j]
-            else:
-                for j in range(W):
-                    for lane in range(L):
-                        to[j * step[1] * L + lane] = row[j * L + lane]
-    return flat.reshape(flat.size)
+    height, pitch, none = (H - 1) * step[0] + 1, (W - 1) * step[1] + 1 + 2 * margin, pixel(x[0])
+    flat, source = np.empty(height * pitch * count * L, x.dtype), x.reshape(x.size)
+    next_map, next_pixel = (L, count * L) if maps_last else (height * pitch * L, L)
+    for i in range(rows[0], rows[1]):
+        for c in range(count):
+            here = i * pitch * next_pixel + c * next_map
+            if i % step[0] or step[1] > 1:
+                for k in range(pitch):
+                    store(flat, here + k * next_pixel, none)
+            for k in range(margin):
+                store(flat, here + k * next_pixel, none)
+                store(flat, here + (pitch - 1 - k) * next_pixel, none)
+            if i % step[0] == 0:
+                to, at = here + margin * next_pixel, ((first + c) * H + i // step[0]) * W * L
+                for _ in range(W):
+                    store(flat, to, load(source, at, none))
+                    to += step[1] * next_pixel
+                    at += L
+    return flat
+
+
+@inner
+def add_taps(sums, src, at, steps, right, weight, w, shape, u0, u1, v0, v1):
+    """Add, for the given ranges of taps, and for all input maps, weight times source at two pixels, `right` apart.
+
+    shape: (maps, KH, KW) of the weights, taps first, which follow one another in blocks of one number for each output
+    map   steps: from map to map, tap to tap, and to the tap below.  As maps and taps lie in one piece, a row of the
+    window is one long loop
+    """
+    C, KW, block, pair = shape[0], shape[2], len(sums) // 2, zeros(src, 2)
+    pieces, run = (1, (v1 - v0) * C) if steps[1] == C * steps[0] else (v1 - v0, C)
+    for u in range(u0, u1):
+        here, tap = at + u * steps[2] + v0 * steps[1], w + (u * KW + v0) * C * block
+        for _ in range(pieces):
+            for _ in range(run):
+                sums = outer(sums, weight, tap, 1, loads(src, here, right, pair))
+                here += steps[0]
+                tap += block
+            here += steps[1] - C * steps[0]
+    return sums
 
 
 @inner
 def slide(y, first, count, src, size, margin, weight, bias, shape, stride, padding, dilation, rows, like):
-    """y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[c, i*sh + u*dh - ph, j*sw + v*dw - pw], one tile.
+    """y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[i*sh + u*dh - ph, j*sw + v*dw - pw, c], one tile.
 
-    y: (O, OH, OW, L)   src: flat, of `size` (H, W), with `margin` columns of zeros on both sides, at least dilation[1]
-    or padding[1] of them if a window reaches over the edge   rows: the range of i   like: a block, for its size
-    weight: see `pack`   bias: as many numbers as weight has maps
+    y: (O, OH, OW, L)   src: see `spread_out`, of `size` (H, W), with `margin` columns of zeros on both sides, at least
+    dilation[1] or padding[1] of them if a window reaches over the edge   rows: the range of i   like: a block, for its
+    size   weight: see `pack`   bias: as many numbers as weight has maps
     """
     (H, W), (C, KH, KW), (OH, OW, L) = size, shape, y.shape[1:]
-    block, pitch, out = len(like) // 2, (W + 2 * margin) * L, y.reshape(y.size)
-    next_to = 1 if OW > 1 else 0
+    block, column, out = len(like) // 2, C * L, y.reshape(y.size)
+    pitch, next_to = (W + 2 * margin) * column, 1 if OW > 1 else 0
+    steps = L, dilation[1] * column, dilation[0] * pitch
     for i in range(rows[0], rows[1]):
         top = i * stride[0] - padding[0]
         u0, u1 = meeting(top, dilation[0], KH, H)
-        for column in range(0, OW, 2):
-            j = max(0, min(column, OW - 2))  # the last pair of a row reaches back
+        for place in range(0, OW, 2):
+            j = max(0, min(place, OW - 2))  # the last pair of a row reaches back
             left = j * stride[1] - padding[1]
             v0, v1 = meeting(left, dilation[1], KW, W)
             w0, w1 = meeting(left + next_to * stride[1], dilation[1], KW, W)
-            at = top * pitch + (left + margin) * L
+            at = top * pitch + (left + margin) * column
             for r in range(0, count, block):
                 sums = add_taps(
-                    starts(bias, r, like), src, at, H * pitch, dilation[0] * pitch, dilation[1] * L,
-                    next_to * stride[1] * L, weight, r * C * KH * KW, shape, u0, u1, min(v0, w0), max(v1, w1),
+                    starts(bias, r, like), src, at, steps, next_to * stride[1] * column, weight, r * C * KH * KW, shape,
+                    u0, u1, min(v0, w0), max(v1, w1),
                 )  # fmt: skip
                 to = (((first + r) * OH + i) * OW + j) * L
                 stores(out, to, OH * OW * L, next_to * L, sums, min(block, count - r))
 
 
 @inner
-def band(task, height):
-    """The rows of the image that a task works on."""
-    part = task % BANDS
-    return part * height // BANDS, (part + 1) * height // BANDS
+def band(part, parts, height):
+    """The rows of an image that are its part `part` of `parts`."""
+    return part * height // parts, (part + 1) * height // parts
 
 
 @inner
@@ -100,15 +141,12 @@ def source_rows(rows, K, stride, padding, dilation, height):
 @inner
 def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, like):
     """Output rows `rows` of a tile.  weight: (groups, ...), see `pack`   bias: (groups, ...)"""
-    H, W, L = x.shape[1:]
+    H, W = x.shape[1:3]
     groups, per, KH, margin = len(weight), shape[0], shape[1], padding[1]
     count = len(y) // groups
     met = source_rows(rows, KH, stride[0], padding[0], dilation[0], H)
     for g in range(groups):
-        if margin:
-            src = spread_out(x, g * per, per, met, margin, (1, 1))
-        else:
-            src = x[g * per :].reshape((len(x) - g * per) * H * W * L)
+        src = spread_out(x, g * per, per, met, margin, (1, 1), True)
         slide(
             y, g * count, count, src, (H, W), margin, weight[g], bias[g], shape, stride, padding, dilation, rows, like
         )  # fmt: skip
@@ -120,11 +158,11 @@ def conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups):
     O, OH = y.shape[1], y.shape[2]
     per_o, shape = O // groups, (w.shape[1], w.shape[2], w.shape[3])
     block = better(per_o, WIDE, NARROW)
-    weight, bias = pack(w, groups, block, False), np.zeros((groups, ceil_to(per_o, block)), w.dtype)
+    weight, bias = pack(w, groups, block, False, True), np.zeros((groups, ceil_to(per_o, block)), w.dtype)
     for o in range(b.size):
         bias[o // per_o, o % per_o] = b[o]
     for task in prange(len(x) * BANDS):
-        t, rows = task // BANDS, band(task, OH)
+        t, rows = task // BANDS, band(task % BANDS, BANDS, OH)
         if block == WIDE:
             forward_band(y[t], x[t], weight, bias, shape, stride, padding, dilation, rows, wide_block(x))
         else:
@@ -134,68 +172,74 @@ def conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups):
 @inner
 def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
     """Rows `rows` of a tile's input gradient: dy, its pixels `stride` apart, convolved with the weights, turned."""
-    OH, OW, L = dy.shape[1:]
+    OH, OW = dy.shape[1:3]
     groups, (per_o, KH, KW) = len(weight), shape
     per, size = len(dx) // groups, ((OH - 1) * stride[0] + 1, (OW - 1) * stride[1] + 1)
     around = dilation[0] * (KH - 1) - padding[0], dilation[1] * (KW - 1) - padding[1]
-    direct = stride == (1, 1) and around[1] <= 0
-    margin, none = 0 if direct else dilation[1], np.zeros(per + WIDE, dx.dtype)
+    margin, none = 0 if stride == (1, 1) and around[1] <= 0 else dilation[1], np.zeros(per + WIDE, dx.dtype)
     met = source_rows(rows, KH, 1, around[0], dilation[0], size[0])
-    met = met[0] // stride[0], min(OH, (met[1] + stride[0] - 1) // stride[0])
     for g in range(groups):
-        if direct:
-            src = dy[g * per_o :].reshape((len(dy) - g * per_o) * OH * OW * L)
-        else:
-            src = spread_out(dy, g * per_o, per_o, met, margin, stride)
+        src = spread_out(dy, g * per_o, per_o, met, margin, stride, True)
         slide(dx, g * per, per, src, size, margin, weight[g], none, shape, (1, 1), around, dilation, rows, like)
 
 
 @inner
-def weight_blocks(part, dy, x, shape, stride, padding, dilation, rows):
-    """Add a tile's products of dy's rows `rows` to the weights' gradient.
+def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows, none, left, right):
+    """Add a tile's products of dy's rows `rows` to the weights' gradient, and their sums to the bias's.
 
     part: flat; groups, blocks of output maps, kernel rows and blocks of taps, each a block of sums and fill
+    none, left, right: the block, and the vectors whose products it is the sum of; for their sizes
     """
     (C, H, W, L), (O, OH, OW) = x.shape, dy.shape[:3]
     groups, KH, KW = shape
-    per, count, margin = C // groups, O // groups, padding[1]
-    pitch, plane, fill = (W + 2 * margin) * L, OH * OW * L, ceil_to(MAPS * TAPS, L)
-    none, left, right = products_block(x), zeros(x, MAPS), zeros(x, TAPS)
-    offset = np.zeros(ceil_to(per * KW, TAPS), np.int64)
+    per, count, margin, maps, taps = C // groups, O // groups, padding[1], len(left), len(right)
+    plane, pitch, size = OH * OW * L, (W + 2 * margin) * L, len(none) * L
+    offset = np.zeros(ceil_to(per * KW, taps), np.int64)
     for k in range(per * KW):
         offset[k] = k // KW * H * pitch + k % KW * dilation[1] * L
-    offset_dy = np.zeros(ceil_to(count, MAPS), np.int64)
-    met = source_rows(rows, KH, stride[0], padding[0], dilation[0], H)
-    grad, place = dy.reshape(dy.size), 0
+    offset_dy = np.zeros(ceil_to(count, maps), np.int64)
+    met, grad, place = source_rows(rows, KH, stride[0], padding[0], dilation[0], H), dy.reshape(dy.size), 0
+    kept, strip = np.empty(KH * (offset.size // taps) * size, x.dtype), max(1, STRIP // OW)
     for g in range(groups):
         for r in range(count):
             offset_dy[r] = (g * count + r) * plane
         if margin:
-            src = spread_out(x, g * per, per, met, margin, (1, 1))
+            src = spread_out(x, g * per, per, met, margin, (1, 1), False)
         else:
             src = x[g * per :].reshape((C - g * per) * H * W * L)
-        for r in range(0, count, MAPS):
-            for u in range(KH):
-                top = u * dilation[0] - padding[0]
-                i0, i1 = meeting(top, stride[0], OH, H)
-                i0, i1 = max(i0, rows[0]), min(i1, rows[1])
-                for k in range(0, offset.size, TAPS):
-                    sums = none
-                    for i in range(i0, i1):
-                        at, q = i * OW * L, (top + i * stride[0]) * pitch
-                        for _ in range(OW):
-                            sums = cross(sums, picks(grad, at, offset_dy, r, left), picks(src, q, offset, k, right))
-                            at += L
-                            q += stride[1] * L
-                    add_totals(part, place, sums)
-                    place += fill
+        for r in range(0, count, maps):
+            for first in range(rows[0], rows[1], strip):
+                last = min(first + strip, rows[1])
+                for u in range(KH):
+                    top = u * dilation[0] - padding[0]
+                    i0, i1 = meeting(top, stride[0], OH, H)
+                    for k in range(0, offset.size, taps):
+                        at_kept = (u * (offset.size // taps) + k // taps) * size
+                        sums = none if first == rows[0] else loads(kept, at_kept, L, none)
+                        for i in range(max(i0, first), min(i1, last)):
+                            at, q = i * OW * L, (top + i * stride[0]) * pitch
+                            for _ in range(OW):
+                                sums = cross(sums, picks(grad, at, offset_dy, r, left), picks(src, q, offset, k, right))
+                                at += L
+                                q += stride[1] * L
+                        if last < rows[1]:
+                            puts(kept, at_kept, sums)
+                        else:
+                            add_totals(part, place, sums)
+                            place += ceil_to(len(none), L)
+                if bias_part.size:
+                    for o in range(g * count + r, g * count + min(r + maps, count)):
+                        run, total = grad[(o * OH + first) * OW * L : (o * OH + last) * OW * L], x.dtype.type(0)
+                        for k in range(run.size):
+                            total += run[k]
+                        bias_part[o] += total
 
 
 @inner
-def sum_parts(dw, db, part, bias_part, groups, lanes):
+def sum_parts(dw, db, part, bias_part, groups, maps, taps, fill):
     """dw and db from their parts, added in order."""
     O, per, KH, KW = dw.shape
-    count, fill = O // groups, ceil_to(MAPS * TAPS, lanes)
+    count = O // groups
     total = part[0]
     for k in range(1, len(part)):
         more = part[k]
@@ -203,12 +247,12 @@ def sum_parts(dw, db, part, bias_part, groups, lanes):
             total[i] += more[i]
     at = 0
     for g in range(groups):
-        for r in range(0, count, MAPS):
+        for r in range(0, count, maps):
             for u in range(KH):
-                for k0 in range(0, per * KW, TAPS):
-                    for i in range(min(MAPS, count - r)):
-                        for k in range(k0, min(k0 + TAPS, per * KW)):
-                            dw[g * count + r + i, k // KW, u, k % KW] = total[at + i * TAPS + k - k0]
+                for k0 in range(0, per * KW, taps):
+                    for i in range(min(maps, count - r)):
+                        for k in range(k0, min(k0 + taps, per * KW)):
+                            dw[g * count + r + i, k // KW, u, k % KW] = total[at + i * taps + k - k0]
                     at += fill
     for o in range(db.size):
         db[o] = bias_part[0, o]
@@ -217,24 +261,23 @@ def sum_parts(dw, db, part, bias_part, groups, lanes):
 
 
 @inner
-def backward_tasks(dx, part, bias_part, dy, x, weight, shape, stride, padding, dilation, first, last, block):
-    """Tasks first ... last, a band of a tile each; adds to the parts.  shape: (groups, O/groups, KH, KW)"""
-    (OH, OW, L), (groups, count, KH, KW) = dy.shape[2:], shape
-    for task in range(first, last):
-        t, rows = task // BANDS, band(task, OH)
-        weight_blocks(part, dy[t], x[t], (groups, KH, KW), stride, padding, dilation, rows)
-        for o in range(bias_part.size):
-            run = dy[t, o].reshape(OH * OW * L)[rows[0] * OW * L : rows[1] * OW * L]
-            total = x.dtype.type(0)
-            for i in range(run.size):
-                total += run[i]
-            bias_part[o] += total
-        if dx.size:
-            turned, rows = (count, KH, KW), band(task, x.shape[2])
-            if block == WIDE:
-                input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, wide_block(x))
-            else:
-                input_band(dx[t], dy[t], weight, turned, stride, padding, dilation, rows, narrow_block(x))
+def backward_tile(dx, part, bias_part, dy, x, weight, shape, stride, padding, dilation, band_of, block, large):
+    """A band of a tile; adds to the parts.  shape: (groups, O/groups, KH, KW)   band_of: its number, and of how many"""
+    groups, count, KH, KW = shape
+    rows = band(*band_of, dy.shape[1])
+    window = groups, KH, KW
+    if large:
+        none, left, right = large_block(x)
+        weight_blocks(part, bias_part, dy, x, window, stride, padding, dilation, rows, none, left, right)
+    else:
+        none, left, right = small_block(x)
+        weight_blocks(part, bias_part, dy, x, window, stride, padding, dilation, rows, none, left, right)
+    if dx.size:
+        turned, rows = (count, KH, KW), band(*band_of, x.shape[1])
+        if block == WIDE:
+            input_band(dx, dy, weight, turned, stride, padding, dilation, rows, wide_block(x))
+        else:
+            input_band(dx, dy, weight, turned, stride, padding, dilation, rows, narrow_block(x))
 
 
 @kernel
@@ -242,14 +285,21 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
     """Gradients of all three arguments of `conv2d_forward_tiled`; dx and db of size 0 are not computed."""
     (O, per, KH, KW), L = w.shape, dy.shape[4]
     shape, block = (groups, O // groups, KH, KW), better(per, WIDE, NARROW)
-    weight = pack(w, groups, block, True)
-    tasks = len(x) * BANDS
-    chunks = min(CHUNKS, tasks)
-    size = ceil_to(O // groups, MAPS) // MAPS * KH * ceil_to(per * KW, TAPS) // TAPS * ceil_to(MAPS * TAPS, L)
+    weight = pack(w, groups, block, True, True)
+    sizes = [ceil_to(O // groups, maps) * ceil_to(per * KW, taps) for maps, taps in (LARGE, SMALL)]
+    large = sizes[0] <= sizes[1]
+    maps, taps = LARGE if large else SMALL
+    bands = BANDS if BANDS * len(x) < CHUNKS else 1
+    tasks = len(x) * bands
+    chunks, fill = min(CHUNKS, tasks), ceil_to(maps * taps, L)
+    size = ceil_to(O // groups, maps) // maps * KH * (ceil_to(per * KW, taps) // taps) * fill
     part, bias_part = np.zeros((chunks, groups * size), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
-        first, last = chunk * tasks // chunks, (chunk + 1) * tasks // chunks
-        backward_tasks(
-            dx, part[chunk], bias_part[chunk], dy, x, weight, shape, stride, padding, dilation, first, last, block
-        )  # fmt: skip
-    sum_parts(dw, db, part, bias_part, groups, L)
+        for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
+            t = task // bands
+            to = dx[t] if dx.size else dx.reshape((0, 0, 0, 0))
+            backward_tile(
+                to, part[chunk], bias_part[chunk], dy[t], x[t], weight, shape, stride, padding, dilation,
+                (task % bands, bands), block, large,
+            )  # fmt: skip
+    sum_parts(dw, db, part, bias_part, groups, maps, taps, fill)

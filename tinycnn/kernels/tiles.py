@@ -14,17 +14,17 @@ from numba.extending import overload
 from tinycnn.kernels import _vector
 from tinycnn.kernels._jit import inner, kernel
 
-transpose = _vector.transpose
+transpose, width = _vector.transpose, _vector.width
 
 
 def lanes(plane):
-    """Numbers a pixel of a plane has: 1 in (H, W), which compiled code knows, or L in (H, W, L)."""
+    """Numbers a pixel of a plane has: 1 in (H, W), or L in (H, W, L); compiled code knows both beforehand."""
     return plane.shape[2] if plane.ndim == 3 else 1
 
 
 @overload(lanes, inline="always")
 def _lanes(plane):
-    return (lambda plane: plane.shape[2]) if plane.ndim == 3 else (lambda plane: 1)
+    return (lambda plane: width(plane)) if plane.ndim == 3 else (lambda plane: 1)
 
 
 def images_a_tile(batch, dtype):
