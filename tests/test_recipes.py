@@ -1,5 +1,6 @@
 """Recipes: what a file may say, how a seed is trained, what is kept of it, and what is written about it."""
 
+import dataclasses
 import json
 import math
 import statistics
@@ -118,6 +119,10 @@ def test_the_recipes_are_listed_with_their_claims(capsys):
         ("epochs = 2\n", "", "[small.training]", "training.epochs is missing"),
         ("claimed = 50", "claimed = nan", "claimed", "claimed must be finite, got nan"),
         ("claimed = 50", "claimed = 500", "claimed", "claimed must be from 0 to 100, got 500"),
+        ("claimed = 50", "trials = 50", "trials", "trials must be a list, got 50"),
+        ("claimed = 50", "trials = [9, 500]", "trials", "trials must be from 0 to 100, got 500"),
+        ("claimed = 50", "trials = [9, 'a']", "trials", "trials must hold numbers, got 'a'"),
+        ("claimed = 50", "trials = [50]", "trials", "trials are those of a search, and there is no table 'space'"),
         ("lr = 1e-2", "", "[small.training]", "training must have either lr or tune_lr"),
         ("lr = 1e-2", "lr = 1\ntune_lr = [1]", "[small.training]", "training must have either lr or tune_lr"),
         ("lr = 1e-2", "lr = -1", "lr", "lr must be at least 0, got -1"),
@@ -282,6 +287,10 @@ def test_a_fingerprint_changes_with_what_changes_results_only(write):
     for old, new in [("a small net", "another"), ("nobody", "me"), ("claimed = 50", ""), ("epochs = 2\nbatch = 50",
                      "batch = 50\nepochs = 2")]:  # fmt: skip
         assert fingerprint(old, new) == fingerprint()
+    search = TEXT.replace("1e-2", "'$r'") + "[small.space]\nr = [1, 2]"
+    told = recipes.read(write(search.replace("claimed = 50", "trials = [50, 40]")))["small"]
+    assert told.trials == [50, 40]
+    assert told.fingerprint == recipes.read(write(search))["small"].fingerprint
     for old, new in [("Linear(49, 10)", "Linear(49, 11)"), ("train = 200", ""), ("1e-2", "1e-3"), ("= 50\n", "= 51\n")]:
         assert fingerprint(old, new) != fingerprint()
 
@@ -383,6 +392,52 @@ def test_a_result_without_a_part_is_named(small, tmp_path, key):
     (tmp_path / "small" / "seed-0.json").write_text(json.dumps(result))
     with pytest.raises(ValueError, match=f"{key} is missing or damaged"):
         results.read(tmp_path, small)
+
+
+def made_up_trial(number=0, validation=0.9, **more):
+    return {
+        "number": number, "point": {"activation": "Tanh()", "norm1": ""}, "state": "COMPLETE", "validation": validation,
+        "accuracy": 0.9, "f1": 0.9, "cpu_seconds": 30.0, "failed": None, "finished": "2026-01-01",
+        "environment": {"device": "a machine, 1 thread", "numpy": "2", "numba": "0"},
+    } | more  # fmt: skip
+
+
+def test_trials_are_read_in_the_order_of_their_validation_accuracy(tmp_path):
+    (search,) = recipes.find("sweep")
+    assert results.read_trials(tmp_path, search) == []
+    best, again, worst = made_up_trial(3, 0.99, accuracy=0.1), made_up_trial(5, 0.99), made_up_trial(0, 0.5)
+    given_up = made_up_trial(1, 0.999, state="PRUNED", accuracy=None, f1=None, cpu_seconds=None)
+    failed = made_up_trial(2, None, state="FAIL", accuracy=None)
+    results.save_trials(tmp_path, search, [again, failed, given_up, worst, best])
+    assert results.read_trials(tmp_path, search) == [best, again, worst, given_up, failed]
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["trials.json"]
+    other = dataclasses.replace(search, training=search.training | {"epochs": 3})
+    assert results.read_trials(tmp_path, other) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{", "[]", "\xff", '{"recipe": "sweep"}', '{"recipe": "small", "fingerprint": "", "trials": []}',
+        '{"recipe": "sweep", "fingerprint": "", "trials": {}}', '{"recipe": "sweep", "fingerprint": "", "trials": [3]}',
+    ],
+)  # fmt: skip
+def test_damaged_trials_are_named(tmp_path, content):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "trials.json").write_bytes(content.encode("latin-1"))
+    for read in (report.write_table, lambda root: results.read_trials(root, recipes.find("sweep")[0])):
+        with pytest.raises(ValueError, match=r"trials\.json is not a result of recipe 'sweep' .*: remove it"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("key", [*results.TRIAL_KEYS, *results.FIGURES])
+def test_a_trial_without_a_part_is_named(tmp_path, key):
+    (search,) = recipes.find("sweep")
+    trial = made_up_trial()
+    del trial[key]
+    results.save_trials(tmp_path, search, [trial])
+    with pytest.raises(ValueError, match=f"{key} is missing or damaged"):
+        results.read_trials(tmp_path, search)
 
 
 def test_summary_against_numbers_by_hand(small):
@@ -499,6 +554,55 @@ def test_the_table_names_claimed_obtained_and_deviation(reproduce, monkeypatch, 
     assert cells[3:9] == ["99.02", "**99.20**", "0.26", "3", "0.66", "2"]
     assert "1 of 3 seeds diverged" in cells[9]
     assert "| `lecun1998` | LeNet-5 as it was | 99.05 | not run |" in table
+
+
+def test_a_search_in_the_table(tmp_path):
+    (search,) = recipes.find("sweep")
+    (best,) = recipes.find("sweep-best")
+    keep(tmp_path, best, made_up(best))
+
+    def table(*trials):
+        results.save_trials(tmp_path, search, list(trials))
+        lines = report.write_table(tmp_path).read_text().splitlines()
+        (row,) = [line for line in lines if "| `sweep` |" in line]
+        start = lines.index("| rank | claimed | ours, test | ours, validation | point of ours |") + 2
+        return row, lines[start : lines.index("", start)], lines
+
+    row, ranks, _ = table(made_up_trial(state="FAIL", validation=None, failed="diverged"))
+    assert "| 99.00 | – | | none: 1 trial | |  |" in row
+    assert ranks[0] == "| 1 | 99 | – | failed | activation Tanh(), norm1 - (diverged) |"
+    assert ranks[1:3] == ["| 2 | 98 | – | – | – |", "| 3 | 98 | – | – | – |"]
+    assert len(ranks) == 10
+    many = [made_up_trial(n, 0.9 + n / 1000, accuracy=0.9 + n / 500, cpu_seconds=100.0 * n) for n in range(12)]
+    many[1]["environment"] = {}  # begun before trials said where they ran
+    row, ranks, lines = table(*many)
+    assert "| 99.00 | **92.20** | | none: 12 trials | | 550 |" in row
+    assert ranks[0] == "| 1 | 99 | 92.20 | 91.10 | activation Tanh(), norm1 - |"
+    assert ranks[9:] == [
+        f"| {rank} | {claimed} | {test} | {validation} | activation Tanh(), norm1 - |"
+        for rank, claimed, test, validation in [
+            (10, 95, "90.40", "90.20"), (11, "–", "90.20", "90.10"), (12, "–", "90.00", "90.00"),
+        ]
+    ]  # fmt: skip
+    assert "![Claimed and obtained, all recipes](claims.png)" in lines  # of the other one
+
+
+def test_the_short_table_and_the_picture_of_claims_leave_searches_out(tmp_path, monkeypatch, no_pictures):
+    (search,), (best,) = recipes.find("sweep"), recipes.find("sweep-best")
+    keep(tmp_path, best, made_up(best))
+    results.save_trials(tmp_path, search, [made_up_trial()])
+    drawn = []
+    monkeypatch.setattr(pictures, "claims", lambda rows: drawn.extend(r.name for r, found in rows if found))
+    root, readme = tmp_path / "results", tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    root.mkdir()
+    for name in ("sweep", "sweep-best"):
+        (tmp_path / name).rename(root / name)
+    report.write_table(root)
+    assert drawn == ["sweep-best"]
+    assert [line for line in readme.read_text().splitlines() if "sweep" in line] == [
+        f"| `sweep-best`: {best.title} | 99.00 | 90.00 | 1 |"
+    ]
 
 
 def test_tensorboard_gets_the_scalars(reproduce):

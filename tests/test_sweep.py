@@ -1,5 +1,6 @@
 """Sweeps: which points are tried, how often, what becomes of those that fail, and what is optimised."""
 
+import json
 import math
 import os
 import signal
@@ -14,7 +15,7 @@ optuna = pytest.importorskip("optuna")
 
 from tinycnn import plot, recipes, runs  # noqa: E402
 from tinycnn.__main__ import main  # noqa: E402
-from tinycnn.recipes import sweep, training  # noqa: E402
+from tinycnn.recipes import report, sweep, training  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 TEXT = """
@@ -290,6 +291,154 @@ def test_a_whole_sweep_with_its_report(run, monkeypatch, home):
     assert (home / "sweeps" / "small-report" / "parallel.png").stat().st_size > 3000
     assert len(list((home / "sweeps" / "small").iterdir())) == 6
     assert math.isclose(sum(map(sum, best.user_attrs["confusion"])), 100)
+
+
+# --- what is kept of a search of the project's ------------------------------------------------------------------------
+
+KEPT, TABLE = Path("results/sweep/trials.json"), Path("results/REPRODUCTIONS.md")
+
+
+@pytest.fixture
+def search(home, trained, monkeypatch, capsys):
+    """Run the project's own search: exit code, output, errors."""
+    monkeypatch.setattr(training, "sizes", lambda *args: None)  # it wants more images than there are
+
+    def search(*args):
+        code = main(["sweep", *map(str, args)])
+        return code, *capsys.readouterr()
+
+    return search
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home):
+    figures = [(0.96, 0.9951), (0.97, 0.9612), (0.98, 0.9503), None, (0.95, 0.9404), (0.2, 0.9999)]
+
+    def outcomes(recipe, seed):
+        found = figures[len(trained) - 1]
+        if found is None:
+            raise ValueError("no such thing")
+        return found
+
+    trained.outcomes = outcomes
+    (home / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    code, out, err = search("--trials", 6)
+    assert (code, err) == (0, "")
+    assert f"results: {KEPT}\ntable: {TABLE}\n" in out
+    kept = json.loads(KEPT.read_text())
+    trials, (recipe,) = study(name="sweep", journal="sweeps/sweep.journal").trials, recipes.find("sweep")
+    assert (kept["recipe"], kept["fingerprint"]) == ("sweep", recipe.fingerprint)
+    for number, (told, trial) in enumerate(zip(kept["trials"], trials, strict=True)):
+        assert (told["number"], told["point"]) == (number, trial.params)
+        assert told["environment"]["device"] == runs.device_name("cpu")
+        assert set(told["environment"]) > {"git_revision", "numpy", "numba", "tinycnn"}
+        assert "command" not in told["environment"]
+        assert told["finished"] == str(trial.datetime_complete.date())
+    what = [[t[key] for key in ("state", "validation", "accuracy", "f1", "cpu_seconds", "failed")]
+            for t in kept["trials"]]  # fmt: skip
+    assert what == [
+        ["COMPLETE", 0.96, 0.9951, 0.9951, 1.0, None],
+        ["COMPLETE", 0.97, 0.9612, 0.9612, 1.0, None],
+        ["COMPLETE", 0.98, 0.9503, 0.9503, 1.0, None],
+        ["FAIL", None, None, None, None, "no such thing"],
+        ["COMPLETE", 0.95, 0.9404, 0.9404, 1.0, None],
+        ["PRUNED", 0.2, None, None, None, None],
+    ]
+    # The validation set chooses; the test set's best, 99.99 and 99.51, are not what is obtained.
+    lines = TABLE.read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith("| `sweep` |")]
+    assert cells(row)[2:] == ["99.00", "**95.03**", "", "none: 6 trials", "", "1", ""]
+    at = lines.index("### 6 trials of `sweep`, in order")
+    assert lines.index(row) < at < lines.index("## LuxxxLucy/mnist_LeNet (TensorFlow, 2017)")
+    start = next(n for n in range(at, len(lines)) if lines[n].startswith("| rank |")) + 2
+    points = [recipes.told(trial.params) for trial in trials]
+    assert [cells(line) for line in lines[start : start + 10]] == [
+        ["1", "99", "95.03", "98.00", points[2]],
+        ["2", "98", "96.12", "97.00", points[1]],
+        ["3", "98", "99.51", "96.00", points[0]],
+        ["4", "96", "94.04", "95.00", points[4]],
+        ["5", "96", "–", "given up at 20.00", points[5]],
+        ["6", "96", "–", "failed", points[3] + " (no such thing)"],
+        *([str(rank), "95", "–", "–", "–"] for rank in (7, 8, 9, 10)),
+    ]
+    assert not lines[start + 10].startswith("|")
+    assert runs.device_name("cpu") in lines[-1]
+    # Neither the short table nor the picture of claims is for trials.
+    readme = (home / "README.md").read_text()
+    assert "old" not in readme
+    assert "sweep" not in readme
+    assert "claims.png" not in "".join(lines)
+
+
+def test_an_interrupted_search_has_kept_its_trials(search, trained):
+    def outcomes(recipe, seed):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return 0.5, 0.4
+
+    trained.outcomes = outcomes
+    assert search("--trials", 5)[0] == 130
+    assert [trial["number"] for trial in json.loads(KEPT.read_text())["trials"]] == [0, 1]
+    assert not TABLE.exists()
+    code, out, _ = search("--show")
+    assert code == 0
+    assert f"table: {TABLE}" in out
+    assert "none: 2 trials" in TABLE.read_text()
+    assert len(trained) == 3
+    assert search("--trials", 5)[0] == 0
+    assert [trial["number"] for trial in json.loads(KEPT.read_text())["trials"]] == [0, 1, 3, 4, 5]
+
+
+def test_only_a_search_as_its_recipe_has_it_is_kept(search, run, trained, home):
+    (recipe,) = recipes.find("sweep")
+    for args in (["--epochs", 3, "--study", "short"], ["--data", "fashion", "--study", "fashion"]):
+        assert search("--trials", 1, *args)[0] == 0
+        assert search("--show", "--study", args[-1])[0] == 0
+    assert search("--show", *args)[0] == 0
+    assert run("--trials", 1)[0] == 0  # a recipe of one's own,
+    assert run("--trials", 1, "--study", "mine", text=TEXT.replace("small", "sweep"))[0] == 0  # and of the same name
+    assert len(trained) == 4
+    assert not Path("results").exists()
+    own = ["--epochs", recipe.training["epochs"], "--data", "mnist", "--study", "own"]
+    assert search("--trials", 1, *own, "--results", "there")[0] == 0
+    assert not Path("results").exists()
+    assert len(json.loads(Path("there/sweep/trials.json").read_text())["trials"]) == 1
+    assert "none: 1 trial |" in Path("there/REPRODUCTIONS.md").read_text()
+
+
+def test_a_smaller_search_does_not_replace_a_larger_one(search):
+    assert search("--trials", 3)[0] == 0
+    before = KEPT.read_bytes()
+    code, out, _ = search("--trials", 2, "--study", "another", "--seed", 1)
+    assert code == 0
+    assert "results holds more trials of sweep, which stay" in out
+    assert KEPT.read_bytes() == before
+    assert search("--trials", 3, "--study", "another", "--seed", 1)[0] == 0
+    assert KEPT.read_bytes() != before
+    # Those of an earlier version of the recipe do not count.
+    KEPT.write_text(KEPT.read_text().replace(recipes.find("sweep")[0].fingerprint, "0" * 16))
+    assert search("--trials", 1, "--study", "new")[0] == 0
+    assert len(json.loads(KEPT.read_text())["trials"]) == 1
+
+
+def test_nothing_is_tried_that_could_not_be_kept(search, trained, home):
+    (home / "file").write_text("in the way")
+    code, _, err = search("--results", "file")
+    assert code == 1
+    assert "file/sweep" in err
+    for path in (KEPT, Path("results/default/seed-0.json")):  # the table would hold it
+        path.parent.mkdir(parents=True)
+        path.write_text("{")
+        code, _, err = search()
+        assert code == 1
+        assert err.startswith(f"error: {path} is not a result of recipe {path.parent.name!r} (")
+        assert err.endswith("): remove it\n")
+        assert path.read_text() == "{"
+        path.unlink()
+    assert not trained
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "title": TEXT,     # in a few words
         "source": TEXT,    # who claims it, and where
         "claimed": NUMBER, # test accuracy, %
+        "trials": LIST,    # of a search: the test accuracy of each trial that the source tells, %
         "why": TEXT,       # one line: where claimed and obtained differ, and why
         "like": TEXT,      # all that is not said here is as in this recipe, which stands earlier in the file
     },
@@ -69,9 +70,9 @@ SECTIONS = [section for section in KEYS if section]
 INF = math.inf
 # The least and the largest value that numbers may have.
 RANGES: dict[str, tuple[float, float]] = {
-    "claimed": (0, 100), "train": (1, INF), "validation": (0, INF), "mean": (-INF, INF), "std": (1e-6, INF),
-    "padding": (0, INF), "resize": (1, INF), "lr": (0, INF), "tune_lr": (0, INF), "epochs": (1, INF), "batch": (1, INF),
-    "steps_per_epoch": (1, INF), "ema": (0, 1),
+    "claimed": (0, 100), "trials": (0, 100), "train": (1, INF), "validation": (0, INF), "mean": (-INF, INF),
+    "std": (1e-6, INF), "padding": (0, INF), "resize": (1, INF), "lr": (0, INF), "tune_lr": (0, INF),
+    "epochs": (1, INF), "batch": (1, INF), "steps_per_epoch": (1, INF), "ema": (0, 1),
 }  # fmt: skip
 # One more table makes a search of a recipe: names and lists of values, which "$name" in its texts stands for.
 SPACE = "space"
@@ -90,6 +91,7 @@ class Recipe:
     title: str = ""
     source: str = ""
     claimed: float | None = None
+    trials: list = dataclasses.field(default_factory=list)
     why: str = ""
     net: dict = dataclasses.field(default_factory=dict)
     data: dict = dataclasses.field(default_factory=dict)
@@ -118,6 +120,11 @@ class Recipe:
     def where(self, key):
         """For messages: file and recipe, and the line where the text of a key begins."""
         return f"{self.path.name}, recipe {self.name!r}", _line(self.lines, key + " text")
+
+
+def told(point):
+    """A point of a space in a line."""
+    return ", ".join(f"{name} {value if value != '' else '-'}".rstrip(",") for name, value in point.items())
 
 
 def shipped():
@@ -201,6 +208,8 @@ def _recipe(name, table, study, path, lines, earlier):
         for key in keys:
             if key not in said.get(section, {}):
                 fail(section, f"{section}.{key} is missing")
+    if "trials" in said and SPACE not in said:
+        fail("trials", f"trials are those of a search, and there is no table '{SPACE}'")
     if ("lr" in said["training"]) == ("tune_lr" in said["training"]):
         fail("training", "training must have either lr or tune_lr")
     return _filled(fail, Recipe(name, study, path=path, lines=lines, **said))

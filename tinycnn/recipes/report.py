@@ -1,5 +1,6 @@
 """What the results say: a report for each recipe, and the table of all of them."""
 
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -61,39 +62,53 @@ def write(recipe, found, out, classes=None):
 
 def _machines(found):
     """On what the results were computed."""
-    machines = sorted({result["environment"]["device"] for result in found})
-    versions = sorted({f"NumPy {e['numpy']}, Numba {e['numba']}" for e in (result["environment"] for result in found)})
+    environments = [result["environment"] for result in found if result["environment"]]
+    machines = sorted({e["device"] for e in environments})
+    versions = sorted({f"NumPy {e['numpy']}, Numba {e['numba']}" for e in environments})
     return f"Computed on {'; '.join(machines)}. {'; '.join(versions)}."
+
+
+def read_all(root):
+    """(recipe, its results, or the trials of a search) for all recipes; ValueError if a file is damaged."""
+    return [
+        (recipe, (results.read_trials if recipe.space else results.read)(root, recipe))
+        for recipe in recipes.shipped().values()
+    ]
 
 
 def write_table(root):
     """Write the table of all recipes, and its pictures, into the folder of results; returns its path."""
     root = Path(root)
-    rows = [(recipe, results.read(root, recipe)) for recipe in recipes.shipped().values()]
+    rows = read_all(root)
+    # A search's trials are no seeds of one network: they are in the table, but not in what is drawn of seeds.
+    seeds = [(recipe, found) for recipe, found in rows if not recipe.space]
     # Pictures are of seeds that were trained to the end.
-    done = {recipe.name: [r for r in found if "diverged" not in r] for recipe, found in rows}
+    done = {recipe.name: [r for r in found if "diverged" not in r] for recipe, found in seeds}
     lines = [
         "# Claimed and obtained", "",
-        "Written by `python -m tinycnn reproduce` from the files beside it, not by hand. Accuracies are on MNIST's",
-        "test set, in %. sd: standard deviation over the seeds. ±: half of the 95 % interval of the mean (Student's",
-        "t). One wrong image more is 0.01; the binomial standard error of a run is 0.08 at 99.4 %. s: seconds of",
-        "processor time for one seed, training and evaluation; two processes shared the two virtual cores.", "",
+        "Written by `python -m tinycnn reproduce` and `sweep` from the files beside it, not by hand. Accuracies are on",
+        "MNIST's test set, in %. sd: standard deviation over the seeds. ±: half of the 95 % interval of the mean",
+        "(Student's t). One wrong image more is 0.01; the binomial standard error of a run is 0.08 at 99.4 %. s:",
+        "seconds of processor time for one seed or trial, training and evaluation; two processes shared the two",
+        "virtual cores. A search has trials, each another network, and no seeds: obtained is the test accuracy of the",
+        "trial that is best on validation images.", "",
     ]  # fmt: skip
-    study = None
-    for recipe, found in rows:
-        if recipe.study != study:
-            study = recipe.study
-            lines += [
-                "", f"## {study}", "",
-                "| recipe | | claimed | obtained | sd | seeds | ± | s | where they differ, and why |",
-                "|---|---|---|---|---|---|---|---|---|",
-            ]  # fmt: skip
-        lines.append(_row(recipe, found))
-    lines += ["", *_pictures(root, rows, done)]
+    for study, group in groupby(rows, key=lambda row: row[0].study):
+        lines += [
+            "", f"## {study}", "",
+            "| recipe | | claimed | obtained | sd | seeds | ± | s | where they differ, and why |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        trials: list[str] = []
+        for recipe, found in group:
+            lines.append(_row(recipe, found))
+            trials += _trials(recipe, found) if recipe.space and found else []
+        lines += trials
+    lines += ["", *_pictures(root, seeds, done)]
     everything = [result for _, found in rows for result in found]
     if everything:
         lines += ["", _machines(everything), ""]
-    _refresh(root.resolve().parent / "README.md", short_table(rows))
+    _refresh(root.resolve().parent / "README.md", short_table(seeds))
     return save_text(root / TABLE, "\n".join(lines))
 
 
@@ -123,12 +138,45 @@ def _row(recipe, found):
     name = f"| `{recipe.name}` | {recipe.title} | {_claim(recipe)} "
     if not found:
         return f"{name}| not run | | 0 | | | |"
+    if recipe.space:
+        ended = [trial for trial in found if results.complete(trial)]
+        best = f"**{100 * ended[0]['accuracy']:.2f}**" if ended else "–"
+        seconds = f"{np.mean([trial['cpu_seconds'] for trial in ended]):,.0f}" if ended else ""
+        return f"{name}| {best} | | none: {_count(found)} | | {seconds} | {recipe.why} |"
     s = results.summary(found)
     sd, half = (f"{s.sd:.2f}", f"{s.half:.2f}") if s.n > 1 else ("", "")
     time = np.mean([result["cpu_seconds"] for result in found])
     diverged = sum("diverged" in result for result in found)
     why = (f"{diverged} of {s.n} seeds diverged. " if diverged else "") + recipe.why
     return f"{name}| **{s.mean:.2f}** | {sd} | {s.n} | {half} | {time:,.0f} | {why} |"
+
+
+def _count(trials):
+    return f"{len(trials)} trial{'s' * (len(trials) != 1)}"
+
+
+def _trials(recipe, found):
+    """The trials of a search in order, beside those that its source tells; lines."""
+    lines = [
+        "", f"### {_count(found)} of `{recipe.name}`, in order", "",
+        "Claimed are the source's test accuracies, the best first. Ours are in the order of validation accuracy; the",
+        "test set has chosen nothing. What is in one row is of one rank, not of one point.", "",
+        "| rank | claimed | ours, test | ours, validation | point of ours |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for rank, (claimed, trial) in enumerate(zip_longest(sorted(recipe.trials, reverse=True), found), 1):
+        test, validation, point = ("–", "–", "–") if trial is None else _trial(trial)
+        lines.append(f"| {rank} | {'–' if claimed is None else f'{claimed:g}'} | {test} | {validation} | {point} |")
+    return lines
+
+
+def _trial(trial):
+    """Test accuracy, validation accuracy and point of a trial."""
+    point = recipes.told(trial["point"])
+    if results.complete(trial):
+        return f"{100 * trial['accuracy']:.2f}", f"{100 * trial['validation']:.2f}", point
+    if trial["state"] == "PRUNED":
+        return "–", "given up" + (f" at {100 * trial['validation']:.2f}" if trial["validation"] else ""), point
+    return "–", "failed", point + (f" ({trial['failed']})" if trial.get("failed") else "")
 
 
 def _pictures(root, rows, done):

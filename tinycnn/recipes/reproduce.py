@@ -78,8 +78,8 @@ def _run(args, chosen):
         raise ValueError("--tensorboard needs tensorboardX: pip install 'tinycnn[tensorboard]'")
     root = args.results if args.data is None else f"{args.results}/{args.data}"
     in_table = args.data is None and any(recipe.path.parent == recipes.HERE for recipe in chosen)
-    for recipe in recipes.shipped().values() if in_table else ():
-        results.read(root, recipe)  # a damaged file is told before hours of training
+    if in_table:
+        report.read_all(root)  # a damaged file is told before hours of training
     loaded, todo = {}, []
     for recipe in chosen:
         done = {result["seed"] for result in results.read(root, recipe)}

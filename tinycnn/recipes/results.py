@@ -1,6 +1,7 @@
-"""Results of recipes: one small JSON file for each finished seed, and what they say together.
+"""Results of recipes: one small JSON file for each finished seed, one for a search, and what they say together.
 
 results/<recipe>/seed-0.json
+results/<recipe>/trials.json
 """
 
 import dataclasses
@@ -23,6 +24,12 @@ KEYS = {
     "fingerprint": str, "seed": int, "data": str, "accuracy": float, "errors": int, "precision": float, "recall": float,
     "f1": float, "cpu_seconds": float, "held_out": str, "history": dict, "confusion": list, "environment": dict,
 }  # fmt: skip
+# The same of a search and of its trials; those that were not trained to the end have no figures.
+SEARCH_KEYS = {"fingerprint": str, "trials": list}
+TRIAL_KEYS = {
+    "number": int, "point": dict, "state": str, "validation": (float, type(None)), "environment": dict, "finished": str,
+}  # fmt: skip
+FIGURES = {"validation": float, "accuracy": float, "f1": float, "cpu_seconds": float}
 
 
 def path_of(root, recipe, seed):
@@ -53,18 +60,66 @@ def read(root, recipe, device=None, data=None):
     """
     found = []
     for path in sorted((Path(root) / recipe.name).glob("seed-*.json"), key=lambda p: (len(p.name), p.name)):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(result, dict) or result.get("recipe") != recipe.name:
-                raise ValueError("another recipe's, or none's")
-            for key, kind in KEYS.items():
-                if not isinstance(result.get(key), kind):
-                    raise ValueError(f"{key} is missing or damaged")
-        except ValueError as error:
-            raise ValueError(f"{path} is not a result of recipe {recipe.name!r} ({error}): remove it") from None
+        result = _load(path, recipe, lambda result: _need(result, KEYS))
         if result["fingerprint"] == recipe.fingerprint and data in (None, result["data"]):
             found.append(result)
     return found
+
+
+def save_trials(root, recipe, trials):
+    """Write the trials of a search; returns the path, or None where the file holds more of them, which stay."""
+    if len(read_trials(root, recipe)) > len(trials):
+        return None
+    path = Path(root) / recipe.name / "trials.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"recipe": recipe.name, "fingerprint": recipe.fingerprint, "trials": trials}
+    with replacing(path) as file:
+        file.write((json.dumps(found) + "\n").encode())
+    return path
+
+
+def read_trials(root, recipe):
+    """The trials of the search `recipe` as it is now, the best on validation images first: a list of dicts.
+
+    Those of an earlier version of the recipe do not count.  A damaged file is a ValueError that names it.
+    """
+
+    def check(found):
+        _need(found, SEARCH_KEYS)
+        for trial in found["trials"]:
+            _need(trial, TRIAL_KEYS)
+            if complete(trial):
+                _need(trial, FIGURES)
+
+    path = Path(root) / recipe.name / "trials.json"
+    if not path.exists():
+        return []
+    found = _load(path, recipe, check)
+    trials = found["trials"] if found["fingerprint"] == recipe.fingerprint else []
+    return sorted(trials, key=lambda t: (not complete(t), -(t["validation"] or 0), t["number"]))
+
+
+def complete(trial):
+    """Whether a trial was trained to the end, not given up and not failed."""
+    return trial["state"] == "COMPLETE"
+
+
+def _load(path, recipe, check):
+    """What a file of the recipe holds, a dict that `check` has nothing against; else a ValueError that names it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or found.get("recipe") != recipe.name:
+            raise ValueError("another recipe's, or none's")
+        check(found)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a result of recipe {recipe.name!r} ({error}): remove it") from None
+    return found
+
+
+def _need(found, keys):
+    for key, kind in keys.items():
+        if not isinstance(found, dict) or key not in found or not isinstance(found[key], kind):
+            raise ValueError(f"{key} is missing or damaged")
 
 
 @dataclasses.dataclass(frozen=True)

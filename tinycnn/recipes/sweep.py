@@ -2,7 +2,7 @@
 
 A study lies in a journal file, or in any storage that Optuna knows; whoever opens the same one takes part in the same
 search, from other processes or machines.  A trial is judged by a validation split; what it gets on the test set is
-written down beside it and chooses nothing.
+written down beside it and chooses nothing.  The trials of a recipe of the project are kept in results/ as well.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ def add_options(parser):
     add("--threads", type=positive_int, help="CPU threads; all by default")
     add("--data", choices=("mnist", "fashion", "kmnist", "synthetic"), help="another data set than the recipe's")
     add("--data-dir", help="folder to look for the data in, and to download it to")
+    add("--results", default="results", help="folder where trials of the project's recipes are kept (default: results)")
     add("--out", default="sweeps", help="folder of journals, run folders and the report (default: sweeps)")
     add("--show", action="store_true", help="print and draw what the study holds, and run nothing")
     return parser
@@ -58,7 +59,14 @@ def _sweep(args, optuna):
     study = _study(args, recipe, optuna)
     if not args.show:
         _search(args, recipe, study, optuna)
-    return _report(args, recipe, study, optuna)
+    code = _report(args, recipe, study, optuna)
+    if _is_kept(recipe, study):
+        from tinycnn.recipes import report
+
+        kept = _keep(args, recipe, study)
+        print(f"results: {kept}" if kept else f"{args.results} holds more trials of {recipe.name}, which stay")
+        print(f"table: {report.write_table(args.results)}")
+    return code
 
 
 def _recipe(args):
@@ -77,7 +85,7 @@ def _recipe(args):
         try:
             training.check(recipe.at(point))
         except RecipeError as error:
-            raise RecipeError(f"{error} (at {_told(point)})") from None
+            raise RecipeError(f"{error} (at {recipes.told(point)})") from None
     return recipe
 
 
@@ -88,10 +96,6 @@ def _corner(space):
     for name, values in space.items():
         for value in values[1:]:
             yield first | {name: value}
-
-
-def _told(point):
-    return ", ".join(f"{name} {value if value != '' else '-'}".rstrip(",") for name, value in point.items())
 
 
 def _study(args, recipe, optuna):
@@ -160,12 +164,16 @@ def _first_line(error):
 
 def _search(args, recipe, study, optuna):
     from tinycnn import backend
-    from tinycnn.recipes import results, training
+    from tinycnn.recipes import report, results, training
 
     device = backend.choose(args.device)
     backend.get(device)
     backend.set_threads(args.threads)
     results.prepare(args.out, recipe)
+    is_kept = _is_kept(recipe, study)
+    if is_kept:
+        results.prepare(args.results, recipe)
+        report.read_all(args.results)  # a damaged file is told before hours of training
     data = training.load(recipe, args.data_dir, args.data)
     training.sizes(recipe, data)
     combinations, done = math.prod(map(len, recipe.space.values())), _counted(study, optuna)
@@ -187,6 +195,8 @@ def _search(args, recipe, study, optuna):
             continue
         _trial(args, recipe.at(point), trial, study, data, device, optuna)
         print(_line(study.trials[trial.number]), flush=True)
+        if is_kept:  # now, and not only at the end, which an interrupted search does not reach
+            _keep(args, recipe, study)
 
 
 def _trial(args, recipe, trial, study, data, device, optuna):
@@ -200,6 +210,7 @@ def _trial(args, recipe, trial, study, data, device, optuna):
 
     failed = optuna.trial.TrialState.FAIL
     try:
+        trial.set_user_attr("environment", training.environment(device))
         result = training.run(
             recipe, args.seed, data, device=device, out=args.out, on_message=lambda text: None, on_epoch=on_epoch
         )
@@ -281,7 +292,7 @@ HEAD = "trial  validation   test     F1      point"
 
 def _line(trial):
     """A trial as a line of the table."""
-    point = _told(trial.params)
+    point = recipes.told(trial.params)
     state, told = trial.state.name, trial.user_attrs
     if state == "COMPLETE":
         figures = f"{trial.value:9.2%} {told['accuracy']:9.2%} {told['f1']:8.4f}"
@@ -298,6 +309,28 @@ def _ranking(study, optuna):
     waiting = optuna.trial.TrialState.WAITING
     trials = [t for t in study.trials if "given back" not in t.user_attrs and t.state != waiting]
     return sorted(trials, key=lambda t: (t.state != optuna.trial.TrialState.COMPLETE, -(t.value or 0), t.number))
+
+
+def _is_kept(recipe, study):
+    """Whether results of the study are kept: of a recipe of the project as it stands there, on its own data set."""
+    begun = (study.user_attrs.get("recipe"), study.user_attrs.get("data"))
+    own = (recipe.fingerprint, recipe.data.get("name", "mnist"))
+    return recipe == recipes.shipped().get(recipe.name) and begun == own
+
+
+def _keep(args, recipe, study):
+    """Write the trials that have ended into the folder of results, as `results.save_trials` does."""
+    from tinycnn.recipes import results
+
+    trials = [
+        {
+            "number": t.number, "point": t.params, "state": t.state.name, "validation": t.value,
+            **{key: t.user_attrs.get(key) for key in ("accuracy", "f1", "cpu_seconds", "failed")},
+            "environment": t.user_attrs.get("environment", {}), "finished": f"{t.datetime_complete:%Y-%m-%d}",
+        }
+        for t in study.trials if t.state.is_finished() and "given back" not in t.user_attrs
+    ]  # fmt: skip
+    return results.save_trials(args.results, recipe, trials)
 
 
 def _report(args, recipe, study, optuna):

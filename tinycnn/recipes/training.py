@@ -297,12 +297,18 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
             for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy") if folder.history
         },
         **({"gradients": flow} if flow else {}), "confusion": matrix.tolist(),
-        "environment": runs.environment(device) | {"device": runs.device_name(device)},
+        "environment": environment(device),
         "finished": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    result["environment"].pop("command")
     on_message(f"run folder: {folder.path}")
     return result
+
+
+def environment(device):
+    """What a result says of where it was computed."""
+    found = runs.environment(device) | {"device": runs.device_name(device)}
+    del found["command"]
+    return found
 
 
 TUNING_SEED = 1000  # none of those that are reported
