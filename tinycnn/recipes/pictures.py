@@ -191,7 +191,7 @@ def ladder(rows):
         ax.text(max(errors) + 0.02, at, f"{mean:.2f}{change}", va="center", fontsize=LABEL, color=INK)
     names = [rows[0][0].title, *(f"+ {recipe.title}" for recipe, _ in rows[1:])]
     ax.set_yticks(range(len(rows)), names)
-    ax.set_xlim(0, max(means) * 1.28)
+    ax.set_xlim(0, max(means) * 1.4)
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     counts = sorted({len(found) for _, found in rows})
