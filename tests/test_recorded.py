@@ -155,3 +155,61 @@ def test_what_on_epoch_changes_is_seen(monkeypatch):
         fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=2, batch_size=8, rng=0, on_epoch=more_dropout)
         found.append(model.theta.tobytes())
     assert found[0] == found[1]
+
+
+# --- inference --------------------------------------------------------------------------------------------------------
+
+X = np.random.default_rng(5).standard_normal((40, 1, 8, 8)).astype(np.float32)
+
+
+def chain():
+    return [
+        layers.Conv2d(1, 3, 3), layers.LeakyReLU(0.1), layers.BatchNorm2d(3), layers.MaxPool2d(2), layers.Flatten(),
+        layers.Linear(27, 4), layers.Dropout(0.5),
+    ]  # fmt: skip
+
+
+def reference_output(model, x):
+    """What a model without recordings says."""
+    model._recorded = {}
+    return model(x)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 40])
+def test_inference_is_replayed_until_something_changes(batch, monkeypatch):
+    model, other = (Sequential(*chain(), input_shape=(1, 8, 8), rng=2).eval() for _ in range(2))
+    x, run_forward = X[:batch], Sequential.run_forward
+    ran = []
+    monkeypatch.setattr(Sequential, "run_forward", lambda self, n: (ran.append(self), run_forward(self, n))[1])
+
+    def same_four_times(replayed=True):
+        for number in range(4):
+            assert model(x).tobytes() == reference_output(other, x).tobytes(), f"call {number + 1}"
+        ran.clear()
+        assert model(x[::-1]).tobytes() == reference_output(other, x[::-1]).tobytes()
+        assert ran == ([other] if replayed else [model, other])
+
+    same_four_times()
+    for m in (model, other):
+        m.theta *= 0.5  # seen by a recording
+    same_four_times()
+    for m in (model, other):
+        m.layers[1].negative_slope = 0.3
+    same_four_times()
+    for m in (model, other):
+        m.train()  # statistics and masks of every batch are new
+    same_four_times()
+    for m in (model, other):
+        m.eval()
+        m.reserve(50)
+    same_four_times()
+    forward = layers.Linear.forward
+    for m in (model, other):
+        m.layers[5].forward = lambda y, x, layer=m.layers[5]: (forward(layer, y, x), np.negative(y, out=y))
+    same_four_times(replayed=False)
+
+
+def test_batches_of_changing_sizes():
+    model, other = (Sequential(*chain(), input_shape=(1, 8, 8), rng=2).eval() for _ in range(2))
+    for batch in (1, 40, 1, 40, 1, 1, 1, 1, 40, 40, 40, 3, 1):
+        assert model(X[:batch]).tobytes() == reference_output(other, X[:batch]).tobytes()

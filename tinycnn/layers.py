@@ -22,6 +22,11 @@ class Layer:
     is_view = False  # the output is the input under another shape; no kernel runs
     in_place = False  # forward may be called with y = x, and backward with dx = dy: it does not read x
     reads_output = False  # backward reads y
+    changes = 0  # how often an attribute of any layer has changed: what was recorded before is of no use any more
+
+    def __setattr__(self, name, value):
+        Layer.changes += self.__dict__.get(name, Layer) is not value
+        super().__setattr__(name, value)
 
     def parameter_shapes(self):
         """Names and shapes of the parameters, in the order of the flat vector."""

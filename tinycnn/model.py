@@ -4,6 +4,7 @@ The tensors of layers are views into the two vectors, so an optimizer, a checkpo
 one array.  Backpropagation is the loop in `run_backward`: there is no tape, since a chain is its own record.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -68,6 +69,7 @@ class Sequential:
         self._first = with_parameters[0] if with_parameters else len(self.layers)
         self._in_place = [self._overwrites(i) for i in range(len(self.layers))]
         self.reserved, self._views, self._batch = 0, {}, 0  # reserved: the largest batch the buffers hold
+        self._recorded: dict = {}  # by batch: `Layer.changes` when a forward pass was recorded, and the recording
 
     def _overwrites(self, number):
         """Whether layer `number` writes its output over its input, which nobody reads again."""
@@ -101,6 +103,7 @@ class Sequential:
             kept = [n for n, again in zip(sizes, [False, *self._in_place], strict=True) if not again]
             image = self.dtype.itemsize * (sum(kept) + 2 * max(sizes))
             self._values, self._slopes, self._plain, self.reserved, self._views = [], [], [], 0, {}
+            self._recorded = {}
             free = error.free
             more = f"; the buffers of a batch of {batch} need {image * batch / 2**20:,.1f} MiB, "
             more += f"a batch of {free // image} would fit" if free >= image else "and not even one image fits"
@@ -120,7 +123,7 @@ class Sequential:
         self._plain = [self.k.empty((batch, *s) if self._tiled(batch, s) else (0,), self.dtype) for s in outside]
         for layer, shape in zip(self.layers, self.shapes[:-1], strict=True):
             layer.reserve(self.k, self._room(batch), shape, self.dtype)
-        self.reserved, self._views = batch, {}
+        self.reserved, self._views, self._recorded = batch, {}, {}
 
     def _lanes(self, batch):
         """Images a tile, if maps of this many images are kept as tiles (kernels/tiles.py); otherwise 1."""
@@ -196,6 +199,16 @@ class Sequential:
         for _ in self._forward_steps(batch):
             pass
 
+    def _forward_again(self, batch):
+        """`run_forward`, recorded on the CPU, where finding the kernels for a single image takes as long as they do."""
+        if not self.k.tiles:
+            self.run_forward(batch)
+            return
+        if self._recorded.get(batch, (None,))[0] != Layer.changes:
+            step, output = functools.partial(self.run_forward, batch), self.output_buffers(batch)[0]
+            self._recorded[batch] = Layer.changes, self.k.capture(step, (output,))
+        self._recorded[batch][1]()
+
     def _forward_steps(self, batch):
         """`run_forward`, layer by layer: yields the number of each and its output."""
         values, _ = self._buffers(batch)
@@ -242,8 +255,11 @@ class Sequential:
 
     def _cast(self, name, value):
         """`value` as an array of the model's dtype, all finite in it."""
-        with np.errstate(over="ignore"):
-            return _check.finite(name, _check.array(name, value).astype(self.dtype, copy=False))
+        array = _check.array(name, value)
+        if array.dtype != self.dtype:
+            with np.errstate(over="ignore"):
+                array = array.astype(self.dtype)
+        return _check.finite(name, array)
 
     def first_not_finite(self, batch):
         """The first of input, parameters and outputs with a NaN or infinity, in words; None if there is none.
@@ -283,7 +299,7 @@ class Sequential:
         if x.shape[1:] != self.input_shape:
             raise ValueError(f"x must have shape (N, {', '.join(map(str, self.shapes[0]))}), got {x.shape}")
         self.k.write(self.input_buffer(len(x)), x)
-        self.run_forward(len(x))
+        self._forward_again(len(x))
         return self._handed_out(self.output_buffers(len(x))[0], on_device)
 
     def _handed_out(self, array, on_device):

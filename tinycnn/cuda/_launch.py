@@ -280,11 +280,12 @@ def seconds(function):
 # --- recorded steps ---------------------------------------------------------------------------------------------------
 
 
-def capture(step):
+def capture(step, outputs=()):
     """`step` as one CUDA graph: called without arguments, it does what `step()` does with one launch.
 
-    step    a function that launches kernels, and neither allocates, copies, nor waits.  It is run once before the
-            recording, so that everything is compiled; what changes from call to call must live in device memory
+    step     a function that launches kernels, and neither allocates, copies, nor waits.  It is run once before the
+             recording, so that everything is compiled; what changes from call to call must live in device memory
+    outputs  of no use here
     """
     if SIMULATED:
         return step

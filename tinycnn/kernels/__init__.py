@@ -144,10 +144,10 @@ def write(array, values):
     array[...] = values
 
 
-def capture(step):
+def capture(step, outputs=()):
     """`step`, a function without arguments, as something that is called like it and does the same, sooner.
 
     Which kernels it calls on which arrays is written down, and from the third call on that is all that happens: what
-    changes from call to call must live in arrays.
+    changes from call to call must live in arrays.   outputs: arrays with what a step is for, besides flat vectors
     """
-    return Recorded(step)
+    return Recorded(step, outputs)

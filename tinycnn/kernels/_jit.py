@@ -73,7 +73,12 @@ def _for_threads_or_one(function, options, of_parameters=False):
             one = _here.alone and args[0].size <= PARAMETERS
         else:
             one = len(args[0]) <= IMAGES and args[0].ndim < 5
-            one = one and sum(a.size for a in args if type(a) is np.ndarray) <= NUMBERS
+            if one:
+                numbers = 0
+                for a in args:
+                    if type(a) is np.ndarray:
+                        numbers += a.size
+                one = numbers <= NUMBERS
             _here.alone = one
         if one:
             few(*args)
@@ -112,18 +117,20 @@ class Recorded:
 
     Replayed are the calls of kernels, on the same arrays and numbers, one after the other; more than half of the time
     of a small kernel goes into finding it.  The second call is done both ways.  If what it leaves behind (in the
-    one-dimensional arrays: parameters, gradients, counters) is not the same to the bit, something changes arrays that
-    is no kernel, a loss in plain NumPy say, and the step goes on as it is.
+    one-dimensional arrays: parameters, gradients, counters; and in `outputs`) is not the same to the bit, something
+    changes arrays that is no kernel, a loss in plain NumPy say, and the step goes on as it is.
     """
 
-    def __init__(self, step):
-        self.step, self.calls, self.checked = step, [], False
+    def __init__(self, step, outputs=()):
+        self.step, self.outputs, self.calls, self.checked = step, outputs, [], False
 
     def __call__(self):
-        if self.checked and self.calls:
-            self.replay()
-        elif self.checked:
+        if _here.calls is not None or (
+            self.checked and not self.calls
+        ):  # a larger one is being recorded; or it cannot be
             self.step()
+        elif self.checked:
+            self.replay()
         elif self.calls:
             self.checked = True
             if not self.same():
@@ -144,14 +151,15 @@ class Recorded:
 
     def same(self):
         """Replay, undo it, take the step; whether both had the same effect."""
-        lasting = {a.ctypes.data: a for _, args in self.calls for a in args if type(a) is np.ndarray and a.ndim == 1}
-        before = [a.copy() for a in lasting.values()]
+        flat = {a.ctypes.data: a for _, args in self.calls for a in args if type(a) is np.ndarray and a.ndim == 1}
+        lasting = [*flat.values(), *self.outputs]
+        before = [a.copy() for a in lasting]
         self.replay()
-        replayed = [a.copy() for a in lasting.values()]
-        for a, was in zip(lasting.values(), before, strict=True):
+        replayed = [a.tobytes() for a in lasting]
+        for a, was in zip(lasting, before, strict=True):
             a[...] = was
         self.step()
-        return all(a.tobytes() == r.tobytes() for a, r in zip(lasting.values(), replayed, strict=True))
+        return replayed == [a.tobytes() for a in lasting]
 
 
 def _machine_code(function, args):
