@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-IMAGES = 20_000
+IMAGES = 20_480
 MEAN, STD = 0.1307, 0.3081
 RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 CONVS, LINEARS = (("0", 2), ("3", 0)), ("7", "9", "11")  # names in the state_dict; the convolutions' padding
@@ -58,6 +58,10 @@ class Net:
     def next_step(self):
         self.step(next(self.coming))
 
+    def run_through(self, order):
+        """A step on each row of `order`; the mean loss."""
+        return float(np.mean([self.step(index) for index in order]))
+
     def infer(self):
         return self.logits(self.x)
 
@@ -75,6 +79,44 @@ class TinyCNN(Net):
         self.model.load_state_dict(weights)
         self.batches = t.Batches(images, labels, mean=MEAN, std=STD)
         self.optimizer, self.criterion = t.Adam(self.model, RATE), t.CrossEntropyLoss()
+        self.totals: Any = None
+
+    def start(self, batch, weights, use="next_step"):
+        super().start(batch, weights, use)
+        self.ready(np.array(self.indices))
+
+    def ready(self, order):
+        """Begin an epoch of the batches `order`, a row each, with what `fit` does for one: a recorded step."""
+        model, (_, batch) = self.model, order.shape
+        if self.totals is None:
+            model.reserve(max(batch, model.reserved))
+            self.criterion.prepare(model.k, batch, 10, model.dtype)
+            self.totals = model.k.empty((4,), np.float64)
+            make = self.tinycnn.train.recorded_step
+            self.recorded = make(model, self.criterion, self.optimizer, self.batches, self.totals, batch)
+        self.batches.shuffle(order.ravel())
+        self.left = self.steps = len(order)
+        self.totals[...] = 0
+
+    def next_step(self):
+        if not self.left:
+            self.batches.move_to(0)
+            self.left = self.steps
+        self.left -= 1
+        self.recorded()
+
+    def losses(self):
+        sums = [0.0]
+        for index in self.indices:
+            self.next_step()
+            sums.append(self.totals[0] / len(index))
+        return list(np.diff(sums))
+
+    def run_through(self, order):
+        self.ready(order)
+        for _ in order:
+            self.recorded()
+        return float(self.totals[0] / self.totals[2])
 
     def step(self, index):
         return self.tinycnn.train_step(self.model, self.criterion, self.optimizer, self.batches, index)

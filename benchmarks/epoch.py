@@ -33,8 +33,7 @@ class Runner:
         test = (test_images.astype(np.float32) / 255 - _nets.MEAN) / _nets.STD
         self.test, self.labels = np.ascontiguousarray(test[:, None], np.float32), test_labels
         self.net.load(weights, images, labels)
-        for index in np.arange(3 * BATCH).reshape(3, BATCH):  # compiles
-            self.net.step(index)
+        self.net.run_through(np.arange(3 * BATCH).reshape(3, BATCH))  # compiles
         self.accuracy()
         self.net.load(weights, images, labels)
 
@@ -42,8 +41,8 @@ class Runner:
         """(seconds, mean loss) of the steps of `order` (steps, BATCH)"""
         time.sleep(side.PAUSE)
         start = time.perf_counter()
-        losses = [self.net.step(index) for index in order]
-        return time.perf_counter() - start, statistics.fmean(losses)
+        loss = self.net.run_through(order)
+        return time.perf_counter() - start, loss
 
     def accuracy(self):
         parts = [self.net.logits(self.test[i : i + EVALUATED]) for i in range(0, len(self.test), EVALUATED)]

@@ -83,8 +83,9 @@ class TinyCNN(_nets.TinyCNN):
         clocks = np.empty((PROFILED, len(parts) + 1))
         steps = np.empty(PROFILED)
         for clock, step in zip(clocks, steps.reshape(PROFILED, 1), strict=True):
+            self.batches.move_to(0)
             step[0] = time.perf_counter()
-            self.step(self.indices[0])
+            self.recorded()
             clock[0] = time.perf_counter()
             step[0] = clock[0] - step[0]
             for number, (*_, call) in enumerate(parts):

@@ -211,8 +211,7 @@ def fit(
     sizes = {batch_size, each % batch_size or batch_size}
 
     def record():
-        a_step = functools.partial(_step, model, criterion, optimizer, train, totals)
-        return {n: model.k.capture(functools.partial(a_step, n)) for n in sizes}
+        return {n: recorded_step(model, criterion, optimizer, train, totals, n) for n in sizes}
 
     steps = record()
     history, good, order, ahead = [], _state(model, optimizer), None, np.empty(0, np.int64)
@@ -320,6 +319,11 @@ def _step(model, criterion, optimizer, train, totals, n):
     model.run_backward(n)
     optimizer.step()
     criterion.tally(totals, train.cursor, target)
+
+
+def recorded_step(model, criterion, optimizer, train, totals, n):
+    """`_step` as the backend replays it."""
+    return model.k.capture(functools.partial(_step, model, criterion, optimizer, train, totals, n))
 
 
 def _epoch(steps, optimizer, train, totals, order, title, progress):
