@@ -123,7 +123,8 @@ def lenet5(device, activation, pool, make_optimizer, images, epochs, batch_size)
 
 OPTIMIZERS = {
     "sgd": lambda model: optim.SGD(model, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
-    "adamw": lambda model: optim.AdamW(model, optim.one_cycle(3e-3, 6)),
+    # Not the usual eps of 1e-8: where a gradient is as small as that, the step is what rounding makes of it.
+    "adamw": lambda model: optim.AdamW(model, optim.one_cycle(3e-3, 6), eps=1e-4),
 }
 
 
@@ -141,7 +142,7 @@ def test_training_lenet5_is_the_cpus(activation, pool, optimizer, order):
     assert got["train_accuracy"] == want["train_accuracy"]
     assert got["train_loss"] == pytest.approx(want["train_loss"], rel=1e-5)
     for name, value in parameters_cpu.items():
-        np.testing.assert_allclose(parameters[name], value, rtol=0, atol=2e-5 * np.abs(value).max(), err_msg=name)
+        np.testing.assert_allclose(parameters[name], value, rtol=0, atol=2e-6 * np.abs(value).max(), err_msg=name)
     assert state["_step"] == state_cpu["_step"] == -(-images // batch_size)
 
 

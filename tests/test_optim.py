@@ -318,3 +318,26 @@ def test_an_epoch_is_taken_again_with_the_rates_that_on_epoch_has_set(digits):
 def test_bad_arguments_are_refused_by_name(build, words):
     with pytest.raises((ValueError, TypeError), match=f"^{words} must"):
         build(make(lr=0.1)[1])
+
+
+# --- numbers that are too small ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [Adam, lambda model, lr: SGD(model, lr, momentum=0.9)])
+def test_averages_of_gradients_that_no_longer_come_end_at_zero(optimizer):
+    """Denormal numbers, which they would become on the way, take a hundred times as long."""
+    model = Sequential(Flatten(), Linear(4, 5), input_shape=(1, 2, 2), rng=0)
+    rule = optimizer(model, 1e-3)
+    model.grad[:] = np.random.default_rng(0).standard_normal(len(model.grad))
+    rule.step()
+    model.grad[:] = 0
+    for _ in range(1500):
+        rule.step()
+        for name in rule.vectors:
+            size = np.abs(getattr(rule, name))
+            assert not ((size > 0) & (size < np.finfo(np.float32).tiny)).any(), name
+    assert not getattr(rule, rule.vectors[0]).any()
+    model.grad[0] = np.nan
+    rule.step()
+    assert np.isnan(model.theta[0])
+    assert np.isfinite(model.theta[1:]).all()
