@@ -26,9 +26,14 @@ def dropout(y, x, counter, seed, p, span):
     threshold = np.uint64(p * 4294967296.0)
     start = mix(mix(np.uint64(seed)) + np.uint64(counter[0]))
     for t in prange(images):  # or tiles
-        for i in range(per):
-            for lane in range(L):
-                place, k = (t * L + lane) * per + i, (t * per + i) * L + lane
-                share = place if span == 1 else place // span
-                kept = (mix(start + np.uint64(share)) >> np.uint64(32)) >= threshold
-                y[k] = x[k] * scale if kept else zero
+        if L == 1 and span == 1:  # a loop that is compiled to vectors
+            to, row, first = y[t * per : (t + 1) * per], x[t * per : (t + 1) * per], start + np.uint64(t * per)
+            for i in range(per):
+                kept = (mix(first + np.uint64(i)) >> np.uint64(32)) >= threshold
+                to[i] = row[i] * scale if kept else zero
+        else:
+            for i in range(per):
+                for lane in range(L):
+                    place, k = (t * L + lane) * per + i, (t * per + i) * L + lane
+                    kept = (mix(start + np.uint64(place // span)) >> np.uint64(32)) >= threshold
+                    y[k] = x[k] * scale if kept else zero

@@ -229,23 +229,26 @@ def distance_forward(y, x, w):
             y[n, i] = total
 
 
+@inner
+def add_differences(to, row, others, weights):
+    """to = 2 * sum over i of weights[i] * (row - others[i])"""
+    for f in range(to.size):
+        to[f] = 0
+    for i in range(len(others)):
+        other, twice = others[i], weights[i] + weights[i]
+        for f in range(to.size):
+            to[f] += twice * (row[f] - other[f])
+
+
 @kernel
 def distance_backward(dx, dw, dy, x, w):
     """Gradients of both arguments of `distance_forward`; dx and dw of size 0 are not computed."""
-    two = x.dtype.type(2)
     images, points = len(x) if dx.size else 0, len(w) if dw.size else 0
-    for n in prange(images):
-        for f in range(x.shape[1]):
-            total = x.dtype.type(0)
-            for i in range(len(w)):
-                total += dy[n, i] * (x[n, f] - w[i, f])
-            dx[n, f] = two * total
-    for i in prange(points):
-        for f in range(x.shape[1]):
-            total = x.dtype.type(0)
-            for n in range(len(x)):
-                total += dy[n, i] * (w[i, f] - x[n, f])
-            dw[i, f] = two * total
+    for task in prange(images + points):
+        if task < images:
+            add_differences(dx[task], x[task], w, dy[task])
+        else:
+            add_differences(dw[task - images], w[task - images], x, dy[:, task - images])
 
 
 @kernel

@@ -9,7 +9,7 @@ import math
 
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel_of_parameters, recorded
+from tinycnn.kernels._jit import inner, kernel_alone, kernel_of_parameters
 
 # Averages of gradients that have stopped coming, a dead ReLU's say, shrink until they are denormal numbers, of which
 # processors are a hundred times slower.
@@ -21,10 +21,10 @@ def or_zero(average):
     return average - average if abs(average) < LEAST else average
 
 
-@recorded
+@kernel_alone
 def advance(step):
     """step[0] += 1; step: (1,) int64"""
-    step += 1
+    step[0] += 1
 
 
 @kernel_of_parameters
