@@ -22,7 +22,7 @@ from tinycnn import (
     losses,
     train,
 )
-from tinycnn.kernels import _jit
+from tinycnn.kernels import _record
 
 STEPS = 5
 TABLE = np.array([[True, False, True], [True, True, True], [False, True, True]])
@@ -134,7 +134,7 @@ def test_an_error_ends_the_recording():
     recorded = kernels.capture(step)
     with pytest.raises(KeyboardInterrupt):
         recorded()
-    assert _jit._here.calls is None
+    assert _record.here.calls is None
     for _ in range(3):
         recorded()
     assert counter == [4]

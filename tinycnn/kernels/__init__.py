@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from tinycnn.kernels import tiles
-from tinycnn.kernels._jit import Recorded
+from tinycnn.kernels._record import Recorded
 from tinycnn.kernels.activations import (
     gaussian_backward,
     gaussian_forward,

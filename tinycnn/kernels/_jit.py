@@ -5,21 +5,19 @@ compiler runs once per machine, not once per process.  Threads are not free, so 
 compiled for one thread when a first one comes.  `@kernel_alone` never has them.
 `@inner` compiles a serial helper that kernels call.
 
-`Recorded` writes down the kernels that a function calls, and replays them.
-
 The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
 that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a diverged run must be seen.
 """
 
 import functools
-import threading
 import types
 from typing import Any
 
 import numba
 import numpy as np
-from numba.core.dispatcher import Dispatcher
 from numba.extending import overload
+
+from tinycnn.kernels._record import here, one_at_a_time, recorded
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -35,9 +33,6 @@ INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
 # and longer to fetch what the other one has written.
 IMAGES, NUMBERS = 8, 120_000
 PARAMETERS = 100_000  # vectors of at most so many go on with the one thread that the kernel before them ran on
-
-# Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
-_one_at_a_time = threading.RLock()
 
 
 def kernel(function):
@@ -70,7 +65,7 @@ def _for_threads_or_one(function, options, of_parameters=False):
     @functools.wraps(function)
     def call(*args):
         if of_parameters:
-            one = _here.alone and args[0].size <= PARAMETERS
+            one = here.alone and args[0].size <= PARAMETERS
         else:
             one = len(args[0]) <= IMAGES and args[0].ndim < 5
             if one:
@@ -79,95 +74,15 @@ def _for_threads_or_one(function, options, of_parameters=False):
                     if type(a) is np.ndarray:
                         numbers += a.size
                 one = numbers <= NUMBERS
-            _here.alone = one
+            here.alone = one
         if one:
             few(*args)
         else:
-            with _one_at_a_time:
+            with one_at_a_time:
                 many(*args)
 
     few, many = recorded(alone), recorded(together)
     return call
-
-
-def recorded(function):
-    """`function`, whose calls `Recorded` is to see: a compiled one, or a plain one that changes arrays."""
-
-    @functools.wraps(function)
-    def call(*args):
-        if _here.calls is not None:
-            _here.calls.append((function, args))
-        function(*args)
-
-    return call
-
-
-class _Here(threading.local):
-    """What is known of this thread: the calls that are being recorded; whether the last kernel had it for itself."""
-
-    calls: list | None = None
-    alone = False
-
-
-_here = _Here()
-
-
-class Recorded:
-    """`step`, a function without arguments, called like it: the first call is recorded, the third and later replayed.
-
-    Replayed are the calls of kernels, on the same arrays and numbers, one after the other; more than half of the time
-    of a small kernel goes into finding it.  The second call is done both ways.  If what it leaves behind (in the
-    one-dimensional arrays: parameters, gradients, counters; and in `outputs`) is not the same to the bit, something
-    changes arrays that is no kernel, a loss in plain NumPy say, and the step goes on as it is.
-    """
-
-    def __init__(self, step, outputs=()):
-        self.step, self.outputs, self.calls, self.checked = step, outputs, [], False
-
-    def __call__(self):
-        if _here.calls is not None or (
-            self.checked and not self.calls
-        ):  # a larger one is being recorded; or it cannot be
-            self.step()
-        elif self.checked:
-            self.replay()
-        elif self.calls:
-            self.checked = True
-            if not self.same():
-                self.calls = []
-        else:
-            calls: list = []
-            _here.calls = calls
-            try:
-                self.step()
-            finally:
-                _here.calls = None
-            self.calls = [(_machine_code(function, args), args) for function, args in calls]
-
-    def replay(self):
-        with _one_at_a_time:
-            for function, args in self.calls:
-                function(*args)
-
-    def same(self):
-        """Replay, undo it, take the step; whether both had the same effect."""
-        flat = {a.ctypes.data: a for _, args in self.calls for a in args if type(a) is np.ndarray and a.ndim == 1}
-        lasting = [*flat.values(), *self.outputs]
-        before = [a.copy() for a in lasting]
-        self.replay()
-        replayed = [a.tobytes() for a in lasting]
-        for a, was in zip(lasting, before, strict=True):
-            a[...] = was
-        self.step()
-        return replayed == [a.tobytes() for a in lasting]
-
-
-def _machine_code(function, args):
-    """What a compiled function runs for arguments of these types."""
-    if not isinstance(function, Dispatcher):
-        return function
-    found = function.overloads.get(tuple(map(function.typeof_pyval, args)))
-    return found.entry_point if found else function
 
 
 def inner(function):

@@ -12,7 +12,8 @@ import numpy as np
 from numba import prange
 
 from tinycnn import scalars
-from tinycnn.kernels._jit import inner, kernel, kernel_in_order, recorded, scalar
+from tinycnn.kernels._jit import inner, kernel, kernel_in_order, scalar
+from tinycnn.kernels._record import recorded
 
 tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)

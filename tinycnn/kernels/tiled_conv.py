@@ -1,8 +1,10 @@
 """Convolution on tiles: see tiles.py for how a batch is laid out, conv.py for what is computed.
 
 The sums of a few output maps at two neighbouring pixels stay in registers until they are complete; the taps of a window
-that would meet padding are left out.  The input's gradient is such a convolution too, of dy with the weights turned by
-180 degrees.  A weight's gradient is the product of two images shifted against each other, added up over all lanes.
+that would meet padding are left out.  A tile is copied first, so that its maps come last: then all maps of a row of the
+window follow one another, and the inner loop is a long one.  The input's gradient is such a convolution too, of dy with
+the weights turned by 180 degrees.  A weight's gradient is the product of two images shifted against each other, added
+up over all lanes: a few maps of one times a few taps of the other at a time, on a strip of pixels that the cache holds.
 """
 
 import numpy as np
@@ -10,15 +12,7 @@ from numba import prange
 
 from tinycnn.kernels import _vector
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels.blocks import (
-    NARROW,
-    WIDE,
-    better,
-    ceil_to,
-    narrow_block,
-    pack,
-    wide_block,
-)
+from tinycnn.kernels.blocks import NARROW, WIDE, better, ceil_to, narrow_block, pack, wide_block
 from tinycnn.kernels.tiles import meeting
 
 CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and

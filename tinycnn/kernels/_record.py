@@ -1,0 +1,97 @@
+"""Steps that are recorded and replayed.
+
+Of the time of a small kernel more than half goes into finding it: which layer comes next, the view of its buffer, the
+code for these types.  All of that is the same in every step, so it is done once: the calls of kernels are written down,
+and from then on they are all that happens, on the same arrays and numbers, one after the other.
+"""
+
+import functools
+import threading
+
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+
+# Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
+one_at_a_time = threading.RLock()
+
+
+class _Here(threading.local):
+    """What is known of this thread: the calls that are being recorded; whether the last kernel ran on one thread."""
+
+    calls: list | None = None
+    alone = False
+
+
+here = _Here()
+
+
+def recorded(function):
+    """`function`, whose calls `Recorded` is to see: a compiled one, or a plain one that changes arrays."""
+
+    @functools.wraps(function)
+    def call(*args):
+        if here.calls is not None:
+            here.calls.append((function, args))
+        function(*args)
+
+    return call
+
+
+class Recorded:
+    """`step`, a function without arguments, to be called like it.
+
+    The first call is recorded, the third and all later ones are replayed.  The second is done both ways: if what it
+    leaves behind (in `outputs` and in the one-dimensional arrays: parameters, gradients, counters) is not the same to
+    the bit, something changes arrays that is no kernel, a loss in plain NumPy say, and the step goes on as it is.
+    """
+
+    def __init__(self, step, outputs=()):
+        self.step, self.outputs = step, outputs
+        self.calls: list = []  # (function, arguments)
+        self.checked = self.refused = False
+
+    def __call__(self):
+        if here.calls is not None or self.refused:  # or a larger step is being recorded, of which this is a part
+            self.step()
+        elif self.checked:
+            self.replay()
+        elif self.calls:
+            self.check()
+        else:
+            self.record()
+
+    def record(self):
+        calls: list = []
+        here.calls = calls
+        try:
+            self.step()
+        finally:
+            here.calls = None
+        self.calls = [(_machine_code(function, args), args) for function, args in calls]
+
+    def replay(self):
+        with one_at_a_time:
+            for function, args in self.calls:
+                function(*args)
+
+    def check(self):
+        """Replay, undo it, take the step, and compare."""
+        flat = {a.ctypes.data: a for _, args in self.calls for a in args if type(a) is np.ndarray and a.ndim == 1}
+        lasting = [*flat.values(), *self.outputs]
+        before = [a.copy() for a in lasting]
+        self.replay()
+        replayed = [a.tobytes() for a in lasting]
+        for a, was in zip(lasting, before, strict=True):
+            a[...] = was
+        self.step()
+        self.checked = replayed == [a.tobytes() for a in lasting]
+        if not self.checked:
+            self.refused, self.calls = True, []
+
+
+def _machine_code(function, args):
+    """What a compiled function runs for arguments of these types."""
+    if not isinstance(function, Dispatcher):
+        return function
+    found = function.overloads.get(tuple(map(function.typeof_pyval, args)))
+    return found.entry_point if found else function
