@@ -64,7 +64,9 @@ NETS = {
 def images(count):
     rng = np.random.default_rng(4)
     distortions = RandomAffine(degrees=10), ElasticTransform(), ColorJitter(brightness=0.1)
-    return Batches(rng.integers(0, 256, (count, 8, 8), np.uint8), np.arange(count) % 4, augment=distortions)
+    labels = np.arange(count) % 4
+    labels.flags.writeable = False  # as those of a file may be
+    return Batches(rng.integers(0, 256, (count, 8, 8), np.uint8), labels, augment=distortions)
 
 
 def made(chain, criterion, optimizer, batch):

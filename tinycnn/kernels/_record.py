@@ -76,7 +76,8 @@ class Recorded:
 
     def check(self):
         """Replay, undo it, take the step, and compare."""
-        flat = {a.ctypes.data: a for _, args in self.calls for a in args if type(a) is np.ndarray and a.ndim == 1}
+        arrays = (a for _, args in self.calls for a in args if type(a) is np.ndarray)
+        flat = {(a.ctypes.data, a.size): a for a in arrays if a.ndim == 1 and a.flags.writeable}
         lasting = [*flat.values(), *self.outputs]
         before = [a.copy() for a in lasting]
         self.replay()
