@@ -59,7 +59,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "training": {
         "loss": TEXT, "optimizer": TEXT,
         "lr": (int, float, str, list), # a number, a schedule without its number of steps, or a rate for each epoch
-        "tune_lr": LIST,   # rates to choose from, by the validation accuracy of one run each
+        "tune_lr": LIST,   # rates to choose from, by the mean validation accuracy of three runs
         "epochs": (int,), "batch": (int,), "steps_per_epoch": (int,),
         "reshuffle": (bool,), # False: one random order for all epochs
         "gradients": (bool,), # record how large gradients are in each layer, for the study of vanishing gradients
