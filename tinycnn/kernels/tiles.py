@@ -30,7 +30,7 @@ def _lanes(plane):
 def images_a_tile(batch, dtype):
     """Images a tile for batches of this size: 1 for the few that would leave most of a tile empty."""
     size = _vector.BYTES // np.dtype(dtype).itemsize
-    return size if 2 * batch > size else 1
+    return size if 2 * batch >= size else 1
 
 
 @inner
