@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinycnn import Sequential, kernels, layers
-from tinycnn.kernels import _vector, tiles
+from tinycnn.kernels import _vector, tiled_conv, tiles
 
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -136,3 +136,24 @@ def test_a_model_gives_the_same_for_one_image_and_for_many(images, dtype):
     traced = model.trace(images)
     assert [a.shape for a in traced] == [(images, *shape) for shape in model.shapes[1:]]
     np.testing.assert_array_equal(traced[-1], y)
+
+
+@pytest.mark.parametrize("images", [16, 70])  # a tile in two bands; more tiles than bands are needed for
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "stride"),
+    [(1, 6, (28, 28), (1, 1)), (6, 16, (27, 20), (1, 1)), (3, 5, (30, 33), (2, 1)), (2, 4, (3, 130), (1, 1))],
+)
+def test_gradients_of_maps_that_are_summed_in_strips(channels, outputs, size, stride, images):
+    """More pixels than `STRIP`; blocks of weight gradients of both sizes."""
+    rng, dtype = np.random.default_rng(7), np.float64
+    x, w = rng.standard_normal((images, channels, *size)), rng.standard_normal((outputs, channels, 5, 5))
+    options = stride, (2, 2), (1, 1), 1
+    dy = rng.standard_normal((images, outputs, *(-(-n // s) for n, s in zip(size, stride, strict=True))))
+    assert dy[0, 0].size > tiled_conv.STRIP
+    want, got = ([np.empty_like(x), np.empty_like(w), np.empty(outputs)] for _ in range(2))
+    kernels.conv2d_backward(*want, dy, x, w, *options)
+    L = lanes(dtype)
+    dx = tiled(np.full_like(x, np.nan), L)
+    kernels.conv2d_backward(dx, *got[1:], tiled(dy, L), tiled(x, L), w, *options)
+    for ours, theirs in zip((plain(dx, images), *got[1:]), want, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
