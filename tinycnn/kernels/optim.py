@@ -12,8 +12,9 @@ from numba import prange
 from tinycnn.kernels._jit import inner, kernel_alone, kernel_of_parameters
 
 # Averages of gradients that have stopped coming, a dead ReLU's say, shrink until they are denormal numbers, of which
-# processors are a hundred times slower.
-LEAST = 1e-35
+# processors are a hundred times slower.  Nothing above those may go: the weights that weight decay leaves of a net that
+# nothing reaches are as small, and later grow again.
+LEAST = 2.0**-126  # of the normal numbers of float32
 
 
 @inner
