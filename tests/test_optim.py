@@ -337,6 +337,9 @@ def test_averages_of_gradients_that_no_longer_come_end_at_zero(optimizer):
             size = np.abs(getattr(rule, name))
             assert not ((size > 0) & (size < np.finfo(np.float32).tiny)).any(), name
     assert not getattr(rule, rule.vectors[0]).any()
+    model.grad[:] = 1e-36  # small, but a normal number, and so is its average
+    rule.step()
+    assert (getattr(rule, rule.vectors[0]) > 9e-38).all()
     model.grad[0] = np.nan
     rule.step()
     assert np.isnan(model.theta[0])
