@@ -6,7 +6,7 @@ Every class has these methods.
     step(index)                       a training step on the images `index`: gather, normalise, forward, loss,
                                       backward, Adam.  Returns the loss, a float
     logits(x)                         inference: float32 images (N, 1, 28, 28) -> (N, 10), NumPy to NumPy
-    start, losses, next_step, infer   what `Net` makes of them, for timing
+    start, losses, next_step, run_through, infer   what `Net` makes of them, for timing
 
 Nothing is imported before an object is made: a class whose library is missing raises ModuleNotFoundError then.
 """
