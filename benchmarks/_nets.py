@@ -93,6 +93,7 @@ class TinyCNN(Net):
             self.criterion.prepare(model.k, batch, 10, model.dtype)
             self.totals = model.k.empty((4,), np.float64)
             make = self.tinycnn.train.recorded_step
+            self.tinycnn.train.warm_up(model, self.criterion, self.optimizer, self.batches, batch)
             self.recorded = make(model, self.criterion, self.optimizer, self.batches, self.totals, batch)
         self.batches.shuffle(order.ravel())
         self.left = self.steps = len(order)

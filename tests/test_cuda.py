@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
 ]
 SIMULATOR = not _target.EMULATED and _gpu.pretended()
-SERVICES = {"capture", "empty", "tiles", "to_device", "to_host", "write"}
+SERVICES = {"capture", "compile_for", "empty", "tiles", "to_device", "to_host", "write"}
 
 
 @pytest.fixture(params=["forward", "backward", "shuffled"] if _target.EMULATED else ["any order"])

@@ -407,7 +407,7 @@ def test_same_bits(name, dtype, same_bits):
 
 # --- completeness -----------------------------------------------------------------------------------------------------
 
-SERVICES = ["capture", "empty", "tiles", "to_device", "to_host", "write"]
+SERVICES = ["capture", "compile_for", "empty", "tiles", "to_device", "to_host", "write"]
 
 
 def test_every_exported_kernel_has_a_row():

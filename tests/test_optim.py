@@ -164,6 +164,7 @@ def test_an_average_refuses_a_state_that_does_not_fit():
 def test_fit_validates_and_returns_the_average(digits, monkeypatch):
     plain, optimizer = make(lr=0.05)
     monkeypatch.setattr(kernels, "capture", lambda step: step)  # every step is looked at
+    monkeypatch.setattr(kernels, "compile_for", lambda step: None)
     thetas = []
     step = optimizer.step
     optimizer.step = lambda: (step(), thetas.append(plain.theta.astype(np.float64)))

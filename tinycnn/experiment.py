@@ -139,7 +139,7 @@ def _run(args, network, name):
     sizes = f"{len(training):,} images to train on, {len(validation):,} to validate, {len(test):,} to test"
     print(f"\n{dataset.name}: {sizes}")
     print(f"{runs.device_name(device)}; results go to {folder.path}")
-    print("preparing kernels (the first start compiles them: half a minute or more) ...", end=" ", flush=True)
+    print("preparing kernels (the first start compiles them: 20 seconds or more) ...", end=" ", flush=True)
     print(f"{train.warm_up(model, criterion, optimizer, training, args.batch_size):.1f} s\n")
     print("epoch   train loss   accuracy   val loss   accuracy   images/s")
 

@@ -213,6 +213,7 @@ def fit(
     def record():
         return {n: recorded_step(model, criterion, optimizer, train, totals, n) for n in sizes}
 
+    _compile(model, criterion, optimizer, train, batch_size)
     steps = record()
     history, good, order, ahead = [], _state(model, optimizer), None, np.empty(0, np.int64)
     try:
@@ -404,13 +405,23 @@ def evaluate(model, batches, criterion=None, batch_size=EVALUATION_BATCH):
 
 
 def warm_up(model, criterion, optimizer, batches, batch_size):
-    """Compile (or load) every kernel that a step needs, by taking one and undoing it.  Returns the seconds it took."""
-    start, before = time.perf_counter(), _state(model, optimizer)
-    index = model.k.to_device(np.arange(min(batch_size, len(batches))))
+    """Compile (or load) every kernel that a step needs, and take one and undo it.  Returns the seconds it took."""
+    start, n = time.perf_counter(), min(batch_size, len(batches))
+    check_fit(model, batches, "batches")
+    _compile(model, criterion, optimizer, batches, n)
+    before, index = _state(model, optimizer), model.k.to_device(np.arange(n))
     with contextlib.suppress(DivergedError):  # the training itself will say so, with the right step
         train_step(model, criterion, optimizer, batches, index)
     _restore(model, optimizer, before)
     return time.perf_counter() - start
+
+
+def _compile(model, criterion, optimizer, batches, n):
+    """Compile what `_step` on n images needs, before it is taken."""
+    before, totals = _state(model, optimizer), model.k.empty((4,), np.float64)
+    criterion.prepare(model.k, n, model.shapes[-1][-1], model.dtype)
+    model.k.compile_for(functools.partial(_step, model, criterion, optimizer, batches, totals, n))
+    _restore(model, optimizer, before)
 
 
 def check_fit(model, batches, name):

@@ -3,7 +3,7 @@
 `tinycnn.backend.get("cuda")` chooses the GPU and returns this module.
 """
 
-from tinycnn.cuda._target import capture, empty, to_device, to_host, write
+from tinycnn.cuda._target import capture, compile_for, empty, to_device, to_host, write
 from tinycnn.cuda.activations import (
     gaussian_backward,
     gaussian_forward,
@@ -59,6 +59,7 @@ __all__ = [
     "batch_norm_forward",
     "capture",
     "col2im",
+    "compile_for",
     "conv2d_backward",
     "conv2d_forward",
     "conv2d_map_backward",

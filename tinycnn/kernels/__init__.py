@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from tinycnn.kernels import tiles
+from tinycnn.kernels._ahead import compile_for
 from tinycnn.kernels._record import Recorded
 from tinycnn.kernels.activations import (
     gaussian_backward,
@@ -63,6 +64,7 @@ __all__ = [
     "batch_norm_forward",
     "capture",
     "col2im",
+    "compile_for",
     "conv2d_backward",
     "conv2d_forward",
     "conv2d_map_backward",

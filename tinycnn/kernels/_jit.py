@@ -3,7 +3,7 @@
 `@kernel` compiles a function for parallel loops (`prange`) and keeps the machine code in Numba's cache, so the
 compiler runs once per machine, not once per process.  Threads are not free, so small calls do without them: a kernel is
 compiled for one thread when a first one comes.  `@kernel_alone` never has them.
-`@inner` compiles a serial helper that kernels call.
+`@inner` compiles a serial helper that kernels call, `@part_of` marks one that becomes part of them.
 
 The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
 that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a diverged run must be seen.
@@ -52,15 +52,23 @@ def kernel_in_order(function):
 
 def kernel_alone(function):
     """A `kernel` with too little to do for more than one thread."""
-    return recorded(numba.njit(**ALONE)(function))
+    return recorded(_compiled(function, ALONE))
+
+
+compiled: dict[tuple[str, str], Any] = {}  # by module and name: what other processes are asked to compile
+
+
+def _compiled(function, options):
+    compiled[function.__module__, function.__qualname__] = dispatcher = numba.njit(**options)(function)
+    return dispatcher
 
 
 def _for_threads_or_one(function, options, of_parameters=False):
-    together = numba.njit(**KERNEL | options)(function)
+    together = _compiled(function, KERNEL | options)
     # A second name, or both would share their places in the cache.
     twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_alone")
     twin.__module__, twin.__qualname__ = function.__module__, f"{function.__qualname__}_alone"
-    alone = numba.njit(**ALONE | options)(twin)
+    alone = _compiled(twin, ALONE | options)
 
     @functools.wraps(function)
     def call(*args):
@@ -88,6 +96,12 @@ def _for_threads_or_one(function, options, of_parameters=False):
 def inner(function):
     """Compile `function` for one thread; the result is called by kernels."""
     return numba.njit(**INNER)(function)
+
+
+def part_of(function):
+    """A piece of a kernel that stands on its own to be read, and is put into its place before anything is compiled:
+    LLVM goes over an `inner` function once more in each kernel, and in each inner function, that calls it."""
+    return numba.njit(inline="always")(function)
 
 
 def scalar(single, double):

@@ -16,9 +16,11 @@ one_at_a_time = threading.RLock()
 
 
 class _Here(threading.local):
-    """What is known of this thread: the calls that are being recorded; whether the last kernel ran on one thread."""
+    """What is known of this thread: the calls that are being recorded, and whether they are not to be made; whether the
+    last kernel ran on one thread."""
 
     calls: list | None = None
+    only = False
     alone = False
 
 
@@ -32,9 +34,19 @@ def recorded(function):
     def call(*args):
         if here.calls is not None:
             here.calls.append((function, args))
-        function(*args)
+        if not here.only:
+            function(*args)
 
     return call
+
+
+def calls_of(step, calls, only=False):
+    """Append (function, arguments) of the kernels that `step()` calls to `calls`; if `only`, it calls them in vain."""
+    here.calls, here.only = calls, only
+    try:
+        step()
+    finally:
+        here.calls, here.only = None, False
 
 
 class Recorded:
@@ -62,11 +74,7 @@ class Recorded:
 
     def record(self):
         calls: list = []
-        here.calls = calls
-        try:
-            self.step()
-        finally:
-            here.calls = None
+        calls_of(self.step, calls)
         self.calls = [(_machine_code(function, args), args) for function, args in calls]
 
     def replay(self):

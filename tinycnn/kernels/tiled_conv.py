@@ -11,15 +11,14 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels import _vector
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import inner, kernel, part_of
 from tinycnn.kernels.blocks import NARROW, WIDE, better, ceil_to, narrow_block, pack, wide_block
 from tinycnn.kernels.tiles import meeting
 
 CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
 # order, and with them the rounding, are the same for any number of threads
 BANDS = 2  # parts of an image, each a task of its own, so that few tiles keep several threads busy
-# Output maps and taps of a block of weight gradients: of the two sizes that which covers theirs with less to spare.
-LARGE, SMALL = (4, 6), (3, 5)
+MAPS, TAPS = 4, 5  # of a block of weight gradients: output maps, and taps of a row of their windows
 STRIP = 112  # pixels that such blocks are summed over one after the other: what they read stays in the nearest cache
 
 starts, outer, cross, zeros, pixel = _vector.starts, _vector.outer, _vector.cross, _vector.zeros, _vector.pixel
@@ -27,15 +26,10 @@ loads, picks, puts, stores, add_totals = _vector.loads, _vector.picks, _vector.p
 load, store = _vector.load, _vector.store
 
 
-@inner
-def large_block(x):
-    """A block of sums of products, and the vectors that are multiplied."""
-    return zeros(x, 24), zeros(x, 4), zeros(x, 6)
+SUMS = MAPS * TAPS
 
-
-@inner
-def small_block(x):
-    return zeros(x, 15), zeros(x, 3), zeros(x, 5)
+sums_block = inner(lambda x: zeros(x, SUMS))
+maps_block, taps_block = inner(lambda x: zeros(x, MAPS)), inner(lambda x: zeros(x, TAPS))
 
 
 @inner
@@ -132,7 +126,7 @@ def source_rows(rows, K, stride, padding, dilation, height):
     return min(height, max(0, first)), min(height, max(0, last + 1))
 
 
-@inner
+@part_of
 def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, like):
     """Output rows `rows` of a tile.  weight: (groups, ...), see `pack`   bias: (groups, ...)"""
     H, W = x.shape[1:3]
@@ -163,7 +157,7 @@ def conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups):
             forward_band(y[t], x[t], weight, bias, shape, stride, padding, dilation, rows, narrow_block(x))
 
 
-@inner
+@part_of
 def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
     """Rows `rows` of a tile's input gradient: dy, its pixels `stride` apart, convolved with the weights, turned."""
     OH, OW = dy.shape[1:3]
@@ -178,22 +172,22 @@ def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
 
 
 @inner
-def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows, none, left, right):
+def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows):
     """Add a tile's products of dy's rows `rows` to the weights' gradient, and their sums to the bias's.
 
     part: flat; groups, blocks of output maps, kernel rows and blocks of taps, each a block of sums and fill
-    none, left, right: the block, and the vectors whose products it is the sum of; for their sizes
     """
     (C, H, W, L), (O, OH, OW) = x.shape, dy.shape[:3]
     groups, KH, KW = shape
-    per, count, margin, maps, taps = C // groups, O // groups, padding[1], len(left), len(right)
-    plane, pitch, size = OH * OW * L, (W + 2 * margin) * L, len(none) * L
-    offset = np.zeros(ceil_to(per * KW, taps), np.int64)
+    none, left, right = sums_block(x), maps_block(x), taps_block(x)
+    per, count, margin = C // groups, O // groups, padding[1]
+    plane, pitch, size = OH * OW * L, (W + 2 * margin) * L, SUMS * L
+    offset = np.zeros(ceil_to(per * KW, TAPS), np.int64)
     for k in range(per * KW):
         offset[k] = k // KW * H * pitch + k % KW * dilation[1] * L
-    offset_dy = np.zeros(ceil_to(count, maps), np.int64)
+    offset_dy = np.zeros(ceil_to(count, MAPS), np.int64)
     met, grad, place = source_rows(rows, KH, stride[0], padding[0], dilation[0], H), dy.reshape(dy.size), 0
-    kept, strip = np.empty(KH * (offset.size // taps) * size, x.dtype), max(1, STRIP // OW)
+    kept, strip = np.empty(KH * (offset.size // TAPS) * size, x.dtype), max(1, STRIP // OW)
     for g in range(groups):
         for r in range(count):
             offset_dy[r] = (g * count + r) * plane
@@ -201,14 +195,14 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
             src = spread_out(x, g * per, per, met, margin, (1, 1), False)
         else:
             src = x[g * per :].reshape((C - g * per) * H * W * L)
-        for r in range(0, count, maps):
+        for r in range(0, count, MAPS):
             for first in range(rows[0], rows[1], strip):
                 last = min(first + strip, rows[1])
                 for u in range(KH):
                     top = u * dilation[0] - padding[0]
                     i0, i1 = meeting(top, stride[0], OH, H)
-                    for k in range(0, offset.size, taps):
-                        at_kept = (u * (offset.size // taps) + k // taps) * size
+                    for k in range(0, offset.size, TAPS):
+                        at_kept = (u * (offset.size // TAPS) + k // TAPS) * size
                         sums = none if first == rows[0] else loads(kept, at_kept, L, none)
                         for i in range(max(i0, first), min(i1, last)):
                             at, q = i * OW * L, (top + i * stride[0]) * pitch
@@ -220,9 +214,9 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
                             puts(kept, at_kept, sums)
                         else:
                             add_totals(part, place, sums)
-                            place += ceil_to(len(none), L)
+                            place += ceil_to(SUMS, L)
                 if bias_part.size:
-                    for o in range(g * count + r, g * count + min(r + maps, count)):
+                    for o in range(g * count + r, g * count + min(r + MAPS, count)):
                         run, total = grad[(o * OH + first) * OW * L : (o * OH + last) * OW * L], x.dtype.type(0)
                         for k in range(run.size):
                             total += run[k]
@@ -230,7 +224,7 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
 
 
 @inner
-def sum_parts(dw, db, part, bias_part, groups, maps, taps, fill):
+def sum_parts(dw, db, part, bias_part, groups, fill):
     """dw and db from their parts, added in order."""
     O, per, KH, KW = dw.shape
     count = O // groups
@@ -241,12 +235,12 @@ def sum_parts(dw, db, part, bias_part, groups, maps, taps, fill):
             total[i] += more[i]
     at = 0
     for g in range(groups):
-        for r in range(0, count, maps):
+        for r in range(0, count, MAPS):
             for u in range(KH):
-                for k0 in range(0, per * KW, taps):
-                    for i in range(min(maps, count - r)):
-                        for k in range(k0, min(k0 + taps, per * KW)):
-                            dw[g * count + r + i, k // KW, u, k % KW] = total[at + i * taps + k - k0]
+                for k0 in range(0, per * KW, TAPS):
+                    for i in range(min(MAPS, count - r)):
+                        for k in range(k0, min(k0 + TAPS, per * KW)):
+                            dw[g * count + r + i, k // KW, u, k % KW] = total[at + i * TAPS + k - k0]
                     at += fill
     for o in range(db.size):
         db[o] = bias_part[0, o]
@@ -254,18 +248,12 @@ def sum_parts(dw, db, part, bias_part, groups, maps, taps, fill):
             db[o] += bias_part[k, o]
 
 
-@inner
-def backward_tile(dx, part, bias_part, dy, x, weight, shape, stride, padding, dilation, band_of, block, large):
+@part_of
+def backward_tile(dx, part, bias_part, dy, x, weight, shape, stride, padding, dilation, band_of, block):
     """A band of a tile; adds to the parts.  shape: (groups, O/groups, KH, KW)   band_of: its number, and of how many"""
     groups, count, KH, KW = shape
     rows = band(*band_of, dy.shape[1])
-    window = groups, KH, KW
-    if large:
-        none, left, right = large_block(x)
-        weight_blocks(part, bias_part, dy, x, window, stride, padding, dilation, rows, none, left, right)
-    else:
-        none, left, right = small_block(x)
-        weight_blocks(part, bias_part, dy, x, window, stride, padding, dilation, rows, none, left, right)
+    weight_blocks(part, bias_part, dy, x, (groups, KH, KW), stride, padding, dilation, rows)
     if dx.size:
         turned, rows = (count, KH, KW), band(*band_of, x.shape[1])
         if block == WIDE:
@@ -280,13 +268,10 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
     (O, per, KH, KW), L = w.shape, dy.shape[4]
     shape, block = (groups, O // groups, KH, KW), better(per, WIDE, NARROW)
     weight = pack(w, groups, block, True, True)
-    sizes = [ceil_to(O // groups, maps) * ceil_to(per * KW, taps) for maps, taps in (LARGE, SMALL)]
-    large = sizes[0] <= sizes[1]
-    maps, taps = LARGE if large else SMALL
     bands = BANDS if BANDS * len(x) < CHUNKS else 1
     tasks = len(x) * bands
-    chunks, fill = min(CHUNKS, tasks), ceil_to(maps * taps, L)
-    size = ceil_to(O // groups, maps) // maps * KH * (ceil_to(per * KW, taps) // taps) * fill
+    chunks, fill = min(CHUNKS, tasks), ceil_to(SUMS, L)
+    size = ceil_to(O // groups, MAPS) // MAPS * KH * (ceil_to(per * KW, TAPS) // TAPS) * fill
     part, bias_part = np.zeros((chunks, groups * size), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
@@ -294,6 +279,6 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
             to = dx[t] if dx.size else dx.reshape((0, 0, 0, 0))
             backward_tile(
                 to, part[chunk], bias_part[chunk], dy[t], x[t], weight, shape, stride, padding, dilation,
-                (task % bands, bands), block, large,
+                (task % bands, bands), block,
             )  # fmt: skip
-    sum_parts(dw, db, part, bias_part, groups, maps, taps, fill)
+    sum_parts(dw, db, part, bias_part, groups, fill)
