@@ -253,7 +253,7 @@ def dead_start(dead, alive):
     left.set_ylim(0, 101)
     left.legend(fontsize=LABEL, frameon=False, loc="lower right")
     right.set_xticks(range(len(UNITS)), UNITS)
-    right.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(0.01, 0.62))  # between the two nets
+    right.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(0.01, 0.66))  # between the two nets
     fig.suptitle("Gaussian outputs: drawn too far apart, the centres see nothing", fontsize=TITLE, color=INK)
     return fig
 
