@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +109,16 @@ def test_the_recipes_are_listed_with_their_claims(capsys):
         assert ("" if recipe.claimed is None else f"{recipe.claimed:.2f} %") in line
     assert not any(recipe.space for recipe in recipes.find("all"))
     assert len(recipes.find("all")) < len(recipes.shipped())
+
+
+def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "tinycnn", "recipes"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 @pytest.mark.parametrize(

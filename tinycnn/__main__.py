@@ -1,6 +1,7 @@
 """The command line: python -m tinycnn --help."""
 
 import argparse
+import os
 import sys
 
 import tinycnn
@@ -61,5 +62,16 @@ def data(args):
     return 0
 
 
+def program():
+    """`main`, for a shell: whoever reads the output, `head` say, may have seen enough before it ends."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's own last flush goes
+        code = 1
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())
