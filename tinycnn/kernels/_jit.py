@@ -29,9 +29,9 @@ ALONE = OPTIONS | {"cache": True}
 IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
 INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
 
-# Calls for so few images, in plain order, with so few numbers in all arrays run on one thread: two need 2 us to meet,
-# and longer to fetch what the other one has written.
-IMAGES, NUMBERS = 8, 120_000
+# Calls for so few images, in plain order, with so few numbers in all arrays run on one thread, and so do calls with
+# fewer numbers still: two need 2 us to meet, and longer to fetch what the other one has written.
+IMAGES, NUMBERS, FEW = 8, 120_000, 20_000
 PARAMETERS = 100_000  # vectors of at most so many go on with the one thread that the kernel before them ran on
 
 
@@ -75,13 +75,13 @@ def _for_threads_or_one(function, options, of_parameters=False):
         if of_parameters:
             one = here.alone and args[0].size <= PARAMETERS
         else:
-            one = len(args[0]) <= IMAGES and args[0].ndim < 5
+            one = args[0].ndim < 5
             if one:
                 numbers = 0
                 for a in args:
                     if type(a) is np.ndarray:
                         numbers += a.size
-                one = numbers <= NUMBERS
+                one = numbers <= (NUMBERS if len(args[0]) <= IMAGES else FEW)
             here.alone = one
         if one:
             few(*args)
@@ -96,6 +96,12 @@ def _for_threads_or_one(function, options, of_parameters=False):
 def inner(function):
     """Compile `function` for one thread; the result is called by kernels."""
     return numba.njit(**INNER)(function)
+
+
+def inlined(function):
+    """An `inner` function for innermost loops, whose machine code becomes part of its callers': LLVM would often call
+    it, and calls keep vectors in memory."""
+    return numba.njit(forceinline=True, **INNER)(function)
 
 
 def part_of(function):

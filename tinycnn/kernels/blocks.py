@@ -8,11 +8,11 @@ loaded is used several times, which is what keeps the multiply-add units busy.
 import numpy as np
 
 from tinycnn.kernels import _vector
-from tinycnn.kernels._jit import inner
+from tinycnn.kernels._jit import inlined, inner
 
 WIDE, NARROW = 8, 6  # output maps a block; the number that leaves fewer of the last block unused is taken
 
-zeros = _vector.zeros
+loads, outer, zeros = _vector.loads, _vector.outer, _vector.zeros
 
 # Blocks are tuples, and tuples have their size in their type: these make one of each.
 wide_block = inner(lambda x: zeros(x, 16))
@@ -29,6 +29,31 @@ def ceil_to(n, multiple):
 def better(n, large, small):
     """The block size of the two that covers n with less to spare."""
     return large if ceil_to(n, large) <= ceil_to(n, small) else small
+
+
+@inner
+def offsets(I, J, K, i_step, j_step, k_step):
+    """i*i_step + j*j_step + k*k_step for i < I, j < J, k < K, in this order: where the taps of a window are."""
+    offset, at = np.empty(I * J * K, np.int64), 0
+    for i in range(I):
+        for j in range(J):
+            for k in range(K):
+                offset[at] = i * i_step + j * j_step + k * k_step
+                at += 1
+    return offset
+
+
+@inlined
+def add_taps(sums, src, at, offset, first, last, right, weight, w):
+    """Add, for taps first ... last of the windows at two vectors, `right` apart, weight times source.
+
+    offset: where the source has what a tap meets, counted from `at`   weight: from w on, a block of one number for each
+    output map a tap
+    """
+    block, pair = len(sums) // 2, zeros(src, 2)
+    for k in range(first, last):
+        sums = outer(sums, weight, w + k * block, 1, loads(src, at + offset[k], right, pair))
+    return sums
 
 
 @inner

@@ -20,8 +20,8 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import add_totals, cross, loads, outer, picks, starts, stores, width, zeros
-from tinycnn.kernels.blocks import NARROW, WIDE, better, ceil_to, narrow_block, pack, wide_block
+from tinycnn.kernels._vector import add_totals, cross, picks, starts, stores, width, zeros
+from tinycnn.kernels.blocks import NARROW, WIDE, add_taps, better, ceil_to, narrow_block, offsets, pack, wide_block
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.pooling import clear
 from tinycnn.kernels.tiled_conv import CHUNKS, conv2d_backward_tiled, conv2d_forward_tiled
@@ -87,37 +87,17 @@ def run_length(y, pitch):
 
 
 @inner
-def add_taps(sums, src, at, plane, row, column, right, weight, w, shape, u0, u1, v0, v1):
-    """Add, for all input maps and the given ranges of taps, weight times source at two vectors, `right` apart.
-
-    shape: (maps, KH, KW) of the weights, which follow one another in blocks of one number for each output map
-    """
-    (C, KH, KW), block, pair = shape, len(sums) // 2, zeros(src, 2)
-    for c in range(C):
-        for u in range(u0, u1):
-            here, tap = at + c * plane + u * row + v0 * column, w + ((c * KH + u) * KW + v0) * block
-            for _ in range(v0, v1):
-                sums = outer(sums, weight, tap, 1, loads(src, here, right, pair))
-                here += column
-                tap += block
-    return sums
-
-
-@inner
 def combine(y, src, at, pitch, weight, bias, shape, steps, like):
     """y[r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[at + i*pitch + j + c*steps[0] + u*steps[1] + v*steps[2]]
 
     y: (count, OH, OW)   src: flat   weight: see `pack`; of maps of `shape`: (C, KH, KW)   like: a block, for its size
     """
     (count, OH, OW), (C, KH, KW), block, W = y.shape, shape, len(like) // 2, width(y)
-    length = run_length(y[0], pitch)
-    out = np.empty(block * length, y.dtype)
+    length, taps = run_length(y[0], pitch), C * KH * KW
+    out, offset = np.empty(block * length, y.dtype), offsets(C, KH, KW, steps[0], steps[1], steps[2])
     for r in range(0, count, block):
         for k in range(0, length, 2 * W):
-            sums = add_taps(
-                starts(bias, r, like), src, at + k, steps[0], steps[1], steps[2], W, weight, r * C * KH * KW, shape,
-                0, KH, 0, KW,
-            )  # fmt: skip
+            sums = add_taps(starts(bias, r, like), src, at + k, offset, 0, taps, W, weight, r * taps)
             stores(out, k, length, W, sums, block)
         for one in range(min(block, count - r)):
             for i in range(OH):

@@ -1,10 +1,12 @@
 """Convolution on tiles: see tiles.py for how a batch is laid out, conv.py for what is computed.
 
 The sums of a few output maps at two neighbouring pixels stay in registers until they are complete; the taps of a window
-that would meet padding are left out.  A tile is copied first, so that its maps come last: then all maps of a row of the
-window follow one another, and the inner loop is a long one.  The input's gradient is such a convolution too, of dy with
-the weights turned by 180 degrees.  A weight's gradient is the product of two images shifted against each other, added
-up over all lanes: a few maps of one times a few taps of the other at a time, on a strip of pixels that the cache holds.
+that would meet padding are left out.  Where the others are is written down once, in a list: then a window is one long
+loop, and there is little to compute beside the sums.  A tile is copied first, so that its maps come last, in the order
+in which they are read.  The input's gradient is such a convolution too, of dy with the weights turned by 180 degrees.
+
+A weight's gradient is the product of two images shifted against each other, added up over all lanes: a few maps of one
+times a few taps of the other at a time, on a strip of pixels that the cache holds.
 """
 
 import numpy as np
@@ -12,7 +14,7 @@ from numba import prange
 
 from tinycnn.kernels import _vector
 from tinycnn.kernels._jit import inner, kernel, part_of
-from tinycnn.kernels.blocks import NARROW, WIDE, better, ceil_to, narrow_block, pack, wide_block
+from tinycnn.kernels.blocks import NARROW, WIDE, add_taps, better, ceil_to, narrow_block, offsets, pack, wide_block
 from tinycnn.kernels.tiles import meeting
 
 CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
@@ -21,10 +23,9 @@ BANDS = 2  # parts of an image, each a task of its own, so that few tiles keep s
 MAPS, TAPS = 4, 5  # of a block of weight gradients: output maps, and taps of a row of their windows
 STRIP = 112  # pixels that such blocks are summed over one after the other: what they read stays in the nearest cache
 
-starts, outer, cross, zeros, pixel = _vector.starts, _vector.outer, _vector.cross, _vector.zeros, _vector.pixel
+starts, cross, zeros, pixel = _vector.starts, _vector.cross, _vector.zeros, _vector.pixel
 loads, picks, puts, stores, add_totals = _vector.loads, _vector.picks, _vector.puts, _vector.stores, _vector.add_totals
 load, store = _vector.load, _vector.store
-
 
 SUMS = MAPS * TAPS
 
@@ -62,52 +63,37 @@ def spread_out(x, first, count, rows, margin, step, maps_last):
 
 
 @inner
-def add_taps(sums, src, at, steps, right, weight, w, shape, u0, u1, v0, v1):
-    """Add, for the given ranges of taps, and for all input maps, weight times source at two pixels, `right` apart.
-
-    shape: (maps, KH, KW) of the weights, taps first, which follow one another in blocks of one number for each output
-    map   steps: from map to map, tap to tap, and to the tap below.  As maps and taps lie in one piece, a row of the
-    window is one long loop
-    """
-    C, KW, block, pair = shape[0], shape[2], len(sums) // 2, zeros(src, 2)
-    pieces, run = (1, (v1 - v0) * C) if steps[1] == C * steps[0] else (v1 - v0, C)
-    for u in range(u0, u1):
-        here, tap = at + u * steps[2] + v0 * steps[1], w + (u * KW + v0) * C * block
-        for _ in range(pieces):
-            for _ in range(run):
-                sums = outer(sums, weight, tap, 1, loads(src, here, right, pair))
-                here += steps[0]
-                tap += block
-            here += steps[1] - C * steps[0]
-    return sums
-
-
-@inner
 def slide(y, first, count, src, size, margin, weight, bias, shape, stride, padding, dilation, rows, like):
-    """y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[i*sh + u*dh - ph, j*sw + v*dw - pw, c], one tile.
+    """y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[c, i*sh + u*dh - ph, j*sw + v*dw - pw], one tile.
 
-    y: (O, OH, OW, L)   src: see `spread_out`, of `size` (H, W), with `margin` columns of zeros on both sides, at least
+    y: (O, OH, OW, L)   src: flat, (H, W, C, L), of `size` (H, W) with `margin` columns of zeros on both sides, at least
     dilation[1] or padding[1] of them if a window reaches over the edge   rows: the range of i   like: a block, for its
     size   weight: see `pack`   bias: as many numbers as weight has maps
     """
     (H, W), (C, KH, KW), (OH, OW, L) = size, shape, y.shape[1:]
-    block, column, out = len(like) // 2, C * L, y.reshape(y.size)
-    pitch, next_to = (W + 2 * margin) * column, 1 if OW > 1 else 0
-    steps = L, dilation[1] * column, dilation[0] * pitch
+    block, out, pairs, next_to = len(like) // 2, y.reshape(y.size), (OW + 1) // 2, 1 if OW > 1 else 0
+    column, pitch = C * L, (W + 2 * margin) * C * L
+    offset, taps = offsets(KH, KW, C, dilation[0] * pitch, dilation[1] * column, L), KW * C
+    # Where pairs of outputs stand, and the columns of the window that meet the image, are the same in all rows.
+    columns = np.empty((pairs, 3), np.int64)
+    for p in range(pairs):
+        j = max(0, min(2 * p, OW - 2))  # the last pair of a row reaches back
+        left = j * stride[1] - padding[1]
+        one, other = meeting(left, dilation[1], KW, W), meeting(left + next_to * stride[1], dilation[1], KW, W)
+        columns[p, 0], columns[p, 1], columns[p, 2] = j, min(one[0], other[0]), max(one[1], other[1])
     for i in range(rows[0], rows[1]):
         top = i * stride[0] - padding[0]
         u0, u1 = meeting(top, dilation[0], KH, H)
-        for place in range(0, OW, 2):
-            j = max(0, min(place, OW - 2))  # the last pair of a row reaches back
-            left = j * stride[1] - padding[1]
-            v0, v1 = meeting(left, dilation[1], KW, W)
-            w0, w1 = meeting(left + next_to * stride[1], dilation[1], KW, W)
-            at = top * pitch + (left + margin) * column
+        for p in range(pairs):
+            j, v0, v1 = columns[p, 0], columns[p, 1], columns[p, 2]
+            at = top * pitch + (j * stride[1] - padding[1] + margin) * column
+            tap, run, pieces = u0 * taps + v0 * C, (v1 - v0) * C, u1 - u0
+            if run == taps:  # whole rows of the window follow one another
+                run, pieces = run * pieces, 1
             for r in range(0, count, block):
-                sums = add_taps(
-                    starts(bias, r, like), src, at, steps, next_to * stride[1] * column, weight, r * C * KH * KW, shape,
-                    u0, u1, min(v0, w0), max(v1, w1),
-                )  # fmt: skip
+                sums, w = starts(bias, r, like), r * taps * KH
+                for k in range(tap, tap + pieces * taps, taps):
+                    sums = add_taps(sums, src, at, offset, k, k + run, next_to * stride[1] * column, weight, w)
                 to = (((first + r) * OH + i) * OW + j) * L
                 stores(out, to, OH * OW * L, next_to * L, sums, min(block, count - r))
 
