@@ -198,6 +198,14 @@ def test_installed_sizes_count_what_is_required_too():
     assert start.installed_bytes("no-such-package") == 0
 
 
+def test_a_start_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(start, "CACHES", {})  # that of these tests: an empty one takes half a minute
+    np.savez(tmp_path / "weights.npz", **_nets.first_weights(start.NET))
+    found = start.launch("tinycnn", 32, 1, tmp_path, tmp_path / "weights.npz")
+    assert all(found[key] > 0 for key in ("import", "first_step", "second_step", "answer"))
+    assert found["memory"] > 5e7
+
+
 def test_results_that_are_kept_can_be_drawn(tmp_path, capsys):
     old = tmp_path / "old.json"
     old.write_text(json.dumps({"rows": []}))
