@@ -41,17 +41,17 @@ start = time.perf_counter()
 importlib.import_module(module)
 imported = time.perf_counter()
 one = _nets.ALL[name](net, int(threads))
-def start():
+def begin():
     _nets.Net.start(one, int(batch), weights)  # no more than what training needs: torch's own tries memory formats
     if name == "tinycnn":
         one.ready(np.array(one.indices))
-start()
+begin()
 act = one.infer if name == "onnxruntime" else one.next_step
 act()
 first = time.perf_counter()
 act()
 second = time.perf_counter()
-start()
+begin()
 answer = float(one.infer().sum()) if name == "onnxruntime" else one.losses()[-1]
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps({"import": imported - start, "first_step": first - imported, "second_step": second - first,
