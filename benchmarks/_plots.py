@@ -96,7 +96,8 @@ def ladder(result):
     for place, row in enumerate(rows):
         ours = row["version"] in ("im2col, our product", "shifted rows", "in use: tiles")
         ax.barh(place, row["gflops"], color=BLUE if ours else FAINT, height=0.7)
-        ax.text(row["gflops"] * 1.08, place, f"{row['gflops']:.3g}", va="center", fontsize=SMALL, color=INK)
+        number = ax.text(row["gflops"] * 1.08, place, f"{row['gflops']:.3g}", va="center", fontsize=SMALL, color=INK)
+        number.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # the line of the peak may cross it
         words, across = duration(row["seconds_an_image"]), ax.get_yaxis_transform()
         ax.text(1, place, words, transform=across, ha="right", va="center", fontsize=SMALL, color=INK)
     ax.set_yticks(range(len(rows)), [row["version"] for row in rows])
@@ -151,7 +152,10 @@ def throughput(result, what):
         for ax, net in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
             chosen = [near(64, [r for r in rows if r["net"] == net and r["threads"] == n]) for n in counts]
             lines(ax, counts, [row["images_per_second"] for row in chosen])
-            dress(ax, "threads", "images/s", f"{net}, batch {chosen[0]['batch']}")
+            for name, one in chosen[0]["images_per_second"].items():
+                ax.plot(counts, [one * n / counts[0] for n in counts], ":", color=LOOKS[name][0], linewidth=1)
+            from_zero(ax, counts)
+            dress(ax, "threads (dotted: in proportion)", "images/s", f"{net}, batch {chosen[0]['batch']}")
         legend(figure, rows)
         heading(figure, f"LeNet-5, {what}", result["hardware"]["processor"])
         yield "threads", figure
@@ -272,6 +276,15 @@ def logarithmic(axis, subs=(1, 2, 5)):
     axis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def from_zero(ax, x):
+    """Plain axes, for few numbers x."""
+    from matplotlib.ticker import AutoLocator, FuncFormatter
+
+    ax.set(xscale="linear", yscale="linear", xlim=(0, max(x) * 1.08), xticks=x, ylim=(0, None))
+    ax.yaxis.set_major_locator(AutoLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def heading(figure, title, note):
