@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from tinycnn import kernels
-from tinycnn.kernels import _ahead
+from tinycnn import SGD, Batches, CrossEntropyLoss, Dropout, Flatten, Linear, Sequential, kernels, train
+from tinycnn.kernels import _ahead, _record
 
 # Four kernels and more, for one type each, with an empty cache; prints how many of them came from another process.
 COMPILE = """
@@ -17,32 +17,41 @@ import numpy as np
 from tinycnn import kernels
 from tinycnn.kernels import _ahead, _jit
 _ahead._processors = lambda: 2
-if sys.argv[1] == "dies":
-    sys.executable = "false"
-if sys.argv[1] == "is not there":
-    sys.executable = "no such program"
+programs = {"dies": "false", "talks and dies": "echo", "says nothing": sys.argv[2], "is not there": "no such program"}
+sys.executable = programs.get(sys.argv[1], sys.executable)
 x, y, z = (kernels.empty((20, 30), np.float32) for _ in range(3))
 def step():
+    kernels.leaky_relu_forward(y[0], x[0], 0.1)
     kernels.leaky_relu_forward(y, x, 0.1)
     kernels.leaky_relu_backward(z, y, x, 0.1)
     kernels.gaussian_forward(y, x)
     kernels.gaussian_backward(z, y, y)
     kernels.softmax_forward(y, x)
     kernels.softmax_backward(z, y, y)
+fed = []
+class Waiting(_ahead.collections.deque):
+    def popleft(self):
+        fed.append(one := super().popleft())
+        return one
+_ahead.collections.deque = Waiting
 kernels.compile_for(step)
 assert not y.any() and not z.any()
 found = [f for f in _jit.compiled.values() if f.overloads]
-assert len(found) == 6, found
+assert len(found) == 6 and sum(len(f.overloads) for f in found) == 7, found
+assert len(fed) == len({f for f, _ in fed}) == 6, fed  # Numba's cache would mix up one that two processes compile
 print(sum(sum(f.stats.cache_hits.values()) for f in found))
 step()
 assert abs(y.sum() - 20) < 1e-4
 """
 
 
-@pytest.mark.parametrize("the_other", ["works", "dies", "is not there"])
+@pytest.mark.parametrize("the_other", ["works", "dies", "talks and dies", "says nothing", "is not there"])
 def test_every_kernel_is_compiled_and_some_by_another_process(the_other, tmp_path):
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexec sleep 1000\n")
+    silent.chmod(0o755)
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", COMPILE, the_other]
+    command = [sys.executable, "-c", COMPILE, the_other, str(silent)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert (int(done.stdout) > 0) == (the_other == "works"), done.stdout
@@ -70,3 +79,15 @@ def test_nothing_is_started_where_everything_is_compiled(monkeypatch):
     kernels.compile_for(step)
     monkeypatch.setattr(_ahead.subprocess, "Popen", None)
     kernels.compile_for(step)
+
+
+def test_fit_asks_for_its_smaller_last_batch_and_for_training(monkeypatch):
+    model = Sequential(Flatten(), Dropout(0.5), Linear(12, 3), input_shape=(1, 3, 4), rng=0).eval()
+    data = Batches(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
+    before, asked = model.snapshot(), []
+    monkeypatch.setattr(kernels, "compile_for", lambda step: _record.calls_of(step, asked, only=True))
+    train._compile(model, CrossEntropyLoss(), SGD(model, 0.1), data, {16, 4})
+    assert {len(args[0]) for function, args in asked if function.__name__.startswith("gather")} == {16, 4}
+    assert any(function.__name__ == "advance" for function, _ in asked)  # dropout's masks, in training only
+    assert not model.training
+    np.testing.assert_equal(model.snapshot(), before)

@@ -179,6 +179,9 @@ def fit(
     on_epoch           called with each epoch's record; where it returns True (`EarlyStopping`), training ends there
     progress           show a bar on stderr, where that is a terminal
 
+    At the beginning it finds out which kernels a step needs, and compiles what is missing, by going through a step in
+    which no kernel runs: Python code in it, a loss of one's own say, is called once more, on numbers without meaning.
+
     The history is a list of records, one an epoch: epoch, train_loss, train_accuracy (both while training), val_loss,
     val_accuracy (if there is a validation set), lr (at the end), seconds (of training), images_per_second.
 
@@ -213,7 +216,7 @@ def fit(
     def record():
         return {n: recorded_step(model, criterion, optimizer, train, totals, n) for n in sizes}
 
-    _compile(model, criterion, optimizer, train, batch_size)
+    _compile(model, criterion, optimizer, train, sizes)
     steps = record()
     history, good, order, ahead = [], _state(model, optimizer), None, np.empty(0, np.int64)
     try:
@@ -408,7 +411,7 @@ def warm_up(model, criterion, optimizer, batches, batch_size):
     """Compile (or load) every kernel that a step needs, and take one and undo it.  Returns the seconds it took."""
     start, n = time.perf_counter(), min(batch_size, len(batches))
     check_fit(model, batches, "batches")
-    _compile(model, criterion, optimizer, batches, n)
+    _compile(model, criterion, optimizer, batches, {n})
     before, index = _state(model, optimizer), model.k.to_device(np.arange(n))
     with contextlib.suppress(DivergedError):  # the training itself will say so, with the right step
         train_step(model, criterion, optimizer, batches, index)
@@ -416,12 +419,21 @@ def warm_up(model, criterion, optimizer, batches, batch_size):
     return time.perf_counter() - start
 
 
-def _compile(model, criterion, optimizer, batches, n):
-    """Compile what `_step` on n images needs, before it is taken."""
-    before, totals = _state(model, optimizer), model.k.empty((4,), np.float64)
-    criterion.prepare(model.k, n, model.shapes[-1][-1], model.dtype)
-    model.k.compile_for(functools.partial(_step, model, criterion, optimizer, batches, totals, n))
-    _restore(model, optimizer, before)
+def _compile(model, criterion, optimizer, batches, sizes):
+    """Compile what `_step` on so many images needs, before it is taken."""
+    before, was, totals = _state(model, optimizer), model.training, model.k.empty((4,), np.float64)
+    criterion.prepare(model.k, max(sizes), model.shapes[-1][-1], model.dtype)
+
+    def steps():
+        for n in sizes:
+            _step(model, criterion, optimizer, batches, totals, n)
+
+    model.train()
+    try:
+        model.k.compile_for(steps)
+    finally:
+        model.train(was)
+        _restore(model, optimizer, before)
 
 
 def check_fit(model, batches, name):

@@ -23,6 +23,8 @@ from tinycnn.kernels._record import calls_of
 
 PROCESSES = 3  # with more, all would wait for the one with the longest kernel
 FEW = 3  # so many kernels take hardly longer than starting a process
+PATIENCE = 120  # seconds for another process to end what it has begun, before it is compiled here
+MARK = "TINYCNN_COMPILES_FOR_ANOTHER"  # in the environment of the other processes, which start no more
 
 
 def compile_for(step):
@@ -31,31 +33,36 @@ def compile_for(step):
     # Other code in it is run, a loss in plain NumPy say, and meets whatever the arrays hold; its turn to fail is later.
     with contextlib.suppress(Exception), np.errstate(all="ignore"):
         calls_of(step, calls, only=True)
+    # All types of a kernel stay together: the file in which Numba lists them has one writer at a time.
     wanted: dict = {}
     for function, args in calls:
         if isinstance(function, Dispatcher) and function.py_func.__module__.startswith("tinycnn."):
             types = tuple(map(function.typeof_pyval, args))
             if types not in function.overloads:
-                wanted[function, types] = None
+                wanted.setdefault(function, {})[types] = None
     # The longest should be first, and those with many arguments tend to be long.
-    waiting = collections.deque(sorted(wanted, key=lambda one: -len(one[1])))
+    waiting = collections.deque(sorted(wanted.items(), key=lambda one: -len(next(iter(one[1])))))
     others: list = []
+    may_start = MARK not in os.environ and not getattr(sys, "frozen", False)
     with contextlib.ExitStack() as ending:
         while True:
             try:
-                function, types = waiting.popleft()
+                function, kinds = waiting.popleft()
             except IndexError:
                 break
-            function.compile(types)
-            if not others and function.stats.cache_misses and len(waiting) > FEW:
-                with contextlib.suppress(OSError):  # where this process is no Python that can be started again
-                    others += [
-                        ending.enter_context(_Process(waiting)) for _ in range(min(PROCESSES, _processors()) - 1)
-                    ]
+            missed = sum(function.stats.cache_misses.values())
+            for types in kinds:
+                function.compile(types)
+            if may_start and sum(function.stats.cache_misses.values()) > missed and len(waiting) > FEW:
+                may_start = False
+                for _ in range(min(PROCESSES, _processors()) - 1):
+                    with contextlib.suppress(OSError):  # where this process is no Python that can be started again
+                        others.append(ending.enter_context(_Process(waiting)))
         for one in others:
-            one.thread.join()
-    for function, types in wanted:
-        function.compile(types)  # from the cache, or here after all
+            one.end(PATIENCE)
+    for function, kinds in wanted.items():
+        for types in kinds:
+            function.compile(types)  # from the cache, or here after all
 
 
 def _processors():
@@ -66,39 +73,48 @@ class _Process:
     """A process that compiles what it takes from `waiting`, until nothing is left."""
 
     def __init__(self, waiting):
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [str(sys.executable), "-c", f"from {__name__} import _serve; _serve()"]
+        serve = f"import sys; sys.path.append(sys.argv[1]); from {__name__} import serve; serve()"
         self.process: Any = subprocess.Popen(
-            command, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            [str(sys.executable), "-c", serve, str(Path(__file__).parents[2])],
+            env=os.environ | {MARK: "1", "PYTHONSAFEPATH": "1"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.thread = threading.Thread(target=self._feed, args=(waiting,), daemon=True)
+        self.began = False  # to compile
 
     def __enter__(self):
         self.thread.start()
         return self
 
+    def end(self, patience):
+        """Wait for what it is compiling, but not for it to be ready, now that nothing is left."""
+        if self.began:
+            self.thread.join(patience)
+
     def __exit__(self, *_):
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.thread.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):  # what it was told, and did not read any more
+                pipe.close()
 
     def _feed(self, waiting):
         """Hand over one kernel after the other.  If the process dies, what it had is compiled in this one."""
-        with contextlib.suppress(IndexError, OSError):
+        with contextlib.suppress(IndexError, OSError, ValueError, pickle.PicklingError):
             while self.process.stdout.readline():  # ready, or done with one
-                function, types = waiting.popleft()
-                pickle.dump((function.py_func.__module__, function.py_func.__qualname__, types), self.process.stdin)
+                function, kinds = waiting.popleft()
+                self.began = True
+                pickle.dump((function.py_func.__module__, function.py_func.__qualname__, [*kinds]), self.process.stdin)
                 self.process.stdin.flush()
 
 
-def _serve():
+def serve():
     """Compile what standard input names, and say so after each: what the other processes do."""
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             print(flush=True)
-            module, name, types = pickle.load(sys.stdin.buffer)
+            module, name, kinds = pickle.load(sys.stdin.buffer)
             importlib.import_module(module)
-            compiled[module, name].compile(types)
+            for types in kinds:
+                compiled[module, name].compile(types)

@@ -1,7 +1,7 @@
 """Convolution on tiles: see tiles.py for how a batch is laid out, conv.py for what is computed.
 
 The sums of a few output maps at two neighbouring pixels stay in registers until they are complete; the taps of a window
-that would meet padding are left out.  Where the others are is written down once, in a list: then a window is one long
+that would meet padding are left out.  Where the others are is written down first, in a list: then a window is one long
 loop, and there is little to compute beside the sums.  A tile is copied first, so that its maps come last, in the order
 in which they are read.  The input's gradient is such a convolution too, of dy with the weights turned by 180 degrees.
 
