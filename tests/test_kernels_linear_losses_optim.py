@@ -407,7 +407,7 @@ def test_same_bits(name, dtype, same_bits):
 
 # --- completeness -----------------------------------------------------------------------------------------------------
 
-SERVICES = ["capture", "compile_for", "empty", "tiles", "to_device", "to_host", "write"]
+SERVICES = ["capture", "compile_for", "empty", "joined", "tiles", "to_device", "to_host", "write"]
 
 
 def test_every_exported_kernel_has_a_row():
@@ -418,4 +418,4 @@ def test_every_exported_kernel_has_a_row():
     named = sorted(name for table in tables for name in table)
     assert named == sorted(kernels.__all__)
     public = {n for n, f in vars(kernels).items() if inspect.isroutine(f) and not n.startswith("_")}
-    assert public | {"tiles"} == set(kernels.__all__)
+    assert public | {"joined", "tiles"} == set(kernels.__all__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn import _check
+from tinycnn import _check, scalars
 
 
 class Layer:
@@ -21,7 +21,9 @@ class Layer:
     images = 0  # of the batch that runs; a tiled one (kernels/tiles.py) may have room for more
     is_view = False  # the output is the input under another shape; no kernel runs
     in_place = False  # forward may be called with y = x, and backward with dx = dy: it does not read x
-    reads_output = False  # backward reads y
+    reads_output: Any = False  # backward reads y
+    formula: Any = None  # of an activation: what the layer after it, if that does its work as well, tells its kernel
+    before: Any = None  # in a layer that does so: the activation
     changes = 0  # how often an attribute of any layer has changed: what was recorded before is of no use any more
 
     def __setattr__(self, name, value):
@@ -58,6 +60,13 @@ class Layer:
 
     def reserve(self, k, batch, shape, dtype):
         """Allocate what forward has to remember for backward, for at most `batch` inputs of `shape`."""
+
+    def joins(self, activation):
+        """Whether this layer can do the work of `activation`, which comes before it, as well as its own, on tiles.
+
+        Then forward(y, x) may overwrite x, and backward(dx, dy, x, y), where dx is x, may overwrite dy.
+        """
+        return False
 
     def multiply_adds(self, shape):
         """Multiply-adds of the forward pass for one input of `shape`."""
@@ -284,15 +293,25 @@ class AvgPool2d(_Pool2d):
         self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
         self.divisor = 0 if divisor_override is None else _check.integer("divisor_override", divisor_override, 1)
 
+    def joins(self, activation):
+        plain = self.kernel_size == self.stride == (2, 2) and self.padding == (0, 0) and not self.ceil_mode
+        return plain and type(activation) in (Tanh, Sigmoid, ReLU, ScaledTanh)  # subclasses may do something else
+
     def forward(self, y, x):
-        self.k.avg_pool2d_forward(
-            y, x, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
-        )
+        if self.before and x.ndim == 5:
+            self.k.joined.average_forward(y, x, self.before.formula, self.divisor or 4)
+        else:
+            self.k.avg_pool2d_forward(
+                y, x, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
+            )
 
     def backward(self, dx, dy, x, y):
-        self.k.avg_pool2d_backward(
-            dx, dy, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
-        )
+        if self.before and x.ndim == 5:
+            self.k.joined.average_backward(dx, dy, self.before.formula, self.divisor or 4)
+        else:
+            self.k.avg_pool2d_backward(
+                dx, dy, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
+            )
 
 
 class MaxPool2d(_Pool2d):
@@ -321,10 +340,23 @@ class MaxPool2d(_Pool2d):
         """Where in their planes the entries of y stood."""
         return self._indices[: y.size].reshape(y.shape)
 
+    def joins(self, activation):
+        # The largest of f(x) is f of the largest x, if f never falls: f has a quarter of the work then.
+        rises = type(activation) in (Tanh, Sigmoid, ReLU)
+        return rises and self.kernel_size == self.stride and self.padding == (0, 0)
+
+    @property
+    def reads_output(self):
+        return self.before is not None
+
     def forward(self, y, x):
         self.k.max_pool2d_forward(y, self.indices(y), x, self.kernel_size, self.stride, self.padding, self.dilation)
+        if self.before and x.ndim == 5:
+            self.before.forward(y, y)
 
     def backward(self, dx, dy, x, y):
+        if self.before and x.ndim == 5:
+            self.before.backward(dy, dy, y, y)
         self.k.max_pool2d_backward(dx, dy, self.indices(dy), self.kernel_size, self.stride, self.padding, self.dilation)
 
 
@@ -509,6 +541,7 @@ class Tanh(Layer):
     """Hyperbolic tangent."""
 
     in_place = reads_output = True
+    formula = scalars.TANH, 1.0, 1.0
 
     def forward(self, y, x):
         self.k.tanh_forward(y, x)
@@ -527,6 +560,10 @@ class ScaledTanh(Layer):
         if self.A == 0:
             raise ValueError("A must not be 0")
 
+    @property
+    def formula(self):
+        return scalars.SCALED_TANH, self.A, self.S
+
     def forward(self, y, x):
         self.k.scaled_tanh_forward(y, x, self.A, self.S)
 
@@ -541,6 +578,7 @@ class Sigmoid(Layer):
     """1 / (1 + exp(-x))."""
 
     in_place = reads_output = True
+    formula = scalars.SIGMOID, 1.0, 1.0
 
     def forward(self, y, x):
         self.k.sigmoid_forward(y, x)
@@ -553,6 +591,7 @@ class ReLU(Layer):
     """max(x, 0); the derivative at 0 is 0, as in torch."""
 
     in_place = reads_output = True
+    formula = scalars.RELU, 1.0, 1.0
 
     def forward(self, y, x):
         self.k.relu_forward(y, x)

@@ -315,46 +315,47 @@ def second_derivatives(model, criterion, batches, index):
     layers' own backward kernels do it; an activation's is applied twice.
     """
     k, n = model.k, len(index)
-    if model.input_shape is None:
-        model.set_input_shape(batches.image_shape)
-    target = batches.gather(model.input_buffer(n), k.to_device(np.asarray(index, np.int64)))
-    model.run_forward(n)
-    values, slopes = model._buffers(n)
-    criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
-    criterion.run(slopes[-1], values[-1], target)
     if not hasattr(criterion, "curvature"):
         raise ValueError(f"the second derivatives of {type(criterion).__name__} by its arguments are not known here")
-    share = 1 / n if criterion.reduction == "mean" else 1.0
-    last, top = model.layers[-1], len(model.layers)
-    if isinstance(last, Distances):  # a parabola over its input, which the recursion does not foresee
-        top -= 1
-        start = last.curvature(criterion, values[-2], values[-1], slopes[-1], share)
-    else:
-        start = criterion.curvature(np.asarray(k.to_host(values[-1]), np.float64), share)
-    k.write(slopes[top], start)
-    found = np.zeros(len(model.theta))
-    for number in range(top - 1, model._first - 1, -1):
-        layer, x, y, hy = model.layers[number], values[number], values[number + 1], slopes[number + 1]
-        hx = slopes[number] if number > model._first else model.unwanted(n)
-        if model.passes_through(number, values):
-            continue
-        if isinstance(layer, AvgPool2d):  # linear: the coefficients squared
-            window = layer.kernel_size, layer.stride, layer.padding, layer.count_include_pad
-            k.avg_pool2d_backward(hx, hy, *window, (layer.divisor or math.prod(layer.kernel_size)) ** 2)
-            continue
-        if not layer.parameter_shapes():
-            layer.backward(hx, hy, x, y)
-            if not isinstance(layer, Flatten | MaxPool2d):  # an activation: f' times f'
-                layer.backward(hx, hx, x, y)
-            continue
-        here = [slot for slot in model._slots if slot[1] is layer]
-        squares = {slot[2]: k.to_device(np.square(k.to_host(getattr(layer, slot[2])))) for slot in here}
-        h = {slot[2]: k.empty(slot[3], model.dtype) for slot in here}
-        bias = h.get("bias", k.empty((0,), model.dtype))
-        curvature = getattr(layer, "curvature", functools.partial(_squared_backward, layer))
-        curvature(hx, h["weight"], bias, hy, x, squares["weight"])
-        for _, _, name, _, start, stop in here:
-            found[start:stop] = np.asarray(k.to_host(h[name]), np.float64).ravel()
+    if model.input_shape is None:
+        model.set_input_shape(batches.image_shape)
+    with model.layer_by_layer():
+        target = batches.gather(model.input_buffer(n), k.to_device(np.asarray(index, np.int64)))
+        model.run_forward(n)
+        values, slopes = model._buffers(n)
+        criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
+        criterion.run(slopes[-1], values[-1], target)
+        share = 1 / n if criterion.reduction == "mean" else 1.0
+        last, top = model.layers[-1], len(model.layers)
+        if isinstance(last, Distances):  # a parabola over its input, which the recursion does not foresee
+            top -= 1
+            start = last.curvature(criterion, values[-2], values[-1], slopes[-1], share)
+        else:
+            start = criterion.curvature(np.asarray(k.to_host(values[-1]), np.float64), share)
+        k.write(slopes[top], start)
+        found = np.zeros(len(model.theta))
+        for number in range(top - 1, model._first - 1, -1):
+            layer, x, y, hy = model.layers[number], values[number], values[number + 1], slopes[number + 1]
+            hx = slopes[number] if number > model._first else model.unwanted(n)
+            if model.passes_through(number, values):
+                continue
+            if isinstance(layer, AvgPool2d):  # linear: the coefficients squared
+                window = layer.kernel_size, layer.stride, layer.padding, layer.count_include_pad
+                k.avg_pool2d_backward(hx, hy, *window, (layer.divisor or math.prod(layer.kernel_size)) ** 2)
+                continue
+            if not layer.parameter_shapes():
+                layer.backward(hx, hy, x, y)
+                if not isinstance(layer, Flatten | MaxPool2d):  # an activation: f' times f'
+                    layer.backward(hx, hx, x, y)
+                continue
+            here = [slot for slot in model._slots if slot[1] is layer]
+            squares = {slot[2]: k.to_device(np.square(k.to_host(getattr(layer, slot[2])))) for slot in here}
+            h = {slot[2]: k.empty(slot[3], model.dtype) for slot in here}
+            bias = h.get("bias", k.empty((0,), model.dtype))
+            curvature = getattr(layer, "curvature", functools.partial(_squared_backward, layer))
+            curvature(hx, h["weight"], bias, hy, x, squares["weight"])
+            for _, _, name, _, start, stop in here:
+                found[start:stop] = np.asarray(k.to_host(h[name]), np.float64).ravel()
     return found / (n * share)
 
 

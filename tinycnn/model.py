@@ -4,6 +4,7 @@ The tensors of layers are views into the two vectors, so an optimizer, a checkpo
 one array.  Backpropagation is the loop in `run_backward`: there is no tape, since a chain is its own record.
 """
 
+import contextlib
 import functools
 import math
 
@@ -67,8 +68,16 @@ class Sequential:
             )
         with_parameters = [i for i, layer in enumerate(self.layers) if layer.parameter_shapes()]
         self._first = with_parameters[0] if with_parameters else len(self.layers)
-        self._in_place = [self._overwrites(i) for i in range(len(self.layers))]
+        self._in_place: list[bool] = []
+        self._joined: dict[int, Layer] = {}  # by the number of an activation: the layer after it, which does its work
+        for i, (layer, after) in enumerate(zip(self.layers, [*self.layers[1:], Layer()], strict=True)):
+            self._in_place.append(self._overwrites(i))
+            joined = self.k.joined is not None and self._in_place[i] and after.joins(layer)
+            after.before = layer if joined else None
+            if joined:
+                self._joined[i] = after
         self.reserved, self._views, self._batch = 0, {}, 0  # reserved: the largest batch the buffers hold
+        self._spent = False  # whether a backward has written over what the last forward had kept for it
         self._recorded: dict = {}  # by batch: `Layer.changes` when a forward pass was recorded, and the recording
 
     def _overwrites(self, number):
@@ -148,7 +157,8 @@ class Sequential:
     def _buffers(self, batch):
         """Values and slopes of the input and of every layer's output, as the kernels take them.
 
-        Some share memory: those of a layer that works in place, and the slopes of every other layer.
+        Some share memory: those of a layer that works in place, the slopes of every other layer, and the slopes of an
+        activation that another layer joins with its values.
         """
         if batch > self.reserved:
             self.reserve(batch)
@@ -166,6 +176,8 @@ class Sequential:
                     turn = 1 - turn
                     values.append(self._shaped(self._values[i + 1], batch, i + 1))
                     slopes.append(self._shaped(self._slopes[turn], batch, i + 1))
+            for i in self._joined if values[0].ndim == 5 else ():
+                slopes[i] = slopes[i + 1] = values[i + 1]
             # What the first layer with parameters is given for the gradient that nobody wants.
             unwanted = self.k.empty((0, *values[min(self._first, len(self.layers) - 1)].shape[1:]), self.dtype)
             self._views[batch] = values, slopes, unwanted, [a[:batch] for a in self._plain]
@@ -226,12 +238,29 @@ class Sequential:
             self.k.tiles.separate(self.output_buffers(batch)[0], values[-1])
 
     def passes_through(self, number, values):
-        """Whether layer `number` has nothing to do: its output is its input under another shape."""
-        return self.layers[number].is_view and values[number].ndim < 5
+        """Whether layer `number` has nothing to do: its output is its input under another shape, or the next layer does
+        its work."""
+        return self.layers[number].is_view if values[number].ndim < 5 else number in self._joined
+
+    @contextlib.contextmanager
+    def layer_by_layer(self):
+        """Within it, every layer does its own work and no more, and a backward leaves what the forward before it has
+        computed, for looking at them."""
+        joined, self._joined = self._joined, {}
+        try:
+            for layer in joined.values():
+                layer.before = None
+            self._views, self._spent = {}, True
+            yield
+        finally:
+            for number, layer in joined.items():
+                layer.before = self.layers[number]
+            self._joined, self._views, self._spent = joined, {}, True
 
     def trace(self, batch):
         """Run the chain on the input buffer; copies of the output of every layer, NumPy, for looking at."""
-        return [self.plain(value, batch) for _, value in self._forward_steps(batch)]
+        with self.layer_by_layer():
+            return [self.plain(value, batch) for _, value in self._forward_steps(batch)]
 
     def run_backward(self, batch, input_gradient=False):
         """The chain back from the output's gradient; leaves the parameters' gradient in `grad`.
@@ -300,6 +329,7 @@ class Sequential:
             raise ValueError(f"x must have shape (N, {', '.join(map(str, self.shapes[0]))}), got {x.shape}")
         self.k.write(self.input_buffer(len(x)), x)
         self._forward_again(len(x))
+        self._spent = False
         return self._handed_out(self.output_buffers(len(x))[0], on_device)
 
     def _handed_out(self, array, on_device):
@@ -311,16 +341,21 @@ class Sequential:
 
     def backward(self, dy):
         """Gradient of the last forward's input, given that of its output, dy; fills `grad`.  Returns a new array, where
-        dy is."""
+        dy is.
+
+        One forward serves one backward (RuntimeError), for a pooling layer with an activation before it writes its
+        gradients over values.  ``with model.layer_by_layer():`` one forward serves many.
+        """
         dy, on_device = backend.local("dy", dy, self.device)
         dy = _check.array("dy", dy)
-        if not self._batch:
-            raise RuntimeError("backward needs a forward before it")
+        if not self._batch or self._spent:
+            raise RuntimeError("backward needs a forward before it, one for each (but see layer_by_layer)")
         _, slope = self.output_buffers(self._batch)
         if dy.shape != slope.shape:
             raise ValueError(f"dy must have the shape of the last output, {slope.shape}, got {dy.shape}")
         self.k.write(slope, dy.astype(self.dtype, copy=False))
         self.run_backward(self._batch, input_gradient=True)
+        self._spent = bool(self._joined)
         slope = self._buffers(self._batch)[1][0]
         return self._handed_out(slope if slope.ndim < 5 else self.plain(slope, self._batch), on_device)
 

@@ -33,6 +33,10 @@ H128, H64, H32, H16 = (f32(2.0**-n) for n in (128, 64, 32, 16))
 H8, H4, H2, H1 = (f32(2.0**-n) for n in (8, 4, 2, 1))
 
 
+# The first number of a formula, which tells a kernel what activation to apply; the others are A and S of SCALED_TANH.
+TANH, SIGMOID, RELU, SCALED_TANH = range(4)
+
+
 def tanh32(x):
     z = x * x
     y = x * (P0 + z * (P1 + z * (P2 + z * (P3 + z * P4)))) / (ONE + z * (Q1 + z * (Q2 + z * (Q3 + z * Q4))))

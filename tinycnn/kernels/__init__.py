@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from tinycnn.kernels import tiles
+from tinycnn.kernels import joined, tiles
 from tinycnn.kernels._ahead import compile_for
 from tinycnn.kernels._record import Recorded
 from tinycnn.kernels.activations import (
@@ -83,6 +83,7 @@ __all__ = [
     "group_norm_forward",
     "im2col",
     "jitter",
+    "joined",
     "leaky_relu_backward",
     "leaky_relu_forward",
     "linear_backward",

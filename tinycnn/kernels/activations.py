@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn import scalars
-from tinycnn.kernels._jit import inner, kernel, kernel_in_order, scalar
+from tinycnn.kernels._jit import inlined, inner, kernel, kernel_in_order, scalar
 from tinycnn.kernels._record import recorded
 
 tanh = scalar(scalars.tanh32, scalars.tanh64)
@@ -41,73 +41,99 @@ def in_place(source):
     return decorate
 
 
-@in_place("x")
-@kernel
-def tanh_forward(y):
-    y = y.reshape(y.size)
-    for i in prange(y.size):
-        y[i] = tanh(y[i])
+TANH, SIGMOID, RELU, SCALED_TANH = scalars.TANH, scalars.SIGMOID, scalars.RELU, scalars.SCALED_TANH
+BLOCK = 2048  # numbers a task
 
 
-@in_place("dy")
-@kernel
-def tanh_backward(dx, y):
-    dx, y = dx.reshape(dx.size), y.reshape(y.size)
-    for i in prange(dx.size):
-        dx[i] -= dx[i] * y[i] * y[i]
-
-
-@in_place("x")
-@kernel
-def scaled_tanh_forward(y, A, S):
-    """y = A tanh(S x); 1.7159 and 2/3 in LeCun et al. 1998, appendix A."""
-    y = y.reshape(y.size)
-    a, s = y.dtype.type(A), y.dtype.type(S)
-    for i in prange(y.size):
-        y[i] = a * tanh(s * y[i])
-
-
-@in_place("dy")
-@kernel
-def scaled_tanh_backward(dx, y, A, S):
-    dx, y = dx.reshape(dx.size), y.reshape(y.size)
-    at_zero, fall = y.dtype.type(A * S), y.dtype.type(S / A)
-    for i in prange(dx.size):
-        dx[i] *= at_zero - fall * y[i] * y[i]
-
-
-@in_place("x")
-@kernel
-def sigmoid_forward(y):
-    y = y.reshape(y.size)
-    for i in prange(y.size):
+@inlined
+def squash(y):  # LLVM vectorises this loop only if it is inlined as it is
+    for i in range(y.size):
         y[i] = sigmoid(y[i])
 
 
-@in_place("dy")
-@kernel
-def sigmoid_backward(dx, y):
-    dx, y = dx.reshape(dx.size), y.reshape(y.size)
-    for i in prange(dx.size):
-        dx[i] *= y[i] - y[i] * y[i]
+@inner
+def activate(y, formula):
+    """y = f(y), flat.  formula: which f, and its two constants"""
+    which, a, s, zero = formula[0], y.dtype.type(formula[1]), y.dtype.type(formula[2]), y.dtype.type(0)
+    if which == TANH:
+        for i in range(y.size):
+            y[i] = tanh(y[i])
+    elif which == SIGMOID:
+        squash(y)
+    elif which == RELU:
+        for i in range(y.size):
+            y[i] = zero if y[i] <= zero else y[i]  # written so that NaN stays NaN
+    else:
+        for i in range(y.size):
+            y[i] = a * tanh(s * y[i])
+
+
+@inner
+def descend(dx, y, formula):
+    """dx *= f'(x), flat, where y = f(x)."""
+    which, zero = formula[0], y.dtype.type(0)
+    if which == TANH:
+        for i in range(dx.size):
+            dx[i] -= dx[i] * y[i] * y[i]
+    elif which == SIGMOID:
+        for i in range(dx.size):
+            dx[i] *= y[i] - y[i] * y[i]
+    elif which == RELU:
+        for i in range(dx.size):
+            dx[i] = zero if y[i] <= zero else dx[i]
+    else:
+        at_zero, fall = y.dtype.type(formula[1] * formula[2]), y.dtype.type(formula[2] / formula[1])
+        for i in range(dx.size):
+            dx[i] *= at_zero - fall * y[i] * y[i]
 
 
 @in_place("x")
 @kernel
-def relu_forward(y):
+def forward(y, formula):
     y = y.reshape(y.size)
-    zero = y.dtype.type(0)
-    for i in prange(y.size):
-        y[i] = zero if y[i] <= zero else y[i]  # written so that NaN stays NaN
+    for block in prange((y.size + BLOCK - 1) // BLOCK):
+        activate(y[block * BLOCK : (block + 1) * BLOCK], formula)
 
 
 @in_place("dy")
 @kernel
-def relu_backward(dx, y):
+def backward(dx, y, formula):
     dx, y = dx.reshape(dx.size), y.reshape(y.size)
-    zero = y.dtype.type(0)
-    for i in prange(dx.size):
-        dx[i] = zero if y[i] <= zero else dx[i]
+    for block in prange((dx.size + BLOCK - 1) // BLOCK):
+        descend(dx[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK], formula)
+
+
+def tanh_forward(y, x):
+    forward(y, x, (TANH, 1.0, 1.0))
+
+
+def tanh_backward(dx, dy, y):
+    backward(dx, dy, y, (TANH, 1.0, 1.0))
+
+
+def scaled_tanh_forward(y, x, A, S):
+    """y = A tanh(S x); 1.7159 and 2/3 in LeCun et al. 1998, appendix A."""
+    forward(y, x, (SCALED_TANH, float(A), float(S)))
+
+
+def scaled_tanh_backward(dx, dy, y, A, S):
+    backward(dx, dy, y, (SCALED_TANH, float(A), float(S)))
+
+
+def sigmoid_forward(y, x):
+    forward(y, x, (SIGMOID, 1.0, 1.0))
+
+
+def sigmoid_backward(dx, dy, y):
+    backward(dx, dy, y, (SIGMOID, 1.0, 1.0))
+
+
+def relu_forward(y, x):
+    forward(y, x, (RELU, 1.0, 1.0))
+
+
+def relu_backward(dx, dy, y):
+    backward(dx, dy, y, (RELU, 1.0, 1.0))
 
 
 @kernel

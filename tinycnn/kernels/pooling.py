@@ -57,11 +57,11 @@ def _row(plane, i):  # reshaping is not free, and there are many rows
 
 
 @inner
-def mean_2x2(y, x, share):
-    """One plane.  y: (OH, OW) or (OH, OW, L)   x: (H, W) or (H, W, L)"""
-    (OH, OW), L, none = y.shape[:2], lanes(x), pixel(x)
+def mean_2x2(y, x, share, first, last):
+    """Rows first ... last of one plane.  y: (OH, OW) or (OH, OW, L)   x: (H, W) or (H, W, L)"""
+    OW, L, none = y.shape[1], lanes(x), pixel(x)
     factor = spread(share, none)
-    for i in range(OH):
+    for i in range(first, last):
         out, top, low = row(y, i), row(x, 2 * i), row(x, 2 * i + 1)
         for j in range(OW):
             k = 2 * j * L
@@ -102,26 +102,31 @@ def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, di
     for task in prange(T * C):
         t, c = task // C, task % C
         if simple:
-            mean_2x2(y[t, c], x[t, c], share)
+            mean_2x2(y[t, c], x[t, c], share, 0, OH)
         else:
             mean_plane(y[t, c], x[t, c], rows, columns, kernel_size, stride, padding, divisor)
 
 
 @inner
+def spread_row(to, out, share, like):
+    """Every number of a row `out`, times share, twice."""
+    L, none = lanes(like), pixel(like)
+    factor = spread(share, none)
+    for j in range(out.size // L):
+        part = fma(load(out, j * L, none), factor, none)
+        store(to, 2 * j * L, part)
+        store(to, (2 * j + 1) * L, part)
+
+
+@inner
 def spread_2x2(dx, dy, share):
     """One plane, the transpose of `mean_2x2`."""
-    (H, W), (OH, OW), L, none = dx.shape[:2], dy.shape[:2], lanes(dx), pixel(dx)
-    factor = spread(share, none)
+    (H, W), (OH, OW) = dx.shape[:2], dy.shape[:2]
     if H > 2 * OH or W > 2 * OW:
         clear(dx)
     for i in range(OH):
-        top, low, out = row(dx, 2 * i), row(dx, 2 * i + 1), row(dy, i)
-        for j in range(OW):
-            k, part = 2 * j * L, fma(load(out, j * L, none), factor, none)
-            store(top, k, part)
-            store(top, k + L, part)
-            store(low, k, part)
-            store(low, k + L, part)
+        for h in (2 * i, 2 * i + 1):
+            spread_row(row(dx, h), row(dy, i), share, dx)
 
 
 @inner

@@ -27,34 +27,35 @@ def statistics(model, criterion, batches, rate):
     """
     n = min(IMAGES, len(batches))
     k, before = model.k, model.snapshot()
-    train.forward_step(model, criterion, batches, k.to_device(np.arange(n)))
-    signals = {number: model.plain(slope, n) for number, slope in model._backward_steps(n)}
-    scale = n if criterion.reduction == "mean" else 1  # the loss of one image
-    values, _ = model._buffers(n)
-    found = []
-    for number, layer in enumerate(model.layers):
-        if "weight" not in layer.parameter_shapes():
-            continue
-        signal = signals[number].astype(np.float64) * scale
-        weight, gradient = (np.asarray(k.to_host(a), np.float64) for a in (layer.weight, layer.weight_grad))
-        gradient = gradient * scale / n
-        record = {
-            "layer": repr(layer),
-            "signal": float(np.sqrt(np.mean(signal**2))),
-            "gradient": float(np.linalg.norm(gradient)),
-            "weight": float(np.linalg.norm(weight)),
-            "update": float(rate * np.linalg.norm(gradient) / max(np.linalg.norm(weight), 1e-300)),
-            "slope": None,
-            "saturated": None,
-        }
-        follows: Any = model.layers[number + 1] if number + 1 < len(model.layers) else None
-        if type(follows).__name__ in STEEPEST:
-            y = k.to_device(model.plain(values[number + 2], n))
-            slope = k.to_device(np.ones(y.shape, model.dtype))
-            follows.backward(slope, slope, y, y)  # in place: it does not read the input
-            slope = np.asarray(k.to_host(slope), np.float64)
-            flat = SATURATED * STEEPEST[type(follows).__name__]
-            record |= {"slope": float(slope.mean()), "saturated": float((slope < flat).mean())}
-        found.append(record)
+    with model.layer_by_layer():
+        train.forward_step(model, criterion, batches, k.to_device(np.arange(n)))
+        signals = {number: model.plain(slope, n) for number, slope in model._backward_steps(n)}
+        scale = n if criterion.reduction == "mean" else 1  # the loss of one image
+        values, _ = model._buffers(n)
+        found = []
+        for number, layer in enumerate(model.layers):
+            if "weight" not in layer.parameter_shapes():
+                continue
+            signal = signals[number].astype(np.float64) * scale
+            weight, gradient = (np.asarray(k.to_host(a), np.float64) for a in (layer.weight, layer.weight_grad))
+            gradient = gradient * scale / n
+            record = {
+                "layer": repr(layer),
+                "signal": float(np.sqrt(np.mean(signal**2))),
+                "gradient": float(np.linalg.norm(gradient)),
+                "weight": float(np.linalg.norm(weight)),
+                "update": float(rate * np.linalg.norm(gradient) / max(np.linalg.norm(weight), 1e-300)),
+                "slope": None,
+                "saturated": None,
+            }
+            follows: Any = model.layers[number + 1] if number + 1 < len(model.layers) else None
+            if type(follows).__name__ in STEEPEST:
+                y = k.to_device(model.plain(values[number + 2], n))
+                slope = k.to_device(np.ones(y.shape, model.dtype))
+                follows.backward(slope, slope, y, y)  # in place: it does not read the input
+                slope = np.asarray(k.to_host(slope), np.float64)
+                flat = SATURATED * STEEPEST[type(follows).__name__]
+                record |= {"slope": float(slope.mean()), "saturated": float((slope < flat).mean())}
+            found.append(record)
     model.restore(before)
     return found
