@@ -63,20 +63,17 @@ def pack(w, groups, block, flipped, taps_first):
 
     flipped: the weights that lead from dy to dx, turned by 180 degrees
     """
-    O, per, taps = len(w), w.shape[1], w.shape[2] * w.shape[3]
+    (O, per, KH, KW), taps = w.shape, w.shape[2] * w.shape[3]
     outputs, inputs = (per, O // groups) if flipped else (O // groups, per)
-    packed, flat = np.zeros((groups, ceil_to(outputs, block) * inputs * taps), w.dtype), w.reshape(w.size)
+    packed = np.zeros((groups, ceil_to(outputs, block) * inputs * taps), w.dtype)
     source, next_tap = (1, inputs * block) if taps_first else (taps, block)
     for g in range(groups):
         for r in range(outputs):
             for s in range(inputs):
                 o, c = (s, r) if flipped else (r, s)
-                at = r // block * block * inputs * taps + r % block + s * source * block
-                tap, step = ((g * (O // groups) + o) * per + c) * taps, 1
-                if flipped:
-                    tap, step = tap + taps - 1, -1
-                for _ in range(taps):
-                    packed[g, at] = flat[tap]
-                    at += next_tap
-                    tap += step
+                at, maps = r // block * block * inputs * taps + r % block + s * source * block, w[g * (O // groups) + o]
+                for i in range(KH):
+                    for j in range(KW):
+                        packed[g, at] = maps[c, KH - 1 - i, KW - 1 - j] if flipped else maps[c, i, j]
+                        at += next_tap
     return packed

@@ -3,7 +3,10 @@
 The sums of a few output maps at two neighbouring pixels stay in registers until they are complete; the taps of a window
 that would meet padding are left out.  Where the others are is written down first, in a list: then a window is one long
 loop, and there is little to compute beside the sums.  A tile is copied first, so that its maps come last, in the order
-in which they are read.  The input's gradient is such a convolution too, of dy with the weights turned by 180 degrees.
+in which they are read.
+
+The input's gradient is such a convolution too, of dy with the weights turned by 180 degrees.  Strides above one make it
+several, with a part of the taps each: pixels that are the stride apart meet pixels of dy that are neighbours.
 
 A weight's gradient is the product of two images shifted against each other, added up over all lanes: a few maps of one
 times a few taps of the other at a time, on a strip of pixels that the cache holds.
@@ -34,43 +37,41 @@ maps_block, taps_block = inner(lambda x: zeros(x, MAPS)), inner(lambda x: zeros(
 
 
 @inner
-def spread_out(x, first, count, rows, margin, step, maps_last):
-    """Maps first ... first + count of a tile, flat, with pixels `step` apart, zeros between them and `margin` columns
-    of zeros on both sides: (count, H', W', L) or, `maps_last`, (H', W', count, L); only its rows `rows` are there.
+def spread_out(x, first, count, rows, margin, maps_last):
+    """Rows `rows` of maps first ... first + count of a tile, flat, with `margin` columns of zeros on both sides:
+    (count, rows, W', L) or, `maps_last`, (rows, W', count, L).
 
     x: (C, H, W, L)
     """
     H, W, L = x.shape[1:]
-    height, pitch, none = (H - 1) * step[0] + 1, (W - 1) * step[1] + 1 + 2 * margin, pixel(x[0])
-    flat, source = np.empty(height * pitch * count * L, x.dtype), x.reshape(x.size)
+    height, pitch, none, source = rows[1] - rows[0], W + 2 * margin, pixel(x[0]), x.reshape(x.size)
+    flat = np.empty(height * pitch * count * L, x.dtype)
     next_map, next_pixel = (L, count * L) if maps_last else (height * pitch * L, L)
-    for i in range(rows[0], rows[1]):
-        for c in range(count):
-            here = i * pitch * next_pixel + c * next_map
-            if i % step[0] or step[1] > 1:
-                for k in range(pitch):
-                    store(flat, here + k * next_pixel, none)
+    for c in range(count):
+        for i in range(height):
+            here, at = i * pitch * next_pixel + c * next_map, ((first + c) * H + rows[0] + i) * W * L
             for k in range(margin):
                 store(flat, here + k * next_pixel, none)
                 store(flat, here + (pitch - 1 - k) * next_pixel, none)
-            if i % step[0] == 0:
-                to, at = here + margin * next_pixel, ((first + c) * H + i // step[0]) * W * L
-                for _ in range(W):
-                    store(flat, to, load(source, at, none))
-                    to += step[1] * next_pixel
-                    at += L
+            to = here + margin * next_pixel
+            for _ in range(W):
+                store(flat, to, load(source, at, none))
+                to += next_pixel
+                at += L
     return flat
 
 
 @inner
-def slide(y, first, count, src, size, margin, weight, bias, shape, stride, padding, dilation, rows, like):
+def slide(y, places, first, count, src, lies, weight, bias, shape, stride, padding, dilation, rows, like):
     """y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[c, i*sh + u*dh - ph, j*sw + v*dw - pw], one tile.
 
-    y: (O, OH, OW, L)   src: flat, (H, W, C, L), of `size` (H, W) with `margin` columns of zeros on both sides, at least
-    dilation[1] or padding[1] of them if a window reaches over the edge   rows: the range of i   like: a block, for its
-    size   weight: see `pack`   bias: as many numbers as weight has maps
+    y: (O, OH, OW, L), of which only pixels are meant that are `places`: the first one, and how far they are apart
+    src: flat, (H, W, C, L), it `lies` there as (H, W, the first row that is there, columns of zeros on both sides,
+    as many as a window reaches over the edge, or stride[1])   rows: the range of i   like: a block, for its size
+    weight: see `pack`   bias: as many numbers as weight has maps
     """
-    (H, W), (C, KH, KW), (OH, OW, L) = size, shape, y.shape[1:]
+    (H, W, begin, margin), (C, KH, KW), (OH, width, L), (place, apart) = lies, shape, y.shape[1:], places
+    OW = (width - place[1] + apart[1] - 1) // apart[1]
     block, out, pairs, next_to = len(like) // 2, y.reshape(y.size), (OW + 1) // 2, 1 if OW > 1 else 0
     column, pitch = C * L, (W + 2 * margin) * C * L
     offset, taps = offsets(KH, KW, C, dilation[0] * pitch, dilation[1] * column, L), KW * C
@@ -86,16 +87,17 @@ def slide(y, first, count, src, size, margin, weight, bias, shape, stride, paddi
         u0, u1 = meeting(top, dilation[0], KH, H)
         for p in range(pairs):
             j, v0, v1 = columns[p, 0], columns[p, 1], columns[p, 2]
-            at = top * pitch + (j * stride[1] - padding[1] + margin) * column
+            at = (top - begin) * pitch + (j * stride[1] - padding[1] + margin) * column
             tap, run, pieces = u0 * taps + v0 * C, (v1 - v0) * C, u1 - u0
             if run == taps:  # whole rows of the window follow one another
                 run, pieces = run * pieces, 1
             for r in range(0, count, block):
-                sums, w = starts(bias, r, like), r * taps * KH
-                for k in range(tap, tap + pieces * taps, taps):
+                sums, k, w = starts(bias, r, like), tap, r * taps * KH
+                for _ in range(pieces):
                     sums = add_taps(sums, src, at, offset, k, k + run, next_to * stride[1] * column, weight, w)
-                to = (((first + r) * OH + i) * OW + j) * L
-                stores(out, to, OH * OW * L, next_to * L, sums, min(block, count - r))
+                    k += taps
+                to = (((first + r) * OH + place[0] + i * apart[0]) * width + place[1] + j * apart[1]) * L
+                stores(out, to, OH * width * L, next_to * apart[1] * L, sums, min(block, count - r))
 
 
 @inner
@@ -120,9 +122,10 @@ def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, lik
     count = len(y) // groups
     met = source_rows(rows, KH, stride[0], padding[0], dilation[0], H)
     for g in range(groups):
-        src = spread_out(x, g * per, per, met, margin, (1, 1), True)
+        src = spread_out(x, g * per, per, met, margin, True)
         slide(
-            y, g * count, count, src, (H, W), margin, weight[g], bias[g], shape, stride, padding, dilation, rows, like
+            y, ((0, 0), (1, 1)), g * count, count, src, (H, W, met[0], margin), weight[g], bias[g], shape, stride,
+            padding, dilation, rows, like,
         )  # fmt: skip
 
 
@@ -135,26 +138,67 @@ def conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups):
     weight, bias = pack(w, groups, block, False, True), np.zeros((groups, ceil_to(per_o, block)), w.dtype)
     for o in range(b.size):
         bias[o // per_o, o % per_o] = b[o]
-    for task in prange(len(x) * BANDS):
-        t, rows = task // BANDS, band(task % BANDS, BANDS, OH)
+    parts = BANDS
+    for task in prange(len(x) * parts):
+        t, rows = task // parts, band(task % parts, parts, OH)
         if block == WIDE:
             forward_band(y[t], x[t], weight, bias, shape, stride, padding, dilation, rows, wide_block(x))
         else:
             forward_band(y[t], x[t], weight, bias, shape, stride, padding, dilation, rows, narrow_block(x))
 
 
+@inner
+def meeting_taps(place, K, stride, padding, dilation):
+    """The taps of K that lead from dy to pixels place, place + stride, ... of dx: the first one, the step to the next
+    and, for these pixels and taps on their own, turned, the padding and dilation with which they meet dy."""
+    first, step = 0, 1
+    while first < K and (place + padding - first * dilation) % stride:
+        first += 1
+    while step * dilation % stride:
+        step += 1
+    last = first + (K - 1 - first) // step * step
+    return first, step, (last * dilation - place - padding) // stride, step * dilation // stride
+
+
+@inner
+def pack_turned(w, groups, block, stride, padding, dilation):
+    """(sh*sw, groups, ...): the weights that lead to a pixel of dx, see `pack`, for each place modulo the stride."""
+    O, per, KH, KW = w.shape
+    turned = np.empty((stride[0] * stride[1], groups, ceil_to(per, block) * (O // groups) * KH * KW), w.dtype)
+    for a in range(stride[0]):
+        for b in range(stride[1]):
+            u, du, _, _ = meeting_taps(a, KH, stride[0], padding[0], dilation[0])
+            v, dv, _, _ = meeting_taps(b, KW, stride[1], padding[1], dilation[1])
+            packed = pack(w[:, :, u::du, v::dv], groups, block, True, True)
+            for g in range(groups):
+                for i in range(packed.shape[1]):
+                    turned[a * stride[1] + b, g, i] = packed[g, i]
+    return turned
+
+
 @part_of
 def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
-    """Rows `rows` of a tile's input gradient: dy, its pixels `stride` apart, convolved with the weights, turned."""
+    """Rows `rows` of a tile's input gradient: for each place modulo the stride dy convolved with weights, turned.
+
+    weight: see `pack_turned`   shape: (O/groups, KH, KW)
+    """
     OH, OW = dy.shape[1:3]
-    groups, (per_o, KH, KW) = len(weight), shape
-    per, size = len(dx) // groups, ((OH - 1) * stride[0] + 1, (OW - 1) * stride[1] + 1)
-    around = dilation[0] * (KH - 1) - padding[0], dilation[1] * (KW - 1) - padding[1]
-    margin, none = 0 if stride == (1, 1) and around[1] <= 0 else dilation[1], np.zeros(per + WIDE, dx.dtype)
-    met = source_rows(rows, KH, 1, around[0], dilation[0], size[0])
+    groups, (sh, sw), (per_o, KH, KW) = weight.shape[1], stride, shape
+    per, around = len(dx) // groups, (dilation[0] * (KH - 1) - padding[0], dilation[1] * (KW - 1) - padding[1])
+    margin, none = 1 if around[1] > 0 else 0, np.zeros(per + WIDE, dx.dtype)
+    top, end = source_rows(rows, KH, 1, around[0], dilation[0], (OH - 1) * sh + 1)  # if dy's rows were sh apart
+    met = top // sh, (end + sh - 1) // sh
     for g in range(groups):
-        src = spread_out(dy, g * per_o, per_o, met, margin, stride, True)
-        slide(dx, g * per, per, src, size, margin, weight[g], none, shape, (1, 1), around, dilation, rows, like)
+        src = spread_out(dy, g * per_o, per_o, met, margin, True)
+        for a in range(sh):
+            u, du, up, down = meeting_taps(a, KH, sh, padding[0], dilation[0])
+            for b in range(sw):
+                v, dv, left, right = meeting_taps(b, KW, sw, padding[1], dilation[1])
+                slide(
+                    dx, ((a, b), stride), g * per, per, src, (OH, OW, met[0], margin), weight[a * sw + b, g], none,
+                    (per_o, (KH - u + du - 1) // du, (KW - v + dv - 1) // dv), (1, 1), (up, left), (down, right),
+                    ((rows[0] - a + sh - 1) // sh, (rows[1] - a + sh - 1) // sh), like,
+                )  # fmt: skip
 
 
 @inner
@@ -168,17 +212,18 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
     none, left, right = sums_block(x), maps_block(x), taps_block(x)
     per, count, margin = C // groups, O // groups, padding[1]
     plane, pitch, size = OH * OW * L, (W + 2 * margin) * L, SUMS * L
-    offset = np.zeros(ceil_to(per * KW, TAPS), np.int64)
-    for k in range(per * KW):
-        offset[k] = k // KW * H * pitch + k % KW * dilation[1] * L
     offset_dy = np.zeros(ceil_to(count, MAPS), np.int64)
     met, grad, place = source_rows(rows, KH, stride[0], padding[0], dilation[0], H), dy.reshape(dy.size), 0
+    begin, height = (met[0], met[1] - met[0]) if margin else (0, H)
+    offset = np.zeros(ceil_to(per * KW, TAPS), np.int64)
+    for k in range(per * KW):
+        offset[k] = k // KW * height * pitch + k % KW * dilation[1] * L
     kept, strip = np.empty(KH * (offset.size // TAPS) * size, x.dtype), max(1, STRIP // OW)
     for g in range(groups):
         for r in range(count):
             offset_dy[r] = (g * count + r) * plane
         if margin:
-            src = spread_out(x, g * per, per, met, margin, (1, 1), False)
+            src = spread_out(x, g * per, per, met, margin, False)
         else:
             src = x[g * per :].reshape((C - g * per) * H * W * L)
         for r in range(0, count, MAPS):
@@ -187,11 +232,12 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
                 for u in range(KH):
                     top = u * dilation[0] - padding[0]
                     i0, i1 = meeting(top, stride[0], OH, H)
+                    start = (top - begin) * pitch
                     for k in range(0, offset.size, TAPS):
                         at_kept = (u * (offset.size // TAPS) + k // TAPS) * size
                         sums = none if first == rows[0] else loads(kept, at_kept, L, none)
                         for i in range(max(i0, first), min(i1, last)):
-                            at, q = i * OW * L, (top + i * stride[0]) * pitch
+                            at, q = i * OW * L, start + i * stride[0] * pitch
                             for _ in range(OW):
                                 sums = cross(sums, picks(grad, at, offset_dy, r, left), picks(src, q, offset, k, right))
                                 at += L
@@ -253,18 +299,18 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
     """Gradients of all three arguments of `conv2d_forward_tiled`; dx and db of size 0 are not computed."""
     (O, per, KH, KW), L = w.shape, dy.shape[4]
     shape, block = (groups, O // groups, KH, KW), better(per, WIDE, NARROW)
-    weight = pack(w, groups, block, True, True)
-    bands = BANDS if BANDS * len(x) < CHUNKS else 1
-    tasks = len(x) * bands
+    weight = pack_turned(w, groups, block, stride, padding, dilation)
+    parts = BANDS if BANDS * len(x) < CHUNKS else 1
+    tasks = len(x) * parts
     chunks, fill = min(CHUNKS, tasks), ceil_to(SUMS, L)
     size = ceil_to(O // groups, MAPS) // MAPS * KH * (ceil_to(per * KW, TAPS) // TAPS) * fill
     part, bias_part = np.zeros((chunks, groups * size), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
-            t = task // bands
+            t = task // parts
             to = dx[t] if dx.size else dx.reshape((0, 0, 0, 0))
             backward_tile(
                 to, part[chunk], bias_part[chunk], dy[t], x[t], weight, shape, stride, padding, dilation,
-                (task % bands, bands), block,
+                (task % parts, parts), block,
             )  # fmt: skip
     sum_parts(dw, db, part, bias_part, groups, fill)
