@@ -2,8 +2,8 @@
 
 The sums of a few output maps at two neighbouring pixels stay in registers until they are complete; the taps of a window
 that would meet padding are left out.  Where the others are is written down first, in a list: then a window is one long
-loop, and there is little to compute beside the sums.  A tile is copied first, so that its maps come last, in the order
-in which they are read.
+loop, and there is little to compute beside the sums.  A tile is copied first, a band of rows that the cache holds at a
+time, so that its maps come last, in the order in which they are read.
 
 The input's gradient is such a convolution too, of dy with the weights turned by 180 degrees.  Strides above one make it
 several, with a part of the taps each: pixels that are the stride apart meet pixels of dy that are neighbours.
@@ -23,10 +23,12 @@ from tinycnn.kernels.tiles import meeting
 CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
 # order, and with them the rounding, are the same for any number of threads
 BANDS = 2  # parts of an image, each a task of its own, so that few tiles keep several threads busy
+ROOM = 2**17  # numbers of a band and what is computed of it: with more of them the copy would leave the second cache
+# before it is read, so large images have more bands
 MAPS, TAPS = 4, 5  # of a block of weight gradients: output maps, and taps of a row of their windows
 STRIP = 112  # pixels that such blocks are summed over one after the other: what they read stays in the nearest cache
 
-starts, cross, zeros, pixel = _vector.starts, _vector.cross, _vector.zeros, _vector.pixel
+BYTES, starts, cross, zeros, pixel = _vector.BYTES, _vector.starts, _vector.cross, _vector.zeros, _vector.pixel
 loads, picks, puts, stores, add_totals = _vector.loads, _vector.picks, _vector.puts, _vector.stores, _vector.add_totals
 load, store = _vector.load, _vector.store
 
@@ -37,16 +39,30 @@ maps_block, taps_block = inner(lambda x: zeros(x, MAPS)), inner(lambda x: zeros(
 
 
 @inner
+def on_lines(size, like):
+    """So many numbers, not set, from the beginning of a line of the cache: otherwise every vector would lie on two."""
+    room = np.empty(size + BYTES // like.itemsize, like.dtype)
+    start = -room.ctypes.data % BYTES // like.itemsize
+    return room[start : start + size]
+
+
+@inner
+def odd(n):
+    """n or n + 1.  Pixels that are 64 lines apart, or another power of two, would share a few places of the cache."""
+    return n | 1
+
+
+@inner
 def spread_out(x, first, count, rows, margin, maps_last):
     """Rows `rows` of maps first ... first + count of a tile, flat, with `margin` columns of zeros on both sides:
-    (count, rows, W', L) or, `maps_last`, (rows, W', count, L).
+    (count, rows, W', L) or, `maps_last`, (rows, W', odd(count), L).
 
     x: (C, H, W, L)
     """
     H, W, L = x.shape[1:]
     height, pitch, none, source = rows[1] - rows[0], W + 2 * margin, pixel(x[0]), x.reshape(x.size)
-    flat = np.empty(height * pitch * count * L, x.dtype)
-    next_map, next_pixel = (L, count * L) if maps_last else (height * pitch * L, L)
+    flat = on_lines(height * pitch * odd(count) * L, x)
+    next_map, next_pixel = (L, odd(count) * L) if maps_last else (height * pitch * L, L)
     for c in range(count):
         for i in range(height):
             here, at = i * pitch * next_pixel + c * next_map, ((first + c) * H + rows[0] + i) * W * L
@@ -66,14 +82,14 @@ def slide(y, places, first, count, src, lies, weight, bias, shape, stride, paddi
     """y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[c, i*sh + u*dh - ph, j*sw + v*dw - pw], one tile.
 
     y: (O, OH, OW, L), of which only pixels are meant that are `places`: the first one, and how far they are apart
-    src: flat, (H, W, C, L), it `lies` there as (H, W, the first row that is there, columns of zeros on both sides,
+    src: flat, (H, W, odd(C), L), it `lies` there as (H, W, the first row that is there, columns of zeros on both sides,
     as many as a window reaches over the edge, or stride[1])   rows: the range of i   like: a block, for its size
     weight: see `pack`   bias: as many numbers as weight has maps
     """
     (H, W, begin, margin), (C, KH, KW), (OH, width, L), (place, apart) = lies, shape, y.shape[1:], places
     OW = (width - place[1] + apart[1] - 1) // apart[1]
     block, out, pairs, next_to = len(like) // 2, y.reshape(y.size), (OW + 1) // 2, 1 if OW > 1 else 0
-    column, pitch = C * L, (W + 2 * margin) * C * L
+    column, pitch = odd(C) * L, (W + 2 * margin) * odd(C) * L
     offset, taps = offsets(KH, KW, C, dilation[0] * pitch, dilation[1] * column, L), KW * C
     # Where pairs of outputs stand, and the columns of the window that meet the image, are the same in all rows.
     columns = np.empty((pairs, 3), np.int64)
@@ -98,6 +114,12 @@ def slide(y, places, first, count, src, lies, weight, bias, shape, stride, paddi
                     k += taps
                 to = (((first + r) * OH + place[0] + i * apart[0]) * width + place[1] + j * apart[1]) * L
                 stores(out, to, OH * width * L, next_to * apart[1] * L, sums, min(block, count - r))
+
+
+@inner
+def bands(x, y, least):
+    """How many parts an image has."""
+    return max(least, min(y.shape[1], (x.size + y.size) // ROOM))
 
 
 @inner
@@ -138,7 +160,7 @@ def conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups):
     weight, bias = pack(w, groups, block, False, True), np.zeros((groups, ceil_to(per_o, block)), w.dtype)
     for o in range(b.size):
         bias[o // per_o, o % per_o] = b[o]
-    parts = BANDS
+    parts = bands(x[0], y[0], BANDS)
     for task in prange(len(x) * parts):
         t, rows = task // parts, band(task % parts, parts, OH)
         if block == WIDE:
@@ -218,7 +240,7 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
     offset = np.zeros(ceil_to(per * KW, TAPS), np.int64)
     for k in range(per * KW):
         offset[k] = k // KW * height * pitch + k % KW * dilation[1] * L
-    kept, strip = np.empty(KH * (offset.size // TAPS) * size, x.dtype), max(1, STRIP // OW)
+    kept, strip = on_lines(KH * (offset.size // TAPS) * size, x), max(1, STRIP // OW)
     for g in range(groups):
         for r in range(count):
             offset_dy[r] = (g * count + r) * plane
@@ -300,7 +322,7 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
     (O, per, KH, KW), L = w.shape, dy.shape[4]
     shape, block = (groups, O // groups, KH, KW), better(per, WIDE, NARROW)
     weight = pack_turned(w, groups, block, stride, padding, dilation)
-    parts = BANDS if BANDS * len(x) < CHUNKS else 1
+    parts = bands(x[0], dy[0], BANDS if BANDS * len(x) < CHUNKS else 1)
     tasks = len(x) * parts
     chunks, fill = min(CHUNKS, tasks), ceil_to(SUMS, L)
     size = ceil_to(O // groups, MAPS) // MAPS * KH * (ceil_to(per * KW, TAPS) // TAPS) * fill
