@@ -5,11 +5,15 @@ code for these types.  All of that is the same in every step, so it is done once
 and from then on they are all that happens, on the same arrays and numbers, one after the other.
 """
 
+import contextlib
 import functools
 import threading
+from typing import Any
 
 import numpy as np
 from numba.core.dispatcher import Dispatcher
+
+from tinycnn.kernels._pace import Pace
 
 # Numba's portable thread pool ("workqueue", the only one on macOS) aborts the process when two threads enter it.
 one_at_a_time = threading.RLock()
@@ -61,6 +65,7 @@ class Recorded:
         self.step, self.outputs = step, outputs
         self.calls: list = []  # (function, arguments)
         self.checked = self.refused = False
+        self.pace: Any = contextlib.nullcontext()
 
     def __call__(self):
         if here.calls is not None or self.refused:  # or a larger step is being recorded, of which this is a part
@@ -76,9 +81,11 @@ class Recorded:
         calls: list = []
         calls_of(self.step, calls)
         self.calls = [(_machine_code(function, args), args) for function, args in calls]
+        if any(isinstance(f, Dispatcher) and f.targetoptions.get("parallel") for f, _ in calls):
+            self.pace = Pace()
 
     def replay(self):
-        with one_at_a_time:
+        with one_at_a_time, self.pace:
             for function, args in self.calls:
                 function(*args)
 
