@@ -69,13 +69,13 @@ class Sequential:
         with_parameters = [i for i, layer in enumerate(self.layers) if layer.parameter_shapes()]
         self._first = with_parameters[0] if with_parameters else len(self.layers)
         self._in_place: list[bool] = []
-        self._joined: dict[int, Layer] = {}  # by the number of an activation: the layer after it, which does its work
+        self._joined: list[int] = []  # numbers of activations whose work the layer after them does
         for i, (layer, after) in enumerate(zip(self.layers, [*self.layers[1:], Layer()], strict=True)):
             self._in_place.append(self._overwrites(i))
             joined = self.k.joined is not None and self._in_place[i] and after.joins(layer)
             after.before = layer if joined else None
             if joined:
-                self._joined[i] = after
+                self._joined.append(i)
         self.reserved, self._views, self._batch = 0, {}, 0  # reserved: the largest batch the buffers hold
         self._spent = False  # whether a backward has written over what the last forward had kept for it
         self._recorded: dict = {}  # by batch: `Layer.changes` when a forward pass was recorded, and the recording
@@ -246,16 +246,18 @@ class Sequential:
     def layer_by_layer(self):
         """Within it, every layer does its own work and no more, and a backward leaves what the forward before it has
         computed, for looking at them."""
-        joined, self._joined = self._joined, {}
+        joined = self._joined
         try:
-            for layer in joined.values():
-                layer.before = None
-            self._views, self._spent = {}, True
+            self._set_joined([])
             yield
         finally:
-            for number, layer in joined.items():
-                layer.before = self.layers[number]
-            self._joined, self._views, self._spent = joined, {}, True
+            self._set_joined(joined)
+
+    def _set_joined(self, numbers):
+        for number in {*self._joined, *numbers}:
+            self.layers[number + 1].before = self.layers[number] if number in numbers else None
+            self._spent = True  # what the last forward has left is not what a backward would expect now
+        self._joined, self._views = numbers, {}
 
     def trace(self, batch):
         """Run the chain on the input buffer; copies of the output of every layer, NumPy, for looking at."""
