@@ -1,14 +1,15 @@
-"""Kernels that are compiled ahead, by several processes."""
+"""How kernels are compiled, and that several processes do it ahead."""
 
 import os
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 
 from tinycnn import SGD, Batches, CrossEntropyLoss, Dropout, Flatten, Linear, Sequential, kernels, train
-from tinycnn.kernels import _ahead, _record
+from tinycnn.kernels import _ahead, _jit, _record
 
 # Four kernels and more, for one type each, with an empty cache; prints how many of them came from another process.
 COMPILE = """
@@ -91,3 +92,19 @@ def test_fit_asks_for_its_smaller_last_batch_and_for_training(monkeypatch):
     assert any(function.__name__ == "advance" for function, _ in asked)  # dropout's masks, in training only
     assert not model.training
     np.testing.assert_equal(model.snapshot(), before)
+
+
+def test_what_is_compiled_second_is_compiled_like_the_first():
+    """Numba takes the entries out of a dictionary of parallel options that it is given."""
+
+    def two_loops(x, y):
+        for i in numba.prange(len(x)):
+            x[i] += 1.0
+        for i in numba.prange(len(x)):
+            y[i] += 1.0
+
+    compiled = numba.njit(**_jit.KERNEL | {"cache": False})(two_loops)
+    for dtype in (np.float32, np.float64):
+        compiled(np.zeros(3, dtype), np.zeros(3, dtype))
+    loops = [compiled.get_metadata(types)["parfor_diagnostics"].count_parfors() for types in compiled.signatures]
+    assert loops == [2, 2]  # they would become one

@@ -15,16 +15,19 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
 from tinycnn.kernels._record import here, one_at_a_time, recorded
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
-# Only `prange` makes threads.  Array expressions stay loops: each would become a parallel region of its own.
+# Only `prange` makes threads.  Array expressions stay loops: each would become a parallel region of its own.  Not a
+# plain dictionary: the first compilation would take its entries out, and all others would find the defaults.
 NOT_PARALLEL = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
+PRANGE = ParallelOptions(dict.fromkeys(NOT_PARALLEL, False) | {"prange": True})
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
-KERNEL = OPTIONS | {"parallel": dict.fromkeys(NOT_PARALLEL, False) | {"prange": True}, "cache": True}
+KERNEL = OPTIONS | {"parallel": PRANGE, "cache": True}
 ALONE = OPTIONS | {"cache": True}
 IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
 INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
