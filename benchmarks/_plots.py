@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from benchmarks import _side_by_side as side
 from tinycnn import plot
 from tinycnn.plot import BLUE, FAINT, GREEN, INK, LABEL, ORANGE, RULE, SMALL
 
@@ -315,7 +316,8 @@ def legend(figure, rows):
 
 
 def machine(result, row):
-    return f"{result['hardware']['processor']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
+    return f"{result['hardware']['processor']}, {threads}{side.company(result)}"
 
 
 def near(batch, rows):

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +136,19 @@ def held_to(threads):
                 os.environ[name] = value
 
 
+@contextlib.contextmanager
+def busy(programs):
+    """So many other processes keep a core busy each, inside, and as long as this one lives."""
+    command = [sys.executable, "-c", "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"]
+    loops = [subprocess.Popen(command, start_new_session=True) for _ in range(programs)]
+    try:
+        yield loops
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
 def start(threads, kinds, *arguments):
     """A worker for each of `kinds` (a dict: name -> class); those that cannot be made are left out, with a line."""
     workers = {}
@@ -248,6 +262,7 @@ def options(command, doc, competitors, turns=15, seconds=0.2):
     parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count()], help="several: one after the other")
     parser.add_argument("--turns", type=int, default=turns, help="turns of each competitor")
     parser.add_argument("--seconds", type=float, default=seconds, help="length of a turn")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="beside N programs that keep a core busy each")
     if competitors:
         names = ", ".join(name for name in competitors if name != "tinycnn")
         parser.add_argument("--only", nargs="*", metavar="NAME", help=f"tinycnn and these, not all of {names}")
@@ -277,8 +292,9 @@ def run(command, args, measure):
         "rows": [],
     }
     print(head_line(result))
-    for threads in args.threads:
-        result["rows"] += measure(args, threads)
+    with busy(args.busy):
+        for threads in args.threads:
+            result["rows"] += measure(args, threads)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -309,7 +325,14 @@ def head_line(result):
     machine, what = result["hardware"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     threads = " and ".join(map(str, result["settings"]["threads"]))
     memory = f"{machine['memory_gb']:g} GB, " if "memory_gb" in machine else ""
-    return f"{machine['processor']}, {machine['cores']} cores, {memory}{machine['system']}; threads: {threads}\n{what}"
+    where = f"{machine['processor']}, {machine['cores']} cores, {memory}{machine['system']}"
+    return f"{where}; threads: {threads}{company(result)}\n{what}"
+
+
+def company(result):
+    """Words on the programs that kept cores busy meanwhile (older files do not say)."""
+    programs = result["settings"].get("busy", 0)
+    return f", beside {programs} busy program{'s' * (programs > 1)}" if programs else ""
 
 
 def table(head, widths):

@@ -72,6 +72,15 @@ def test_the_head_of_a_result_says_what_it_was_measured_on(run):
     assert set(pictures) == {"ladder-versions.png"}
 
 
+def test_busy_programs_run_beside_and_end(run, capsys):
+    result, _ = run("ladder", "--images", "10", "--busy", "1")
+    assert result["settings"]["busy"] == 1
+    assert "threads: 1, beside 1 busy program\n" in capsys.readouterr().out
+    with side.busy(2) as programs:
+        assert [program.poll() for program in programs] == [None, None]
+    assert all(program.returncode for program in programs)
+
+
 @pytest.mark.parametrize("images", [3, 17])
 def test_all_rungs_of_the_ladder_agree(images):
     threads = numba.get_num_threads()
