@@ -341,7 +341,6 @@ class MaxPool2d(_Pool2d):
         return self._indices[: y.size].reshape(y.shape)
 
     def joins(self, activation):
-        # The largest of f(x) is f of the largest x, if f never falls: f has a quarter of the work then.
         rises = type(activation) in (Tanh, Sigmoid, ReLU)
         return rises and self.kernel_size == self.stride and self.padding == (0, 0)
 
@@ -350,14 +349,18 @@ class MaxPool2d(_Pool2d):
         return self.before is not None
 
     def forward(self, y, x):
-        self.k.max_pool2d_forward(y, self.indices(y), x, self.kernel_size, self.stride, self.padding, self.dilation)
+        windows = self.kernel_size, self.stride, self.padding, self.dilation
         if self.before and x.ndim == 5:
-            self.before.forward(y, y)
+            self.k.joined.max_forward(y, self.indices(y), x, self.before.formula, *windows)
+        else:
+            self.k.max_pool2d_forward(y, self.indices(y), x, *windows)
 
     def backward(self, dx, dy, x, y):
+        windows = self.kernel_size, self.stride, self.padding, self.dilation
         if self.before and x.ndim == 5:
-            self.before.backward(dy, dy, y, y)
-        self.k.max_pool2d_backward(dx, dy, self.indices(dy), self.kernel_size, self.stride, self.padding, self.dilation)
+            self.k.joined.max_backward(dx, dy, self.indices(dy), y, self.before.formula, *windows)
+        else:
+            self.k.max_pool2d_backward(dx, dy, self.indices(dy), *windows)
 
 
 class _Norm(Layer):

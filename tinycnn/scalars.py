@@ -14,6 +14,7 @@ f32 = np.float32
 
 # tanh(x) = x P(x^2) / Q(x^2) up to LIMIT, beyond which it rounds to 1; coefficients from tools/derive_scalars.py.
 TANH_LIMIT = f32(9.02)
+TANH_LIMIT2 = TANH_LIMIT * TANH_LIMIT  # a larger x^2 becomes this, and then x P / Q is a multiple of x above 1
 P0, P1, P2 = f32(1), f32(0.13379649817943573), f32(0.0034939520992338657)
 P3, P4 = f32(2.058206155197695e-05), f32(1.3317022151682067e-08)
 Q1, Q2 = f32(0.467129647731781), f32(0.025870762765407562)
@@ -39,9 +40,10 @@ TANH, SIGMOID, RELU, SCALED_TANH = range(4)
 
 def tanh32(x):
     z = x * x
+    z = TANH_LIMIT2 if z > TANH_LIMIT2 else z
     y = x * (P0 + z * (P1 + z * (P2 + z * (P3 + z * P4)))) / (ONE + z * (Q1 + z * (Q2 + z * (Q3 + z * Q4))))
-    y = ONE if x > TANH_LIMIT or y > ONE else y
-    return -ONE if x < -TANH_LIMIT or y < -ONE else y
+    y = ONE if y > ONE else y
+    return -ONE if y < -ONE else y
 
 
 def tanh64(x):

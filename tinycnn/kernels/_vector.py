@@ -27,6 +27,12 @@ Loops that do the same to the pixels of tiles and of images (see tiles.py) say w
     v = fma(a, b, c)                         a*b + c
 
 They compile to an instruction or a few for each vector, and check no index.  Without the compiler they are NumPy.
+So are two more:
+
+    ravel(array)             all numbers of a C-contiguous array in a row.  `reshape` does that too, in the time of a
+                             row of an image: it is a call, and looks at every stride.
+    whole_registers()        loops of this function that LLVM vectorises by itself use whole registers.  Of 512 bits it
+                             would use half: on the first processors that had them, the other half slowed all else down.
 """
 
 from typing import Any
@@ -35,9 +41,10 @@ import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, imputils, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
+from numba.np import arrayobj
 
 
 def _bytes():
@@ -94,6 +101,32 @@ def _everywhere(builder, number, kind):
     first = builder.insert_element(none, number, ir.Constant(ir.IntType(32), 0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
     return builder.shuffle_vector(first, none, zeros)
+
+
+@intrinsic
+def _ravel(context, array):
+    if array.layout != "C":
+        return None
+    row = array.copy(ndim=1)
+
+    def code(context, builder, signature, arguments):
+        whole = context.make_array(array)(context, builder, arguments[0])
+        view = context.make_array(row)(context, builder)
+        size, step = [whole.nitems], [whole.itemsize]
+        arrayobj.populate_array(view, whole.data, size, step, whole.itemsize, whole.meminfo, whole.parent)
+        return imputils.impl_ret_borrowed(context, builder, row, view._getvalue())
+
+    return row(array), code
+
+
+@intrinsic
+def _whole_registers(context):
+    def code(context, builder, signature, arguments):
+        # llvmlite checks names against a list of attributes without values.
+        set.add(builder.function.attributes, f'"prefer-vector-width"="{8 * BYTES}"')
+        return context.get_dummy_value()
+
+    return types.void(), code
 
 
 @intrinsic
@@ -361,6 +394,12 @@ def _add_totals(context, array, index, sums):
 def _without_compiler():
     """The same in NumPy, for the debugger."""
 
+    def ravel(array):
+        return array.reshape(array.size)
+
+    def whole_registers():
+        pass
+
     def width(array):
         return BYTES // array.itemsize
 
@@ -421,13 +460,14 @@ def _without_compiler():
 
     pixels = pixel, load, load_where, store, spread, fma
     blocks = zeros, starts, outer, cross, loads, picks, puts, stores, add_totals
-    return width, transpose, *pixels, *blocks
+    return ravel, whole_registers, width, transpose, *pixels, *blocks
 
 
 _compiled = (
-    _width, _transpose, _pixel, _load, _load_where, _store, _spread, _fma,
+    _ravel, _whole_registers, _width, _transpose, _pixel, _load, _load_where, _store, _spread, _fma,
     _zeros, _starts, _outer, _cross, _loads, _picks, _puts, _stores, _add_totals,
 )  # fmt: skip
 _functions: Any = _without_compiler() if numba.config.DISABLE_JIT else _compiled  # type: ignore[attr-defined]
-width, transpose, pixel, load, load_where, store, spread, fma = _functions[:8]
-zeros, starts, outer, cross, loads, picks, puts, stores, add_totals = _functions[8:]
+ravel, whole_registers, width, transpose = _functions[:4]
+pixel, load, load_where, store, spread, fma = _functions[4:10]
+zeros, starts, outer, cross, loads, picks, puts, stores, add_totals = _functions[10:]

@@ -14,6 +14,7 @@ from numba import prange
 from tinycnn import scalars
 from tinycnn.kernels._jit import inlined, inner, kernel, kernel_in_order, scalar
 from tinycnn.kernels._record import recorded
+from tinycnn.kernels._vector import ravel, whole_registers
 
 tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
@@ -54,6 +55,7 @@ def squash(y):  # LLVM vectorises this loop only if it is inlined as it is
 @inner
 def activate(y, formula):
     """y = f(y), flat.  formula: which f, and its two constants"""
+    whole_registers()
     which, a, s, zero = formula[0], y.dtype.type(formula[1]), y.dtype.type(formula[2]), y.dtype.type(0)
     if which == TANH:
         for i in range(y.size):
@@ -90,7 +92,7 @@ def descend(dx, y, formula):
 @in_place("x")
 @kernel
 def forward(y, formula):
-    y = y.reshape(y.size)
+    y = ravel(y)
     for block in prange((y.size + BLOCK - 1) // BLOCK):
         activate(y[block * BLOCK : (block + 1) * BLOCK], formula)
 
@@ -98,7 +100,7 @@ def forward(y, formula):
 @in_place("dy")
 @kernel
 def backward(dx, y, formula):
-    dx, y = dx.reshape(dx.size), y.reshape(y.size)
+    dx, y = ravel(dx), ravel(y)
     for block in prange((dx.size + BLOCK - 1) // BLOCK):
         descend(dx[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK], formula)
 
@@ -138,7 +140,7 @@ def relu_backward(dx, dy, y):
 
 @kernel
 def leaky_relu_forward(y, x, negative_slope):
-    x, y = x.reshape(x.size), y.reshape(y.size)
+    x, y = ravel(x), ravel(y)
     zero, slope = x.dtype.type(0), x.dtype.type(negative_slope)
     for i in prange(x.size):
         y[i] = slope * x[i] if x[i] <= zero else x[i]
@@ -146,7 +148,7 @@ def leaky_relu_forward(y, x, negative_slope):
 
 @kernel
 def leaky_relu_backward(dx, dy, x, negative_slope):
-    dx, dy, x = dx.reshape(dx.size), dy.reshape(dy.size), x.reshape(x.size)
+    dx, dy, x = ravel(dx), ravel(dy), ravel(x)
     zero, slope = x.dtype.type(0), x.dtype.type(negative_slope)
     for i in prange(dx.size):
         dx[i] = slope * dy[i] if x[i] <= zero else dy[i]
@@ -155,7 +157,7 @@ def leaky_relu_backward(dx, dy, x, negative_slope):
 @kernel
 def gaussian_forward(y, x):
     """y = exp(-x/2), of squared distances x."""
-    x, y = x.reshape(x.size), y.reshape(y.size)
+    x, y = ravel(x), ravel(y)
     slope = x.dtype.type(-0.5)
     for i in prange(x.size):
         y[i] = math.exp(slope * x[i])
@@ -163,7 +165,7 @@ def gaussian_forward(y, x):
 
 @kernel
 def gaussian_backward(dx, dy, y):
-    dx, dy, y = dx.reshape(dx.size), dy.reshape(dy.size), y.reshape(y.size)
+    dx, dy, y = ravel(dx), ravel(dy), ravel(y)
     slope = y.dtype.type(-0.5)
     for i in prange(dx.size):
         dx[i] = slope * y[i] * dy[i]

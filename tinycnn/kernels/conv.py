@@ -20,7 +20,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import add_totals, cross, picks, starts, stores, width, zeros
+from tinycnn.kernels._vector import add_totals, cross, picks, ravel, starts, stores, width, zeros
 from tinycnn.kernels.blocks import NARROW, WIDE, add_taps, better, ceil_to, narrow_block, offsets, pack, wide_block
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.pooling import clear
@@ -153,7 +153,7 @@ def lay_out(flat, images, first, count, start, pitch, plane):
 def add_sums(db, dy):
     """db[o] += sum of plane o of one image."""
     for o in range(len(dy)):
-        plane, total = dy[o].reshape(dy[o].size), dy.dtype.type(0)
+        plane, total = ravel(dy[o]), dy.dtype.type(0)
         for k in range(plane.size):
             total += plane[k]
         db[o] += total
@@ -250,7 +250,7 @@ def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, gro
             )  # fmt: skip
             if db.size:
                 add_sums(bias_parts[chunk], dy[n])
-    add_parts(dw.reshape(dw.size), parts.reshape((chunks, O * taps)))
+    add_parts(ravel(dw), parts.reshape((chunks, O * taps)))
     add_parts(db, bias_parts)
 
 
@@ -298,7 +298,7 @@ def im2col(columns, x, kernel_size, out_size, stride, padding, dilation):
     N, C = x.shape[0], x.shape[1]
     for n in prange(N):
         KH, KW = kernel_size
-        flat = columns[n].reshape(columns[n].size)
+        flat = ravel(columns[n])
         image_to_columns(flat, x[n], 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
 
 
@@ -309,7 +309,7 @@ def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
     for n in prange(N):
         KH, KW = kernel_size
         clear(x[n])
-        flat = columns[n].reshape(columns[n].size)
+        flat = ravel(columns[n])
         columns_to_image(x[n], flat, 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
 
 
@@ -372,5 +372,5 @@ def conv2d_backward_columns(dx, dw, db, dy, x, w, stride, padding, dilation, gro
             )  # fmt: skip
             if db.size:
                 add_sums(bias_parts[chunk], dy[n])
-    add_parts(dw.reshape(dw.size), parts.reshape((chunks, O * taps)))
+    add_parts(ravel(dw), parts.reshape((chunks, O * taps)))
     add_parts(db, bias_parts)

@@ -1,26 +1,28 @@
-"""Two layers in one pass: an activation, and the mean of 2 x 2 pixels side by side that follows it.
+"""Two layers in one pass: an activation, and the pooling that follows it.
 
 The maps of a net's first layers are larger than the nearest cache, and to fetch them takes as long as to work on them.
-Here both layers do their work on two rows at a time.  On the way back, the gradient is written over the activation's
-values, which nobody needs after that: the largest array of slopes is never made.
+Before a mean of 2 x 2 pixels side by side, both layers do their work on two rows at a time.  On the way back, the
+gradient is written over the activation's values, which nobody needs after that: the largest array of slopes is never
+made.  The maximum is taken first, since the largest of f(x) is f of the largest x if f never falls: then few numbers
+are left for f.
 
-x, dx: (T, C, H, W, L), see tiles.py   y, dy: (T, C, H // 2, W // 2, L)
-formula: see activations.py   divisor: of a window's sum
+x, dx: (T, C, H, W, L), see tiles.py   y, dy: (T, C, OH, OW, L), of means (T, C, H // 2, W // 2, L)
+formula: see activations.py   divisor: of a window's sum   indices and the rest: see pooling.py
 """
 
 import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._vector import ravel
 from tinycnn.kernels.activations import activate, descend
-from tinycnn.kernels.pooling import clear, mean_2x2, row, spread_row
+from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, row, spread_row, unpool
 
 
 @inner
 def forward_plane(y, x, formula, share):
     for i in range(len(y)):
-        activate(row(x, 2 * i), formula)
-        activate(row(x, 2 * i + 1), formula)
+        activate(ravel(x[2 * i : 2 * i + 2]), formula)
         mean_2x2(y, x, share, i, i + 1)
 
 
@@ -35,10 +37,12 @@ def average_forward(y, x, formula, divisor):
 
 @inner
 def backward_plane(dx, dy, formula, share):
-    slopes = np.zeros(row(dx, 0).size, dx.dtype)
-    for h in range(2 * len(dy)):
-        values = row(dx, h)
-        spread_row(slopes, row(dy, h // 2), share, dx)
+    length = row(dx, 0).size
+    slopes = np.zeros(2 * length, dx.dtype)
+    for i in range(len(dy)):
+        values = ravel(dx[2 * i : 2 * i + 2])
+        spread_row(slopes[:length], row(dy, i), share, dx)
+        spread_row(slopes[length:], row(dy, i), share, dx)
         descend(slopes, values, formula)
         for k in range(values.size):
             values[k] = slopes[k]
@@ -52,3 +56,23 @@ def average_backward(dx, dy, formula, divisor):
     for task in prange(len(dx) * C):
         t, c = task // C, task % C
         backward_plane(dx[t, c], dy[t, c], formula, share)
+
+
+@kernel
+def max_forward(y, indices, x, formula, kernel_size, stride, padding, dilation):
+    """y = f(the largest entry of each window of x)."""
+    C = x.shape[1]
+    for task in prange(len(x) * C):
+        t, c = task // C, task % C
+        max_windows(y[t, c], indices[t, c], x[t, c], kernel_size, stride, padding, dilation)
+        activate(ravel(y[t, c]), formula)
+
+
+@kernel
+def max_backward(dx, dy, indices, y, formula, kernel_size, stride, padding, dilation):
+    """dx from dy, which is overwritten; y: what `max_forward` left."""
+    C = dx.shape[1]
+    for task in prange(len(dx) * C):
+        t, c = task // C, task % C
+        descend(ravel(dy[t, c]), ravel(y[t, c]), formula)
+        unpool(dx[t, c], dy[t, c], indices[t, c], kernel_size, stride, padding, dilation)

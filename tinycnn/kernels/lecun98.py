@@ -7,6 +7,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._vector import ravel
 from tinycnn.kernels.pooling import clear, mean_2x2, spread_2x2
 from tinycnn.kernels.tiles import on_images
 
@@ -33,7 +34,7 @@ def window_sums(sums, x, KH, KW):
 @inner
 def subsample_plane(y, x, factor, offset, KH, KW):
     window_sums(y, x, KH, KW)
-    flat = y.reshape(y.size)
+    flat = ravel(y)
     for k in range(flat.size):
         flat[k] = factor * flat[k] + offset
 
@@ -57,7 +58,7 @@ def subsample_slopes(dy, x, c, KH, KW):
     """Sums of dy * window and of dy over map c of all images."""
     slope, offset = x.dtype.type(0), x.dtype.type(0)
     windows = np.empty(dy.shape[2:], x.dtype)
-    flat = windows.reshape(windows.size)
+    flat = ravel(windows)
     for n in range(len(x)):
         window_sums(windows, x[n, c], KH, KW)
         g = dy[n, c].reshape(flat.size)
@@ -149,7 +150,7 @@ def map_output(y, x, w, bias, sources, first, last):
         run[k] = bias
     for p in range(first, last):
         plane = x[sources[p]]
-        add_pair(run, plane.reshape(plane.size), w[p], pitch)
+        add_pair(run, ravel(plane), w[p], pitch)
     for i in range(y.shape[0]):
         to, got = y[i], run[i * pitch :]
         for j in range(to.size):
@@ -177,7 +178,7 @@ def map_weights(dw, db, dy, x, o, sources, first, last):
     run = np.empty((dy.shape[2] - 1) * pitch + dy.shape[3], x.dtype)
     total = x.dtype.type(0)
     for p in range(first, last):
-        taps = dw[p].reshape(dw[p].size)
+        taps = ravel(dw[p])
         for t in range(taps.size):
             taps[t] = 0
     for n in range(len(x)):
@@ -186,7 +187,7 @@ def map_weights(dw, db, dy, x, o, sources, first, last):
             total += run[k]
         for p in range(first, last):
             plane = x[n, sources[p]]
-            pair_gradient(dw[p], run, plane.reshape(plane.size), pitch)
+            pair_gradient(dw[p], run, ravel(plane), pitch)
     db[o] = total
 
 
@@ -194,7 +195,7 @@ def map_weights(dw, db, dy, x, o, sources, first, last):
 def map_input(dx, dy, w, sources, starts):
     """dx of one image: (C, H, W)"""
     pitch = dx.shape[2]
-    flat = dx.reshape(dx.size)
+    flat = ravel(dx)
     for i in range(flat.size):
         flat[i] = 0
     run = np.empty((dy.shape[1] - 1) * pitch + dy.shape[2], dx.dtype)
@@ -202,7 +203,7 @@ def map_input(dx, dy, w, sources, starts):
         lay_out(run, dy[o], pitch)
         for p in range(starts[o], starts[o + 1]):
             plane = dx[sources[p]]
-            spread_pair(plane.reshape(plane.size), run, w[p], pitch)
+            spread_pair(ravel(plane), run, w[p], pitch)
 
 
 @on_images(0)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import BYTES, add_totals, cross, loads, outer, stores, transpose, width, zeros
+from tinycnn.kernels._vector import BYTES, add_totals, cross, loads, outer, ravel, stores, transpose, width, zeros
 
 ALONE = 10  # outputs a block of images that are too few for such sums
 ROWS = 8 if BYTES == 64 else 6  # of a block of sums, each two vectors long; as many as there are registers for
@@ -43,7 +43,7 @@ def put(to, rows, columns):
 def one_image(y, x, w, b):
     """y: (O,)   x: (F,)   w: (>= O, F), at least ALONE rows"""
     O, F, W = y.size, x.size, width(x)
-    whole, flat, none, left = F // W * W, w.reshape(w.size), alone_block(x), zeros(x, 1)
+    whole, flat, none, left = F // W * W, ravel(w), alone_block(x), zeros(x, 1)
     out = np.empty((ALONE + W - 1) // W * W, x.dtype)
     for first in range(0, O, ALONE):
         o, sums = max(0, min(first, O - ALONE)), none  # the last block reaches back
@@ -125,7 +125,7 @@ def linear_forward(y, x, w, b):
     count, short = max(O, 2 * W), O < 2 * W
     x, w, start = at_least(x, 0, W), at_least(w, count, W), start_of(b, count)
     out = np.empty((N, count), x.dtype) if short else y
-    F, flat_out, flat_x, flat_w = x.shape[1], out.reshape(out.size), x.reshape(x.size), w.reshape(w.size)
+    F, flat_out, flat_x, flat_w = x.shape[1], ravel(out), ravel(x), ravel(w)
     strips = (count + 2 * W - 1) // (2 * W)
     parts = 2 if strips < 4 and N >= 4 * ROWS else 1  # of the images, where there are few strips
     for task in prange(strips * parts):
@@ -144,8 +144,8 @@ def linear_backward(dx, dw, db, dy, x, w):
     rows, weights = at_least(x, 0, F), at_least(w, 0, F)
     slopes = np.empty((N if dx.size else 0, F), x.dtype) if short else dx
     gradient = np.empty((O, F), x.dtype) if short else dw
-    flat_dy, flat_x, flat_w = dy.reshape(dy.size), rows.reshape(rows.size), weights.reshape(weights.size)
-    flat_dx, flat_dw = slopes.reshape(slopes.size), gradient.reshape(gradient.size)
+    flat_dy, flat_x, flat_w = ravel(dy), ravel(rows), ravel(weights)
+    flat_dx, flat_dw = ravel(slopes), ravel(gradient)
     strips, start = (F + 2 * W - 1) // (2 * W), start_of(db[:0], F)
     tasks = 2 * strips if dx.size else strips
     for task in prange(tasks):

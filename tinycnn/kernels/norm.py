@@ -18,14 +18,14 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import fma, load, pixel, spread, store
+from tinycnn.kernels._vector import fma, load, pixel, ravel, spread, store
 from tinycnn.kernels.tiles import lanes
 
 
 @inner
 def add_lanes(sums, plane):
     """sums[n] += the numbers in lane n of a plane."""
-    flat, total, none = plane.reshape(plane.size), load(sums, 0, pixel(plane)), pixel(plane)
+    flat, total, none = ravel(plane), load(sums, 0, pixel(plane)), pixel(plane)
     one = spread(plane.dtype.type(1), none)
     for k in range(0, flat.size, sums.size):
         total = fma(one, load(flat, k, none), total)
@@ -35,7 +35,7 @@ def add_lanes(sums, plane):
 @inner
 def add_squares(sums, plane, mean):
     """sums[n] += the squared distances of lane n from mean[n]."""
-    flat, total, none = plane.reshape(plane.size), load(sums, 0, pixel(plane)), pixel(plane)
+    flat, total, none = ravel(plane), load(sums, 0, pixel(plane)), pixel(plane)
     m, minus = load(mean, 0, none), spread(plane.dtype.type(-1), none)
     for k in range(0, flat.size, sums.size):
         far = fma(minus, m, load(flat, k, none))
@@ -46,7 +46,7 @@ def add_squares(sums, plane, mean):
 @inner
 def add_slopes(straight, bent, dy, x, mean, rstd, weight):
     """straight[n] += weight * dy and bent[n] += weight * dy * xhat over lane n of a plane."""
-    g, flat, none, T = dy.reshape(dy.size), x.reshape(x.size), pixel(x), x.dtype.type
+    g, flat, none, T = ravel(dy), ravel(x), pixel(x), x.dtype.type
     total, total_bent, w = load(straight, 0, none), load(bent, 0, none), spread(weight, none)
     m, r, one, minus = load(mean, 0, none), load(rstd, 0, none), spread(T(1), none), spread(T(-1), none)
     for k in range(0, flat.size, straight.size):
@@ -59,7 +59,7 @@ def add_slopes(straight, bent, dy, x, mean, rstd, weight):
 @inner
 def normalise(y, x, mean, rstd, weight, bias):
     """y = (x - mean[n]) * rstd[n] * weight + bias, one plane."""
-    to, flat, none = y.reshape(y.size), x.reshape(x.size), pixel(x)
+    to, flat, none = ravel(y), ravel(x), pixel(x)
     m, minus = load(mean, 0, none), spread(x.dtype.type(-1), none)
     scale, b = fma(load(rstd, 0, none), spread(weight, none), none), spread(bias, none)
     for k in range(0, flat.size, mean.size):
@@ -69,7 +69,7 @@ def normalise(y, x, mean, rstd, weight, bias):
 @inner
 def bend(dx, dy, x, mean, rstd, weight, straight, bent, count):
     """dx of a plane whose mean and variance depend on x, from the sums over its set of `count` numbers."""
-    to, g, flat, none = dx.reshape(dx.size), dy.reshape(dy.size), x.reshape(x.size), pixel(x)
+    to, g, flat, none = ravel(dx), ravel(dy), ravel(x), pixel(x)
     m, r, w = load(mean, 0, none), load(rstd, 0, none), spread(weight, none)
     minus, share = spread(x.dtype.type(-1), none), spread(-1 / count, none)
     level, slant = fma(load(straight, 0, none), share, none), fma(load(bent, 0, none), share, none)
@@ -141,7 +141,7 @@ def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training,
             m[:], straight[:], bent[:] = 0, 0, 0
         for t in range(len(dx)):
             bend(dx[t, c], dy[t, c], x[t, c], m, r, w, straight, bent, count)
-            flat = dx[t, c].reshape(dx[t, c].size)
+            flat = ravel(dx[t, c])
             for n in range(images - t * L, L):  # no image, no slope
                 for k in range(n, flat.size, L):
                     flat[k] = 0

@@ -10,10 +10,9 @@ The windows of nearly every net, 2 x 2 side by side, are written out.
 
 import numpy as np
 from numba import prange
-from numba.extending import overload
 
-from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import fma, load, load_where, pixel, spread, store
+from tinycnn.kernels._jit import inner, kernel, part_of
+from tinycnn.kernels._vector import fma, load, load_where, pixel, ravel, spread, store
 from tinycnn.kernels.tiles import lanes, meeting
 
 
@@ -39,21 +38,15 @@ def window_shares(length, out, size, step, pad, count_include_pad):
 
 @inner
 def clear(plane):
-    flat = plane.reshape(plane.size)
+    flat = ravel(plane)
     for i in range(flat.size):
         flat[i] = 0
 
 
+@part_of
 def row(plane, i):
     """Row i of a plane, (H, W) or (H, W, L), flat."""
-    return plane[i].reshape(plane[i].size)
-
-
-@overload(row, inline="always")
-def _row(plane, i):  # reshaping is not free, and there are many rows
-    if plane.ndim == 2:
-        return lambda plane, i: plane[i]
-    return lambda plane, i: plane[i].reshape(plane.shape[1] * plane.shape[2])
+    return ravel(plane[i])
 
 
 @inner
@@ -208,18 +201,23 @@ def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
                         where[at] = h * W + w if better else where[at]
 
 
+@part_of
+def max_windows(y, indices, x, kernel_size, stride, padding, dilation):
+    """One plane."""
+    if is_2x2(kernel_size, stride, padding, x.shape[0], x.shape[1], len(y), y.shape[1]) and dilation == (1, 1):
+        max_2x2(y, indices, x)
+    else:
+        max_plane(y, indices, x, kernel_size, stride, padding, dilation)
+
+
 @kernel
 def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
     """y = largest entry of each window, indices = its position h*W + w in the plane; the first one where several are
     equal, and NaN where there is one, as in torch.  indices: int32, shape of y."""
-    (T, C, H, W), (OH, OW) = x.shape[:4], y.shape[2:4]
-    simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW) and dilation[0] == 1 and dilation[1] == 1
-    for task in prange(T * C):
+    C = x.shape[1]
+    for task in prange(len(x) * C):
         t, c = task // C, task % C
-        if simple:
-            max_2x2(y[t, c], indices[t, c], x[t, c])
-        else:
-            max_plane(y[t, c], indices[t, c], x[t, c], kernel_size, stride, padding, dilation)
+        max_windows(y[t, c], indices[t, c], x[t, c], kernel_size, stride, padding, dilation)
 
 
 @inner
@@ -241,7 +239,7 @@ def unpool_2x2(dx, dy, indices):
 @inner
 def unpool_plane(dx, dy, indices):
     L = lanes(dx)
-    to, out, where = dx.reshape(dx.size), dy.reshape(dy.size), indices.reshape(indices.size)
+    to, out, where = ravel(dx), ravel(dy), ravel(indices)
     clear(dx)
     for k in range(0, out.size, L):
         for n in range(L):
@@ -249,14 +247,19 @@ def unpool_plane(dx, dy, indices):
                 to[where[k + n] * L + n] += out[k + n]
 
 
+@part_of
+def unpool(dx, dy, indices, kernel_size, stride, padding, dilation):
+    """One plane, the transpose of `max_windows`."""
+    if is_2x2(kernel_size, stride, padding, dx.shape[0], dx.shape[1], len(dy), dy.shape[1]) and dilation == (1, 1):
+        unpool_2x2(dx, dy, indices)
+    else:
+        unpool_plane(dx, dy, indices)
+
+
 @kernel
 def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation):
     """dx = dy where `indices` say that the maximum stood."""
-    (T, C, H, W), (OH, OW) = dx.shape[:4], dy.shape[2:4]
-    simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW) and dilation[0] == 1 and dilation[1] == 1
-    for task in prange(T * C):
+    C = dx.shape[1]
+    for task in prange(len(dx) * C):
         t, c = task // C, task % C
-        if simple:
-            unpool_2x2(dx[t, c], dy[t, c], indices[t, c])
-        else:
-            unpool_plane(dx[t, c], dy[t, c], indices[t, c])
+        unpool(dx[t, c], dy[t, c], indices[t, c], kernel_size, stride, padding, dilation)

@@ -30,7 +30,7 @@ STRIP = 112  # pixels that such blocks are summed over one after the other: what
 
 BYTES, starts, cross, zeros, pixel = _vector.BYTES, _vector.starts, _vector.cross, _vector.zeros, _vector.pixel
 loads, picks, puts, stores, add_totals = _vector.loads, _vector.picks, _vector.puts, _vector.stores, _vector.add_totals
-load, store = _vector.load, _vector.store
+load, store, ravel = _vector.load, _vector.store, _vector.ravel
 
 SUMS = MAPS * TAPS
 
@@ -60,7 +60,7 @@ def spread_out(x, first, count, rows, margin, maps_last):
     x: (C, H, W, L)
     """
     H, W, L = x.shape[1:]
-    height, pitch, none, source = rows[1] - rows[0], W + 2 * margin, pixel(x[0]), x.reshape(x.size)
+    height, pitch, none, source = rows[1] - rows[0], W + 2 * margin, pixel(x[0]), ravel(x)
     flat = on_lines(height * pitch * odd(count) * L, x)
     next_map, next_pixel = (L, odd(count) * L) if maps_last else (height * pitch * L, L)
     for c in range(count):
@@ -88,7 +88,7 @@ def slide(y, places, first, count, src, lies, weight, bias, shape, stride, paddi
     """
     (H, W, begin, margin), (C, KH, KW), (OH, width, L), (place, apart) = lies, shape, y.shape[1:], places
     OW = (width - place[1] + apart[1] - 1) // apart[1]
-    block, out, pairs, next_to = len(like) // 2, y.reshape(y.size), (OW + 1) // 2, 1 if OW > 1 else 0
+    block, out, pairs, next_to = len(like) // 2, ravel(y), (OW + 1) // 2, 1 if OW > 1 else 0
     column, pitch = odd(C) * L, (W + 2 * margin) * odd(C) * L
     offset, taps = offsets(KH, KW, C, dilation[0] * pitch, dilation[1] * column, L), KW * C
     # Where pairs of outputs stand, and the columns of the window that meet the image, are the same in all rows.
@@ -235,7 +235,7 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
     per, count, margin = C // groups, O // groups, padding[1]
     plane, pitch, size = OH * OW * L, (W + 2 * margin) * L, SUMS * L
     offset_dy = np.zeros(ceil_to(count, MAPS), np.int64)
-    met, grad, place = source_rows(rows, KH, stride[0], padding[0], dilation[0], H), dy.reshape(dy.size), 0
+    met, grad, place = source_rows(rows, KH, stride[0], padding[0], dilation[0], H), ravel(dy), 0
     begin, height = (met[0], met[1] - met[0]) if margin else (0, H)
     offset = np.zeros(ceil_to(per * KW, TAPS), np.int64)
     for k in range(per * KW):

@@ -14,7 +14,7 @@ from numba.extending import overload
 from tinycnn.kernels import _vector
 from tinycnn.kernels._jit import inner, kernel
 
-transpose, width = _vector.transpose, _vector.width
+transpose, width, ravel = _vector.transpose, _vector.width, _vector.ravel
 
 
 def lanes(plane):
@@ -44,8 +44,14 @@ def meeting(start, step, count, size):
 def gather_plane(to, x, n, c, count):
     """to[p*L + l] = pixel p of x[n + l, c], with L lanes; lanes from `count` on are zero."""
     L, P, step = to.size // (x.shape[2] * x.shape[3]), x.shape[2] * x.shape[3], x[0].size
-    flat, start = x.reshape(x.size), n * step + c * P
-    if count == L and P >= L:
+    flat, start = ravel(x), n * step + c * P
+    if P >= L:
+        if count < L:
+            whole = np.zeros(L * P, x.dtype)
+            for lane in range(count):
+                for p in range(P):
+                    whole[lane * P + p] = flat[start + lane * step + p]
+            flat, start, step = whole, 0, P
         for first in range(0, P, L):
             p = min(first, P - L)  # the last square reaches back, to end with the plane
             transpose(to, p * L, L, flat, start + p, step)
@@ -59,7 +65,7 @@ def gather_plane(to, x, n, c, count):
 def scatter_plane(y, n, c, count, plane):
     """The opposite: y[n + l, c], pixel p, = plane[p*L + l] for the first `count` lanes."""
     L, P, step = plane.size // (y.shape[2] * y.shape[3]), y.shape[2] * y.shape[3], y[0].size
-    flat, start = y.reshape(y.size), n * step + c * P
+    flat, start = ravel(y), n * step + c * P
     if count == L and P >= L:
         for first in range(0, P, L):
             p = min(first, P - L)
@@ -77,7 +83,7 @@ def interleave(tiles, x):
     for task in prange(T * C):
         t, c = task // C, task % C
         plane = tiles[t, c]
-        gather_plane(plane.reshape(plane.size), x, t * L, c, min(L, len(x) - t * L))
+        gather_plane(ravel(plane), x, t * L, c, min(L, len(x) - t * L))
 
 
 @kernel
@@ -87,7 +93,7 @@ def separate(y, tiles):
     for task in prange(T * C):
         t, c = task // C, task % C
         plane = tiles[t, c]
-        scatter_plane(y, t * L, c, min(L, len(y) - t * L), plane.reshape(plane.size))
+        scatter_plane(y, t * L, c, min(L, len(y) - t * L), ravel(plane))
 
 
 def plain(x):
