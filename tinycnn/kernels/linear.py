@@ -158,7 +158,7 @@ def linear_backward(dx, dw, db, dy, x, w):
         put(dw, gradient, x.shape[1])
         put(dx, slopes, x.shape[1])
     for o in range(db.size):
-        total = dy.dtype.type(0)
-        for n in range(N):
-            total += dy[n, o]
-        db[o] = total
+        db[o] = 0
+    for n in range(N):
+        for o in range(db.size):
+            db[o] += dy[n, o]

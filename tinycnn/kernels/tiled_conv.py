@@ -281,20 +281,22 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
 def sum_parts(dw, db, part, bias_part, groups, fill):
     """dw and db from their parts, added in order."""
     O, per, KH, KW = dw.shape
-    count = O // groups
-    total = part[0]
+    count, taps, total = O // groups, per * KH * KW, part[0]
     for k in range(1, len(part)):
         more = part[k]
         for i in range(total.size):
             total[i] += more[i]
-    at = 0
+    at, flat = 0, ravel(dw)
     for g in range(groups):
         for r in range(0, count, MAPS):
             for u in range(KH):
+                c = v = 0
                 for k0 in range(0, per * KW, TAPS):
-                    for i in range(min(MAPS, count - r)):
-                        for k in range(k0, min(k0 + TAPS, per * KW)):
-                            dw[g * count + r + i, k // KW, u, k % KW] = total[at + i * TAPS + k - k0]
+                    for k in range(min(TAPS, per * KW - k0)):
+                        to = (((g * count + r) * per + c) * KH + u) * KW + v
+                        for i in range(min(MAPS, count - r)):
+                            flat[to + i * taps] = total[at + i * TAPS + k]
+                        c, v = (c, v + 1) if v + 1 < KW else (c + 1, 0)
                     at += fill
     for o in range(db.size):
         db[o] = bias_part[0, o]
