@@ -34,7 +34,7 @@ INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
 
 # Calls for so few images, in plain order, with so few numbers in all arrays run on one thread, and so do calls with
 # fewer numbers still: two need 2 us to meet, and longer to fetch what the other one has written.
-IMAGES, NUMBERS, FEW = 8, 120_000, 20_000
+IMAGES, NUMBERS, FEW = 7, 120_000, 20_000
 PARAMETERS = 100_000  # vectors of at most so many go on with the one thread that the kernel before them ran on
 
 

@@ -25,17 +25,18 @@ CHUNKS = 8  # weight gradients are summed in at most this many parts: never one 
 BANDS = 2  # parts of an image, each a task of its own, so that few tiles keep several threads busy
 ROOM = 2**17  # numbers of a band and what is computed of it: with more of them the copy would leave the second cache
 # before it is read, so large images have more bands
-MAPS, TAPS = 4, 5  # of a block of weight gradients: output maps, and taps of a row of their windows
+MANY, FEW, TAPS = 4, 3, 5  # of a block of weight gradients: output maps, as they fit better, and taps of a window's row
 STRIP = 112  # pixels that such blocks are summed over one after the other: what they read stays in the nearest cache
 
 BYTES, starts, cross, zeros, pixel = _vector.BYTES, _vector.starts, _vector.cross, _vector.zeros, _vector.pixel
 loads, picks, puts, stores, add_totals = _vector.loads, _vector.picks, _vector.puts, _vector.stores, _vector.add_totals
 load, store, ravel = _vector.load, _vector.store, _vector.ravel
 
-SUMS = MAPS * TAPS
+MANY_SUMS, FEW_SUMS = MANY * TAPS, FEW * TAPS
 
-sums_block = inner(lambda x: zeros(x, SUMS))
-maps_block, taps_block = inner(lambda x: zeros(x, MAPS)), inner(lambda x: zeros(x, TAPS))
+many_block, few_block = inner(lambda x: zeros(x, MANY_SUMS)), inner(lambda x: zeros(x, FEW_SUMS))
+many_maps, few_maps = inner(lambda x: zeros(x, MANY)), inner(lambda x: zeros(x, FEW))
+taps_block = inner(lambda x: zeros(x, TAPS))
 
 
 @inner
@@ -224,17 +225,18 @@ def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
 
 
 @inner
-def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows):
+def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows, none, left):
     """Add a tile's products of dy's rows `rows` to the weights' gradient, and their sums to the bias's.
 
     part: flat; groups, blocks of output maps, kernel rows and blocks of taps, each a block of sums and fill
+    none: a block of sums   left: as many maps as it has
     """
     (C, H, W, L), (O, OH, OW) = x.shape, dy.shape[:3]
     groups, KH, KW = shape
-    none, left, right = sums_block(x), maps_block(x), taps_block(x)
+    maps, right = len(left), taps_block(x)
     per, count, margin = C // groups, O // groups, padding[1]
-    plane, pitch, size = OH * OW * L, (W + 2 * margin) * L, SUMS * L
-    offset_dy = np.zeros(ceil_to(count, MAPS), np.int64)
+    plane, pitch, size = OH * OW * L, (W + 2 * margin) * L, len(none) * L
+    offset_dy = np.zeros(ceil_to(count, maps), np.int64)
     met, grad, place = source_rows(rows, KH, stride[0], padding[0], dilation[0], H), ravel(dy), 0
     begin, height = (met[0], met[1] - met[0]) if margin else (0, H)
     offset = np.zeros(ceil_to(per * KW, TAPS), np.int64)
@@ -248,7 +250,7 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
             src = spread_out(x, g * per, per, met, margin, False)
         else:
             src = x[g * per :].reshape((C - g * per) * H * W * L)
-        for r in range(0, count, MAPS):
+        for r in range(0, count, maps):
             for first in range(rows[0], rows[1], strip):
                 last = min(first + strip, rows[1])
                 for u in range(KH):
@@ -268,9 +270,9 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
                             puts(kept, at_kept, sums)
                         else:
                             add_totals(part, place, sums)
-                            place += ceil_to(SUMS, L)
+                            place += ceil_to(len(none), L)
                 if bias_part.size:
-                    for o in range(g * count + r, g * count + min(r + MAPS, count)):
+                    for o in range(g * count + r, g * count + min(r + maps, count)):
                         run, total = grad[(o * OH + first) * OW * L : (o * OH + last) * OW * L], x.dtype.type(0)
                         for k in range(run.size):
                             total += run[k]
@@ -278,7 +280,7 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
 
 
 @inner
-def sum_parts(dw, db, part, bias_part, groups, fill):
+def sum_parts(dw, db, part, bias_part, groups, maps, fill):
     """dw and db from their parts, added in order."""
     O, per, KH, KW = dw.shape
     count, taps, total = O // groups, per * KH * KW, part[0]
@@ -288,13 +290,13 @@ def sum_parts(dw, db, part, bias_part, groups, fill):
             total[i] += more[i]
     at, flat = 0, ravel(dw)
     for g in range(groups):
-        for r in range(0, count, MAPS):
+        for r in range(0, count, maps):
             for u in range(KH):
                 c = v = 0
                 for k0 in range(0, per * KW, TAPS):
                     for k in range(min(TAPS, per * KW - k0)):
                         to = (((g * count + r) * per + c) * KH + u) * KW + v
-                        for i in range(min(MAPS, count - r)):
+                        for i in range(min(maps, count - r)):
                             flat[to + i * taps] = total[at + i * TAPS + k]
                         c, v = (c, v + 1) if v + 1 < KW else (c + 1, 0)
                     at += fill
@@ -308,8 +310,11 @@ def sum_parts(dw, db, part, bias_part, groups, fill):
 def backward_tile(dx, part, bias_part, dy, x, weight, shape, stride, padding, dilation, band_of, block):
     """A band of a tile; adds to the parts.  shape: (groups, O/groups, KH, KW)   band_of: its number, and of how many"""
     groups, count, KH, KW = shape
-    rows = band(*band_of, dy.shape[1])
-    weight_blocks(part, bias_part, dy, x, (groups, KH, KW), stride, padding, dilation, rows)
+    rows, windows = band(*band_of, dy.shape[1]), (groups, KH, KW)
+    if better(count, MANY, FEW) == MANY:
+        weight_blocks(part, bias_part, dy, x, windows, stride, padding, dilation, rows, many_block(x), many_maps(x))
+    else:
+        weight_blocks(part, bias_part, dy, x, windows, stride, padding, dilation, rows, few_block(x), few_maps(x))
     if dx.size:
         turned, rows = (count, KH, KW), band(*band_of, x.shape[1])
         if block == WIDE:
@@ -326,8 +331,9 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
     weight = pack_turned(w, groups, block, stride, padding, dilation)
     parts = bands(x[0], dy[0], BANDS if BANDS * len(x) < CHUNKS else 1)
     tasks = len(x) * parts
-    chunks, fill = min(CHUNKS, tasks), ceil_to(SUMS, L)
-    size = ceil_to(O // groups, MAPS) // MAPS * KH * (ceil_to(per * KW, TAPS) // TAPS) * fill
+    chunks, maps = min(CHUNKS, tasks), better(O // groups, MANY, FEW)
+    fill = ceil_to(maps * TAPS, L)
+    size = ceil_to(O // groups, maps) // maps * KH * (ceil_to(per * KW, TAPS) // TAPS) * fill
     part, bias_part = np.zeros((chunks, groups * size), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
@@ -337,4 +343,4 @@ def conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, group
                 to, part[chunk], bias_part[chunk], dy[t], x[t], weight, shape, stride, padding, dilation,
                 (task % parts, parts), block,
             )  # fmt: skip
-    sum_parts(dw, db, part, bias_part, groups, fill)
+    sum_parts(dw, db, part, bias_part, groups, maps, fill)
