@@ -30,7 +30,8 @@ They compile to an instruction or a few for each vector, and check no index.  Wi
 So are two more:
 
     ravel(array)             all numbers of a C-contiguous array in a row.  `reshape` does that too, in the time of a
-                             row of an image: it is a call, and looks at every stride.
+                             row of an image: it is a call, and looks at every stride.  Not for what a `prange` loop
+                             writes to itself: Numba does not know that it is the same memory, and drops the loop.
     whole_registers()        loops of this function that LLVM vectorises by itself use whole registers.  Of 512 bits it
                              would use half: on the first processors that had them, the other half slowed all else down.
 """

@@ -14,7 +14,7 @@ from numba import prange
 from tinycnn import scalars
 from tinycnn.kernels._jit import inlined, inner, kernel, kernel_in_order, scalar
 from tinycnn.kernels._record import recorded
-from tinycnn.kernels._vector import ravel, whole_registers
+from tinycnn.kernels._vector import whole_registers
 
 tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
@@ -92,7 +92,7 @@ def descend(dx, y, formula):
 @in_place("x")
 @kernel
 def forward(y, formula):
-    y = ravel(y)
+    y = y.reshape(y.size)
     for block in prange((y.size + BLOCK - 1) // BLOCK):
         activate(y[block * BLOCK : (block + 1) * BLOCK], formula)
 
@@ -100,7 +100,7 @@ def forward(y, formula):
 @in_place("dy")
 @kernel
 def backward(dx, y, formula):
-    dx, y = ravel(dx), ravel(y)
+    dx, y = dx.reshape(dx.size), y.reshape(y.size)
     for block in prange((dx.size + BLOCK - 1) // BLOCK):
         descend(dx[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK], formula)
 
@@ -140,7 +140,7 @@ def relu_backward(dx, dy, y):
 
 @kernel
 def leaky_relu_forward(y, x, negative_slope):
-    x, y = ravel(x), ravel(y)
+    x, y = x.reshape(x.size), y.reshape(y.size)
     zero, slope = x.dtype.type(0), x.dtype.type(negative_slope)
     for i in prange(x.size):
         y[i] = slope * x[i] if x[i] <= zero else x[i]
@@ -148,7 +148,7 @@ def leaky_relu_forward(y, x, negative_slope):
 
 @kernel
 def leaky_relu_backward(dx, dy, x, negative_slope):
-    dx, dy, x = ravel(dx), ravel(dy), ravel(x)
+    dx, dy, x = dx.reshape(dx.size), dy.reshape(dy.size), x.reshape(x.size)
     zero, slope = x.dtype.type(0), x.dtype.type(negative_slope)
     for i in prange(dx.size):
         dx[i] = slope * dy[i] if x[i] <= zero else dy[i]
@@ -157,7 +157,7 @@ def leaky_relu_backward(dx, dy, x, negative_slope):
 @kernel
 def gaussian_forward(y, x):
     """y = exp(-x/2), of squared distances x."""
-    x, y = ravel(x), ravel(y)
+    x, y = x.reshape(x.size), y.reshape(y.size)
     slope = x.dtype.type(-0.5)
     for i in prange(x.size):
         y[i] = math.exp(slope * x[i])
@@ -165,7 +165,7 @@ def gaussian_forward(y, x):
 
 @kernel
 def gaussian_backward(dx, dy, y):
-    dx, dy, y = ravel(dx), ravel(dy), ravel(y)
+    dx, dy, y = dx.reshape(dx.size), dy.reshape(dy.size), y.reshape(y.size)
     slope = y.dtype.type(-0.5)
     for i in prange(dx.size):
         dx[i] = slope * y[i] * dy[i]

@@ -9,7 +9,6 @@ from numba import prange
 
 from tinycnn import scalars
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import ravel
 
 mix = inner(scalars.mix)
 
@@ -22,7 +21,7 @@ def dropout(y, x, counter, seed, p, span):
     """
     L, images = (x.shape[-1], len(x)) if x.ndim == 5 else (1, len(x))
     per = x.size // (images * L)
-    x, y = ravel(x), ravel(y)
+    x, y = x.reshape(x.size), y.reshape(y.size)
     scale, zero = x.dtype.type(1 / (1 - p) if p < 1 else 0.0), x.dtype.type(0)
     threshold = np.uint64(p * 4294967296.0)
     start = mix(mix(np.uint64(seed)) + np.uint64(counter[0]))

@@ -141,7 +141,7 @@ def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training,
             m[:], straight[:], bent[:] = 0, 0, 0
         for t in range(len(dx)):
             bend(dx[t, c], dy[t, c], x[t, c], m, r, w, straight, bent, count)
-            flat = ravel(dx[t, c])
+            flat = dx[t, c].reshape(dx[t, c].size)
             for n in range(images - t * L, L):  # no image, no slope
                 for k in range(n, flat.size, L):
                     flat[k] = 0
