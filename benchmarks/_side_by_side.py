@@ -332,7 +332,7 @@ def head_line(result):
 def company(result):
     """Words on the programs that kept cores busy meanwhile (older files do not say)."""
     programs = result["settings"].get("busy", 0)
-    return f", beside {programs} busy program{'s' * (programs > 1)}" if programs else ""
+    return f", beside {programs} busy program{'s' * (programs > 1)}" if programs > 0 else ""
 
 
 def table(head, widths):
