@@ -158,7 +158,7 @@ def throughput(result, what):
             from_zero(ax, counts)
             dress(ax, "threads (dotted: in proportion)", "images/s", f"{net}, batch {chosen[0]['batch']}")
         legend(figure, rows)
-        heading(figure, f"LeNet-5, {what}", result["hardware"]["processor"])
+        heading(figure, f"LeNet-5, {what}", result["hardware"]["processor"] + side.company(result))
         yield "threads", figure
 
 
