@@ -341,7 +341,7 @@ class MaxPool2d(_Pool2d):
         return self._indices[: y.size].reshape(y.shape)
 
     def joins(self, activation):
-        rises = type(activation) in (Tanh, Sigmoid, ReLU)
+        rises = type(activation) in (Tanh, Sigmoid, ReLU)  # so the maximum may be taken first, see kernels/joined.py
         return rises and self.kernel_size == self.stride and self.padding == (0, 0)
 
     @property
