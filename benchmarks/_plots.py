@@ -220,7 +220,7 @@ def roofline(ax, points, row, title):
 
 def name_points(ax, points, x_limits, y_limits, knee):
     """Names (name, x, y, colour) beside their points on logarithmic axes, where nothing else stands, the roof included,
-    which is flat from the point `knee` on, with some words above it."""
+    which rises up to the point `knee` and is flat from there on, with some words above it."""
     width, height = (side * 72 * 0.82 for side in ax.figure.get_size_inches())  # points, about
     width /= len(ax.figure.axes)
 
@@ -231,6 +231,8 @@ def name_points(ax, points, x_limits, y_limits, knee):
     boxes = [(x - 3, x + 3, y - 3, y + 3) for x, y in spots]
     x, y = place(knee[0], x_limits, width), place(knee[1], y_limits, height)
     boxes += [(x, width, y - 1, y + 1), (x, x + 80, y, y + 12)]
+    rise = y - place(knee[1] * x_limits[0] / knee[0], y_limits, height)
+    boxes += [(x - x * k / 20, x - x * (k - 1) / 20, y - rise * k / 20, y - rise * (k - 1) / 20) for k in range(1, 21)]
     for (name, x, y, colour), (left, bottom) in zip(points, spots, strict=True):
         long = 0.6 * SMALL * len(name)
         tries = [(dx, dy) for dy in (0, 8, -8, 16, -16, 24, -24) for dx in (6, -6 - long)]

@@ -10,6 +10,9 @@ GEMM peak that the step's arithmetic comes to; the peak is measured in the same 
 The second table says where tinycnn's time goes, from clocks read between the kernels of whole steps.  `alone` is the
 same call over and over, which finds its data in the cache: what is less there than in the step is time spent waiting
 for memory, and the sum of such times would be less than the step.
+
+Whole steps go on with one thread while other programs slow all of them down, kernels called one by one do not: with
+--busy the second table shows what each would wait for.
 """
 
 import functools
