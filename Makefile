@@ -15,7 +15,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: lenet5 lenet5-cuda test lint bench simulator check-kernels gpu-check clean clean-kernels
+.PHONY: lenet5 lenet5-cuda test lint bench cuda-on-cpu check-kernels gpu-check clean clean-kernels
 
 lenet5: $(VENV)/installed
 	$(BIN)/python examples/lenet5.py $(ARGS)
@@ -34,9 +34,9 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(or $(ARGS),train-step)
 
-# The CUDA kernels in Numba's simulator: a few minutes, no GPU.
-simulator: $(VENV)/installed-test
-	NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest -q tests/test_cuda.py $(ARGS)
+# The tests of the CUDA path through the real numba-cuda, the PTX run on the processor: no GPU (docs/cuda.md).
+cuda-on-cpu: $(VENV)/installed-test $(VENV)/installed-cuda
+	TINYCNN_CUDA=cpu $(BIN)/python -m pytest -m gpu $(ARGS)
 
 # The CUDA kernels to machine code, with a table of what each takes: no GPU.
 check-kernels: $(VENV)/installed-cuda
@@ -49,7 +49,7 @@ clean-kernels:
 	rm -rf tinycnn/kernels/__pycache__ tinycnn/cuda/__pycache__ tinycnn/data/__pycache__
 
 clean: clean-kernels
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cuda_on_cpu .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit("tinycnn needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'

@@ -1,6 +1,6 @@
 """Two kernels that do nothing but what they measure: copying, and fused multiply-adds."""
 
-from tinycnn.cuda._target import THREADS, blocks, cuda, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, flat, kernel, phase
 
 STEPS, CHAINS = 256, 8
 

@@ -8,8 +8,8 @@ the benchmarks, each checked against the CPU before a time is taken: the card's 
 PyTorch on the same card.  Times are the device's own (events), medians after a warm-up.  A part that fails, or for
 which there is no time left, says so, and the others go on.  Figures go to gpu.json and gpu.md in the folder of --out.
 
---rehearse runs the same code without a GPU, on tiny sizes and in the emulation; its times mean nothing and are not
-kept.
+--rehearse runs the same code on tiny sizes; its times mean nothing and are not kept.  Without a GPU, as PTX on the
+processor: python tests/cuda_on_cpu -m benchmarks.gpu --rehearse
 """
 
 import argparse
@@ -77,11 +77,11 @@ class Setup:
 
 def median(function, repeats):
     """Median seconds of `function` on the device, after two calls that do not count."""
-    from tinycnn.cuda import _target
+    from tinycnn.cuda import _launch
 
     for _ in range(2):
         function()
-    return statistics.median(_target.seconds(function) for _ in range(repeats))
+    return statistics.median(_launch.seconds(function) for _ in range(repeats))
 
 
 def same(what, got, want, tolerance):
@@ -210,26 +210,26 @@ def steps(size):
 
 
 def _seconds(function):
-    from tinycnn.cuda import _target
+    from tinycnn.cuda import _launch
 
-    return _target.seconds(function)
+    return _launch.seconds(function)
 
 
 def launches(size):
     """Host time of a launch: the Python it takes, not the kernel."""
     from tinycnn import cuda
-    from tinycnn.cuda import _target, optim
+    from tinycnn.cuda import _launch, optim
 
     step = cuda.empty((1,), np.int64)
     count = size["launches"]
     for _ in range(10):
         optim.advance_kernel[1](step)
-    _target.synchronize()
+    _launch.synchronize()
     start = time.perf_counter()
     for _ in range(count):
         optim.advance_kernel[1](step)
     seconds = (time.perf_counter() - start) / count
-    _target.synchronize()
+    _launch.synchronize()
     if int(cuda.to_host(step)[0]) != count + 10:
         raise ValueError("launches were lost")
     return {"seconds": seconds}, [f"{seconds * 1e6:.1f} us of host time a launch (one array)"]
@@ -431,10 +431,9 @@ def main(argv=None):
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for gpu.json and gpu.md"
     )
-    parser.add_argument("--rehearse", action="store_true", help="without a GPU, on tiny sizes, keeping nothing")
+    parser.add_argument("--rehearse", action="store_true", help="on tiny sizes, keeping nothing")
     args = parser.parse_args(argv)
     begin = time.monotonic()
-    os.environ["TINYCNN_CUDA"] = "emulate" if args.rehearse else "gpu"
 
     from tinycnn import _gpu, backend, runs
 

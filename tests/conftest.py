@@ -1,11 +1,9 @@
-"""What all tests share: how hard Hypothesis tries, and the check that a kernel gives the same bits every time."""
+"""What all tests share: the GPU that they run on, how hard Hypothesis tries, and the check that a kernel gives the same
+bits every time."""
 
 import os
 
-# What plays the GPU has to be chosen before anything is imported; pytest -m gpu asks for a real one.
-if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "0" and not os.environ.get("TINYCNN_CUDA"):
-    os.environ["TINYCNN_CUDA"] = "emulate"
-
+import cuda_on_cpu
 import numba
 import numpy as np
 import pytest
@@ -18,6 +16,33 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
 settings.register_profile("thorough", settings.get_profile("dev"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+# What tests with the marker gpu run on.  TINYCNN_CUDA=gpu: a GPU.  cpu: PTX on the processor, an error where that is
+# impossible.  Not set: the same, and skipped where that is impossible.
+GPU = os.environ.get("TINYCNN_CUDA") == "gpu"
+IMPOSSIBLE = None if GPU else cuda_on_cpu.unavailable()
+
+
+def pytest_configure():
+    if IMPOSSIBLE is not None and os.environ.get("TINYCNN_CUDA") == "cpu":
+        raise pytest.UsageError(f"CUDA kernels cannot run on this processor: {IMPOSSIBLE}")
+    if not GPU and IMPOSSIBLE is None:
+        cuda_on_cpu.install()
+
+
+def pytest_collection_modifyitems(items):
+    if IMPOSSIBLE is not None:
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=f"CUDA kernels cannot run on this processor: {IMPOSSIBLE}"))
+
+
+@pytest.fixture(autouse=True)
+def no_misuse_of_the_driver(request):
+    """The stand-in driver has nothing to complain about; tests that misuse it on purpose ask it themselves."""
+    yield
+    if not GPU and IMPOSSIBLE is None and "gpu" in request.keywords:
+        assert cuda_on_cpu.problems() == []
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ def calls(dtype, sizes, seed=0):
         (3, 17, (3, 2), (1, 1), (0, 0), (1, 1), 1, True),
         (4, 6, (2, 3), (2, 3), (1, 2), (2, 1), 2, False),
         (6, 38, (3, 3), (3, 1), (0, 3), (1, 2), 2, True),
+        (16, 3, (2, 2), (1, 1), (0, 0), (1, 1), 1, True),  # as many taps as a tile has columns, or a multiple of it
     ]
     for C, O, kernel, stride, padding, dilation, groups, bias in conv:
         x, w, b = normal(N, C, H, W), normal(O, C // groups, *kernel), normal(O if bias else 0)

@@ -1,5 +1,5 @@
 """The benchmarks on tiny sizes: that they check before they measure, and write what they say they write.  That of the
-GPU is rehearsed without one, in the emulation.  No other library is needed, and no time is asserted."""
+GPU is rehearsed without one, as PTX on the processor.  No other library is needed, and no time is asserted."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from conftest import GPU
 from test_experiment import ENVIRONMENT, ROOT
 
 from benchmarks import __main__ as entry
@@ -224,9 +225,11 @@ def test_results_that_are_kept_can_be_drawn(tmp_path, capsys):
     assert set(_plots.PICTURES) <= set(entry.COMMANDS)
 
 
+@pytest.mark.gpu
 def test_the_gpu_benchmark_rehearsed():
     command = [
         sys.executable,
+        *([] if GPU else [str(ROOT / "tests" / "cuda_on_cpu")]),
         "-m",
         "benchmarks.gpu",
         "--rehearse",
@@ -242,7 +245,7 @@ def test_the_gpu_benchmark_rehearsed():
     assert "all parts done" in done.stdout
     for part in ("ceilings:", "launches:", "steps:", "kernels:"):
         assert part in done.stdout
-    assert "played by the processor" in done.stdout
+    assert GPU or "PTX on the CPU" in done.stdout
 
 
 def test_the_gpu_benchmark_says_what_is_missing(tmp_path):

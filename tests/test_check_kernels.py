@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numba import config, cuda
+from numba import cuda
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
@@ -13,10 +13,9 @@ import check_kernels
 
 from tinycnn import _gpu
 
-pytestmark = [
-    pytest.mark.skipif(bool(config.ENABLE_CUDASIM), reason="the simulator compiles nothing"),
-    pytest.mark.skipif(None in _gpu.find_toolkit().values(), reason="needs the toolkit: pip install 'tinycnn[cuda13]'"),
-]
+pytestmark = pytest.mark.skipif(
+    None in _gpu.find_toolkit().values(), reason="needs the toolkit: pip install 'tinycnn[cuda13]'"
+)
 SIGNATURE = "void(float32[::1], float32[::1], int64)"
 HALF = np.float32(0.5)
 
@@ -38,6 +37,11 @@ def indexed_at_run_time(y, x, n):
     for k in range(64):
         kept[k * n % 64] = x[k]
     y[cuda.grid(1)] = kept[n // 2 % 64]
+
+
+def divided(y, x, n):
+    i = cuda.grid(1)
+    y[i] = x[i // n]
 
 
 def crowded(y, x, n):
@@ -74,6 +78,11 @@ def test_local_memory():
 def test_spills():
     assert check(crowded, registers=128) == []
     assert any(fault.startswith("spills") for fault in check(crowded, registers=128, max_registers=24))
+
+
+def test_a_64_bit_division():
+    (fault,) = check(divided)
+    assert fault == "1 64-bit divisions"
 
 
 def test_more_registers_than_stated():

@@ -1,11 +1,13 @@
-"""The CUDA kernels against their CPU twins, on whatever plays the GPU: by default the emulation (tinycnn/cuda/
-_emulate.py), with NUMBA_ENABLE_CUDASIM=1 Numba's simulator, with `pytest -m gpu` a GPU."""
+"""The CUDA kernels against their CPU twins, on a GPU or, as PTX, on the processor (see conftest.py)."""
 
+import dataclasses
 import inspect
 
 import cuda_calls
+import cuda_on_cpu
 import numpy as np
 import pytest
+from conftest import GPU
 
 from tinycnn import (
     Batches,
@@ -15,7 +17,6 @@ from tinycnn import (
     ElasticTransform,
     RandomAffine,
     Sequential,
-    _gpu,
     cuda,
     data,
     evaluate,
@@ -25,32 +26,29 @@ from tinycnn import (
     losses,
     models,
     optim,
+    recipes,
     train,
 )
-from tinycnn.cuda import _target
+from tinycnn.cuda import _launch
+from tinycnn.recipes import training
 
-pytestmark = [
-    pytest.mark.gpu,
-    # The simulator computes with NumPy's scalars, which warn where a GPU is silent.
-    pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"),
-]
-SIMULATOR = not _target.EMULATED and _gpu.pretended()
+pytestmark = pytest.mark.gpu
 SERVICES = {"capture", "compile_for", "empty", "joined", "tiles", "to_device", "to_host", "write"}
+ORDERS = ["forward", "backward", "shuffled"]
 
 
-@pytest.fixture(params=["forward", "backward", "shuffled"] if _target.EMULATED else ["any order"])
-def order(request, monkeypatch):
-    """The order in which the emulation runs threads and blocks; on a GPU it is nobody's choice."""
-    if _target.EMULATED:
-        from tinycnn.cuda import _emulate
-
-        monkeypatch.setitem(_emulate._state, "order", request.param)
-    return request.param
+@pytest.fixture(params=["any order"] if GPU else ORDERS)
+def order(request):
+    """The order in which the processor runs threads and blocks; on a GPU it is nobody's choice."""
+    if not GPU:
+        cuda_on_cpu.order(request.param)
+        yield request.param
+        cuda_on_cpu.order("forward")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    _target.use(0)
+    _launch.use(0)
 
 
 def run(backend, name, arguments, outputs):
@@ -101,7 +99,6 @@ def test_small(name, order):
     compare(name, np.float32, cuda_calls.SMALL)
 
 
-@pytest.mark.skipif(SIMULATOR, reason="too slow in the simulator")
 @pytest.mark.parametrize("name", KERNELS)
 def test_large(name, order):
     compare(name, np.float64, cuda_calls.LARGE)
@@ -133,9 +130,7 @@ OPTIMIZERS = {
 )
 def test_training_lenet5_is_the_cpus(activation, pool, optimizer, order):
     """Steps of an epoch, the last one on a smaller batch, with the loss and accuracy of the epoch."""
-    if SIMULATOR and activation != "tanh":
-        pytest.skip("the simulator takes a minute a step")
-    images, batch_size = (3, 2) if SIMULATOR else (131, 64)
+    images, batch_size = 131, 64
     what = activation, pool, OPTIMIZERS[optimizer], images, 1, batch_size
     (got,), parameters, state = lenet5("cuda", *what)
     (want,), parameters_cpu, state_cpu = lenet5("cpu", *what)
@@ -146,21 +141,52 @@ def test_training_lenet5_is_the_cpus(activation, pool, optimizer, order):
     assert state["_step"] == state_cpu["_step"] == -(-images // batch_size)
 
 
-@pytest.mark.skipif(SIMULATOR, reason="too slow in the simulator")
 def test_training_gives_the_same_bits_again(monkeypatch):
-    """Three times: with the emulation, in three orders of threads and blocks; on a GPU, eager, recorded, and again."""
+    """Three times: kernel by kernel, captured, and again; on the processor in three orders of threads and blocks."""
     found = []
-    for number, name in enumerate(("forward", "backward", "shuffled")):
-        if _target.EMULATED:
-            from tinycnn.cuda import _emulate
-
-            monkeypatch.setitem(_emulate._state, "order", name)
-        elif number == 0:
-            monkeypatch.setattr(cuda, "capture", lambda step: step)
+    for number, name in enumerate(ORDERS):
+        if not GPU:
+            cuda_on_cpu.order(name)
+        if number == 0:
+            monkeypatch.setattr(cuda, "capture", lambda step, outputs=(): step)
         _, parameters, state = lenet5("cuda", "tanh", "avg", OPTIMIZERS["adamw"], 131, 2, 64)
         found.append([a.tobytes() for a in (*parameters.values(), *state.values())])
         monkeypatch.undo()
+    if not GPU:
+        cuda_on_cpu.order("forward")
     assert found[0] == found[1] == found[2]
+
+
+NETS = {}  # one recipe for every network, loss and optimizer that the recipes train
+for _name, _recipe in recipes.shipped().items():
+    _options = _recipe.net["layers"], _recipe.training.get("loss"), _recipe.training["optimizer"]
+    if not _recipe.space:
+        NETS.setdefault((*_options, _recipe.data.get("augment"), "ema" in _recipe.training), _name)
+
+
+@pytest.mark.parametrize("name", NETS.values())
+def test_the_first_steps_of_every_recipe_are_the_cpus(name):
+    """Two steps of six images: the loss, and the gradient that the second step leaves."""
+    (recipe,) = recipes.find(name)
+    recipe = dataclasses.replace(
+        recipe,
+        data={**recipe.data, "train": 12, "validation": 0},
+        training={**recipe.training, "batch": 6, "steps_per_epoch": 2},
+    )
+    images, labels = data.synthetic_digits(20, rng=0)
+    digits = data.Dataset("digits", images[:12], labels[:12], images[12:], labels[12:], tuple("0123456789"))
+    losses_found, gradients = [], []
+    for device in ("cuda", "cpu"):
+        model = training.network(recipe, 0, device)
+        ready = training.prepare(recipe, digits, np.random.default_rng(1), device)
+        rule = training.optimizer(recipe, model, 2, 1e-4 if "tune_lr" in recipe.training else None)
+        (record,) = fit(
+            model, training.criterion(recipe), rule, ready.training, epochs=1, batch_size=6, rng=2, progress=False
+        )
+        losses_found.append(record["train_loss"])
+        gradients.append(np.array(model.k.to_host(model.grad)))
+    assert losses_found[0] == pytest.approx(losses_found[1], rel=1e-3)
+    assert np.linalg.norm(gradients[0] - gradients[1]) <= 2e-2 * np.linalg.norm(gradients[1])
 
 
 RADIAL = [layers.Linear(27, 6), layers.GaussianRBF(6, 4, 0.3)]
@@ -189,7 +215,7 @@ def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypa
 
     for name in ("empty", "to_device", "to_host", "write"):
         monkeypatch.setattr(cuda, name, refuse)
-        monkeypatch.setattr(_target._home, name, refuse)
+        monkeypatch.setattr(_launch, name, refuse)
     train._step(model, criterion, optimizer, batches, totals, 4)
     monkeypatch.undo()
     assert cuda.to_host(totals)[2] == 8

@@ -1,221 +1,457 @@
-"""tinycnn/cuda/_launch.py without a GPU, with stand-ins for the driver: recording, foreign arrays, memory."""
+"""tinycnn/cuda/_launch.py through the real numba-cuda and cuda.core: arrays, capture, other libraries, errors."""
 
-import contextlib
+import subprocess
 import sys
-from types import SimpleNamespace
 
+import cuda_on_cpu
 import numpy as np
 import pytest
+from conftest import GPU
+from test_experiment import ENVIRONMENT, ROOT
 
-pytest.importorskip("numba.cuda")
-from tinycnn import backend
+from tinycnn import (
+    AdamW,
+    Batches,
+    CrossEntropyLoss,
+    Flatten,
+    Linear,
+    ReLU,
+    Sequential,
+    _gpu,
+    backend,
+    cuda,
+    evaluate,
+    experiment,
+    fit,
+    optim,
+)
 from tinycnn.cuda import _launch
+from tinycnn.cuda.optim import advance_kernel
 
-pytestmark = pytest.mark.skipif(_launch.SIMULATED, reason="in the simulator a step is its own recording")
-
-
-class DeviceArray:
-    """What numba-cuda's device arrays are to _launch.py."""
-
-    def __init__(self, array, contiguous=True):
-        self.array, self.contiguous, self.size, self.ndim = array, contiguous, array.size, array.ndim
-
-    def is_c_contiguous(self):
-        return self.contiguous
-
-    def copy_to_host(self):
-        return self.array
-
-    def reshape(self, size):
-        return DeviceArray(self.array.reshape(size))
+pytestmark = pytest.mark.gpu
+ON_CPU = pytest.mark.skipif(GPU, reason="a real driver does not fail when it is told to")
 
 
-@pytest.fixture
-def state(monkeypatch):
-    fresh = {"stream": 0, "held": None, "number": 0, "forked": False}
-    monkeypatch.setattr(_launch, "_state", fresh)
-    return fresh
+@pytest.fixture(scope="module", autouse=True)
+def device():
+    _launch.use(0)
 
 
-@pytest.fixture
-def driver(monkeypatch):
-    """Stand-ins for numba.cuda's functions; a test adds what it needs."""
-    fake = SimpleNamespace(
-        defer_cleanup=contextlib.nullcontext, to_device=lambda a: DeviceArray(np.array(a)), synchronize=lambda: None,
-        external_stream=lambda handle: ("stream", handle),
-    )  # fmt: skip
-    monkeypatch.setattr(_launch, "cuda", fake)
-    return fake
+def counter():
+    return cuda.empty((1,), np.int64)
 
 
-# --- recording --------------------------------------------------------------------------------------------------------
-
-
-class Builder:
-    """cuda.core's graph builder."""
-
-    stream = SimpleNamespace(handle=7)
-
-    def __init__(self, log):
-        self.log = log
-
-    def begin_building(self):
-        self.log.append("begin")
-
-    def end_building(self):
-        self.log.append("end")
-        return self
-
-    def complete(self):
-        return SimpleNamespace(launch=lambda stream: self.log.append(f"replay on {stream}"))
-
-
-@pytest.fixture
-def log(monkeypatch):
-    """What happens on the stand-in for cuda.core, in order."""
-    happened: list[str] = []
-    device = SimpleNamespace(
-        set_current=lambda: None, create_graph_builder=lambda: Builder(happened), default_stream="the default stream"
-    )
-    monkeypatch.setitem(sys.modules, "cuda.core", SimpleNamespace(Device=lambda number: device))
-    return happened
-
-
-@pytest.mark.usefixtures("driver")
-@pytest.mark.parametrize(("version", "stream"), [("0.30.4", "builder"), ("0.28.2", "stream")])
-def test_a_step_runs_is_recorded_and_is_replayed(state, log, monkeypatch, version, stream):
-    monkeypatch.setattr(_launch, "numba_cuda_version", lambda: version)
-    launched = []
-
-    class Compiled:
-        def __getitem__(self, blocks_threads_stream):
-            return lambda *args: launched.append((blocks_threads_stream[2], args))
-
-    monkeypatch.setattr(_launch.cuda, "jit", lambda **options: lambda function: Compiled(), raising=False)
-    kernel = _launch.Kernel(lambda: None, 32, 32, None)
-    array = object()
-    step = _launch.capture(lambda: kernel[1](array))
-    step()
-    assert launched == [(0, (array,))]
-    assert log == []
-    step()
-    assert log == ["begin", "end", "replay on the default stream"]
-    assert len(launched) == 2
-    where = launched[1][0]
-    assert isinstance(where, Builder) if stream == "builder" else where == ("stream", 7)
-    step()
-    assert log[-2:] == ["replay on the default stream"] * 2
-    assert len(launched) == 2
-    assert step.held == [(array,)]  # addresses are part of the recording: the arrays must live as long
-    assert state["stream"] == 0
-    assert state["held"] is None
-
-
-@pytest.mark.usefixtures("driver")
-def test_a_step_that_cannot_be_recorded_says_so_and_runs(state, log, monkeypatch):
-    monkeypatch.setattr(_launch, "numba_cuda_version", lambda: "0.30.4")
-    ran = []
-
-    def step():
-        if state["stream"] != 0:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        ran.append(1)
-
-    recorded = _launch.capture(step)
-    recorded()
-    with pytest.warns(UserWarning, match="could not be recorded and runs kernel by kernel: operation not permitted"):
-        recorded()
-    recorded()
-    assert ran == [1, 1, 1]
-    assert state["stream"] == 0
+def value(step):
+    return int(cuda.to_host(step)[0])
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
-
-class Foreign:
-    """An array of another library, on GPU `number`, with one or both of the two protocols."""
-
-    def __init__(self, number=0, interface=True):
-        self.number = number
-        if interface:
-            self.__cuda_array_interface__ = {"version": 3}
-
-    def __dlpack_device__(self):
-        return 2, self.number
-
-
-@pytest.mark.usefixtures("state")
-def test_arrays_of_other_libraries(driver, monkeypatch):
-    seen = []
-
-    def as_cuda_array(array):
-        seen.append(array.__cuda_array_interface__)
-        return DeviceArray(np.ones(3), contiguous=len(seen) < 3)
-
-    driver.as_cuda_array = as_cuda_array
-    assert _launch.to_device(Foreign()).array.sum() == 3
-    with pytest.raises(ValueError, match="the array lies on cuda:1, this process computes on cuda:0"):
-        _launch.to_device(Foreign(1))
-
-    view = SimpleNamespace(ptr=4096, shape=(2, 3), strides=(3, 1), dtype=np.dtype(np.float32))
-    utils = SimpleNamespace(StridedMemoryView=SimpleNamespace(from_dlpack=lambda array, stream_ptr: view))
-    monkeypatch.setitem(sys.modules, "cuda.core.utils", utils)
-    _launch.to_device(Foreign(interface=False))
-    assert seen[1] == {
-        "version": 3, "shape": (2, 3), "typestr": "<f4", "data": (4096, False), "strides": (12, 4)
-    }  # fmt: skip
-    assert _launch.to_device(Foreign()).contiguous  # what is not in C order is copied
+GRID = np.arange(24, dtype=np.float32).reshape(4, 6)
+ODD = {
+    "an axis of length 1 with stride 0": GRID[:, None],
+    "one element with stride 0": np.broadcast_to(np.float32(3), (1,)),
+    "one row of a column": GRID[:1, ::2].T[:, :1],
+    "columns": GRID.T,
+    "every second": GRID[::2, ::3],
+    "backwards": GRID[::-1],
+    "repeated": np.broadcast_to(np.float32(2), (3, 2)),
+    "read-only": np.frombuffer(GRID.tobytes(), np.float32),
+    "no element": np.zeros((0, 3, 2), np.float32),
+    "no element, strided": GRID[:, :0],
+    "no axis": np.array(3, np.float32),
+}
 
 
-@pytest.mark.usefixtures("state")
-def test_a_stream_of_another_context(driver):
-    def as_cuda_array(array):
-        raise RuntimeError("[400] Call to cuStreamSynchronize results in CUDA_ERROR_INVALID_CONTEXT")
-
-    driver.as_cuda_array = as_cuda_array
-    with pytest.raises(ValueError, match="the array's stream belongs to another CUDA context"):
-        _launch.to_device(Foreign())
-
-
-@pytest.mark.usefixtures("state", "driver")
-def test_what_is_handed_out_is_an_array_to_others():
-    shared = _launch.share(SimpleNamespace(
-        shape=(3,), dtype=np.dtype(np.float32), copy_to_host=lambda: np.ones(3, np.float32),
-        __cuda_array_interface__={"version": 3},
-    ))  # fmt: skip
-    np.testing.assert_array_equal(np.asarray(shared), np.ones(3))
-    assert shared.__dlpack_device__() == (2, 0)
-    assert shared.__cuda_array_interface__ == {"version": 3}
-    assert (shared.shape, shared.dtype) == ((3,), np.float32)
+@pytest.mark.parametrize("name", ODD)
+def test_host_arrays_of_any_strides_arrive(name):
+    array = ODD[name]
+    there = cuda.to_device(array)
+    shape = array.shape or (1,)
+    np.testing.assert_array_equal(cuda.to_host(there), array.reshape(shape))
+    assert there.is_c_contiguous()
+    assert _launch.flat(there).shape == (array.size,)
+    other = cuda.empty(shape, np.float32)
+    cuda.write(other, array.reshape(shape) if array.ndim else array)
+    np.testing.assert_array_equal(cuda.to_host(other), array.reshape(shape))
+    if array.size:
+        y = cuda.empty(shape, np.float32)
+        cuda.relu_forward(y, there)
+        np.testing.assert_array_equal(cuda.to_host(y), np.maximum(array.reshape(shape), 0))
 
 
-@pytest.mark.usefixtures("state")
-def test_out_of_memory(driver, monkeypatch):
-    def full(array):
-        raise RuntimeError("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
-
-    driver.to_device = full
-    monkeypatch.setattr(_launch, "free_memory", lambda: 3 << 20)
-    for ask in (
-        lambda: _launch.empty((1 << 20,), np.float32),
-        lambda: _launch.to_device(np.zeros(1 << 20, np.float32)),
-    ):
-        with pytest.raises(backend.DeviceMemoryError, match=r"asked for 4.0 MiB, 3.0 MiB free"):
-            ask()
-    driver.to_device = lambda array: (_ for _ in ()).throw(RuntimeError("another error"))
-    with pytest.raises(RuntimeError, match="another error"):
-        _launch.empty((1,), np.float32)
-
-
-@pytest.mark.usefixtures("state")
-def test_an_array_too_large_for_the_kernels_indices(driver):
-    huge = np.broadcast_to(np.zeros(1, np.uint8), (2**32,))
-    with pytest.raises(ValueError, match=r"fewer than 2\*\*32 entries"):
-        _launch._indexable(huge)
+def test_slices_of_empty_arrays():
+    none = cuda.empty((0, 3, 2), np.float32)
+    assert none[:5].shape == none[:0].shape == (0, 3, 2)
+    assert cuda.to_host(none[:5].reshape((4, 0))).shape == (4, 0)
+    some = cuda.to_device(GRID)
+    assert cuda.to_host(some[:0]).shape == (0, 6)
+    assert cuda.to_host(some[4:]).shape == (0, 6)
+    cuda.write(none, np.zeros((0, 3, 2)))
 
 
 def test_views_are_made_once():
-    array = DeviceArray(np.zeros((2, 3)))
+    array = cuda.to_device(GRID)
     assert _launch.flat(array) is _launch.flat(array)
     assert _launch.flat(array).ndim == 1
+
+
+def test_an_array_too_large_for_the_kernels_indices():
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*32 entries"):
+        _launch._upload(np.broadcast_to(np.zeros(1, np.uint8), (2**32,)))
+
+
+def test_images_with_and_without_a_channel_axis():
+    images, labels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8), np.arange(5)
+    model = Sequential(Flatten(), Linear(16, 5), rng=0, device="cuda")
+    found = [evaluate(model, Batches(x, labels, device="cuda"))[2] for x in (images, images[:, None], images[:, ::-1])]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+
+
+# --- launches over nothing --------------------------------------------------------------------------------------------
+
+
+def test_a_launch_without_elements_does_nothing():
+    none = cuda.empty((0,), np.float32)
+    cuda.relu_forward(none, none)
+    cuda.linear_forward(cuda.empty((0, 3), np.float32), cuda.empty((0, 4), np.float32),
+                        cuda.empty((3, 4), np.float32), cuda.empty((3,), np.float32))  # fmt: skip
+    step = counter()
+    advance_kernel[(1, 0)](step)
+    assert value(step) == 0
+    cuda.sgd(none, none, none, cuda.to_device(np.ones(1, np.float32)), step, 0.9, 0.0, 0.0, False)
+    assert value(step) == 1
+
+
+@pytest.mark.parametrize("make", [lambda m: optim.SGD(m, 0.1, momentum=0.9), optim.Adam, lambda m: optim.EMA(AdamW(m))])
+def test_a_model_without_parameters_trains(make):
+    images, labels = np.random.default_rng(0).integers(0, 256, (6, 2, 2), np.uint8), np.arange(6) % 4
+    model = Sequential(Flatten(), ReLU(), device="cuda")
+    optimizer = make(model)
+    batches = Batches(images, labels, device="cuda")
+    history = fit(model, CrossEntropyLoss(), optimizer, batches, epochs=3, batch_size=2, rng=0, progress=False)
+    assert optimizer.steps == 9
+    assert np.isfinite(history[-1]["train_loss"])
+
+
+# --- captured steps ---------------------------------------------------------------------------------------------------
+
+
+def test_a_step_runs_is_captured_and_is_replayed():
+    step, ran = counter(), []
+
+    def run():
+        ran.append(1)
+        cuda.advance(step)
+
+    captured = cuda.capture(run)
+    for expected in (1, 2, 3, 4):
+        captured()
+        assert value(step) == expected
+    assert len(ran) == 2
+    assert [args[0] for args in captured.held] == [
+        step
+    ]  # addresses are part of the graph: the arrays must live as long
+
+
+@ON_CPU
+@pytest.mark.parametrize("call", ["cuGraphInstantiateWithParams", "cuStreamBeginCapture_v2"])
+def test_a_graph_that_cannot_be_made_is_said_and_the_step_runs(call):
+    step = counter()
+    captured = cuda.capture(lambda: cuda.advance(step))
+    captured()
+    cuda_on_cpu.fail(call, 1)
+    with pytest.warns(UserWarning, match="could not be captured and runs kernel by kernel: .*INVALID_VALUE"):
+        captured()
+    captured()
+    assert value(step) == 3
+    cuda_on_cpu.problems()
+    again = cuda.capture(lambda: cuda.advance(step))
+    for _ in range(3):
+        again()
+    assert again.graph
+    assert value(step) == 6
+
+
+@ON_CPU
+def test_an_allocation_inside_a_capture_is_said_and_the_step_runs():
+    step = counter()
+
+    def allocate():
+        cuda.empty((3,), np.float32)
+        cuda.advance(step)
+
+    captured = cuda.capture(allocate)
+    captured()
+    with pytest.warns(UserWarning, match="could not be captured"):
+        captured()
+    captured()
+    assert value(step) == 3
+
+
+def test_an_interrupted_capture_leaves_nothing_behind():
+    step, interrupt = counter(), []
+
+    def interrupted():
+        cuda.advance(step)
+        if interrupt:
+            raise KeyboardInterrupt
+
+    captured = cuda.capture(interrupted)
+    captured()
+    interrupt.append(1)
+    with pytest.raises(KeyboardInterrupt):
+        captured()
+    cuda.advance(step)  # launched, not captured
+    assert value(step) == 2
+
+
+# --- arrays of other libraries ----------------------------------------------------------------------------------------
+
+
+class Other:
+    """An array of a library that works on a stream of its own, which does not wait for the default one."""
+
+    def __init__(self, array, stream, protocol):
+        self.array, self.stream, self.protocol = array, stream, protocol
+        if protocol == "interface":
+            interface = {"strides": array.strides, "stream": int(stream.handle)}
+            self.__cuda_array_interface__ = array.__cuda_array_interface__ | interface
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, *, stream=None, **options):
+        from cuda.core.utils import StridedMemoryView
+
+        if stream != -1:
+            self.stream.sync()  # what is launched on the asker's stream comes after ours
+        return StridedMemoryView.from_cuda_array_interface(self.array, stream_ptr=-1).__dlpack__(**options)
+
+
+@pytest.fixture
+def stream():
+    from cuda.core import Device, StreamOptions
+
+    device = Device(0)
+    device.set_current()
+    return device.create_stream(options=StreamOptions(nonblocking=True))
+
+
+def launch_on(stream, kernel, blocks, *args):
+    kernel.compiled[blocks, kernel.threads, _launch.cuda.external_stream(int(stream.handle))](*args)
+
+
+@pytest.mark.parametrize("protocol", ["interface", "dlpack"])
+def test_an_arrays_pending_work_is_waited_for(stream, protocol):
+    from tinycnn.cuda.activations import relu_forward_kernel
+
+    x, y = cuda.to_device(GRID.ravel()), cuda.empty((24,), np.float32)
+    cuda.relu_forward(y, x)  # compiles
+    cuda.write(y, np.zeros(24, np.float32))
+    launch_on(stream, relu_forward_kernel, 1, y, x)
+    taken = cuda.to_device(Other(y, stream, protocol))
+    np.testing.assert_array_equal(cuda.to_host(taken), GRID.ravel())
+
+
+@pytest.mark.parametrize("protocol", ["interface", "dlpack", "numba"])
+def test_what_is_handed_out_is_waited_for(stream, protocol):
+    from cuda.core.utils import StridedMemoryView
+
+    from tinycnn.cuda.activations import relu_forward_kernel
+
+    x, y, out = cuda.to_device(GRID.ravel()), cuda.empty((24,), np.float32), cuda.empty((24,), np.float32)
+    cuda.relu_forward(y, x)
+    cuda.write(y, np.zeros(24, np.float32))
+    cuda.relu_forward(y, x)  # still pending when the other library takes it
+    shared = backend.share(y)
+    if protocol == "numba":
+        taken = _launch.cuda.as_cuda_array(shared)
+    else:
+        make = StridedMemoryView.from_dlpack if protocol == "dlpack" else StridedMemoryView.from_cuda_array_interface
+        view = make(shared, stream_ptr=int(stream.handle))
+        assert (view.ptr, view.shape) == (y.device_ctypes_pointer.value, (24,))
+        taken = y
+    launch_on(stream, relu_forward_kernel, 1, out, taken)
+    stream.sync()
+    np.testing.assert_array_equal(cuda.to_host(out), GRID.ravel())
+
+
+def test_what_is_handed_out_is_an_array_to_others():
+    shared = backend.share(cuda.to_device(GRID))
+    np.testing.assert_array_equal(np.asarray(shared), GRID)
+    assert shared.__dlpack_device__() == (2, 0)
+    assert (shared.shape, shared.dtype) == ((4, 6), np.float32)
+
+
+def test_what_is_not_in_c_order_is_copied(stream):
+    there = cuda.to_device(GRID).T
+    taken = cuda.to_device(Other(there, stream, "interface"))
+    assert taken.is_c_contiguous()
+    np.testing.assert_array_equal(cuda.to_host(taken), GRID.T)
+
+
+def test_a_model_takes_an_array_of_its_gpu_and_gives_one_back(stream):
+    x = np.random.default_rng(0).random((4, 3), dtype=np.float32)
+    model = Sequential(Linear(3, 2), rng=0, device="cuda")
+    want = model.forward(x)
+    for protocol in ("interface", "dlpack"):
+        there = cuda.to_device(x)
+        found = model.forward(Other(there, stream, protocol))
+        assert found.__dlpack_device__() == (2, 0)
+        np.testing.assert_array_equal(np.asarray(found), want)
+    with pytest.raises(ValueError, match="x must be finite"):
+        model.forward(Other(cuda.to_device(x * np.nan), stream, "interface"))
+
+
+def test_an_array_on_another_gpu_is_refused(stream):
+    there = Other(cuda.to_device(GRID), stream, "dlpack")
+    there.__class__ = type("Elsewhere", (Other,), {"__dlpack_device__": lambda self: (2, 1)})
+    with pytest.raises(ValueError, match="the array lies on cuda:1, this process computes on cuda:0"):
+        cuda.to_device(there)
+
+
+def test_a_stream_of_another_context(monkeypatch, stream):
+    def as_cuda_array(array):
+        raise RuntimeError("[400] Call to cuStreamSynchronize results in CUDA_ERROR_INVALID_CONTEXT")
+
+    monkeypatch.setattr(_launch.cuda, "as_cuda_array", as_cuda_array)
+    with pytest.raises(ValueError, match="the array's stream belongs to another CUDA context"):
+        cuda.to_device(Other(cuda.empty((3,), np.float32), stream, "interface"))
+
+
+# --- errors of the driver ---------------------------------------------------------------------------------------------
+
+
+@ON_CPU
+def test_out_of_memory():
+    cuda_on_cpu.memory(sum(size for _, size in cuda_on_cpu.allocations()) + (1 << 20))
+    try:
+        free = _launch.free_memory()
+        for ask in (
+            lambda: cuda.empty((1 << 20,), np.float32),
+            lambda: cuda.to_device(np.zeros(1 << 20, np.float32)),
+        ):
+            with pytest.raises(backend.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
+                ask()
+            assert caught.value.asked == 4 << 20
+            assert free <= caught.value.free < 4 << 20  # what was waiting to be freed is, first
+        model = Sequential(Linear(3, 2), rng=0, input_shape=(3,), device="cuda")
+        with pytest.raises(MemoryError, match=r"a batch of [\d,]+ would fit") as caught:
+            model.reserve(10**6)
+        fits = int(str(caught.value).split("a batch of ")[-1].split(" would")[0].replace(",", ""))
+        model.reserve(fits * 9 // 10)
+    finally:
+        cuda_on_cpu.memory(4 << 30)
+    assert model.forward(np.ones((2, 3))).shape == (2, 2)  # still usable
+
+
+FAILURES = {
+    "cuLaunchKernelEx": ("the launch of advance_kernel", lambda step: cuda.advance(step)),
+    "cuMemcpyDtoH_v2": ("a copy from the device", lambda step: cuda.to_host(step)),
+    "cuMemcpyHtoD_v2": ("a copy to the device", lambda step: cuda.write(step, np.zeros(1, np.int64))),
+    "cuCtxSynchronize": ("waiting", lambda step: _launch.synchronize()),
+}
+
+
+@ON_CPU
+@pytest.mark.parametrize("call", FAILURES)
+def test_a_failing_call_is_one_line_of_the_command_line(call, capsys):
+    what, act = FAILURES[call]
+    step = counter()
+    cuda.advance(step)
+    cuda_on_cpu.fail(call, 719)
+    with pytest.raises(_gpu.DeviceError, match=f"{what} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
+        act(step)
+    cuda_on_cpu.fail(call, 719)
+    assert experiment.in_one_line(lambda: act(step)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {what} failed on cuda:0")
+
+
+@ON_CPU
+def test_a_failing_replay_is_one_line_too(capsys):
+    step = counter()
+    captured = cuda.capture(lambda: cuda.advance(step))
+    captured()
+    captured()
+    cuda_on_cpu.fail("cuGraphLaunch", 719)
+    assert experiment.in_one_line(captured) == 1
+    assert capsys.readouterr().err.startswith("error: the replay of a captured step failed on cuda:0")
+
+
+def test_one_process_computes_on_one_gpu():
+    with pytest.raises(ValueError, match="this process computes on cuda:0 already, got cuda:1"):
+        _launch.use(1)
+
+
+def test_a_forked_child_is_refused(monkeypatch):
+    monkeypatch.setitem(_launch._state, "forked", True)
+    with pytest.raises(RuntimeError, match="was forked from one that uses the GPU"):
+        cuda.advance(counter())
+
+
+# --- programs, from start to end --------------------------------------------------------------------------------------
+
+PROGRAM = [sys.executable, str(ROOT / "tests" / "cuda_on_cpu")]
+LENET5 = '''
+"""examples/lenet5.py on the first 2,000 images of MNIST, or of synthetic digits where MNIST is not at hand."""
+import runpy, sys
+from tinycnn import data
+try:
+    digits = data.mnist(download=False)
+except (OSError, ValueError):
+    digits = data.load("synthetic")
+few = data.Dataset("digits", digits.train_images[:2000], digits.train_labels[:2000], digits.test_images[:500],
+                   digits.test_labels[:500], digits.classes)
+data.load = lambda name, *_: few
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+'''
+
+
+def lenet5(tmp_path, device, *options):
+    script = tmp_path / "few.py"
+    script.write_text(LENET5)
+    command = PROGRAM if device == "cuda" and not GPU else [sys.executable]
+    arguments = [str(script), str(ROOT / "examples" / "lenet5.py"), "--device", device, "--out", str(tmp_path / device)]
+    return subprocess.run(
+        [*command, *arguments, *options], capture_output=True, text=True, timeout=900, check=False,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_the_example_on_2000_images_is_the_cpus(tmp_path):
+    found = {}
+    for device in ("cuda", "cpu"):
+        done = lenet5(tmp_path, device, "--epochs", "2")
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = [line.split() for line in done.stdout.splitlines()]
+        epochs = [
+            [float(word.rstrip("%")) for word in line[1:5]]
+            for line in lines
+            if line[:1] in (["1"], ["2"]) and len(line) == 6
+        ]
+        (test,) = [float(line[2].rstrip("%")) for line in lines if line[:2] == ["test", "accuracy"]]
+        found[device] = np.array([*epochs[0], *epochs[1], test])
+    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=0, atol=1e-3)
+    assert found["cuda"][-1] > 60
+
+
+@ON_CPU
+def test_the_example_says_in_one_line_that_the_gpu_has_failed(tmp_path):
+    broken = LENET5.replace("import runpy, sys", "import runpy, sys\nimport cuda_on_cpu\nfrom tinycnn import cuda")
+    broken = broken.replace(
+        "runpy.run_path", "cuda_on_cpu.fail('cuGraphLaunch', 719, after=40, times=10**6)\nrunpy.run_path"
+    )
+    script = tmp_path / "few.py"
+    script.write_text(broken)
+    done = subprocess.run(
+        [*PROGRAM, str(script), str(ROOT / "examples" / "lenet5.py"), "--device", "cuda", "--epochs", "9", "--out",
+         str(tmp_path)],
+        capture_output=True, text=True, timeout=900, check=False, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "CUDA_ERROR_LAUNCH_FAILED" in line

@@ -25,7 +25,7 @@ from tinycnn import (
 )
 
 RTOL = 1e-7
-# "cuda" is a GPU, or what plays it (see conftest.py): the same kernel source, in float64.
+# "cuda" is a GPU, or PTX on the processor (see conftest.py): the same kernel source, in float64.
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 seeds = st.integers(0, 2**32 - 1)
 

@@ -41,7 +41,7 @@ def get(device):
     device = choose(device)
     if device == "cpu":
         return importlib.import_module("tinycnn.kernels")
-    importlib.import_module("tinycnn.cuda._target").use(int(device.removeprefix("cuda:")))
+    importlib.import_module("tinycnn.cuda._launch").use(int(device.removeprefix("cuda:")))
     return importlib.import_module("tinycnn.cuda")
 
 
@@ -61,9 +61,9 @@ def local(name, array, device):
 
 def share(array):
     """An array of the GPU's backend as other libraries take it: DLPack and ``__cuda_array_interface__``."""
-    from tinycnn.cuda import _target
+    from tinycnn.cuda import _launch
 
-    return _target.share(array)
+    return _launch.share(array)
 
 
 def set_threads(threads):

@@ -88,6 +88,10 @@ def in_one_line(command, interrupted="interrupted"):
         return command()
     except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, DeviceError) and "tinycnn.cuda" in sys.modules:
+            from tinycnn.cuda import _launch
+
+            _launch.leave_quietly(1)
         return 1
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
@@ -163,7 +167,7 @@ def _run(args, network, name):
             print(f"\ninterrupted before the first epoch was complete; {folder.path} holds the settings only")
             return EXIT_INTERRUPTED
         print(f"\ninterrupted: finishing the run folder as of epoch {len(folder.history)} (Ctrl-C again to leave it)")
-    except train.DivergedError:
+    except (train.DivergedError, DeviceError):
         if folder.history:
             print(f"the weights of epoch {len(folder.history)}, the last good ones, are in {folder.path}")
         raise

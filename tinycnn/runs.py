@@ -136,8 +136,6 @@ def device_name(device):
     if device == "cpu":
         threads = numba.get_num_threads()
         return f"{processor()}, {threads} thread{'s' * (threads > 1)}"
-    if _gpu.pretended():
-        return f"{device}, played by the processor"
     return f"{device}, {_gpu.look().gpus[int(device.removeprefix('cuda:'))].name}"
 
 

@@ -8,6 +8,7 @@ import time
 import numpy as np
 
 from tinycnn import _check, backend
+from tinycnn._gpu import DeviceError
 from tinycnn.augment import Augmentation
 from tinycnn.losses import CrossEntropyLoss
 from tinycnn.model import Sequential
@@ -253,8 +254,9 @@ def fit(
         if hasattr(on_epoch, "at_end"):
             on_epoch.at_end()
     except BaseException:
-        _restore(model, optimizer, good)
-        optimizer.settle()
+        with contextlib.suppress(DeviceError):  # a GPU that has failed takes nothing any more: its error is the news
+            _restore(model, optimizer, good)
+            optimizer.settle()
         raise
     return history
 

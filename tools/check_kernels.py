@@ -4,9 +4,9 @@
     python tools/check_kernels.py [--only NAME] [--json FILE]
 
 Prints a table of registers, shared and local memory and spills, and fails if a kernel spills, keeps anything in local
-memory, computes in float64 on float32 arrays (unless its decorator says why), or takes more registers than its
-decorator states.  What is compiled are the argument types with which kernels are really launched: training steps of
-LeNet-5 and the calls of tests/cuda_calls.py are run with launches noted instead of made.
+memory, computes in float64 on float32 arrays (unless its decorator says why), divides in 64 bits, or takes more
+registers than its decorator states.  What is compiled are the argument types with which kernels are really launched:
+training steps of LeNet-5 and the calls of tests/cuda_calls.py are run with launches noted instead of made.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = {"sm_75": (7, 5), "sm_80": (8, 0), "sm_90": (9, 0), "sm_90a": (9, 0, "a")}
-FIGURES = ("registers", "shared", "local", "spills", "float64")
+FIGURES = ("registers", "shared", "local", "spills", "float64", "divide64")
 
 
 class Fake(np.ndarray):
@@ -48,8 +48,6 @@ def type_of(value):
 
 def launches():
     """{(kernel, signature)} of everything that is launched."""
-    os.environ.pop("TINYCNN_CUDA", None)
-    os.environ["NUMBA_ENABLE_CUDASIM"] = "0"
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
     from tinycnn import _gpu
     from tinycnn.cuda import _launch
@@ -115,6 +113,7 @@ def compile_offline(function, signature, architecture, max_registers=None):
         "local": most(r"(\d+) bytes stack frame"),
         "spills": most(r"(\d+) bytes spill stores") + most(r"(\d+) bytes spill loads"),
         "float64": len(re.findall(r"^\s*\S*\.f64", ptx, re.MULTILINE)),
+        "divide64": len(re.findall(r"\b(?:div|rem)\.[su]64", ptx)),
     }
 
 
@@ -127,6 +126,8 @@ def faults(figures, registers, double):
         found.append(f"keeps {figures['local']} bytes in local memory")
     if figures["float64"] and not double:
         found.append(f"{figures['float64']} float64 instructions")
+    if figures["divide64"]:
+        found.append(f"{figures['divide64']} 64-bit divisions")
     if figures["registers"] > registers:
         found.append(f"{figures['registers']} registers, at most {registers} are allowed")
     return found

@@ -3,7 +3,7 @@
 `tinycnn.backend.get("cuda")` chooses the GPU and returns this module.
 """
 
-from tinycnn.cuda._target import capture, compile_for, empty, to_device, to_host, write
+from tinycnn.cuda._launch import capture, compile_for, empty, to_device, to_host, write
 from tinycnn.cuda.activations import (
     gaussian_backward,
     gaussian_forward,

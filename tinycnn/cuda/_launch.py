@@ -1,21 +1,22 @@
-"""Where tinycnn meets numba-cuda: how kernels are compiled, launched and recorded, and what their arrays are made of.
+"""Where tinycnn meets numba-cuda: how kernels are compiled, launched and captured, and what their arrays are made of.
 
-A kernel is a list of *phases* with barriers between them.  A phase is the work of one thread from one barrier to the
-next: a plain function of (tid, nt, arrays ...), the thread's number in its block and the number of threads.  It does
-not know whether its arrays lie in global or in shared memory, and calls nothing of CUDA's.  So one source serves a
-GPU, Numba's simulator (NUMBA_ENABLE_CUDASIM=1) and the compiled emulation of _emulate.py, which finds missing barriers.
+It is the only module that calls numba-cuda.  A kernel is a list of *phases* with barriers between them.  A phase is the
+work of one thread from one barrier to the next: a function of (tid, nt, arrays ...), the thread's number in its block
+and the number of threads.  It does not know whether its arrays lie in global or in shared memory.
 
-This module works on the first two; it is the only one that calls numba-cuda.  Rules for phases and kernels, all found
-out by tools/check_kernels.py or the tests: constants are of the arrays' dtype (a Python float is float64 and drags the
-arithmetic with it); arrays that stay in registers (`cuda.local.array`) are indexed by constants; hot loops index slices
-by constants, or by U (Numba tests every signed index for being negative); shared arrays are declared one a line (the
-simulator takes two on a line for the same).
+Rules for phases and kernels, enforced by tools/check_kernels.py or by the tests: constants are of the arrays' dtype (a
+Python float is float64 and drags the arithmetic with it); arrays that stay in registers (`cuda.local.array`) are
+indexed by constants; hot loops index slices by constants, or by U (Numba tests every signed index for being negative);
+integers are divided by `divmod32` (a GPU has no instruction for a 64-bit division: each is a call).
 """
 
+import atexit
 import contextlib
 import functools
 import importlib
 import os
+import sys
+import threading
 import warnings
 from typing import Any
 
@@ -34,17 +35,56 @@ from tinycnn import _gpu
 from tinycnn.backend import DeviceMemoryError
 
 cuda: Any = numba.cuda  # type checkers see the one that Numba itself still contains
-SIMULATED = bool(getattr(numba.config, "ENABLE_CUDASIM"))  # noqa: B009
-# Shared arrays read four floats at a time start at multiples of 16 bytes; the simulator refuses to be told so.
-ALIGN = None if SIMULATED else 16
 setattr(numba.config, "CUDA_LOW_OCCUPANCY_WARNINGS", 0)  # noqa: B010 (numba may have been imported before)
 
+THREADS = 128  # of a block, where a kernel has no reason for another number
+ALIGN = 16  # bytes: where shared arrays start that are read four floats at a time
+U = np.uint32  # around an index in a hot loop: Numba tests every signed index for being negative
+
 _state: dict[str, Any] = {
-    "stream": 0,  # where kernels are launched: the default stream, or what is being recorded
-    "held": None,  # while recording, the list of all arguments
     "number": None,  # of the GPU
     "forked": False,  # whether this is a forked child of a process that uses the GPU
 }
+
+
+class _Capture(threading.local):
+    """What this thread captures: the stream in place of the default one, and all arguments that were launched."""
+
+    stream: Any = 0
+    held: list | None = None
+
+
+_capture = _Capture()
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _calling_driver(what, asked=0):
+    """Errors of the driver, of whichever library, as this package's own: DeviceMemoryError, DeviceError.
+
+    what   for the message, what was being done        asked  bytes, where memory is asked for
+    """
+    try:
+        yield
+    except Exception as error:
+        raise _translated(error, what, asked) from error
+
+
+def _translated(error, what, asked=0):
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if not names & {"CudaAPIError", "CUDAError"}:
+        return error
+    if "OUT_OF_MEMORY" in str(error).upper():
+        return DeviceMemoryError(asked, free_memory())
+    return _gpu.DeviceError(
+        f"{what} failed on cuda:{_state['number']}: {error} (kernels run asynchronously: one launched earlier may be "
+        "the cause; CUDA_LAUNCH_BLOCKING=1 shows which)"
+    )
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
 
 
 def phase(function):
@@ -55,24 +95,34 @@ def phase(function):
 device = phase  # a function that phases call
 
 
+@device
+def divmod32(a, b):
+    """(a // b, a % b) of 0 <= a < 2**32 and 0 < b < 2**32, divided in 32 bits."""
+    quotient = np.int64(U(a) // U(b))
+    return quotient, a - quotient * b
+
+
 def scalar(single, double):
     """One name for two functions of one number, `single` for float32 and `double` for float64."""
 
     def choose(x):
         return single(x) if isinstance(x, np.float32) else double(x)
 
-    if not SIMULATED:
-        compiled32, compiled64 = device(single), device(double)
+    compiled32, compiled64 = device(single), device(double)
+    extending: Any = importlib.import_module("numba.cuda.extending")
+    if not hasattr(extending, "overload"):  # numba-cuda before it parted from Numba
+        extending = importlib.import_module("numba.extending")
 
-        extending: Any = importlib.import_module("numba.cuda.extending")
-        if not hasattr(extending, "overload"):  # numba-cuda before it parted from Numba
-            extending = importlib.import_module("numba.extending")
-
-        @extending.overload(choose, target="cuda")
-        def _choose(x):
-            return (lambda x: compiled32(x)) if x == numba.float32 else (lambda x: compiled64(x))
+    @extending.overload(choose, target="cuda")
+    def _choose(x):
+        return (lambda x: compiled32(x)) if x == numba.float32 else (lambda x: compiled64(x))
 
     return choose
+
+
+def blocks(count):
+    """Blocks of THREADS threads for `count` elements, one a thread."""
+    return -(-count // THREADS)
 
 
 class Kernel:
@@ -80,12 +130,14 @@ class Kernel:
 
     function   a list of phases and barriers        threads    of each block
     registers  a thread may take at most so many    double     why it computes in float64 on float32 arrays, if it does
+
+    A grid without blocks, as for an array without elements, launches nothing: the driver refuses one.
     """
 
     def __init__(self, function, threads, registers, double):
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
-        self.compiled = cuda.jit(function) if SIMULATED else cuda.jit(cache=True)(function)
+        self.compiled = cuda.jit(cache=True)(function)
 
     def __getitem__(self, blocks):
         return functools.partial(self.launch, blocks)
@@ -96,9 +148,14 @@ class Kernel:
                 f"{self.__name__}: this process was forked from one that uses the GPU, and a GPU context "
                 'does not survive a fork; start workers with multiprocessing.get_context("spawn")'
             )
-        if _state["held"] is not None:
-            _state["held"].append(args)
-        self.compiled[blocks, self.threads, _state["stream"]](*args)
+        if 0 in (blocks if isinstance(blocks, tuple) else (blocks,)):
+            return
+        if _capture.held is not None:
+            _capture.held.append(args)
+        try:
+            self.compiled[blocks, self.threads, _capture.stream](*args)
+        except Exception as error:
+            raise _translated(error, f"the launch of {self.__name__}") from error
 
 
 def kernel(threads, registers, double=None):
@@ -113,16 +170,17 @@ def use(number):
     """Compute on GPU `number` from now on; one process works on one GPU."""
     if _state["number"] not in (None, number):
         raise ValueError(f"this process computes on cuda:{_state['number']} already, got cuda:{number}")
-    if not SIMULATED:
+    with _calling_driver("the start"):
         cuda.select_device(number)
-        if _state["number"] is None:
-            os.register_at_fork(after_in_child=lambda: _state.update(forked=True))
+    if _state["number"] is None:
+        os.register_at_fork(after_in_child=lambda: _state.update(forked=True))
     _state["number"] = number
 
 
 def synchronize():
     """Wait until everything launched so far is done."""
-    cuda.synchronize()
+    with _calling_driver("waiting"):
+        cuda.synchronize()
 
 
 def free_memory():
@@ -130,14 +188,24 @@ def free_memory():
     return cuda.current_context().get_memory_info()[0]
 
 
-@contextlib.contextmanager
-def _allocating(asked):
+def leave_quietly(code):
+    """If the GPU has met an error after which it does nothing any more: when the interpreter ends, let it end at once,
+    with this exit code.  Freeing what was on the GPU would fail, with a traceback for every kernel."""
+
+    def leave():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
     try:
-        yield
-    except Exception as error:  # the driver's error class has no public name
-        if "OUT_OF_MEMORY" not in str(error).upper().replace(" ", "_"):
-            raise
-        raise DeviceMemoryError(asked, free_memory()) from error
+        cuda.synchronize()
+    except Exception:
+        atexit.register(leave)  # the last one registered, and so the first one called
+
+
+def compile_for(step):
+    """Nothing: here kernels are compiled one by one, when they are launched first."""
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -145,41 +213,50 @@ def _allocating(asked):
 
 def empty(shape, dtype):
     """A new array on this device, filled with zeros."""
-    zeros = np.zeros(shape, dtype)
-    _indexable(zeros)
-    with _allocating(zeros.nbytes):
-        return cuda.to_device(zeros)
+    return _upload(np.zeros(shape, dtype))
 
 
-def _indexable(array):
+def _upload(array):
     if array.size >= 2**32:
         raise ValueError(
             f"the kernels index with 32 bits: an array must have fewer than 2**32 entries, got {array.shape}"
         )
+    with _calling_driver("a copy to the device", array.nbytes):
+        if (
+            array.size == 0
+        ):  # numba-cuda refuses to slice an array that has no memory: this one has, and none of it is used
+            return cuda.device_array(1, array.dtype)[:0].reshape(array.shape)
+        return cuda.to_device(array)
+
+
+def _contiguous(array, dtype=None):
+    """`array` in C order, with the strides that its shape implies.  NumPy lets an axis of length 1 have any stride, and
+    calls the array contiguous; numba-cuda does not."""
+    array = np.ascontiguousarray(array, dtype)
+    return np.ndarray(array.shape, array.dtype, array)
 
 
 def to_device(array):
     """`array` as a C-contiguous array of this device: NumPy, or what another library holds on this GPU (shared, not
     copied, if it is C-contiguous)."""
     if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
-        array = np.ascontiguousarray(array)
-        _indexable(array)
-        with _allocating(array.nbytes):
-            return cuda.to_device(array)
-    if SIMULATED:
-        return array
+        return _upload(_contiguous(array))
     device = _gpu.device_of(array)
     if device is None:
         return to_device(np.asarray(array))
     if device != _state["number"]:
         raise ValueError(f"the array lies on cuda:{device}, this process computes on cuda:{_state['number']}")
     try:
-        array = cuda.as_cuda_array(array if hasattr(array, "__cuda_array_interface__") else _Interface(array))
+        # It waits for the array's stream, and is no longer bound to it: a bound array is copied without waiting.
+        array = cuda.as_cuda_array(array if hasattr(array, "__cuda_array_interface__") else _Interface(array)).bind(0)
     except Exception as error:
         if "CONTEXT" in str(error).upper() or "INVALID_HANDLE" in str(error).upper():
             raise ValueError(f"the array's stream belongs to another CUDA context: {error}") from error
-        raise
-    return array if array.is_c_contiguous() else to_device(array.copy_to_host())
+        raise _translated(error, "taking another library's array") from error
+    return array if array.is_c_contiguous() else to_device(to_host(array))
+
+
+LEGACY_STREAM = 1  # CUDA's number of the default stream, where kernels are launched
 
 
 class _Interface:
@@ -188,7 +265,8 @@ class _Interface:
     def __init__(self, array):
         from cuda.core.utils import StridedMemoryView
 
-        view = StridedMemoryView.from_dlpack(array, stream_ptr=-1)
+        # The other library makes its own work on the array come before what is launched on our stream.
+        view = StridedMemoryView.from_dlpack(array, stream_ptr=LEGACY_STREAM)
         self.keep = array, view
         size = np.dtype(view.dtype).itemsize
         self.__cuda_array_interface__ = {
@@ -205,7 +283,8 @@ class Shared:
 
     @property
     def __cuda_array_interface__(self):
-        return self.array.__cuda_array_interface__
+        # Names the stream whose work the other library has to wait for.
+        return {**self.array.__cuda_array_interface__, "stream": LEGACY_STREAM}
 
     def __dlpack_device__(self):
         return 2, _state["number"]  # kDLCUDA
@@ -213,7 +292,7 @@ class Shared:
     def __dlpack__(self, **options):
         from cuda.core.utils import StridedMemoryView
 
-        synchronize()
+        synchronize()  # whatever stream the other library works on, our work is done
         return StridedMemoryView.from_cuda_array_interface(self.array, stream_ptr=-1).__dlpack__(**options)
 
     def __array__(self, dtype=None, copy=None):
@@ -227,14 +306,18 @@ def share(array):
 
 def to_host(array):
     """An array of this device as NumPy; waits for the kernels that write it."""
-    return array.copy_to_host() if hasattr(array, "copy_to_host") else np.asarray(array)
+    if not hasattr(array, "copy_to_host"):
+        return np.asarray(array)
+    with _calling_driver("a copy from the device"):
+        return array.copy_to_host()
 
 
 def write(array, values):
     """Overwrite an array of this device with `values` (NumPy or of this device, of the same shape)."""
     if isinstance(values, np.ndarray):
-        values = np.ascontiguousarray(values, array.dtype)
-    array.copy_to_device(values)
+        values = _contiguous(values, array.dtype)
+    with _calling_driver("a copy to the device"):
+        array.copy_to_device(values)
 
 
 def flat(array):
@@ -243,16 +326,14 @@ def flat(array):
         return array
     view = getattr(array, "_flat", None)
     if view is None:
-        view = array.reshape(array.size)
-        if not SIMULATED:
-            array._flat = view
+        view = array._flat = array.reshape(array.size)
     return view
 
 
 @functools.cache
 def scratch(size, dtype, use):
     """`size` numbers of room for a kernel; the same array for the same size, dtype and use, as kernels run one after
-    another.  Allocated once, and never freed: a recorded step may hold on to it."""
+    another.  Allocated once, and never freed: a captured step may hold on to it."""
     return empty((size,), dtype)
 
 
@@ -267,8 +348,6 @@ def constant(values):
 
 def seconds(function):
     """Seconds that the device takes for what `function` launches, by events on the device."""
-    if SIMULATED:
-        raise RuntimeError("the simulator has no clock")
     start, stop = cuda.event(timing=True), cuda.event(timing=True)
     start.record()
     function()
@@ -277,7 +356,7 @@ def seconds(function):
     return cuda.event_elapsed_time(start, stop) / 1000
 
 
-# --- recorded steps ---------------------------------------------------------------------------------------------------
+# --- captured steps ---------------------------------------------------------------------------------------------------
 
 
 def capture(step, outputs=()):
@@ -287,8 +366,6 @@ def capture(step, outputs=()):
              recording, so that everything is compiled; what changes from call to call must live in device memory
     outputs  of no use here
     """
-    if SIMULATED:
-        return step
     return Recorded(step)
 
 
@@ -307,32 +384,36 @@ class Recorded:
             return self.step()
         if self.graph is None:
             self.record()
-        return self.graph() if self.graph else self.step()
+        if not self.graph:
+            return self.step()
+        with _calling_driver("the replay of a captured step"):
+            return self.graph()
 
     def record(self):
         from cuda.core import Device  # numba-cuda depends on it
 
         device = Device(_state["number"])
         device.set_current()
-        builder = device.create_graph_builder()
-        builder.begin_building()
+        builder, building = device.create_graph_builder(), True
         try:
+            builder.begin_building("thread_local")  # the driver refuses what cannot be part of a graph
             # numba-cuda takes the builder in place of a stream since 0.29; before, its stream does the same.
             newer = tuple(map(int, numba_cuda_version().split(".")[:2])) >= (0, 29)
-            _state["stream"] = builder if newer else cuda.external_stream(int(builder.stream.handle))
-            _state["held"] = self.held
+            _capture.stream = builder if newer else cuda.external_stream(int(builder.stream.handle))
+            _capture.held = self.held
             with cuda.defer_cleanup():
                 self.step()
+            building = False
+            graph = builder.end_building().complete()
+            self.graph = functools.partial(graph.launch, device.default_stream)
         except Exception as error:
-            warnings.warn(f"the step could not be recorded and runs kernel by kernel: {error}", stacklevel=3)
-            with contextlib.suppress(Exception):
-                builder.end_building()
-            self.graph = False
-            return
+            warnings.warn(f"the step could not be captured and runs kernel by kernel: {error}", stacklevel=3)
+            self.graph, self.held = False, []
         finally:
-            _state["stream"], _state["held"] = 0, None
-        graph = builder.end_building().complete()
-        self.graph = functools.partial(graph.launch, device.default_stream)
+            _capture.stream, _capture.held = 0, None
+            if building:  # until the capture ends, this thread may not even allocate
+                with contextlib.suppress(Exception):
+                    builder.end_building()
 
 
 def numba_cuda_version():

@@ -6,7 +6,7 @@ softmax and log_softmax work on the rows of (R, K) arrays, a thread a row.
 import math
 
 from tinycnn import scalars
-from tinycnn.cuda._target import THREADS, blocks, cuda, device, flat, kernel, phase, scalar
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device, flat, kernel, phase, scalar
 
 tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)

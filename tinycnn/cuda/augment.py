@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from tinycnn import scalars
-from tinycnn.cuda._target import THREADS, U, blocks, cuda, device, flat, kernel, phase, scalar, scratch
+from tinycnn.cuda._launch import THREADS, U, blocks, cuda, device, divmod32, flat, kernel, phase, scalar, scratch
 from tinycnn.cuda.sums import FEW, fold, total
 
 mix, upper, lower = device(scalars.mix), device(scalars.upper), device(scalars.lower)
@@ -58,7 +58,7 @@ def draw_noise(tid, nt, first, field, counter, seed, plane):
     """Both numbers of a pixel, a thread."""
     e = first + tid
     if e < field.size // 2:
-        n, k = e // plane, e % plane
+        n, k = divmod32(e, plane)
         word = mix(first_draw(counter, seed, n) + np.uint64(k))
         at = 2 * n * plane + k
         field[at], field[at + plane] = upper(word), lower(word)
@@ -74,7 +74,7 @@ def smooth(tid, nt, first, out, src, weights, size, stride, factor):
     """One number of `out`, filtered along an axis with `size` entries that are `stride` apart, times `factor`."""
     e = first + tid
     if e < out.size:
-        at, radius = e // stride % size, weights.size - 1
+        at, radius = divmod32(divmod32(e, stride)[0], size)[1], weights.size - 1
         sum_ = src.dtype.type(0)
         for k in range(max(0, at - radius), min(size, at + radius + 1)):
             sum_ += weights[U(abs(k - at))] * src[U(e + (k - at) * stride)]
@@ -110,8 +110,10 @@ def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size
     if e < y.size:
         zero = x.dtype.type(0)
         H, W, (OH, OW) = size[0], size[1], out
-        k, plane, n = e % (OH * OW), e // (OH * OW), e // (OH * OW * channels)
-        r, s = x.dtype.type(k // OW) - middle[0], x.dtype.type(k % OW) - middle[1]
+        plane, k = divmod32(e, OH * OW)
+        n, c = divmod32(plane, channels)
+        i, j = divmod32(k, OW)
+        r, s = x.dtype.type(i) - middle[0], x.dtype.type(j) - middle[1]
         if matrices.size > 0:
             m = matrices[6 * n :]
             r, s = m[0] * r + m[1] * s + m[2], m[3] * r + m[4] * s + m[5]
@@ -125,7 +127,7 @@ def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size
         s = s if s < last[1] else last[1]
         p, q = int(r), int(s)
         down, across = r - x.dtype.type(p), s - x.dtype.type(q)
-        begin, around = plane * H * W, background[plane % channels]
+        begin, around = plane * H * W, background[c]
         top, bottom = pixel(x, begin, p, q, H, W, around), pixel(x, begin, p + 1, q, H, W, around)
         top += across * (pixel(x, begin, p, q + 1, H, W, around) - top)
         bottom += across * (pixel(x, begin, p + 1, q + 1, H, W, around) - bottom)
@@ -156,7 +158,7 @@ def brighten(tid, nt, some, x, counter, seed, low, high, scale, shift, image, co
     T = x.dtype.type
     bright, sum_ = uniform(first_draw(counter, seed, image), 0, low, high), T(0)
     for e in range(tid, count, nt):
-        at, c = U(image * count + e), U(e // plane)
+        at, c = U(image * count + e), U(e) // U(plane)
         value = (x[at] - shift[c]) / scale[c] * bright
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
@@ -172,7 +174,7 @@ def blend(tid, nt, few, x, counter, seed, low, high, scale, shift, image, count,
     strong = uniform(first_draw(counter, seed, image), 1, low, high)
     grey = (T(1) - strong) * total(few) / T(count)
     for e in range(tid, count, nt):
-        at, c = U(image * count + e), U(e // plane)
+        at, c = U(image * count + e), U(e) // U(plane)
         value = x[at] * strong + grey
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tinycnn.cuda._target import THREADS, blocks, cuda, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, divmod32, flat, kernel, phase
+from tinycnn.cuda.sums import FEW, fold, total
 
 
 @phase
@@ -11,14 +12,17 @@ def take(tid, nt, first, x, target, images, labels, order, cursor, scale, shift,
     e = first + tid
     if e < x.size:
         C, H, W = shape
-        j, i, c, b = e % W - padding[1], e // W % H - padding[0], e // (H * W) % C, e // (C * H * W)
+        row, j = divmod32(e, W)
+        plane, i = divmod32(row, H)
+        b, c = divmod32(plane, C)
         n = order[cursor[0] + b]
-        value = shift[c]
+        value, first_of_image = shift[c], c + i + j == 0
+        i, j = i - padding[0], j - padding[1]
         if i >= 0 and i < size[0] and j >= 0 and j < size[1]:
             pixel = images[((n * C + c) * size[0] + i) * size[1] + j]
             value = x.dtype.type(pixel) * scale[c] + shift[c]
         x[e] = value
-        if e % (C * H * W) == 0:
+        if first_of_image:
             target[b] = labels[n]
 
 
@@ -41,21 +45,18 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
 @phase
 def add_up(tid, nt, losses, hits, loss, predicted, target):
     """This thread's share of the batch."""
-    total, right = 0.0, 0.0
+    loss_sum, right = 0.0, 0.0
     for b in range(tid, loss.size, nt):
-        total += loss[b]
+        loss_sum += loss[b]
         if predicted.size > 0 and predicted[b] == target[b]:
             right += 1.0
-    losses[tid], hits[tid] = total, right
+    losses[tid], hits[tid] = loss_sum, right
 
 
 @phase
-def move_on(tid, nt, losses, hits, totals, cursor, images):
+def move_on(tid, nt, few_losses, few_hits, totals, cursor, images):
     if tid == 0:
-        loss, right = 0.0, 0.0
-        for t in range(nt):
-            loss += losses[t]
-            right += hits[t]
+        loss, right = total(few_losses), total(few_hits)
         totals[0] += loss * images
         totals[1] += right
         totals[2] += images
@@ -68,10 +69,15 @@ def move_on(tid, nt, losses, hits, totals, cursor, images):
 def tally_kernel(totals, cursor, loss, predicted, target):
     losses = cuda.shared.array(THREADS, np.float64)
     hits = cuda.shared.array(THREADS, np.float64)
+    few_losses = cuda.shared.array(FEW, np.float64)
+    few_hits = cuda.shared.array(FEW, np.float64)
     tid = cuda.threadIdx.x
     add_up(tid, THREADS, losses, hits, loss, predicted, target)
     cuda.syncthreads()
-    move_on(tid, THREADS, losses, hits, totals, cursor, loss.size)
+    fold(tid, THREADS, few_losses, losses)
+    fold(tid, THREADS, few_hits, hits)
+    cuda.syncthreads()
+    move_on(tid, THREADS, few_losses, few_hits, totals, cursor, loss.size)
 
 
 def tally(totals, cursor, loss, predicted, target):

@@ -14,7 +14,7 @@ import functools
 
 import numpy as np
 
-from tinycnn.cuda._target import ALIGN, THREADS, U, blocks, constant, cuda, flat, kernel, phase
+from tinycnn.cuda._launch import ALIGN, THREADS, U, blocks, constant, cuda, divmod32, flat, kernel, phase
 from tinycnn.cuda.product import (
     PITCH_A,
     PITCH_B,
@@ -33,21 +33,23 @@ from tinycnn.cuda.product import (
 )
 
 FAR = -(2**22)  # a row that is outside of every image
+TAP = 5  # numbers in a row of the table of taps
 STEP_K = THREADS // TILE_C  # a thread copies one pixel's entries for every second k
 
 
 @functools.cache
-def tap_table(channels, kernel_size, dilation, plane, step, beyond=FAR):
-    """For tap (c, u, v): c*plane, u*dh, v*dw, and c*step + u*KW + v; then taps that meet nothing, up to a full tile.
+def tap_table(channels, kernel_size, dilation, plane, step, beyond=FAR, stride=(1, 1)):
+    """For tap (c, u, v): c*plane, u*dh // sh, v*dw // sw, c*step + u*KW + v, and both remainders as one; then taps that
+    meet nothing, at least one (for the ones that give db), up to a full tile.
 
-    int32, four numbers a tap.  `beyond` is the row of the taps that meet nothing.
+    int32, TAP numbers a tap.  `beyond` is the row of the taps that meet nothing.
     """
-    (KH, KW), (dh, dw) = kernel_size, dilation
+    (KH, KW), (dh, dw), (sh, sw) = kernel_size, dilation, stride
     taps = [
-        (c * plane, u * dh, v * dw, c * step + u * KW + v)
+        (c * plane, u * dh // sh, v * dw // sw, c * step + u * KW + v, u * dh % sh * sw + v * dw % sw)
         for c in range(channels) for u in range(KH) for v in range(KW)
     ]  # fmt: skip
-    taps += [(0, beyond, 0, 0)] * (-len(taps) % TILE_C)
+    taps += [(0, beyond, 0, 0, 0)] * (TILE_C - len(taps) % TILE_C)
     return constant(tuple(entry for tap in taps for entry in tap))
 
 
@@ -56,12 +58,11 @@ def place(tid, nt, where, p0, P, shape, image, first, stride, padding):
     """Pixel p0 + tid % 64 of P, in images of `shape`: where = its image's start (+ first), and row and column under the
     corner of its window.  Neighbouring images are `image` numbers apart."""
     p = p0 + tid % TILE_C
-    n = p // (shape[0] * shape[1])
-    rest = p - n * (shape[0] * shape[1])
-    i = rest // shape[1]
+    n, rest = divmod32(p, shape[0] * shape[1])
+    i, j = divmod32(rest, shape[1])
     where[0] = n * image + first
     where[1] = i * stride[0] + padding[0] if p < P else FAR
-    where[2] = (rest - i * shape[1]) * stride[1] + padding[1]
+    where[2] = j * stride[1] + padding[1]
 
 
 # --- y ----------------------------------------------------------------------------------------------------------------
@@ -74,9 +75,9 @@ def load_windows(tid, nt, where, b, x, taps, k0, size):
     first, column = tid // TILE_C, tid % TILE_C
     for i in range(TILE_K // STEP_K):
         k = k0 + first + i * STEP_K
-        h, w = where[1] + taps[U(4 * k + 1)], where[2] + taps[U(4 * k + 2)]
+        h, w = where[1] + taps[U(TAP * k + 1)], where[2] + taps[U(TAP * k + 2)]
         inside = (U(h) < U(size[0])) & (U(w) < U(size[1]))
-        at = where[0] + taps[U(4 * k)] + h * size[1] + w
+        at = where[0] + taps[U(TAP * k)] + h * size[1] + w
         pixel = x[U(at if inside else 0)]
         b[U((first + i * STEP_K) * PITCH_B + column)] = pixel if inside else x.dtype.type(0)
 
@@ -97,15 +98,15 @@ def store_planes(tid, nt, acc, y, b, biased, p0, P, m0, M, first, plane, image):
     for s in range(2):
         p = p0 + tid % 32 + 32 * s
         if p < P:
-            n = p // plane
-            at = n * image + p - n * plane
+            n, rest = divmod32(p, plane)
+            at = n * image + rest
             for r in range(4):
                 m = m0 + tid // 32 * 4 + r
                 if m < M:
                     y[at + (first + m) * plane] = acc[2 * r + s] + b[first + m] if biased else acc[2 * r + s]
 
 
-@kernel(THREADS, registers=64)
+@kernel(THREADS, registers=72)
 def forward_kernel(y, x, w, b, biased, taps, P, M, K, C, size, out, stride, padding):
     """Block (x, y, z): pixels 64 x ..., outputs 16 y ..., group z.  M outputs and C channels a group."""
     a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
@@ -142,17 +143,23 @@ def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
 
 
 @phase
-def load_slopes(tid, nt, where, b, dy, taps, k0, out, stride):
-    """b[k, p] = the entry of dy in which pixel p met tap k0 + k, if there is one."""
-    dense, first, column = stride[0] == 1 and stride[1] == 1, tid // TILE_C, tid % TILE_C
+def divide_by_stride(tid, nt, where, stride):
+    """Row and column of a pixel in steps of the stride, and the remainders, as in the table of taps."""
+    if where[1] >= 0:
+        (where[1], row), (where[2], column) = divmod32(where[1], stride[0]), divmod32(where[2], stride[1])
+        where[3] = row * stride[1] + column
+
+
+@phase
+def load_slopes(tid, nt, where, b, dy, taps, k0, out):
+    """b[k, p] = the entry of dy in which pixel p met tap k0 + k, if there is one: the window began at a multiple of the
+    stride, so pixel and tap leave the same remainder."""
+    first, column = tid // TILE_C, tid % TILE_C
     for i in range(TILE_K // STEP_K):
         k = k0 + first + i * STEP_K
-        h, w = where[1] - taps[U(4 * k + 1)], where[2] - taps[U(4 * k + 2)]
-        if not dense:  # the window began at a multiple of the stride, or there is none
-            h = h // stride[0] if h % stride[0] == 0 else out[0]
-            w = w // stride[1] if w % stride[1] == 0 else out[1]
-        inside = (U(h) < U(out[0])) & (U(w) < U(out[1]))
-        at = where[0] + taps[U(4 * k)] + h * out[1] + w
+        h, w = where[1] - taps[U(TAP * k + 1)], where[2] - taps[U(TAP * k + 2)]
+        inside = (U(h) < U(out[0])) & (U(w) < U(out[1])) & (taps[U(TAP * k + 4)] == where[3])
+        at = where[0] + taps[U(TAP * k)] + h * out[1] + w
         slope = dy[U(at if inside else 0)]
         b[U((first + i * STEP_K) * PITCH_B + column)] = slope if inside else dy.dtype.type(0)
 
@@ -161,7 +168,7 @@ def load_slopes(tid, nt, where, b, dy, taps, k0, out, stride):
 def load_weights_across(tid, nt, a, w, taps, k0, K, m0, M, first, taps_each):
     """a[k, m] = w[o, m0 + m, u, v] for tap k0 + k = (o, u, v) of the group whose weights begin at `first`."""
     k = tid % TILE_K
-    at = first + taps[U(4 * (k0 + k) + 3)]
+    at = first + taps[U(TAP * (k0 + k) + 3)]
     for i in range(TILE_M // WARPS):
         m = tid // TILE_K + i * WARPS
         inside = U(k0 + k) < U(K) and U(m0 + m) < U(M)
@@ -173,15 +180,16 @@ def input_gradient_kernel(dx, dy, w, taps, P, M, K, O, taps_each, size, out, str
     """Block (x, y, z): pixels 64 x ..., channels 16 y ..., group z.  M channels and O outputs a group."""
     a = cuda.shared.array(SIZE_A, dy.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, dy.dtype, alignment=ALIGN)
-    acc, where = cuda.local.array(SUMS, dy.dtype), cuda.local.array(3, np.int64)
+    acc, where = cuda.local.array(SUMS, dy.dtype), cuda.local.array(4, np.int64)
     tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
     p0, m0 = cuda.blockIdx.x * TILE_C, cuda.blockIdx.y * TILE_M
     plane = out[0] * out[1]
     clear(tid, THREADS, acc)
     place(tid, THREADS, where, p0, P, size, groups * O * plane, group * O * plane, (1, 1), padding)
+    divide_by_stride(tid, THREADS, where, stride)
     for k0 in range(0, K, TILE_K):
         load_weights_across(tid, THREADS, a, w, taps, k0, K, m0, M, group * O * M * taps_each, taps_each)
-        load_slopes(tid, THREADS, where, columns, dy, taps, k0, out, stride)
+        load_slopes(tid, THREADS, where, columns, dy, taps, k0, out)
         cuda.syncthreads()
         multiply(tid, THREADS, acc, a, columns)
         cuda.syncthreads()
@@ -199,10 +207,9 @@ def load_pixels(
     """a[k, m] = dy of output m0 + m at pixel k0 + k, b[k, c] = what tap c0 + c meets there; after the taps a one."""
     k = tid % TILE_K
     p, plane = k0 + k, out[0] * out[1]
-    n = p // plane
-    rest = p - n * plane
-    i = rest // out[1]
-    h0, w0 = i * stride[0] + padding[0] if p < k1 else FAR, (rest - i * out[1]) * stride[1] + padding[1]
+    n, rest = divmod32(p, plane)
+    i, j = divmod32(rest, out[1])
+    h0, w0 = i * stride[0] + padding[0] if p < k1 else FAR, j * stride[1] + padding[1]
     start = (n * O + first_o) * plane + rest
     for i in range(TILE_M // WARPS):
         m = tid // TILE_K + i * WARPS
@@ -211,9 +218,9 @@ def load_pixels(
     for i in range(TILE_C // WARPS):
         column = tid // TILE_K + i * WARPS
         c = c0 + column
-        h, w = h0 + taps[U(4 * c + 1)], w0 + taps[U(4 * c + 2)]
+        h, w = h0 + taps[U(TAP * c + 1)], w0 + taps[U(TAP * c + 2)]
         inside = (U(h) < U(size[0])) & (U(w) < U(size[1]))
-        at = start + taps[U(4 * c)] + h * size[1] + w
+        at = start + taps[U(TAP * c)] + h * size[1] + w
         pixel = x[U(at if inside else 0)]
         b[U(k * PITCH_B + column)] = pixel if inside else x.dtype.type(c == C)
 
@@ -226,9 +233,10 @@ def weight_gradient_kernel(
     a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
     acc = cuda.local.array(SUMS, x.dtype)
-    tid, part, group = cuda.threadIdx.x, cuda.blockIdx.z, cuda.blockIdx.y // row_tiles
-    groups = cuda.gridDim.y // row_tiles
-    c0, m0 = cuda.blockIdx.x * TILE_C, cuda.blockIdx.y % row_tiles * TILE_M
+    tid, part = cuda.threadIdx.x, cuda.blockIdx.z
+    group, row_tile = divmod32(cuda.blockIdx.y, row_tiles)
+    groups = divmod32(cuda.gridDim.y, row_tiles)[0]
+    c0, m0 = cuda.blockIdx.x * TILE_C, row_tile * TILE_M
     plane = size[0] * size[1]
     k1 = min(K, (part + 1) * span)
     clear(tid, THREADS, acc)
@@ -265,7 +273,7 @@ def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     run(tiles, O * C * taps_each, O, parts, C * taps_each, flat(dw), db if db.size else None, None)
     if dx.size:
         P = N * H * W
-        taps = tap_table(M, (KH, KW), dilation, out[0] * out[1], C * taps_each, -FAR)
+        taps = tap_table(M, (KH, KW), dilation, out[0] * out[1], C * taps_each, -FAR, stride)
         input_gradient_kernel[(-(-P // TILE_C), -(-C // TILE_M), groups)](
             flat(dx), flat(dy), flat(w), taps, P, C, M * taps_each, M, taps_each, (H, W), out, stride, padding
         )
@@ -279,13 +287,12 @@ def fetch(tid, nt, first, columns, x, kernel_size, size, out, stride, padding, d
     """One entry of the column matrix."""
     e = first + tid
     if e < columns.size:
-        positions = out[0] * out[1]
-        plane, at = e // positions, e % positions  # plane: ((n*C + c)*KH + u)*KW + v
-        v, u = plane % kernel_size[1], plane // kernel_size[1] % kernel_size[0]
-        h = at // out[1] * stride[0] + u * dilation[0] - padding[0]
-        w = at % out[1] * stride[1] + v * dilation[1] - padding[1]
+        tap, at = divmod32(e, out[0] * out[1])  # tap: ((n*C + c)*KH + u)*KW + v
+        row, v = divmod32(tap, kernel_size[1])
+        image, u = divmod32(row, kernel_size[0])
+        i, j = divmod32(at, out[1])
+        h, w = i * stride[0] + u * dilation[0] - padding[0], j * stride[1] + v * dilation[1] - padding[1]
         inside = h >= 0 and h < size[0] and w >= 0 and w < size[1]
-        image = plane // (kernel_size[0] * kernel_size[1])
         columns[e] = x[(image * size[0] + h) * size[1] + w] if inside else x.dtype.type(0)
 
 
@@ -307,15 +314,15 @@ def collect(tid, nt, first, x, columns, kernel_size, size, out, stride, padding,
     """One pixel: the sum of its copies in the column matrix."""
     e = first + tid
     if e < x.size:
-        image, rest = e // (size[0] * size[1]), e % (size[0] * size[1])
+        image, rest = divmod32(e, size[0] * size[1])
+        row0, column0 = divmod32(rest, size[1])
         total = x.dtype.type(0)
         for u in range(kernel_size[0]):
-            h = rest // size[1] + padding[0] - u * dilation[0]
+            h = row0 + padding[0] - u * dilation[0]
             for v in range(kernel_size[1]):
-                w = rest % size[1] + padding[1] - v * dilation[1]
-                i, j = h // stride[0], w // stride[1]
-                met = h >= 0 and w >= 0 and i * stride[0] == h and j * stride[1] == w
-                if met and i < out[0] and j < out[1]:
+                w = column0 + padding[1] - v * dilation[1]
+                (i, above), (j, left) = divmod32(max(h, 0), stride[0]), divmod32(max(w, 0), stride[1])
+                if h >= 0 and w >= 0 and above == 0 and left == 0 and i < out[0] and j < out[1]:
                     row = (image * kernel_size[0] + u) * kernel_size[1] + v
                     total += columns[(row * out[0] + i) * out[1] + j]
         x[e] = total

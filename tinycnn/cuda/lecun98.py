@@ -5,7 +5,7 @@ Forward, a thread an output.  Backward, a thread an input, or a block a sum.
 
 import math
 
-from tinycnn.cuda._target import THREADS, blocks, cuda, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, divmod32, flat, kernel, phase
 from tinycnn.cuda.sums import FEW, fold, total
 
 
@@ -23,13 +23,14 @@ def write_two(tid, nt, first, second, at, few_first, few_second, share):
 def gather_windows(tid, nt, first, y, x, weight, bias, C, size, out, kernel_size, scale):
     e = first + tid
     if e < y.size:
-        plane, at = e // (out[0] * out[1]), e % (out[0] * out[1])
-        h, w = at // out[1] * kernel_size[0], at % out[1] * kernel_size[1]
+        plane, at = divmod32(e, out[0] * out[1])
+        (i, j), c = divmod32(at, out[1]), divmod32(plane, C)[1]
+        h, w = i * kernel_size[0], j * kernel_size[1]
         sum_ = x.dtype.type(0)
         for u in range(kernel_size[0]):
             for v in range(kernel_size[1]):
                 sum_ += x[(plane * size[0] + h + u) * size[1] + w + v]
-        y[e] = weight[plane % C] * scale * sum_ + bias[plane % C]
+        y[e] = weight[c] * scale * sum_ + bias[c]
 
 
 @kernel(THREADS, registers=64)
@@ -49,11 +50,12 @@ def subsample_forward(y, x, weight, bias, kernel_size, scale):
 def spread_windows(tid, nt, first, dx, dy, weight, C, size, out, kernel_size, scale):
     e = first + tid
     if e < dx.size:
-        plane, at = e // (size[0] * size[1]), e % (size[0] * size[1])
-        i, j = at // size[1] // kernel_size[0], at % size[1] // kernel_size[1]
+        plane, at = divmod32(e, size[0] * size[1])
+        h, w = divmod32(at, size[1])
+        i, j, c = divmod32(h, kernel_size[0])[0], divmod32(w, kernel_size[1])[0], divmod32(plane, C)[1]
         value = dx.dtype.type(0)
         if i < out[0] and j < out[1]:
-            value = weight[plane % C] * scale * dy[(plane * out[0] + i) * out[1] + j]
+            value = weight[c] * scale * dy[(plane * out[0] + i) * out[1] + j]
         dx[e] = value
 
 
@@ -68,8 +70,9 @@ def add_windows(tid, nt, some, others, dy, x, c, N, C, size, out, kernel_size):
     """This thread's share of the sums of dy * window and of dy over map c."""
     slope, offset = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, N * out[0] * out[1], nt):
-        n, at = e // (out[0] * out[1]), e % (out[0] * out[1])
-        h, w = at // out[1] * kernel_size[0], at % out[1] * kernel_size[1]
+        n, at = divmod32(e, out[0] * out[1])
+        i, j = divmod32(at, out[1])
+        h, w = i * kernel_size[0], j * kernel_size[1]
         sum_ = x.dtype.type(0)
         for u in range(kernel_size[0]):
             for v in range(kernel_size[1]):
@@ -112,8 +115,8 @@ def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
 def meet_pairs(tid, nt, first, y, x, w, b, sources, starts, C, O, size, out, kernel_size):
     e = first + tid
     if e < y.size:
-        plane, at = e // (out[0] * out[1]), e % (out[0] * out[1])
-        n, o, i, j = plane // O, plane % O, at // out[1], at % out[1]
+        plane, at = divmod32(e, out[0] * out[1])
+        (n, o), (i, j) = divmod32(plane, O), divmod32(at, out[1])
         sum_ = b[o]
         for p in range(starts[o], starts[o + 1]):
             for u in range(kernel_size[0]):
@@ -140,8 +143,8 @@ def conv2d_map_forward(y, x, w, b, sources, starts):
 def meet_back(tid, nt, first, dx, dy, w, sources, starts, C, O, size, out, kernel_size):
     e = first + tid
     if e < dx.size:
-        plane, at = e // (size[0] * size[1]), e % (size[0] * size[1])
-        n, c, h, k = plane // C, plane % C, at // size[1], at % size[1]
+        plane, at = divmod32(e, size[0] * size[1])
+        (n, c), (h, k) = divmod32(plane, C), divmod32(at, size[1])
         sum_ = dx.dtype.type(0)
         for o in range(O):
             for p in range(starts[o], starts[o + 1]):
@@ -165,12 +168,13 @@ def add_products(tid, nt, some, others, dy, x, sources, starts, p, tap, N, C, O,
     o = 0
     while starts[o + 1] <= p:
         o += 1
-    u, v = tap // kernel_size[1], tap % kernel_size[1]
+    u, v = divmod32(tap, kernel_size[1])
     slope, offset = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, N * out[0] * out[1], nt):
-        n, at = e // (out[0] * out[1]), e % (out[0] * out[1])
+        n, at = divmod32(e, out[0] * out[1])
+        i, j = divmod32(at, out[1])
         g = dy[(n * O + o) * out[0] * out[1] + at]
-        slope += g * x[((n * C + sources[p]) * size[0] + at // out[1] + u) * size[1] + at % out[1] + v]
+        slope += g * x[((n * C + sources[p]) * size[0] + i + u) * size[1] + j + v]
         offset += g
     some[tid], others[tid] = slope, offset
 
@@ -220,7 +224,7 @@ def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
 def measure(tid, nt, first, y, x, w, K, F):
     e = first + tid
     if e < y.size:
-        n, i = e // K, e % K
+        n, i = divmod32(e, K)
         sum_ = x.dtype.type(0)
         for f in range(F):
             step = x[n * F + f] - w[i * F + f]
@@ -243,7 +247,7 @@ def pull(tid, nt, first, d, dy, here, there, rows, F, step_row, step_other):
     """d[r, f] = 2 sum over q of dy[r*step_row + q*step_other] * (here[r, f] - there[q, f])"""
     e = first + tid
     if e < d.size:
-        r, f = e // F, e % F
+        r, f = divmod32(e, F)
         sum_ = d.dtype.type(0)
         for q in range(rows):
             sum_ += dy[r * step_row + q * step_other] * (here[e] - there[q * F + f])

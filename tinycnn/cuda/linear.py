@@ -5,7 +5,7 @@ x: (N, F)   w: (O, F)   b: (O,) or (0,) for none   y: (N, O)
 All three are products of matrices that exist, so only the steps differ: along k, and along rows or columns.
 """
 
-from tinycnn.cuda._target import flat
+from tinycnn.cuda._launch import flat
 from tinycnn.cuda.product import product
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from tinycnn.cuda._target import THREADS, blocks, cuda, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, flat, kernel, phase
 from tinycnn.cuda.sums import FEW, fold, total
 
 

@@ -6,13 +6,14 @@ Number e of a set is at first + e // run * jump + e % run.
 
 import math
 
-from tinycnn.cuda._target import THREADS, cuda, device, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, cuda, device, divmod32, flat, kernel, phase
 from tinycnn.cuda.sums import FEW, fold, total
 
 
 @device
 def place(e, first, run, jump):
-    return first + e // run * jump + e % run
+    number, rest = divmod32(e, run)
+    return first + number * jump + rest
 
 
 @phase
@@ -49,7 +50,7 @@ def normalise(
         at = place(e, first, run, jump)
         value = (x[at] - m) * r
         if affine:
-            c = channel + (e // plane if jump == 0 else 0)
+            c = channel + (divmod32(e, plane)[0] if jump == 0 else 0)
             value = value * weight[c] + bias[c]
         y[at] = value
     if tid == 0:
@@ -71,7 +72,7 @@ def norm_forward_kernel(
     few_squares = cuda.shared.array(FEW, x.dtype)
     tid, set_ = cuda.threadIdx.x, cuda.blockIdx.x
     first = set_ * step
-    channel = set_ if jump > 0 else first // plane % channels
+    channel = set_ if jump > 0 else divmod32(divmod32(first, plane)[0], channels)[1]
     add_numbers(tid, THREADS, some, x, first, run, jump, count)
     cuda.syncthreads()
     fold(tid, THREADS, few, some)
@@ -95,7 +96,7 @@ def add_slopes(tid, nt, some, bent, dy, x, weight, affine, mean, rstd, set_, fir
         at = place(e, first, run, jump)
         g = dy[at]
         if affine:
-            g = g * weight[channel + (e // plane if jump == 0 else 0)]
+            g = g * weight[channel + (divmod32(e, plane)[0] if jump == 0 else 0)]
         sum_ += g
         sum_bent += g * ((x[at] - m) * r)
     some[tid], bent[tid] = sum_, sum_bent
@@ -114,7 +115,7 @@ def bend(
         at = place(e, first, run, jump)
         g = dy[at]
         if affine:
-            g = g * weight[channel + (e // plane if jump == 0 else 0)]
+            g = g * weight[channel + (divmod32(e, plane)[0] if jump == 0 else 0)]
         dx[at] = r * (g - straight - (x[at] - m) * r * bent)
 
 
@@ -129,7 +130,7 @@ def norm_backward_kernel(
     few_bent = cuda.shared.array(FEW, x.dtype)
     tid, set_ = cuda.threadIdx.x, cuda.blockIdx.x
     first = set_ * step
-    channel = set_ if jump > 0 else first // plane % channels
+    channel = set_ if jump > 0 else divmod32(divmod32(first, plane)[0], channels)[1]
     add_slopes(
         tid, THREADS, some, bent, dy, x, weight, affine, mean, rstd, set_, first, run, jump, count, channel, plane
     )  # fmt: skip
@@ -148,8 +149,8 @@ def add_channel(tid, nt, some, bent, dy, x, mean, rstd, channel, N, C, plane, se
     """Sums of dy and of dy*xhat over a channel of all images; image n is in set n*sets + at."""
     sum_, sum_bent = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, N * plane, nt):
-        n = e // plane
-        i = (n * C + channel) * plane + e - n * plane
+        n, rest = divmod32(e, plane)
+        i = (n * C + channel) * plane + rest
         sum_ += dy[i]
         sum_bent += dy[i] * ((x[i] - mean[n * sets + at]) * rstd[n * sets + at])
     some[tid], bent[tid] = sum_, sum_bent
@@ -169,7 +170,7 @@ def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets,
     few = cuda.shared.array(FEW, x.dtype)
     few_bent = cuda.shared.array(FEW, x.dtype)
     tid, channel = cuda.threadIdx.x, cuda.blockIdx.x
-    add_channel(tid, THREADS, some, bent, dy, x, mean, rstd, channel, N, C, plane, sets, channel // per)
+    add_channel(tid, THREADS, some, bent, dy, x, mean, rstd, channel, N, C, plane, sets, divmod32(channel, per)[0])
     cuda.syncthreads()
     fold(tid, THREADS, few, some)
     fold(tid, THREADS, few_bent, bent)

@@ -6,7 +6,7 @@ the step number, so a kernel of its own advances it afterwards.
 
 import math
 
-from tinycnn.cuda._target import THREADS, blocks, cuda, device, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device, kernel, phase
 
 
 @device

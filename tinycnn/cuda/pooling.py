@@ -4,7 +4,7 @@ Forward, a thread computes one output from its window.  Backward, a thread compu
 windows that the pixel lies in: nothing is added to by two threads, so the result does not depend on their order.
 """
 
-from tinycnn.cuda._target import THREADS, blocks, cuda, device, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device, divmod32, flat, kernel, phase
 
 
 @device
@@ -17,12 +17,18 @@ def entries(i, size, step, pad, length, count_include_pad):
     return stop - start
 
 
+@device
+def windows_over(i, size, step, count):
+    """(first, last + 1) of the `count` windows, from row w*step to w*step + size - 1, that row i lies in."""
+    return divmod32(max(i - size + step, 0), step)[0], min(divmod32(i, step)[0] + 1, count)
+
+
 @phase
 def average(tid, nt, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor):
     e = first + tid
     if e < y.size:
-        plane, at = e // (out[0] * out[1]), e % (out[0] * out[1])
-        i, j = at // out[1], at % out[1]
+        plane, at = divmod32(e, out[0] * out[1])
+        i, j = divmod32(at, out[1])
         h0, w0 = i * stride[0] - padding[0], j * stride[1] - padding[1]
         total = x.dtype.type(0)
         for h in range(max(h0, 0), min(h0 + kernel_size[0], size[0])):
@@ -53,13 +59,13 @@ def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, di
 def share(tid, nt, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor):
     e = first + tid
     if e < dx.size:
-        plane, at = e // (size[0] * size[1]), e % (size[0] * size[1])
-        h, w = at // size[1] + padding[0], at % size[1] + padding[1]
+        plane, at = divmod32(e, size[0] * size[1])
+        h, w = divmod32(at, size[1])
+        h, w = h + padding[0], w + padding[1]
         total = dx.dtype.type(0)
-        # Window i reaches from row i*sh to i*sh + KH - 1 of the padded image.
-        for i in range(max(h - kernel_size[0] + stride[0], 0) // stride[0], min(h // stride[0] + 1, out[0])):
+        for i in range(*windows_over(h, kernel_size[0], stride[0], out[0])):
             rows = entries(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
-            for j in range(max(w - kernel_size[1] + stride[1], 0) // stride[1], min(w // stride[1] + 1, out[1])):
+            for j in range(*windows_over(w, kernel_size[1], stride[1], out[1])):
                 columns = entries(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
                 count = divisor if divisor > 0 else rows * columns
                 total += dy[(plane * out[0] + i) * out[1] + j] / dx.dtype.type(count)
@@ -82,8 +88,9 @@ def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad,
 def largest(tid, nt, first, y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation):
     e = first + tid
     if e < y.size:
-        plane, at = e // (out[0] * out[1]), e % (out[0] * out[1])
-        h0, w0 = at // out[1] * stride[0] - padding[0], at % out[1] * stride[1] - padding[1]
+        plane, at = divmod32(e, out[0] * out[1])
+        i, j = divmod32(at, out[1])
+        h0, w0 = i * stride[0] - padding[0], j * stride[1] - padding[1]
         best, where = lowest, -1
         for u in range(kernel_size[0]):
             h = h0 + u * dilation[0]
@@ -118,11 +125,12 @@ def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
 def credit(tid, nt, first, dx, dy, indices, size, out, reach, stride, padding):
     e = first + tid
     if e < dx.size:
-        plane, at = e // (size[0] * size[1]), e % (size[0] * size[1])
-        h, w = at // size[1] + padding[0], at % size[1] + padding[1]
+        plane, at = divmod32(e, size[0] * size[1])
+        h, w = divmod32(at, size[1])
+        h, w = h + padding[0], w + padding[1]
         total = dx.dtype.type(0)
-        for i in range(max(h - reach[0] + stride[0], 0) // stride[0], min(h // stride[0] + 1, out[0])):
-            for j in range(max(w - reach[1] + stride[1], 0) // stride[1], min(w // stride[1] + 1, out[1])):
+        for i in range(*windows_over(h, reach[0], stride[0], out[0])):
+            for j in range(*windows_over(w, reach[1], stride[1], out[1])):
                 o = (plane * out[0] + i) * out[1] + j
                 if indices[o] == at:
                     total += dy[o]

@@ -11,7 +11,7 @@ Sums over many k are cut into parts of fixed length, one a block, and added in o
 rounded depends on shapes alone, and a small batch fills the GPU too.
 """
 
-from tinycnn.cuda._target import ALIGN, THREADS, U, cuda, kernel, phase, scratch
+from tinycnn.cuda._launch import ALIGN, THREADS, U, cuda, divmod32, kernel, phase, scratch
 
 TILE_M, TILE_C, TILE_K = 16, 64, 32
 PITCH_A, PITCH_B = 20, 65  # between two k in shared memory: one that keeps fours aligned, one without bank conflicts
@@ -84,7 +84,7 @@ def add_rows(tid, nt, some, out, ones, bias, with_bias, first, size, size_ones, 
         for row in range(1, ROWS):
             total += some[row * LANES + tid]
         if e < size:
-            out[e] = total + bias[e % C] if with_bias else total
+            out[e] = total + bias[divmod32(e, C)[1]] if with_bias else total
         elif e < size + size_ones:
             ones[e - size] = total
 

@@ -1,6 +1,6 @@
 """Sums over what all threads of a block hold, in an order that is always the same."""
 
-from tinycnn.cuda._target import device, phase
+from tinycnn.cuda._launch import device, phase
 
 FEW = 8  # threads that add what the others have summed
 

@@ -1,0 +1,232 @@
+"""Run numba-cuda's whole path on the CPU: the real numba-cuda and cuda.core, a stand-in for the driver (driver.cpp), and
+the PTX that a GPU would be given, translated to C (ptx.py).
+
+    import cuda_on_cpu
+    cuda_on_cpu.install()        before anything imports numba.cuda
+
+Environment: CUDA_ON_CPU_CC=75|80|90   compute capability         CUDA_ON_CPU_MEMORY=BYTES   of the device (4 GiB)
+             CUDA_ON_CPU_ORDER=forward|backward|shuffled           CUDA_ON_CPU_LOG=FILE       every call of the driver
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("driver.cpp")
+FOLDER = Path(__file__).parents[2] / ".cuda_on_cpu"
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wl,-soname,libcuda.so.1",
+]
+NUMBA_CUDA = (0, 30)  # the oldest version
+ORDERS = "forward", "backward", "shuffled"
+
+_state = {"driver": None, "folder": FOLDER}
+
+
+def unavailable():
+    """Why this machine cannot do it, or None."""
+    if not sys.platform.startswith("linux"):
+        return "only on Linux"
+    if shutil.which("g++") is None:
+        return "g++ is not installed"
+    if importlib.util.find_spec("numba_cuda") is None:
+        return "numba-cuda is not installed"
+    version = importlib.metadata.version("numba-cuda")
+    if tuple(map(int, version.split(".")[:2])) < NUMBA_CUDA:
+        return f"numba-cuda {version} is older than {'.'.join(map(str, NUMBA_CUDA))}"
+    header = _header()
+    if header is None:
+        return "the toolkit's cuda.h is not installed"
+    if int(re.search(r"#define CUDA_VERSION (\d+)", header.read_text())[1]) < 13000:
+        return f"{header} is older than CUDA 13"
+    from cuda import pathfinder
+
+    for name in ("nvvm", "nvrtc", "nvJitLink"):
+        try:
+            pathfinder.load_nvidia_dynamic_lib(name)
+        except pathfinder.DynamicLibNotFoundError:
+            return f"the toolkit's {name} is not installed"
+    return None
+
+
+def _header():
+    """The toolkit's cuda.h, or None."""
+    packages = {sysconfig.get_paths()[name] for name in ("purelib", "platlib")}
+    found = [path for package in packages for path in Path(package).glob("nvidia/*/include/cuda.h")]
+    return max(found, default=None)
+
+
+def install(folder=None):
+    """Make this process see one GPU, whose kernels run on the CPU.  Call it before numba.cuda is imported.
+
+    folder   for what is compiled; by default .cuda_on_cpu in the project's folder
+
+    RuntimeError, saying why, where that cannot be done.
+    """
+    if _state["driver"] is not None:
+        return
+    reason = unavailable()
+    if reason is not None:
+        raise RuntimeError(f"cuda_on_cpu: {reason}")
+    if "numba.cuda.cudadrv.driver" in sys.modules or os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
+        raise RuntimeError("cuda_on_cpu: numba.cuda has been imported already, or is the simulator")
+    if _loaded("libcuda.so.1"):
+        raise RuntimeError("cuda_on_cpu: another libcuda.so.1 has been loaded already")
+    _state["folder"] = folder = Path(folder or FOLDER)
+    driver = ctypes.CDLL(str(_build(folder)), mode=ctypes.RTLD_GLOBAL)  # kernels find its functions
+    driver.driver_problem.restype = ctypes.c_char_p
+    driver.driver_count.restype = ctypes.c_long
+    for name in ("executed", "pending", "allocations"):
+        getattr(driver, f"driver_{name}").restype = ctypes.c_uint64
+    _state["driver"] = driver
+
+    from numba.cuda import codegen
+
+    codegen.CUDACodeLibrary.get_cufunc = _with_translation(codegen.CUDACodeLibrary.get_cufunc)
+
+
+def _loaded(name):
+    try:
+        ctypes.CDLL(name, mode=os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return True
+
+
+def _build(folder):
+    """The driver's shared object.  Its name within is libcuda.so.1: whoever loads that finds this one, already loaded."""
+    header = _header()
+    command = ["g++", *FLAGS, f"-I{header.parent}", str(SOURCE)]
+    key = hashlib.sha256(SOURCE.read_bytes() + header.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    path = folder / f"libcuda-{key}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{path.name}.{os.getpid()}"
+        subprocess.run([*command, "-o", str(temporary), "-ldl", "-pthread"], check=True)
+        temporary.replace(path)
+    return path
+
+
+def _with_translation(get_cufunc):
+    """numba-cuda's method that loads a kernel, for one that translates the kernel before it."""
+
+    @functools.wraps(get_cufunc)
+    def wrapped(library):
+        from numba.cuda.cudadrv import devices
+
+        if library._entry_name is not None and devices.get_context().device.id not in library._cufunc_cache:
+            from . import ptx
+
+            shared_object = ptx.compile_kernel(_ptx(library), _state["folder"])
+            register(library._entry_name, shared_object)
+        return get_cufunc(library)
+
+    return wrapped
+
+
+def _ptx(library):
+    """The PTX of a numba-cuda kernel after all optimisation.  Kept by the hash of its machine code: Numba, too, keeps
+    machine code from run to run, and making the PTX takes as long as making the machine code."""
+    cubin = bytes(library.get_cubin().code)
+    path = _state["folder"] / f"{hashlib.sha256(cubin).hexdigest()[:24]}.ptx"
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(library.get_lto_ptx() if library._lto else library.get_asm_str())
+        temporary.replace(path)
+    return path.read_text()
+
+
+# --- the driver, for tests --------------------------------------------------------------------------------------------
+
+
+def register(kernel, shared_object):
+    """Run the kernel of this name, in libraries loaded from now on, by a translation."""
+    _state["driver"].driver_register(kernel.encode(), str(shared_object).encode())
+
+
+def order(name):
+    """Run threads and blocks "forward" (as at first), "backward" or "shuffled"."""
+    _state["driver"].driver_set_order(ORDERS.index(name))
+
+
+def fail(call, error, after=0, times=1):
+    """Let a function of the driver ("cuMemAlloc") return an error (a number, or "CUDA_ERROR_...") instead of doing its
+    work, `times` times, after it was called `after` more times."""
+    if isinstance(error, str):
+        from cuda.bindings import driver as binding
+
+        error = getattr(binding.CUresult, error)
+    _state["driver"].driver_fail(_known(call), int(error), ctypes.c_long(after), ctypes.c_long(times))
+
+
+def count(call):
+    """How many times a function of the driver was called."""
+    return _state["driver"].driver_count(_known(call))
+
+
+def _known(call):
+    if not _state["driver"].driver_plays(call.encode()):
+        raise ValueError(f"the stand-in driver has no function {call!r}")
+    return call.encode()
+
+
+def memory(size):
+    """Set the bytes of the device."""
+    _state["driver"].driver_set_memory(ctypes.c_uint64(size))
+
+
+def allocations():
+    """(address, bytes) of each live allocation."""
+    number = _state["driver"].driver_allocations(None, ctypes.c_uint64(0))
+    pairs = (ctypes.c_uint64 * (2 * number))()
+    _state["driver"].driver_allocations(pairs, ctypes.c_uint64(number))
+    return list(zip(pairs[::2], pairs[1::2], strict=True))
+
+
+def executed():
+    """How many kernels have run, those of graphs included."""
+    return _state["driver"].driver_executed()
+
+
+def pending():
+    """How much is queued, and runs when something waits for it."""
+    return _state["driver"].driver_pending()
+
+
+def run_pending():
+    """Run what is queued, as if the program had waited for it."""
+    _state["driver"].driver_run_all()
+
+
+def problems():
+    """What has gone wrong since the last call: texts about what a GPU's driver would have overlooked or died of."""
+    driver = _state["driver"]
+    driver.driver_check()
+    return [text.decode() for text in iter(driver.driver_problem, None)]
+
+
+def recover():
+    """Go on after a fault, which is the end of a context on a GPU; forgets what is queued."""
+    _state["driver"].driver_recover()
+
+
+def strict():
+    """From now on, let the process end with 99 if there are problems that nobody asked for."""
+    _state["driver"].driver_strict()
