@@ -636,6 +636,14 @@ def test_local_memory_and_generic_addresses(run):
         same(out, [[np.nan, t, t + 1, t + 1, t + 1] for t in range(3)])
 
 
+def test_shared_addresses_of_32_bits(run):
+    out = np.zeros(1, np.uint32)
+    body = """.shared .align 4 .b8 s[8]; mov.u32 %r1, s; add.s32 %r1, %r1, -8; mov.u32 %r2, 77;
+    st.shared.u32 [%r1+12], %r2; ld.shared.u32 %r3, [s+4]; st.global.u32 [%a0], %r3;"""
+    assert run(body, out) is None
+    assert out[0] == 77
+
+
 def test_a_register_that_nobody_wrote_is_nan(run):
     out = np.zeros(2)
     assert run("setp.eq.s32 %p1, %t, 5; @%p1 mov.f64 %fd1, 0d0000000000000000; st.global.f64 [%a0], %fd1;", out) is None
@@ -673,6 +681,16 @@ def test_faults(run, body):
     assert run(body, *arrays) == FAULTS[body] + " in kernel"
     harmless = "ld.global.f32 %f1, [%a0+12]; st.global.f32 [%a0], %f1; ld.global.v2.f32 {%f1, %f2}, [%a1];"
     assert run(harmless, *arrays) is None  # a fault leaves nothing behind
+
+
+def test_faults_after_good_accesses_by_the_same_instruction(run):
+    room = np.zeros(8, np.uint64).view(np.float32)  # aligned, and more than the allocation
+    body = "mad.wide.u32 %rd1, %t, 8, %a0; ld.global.v2.f32 {%f1, %f2}, [%rd1];"
+    assert run(body, room[:4], block=2) is None
+    for size in (3, 2):
+        assert run(body, room[:size], block=2) == "global read outside of an allocation in kernel"
+    body = "mad.wide.u32 %rd1, %t, 6, %a0; st.global.f32 [%rd1], 0f00000000;"
+    assert run(body, room, block=2) == "misaligned global access in kernel"
 
 
 def test_a_freed_allocation_is_not_remembered(run):
@@ -720,6 +738,14 @@ def test_barriers(run, order):
     # Without the first barrier, somebody adds what has not been written: not if the threads that are added come first.
     assert run(SUM.replace("bar.sync 0;", "", 1), x, out, grid=3, block=32, order=order) is None
     assert np.isnan(out).any() == (order != BACKWARD)
+
+
+def test_the_condition_code_survives_a_barrier(run):
+    out = np.zeros(4, np.uint32)
+    body = """add.s32 %r1, %t, -2; add.cc.u32 %r1, %r1, %t; bar.sync 0; addc.u32 %r2, 0, 0;
+    mad.wide.u32 %rd1, %t, 4, %a0; st.global.u32 [%rd1], %r2;"""
+    assert run(body, out, block=4) is None
+    assert out.tolist() == [0, 1, 0, 0]  # of 2**32 - 2 + 0, 2**32 - 1 + 1, 0 + 2, 1 + 3
 
 
 REVERSE = """

@@ -1,5 +1,5 @@
-"""Run numba-cuda's whole path on the CPU: the real numba-cuda and cuda.core, a stand-in for the driver (driver.cpp), and
-the PTX that a GPU would be given, translated to C (ptx.py).
+"""Run numba-cuda's whole path on the CPU: the real numba-cuda and cuda.core, a stand-in for the driver (driver.cpp),
+and the PTX that a GPU would be given, translated to C (ptx.py).
 
     import cuda_on_cpu
     cuda_on_cpu.install()        before anything imports numba.cuda
@@ -111,7 +111,7 @@ def _loaded(name):
 
 
 def _build(folder):
-    """The driver's shared object.  Its name within is libcuda.so.1: whoever loads that finds this one, already loaded."""
+    """The driver's shared object.  It calls itself libcuda.so.1: who loads that is given this one, loaded already."""
     header = _header()
     command = ["g++", *FLAGS, f"-I{header.parent}", str(SOURCE)]
     key = hashlib.sha256(SOURCE.read_bytes() + header.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]

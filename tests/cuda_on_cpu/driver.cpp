@@ -135,8 +135,8 @@ struct Library {
 struct Allocation {
   size_t size, span;
   char *pages;
-  bool live;
 };
+using Allocations = std::map<uint64_t, Allocation>;  // by address
 
 struct Function {  // of the driver
   std::string name;
@@ -155,12 +155,12 @@ struct State {
   CUresult error = CUDA_SUCCESS;  // left by a fault
   uint64_t serial = 0, captures = 0, executed = 0, handles = 0;
   size_t limit = (size_t)4 << 30, used = 0;
-  char *arena = nullptr, *next = nullptr;
+  char *arena = nullptr, *arena_end = nullptr, *next = nullptr;  // addresses, none of them given out twice
   std::map<std::string, Function> functions;
   std::map<std::string, std::string> translations;  // a kernel's name to its shared object
   std::deque<std::string> problems;
   std::vector<std::pair<CUhostFn, void *>> callbacks;  // to be called when the lock is free
-  std::map<uint64_t, Allocation> memory;
+  Allocations live, freed;
   std::shared_ptr<Stream> legacy = std::make_shared<Stream>(Stream{false, 0});
   std::vector<std::shared_ptr<Stream>> queues = {legacy};  // all streams, also destroyed ones that still have work
   Registry<Stream> streams;
@@ -176,7 +176,7 @@ static const CUcontext PRIMARY = (CUcontext)&state;
 static thread_local int contexts = 0;  // on the thread's stack of contexts, all of them the primary one
 static thread_local auto &thread_stream = *new std::shared_ptr<Stream>;
 
-static const size_t PAGE = 4096, ARENA = (size_t)1 << 44, ALIGNMENT = 256;
+static const size_t PAGE = sysconf(_SC_PAGESIZE), ALIGNMENT = 256;
 static const int CANARY = 0xC5, SHARED_PER_BLOCK = 49152, REGISTERS = 65536;
 
 // --- messages --------------------------------------------------------------------------------------------------------
@@ -188,6 +188,7 @@ static std::string vtext(const char *format, va_list arguments) {
 }
 
 PRINTF(1, 2) static void problem(const char *format, ...) {
+  std::lock_guard<std::recursive_mutex> lock(state.mutex);
   va_list arguments;
   va_start(arguments, format);
   std::string text = vtext(format, arguments);
@@ -328,15 +329,15 @@ template <class T> static std::shared_ptr<T> find(Registry<T> &registry, const v
 
 // --- allocations -----------------------------------------------------------------------------------------------------
 
-// The allocation that begins last before `address`, or the end.
-static std::map<uint64_t, Allocation>::iterator below(uint64_t address) {
-  auto at = state.memory.upper_bound(address);
-  return at == state.memory.begin() ? state.memory.end() : --at;
+// The allocation that begins last before or at `address`, or the end.
+static Allocations::iterator below(Allocations &allocations, uint64_t address) {
+  auto at = allocations.upper_bound(address);
+  return at == allocations.begin() ? allocations.end() : --at;
 }
 
 EXPORT int driver_allocation(uint64_t address, uint64_t *first, uint64_t *size) {
-  auto at = below(address);
-  if (at == state.memory.end() || !at->second.live || address - at->first >= at->second.size) return 0;
+  auto at = below(state.live, address);
+  if (at == state.live.end() || address - at->first >= at->second.size) return 0;
   *first = at->first;
   *size = at->second.size;
   return 1;
@@ -348,67 +349,79 @@ static bool live(uint64_t address, size_t size) {
 }
 
 static bool on_device(uint64_t address) {
-  return state.arena && address >= (uint64_t)state.arena && address < (uint64_t)state.arena + ARENA;
+  return address >= (uint64_t)state.arena && address < (uint64_t)state.arena_end;
 }
 
 // Where an address lies, in words.
 static std::string describe(uint64_t address) {
   if (!on_device(address)) return "not an address of the device";
-  auto at = below(address), next = state.memory.upper_bound(address);
-  bool none = at == state.memory.end(), inside = !none && address - at->first < at->second.size;
-  uint64_t after = none ? UINT64_MAX : address - at->first - at->second.size;
-  uint64_t before = next == state.memory.end() ? UINT64_MAX : next->first - address;
-  const Allocation &nearest = inside || after <= before ? at->second : next->second;
-  std::string where = inside            ? "byte " + std::to_string(address - at->first)
-                      : after <= before ? std::to_string(after) + " bytes after the end"
-                                        : std::to_string(before) + " bytes before the start";
-  return where + (nearest.live ? " of an allocation of " : " of a freed allocation of ") +
-         std::to_string(nearest.size) + " bytes";
+  uint64_t nearest = UINT64_MAX;
+  std::string text;
+  for (auto *allocations : {&state.live, &state.freed})
+    for (auto at : {below(*allocations, address), allocations->upper_bound(address)}) {
+      if (at == allocations->end()) continue;
+      uint64_t first = at->first, end = first + at->second.size;
+      bool before = address < first, inside = !before && address < end;
+      uint64_t distance = before ? first - address : inside ? 0 : address - end + 1;
+      if (distance >= nearest) continue;
+      nearest = distance;
+      text = (inside   ? "byte " + std::to_string(address - first)
+              : before ? std::to_string(distance) + " bytes before the start"
+                       : std::to_string(address - end) + " bytes after the end") +
+             (allocations == &state.live ? " of an allocation of " : " of a freed allocation of ") +
+             std::to_string(at->second.size) + " bytes";
+    }
+  return text;
 }
 
 static CUresult allocate(uint64_t *address, size_t size) {
   REQUIRE(size && size <= state.limit && state.used + size <= state.limit,
           size ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE);
-  if (!state.arena) {
-    void *arena = mmap(nullptr, ARENA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    REQUIRE(arena != MAP_FAILED, CUDA_ERROR_OUT_OF_MEMORY);
+  for (size_t most = (size_t)1 << 44; !state.arena && most > state.limit; most /= 2) {  // as the system allows
+    void *arena = mmap(nullptr, most, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (arena == MAP_FAILED) continue;
     state.arena = state.next = (char *)arena;
+    state.arena_end = state.arena + most;
   }
   size_t room = (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, span = (room + PAGE - 1) / PAGE * PAGE;
   char *pages = state.next + PAGE, *first = pages + span - room;
-  REQUIRE(pages + span + PAGE < state.arena + ARENA && !mprotect(pages, span, PROT_READ | PROT_WRITE),
-          CUDA_ERROR_OUT_OF_MEMORY);
+  if (!state.arena || pages + span + PAGE > state.arena_end || mprotect(pages, span, PROT_READ | PROT_WRITE)) {
+    problem("%s: the stand-in driver has no addresses left, or the system no memory", state.call);
+    return CUDA_ERROR_OUT_OF_MEMORY;
+  }
   state.next = pages + span;  // a page that cannot be touched follows
   memset(pages, CANARY, first - pages);
   memset(first, 0xFF, size);  // NaN, -1
   memset(first + size, CANARY, room - size);
-  state.memory[(uint64_t)first] = {size, span, pages, true};
+  state.live[(uint64_t)first] = {size, span, pages};
   state.used += size;
   ++driver_epoch;
   *address = (uint64_t)first;
   return CUDA_SUCCESS;
 }
 
-static void release(Allocation &block) {
+static void release(Allocations::iterator at) {
   // A new mapping in place of the old one gives the memory back, and joins its neighbours, so that the system's number
   // of mappings does not limit how many allocations there have been.
+  Allocation &block = at->second;
   mmap(block.pages, block.span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-  block.live = false;
   state.used -= block.size;
   ++driver_epoch;
+  state.freed.insert(state.live.extract(at));
 }
 
+// Look for bytes that were written beside allocations, as copies and kernels do that are not checked.
 static void check_canaries() {
-  for (auto &[first, block] : state.memory) {
-    if (!block.live) continue;
+  static const std::string &untouched = *new std::string(PAGE, (char)CANARY);  // at_exit needs it, too
+  for (auto &[first, block] : state.live) {
     char *start = (char *)first, *end = start + block.size, *stop = block.pages + block.span;
-    auto written = [](char byte) { return byte != (char)CANARY; };
-    if (std::any_of(block.pages, start, written) || std::any_of(end, stop, written)) {
-      problem("%s: bytes %s an allocation of %zu bytes were written", state.call,
-              std::any_of(end, stop, written) ? "after the end of" : "before", block.size);
-      memset(block.pages, CANARY, start - block.pages);
-      memset(end, CANARY, stop - end);
-    }
+    bool before = memcmp(block.pages, untouched.data(), start - block.pages);
+    bool after = memcmp(end, untouched.data(), stop - end);
+    if (!before && !after) continue;
+    problem("%s: bytes %s an allocation of %zu bytes were written", state.call, after ? "after the end of" : "before",
+            block.size);
+    memset(block.pages, CANARY, start - block.pages);
+    memset(end, CANARY, stop - end);
   }
 }
 
@@ -596,7 +609,10 @@ static const bool loaded = [] {
   if (capability) state.capability = atoi(capability);
   if (memory) state.limit = strtoull(memory, nullptr, 10);
   if (order) state.order = !strcmp(order, "backward") ? 1 : !strcmp(order, "shuffled") ? 2 : 0;
-  pthread_atfork(nullptr, nullptr, [] { state.forked = state.initialized; });
+  pthread_atfork(nullptr, nullptr, [] {
+    state.forked = state.initialized;
+    new (&state.mutex) std::recursive_mutex;  // another thread of the parent may have had it
+  });
   return !atexit(at_exit);
 }();
 
@@ -674,15 +690,10 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice devi
   switch (attribute) {
 #define IS(name, number) \
   case CU_DEVICE_ATTRIBUTE_##name: *value = number; break
-    IS(COMPUTE_CAPABILITY_MAJOR, state.capability / 10);
-    IS(COMPUTE_CAPABILITY_MINOR, state.capability % 10);
+    IS(COMPUTE_CAPABILITY_MAJOR, state.capability / 10); IS(COMPUTE_CAPABILITY_MINOR, state.capability % 10);
     IS(MAX_THREADS_PER_BLOCK, 1024);
-    IS(MAX_BLOCK_DIM_X, 1024);
-    IS(MAX_BLOCK_DIM_Y, 1024);
-    IS(MAX_BLOCK_DIM_Z, 64);
-    IS(MAX_GRID_DIM_X, 2147483647);
-    IS(MAX_GRID_DIM_Y, 65535);
-    IS(MAX_GRID_DIM_Z, 65535);
+    IS(MAX_BLOCK_DIM_X, 1024); IS(MAX_BLOCK_DIM_Y, 1024); IS(MAX_BLOCK_DIM_Z, 64);
+    IS(MAX_GRID_DIM_X, 2147483647); IS(MAX_GRID_DIM_Y, 65535); IS(MAX_GRID_DIM_Z, 65535);
     IS(MAX_REGISTERS_PER_BLOCK, REGISTERS);
     IS(MAX_REGISTERS_PER_MULTIPROCESSOR, REGISTERS);
     IS(MAX_SHARED_MEMORY_PER_BLOCK, SHARED_PER_BLOCK);
@@ -691,18 +702,13 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice devi
     IS(RESERVED_SHARED_MEMORY_PER_BLOCK, reserved_shared());
     IS(MAX_THREADS_PER_MULTIPROCESSOR, threads_per_multiprocessor());
     IS(MAX_BLOCKS_PER_MULTIPROCESSOR, blocks_per_multiprocessor());
-    IS(MULTIPROCESSOR_COUNT, 132);
-    IS(WARP_SIZE, 32);
+    IS(MULTIPROCESSOR_COUNT, 132); IS(WARP_SIZE, 32); IS(MAX_PITCH, 2147483647);
     IS(TOTAL_CONSTANT_MEMORY, 65536);
-    IS(MAX_PITCH, 2147483647);
     IS(L2_CACHE_SIZE, 60 << 20);
-    IS(CLOCK_RATE, 1980000);
-    IS(MEMORY_CLOCK_RATE, 3201000);
+    IS(CLOCK_RATE, 1980000); IS(MEMORY_CLOCK_RATE, 3201000);
     IS(GLOBAL_MEMORY_BUS_WIDTH, 6144);
     IS(ASYNC_ENGINE_COUNT, 3);
-    IS(CONCURRENT_KERNELS, 1);
-    IS(UNIFIED_ADDRESSING, 1);
-    IS(STREAM_PRIORITIES_SUPPORTED, 1);
+    IS(CONCURRENT_KERNELS, 1); IS(UNIFIED_ADDRESSING, 1); IS(STREAM_PRIORITIES_SUPPORTED, 1);
 #undef IS
     default: *value = 0;  // not there: memory pools, managed and mapped memory, cooperative launches
   }
@@ -713,10 +719,9 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice devi
 static void destroy_context() {
   run_all();
   check_canaries();
-  for (auto &[first, block] : state.memory)
-    if (block.live) release(block);
+  while (!state.live.empty()) release(state.live.begin());
   for (auto &stream : state.queues) stream->capture = nullptr;
-  auto created = [](auto &stream) { return stream != state.legacy && stream != thread_stream; };
+  auto created = [](auto &stream) { return stream->handle != nullptr; };  // and no default stream
   state.queues.erase(std::remove_if(state.queues.begin(), state.queues.end(), created), state.queues.end());
   state.streams.clear(), state.events.clear(), state.libraries.clear(), state.kernels.clear();
   state.graphs.clear(), state.executables.clear(), state.objects.clear();
@@ -824,12 +829,12 @@ API cuMemFree(CUdeviceptr address) {
   TRY(check_unsafe());
   TRY(run_all());
   check_canaries();
-  auto at = state.memory.find(address);
-  if (at == state.memory.end() || !at->second.live) {
+  auto at = state.live.find(address);
+  if (at == state.live.end()) {
     problem("cuMemFree of %#llx, which is no allocation: %s", address, describe(address).c_str());
     return CUDA_ERROR_INVALID_VALUE;
   }
-  release(at->second);
+  release(at);
   return CUDA_SUCCESS;
 }
 
@@ -1218,7 +1223,7 @@ API cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus *status, cuuin
 
 API cuStreamEndCapture(CUstream handle, CUgraph *graph) {
   ENTER(CURRENT, "%p", (void *)handle);
-  if (graph) *graph = nullptr;
+  give(graph, (CUgraph) nullptr);
   auto stream = stream_of(handle);
   REQUIRE(stream, CUDA_ERROR_INVALID_HANDLE);
   auto capture = stream->capture;
@@ -1226,7 +1231,7 @@ API cuStreamEndCapture(CUstream handle, CUgraph *graph) {
   REQUIRE(capture->mode == CU_STREAM_CAPTURE_MODE_RELAXED || pthread_equal(capture->thread, pthread_self()),
           CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
   if (capture->origin != stream.get()) return invalidate(*capture, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
-  CUresult error = !capture->valid              ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+  CUresult error = !capture->valid            ? CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
                    : capture->unjoined.size() ? CUDA_ERROR_STREAM_CAPTURE_UNJOINED
                                               : CUDA_SUCCESS;
   capture->ended = true;
@@ -1582,8 +1587,10 @@ API cuLaunchKernelEx(const CUlaunchConfig *how, CUfunction handle, void **parame
 // --- addresses of functions ------------------------------------------------------------------------------------------
 
 // A newer form of a function that has other arguments belongs to those who ask for it by the version of CUDA.
-static const std::map<std::string, int> SINCE = {
-    {"cuCtxGetDevice_v2", 13000}, {"cuStreamGetCtx_v2", 12050}, {"cuStreamGetCaptureInfo_v3", 12030}};
+static const struct {
+  const char *symbol;
+  int version;
+} SINCE[] = {{"cuCtxGetDevice_v2", 13000}, {"cuStreamGetCtx_v2", 12050}, {"cuStreamGetCaptureInfo_v3", 12030}};
 
 static void *played(const char *name, int version) {
   static void *self = [] {
@@ -1593,8 +1600,9 @@ static void *played(const char *name, int version) {
   }();
   for (const char *form : {"_v3", "_v2", ""}) {
     std::string symbol = std::string(name) + form;
-    auto since = SINCE.find(symbol);
-    if (since != SINCE.end() && since->second > version) continue;
+    bool newer = false;
+    for (auto &since : SINCE) newer = newer || (since.symbol == symbol && since.version > version);
+    if (newer) continue;
     if (void *address = dlsym(self, symbol.c_str())) return address;
   }
   return nullptr;
@@ -1691,8 +1699,7 @@ EXPORT const char *driver_problem() {
 EXPORT uint64_t driver_allocations(uint64_t *pairs, uint64_t room) {
   LOCK;
   uint64_t count = 0;
-  for (auto &[first, block] : state.memory) {
-    if (!block.live) continue;
+  for (auto &[first, block] : state.live) {
     if (count < room) pairs[2 * count] = first, pairs[2 * count + 1] = block.size;
     ++count;
   }
