@@ -74,6 +74,56 @@ def test_group_norm(shape, groups, seed, dtype):
         near(y, xhat.reshape(x.shape) * weight[:, None, None].astype(np.float64) + bias[:, None, None], dtype)
 
 
+norms = pytest.mark.parametrize("layer", [lambda: BatchNorm2d(1, momentum=1.0), lambda: GroupNorm(1, 1)])
+
+
+@devices
+@norms
+@pytest.mark.parametrize("shape", [(1, 1, 1500, 1500), (20, 1, 300, 100), (30_000, 1, 2, 2)])
+def test_statistics_of_many_numbers_in_float32(shape, layer, device):
+    """Added one after the other, the squares of the first shape are off by 1.6e-3."""
+    x = np.random.default_rng(0).standard_normal(shape, np.float32) + 2
+    model = Sequential(layer(), input_shape=shape[1:], device=device)
+    y, axes = model.forward(x).astype(np.float64), (2, 3) if isinstance(model.layers[0], GroupNorm) else (0, 2, 3)
+    x64 = x.astype(np.float64)
+    want = (x64 - x64.mean(axes, keepdims=True)) / np.sqrt(x64.var(axes, keepdims=True) + 1e-5)
+    wide = x64.var(axes).min() > 0.1 and not (shape[2] == 2 and axes == (2, 3))  # else 1/std blows rounding up
+    np.testing.assert_allclose(y, want, rtol=0, atol=2e-6 if wide else 1e-3)
+    if "0.running_var" in (state := model.state_dict()):
+        np.testing.assert_allclose(state["0.running_mean"], x64.mean(axes), rtol=2e-7)
+        np.testing.assert_allclose(state["0.running_var"], x64.var(axes, ddof=1), rtol=2e-7)
+
+
+@devices
+def test_gradients_of_many_numbers_in_float32(device):
+    rng = np.random.default_rng(1)
+    x, dy = rng.standard_normal((2, 1, 1, 700, 700), np.float32)
+    for layer in (BatchNorm2d(1), GroupNorm(1, 1)):
+        model = Sequential(layer, input_shape=x.shape[1:], device=device)
+        model.forward(x)
+        model.backward(dy + 1)
+        x64, dy64 = x.astype(np.float64), dy.astype(np.float64) + 1
+        xhat = (x64 - x64.mean()) / np.sqrt(x64.var() + 1e-5)
+        want = [(dy64 * xhat).sum(), dy64.sum()]
+        np.testing.assert_allclose(model.k.to_host(model.grad), want, rtol=0, atol=0.1)
+
+
+@devices
+@norms
+@pytest.mark.parametrize("size", [1e19, 1e20, 1e30])
+def test_squares_that_overflow_float32(size, layer, device):
+    x = np.random.default_rng(2).standard_normal((20, 1, 6, 5))
+    model = Sequential(layer(), input_shape=x.shape[1:], device=device)
+    want = Sequential(layer(), input_shape=x.shape[1:], device=device, dtype=np.float64)
+    large = (size * x).astype(np.float32)
+    np.testing.assert_allclose(model.forward(large), want.forward(large), rtol=0, atol=2e-6)
+    if "0.running_var" in (state := model.state_dict()):
+        other = want.state_dict()
+        np.testing.assert_allclose(state["0.running_mean"], other["0.running_mean"], rtol=1e-6)
+        with np.errstate(over="ignore"):  # beyond float32 the variance is infinite, as in torch
+            np.testing.assert_allclose(state["0.running_var"], other["0.running_var"].astype(np.float32), rtol=1e-6)
+
+
 @devices
 def test_batch_norm_layer_has_torchs_state_and_two_modes(device):
     rng = np.random.default_rng(0)
