@@ -36,17 +36,17 @@ def test_batch_norm(shape, seed, affine, offset, dtype):
     w, b = (weight, bias) if affine else (weight[:0], bias[:0])
     ones = (weight.astype(np.float64), bias.astype(np.float64)) if affine else (np.ones(C), np.zeros(C))
     running = rng.standard_normal(C).astype(dtype), rng.uniform(0.5, 2, C).astype(dtype)
-    before = [a.astype(np.float64) for a in running]
+    before, batches = [a.astype(np.float64) for a in running], np.array([0])
     y, mean, rstd = blank(shape, dtype), blank(C, dtype), blank(C, dtype)
 
-    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, False, len(x))
+    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, batches, 0.1, EPS, False, len(x))
     statistics = before[0][:, None, None], before[1][:, None, None]
     near(y, reference.normalise(x.astype(np.float64), None, *ones, EPS, statistics)[0], dtype)
     np.testing.assert_array_equal(running[0], before[0].astype(dtype))
 
     x64 = x.astype(np.float64)
     want, want_mean, want_rstd = reference.normalise(x64, (0, 2, 3), *ones, EPS)
-    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, True, len(x))
+    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, batches, 0.1, EPS, True, len(x))
     near(mean, want_mean.ravel(), dtype)
     spread = float(x64.std((0, 2, 3)).min())
     if spread > 0.1:  # else 1/std blows rounding up
@@ -150,6 +150,20 @@ def test_batch_norm_layer_has_torchs_state_and_two_modes(device):
 
 
 @devices
+def test_running_statistics_that_are_the_mean_of_all_batches(device):
+    """torch's momentum=None; also where the steps are replayed."""
+    x = np.random.default_rng(3).standard_normal((6, 5, 2, 4, 3)).astype(np.float32)
+    model = Sequential(BatchNorm2d(2, momentum=None), input_shape=(2, 4, 3), device=device)
+    for batch in x:
+        model.forward(batch)
+    state = model.state_dict()
+    np.testing.assert_allclose(state["0.running_mean"], x.mean((1, 3, 4)).mean(0), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(state["0.running_var"], x.var((1, 3, 4), ddof=1).mean(0), rtol=1e-6)
+    assert state["0.num_batches_tracked"] == 6
+    assert repr(model.layers[0]) == "BatchNorm2d(2, momentum=None)"
+
+
+@devices
 @pytest.mark.parametrize("affine", [True, False])
 def test_gradient_of_batch_norm_in_eval_mode(affine, device):
     """There mean and variance are constants."""
@@ -237,7 +251,8 @@ def _case(name, dtype):
     sets, groups = rng.uniform(1, 2, (2, 9, 3)).astype(dtype)
     out, parts = blank(x.shape, dtype), [blank(6, dtype) for _ in range(2)]
     if name == "batch_norm_forward":
-        return kernels.batch_norm_forward, (out, x, w, b, *parts, m, r, 0.1, EPS, True, len(x)), (0, 4, 5, 6, 7)
+        arguments = (out, x, w, b, *parts, m, r, np.array([0]), 0.1, EPS, True, len(x))
+        return kernels.batch_norm_forward, arguments, (0, 4, 5, 6, 7)
     if name == "batch_norm_backward":
         return kernels.batch_norm_backward, (out, *parts, dy, x, w, m, r, True, len(x)), (0, 1, 2)
     if name == "group_norm_forward":

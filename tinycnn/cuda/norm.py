@@ -9,9 +9,8 @@ stands one of the numbers times SMALL, which is used where the other overflows: 
 
 import math
 
-from tinycnn.cuda._target import THREADS, cuda, device, flat, kernel, phase
+from tinycnn.cuda._target import THREADS, constant, cuda, device, flat, kernel, phase
 from tinycnn.cuda.sums import FEW, fold, total
-
 
 SMALL, BIG = 2.0**-64, 2.0**64  # exact factors, also in float32
 
@@ -61,7 +60,7 @@ def add_squares(tid, nt, some, small, few, few_small, x, first, run, jump, count
 
 @phase
 def normalise(
-    tid, nt, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, momentum, eps, running, few,
+    tid, nt, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, batches, momentum, eps, running, few,
     few_small, squares, squares_small, set_, first, run, jump, count, channel, plane
 ):  # fmt: skip
     """y of one set from its sums, or, if `running` is 2, from the running statistics (1: they move, 0: none)."""
@@ -85,6 +84,8 @@ def normalise(
     if tid == 0:
         mean[set_], rstd[set_] = m, r
         if running == 1:
+            if momentum < 0:
+                momentum = T(1) / T(batches[0] + 1)
             running_mean[set_] += momentum * (m - running_mean[set_])
             unbiased = var * (T(count) / T(count - 1))
             running_var[set_] += momentum * (unbiased - running_var[set_])
@@ -92,8 +93,8 @@ def normalise(
 
 @kernel(THREADS, registers=72)
 def norm_forward_kernel(
-    y, x, weight, bias, affine, mean, rstd, running_mean, running_var, momentum, eps, running, step, run, jump, count,
-    channels, plane
+    y, x, weight, bias, affine, mean, rstd, running_mean, running_var, batches, momentum, eps, running, step, run, jump,
+    count, channels, plane
 ):  # fmt: skip
     """Block x: set x, which begins at x * step; `channels` of a set (for groups)."""
     some = cuda.shared.array(THREADS, x.dtype)
@@ -116,8 +117,8 @@ def norm_forward_kernel(
     fold(tid, THREADS, squares_small, small)
     cuda.syncthreads()
     normalise(
-        tid, THREADS, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, momentum, eps, running, few,
-        few_small, squares, squares_small, set_, first, run, jump, count, channel, plane,
+        tid, THREADS, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, batches, momentum, eps,
+        running, few, few_small, squares, squares_small, set_, first, run, jump, count, channel, plane,
     )  # fmt: skip
 
 
@@ -212,12 +213,14 @@ def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets,
     write_channel(tid, THREADS, dweight, dbias, few, few_bent, channel)
 
 
-def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training, images):
+def batch_norm_forward(
+    y, x, weight, bias, mean, rstd, running_mean, running_var, batches, momentum, eps, training, images
+):  # fmt: skip
     """See the twin."""
     (N, C, H, W), T, affine = x.shape, x.dtype.type, weight.size > 0
     weight, bias = (weight, bias) if affine else (mean, mean)
     norm_forward_kernel[C](
-        flat(y), flat(x), weight, bias, affine, mean, rstd, running_mean, running_var, T(momentum), T(eps),
+        flat(y), flat(x), weight, bias, affine, mean, rstd, running_mean, running_var, batches, T(momentum), T(eps),
         1 if training else 2, H * W, H * W, C * H * W, N * H * W, C, H * W,
     )  # fmt: skip
 
@@ -240,7 +243,7 @@ def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
     mean, rstd, count = flat(mean), flat(rstd), C // groups * H * W
     weight, bias = (weight, bias) if affine else (mean, mean)
     norm_forward_kernel[N * groups](
-        flat(y), flat(x), weight, bias, affine, mean, rstd, mean, rstd, T(0), T(eps),
+        flat(y), flat(x), weight, bias, affine, mean, rstd, mean, rstd, constant((0,)), T(0), T(eps),
         0, count, count, 0, count, C, H * W,
     )  # fmt: skip
 

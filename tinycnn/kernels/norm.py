@@ -134,15 +134,22 @@ def channel_wide(x, c, images):
 
 
 @kernel
-def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training, images):
+def batch_norm_forward(
+    y, x, weight, bias, mean, rstd, running_mean, running_var, batches, momentum, eps, training, images
+):  # fmt: skip
     """In training, the statistics are the batch's, and the running ones, (C,), move towards them by `momentum` (the
-    running variance is unbiased, as in torch).  Otherwise the statistics are the running ones.  images: how many there
-    are; a tiled batch may have room for more."""
+    running variance is unbiased, as in torch), or, if it is below 0, by 1/(batches[0] + 1), which keeps the mean of all
+    batches.  Otherwise the statistics are the running ones.
+
+    batches: (1,), how many have moved the running statistics; the caller counts   images: how many there are; a tiled
+    batch may have room for more
+    """
     for c in prange(x.shape[1]):
         T, L = x.dtype.type, lanes(x[0, c])
         m, r = np.full(L, running_mean[c], x.dtype), np.empty(L, x.dtype)
         old_mean, var = running_mean[c], running_var[c]
-        old_var, share, count = var, T(momentum), images * x.shape[2] * x.shape[3]
+        old_var, count = var, images * x.shape[2] * x.shape[3]
+        share = T(1 / (batches[0] + 1) if momentum < 0 else momentum)
         if training:
             total, squares = T(0), T(0)
             for t in range(len(x)):

@@ -1,11 +1,11 @@
 """The command `python -m tinycnn evaluate`: saved weights on a test set."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from tinycnn import experiment
+from tinycnn._files import read_json
 
 
 def add_options(parser):
@@ -73,7 +73,7 @@ def saved_recipe(folder):
 
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         name = (config.get("dataset") or config["data"])["name"]
         if not isinstance(name, str):
             raise TypeError("the name of the data set")
@@ -88,6 +88,6 @@ def saved_recipe(folder):
         pixels = {key: np.array(config["pixels"][key], float) for key in ("mean", "std")}
         if any(values.shape != (1,) for values in pixels.values()):
             raise ValueError("pixels must have one mean and one std")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path} does not tell which network this was ({type(error).__name__}: {error})") from None
     return Recipe(str(config.get("recipe", "run")), "", path=path, **sections), name, pixels

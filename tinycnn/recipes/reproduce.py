@@ -82,6 +82,7 @@ def _run(args, chosen):
         report.read_all(root)  # a damaged file is told before hours of training
     loaded, todo = {}, []
     for recipe in chosen:
+        results.check_owner(root, recipe)
         done = {result["seed"] for result in results.read(root, recipe)}
         missing = [seed for seed in args.seeds if seed not in done]
         name = args.data or recipe.data.get("name", "mnist")

@@ -10,7 +10,7 @@ import numpy as np
 from tinycnn import augment, init, layers, lecun98, losses, metrics, optim, runs, train
 from tinycnn import data as datasets
 from tinycnn.model import Sequential
-from tinycnn.recipes import gradients
+from tinycnn.recipes import gradients, results
 from tinycnn.recipes._calls import RecipeError, evaluate, nearest
 
 
@@ -40,7 +40,7 @@ def network(recipe, rng=None, device="cpu"):
     made = evaluate(recipe.net["layers"], LAYERS, where, line)
     try:
         model = Sequential(*made, input_shape=tuple(recipe.net["input"]), rng=rng, device=device)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
         raise RecipeError(f"{where}, line {line}: {error}") from None
     where, line = recipe.where("net.init")
     for rule in _inits(recipe, rng):
@@ -105,6 +105,7 @@ def rates(recipe, steps):
 
         known = {name: over_all_steps(schedule) for name, schedule in SCHEDULES.items()}
         lr = _one(recipe, "training.lr", lr, known, (np.ndarray, int, float))
+    lr = float(lr) if isinstance(lr, int) else lr  # beyond 2**63, NumPy would not take it
     if not np.isfinite(lr).all() or np.min(lr) < 0:
         raise RecipeError(f"{where}, line {line}: lr must be finite and not negative, got {recipe.training['lr']!r}")
     return lr
@@ -267,7 +268,7 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
     began, worked = time.perf_counter(), time.process_time()
     result = {
         "recipe": recipe.name, "fingerprint": recipe.fingerprint, "seed": seed, "data": data.name,
-        "parameters": len(model.theta),
+        "parameters": len(model.theta), **({"file": results.file_of(recipe)} if results.file_of(recipe) else {}),
     } | ({"rate": rate, "tuning": tuning} if tuning else {})  # fmt: skip
     try:
         train.fit(
