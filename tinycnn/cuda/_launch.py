@@ -32,6 +32,7 @@ import numba.cuda
 
 from tinycnn import _gpu
 from tinycnn.backend import DeviceMemoryError
+from tinycnn.kernels._cache import keep
 
 cuda: Any = numba.cuda  # type checkers see the one that Numba itself still contains
 SIMULATED = bool(getattr(numba.config, "ENABLE_CUDASIM"))  # noqa: B009
@@ -85,7 +86,9 @@ class Kernel:
     def __init__(self, function, threads, registers, double):
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
-        self.compiled = cuda.jit(function) if SIMULATED else cuda.jit(cache=True)(function)
+        self.compiled = cuda.jit(function)
+        if not SIMULATED:
+            keep(self.compiled, importlib.import_module("numba.cuda.dispatcher").CUDACache)
 
     def __getitem__(self, blocks):
         return functools.partial(self.launch, blocks)
