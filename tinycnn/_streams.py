@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Any
 
+EXIT_INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
 
 def note(text):
     """A line on standard error, if there is one that can be written."""

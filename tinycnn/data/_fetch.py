@@ -16,6 +16,7 @@ import numpy as np
 
 from tinycnn._check import shown
 from tinycnn._files import replacing
+from tinycnn._streams import Forgiving
 from tinycnn.data.idx import GZIP_MAGIC, DamagedFileError, parse_idx
 
 FILES = (
@@ -276,7 +277,7 @@ def _transfer(url: str) -> bytes:
         if size is not None and size > _LARGEST:
             raise OSError(f"expected at most {_LARGEST} bytes, got {shown(length, 20)}")
         name = url.rpartition("/")[2]
-        with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=sys.stderr) as bar:
+        with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=Forgiving(sys.stderr)) as bar:
             while chunk := response.read(1 << 16):
                 data += chunk
                 bar.update(len(chunk))

@@ -6,6 +6,7 @@ import numpy as np
 
 from tinycnn import experiment
 from tinycnn._files import read_json
+from tinycnn._interrupts import put_off
 
 
 def add_options(parser):
@@ -50,9 +51,10 @@ def _evaluate(args):
     out = Path(args.out or folder)
     out.mkdir(parents=True, exist_ok=True)
     answers = dataset.test_images, dataset.test_labels, predicted, confidence, dataset.classes
-    plot.save(plot.predictions(*answers), out / "predictions.png")
-    plot.save(plot.mistakes(*answers), out / "mistakes.png")
-    plot.save(plot.confusion(matrix, dataset.classes), out / "confusion.png")
+    with put_off("interrupted: drawing the pictures"):
+        plot.save(plot.predictions(*answers), out / "predictions.png")
+        plot.save(plot.mistakes(*answers), out / "mistakes.png")
+        plot.save(plot.confusion(matrix, dataset.classes), out / "confusion.png")
     print(f"predictions.png, mistakes.png and confusion.png are in {out}")
     return 0
 
