@@ -38,26 +38,36 @@ def ctrl_c():
 
 def test_ctrl_c_waits_for_the_end(handler, capsys):
     done = []
-    with pytest.raises(KeyboardInterrupt), put_off("finishing"):
-        ctrl_c()
-        done.append(1)
-    assert done == [1]
-    assert capsys.readouterr().err == "\nfinishing (Ctrl-C again to leave it)\n"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def once():
+        with put_off("finishing"):
+            ctrl_c()
+            done.append(1)
+
+    def twice():
+        with put_off():
+            ctrl_c()
+            ctrl_c()
+            done.append("the second one has waited")
+
+    def nested():
+        with put_off("outer"):
+            with put_off():
+                ctrl_c()
+                done.append(2)
+            done.append(3)  # the outer one is not at its end
+
+    for call in (once, twice, nested):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    assert done == [1, 2, 3]
+    assert capsys.readouterr().err == "".join(
+        f"\n{word} (Ctrl-C again to leave it)\n" for word in ("finishing", "outer")
+    )
     with put_off(raises=False) as asked:
         assert not asked()
         ctrl_c()
     assert asked()
-    with pytest.raises(KeyboardInterrupt), put_off():
-        ctrl_c()
-        ctrl_c()
-        pytest.fail("the second one waits")
-    with pytest.raises(KeyboardInterrupt), put_off("outer"):
-        with put_off():
-            ctrl_c()
-            done.append(2)
-        done.append(3)  # the outer one is not at its end
-    assert done == [1, 2, 3]
     thread = threading.Thread(target=lambda: put_off().__enter__())
     thread.start()
     thread.join()
