@@ -104,8 +104,10 @@ def calls(dtype, sizes, seed=0):
             for affine in (True, False):
                 w, b = (weight, bias) if affine else (weight[:0], bias[:0])
                 outputs = blank(x.shape, dtype), blank(C, dtype), blank(C, dtype)
-                arguments = (outputs[0], x, w, b, *outputs[1:], mean, mean**2 + 1, 0.1, 1e-5, training, N)
-                yield "batch_norm_forward", f"{C}", arguments, (0, 4, 5, 6, 7)
+                running = mean, mean**2 + 1, np.array([2])
+                for momentum in (0.1, -1.0):
+                    arguments = (outputs[0], x, w, b, *outputs[1:], *running, momentum, 1e-5, training, N)
+                    yield "batch_norm_forward", f"{C}", arguments, (0, 4, 5, 6, 7)
                 out = blank(x.shape, dtype), blank(w.shape, dtype), blank(w.shape, dtype)
                 yield "batch_norm_backward", f"{C}", (*out, dy, x, w, mean, abs(mean) + 1, training, N), (0, 1, 2)
         for affine in (True, False):

@@ -13,6 +13,8 @@ def out_size(size, kernel, stride, padding, dilation=1, ceil_mode=False):
     padding and are needed to cover what is left)."""
     reach = dilation * (kernel - 1) + 1
     starts = list(range(0, size + 2 * padding - reach + 1, stride))
+    if ceil_mode and not starts and reach - (size + 2 * padding) < stride:  # one that is larger than the image
+        starts.append(0)
     if ceil_mode and starts[-1] + reach < size + 2 * padding and starts[-1] + stride < size + padding:
         starts.append(starts[-1] + stride)
     return len(starts)

@@ -21,10 +21,11 @@ SHAPES = ((20, 28, 28), (20,), (10, 28, 28), (10,))
 CLOSED = "http://127.0.0.1:1/"  # nobody listens here
 
 
-def write_files(folder, seed, suffix=".gz"):
+def write_files(folder, seed, suffix=".gz", dot=False):
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, shape in zip(FILES, SHAPES, strict=True):
+        name = name.replace("-idx", ".idx") if dot else name
         write_idx(folder / f"{name}{suffix}", rng.integers(0, 10, shape, dtype=np.uint8))
     return folder
 
@@ -64,6 +65,9 @@ def server(world, monkeypatch):
             if kind == "gone":
                 self.send_error(404)
                 return
+            if kind in ANSWERS:
+                self.wfile.write(ANSWERS[kind])
+                return
             body = (world / "originals" / ("1" if kind == "other" else "0") / name).read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
@@ -93,6 +97,17 @@ def cached():
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+ANSWERS = {  # word for word
+    "long": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 400 + b"\r\n\r\n",
+    "redirect": b"HTTP/1.1 302 Found\r\nLocation: https://[::1\r\n\r\n",
+    "host": b"HTTP/1.1 302 Found\r\nLocation: http://" + b"a" * 100 + b".example/\r\n\r\n",
+    "port": b"HTTP/1.1 302 Found\r\nLocation: http://localhost:port/\r\n\r\n",
+    "colour": b"HTTP/1.1 500 \x1b[31mred\x1b[0m\x07\r\n\r\n",
+    "chatty": b"HTTP/1.1 500 " + b"very " * 2000 + b"\r\n\r\n",
+    "noise": bytes(range(128, 256)) * 3,
+}
+
+
 IN_CACHE = sorted(f"mnist/{name}.gz" for name in FILES)
 
 
@@ -112,6 +127,12 @@ def test_files_are_found(world, monkeypatch, given, place, suffix):
     assert data.train_images.shape == SHAPES[0]
     assert data.test_labels.dtype == np.int64
     assert data.classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_files_named_with_a_dot(world, suffix):
+    write_files(world / "mine", 0, suffix, dot=True)
+    assert len(mnist(world / "mine", download=False).train_images) == 20
 
 
 def test_the_environment_comes_before_data_dir(world, monkeypatch):
@@ -193,7 +214,7 @@ def test_download_into_data_dir(world, server):
     assert cached() == []
 
 
-@pytest.mark.parametrize("bad", ["down", "mute", "gone", "other", "short"])
+@pytest.mark.parametrize("bad", ["down", "mute", "gone", "other", "short", *ANSWERS])
 def test_the_next_mirror_helps(server, monkeypatch, bad):
     monkeypatch.setattr(_fetch, "_TIMEOUT", 0.3)
     asked = server(bad, "good")
@@ -232,6 +253,16 @@ def test_when_nothing_helps_the_message_says_what_was_tried(world, server, monke
     assert "HTTP 404" in caught.value.reason
     assert isinstance(caught.value, OSError)
     assert list((world / "second" / "mnist").iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", ANSWERS)
+def test_what_a_server_says_is_told_in_a_short_line(server, bad):
+    server(bad)
+    with pytest.raises(DataUnavailableError) as caught:
+        mnist()
+    assert caught.value.reason.isprintable()
+    assert len(caught.value.reason) < 600
+    assert "127.0.0.1: " in caught.value.reason
 
 
 def test_download_can_be_switched_off(server):

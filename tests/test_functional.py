@@ -248,7 +248,7 @@ REFUSED = {
         (lambda: f.conv2d(X, W, B, stride=1.5, groups=2), TypeError, "stride must be an integer, got 1.5"),
         (lambda: f.conv2d(X, W, B, stride=(1, 2, 3), groups=2), ValueError, r"stride must be an integer or a pair"),
         (lambda: f.conv2d(X, W, B, padding=-1, groups=2), ValueError, "padding must be at least 0, got -1"),
-        (lambda: f.conv2d(X, W, B, padding="full", groups=2), TypeError, "padding must be an integer, got 'full'"),
+        (lambda: f.conv2d(X, W, B, padding="full", groups=2), ValueError, "padding must be one of 'same', 'valid'"),
         (lambda: f.conv2d(X, W, B, padding=True, groups=2), TypeError, "padding must be an integer, got True"),
         (lambda: f.conv2d(X, W, B, dilation=0, groups=2), ValueError, "dilation must be at least 1, got 0"),
         (lambda: f.conv2d(X.astype(complex), W, B, groups=2), TypeError, "input must be .* got dtype complex128"),

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import reference
 
-from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, Sequential, Tanh, functional, init, lecun98
+from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Sequential, Tanh, functional, init, lecun98
 
 
 def model():
@@ -73,13 +74,46 @@ def test_same_padding_keeps_the_size(kernel, dilation):
     assert Conv2d(1, 1, 3, padding="valid").padding == (0, 0)
 
 
-def test_same_padding_that_cannot_be():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("images", [1, 20])
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "size"),
+    [(2, 1, (5, 6)), ((2, 3), 1, (4, 5)), ((3, 4), 1, (7, 3)), (4, (3, 1), (9, 8)), (6, 1, (4, 9)), (2, 1, (2, 2))],
+)
+def test_same_padding_of_even_windows(kernel, dilation, size, images, device):
+    """As torch: where an odd number of rows or columns is needed, one more lies below, or on the right."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((images, 4, *size)), rng.standard_normal((images, 6, *size))
+    layer = Conv2d(4, 6, kernel, padding="same", dilation=dilation, groups=2)
+    net = Sequential(layer, input_shape=(4, *size), rng=0, dtype=np.float64, device=device)
+    total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    around = [(n // 2, n - n // 2) for n in total]
+    padded = np.pad(x, ((0, 0), (0, 0), *around))
+    w, b = net.state_dict().values()
+    where = (1, 1), (0, 0), layer.dilation, 2
+    np.testing.assert_allclose(net.forward(x), reference.conv2d(padded, w, b, *where), rtol=0, atol=1e-13)
+    dx, dw, db = reference.conv2d_backward(dy, padded, w, *where)
+    (top, _), (left, _) = around
+    got = net.backward(dy)
+    np.testing.assert_allclose(got, dx[:, :, top : top + size[0], left : left + size[1]], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.array(net.k.to_host(net.grad)), np.r_[dw.ravel(), db], rtol=0, atol=1e-12)
+    assert "padding='same'" in repr(layer)
+
+
+def test_same_padding_of_a_window_as_large_as_the_image():
+    x = np.arange(4.0).reshape(1, 1, 2, 2)
+    np.testing.assert_array_equal(functional.conv2d(x, np.ones((1, 1, 2, 2)), padding="same"), [[[[6, 4], [5, 3]]]])
+
+
+def test_padding_that_cannot_be():
     with pytest.raises(ValueError, match="padding='same' needs a stride of 1"):
         Conv2d(1, 1, 3, stride=2, padding="same")
-    with pytest.raises(ValueError, match="use an odd kernel_size"):
-        Conv2d(1, 1, 4, padding="same")
-    with pytest.raises(TypeError, match="padding must be an integer"):
+    with pytest.raises(ValueError, match="padding must be one of 'same', 'valid', got 'full'"):
         Conv2d(1, 1, 3, padding="full")
+    with pytest.raises(ValueError, match="padding must be at most half of kernel_size 2, got 5"):
+        MaxPool2d(2, padding=5)
+    with pytest.raises(ValueError, match="padding must be at most half of kernel_size 2, got 2"):
+        AvgPool2d(2, padding=(1, 2))
 
 
 def test_truncated_normal():

@@ -36,17 +36,17 @@ def test_batch_norm(shape, seed, affine, offset, dtype):
     w, b = (weight, bias) if affine else (weight[:0], bias[:0])
     ones = (weight.astype(np.float64), bias.astype(np.float64)) if affine else (np.ones(C), np.zeros(C))
     running = rng.standard_normal(C).astype(dtype), rng.uniform(0.5, 2, C).astype(dtype)
-    before = [a.astype(np.float64) for a in running]
+    before, batches = [a.astype(np.float64) for a in running], np.array([0])
     y, mean, rstd = blank(shape, dtype), blank(C, dtype), blank(C, dtype)
 
-    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, False, len(x))
+    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, batches, 0.1, EPS, False, len(x))
     statistics = before[0][:, None, None], before[1][:, None, None]
     near(y, reference.normalise(x.astype(np.float64), None, *ones, EPS, statistics)[0], dtype)
     np.testing.assert_array_equal(running[0], before[0].astype(dtype))
 
     x64 = x.astype(np.float64)
     want, want_mean, want_rstd = reference.normalise(x64, (0, 2, 3), *ones, EPS)
-    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, 0.1, EPS, True, len(x))
+    kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, batches, 0.1, EPS, True, len(x))
     near(mean, want_mean.ravel(), dtype)
     spread = float(x64.std((0, 2, 3)).min())
     if spread > 0.1:  # else 1/std blows rounding up
@@ -74,6 +74,56 @@ def test_group_norm(shape, groups, seed, dtype):
         near(y, xhat.reshape(x.shape) * weight[:, None, None].astype(np.float64) + bias[:, None, None], dtype)
 
 
+norms = pytest.mark.parametrize("layer", [lambda: BatchNorm2d(1, momentum=1.0), lambda: GroupNorm(1, 1)])
+
+
+@devices
+@norms
+@pytest.mark.parametrize("shape", [(1, 1, 1500, 1500), (20, 1, 300, 100), (30_000, 1, 2, 2)])
+def test_statistics_of_many_numbers_in_float32(shape, layer, device):
+    """Added one after the other, the squares of the first shape are off by 1.6e-3."""
+    x = np.random.default_rng(0).standard_normal(shape, np.float32) + 2
+    model = Sequential(layer(), input_shape=shape[1:], device=device)
+    y, axes = model.forward(x).astype(np.float64), (2, 3) if isinstance(model.layers[0], GroupNorm) else (0, 2, 3)
+    x64 = x.astype(np.float64)
+    want = (x64 - x64.mean(axes, keepdims=True)) / np.sqrt(x64.var(axes, keepdims=True) + 1e-5)
+    wide = x64.var(axes).min() > 0.1 and not (shape[2] == 2 and axes == (2, 3))  # else 1/std blows rounding up
+    np.testing.assert_allclose(y, want, rtol=0, atol=2e-6 if wide else 1e-3)
+    if "0.running_var" in (state := model.state_dict()):
+        np.testing.assert_allclose(state["0.running_mean"], x64.mean(axes), rtol=2e-7)
+        np.testing.assert_allclose(state["0.running_var"], x64.var(axes, ddof=1), rtol=2e-7)
+
+
+@devices
+def test_gradients_of_many_numbers_in_float32(device):
+    rng = np.random.default_rng(1)
+    x, dy = rng.standard_normal((2, 1, 1, 700, 700), np.float32)
+    for layer in (BatchNorm2d(1), GroupNorm(1, 1)):
+        model = Sequential(layer, input_shape=x.shape[1:], device=device)
+        model.forward(x)
+        model.backward(dy + 1)
+        x64, dy64 = x.astype(np.float64), dy.astype(np.float64) + 1
+        xhat = (x64 - x64.mean()) / np.sqrt(x64.var() + 1e-5)
+        want = [(dy64 * xhat).sum(), dy64.sum()]
+        np.testing.assert_allclose(model.k.to_host(model.grad), want, rtol=0, atol=0.1)
+
+
+@devices
+@norms
+@pytest.mark.parametrize("size", [1e19, 1e20, 1e30])
+def test_squares_that_overflow_float32(size, layer, device):
+    x = np.random.default_rng(2).standard_normal((20, 1, 6, 5))
+    model = Sequential(layer(), input_shape=x.shape[1:], device=device)
+    want = Sequential(layer(), input_shape=x.shape[1:], device=device, dtype=np.float64)
+    large = (size * x).astype(np.float32)
+    np.testing.assert_allclose(model.forward(large), want.forward(large), rtol=0, atol=2e-6)
+    if "0.running_var" in (state := model.state_dict()):
+        other = want.state_dict()
+        np.testing.assert_allclose(state["0.running_mean"], other["0.running_mean"], rtol=1e-6)
+        with np.errstate(over="ignore"):  # beyond float32 the variance is infinite, as in torch
+            np.testing.assert_allclose(state["0.running_var"], other["0.running_var"].astype(np.float32), rtol=1e-6)
+
+
 @devices
 def test_batch_norm_layer_has_torchs_state_and_two_modes(device):
     rng = np.random.default_rng(0)
@@ -97,6 +147,20 @@ def test_batch_norm_layer_has_torchs_state_and_two_modes(device):
     other.load_state_dict(state)
     for name, value in other.state_dict().items():
         np.testing.assert_array_equal(value, state[name])
+
+
+@devices
+def test_running_statistics_that_are_the_mean_of_all_batches(device):
+    """torch's momentum=None; also where the steps are replayed."""
+    x = np.random.default_rng(3).standard_normal((6, 5, 2, 4, 3)).astype(np.float32)
+    model = Sequential(BatchNorm2d(2, momentum=None), input_shape=(2, 4, 3), device=device)
+    for batch in x:
+        model.forward(batch)
+    state = model.state_dict()
+    np.testing.assert_allclose(state["0.running_mean"], x.mean((1, 3, 4)).mean(0), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(state["0.running_var"], x.var((1, 3, 4), ddof=1).mean(0), rtol=1e-6)
+    assert state["0.num_batches_tracked"] == 6
+    assert repr(model.layers[0]) == "BatchNorm2d(2, momentum=None)"
 
 
 @devices
@@ -187,7 +251,8 @@ def _case(name, dtype):
     sets, groups = rng.uniform(1, 2, (2, 9, 3)).astype(dtype)
     out, parts = blank(x.shape, dtype), [blank(6, dtype) for _ in range(2)]
     if name == "batch_norm_forward":
-        return kernels.batch_norm_forward, (out, x, w, b, *parts, m, r, 0.1, EPS, True, len(x)), (0, 4, 5, 6, 7)
+        arguments = (out, x, w, b, *parts, m, r, np.array([0]), 0.1, EPS, True, len(x))
+        return kernels.batch_norm_forward, arguments, (0, 4, 5, 6, 7)
     if name == "batch_norm_backward":
         return kernels.batch_norm_backward, (out, *parts, dy, x, w, m, r, True, len(x)), (0, 1, 2)
     if name == "group_norm_forward":

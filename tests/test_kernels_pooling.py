@@ -23,9 +23,10 @@ def problems(draw, dilated=False):
         K = 2 if side_by_side else draw(st.integers(1, 5), label=f"kernel {axis}")
         d = draw(st.integers(1, 3), label=f"dilation {axis}") if dilated and not side_by_side else 1
         p = 0 if side_by_side else draw(st.integers(0, K // 2), label=f"padding {axis}")
-        size.append(max(1, d * (K - 1) + 1 - 2 * p) + draw(st.integers(0, 9), label=f"room {axis}"))
         kernel.append(K)
         stride.append(2 if side_by_side else draw(st.integers(1, 6), label=f"stride {axis}"))
+        least = d * (K - 1) + 1 - 2 * p - (stride[-1] - 1 if ceil_mode else 0)
+        size.append(max(1, least) + draw(st.integers(0, 9), label=f"room {axis}"))
         padding.append(p)
         dilation.append(d)
     seed = draw(st.integers(0, 2**32 - 1), label="seed")
@@ -50,6 +51,7 @@ HANGING_OVER = (
     0,
 )  # the last windows, over the edge of the image
 OVER_THE_PADDING = (1, 1, 4, 4), (3, 3), (2, 2), (1, 1), (1, 1), True, 0
+LARGER_THAN_THE_IMAGE = (1, 1, 2, 3), (3, 4), (2, 3), (0, 0), (1, 1), True, 0
 
 
 @both_dtypes
@@ -57,6 +59,7 @@ OVER_THE_PADDING = (1, 1, 4, 4), (3, 3), (2, 2), (1, 1), (1, 1), True, 0
 @example(problem=HANGING_OVER, count_include_pad=True, divisor=0)
 @example(problem=HANGING_OVER, count_include_pad=True, divisor=3)
 @example(problem=OVER_THE_PADDING, count_include_pad=True, divisor=0)
+@example(problem=LARGER_THAN_THE_IMAGE, count_include_pad=True, divisor=0)
 def test_average(problem, count_include_pad, divisor, dtype):
     shape, kernel, stride, padding, _, ceil_mode, seed = problem
     x = image(shape, seed, dtype)

@@ -679,5 +679,5 @@ def test_max_pooling_that_keeps_the_size(window, dilation):
     np.testing.assert_array_equal(model.forward(x), want)
     dx = model.backward(np.ones_like(want))
     assert dx.sum() == want.size
-    with pytest.raises(ValueError, match="stride 1"):
+    with pytest.raises(ValueError, match="stride of 1"):
         MaxPool2d(2, padding="same")

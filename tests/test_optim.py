@@ -5,6 +5,7 @@ test_kernels_linear_losses_optim.py.
 """
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -274,6 +275,53 @@ def test_the_rates_are_torchs(mode, threshold_mode):
             assert plateau.num_bad_epochs == scheduler.num_bad_epochs, options
 
 
+def test_a_plateau_goes_on_from_its_saved_state():
+    metrics = [3, 2, 2, 2, 2, 2, 1, 1, 1, 1]
+
+    def lowered(optimizer):
+        return ReduceLROnPlateau(optimizer, factor=0.5, patience=1, cooldown=1)
+
+    whole, first, second = (lowered(make(lr=1.0)[1]) for _ in range(3))
+    rates = []
+    for metric in metrics:
+        whole.step(metric)
+        rates.append(whole.optimizer.lr)
+    for metric in metrics[:5]:
+        first.step(metric)
+    state = json.loads(json.dumps(first.state_dict()))  # plain numbers
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.load_state_dict(state)
+    for metric, rate in zip(metrics[5:], rates[5:], strict=True):
+        second.step(metric)
+        assert second.optimizer.lr == rate
+    assert second.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({}, "keys"),
+        (None, "keys"),
+        ({"best": "low", "num_bad_epochs": 0, "cooldown_counter": 0}, "best must be a number"),
+        ({"best": 1.0, "num_bad_epochs": -1, "cooldown_counter": 0}, "num_bad_epochs must be at least 0"),
+        ({"best": 1.0, "num_bad_epochs": 1, "cooldown_counter": 0.5}, "cooldown_counter must be an integer"),
+    ],
+)
+def test_a_plateau_refuses_a_state_that_does_not_fit(state, words):
+    plateau = ReduceLROnPlateau(make(lr=1.0)[1])
+    before = plateau.state_dict()
+    with pytest.raises((TypeError, ValueError), match=words):
+        plateau.load_state_dict(state)
+    assert plateau.state_dict() == before
+
+
+def test_a_cycle_that_only_rises():
+    """torch.optim.lr_scheduler.OneCycleLR with pct_start=1.0"""
+    np.testing.assert_allclose(optim.one_cycle(1.0, 3, warmup=1.0, div_factor=5.0), [0.2, 0.6, 1.0], rtol=1e-12)
+    with pytest.raises(ValueError, match="warmup must"):
+        optim.one_cycle(1.0, 3, warmup=1.1)
+
+
 def test_a_plateau_in_a_training(digits):
     model, inner = make(lr=1e-12)  # nothing gets better
     plateau = ReduceLROnPlateau(EMA(inner), patience=0, factor=0.5, eps=0.0)
@@ -345,3 +393,16 @@ def test_averages_of_gradients_that_no_longer_come_end_at_zero(optimizer):
     rule.step()
     assert np.isnan(model.theta[0])
     assert np.isfinite(model.theta[1:]).all()
+
+
+def test_averages_in_float64_may_be_smaller():
+    """What is no normal number in float32 may be one in float64."""
+    model = Sequential(Flatten(), Linear(4, 5), input_shape=(1, 2, 2), rng=0, dtype=np.float64)
+    before, rule = model.theta.copy(), Adam(model, 0.1, eps=0)
+    model.grad[:] = 1e-18
+    rule.step()
+    np.testing.assert_allclose(model.theta, before - 0.1, rtol=0, atol=1e-12)
+    model.grad[:] = 1e-160  # its square is no normal number in float64 either
+    rule.m[:] = rule.v[:] = 0
+    rule.step()
+    assert not rule.v.any()

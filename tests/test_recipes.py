@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -185,6 +186,15 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
         ("train = 200", "augment = 'ColorJitter(), ColorJitter()'", "augment", "augment may hold one ColorJitter"),
         ("train = 200", "std = 0", "std", "std must be at least 1e-06, got 0"),
         ("lr = 1e-2", "lr = '$rate'", "lr", "$rate is not in the space"),
+        ("lr = 1e-2", f"lr = 1{'0' * 400}", "lr", "lr must be finite, got 1000"),
+        ("lr = 1e-2", f"lr = 0x{'f' * 5000}", "lr", "lr must be finite, got int that is too large to print"),
+        ("epochs = 2", "epochs = 1000000000000", "epochs", "epochs must be at most 1000000000, got 1000000000000"),
+        ("Linear(49, 10)", f"Linear(49, {'-' * 5000}10)", "AvgPool", "it is nested too deeply"),
+        ("Linear(49, 10)", f"Linear(49, {'1' * 4301})", "Linear", "Exceeds the limit (4300 digits)"),
+        ("Linear(49, 10)", f"Linear(49, 0x{'f' * 5000})", "AvgPool", ""),
+        ("Linear(49, 10)", f"Linear(49, -0x{'f' * 5000})", "Linear", "Call: "),
+        ("Linear(49, 10)", "Linear(49, 10), Conv2d(1, 1, 1, 1, 1, 1, 0)", "Linear", "groups must be at least 1"),
+        ('"xavier_uniform()"', '"\\u0000"', "init", "null bytes"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_line(write, capsys, old, new, there, words):
@@ -222,6 +232,9 @@ def test_a_mistake_is_told_with_its_line(write, capsys, old, new, there, words):
         (TEXT.replace("1e-2", "'$r$'") + "[small.space]\nr = [1]", "line 19: $ must stand before a name of the space"),
         (TEXT.replace("1e-2", "'$rte'") + "[small.space]\nrate = [1]", "line 19: $rte is not in the space; did you"),
         (TEXT.replace("[small", "[default"), "two recipes are called 'default'"),
+        ('"study" = 3', "line 1: study must be a string, got 3"),
+        ("a = " + 5000 * "[" + 5000 * "]", "mine.toml: "),
+        ("a = " + 4301 * "1", "mine.toml: "),
     ],
 )  # fmt: skip
 def test_a_file_that_is_refused(write, capsys, text, words):
@@ -394,6 +407,55 @@ def test_a_damaged_result_is_named(small, tmp_path, content):
     path = tmp_path / "small" / "seed-3.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=r"seed-3\.json is not a result of recipe 'small' .*: remove it"):
+        results.read(tmp_path, small)
+
+
+def deep(depth):
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"accuracy": math.nan}, "accuracy must be from 0 to 1, got nan"),
+        ({"accuracy": 7.0}, "accuracy must be from 0 to 1, got 7.0"),
+        ({"f1": -0.5}, "f1 must be from 0 to 1"),
+        ({"seed": True}, "seed must not be True"),
+        ({"errors": -1}, "errors must not be -1"),
+        ({"cpu_seconds": math.inf}, "cpu_seconds must be at least 0, got inf"),
+        ({"data": "\ud800"}, "surrogates not allowed"),
+        ({"held_out": "training"}, "held_out must be"),
+        ({"confusion": [[1, 2], [3]]}, "confusion must have 10 rows of 10 counts"),
+        ({"confusion": [[1] * 10] * 9 + [[1] * 9]}, "confusion must have 10 rows of 10 counts"),
+        ({"confusion": [[0.5] * 10] * 10}, "confusion must hold counts"),
+        ({"confusion": [[10**20] * 10] * 10}, "confusion must hold counts"),
+        ({"history": {"train_accuracy": [0.5]}}, "history must have val_accuracy"),
+        ({"history": {"train_accuracy": [0.5], "val_accuracy": []}}, "history must have val_accuracy"),
+        ({"history": {"train_accuracy": [math.nan], "val_accuracy": [1]}}, "history must have train_accuracy"),
+        ({"environment": {"device": "a machine"}}, "environment must have device, numpy, numba"),
+        ({"diverged": 3}, "diverged must be a string"),
+        ({"rate": "fast"}, "rate must be a number"),
+        ({"tuning": {"0.1": 0.5}}, "rate is missing"),
+        ({"rate": 0.1, "tuning": {"fast": 0.5}}, "could not convert string to float"),
+        ({"rate": 0.1, "tuning": {"0.1": 5}}, "tuning must hold a share for each rate"),
+        ({"gradients": {"at the start": [{"signal": 1}]}}, "gradients must hold figures"),
+    ],
+)
+def test_a_result_that_no_report_could_be_made_of(small, tmp_path, change, words):
+    results.prepare(tmp_path, small)
+    (tmp_path / "small" / "seed-0.json").write_text(json.dumps(made_up(small) | change))
+    with pytest.raises(ValueError, match=re.escape(words) + r".*: remove it$") as caught:
+        results.read(tmp_path, small)
+    assert "seed-0.json is not a result of recipe 'small'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [deep(100_000), '{"a": ' + deep(100_000) + "}", "1" * 5000, '{"a": ' + "1" * 5000 + "}"]
+)
+def test_json_that_python_cannot_hold(small, tmp_path, content):
+    results.prepare(tmp_path, small)
+    (tmp_path / "small" / "seed-0.json").write_text(content)
+    with pytest.raises(ValueError, match=r"seed-0\.json is not a result of recipe 'small' \(.*\): remove it"):
         results.read(tmp_path, small)
 
 
@@ -671,6 +733,26 @@ def test_two_recipes_of_one_name_do_not_replace_each_others_results(reproduce, w
     code, _, err = reproduce(TEXT, other)
     assert code == 1
     assert "two recipes are called 'small'" in err
+
+
+def test_results_of_another_files_recipe_are_kept(reproduce, write, tmp_path):
+    assert reproduce(TEXT, "--seeds", 1)[0] == 0
+    kept = Path("results/small/seed-0.json").read_text()
+    other = write(TEXT.replace("1e-2", "2e-2"), "other.toml")
+    assert main(["reproduce", str(other), "--seeds", "1"]) == 1
+    assert Path("results/small/seed-0.json").read_text() == kept
+    assert main(["reproduce", str(other), "--seeds", "1", "--results", "elsewhere"]) == 0
+    write(TEXT, "copy.toml")  # the same recipe, so the same results
+    assert main(["reproduce", "copy.toml", "--seeds", "1"]) == 0
+    assert Path("results/small/seed-0.json").read_text() == kept
+    assert reproduce(TEXT.replace("1e-2", "2e-2"), "--seeds", 1)[0] == 0  # another version of the first
+    assert Path("results/small/seed-0.json").read_text() != kept
+
+
+def test_a_large_rate_may_be_written_as_an_integer(write):
+    (recipe,) = recipes.read(write(TEXT.replace("1e-2", "1" + "0" * 20))).values()
+    training.check(recipe)
+    assert training.rates(recipe, 3) == 1e20
 
 
 def test_ctrl_c_keeps_finished_seeds(reproduce, monkeypatch):

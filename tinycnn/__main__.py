@@ -1,16 +1,16 @@
 """The command line: python -m tinycnn --help."""
 
-import argparse
-import os
 import sys
-
-import tinycnn
-from tinycnn import experiment
-from tinycnn.recipes import evaluate, reproduce, sweep
 
 
 def main(argv=None):
     """Run one subcommand; returns its exit code."""
+    import argparse
+
+    import tinycnn
+    from tinycnn import experiment
+    from tinycnn.recipes import evaluate, reproduce, sweep
+
     parser = argparse.ArgumentParser(prog="tinycnn", description="A from-scratch CNN engine.")
     parser.add_argument("--version", action="version", version=f"tinycnn {tinycnn.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -63,14 +63,18 @@ def data(args):
 
 
 def program():
-    """`main`, for a shell: whoever reads the output, `head` say, may have seen enough before it ends."""
+    """`main`, for a shell: whoever reads the output, `head` say, may have seen enough before it ends (the code is 1
+    then), and whoever has started it may press Ctrl-C while it still imports."""
+    from tinycnn import _streams
+
     try:
-        code = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's own last flush goes
-        code = 1
-    return code
+        with _streams.forgiving() as lost:
+            code = main()
+            sys.stdout.flush()
+            return code or int(lost())
+    except KeyboardInterrupt:
+        _streams.note("\ninterrupted")
+        return _streams.EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -7,6 +7,15 @@ import numpy as np
 REAL = "fiub"  # NumPy's kinds of real numbers: floats, signed and unsigned integers, booleans
 
 
+def shown(value, length=200):
+    """`repr(value)` for a message, cut at `length`; some values, integers of 5,000 digits for one, have none."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"{type(value).__name__} that is too large to print"
+    return text if len(text) <= length else text[:length] + "…"
+
+
 def integer(name, value, least=None):
     """`value` as an int; TypeError if it is none, ValueError below `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -20,7 +29,10 @@ def number(name, value, least=None, below=None):
     """`value` as a finite float with least <= value < below."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    value = float(value)
+    try:
+        value = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        value = np.inf
     bounds = [f"at least {least:g}"] if least is not None else []
     bounds += [f"below {below:g}"] if below is not None else []
     if not np.isfinite(value) or (least is not None and value < least) or (below is not None and value >= below):
@@ -82,49 +94,56 @@ def labels(name, value, count, classes, ignore_index=None):
 
 
 def conv_padding(padding, kernel, stride, dilation):
-    """`padding` as a pair: numbers, "valid" for none, or "same", which keeps the size; the others are pairs."""
-    if padding == "valid":
-        return 0, 0
-    if padding != "same":
-        return pair("padding", padding, 0)
-    if stride != (1, 1):
-        raise ValueError(f"padding='same' needs a stride of 1, got {stride}")
-    around = tuple(d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
-    if around[0] % 2 or around[1] % 2:
-        raise ValueError(
-            f"padding='same' needs the same on both sides here, but kernel_size {kernel} with dilation {dilation} asks "
-            f"for {around} rows and columns in all; use an odd kernel_size"
-        )
-    return around[0] // 2, around[1] // 2
+    """`padding` as a pair: numbers, "valid" for none, or "same", which keeps the size; the others are pairs.
+
+    "same" is what lies before the image; after it one more is needed where dilation * (kernel - 1) is odd, as in torch.
+    """
+    if isinstance(padding, str):
+        choice("padding", padding, ("same", "valid"))
+        if padding == "valid":
+            return 0, 0
+        if stride != (1, 1):
+            raise ValueError(f"padding='same' needs a stride of 1, got {stride}")
+        return tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    return pair("padding", padding, 0)
 
 
-def conv_sizes(size, kernel, stride, padding, dilation):
-    """Output (height, width) of a convolution of an input of (height, width) `size`; all arguments are pairs."""
-    out = []
-    for axis, name in enumerate(("height", "width")):
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        padded = size[axis] + 2 * padding[axis]
-        if padded < reach:
-            raise ValueError(
-                f"kernel_size {kernel[axis]} with dilation {dilation[axis]} reaches over {reach} pixels, "
-                f"but the padded {name} of the input is {padded}"
-            )
-        out.append((padded - reach) // stride[axis] + 1)
-    return tuple(out)
+def conv_sizes(size, kernel, stride, padding, dilation, same=False):
+    """Output (height, width) of a convolution of an input of (height, width) `size`; all arguments are pairs.
+
+    same: whether `padding` is what "same" asked for
+    """
+    return tuple(size) if same else _window_sizes(size, kernel, stride, padding, dilation, (0, 0))
+
+
+def pool_padding(padding, kernel):
+    """`padding` as a pair of at most half of the window `kernel`, a pair."""
+    padding = pair("padding", padding, 0)
+    for pixels, length in zip(padding, kernel, strict=True):
+        if pixels > length // 2:
+            raise ValueError(f"padding must be at most half of kernel_size {length}, got {pixels}")
+    return padding
 
 
 def pool_sizes(size, kernel, stride, padding, dilation, ceil_mode):
     """Output (height, width) of a pooling, as torch counts it."""
-    for axis in range(2):
-        if padding[axis] > kernel[axis] // 2:
-            raise ValueError(f"padding must be at most half of kernel_size {kernel[axis]}, got {padding[axis]}")
-    out = conv_sizes(size, kernel, stride, padding, dilation)
-    if not ceil_mode:
-        return out
-    more = []
-    for axis in range(2):
-        span = size[axis] + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1
-        count = -(-span // stride[axis]) + 1
+    return _window_sizes(size, kernel, stride, padding, dilation, [n - 1 for n in stride] if ceil_mode else (0, 0))
+
+
+def _window_sizes(size, kernel, stride, padding, dilation, beyond):
+    """How many windows there are along each axis, which may reach over the padded image by `beyond` pixels."""
+    out = []
+    for axis, name in enumerate(("height", "width")):
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        padded = size[axis] + 2 * padding[axis]
+        count = (padded + beyond[axis] - reach) // stride[axis] + 1
         # A last window that would start in the padding on the right is dropped.
-        more.append(count - ((count - 1) * stride[axis] >= size[axis] + padding[axis]))
-    return tuple(more)
+        if beyond[axis] and (count - 1) * stride[axis] >= size[axis] + padding[axis]:
+            count -= 1
+        if count < 1:
+            raise ValueError(
+                f"kernel_size {kernel[axis]} with dilation {dilation[axis]} reaches over {reach} pixels, "
+                f"but the padded {name} of the input is {padded}"
+            )
+        out.append(count)
+    return tuple(out)

@@ -135,7 +135,7 @@ def _unpack(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             if not (name.isascii() or member.flag_bits & 0x800):
                 raise ValueError(f"member {member.filename!r} is not named in UTF-8")
             if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-                raise ValueError(f"member {name!r} is compressed")
+                raise ValueError(f"array {name!r} is compressed (as np.savez_compressed does): save it with np.savez")
             arrays[name] = _parse_npy(name, archive.read(member))  # read() verifies the checksum
     metadata = json.loads(arrays.pop(METADATA).tobytes()) if METADATA in arrays else {}
     if not isinstance(metadata, dict):

@@ -4,15 +4,19 @@
 """
 
 import argparse
+import contextlib
 import sys
 import time
 
 import numpy as np
 
+from tinycnn import _streams
 from tinycnn._gpu import DeviceError
+from tinycnn._interrupts import put_off
+from tinycnn._streams import EXIT_INTERRUPTED
 
-EXIT_INTERRUPTED = 130  # what a shell expects after Ctrl-C
 # Learning rates that suit LeNet-5 at batches of 64.
+FINISHING = "interrupted: finishing the run folder"
 LEARNING_RATE = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}
 
 
@@ -84,18 +88,19 @@ def run(args, network, name="lenet5"):
 
 def in_one_line(command, interrupted="interrupted"):
     """Call `command`; its exit code.  A user's mistake is one line on stderr, and so is Ctrl-C, in the given words."""
-    try:
-        return command()
-    except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, DeviceError) and "tinycnn.cuda" in sys.modules:
-            from tinycnn.cuda import _launch
+    with _streams.forgiving():
+        try:
+            return command()
+        except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            if isinstance(error, DeviceError) and "tinycnn.cuda" in sys.modules:
+                from tinycnn.cuda import _launch
 
-            _launch.leave_quietly(1)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+                _launch.leave_quietly(1)
+            return 1
+        except KeyboardInterrupt:
+            print(f"\n{interrupted}", file=sys.stderr)
+            return EXIT_INTERRUPTED
 
 
 def _run(args, network, name):
@@ -143,9 +148,6 @@ def _run(args, network, name):
     sizes = f"{len(training):,} images to train on, {len(validation):,} to validate, {len(test):,} to test"
     print(f"\n{dataset.name}: {sizes}")
     print(f"{runs.device_name(device)}; results go to {folder.path}")
-    print("preparing kernels (the first start compiles them: 20 seconds or more) ...", end=" ", flush=True)
-    print(f"{train.warm_up(model, criterion, optimizer, training, args.batch_size):.1f} s\n")
-    print("epoch   train loss   accuracy   val loss   accuracy   images/s")
 
     def on_epoch(record):
         folder.add_epoch(record, model)
@@ -157,6 +159,10 @@ def _run(args, network, name):
 
     interrupted, start = False, time.perf_counter()
     try:
+        print("preparing kernels (the first start compiles them: 20 seconds or more) ...", end=" ", flush=True)
+        print(f"{train.warm_up(model, criterion, optimizer, training, args.batch_size):.1f} s\n")
+        print("epoch   train loss   accuracy   val loss   accuracy   images/s")
+        start = time.perf_counter()
         train.fit(
             model, criterion, optimizer, training, epochs=args.epochs, batch_size=args.batch_size,
             validation=validation, rng=rng_order, on_epoch=on_epoch,
@@ -173,14 +179,17 @@ def _run(args, network, name):
         raise
     seconds = time.perf_counter() - start
 
-    loss, _, logits = train.evaluate(model, test)
-    extra = {
-        "data": dataset.name, "seed": args.seed, "epochs": len(folder.history), "interrupted": interrupted,
-        "test_loss": loss, "training_seconds": sum(r["seconds"] for r in folder.history), "wall_seconds": seconds,
-    }  # fmt: skip
-    report = folder.finish(model, test, logits, dataset.classes, extra)
+    # After a Ctrl-C in training, the next one is the second.
+    finishing = contextlib.nullcontext(lambda: True) if interrupted else put_off(FINISHING, raises=False)
+    with finishing as asked:
+        loss, _, logits = train.evaluate(model, test)
+        extra = {
+            "data": dataset.name, "seed": args.seed, "epochs": len(folder.history), "interrupted": interrupted,
+            "test_loss": loss, "training_seconds": sum(r["seconds"] for r in folder.history), "wall_seconds": seconds,
+        }  # fmt: skip
+        report = folder.finish(model, test, logits, dataset.classes, extra)
     print(
         f"\ntest accuracy {report['accuracy']:.2%} ({report['errors']} of {report['total']:,} wrong), "
         f"{extra['training_seconds']:.1f} s of training; report and pictures in {folder.path}"
     )
-    return EXIT_INTERRUPTED if interrupted else 0
+    return EXIT_INTERRUPTED if asked() else 0

@@ -34,14 +34,16 @@ def _conv_arguments(input, weight, bias, stride, padding, dilation, groups):
     w = _prepare("weight", weight, 4, "(O, C/groups, KH, KW)", x.dtype)
     b = np.empty(EMPTY, x.dtype) if bias is None else _prepare("bias", bias, 1, "(O,)", x.dtype)
     stride, dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
-    padding, groups = _check.conv_padding(padding, w.shape[2:], stride, dilation), _check.integer("groups", groups, 1)
+    groups, same = _check.integer("groups", groups, 1), isinstance(padding, str) and padding == "same"
+    padding = _check.conv_padding(padding, w.shape[2:], stride, dilation)
     if x.shape[1] % groups or w.shape[0] % groups:
         raise ValueError(f"channels must be divisible by groups {groups}, got {x.shape[1]} in and {w.shape[0]} out")
     if w.shape[1] != x.shape[1] // groups:
         raise ValueError(f"weight must have {x.shape[1] // groups} input channels a group, got shape {w.shape}")
     if bias is not None and b.shape != w.shape[:1]:
         raise ValueError(f"bias must have shape {w.shape[:1]}, got {b.shape}")
-    y = np.empty((len(x), len(w), *_check.conv_sizes(x.shape[2:], w.shape[2:], stride, padding, dilation)), x.dtype)
+    sizes = _check.conv_sizes(x.shape[2:], w.shape[2:], stride, padding, dilation, same)
+    y = np.empty((len(x), len(w), *sizes), x.dtype)
     return y, x, w, b, (stride, padding, dilation, groups)
 
 
@@ -67,7 +69,7 @@ def _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode):
     x = _prepare("input", input, 4, "(N, C, H, W)")
     kernel_size = _check.pair("kernel_size", kernel_size, 1)
     stride = kernel_size if stride is None else _check.pair("stride", stride, 1)
-    padding, dilation = _check.pair("padding", padding, 0), _check.pair("dilation", dilation, 1)
+    padding, dilation = _check.pool_padding(padding, kernel_size), _check.pair("dilation", dilation, 1)
     window = kernel_size, stride, padding, dilation
     y = np.empty((*x.shape[:2], *_check.pool_sizes(x.shape[2:], *window, ceil_mode)), x.dtype)
     return y, x, window

@@ -125,7 +125,7 @@ class Conv2d(Parametric):
     """2-D convolution: (C, H, W) -> (O, OH, OW).  weight: (O, C/groups, KH, KW), bias: (O,).
 
     Sizes are integers or pairs (height, width); padding may be "same" or "valid", too.  Raises ValueError if channels
-    are not divisible by groups, or if "same" would need more on one side than on the other.
+    are not divisible by groups, or for "same" with a stride.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True):
@@ -135,6 +135,7 @@ class Conv2d(Parametric):
         self.stride = _check.pair("stride", stride, 1)
         self.dilation = _check.pair("dilation", dilation, 1)
         self.padding = _check.conv_padding(padding, self.kernel_size, self.stride, self.dilation)
+        self.same = isinstance(padding, str) and padding == "same"
         self.groups = _check.integer("groups", groups, 1)
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if channels % self.groups:
@@ -145,7 +146,7 @@ class Conv2d(Parametric):
     def output_shape(self, shape):
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ValueError(f"{self!r} takes ({self.in_channels}, height, width), got {shape}")
-        sizes = _check.conv_sizes(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation)
+        sizes = _check.conv_sizes(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.same)
         return (self.out_channels, *sizes)
 
     def multiply_adds(self, shape):
@@ -170,8 +171,9 @@ class Conv2d(Parametric):
 
     def extra(self):
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        given = {"stride": self.stride, "padding": "same" if self.same else self.padding, "dilation": self.dilation}
         defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
-        text += "".join(f", {n}={getattr(self, n)}" for n, default in defaults.items() if getattr(self, n) != default)
+        text += "".join(f", {n}={v!r}" for n, v in (given | {"groups": self.groups}).items() if v != defaults[n])
         return text + ("" if self.has_bias else ", bias=False")
 
 
@@ -269,9 +271,13 @@ class _Pool2d(Layer):
         return (shape[0], *_check.pool_sizes(shape[1:], *window, self.ceil_mode))
 
     def extra(self):
-        padding = "'same'" if self.same else self.padding
-        return f"kernel_size={self.kernel_size}, stride={self.stride}" + (
-            f", padding={padding}" if padding != (0, 0) else ""
+        given = {"padding": "same" if self.same else self.padding, "dilation": self.dilation}
+        more = {"ceil_mode": self.ceil_mode, "count_include_pad": getattr(self, "count_include_pad", True)}
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "ceil_mode": False, "count_include_pad": True}
+        text = "".join(f", {name}={v!r}" for name, v in (given | more).items() if v != defaults[name])
+        divisor = getattr(self, "divisor", 0)
+        return f"kernel_size={self.kernel_size}, stride={self.stride}{text}" + (
+            f", divisor_override={divisor}" if divisor else ""
         )
 
 
@@ -289,7 +295,7 @@ class AvgPool2d(_Pool2d):
     ):
         self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
         self.stride = _check.pair("stride", kernel_size if stride is None else stride, 1)
-        self.padding = _check.pair("padding", padding, 0)
+        self.padding = _check.pool_padding(padding, self.kernel_size)
         self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
         self.divisor = 0 if divisor_override is None else _check.integer("divisor_override", divisor_override, 1)
 
@@ -325,12 +331,12 @@ class MaxPool2d(_Pool2d):
         self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
         self.stride = _check.pair("stride", kernel_size if stride is None else stride, 1)
         self.dilation = _check.pair("dilation", dilation, 1)
-        self.same = padding == "same"
+        self.same = isinstance(padding, str)
         if self.same:
-            if self.stride != (1, 1):
-                raise ValueError(f"padding 'same' needs stride 1, got {self.stride}")
-            padding = tuple(d * (n - 1) // 2 for n, d in zip(self.kernel_size, self.dilation, strict=True))
-        self.padding = _check.pair("padding", padding, 0)
+            _check.choice("padding", padding, ("same",))
+            self.padding = _check.conv_padding(padding, self.kernel_size, self.stride, self.dilation)
+        else:
+            self.padding = _check.pool_padding(padding, self.kernel_size)
         self.ceil_mode = bool(ceil_mode)
 
     def reserve(self, k, batch, shape, dtype):
@@ -393,27 +399,29 @@ class _Norm(Layer):
 class BatchNorm2d(_Norm):
     """Normalisation of each channel over the batch (Ioffe and Szegedy 2015): (C, H, W) -> (C, H, W).
 
-    In training with the statistics of the batch, which move the running ones by `momentum`; in eval mode with the
-    running ones (those of the batch if not `track_running_stats`).  state_dict: weight, bias, running_mean, running_var
-    and num_batches_tracked, as in torch.
+    In training with the statistics of the batch, which move the running ones by `momentum` (None: so that they are the
+    mean of all batches); in eval mode with the running ones (those of the batch if not `track_running_stats`).
+    state_dict: weight, bias, running_mean, running_var and num_batches_tracked, as in torch.
     """
 
-    running_mean: Any  # these five are set by `bind`, as `buffers` says
+    running_mean: Any  # these six are set by `bind`, as `buffers` says
     running_var: Any
     num_batches_tracked: Any
     _running_mean: Any
     _running_var: Any
+    _batches: Any
 
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True):
         self.channels = _check.integer("num_features", num_features, 1)
-        self.eps, self.momentum = _check.number("eps", eps, 0), _check.number("momentum", momentum, 0, 1 + 1e-12)
+        self.eps = _check.number("eps", eps, 0)
+        self.momentum = None if momentum is None else _check.number("momentum", momentum, 0, 1 + 1e-12)
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
 
     def buffers(self, dtype):
         zeros, ones, none = np.zeros(self.channels, dtype), np.ones(self.channels, dtype), np.zeros(1, np.int64)
         if self.track_running_stats:
             return {"running_mean": zeros, "running_var": ones, "num_batches_tracked": none}
-        return {"_running_mean": zeros, "_running_var": ones}
+        return {"_running_mean": zeros, "_running_var": ones, "_batches": none}
 
     def reserve(self, k, batch, shape, dtype):
         self._mean, self._rstd = k.empty((self.channels,), dtype), k.empty((self.channels,), dtype)
@@ -422,13 +430,13 @@ class BatchNorm2d(_Norm):
         self._by_batch = self.training or not self.track_running_stats
         if self._by_batch and self.images * x.shape[2] * x.shape[3] == 1:
             raise ValueError(f"{self!r} needs more than one value a channel in training, got shape {tuple(x.shape)}")
-        mean, var, momentum = (
-            (self.running_mean, self.running_var, self.momentum)
-            if self.track_running_stats
-            else (self._running_mean, self._running_var, 0.0)
-        )
+        if self.track_running_stats:
+            running = self.running_mean, self.running_var, self.num_batches_tracked
+            momentum = -1.0 if self.momentum is None else self.momentum
+        else:
+            running, momentum = (self._running_mean, self._running_var, self._batches), 0.0
         self.k.batch_norm_forward(
-            y, x, self.weight, self.bias, self._mean, self._rstd, mean, var, momentum, self.eps, self._by_batch,
+            y, x, self.weight, self.bias, self._mean, self._rstd, *running, momentum, self.eps, self._by_batch,
             self.images,
         )  # fmt: skip
         if self.training and self.track_running_stats:

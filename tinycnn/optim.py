@@ -5,6 +5,8 @@ the last rate stays.  Other than in torch, an optimizer is given the model, not 
 """
 
 import contextlib
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -276,6 +278,23 @@ class ReduceLROnPlateau:
             self._reduce()
             self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
 
+    STATE = ("best", "num_bad_epochs", "cooldown_counter")
+
+    def state_dict(self):
+        """What is needed to go on, besides the state of the optimizer, which holds the rates: plain numbers."""
+        return {name: getattr(self, name) for name in self.STATE}
+
+    def load_state_dict(self, state):
+        """Take over what `state_dict` gave; ValueError where a key does not fit, and nothing is changed."""
+        if not isinstance(state, Mapping) or set(state) != set(self.STATE):
+            came = sorted(state) if isinstance(state, Mapping) else repr(state)
+            raise ValueError(f"plateau state must have the keys {sorted(self.STATE)}, got {came}")
+        best = state["best"]
+        if isinstance(best, bool) or not isinstance(best, numbers.Real):
+            raise TypeError(f"best must be a number, got {best!r}")
+        counts = [_check.integer(name, state[name], 0) for name in self.STATE[1:]]
+        self.best, (self.num_bad_epochs, self.cooldown_counter) = float(best), counts
+
     def _is_better(self, metric):
         sign = -1 if self.mode == "min" else 1
         if self.threshold_mode == "rel":
@@ -315,7 +334,7 @@ def one_cycle(max_lr, steps, warmup=0.3, div_factor=25.0, final_div_factor=1e4):
     """Half a cosine up from max_lr/div_factor over the first `warmup` share of the steps, then half a cosine down to
     max_lr/div_factor/final_div_factor (Smith and Topin 2018, in torch's form OneCycleLR).  Returns (steps,)."""
     steps, max_lr = _check.integer("steps", steps, 1), _check.number("max_lr", max_lr, 0)
-    warmup = _check.number("warmup", warmup, 0, 1)
+    warmup = _check.number("warmup", warmup, 0, 1 + 1e-12)
     start = max_lr / _check.number("div_factor", div_factor, 1)
     end = start / _check.number("final_div_factor", final_div_factor, 1)
     peak, last = warmup * steps - 1, steps - 1

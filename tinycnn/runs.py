@@ -25,6 +25,7 @@ import numpy as np
 import tinycnn
 from tinycnn import _gpu, checkpoint, metrics, plot
 from tinycnn._files import replacing
+from tinycnn._interrupts import put_off
 
 
 class RunFolder:
@@ -34,16 +35,17 @@ class RunFolder:
         root = Path(root)
         stem = time.strftime("%Y-%m-%d_%H-%M-%S-") + name
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            for number in range(1, 1000):  # runs started in the same second
-                self.path = root / (stem if number == 1 else f"{stem}-{number}")
-                try:
-                    self.path.mkdir()
-                    break
-                except FileExistsError:
-                    if number == 999 or not root.is_dir():
-                        raise
-            self._write("config.json", json.dumps(config, indent=2) + "\n")
+            with put_off():
+                root.mkdir(parents=True, exist_ok=True)
+                for number in range(1, 1000):  # runs started in the same second
+                    self.path = root / (stem if number == 1 else f"{stem}-{number}")
+                    try:
+                        self.path.mkdir()
+                        break
+                    except FileExistsError:
+                        if number == 999 or not root.is_dir():
+                            raise
+                self._write("config.json", json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise OSError(f"cannot write the output folder {root}: {error.strerror or error}") from error
         self.history = []
@@ -54,13 +56,14 @@ class RunFolder:
 
     def add_epoch(self, record, model):
         """Append an epoch's record to history.csv and save the weights."""
-        self.history.append(record)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, list(self.history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.history)
-        self._write("history.csv", table.getvalue())
-        checkpoint.save(self.path / "model.npz", model.state_dict(), {"epoch": record["epoch"]})
+        with put_off():  # both files are of one epoch
+            self.history.append(record)
+            table = io.StringIO()
+            writer = csv.DictWriter(table, list(self.history[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.history)
+            self._write("history.csv", table.getvalue())
+            checkpoint.save(self.path / "model.npz", model.state_dict(), {"epoch": record["epoch"]})
 
     def finish(self, model, batches, logits, class_names, extra):
         """Write report.json and the pictures from the test set's `Batches` and the model's logits on it (N, K).

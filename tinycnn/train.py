@@ -3,11 +3,12 @@
 import contextlib
 import functools
 import math
+import sys
 import time
 
 import numpy as np
 
-from tinycnn import _check, backend
+from tinycnn import _check, _streams, backend
 from tinycnn._gpu import DeviceError
 from tinycnn.augment import Augmentation
 from tinycnn.losses import CrossEntropyLoss
@@ -342,7 +343,7 @@ def _epoch(steps, optimizer, train, totals, order, title, progress):
 
     bar = tqdm(
         total=len(order), desc=f"epoch {title}", unit=" images", unit_scale=True, leave=False,
-        disable=None if progress else True, mininterval=0.2,
+        disable=None if progress else True, mininterval=0.2, file=_streams.Forgiving(sys.stderr),
     )  # fmt: skip
 
     def read():

@@ -33,6 +33,7 @@ import numba.cuda
 
 from tinycnn import _gpu
 from tinycnn.backend import DeviceMemoryError
+from tinycnn.kernels._cache import keep
 
 cuda: Any = numba.cuda  # type checkers see the one that Numba itself still contains
 setattr(numba.config, "CUDA_LOW_OCCUPANCY_WARNINGS", 0)  # noqa: B010 (numba may have been imported before)
@@ -137,7 +138,7 @@ class Kernel:
     def __init__(self, function, threads, registers, double):
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
-        self.compiled = cuda.jit(cache=True)(function)
+        self.compiled = keep(cuda.jit(function), importlib.import_module("numba.cuda.dispatcher").CUDACache)
 
     def __getitem__(self, blocks):
         return functools.partial(self.launch, blocks)

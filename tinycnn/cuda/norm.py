@@ -2,12 +2,17 @@
 
 The numbers of a set lie in runs: for batch normalisation a plane of each image, for group normalisation one run.
 Number e of a set is at first + e // run * jump + e % run.
+
+Sums for mean and variance are compensated (Kahan 1965), for a thread may have thousands of numbers to add.  Beside each
+stands one of the numbers times SMALL, which is used where the other overflows: squares do from 1.8e19 on.
 """
 
 import math
 
-from tinycnn.cuda._launch import THREADS, cuda, device, divmod32, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, constant, cuda, device, divmod32, flat, kernel, phase
 from tinycnn.cuda.sums import FEW, fold, total
+
+SMALL, BIG = 2.0**-64, 2.0**64  # exact factors, also in float32
 
 
 @device
@@ -16,36 +21,60 @@ def place(e, first, run, jump):
     return first + number * jump + rest
 
 
+@device
+def mean_of(few, few_small, count):
+    T = few.dtype.type
+    m = total(few) / T(count)
+    return m if math.isfinite(m) else total(few_small) / T(count) * T(BIG)
+
+
 @phase
-def add_numbers(tid, nt, some, x, first, run, jump, count):
-    sum_ = x.dtype.type(0)
+def add_numbers(tid, nt, some, small, x, first, run, jump, count):
+    T = x.dtype.type
+    sum_, lost, sum_small = T(0), T(0), T(0)
     for e in range(tid, count, nt):
-        sum_ += x[place(e, first, run, jump)]
-    some[tid] = sum_
+        value = x[place(e, first, run, jump)]
+        term = value - lost
+        new = sum_ + term
+        lost = (new - sum_) - term
+        sum_ = new
+        sum_small += value * T(SMALL)
+    some[tid], small[tid] = sum_, sum_small
 
 
 @phase
-def add_squares(tid, nt, some, few, x, first, run, jump, count):
+def add_squares(tid, nt, some, small, few, few_small, x, first, run, jump, count):
     """Squares of the distance to the mean, whose sum is in `few`."""
-    mean, sum_ = total(few) / x.dtype.type(count), x.dtype.type(0)
+    T = x.dtype.type
+    mean = mean_of(few, few_small, count)
+    sum_, lost, sum_small = T(0), T(0), T(0)
     for e in range(tid, count, nt):
         distance = x[place(e, first, run, jump)] - mean
-        sum_ += distance * distance
-    some[tid] = sum_
+        term = distance * distance - lost
+        new = sum_ + term
+        lost = (new - sum_) - term
+        sum_ = new
+        distance *= T(SMALL)
+        sum_small += distance * distance
+    some[tid], small[tid] = sum_, sum_small
 
 
 @phase
 def normalise(
-    tid, nt, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, momentum, eps, running, few,
-    few_squares, set_, first, run, jump, count, channel, plane
+    tid, nt, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, batches, momentum, eps, running, few,
+    few_small, squares, squares_small, set_, first, run, jump, count, channel, plane
 ):  # fmt: skip
     """y of one set from its sums, or, if `running` is 2, from the running statistics (1: they move, 0: none)."""
     T = x.dtype.type
     if running == 2:
         m, var = running_mean[set_], running_var[set_]
     else:
-        m, var = total(few) / T(count), total(few_squares) / T(count)
+        m, var = mean_of(few, few_small, count), total(squares) / T(count)
     r = T(1) / T(math.sqrt(var + eps))
+    if running != 2 and not math.isfinite(var):
+        var = total(squares_small) / T(count)
+        r = T(SMALL) / T(math.sqrt(var))
+        var = var * T(BIG) * T(BIG)
     for e in range(tid, count, nt):
         at = place(e, first, run, jump)
         value = (x[at] - m) * r
@@ -56,6 +85,8 @@ def normalise(
     if tid == 0:
         mean[set_], rstd[set_] = m, r
         if running == 1:
+            if momentum < 0:
+                momentum = T(1) / T(batches[0] + 1)
             running_mean[set_] += momentum * (m - running_mean[set_])
             unbiased = var * (T(count) / T(count - 1))
             running_var[set_] += momentum * (unbiased - running_var[set_])
@@ -63,27 +94,32 @@ def normalise(
 
 @kernel(THREADS, registers=72)
 def norm_forward_kernel(
-    y, x, weight, bias, affine, mean, rstd, running_mean, running_var, momentum, eps, running, step, run, jump, count,
-    channels, plane
+    y, x, weight, bias, affine, mean, rstd, running_mean, running_var, batches, momentum, eps, running, step, run, jump,
+    count, channels, plane
 ):  # fmt: skip
     """Block x: set x, which begins at x * step; `channels` of a set (for groups)."""
     some = cuda.shared.array(THREADS, x.dtype)
+    small = cuda.shared.array(THREADS, x.dtype)
     few = cuda.shared.array(FEW, x.dtype)
-    few_squares = cuda.shared.array(FEW, x.dtype)
+    few_small = cuda.shared.array(FEW, x.dtype)
+    squares = cuda.shared.array(FEW, x.dtype)
+    squares_small = cuda.shared.array(FEW, x.dtype)
     tid, set_ = cuda.threadIdx.x, cuda.blockIdx.x
     first = set_ * step
     channel = set_ if jump > 0 else divmod32(divmod32(first, plane)[0], channels)[1]
-    add_numbers(tid, THREADS, some, x, first, run, jump, count)
+    add_numbers(tid, THREADS, some, small, x, first, run, jump, count)
     cuda.syncthreads()
     fold(tid, THREADS, few, some)
+    fold(tid, THREADS, few_small, small)
     cuda.syncthreads()
-    add_squares(tid, THREADS, some, few, x, first, run, jump, count)
+    add_squares(tid, THREADS, some, small, few, few_small, x, first, run, jump, count)
     cuda.syncthreads()
-    fold(tid, THREADS, few_squares, some)
+    fold(tid, THREADS, squares, some)
+    fold(tid, THREADS, squares_small, small)
     cuda.syncthreads()
     normalise(
-        tid, THREADS, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, momentum, eps, running, few,
-        few_squares, set_, first, run, jump, count, channel, plane,
+        tid, THREADS, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, batches, momentum, eps,
+        running, few, few_small, squares, squares_small, set_, first, run, jump, count, channel, plane,
     )  # fmt: skip
 
 
@@ -178,12 +214,14 @@ def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets,
     write_channel(tid, THREADS, dweight, dbias, few, few_bent, channel)
 
 
-def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training, images):
+def batch_norm_forward(
+    y, x, weight, bias, mean, rstd, running_mean, running_var, batches, momentum, eps, training, images
+):  # fmt: skip
     """See the twin."""
     (N, C, H, W), T, affine = x.shape, x.dtype.type, weight.size > 0
     weight, bias = (weight, bias) if affine else (mean, mean)
     norm_forward_kernel[C](
-        flat(y), flat(x), weight, bias, affine, mean, rstd, running_mean, running_var, T(momentum), T(eps),
+        flat(y), flat(x), weight, bias, affine, mean, rstd, running_mean, running_var, batches, T(momentum), T(eps),
         1 if training else 2, H * W, H * W, C * H * W, N * H * W, C, H * W,
     )  # fmt: skip
 
@@ -206,7 +244,7 @@ def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
     mean, rstd, count = flat(mean), flat(rstd), C // groups * H * W
     weight, bias = (weight, bias) if affine else (mean, mean)
     norm_forward_kernel[N * groups](
-        flat(y), flat(x), weight, bias, affine, mean, rstd, mean, rstd, T(0), T(eps),
+        flat(y), flat(x), weight, bias, affine, mean, rstd, mean, rstd, constant((0,)), T(0), T(eps),
         0, count, count, 0, count, C, H * W,
     )  # fmt: skip
 

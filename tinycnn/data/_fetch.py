@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tinycnn._check import shown
 from tinycnn._files import replacing
+from tinycnn._streams import Forgiving
 from tinycnn.data.idx import GZIP_MAGIC, DamagedFileError, parse_idx
 
 FILES = (
@@ -141,8 +143,7 @@ def _read_place(place: Path, source: Source, flat: bool, strict: bool) -> tuple[
     """The four arrays in the folder `place`, or None and why not; a damaged file is an error if `strict`."""
     if not place.is_dir():
         return None, "no such folder"
-    # Gzip first: for two of the data sets only the gzip file has a hash to check.
-    found = [next((p for p in (place / f"{name}.gz", place / name) if p.is_file()), None) for name in FILES]
+    found = [next((path for path in map(place.joinpath, _spellings(name)) if path.is_file()), None) for name in FILES]
     arrays = []
     for index, path in enumerate(found):
         if path is not None:
@@ -158,6 +159,14 @@ def _read_place(place: Path, source: Source, flat: bool, strict: bool) -> tuple[
         missing = [name for name, path in zip(FILES, found, strict=True) if path is None]
         return None, "none of the files" if not arrays else f"without {', '.join(missing)}"
     return arrays, ""
+
+
+def _spellings(name: str) -> list[str]:
+    """Names under which a file is found; many archives have train-images.idx3-ubyte for train-images-idx3-ubyte.
+
+    Gzip first: for two of the data sets only the gzip file has a hash to check.
+    """
+    return [f"{spelling}{suffix}" for suffix in (".gz", "") for spelling in (name, name.replace("-idx", ".idx"))]
 
 
 def _read_checked(path: Path, source: Source, index: int, flat: bool = False) -> np.ndarray:
@@ -243,7 +252,7 @@ def _download_file(source: Source, index: int, mirrors: list[str], tried: list[s
         try:
             raw = _transfer(f"{mirror}{name}")
             array = _checked(raw, Path(name), source, index)
-        except (OSError, HTTPException, DamagedFileError) as error:
+        except (OSError, HTTPException, ValueError) as error:  # a ValueError of an address that it redirects to
             failures.append(f"{urlsplit(mirror).hostname}: {_brief(error)}")
             tried.append(f"  {mirror}{name}: {_brief(error)}")
         else:
@@ -264,9 +273,11 @@ def _transfer(url: str) -> bytes:
         if url.startswith("https:") and not response.geturl().startswith("https:"):
             raise OSError(f"redirected to an unencrypted address, {response.geturl()}")
         length = response.headers.get("Content-Length", "")
-        size = int(length) if length.isdecimal() else None
+        size = int(length[:20]) if length.isdecimal() else None
+        if size is not None and size > _LARGEST:
+            raise OSError(f"expected at most {_LARGEST} bytes, got {shown(length, 20)}")
         name = url.rpartition("/")[2]
-        with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=sys.stderr) as bar:
+        with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=Forgiving(sys.stderr)) as bar:
             while chunk := response.read(1 << 16):
                 data += chunk
                 bar.update(len(chunk))
@@ -281,4 +292,7 @@ def _brief(error: Exception) -> str:
     """One line; for what urllib wraps, the reason inside."""
     code, reason = getattr(error, "code", None), getattr(error, "reason", None)
     text = f"HTTP {code} {reason}" if code else str(reason or getattr(error, "strerror", None) or error)
-    return " ".join(text.split()) or type(error).__name__
+    # What a server says may hold anything, such as what changes the colours of a terminal.
+    text = "".join(c if c.isprintable() else " " for c in text)
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= 500 else text[:500] + "…"

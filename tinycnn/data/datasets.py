@@ -84,8 +84,8 @@ def mnist(data_dir: _Folder = None, download: bool = True) -> Dataset:
     Looks in the folder that the environment variable TINYCNN_DATA names, in `data_dir` and in the cache
     ($XDG_CACHE_HOME/tinycnn, else ~/.cache/tinycnn; on macOS ~/Library/Caches/tinycnn); in each of them in
     mnist/, in MNIST/raw/ (as torchvision has it) and in the folder itself, for the four IDX files, gzipped
-    or plain.  Failing that it downloads them into `data_dir`/mnist/, or else into the cache.  The content of
-    every file must have the sha256 of MNIST.
+    or plain, named train-images-idx3-ubyte or train-images.idx3-ubyte and so on.  Failing that it downloads
+    them into `data_dir`/mnist/, or else into the cache.  The content of every file must have the sha256 of MNIST.
 
     Raises DamagedFileError if TINYCNN_DATA or `data_dir` hold a file with another content (it is never
     overwritten; in the cache it is), DataUnavailableError if the files are not found and not downloaded.

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
+from tinycnn.kernels._cache import is_kept
 from tinycnn.kernels._jit import compiled
 from tinycnn.kernels._record import calls_of
 
@@ -33,7 +34,7 @@ def compile_for(step):
     # Other code in it is run, a loss in plain NumPy say, and meets whatever the arrays hold; its turn to fail is later.
     with contextlib.suppress(Exception), np.errstate(all="ignore"):
         calls_of(step, calls, only=True)
-    # All types of a kernel stay together: the file in which Numba lists them has one writer at a time.
+    # All types of a kernel stay together: who compiles the second finds much of the first done.
     wanted: dict = {}
     for function, args in calls:
         if isinstance(function, Dispatcher) and function.py_func.__module__.startswith("tinycnn."):
@@ -53,7 +54,8 @@ def compile_for(step):
             missed = sum(function.stats.cache_misses.values())
             for types in kinds:
                 function.compile(types)
-            if may_start and sum(function.stats.cache_misses.values()) > missed and len(waiting) > FEW:
+            compiled_here = is_kept(function) and sum(function.stats.cache_misses.values()) > missed
+            if may_start and compiled_here and len(waiting) > FEW:
                 may_start = False
                 for _ in range(min(PROCESSES, _processors()) - 1):
                     with contextlib.suppress(OSError):  # where this process is no Python that can be started again

@@ -1,8 +1,9 @@
 """How kernels are compiled: one decorator for what Python calls, one for what kernels call.
 
-`@kernel` compiles a function for parallel loops (`prange`) and keeps the machine code in Numba's cache, so the
-compiler runs once per machine, not once per process.  Threads are not free, so small calls do without them: a kernel is
-compiled for one thread when a first one comes.  `@kernel_alone` never has them.
+`@kernel` compiles a function for parallel loops (`prange`) and keeps the machine code (see _cache.py), so the compiler
+runs once per machine, not once per process.  Threads are not free, so small calls do without them: a kernel is
+compiled for one thread when a first one comes.  So do forked children of a process with threads.  `@kernel_alone` never
+has them.
 `@inner` compiles a serial helper that kernels call, `@part_of` marks one that becomes part of them.
 
 The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
@@ -18,7 +19,8 @@ import numpy as np
 from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
-from tinycnn.kernels._record import here, one_at_a_time, recorded
+from tinycnn.kernels._cache import keep
+from tinycnn.kernels._record import here, one_at_a_time, process, recorded
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -27,8 +29,7 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 NOT_PARALLEL = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
 PRANGE = ParallelOptions(dict.fromkeys(NOT_PARALLEL, False) | {"prange": True})
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
-KERNEL = OPTIONS | {"parallel": PRANGE, "cache": True}
-ALONE = OPTIONS | {"cache": True}
+KERNEL = OPTIONS | {"parallel": PRANGE}
 IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
 INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
 
@@ -55,14 +56,14 @@ def kernel_in_order(function):
 
 def kernel_alone(function):
     """A `kernel` with too little to do for more than one thread."""
-    return recorded(_compiled(function, ALONE))
+    return recorded(_compiled(function, OPTIONS))
 
 
 compiled: dict[tuple[str, str], Any] = {}  # by module and name: what other processes are asked to compile
 
 
 def _compiled(function, options):
-    compiled[function.__module__, function.__qualname__] = dispatcher = numba.njit(**options)(function)
+    compiled[function.__module__, function.__qualname__] = dispatcher = keep(numba.njit(**options)(function))
     return dispatcher
 
 
@@ -71,7 +72,7 @@ def _for_threads_or_one(function, options, of_parameters=False):
     # A second name, or both would share their places in the cache.
     twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_alone")
     twin.__module__, twin.__qualname__ = function.__module__, f"{function.__qualname__}_alone"
-    alone = _compiled(twin, ALONE | options)
+    alone = _compiled(twin, OPTIONS | options)
 
     @functools.wraps(function)
     def call(*args):
@@ -86,7 +87,7 @@ def _for_threads_or_one(function, options, of_parameters=False):
                         numbers += a.size
                 one = numbers <= (NUMBERS if len(args[0]) <= IMAGES else FEW)
             here.alone = one
-        if one:
+        if one or process.forks:
             few(*args)
         else:
             with one_at_a_time:

@@ -7,6 +7,8 @@ and from then on they are all that happens, on the same arrays and numbers, one 
 
 import contextlib
 import functools
+import os
+import sys
 import threading
 from typing import Any
 
@@ -29,6 +31,28 @@ class _Here(threading.local):
 
 
 here = _Here()
+
+
+class _Process:
+    """forks: how many lie between this process and one whose threads it cannot use: those of a thread pool are not
+    there in a forked child, and GNU OpenMP's ends a child that asks for them."""
+
+    forks = 0
+
+
+process = _Process()
+
+
+def _in_child():
+    pool = sys.modules.get("numba.np.ufunc.parallel")
+    process.forks += getattr(pool, "_is_initialized", False)
+    one_at_a_time.release()
+
+
+if hasattr(os, "register_at_fork"):  # no other thread may be within a kernel: its lock would never be given back
+    os.register_at_fork(
+        before=one_at_a_time.acquire, after_in_parent=one_at_a_time.release, after_in_child=_in_child
+    )  # fmt: skip
 
 
 def recorded(function):
@@ -62,12 +86,14 @@ class Recorded:
     """
 
     def __init__(self, step, outputs=()):
-        self.step, self.outputs = step, outputs
+        self.step, self.outputs, self.forks = step, outputs, process.forks
         self.calls: list = []  # (function, arguments)
         self.checked = self.refused = False
         self.pace: Any = contextlib.nullcontext()
 
     def __call__(self):
+        if self.forks != process.forks:  # recorded by a parent, which had threads
+            self.__init__(self.step, self.outputs)  # type: ignore[misc]
         if here.calls is not None or self.refused:  # or a larger step is being recorded, of which this is a part
             self.step()
         elif self.checked:

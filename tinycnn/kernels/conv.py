@@ -3,7 +3,8 @@
     y[n, o, i, j] = b[o] + sum over c, u, v of w[o, c, u, v] * x[n, c, i*sh + u*dh - ph, j*sw + v*dw - pw]
 
 x: (N, C, H, W)   w: (O, C/groups, KH, KW)   b: (O,) or (0,) for none   y: (N, O, OH, OW)
-stride (sh, sw), padding (ph, pw), dilation (dh, dw): pairs; pixels outside the image count as zero.
+stride (sh, sw), padding (ph, pw), dilation (dh, dw): pairs; pixels outside the image count as zero.  OH and OW are the
+caller's choice: with stride one the last windows may reach further over the edge than the first ones do.
 
 The textbook way is im2col: copy the pixel that tap k meets at every output position into row k of a column matrix, and
 multiply by the weights.  That is what happens here for strides above one.  For stride one the copy is not needed: on a
@@ -35,7 +36,7 @@ products_block = inner(lambda x: zeros(x, PRODUCTS))
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
     """y = conv(x, w) + b; shapes at the top of this file, or x and y tiled."""
-    if covers(x, w, padding, groups):
+    if covers(y, x, w, padding, groups):
         as_linear(y, x, w, b)
     elif x.ndim == 5:
         conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups)
@@ -46,7 +47,7 @@ def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
-    if covers(x, w, padding, groups):
+    if covers(dy, x, w, padding, groups):
         as_linear_backward(dx, dw, db, dy, x, w)
     elif x.ndim == 5:
         conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
@@ -55,9 +56,9 @@ def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
         backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
 
 
-def covers(x, w, padding, groups):
+def covers(y, x, w, padding, groups):
     """Whether a window is the whole image: then the convolution is a fully connected layer (C5 of 1998)."""
-    return groups == 1 and padding == (0, 0) and x.shape[2:4] == w.shape[2:]
+    return groups == 1 and padding == (0, 0) and x.shape[2:4] == w.shape[2:] and y.shape[2:4] == (1, 1)
 
 
 @on_images(0)
@@ -190,9 +191,9 @@ def add_parts(to, parts):
 @inner
 def forward_one(y, x, weight, bias, shape, padding, dilation, block):
     """One image.  y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
-    (C, H, W), (ph, pw), groups = x.shape, padding, len(weight)
-    per, count, pitch = C // groups, len(y) // groups, W + 2 * pw
-    plane = (H + 2 * ph) * pitch
+    (_, KH, KW), (ph, pw), groups = shape, padding, len(weight)
+    per, count, pitch = len(x) // groups, len(y) // groups, y.shape[2] + (KW - 1) * dilation[1]
+    plane = (y.shape[1] + (KH - 1) * dilation[0]) * pitch
     flat = np.zeros(per * plane + 2 * width(x), x.dtype)
     steps = plane, dilation[0] * pitch, dilation[1]
     for g in range(groups):
@@ -212,9 +213,9 @@ def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
 @inner
 def backward_one(dx, dw, dy, x, turned, kernel_size, padding, dilation, block):
     """One image; adds to dw: (O, C/groups * KH * KW).  turned: see `pack`"""
-    (C, H, W), groups, (KH, KW), (ph, pw), (dh, dw_) = x.shape, len(turned), kernel_size, padding, dilation
-    per, count, pitch = C // groups, len(dy) // groups, W + 2 * pw
-    plane, length = (H + 2 * ph) * pitch, run_length(dy[0], pitch)
+    groups, (KH, KW), (ph, pw), (dh, dw_) = len(turned), kernel_size, padding, dilation
+    per, count, pitch = len(x) // groups, len(dy) // groups, dy.shape[2] + (KW - 1) * dw_
+    plane, length = (dy.shape[1] + (KH - 1) * dh) * pitch, run_length(dy[0], pitch)
     # dy is laid out with the pitch of x, so that one product serves the weight gradient; the zeros that end each of its
     # rows, dilation*(KW - 1) of them, are also those that begin the next, and `front` of them lie before the first.
     front = (KH - 1) * dh * pitch + (KW - 1) * dw_

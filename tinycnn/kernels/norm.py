@@ -10,6 +10,10 @@ With xhat = (x - mean)*rstd and g = weight*dy, and sums over a set of m numbers,
 
 Maps may be tiled, (T, C, H, W, L), see tiles.py.  Sums are taken lane by lane, that is, for each image of a tile: what
 group normalisation needs, and batch normalisation adds up.
+
+Sums of more than RUN numbers one after the other are taken in float64: in float32 each addition rounds by up to 6e-8 of
+the sum, and the variance of a million pixels would be off in the third digit.  So are sums that are not finite: squares
+overflow float32 from 1.8e19 on, where 1/sqrt(var) does not.
 """
 
 import math
@@ -20,6 +24,8 @@ from numba import prange
 from tinycnn.kernels._jit import inner, kernel
 from tinycnn.kernels._vector import fma, load, pixel, ravel, spread, store
 from tinycnn.kernels.tiles import lanes
+
+RUN = 2048
 
 
 @inner
@@ -41,6 +47,27 @@ def add_squares(sums, plane, mean):
         far = fma(minus, m, load(flat, k, none))
         total = fma(far, far, total)
     store(sums, 0, total)
+
+
+@inner
+def add_wide(sums, plane, mean, squared):
+    """sums[n] += the distances of lane n from mean[n], or their squares.  sums, mean: float64"""
+    flat, L = ravel(plane), lanes(plane)
+    for k in range(0, flat.size, L):
+        for n in range(L):
+            far = np.float64(flat[k + n]) - mean[n]
+            sums[n] += far * far if squared else far
+
+
+@inner
+def add_slopes_wide(straight, bent, dy, x, mean, rstd, weight):
+    """`add_slopes` with sums in float64."""
+    g, flat, L = ravel(dy), ravel(x), lanes(x)
+    for k in range(0, flat.size, L):
+        for n in range(L):
+            slope = weight * g[k + n]
+            straight[n] += slope
+            bent[n] += slope * np.float64((flat[k + n] - mean[n]) * rstd[n])
 
 
 @inner
@@ -88,17 +115,42 @@ def offset(bias, c):
     return bias[c] if bias.size else bias.dtype.type(0)
 
 
+@inner
+def channel_wide(x, c, images):
+    """Mean and variance of a channel in float64."""
+    L, count = lanes(x[0, c]), images * x.shape[2] * x.shape[3]
+    mean, var = 0.0, 0.0
+    for t in range(len(x)):
+        sums = np.zeros(L)
+        add_wide(sums, x[t, c], np.zeros(L), False)
+        for n in range(min(L, images - t * L)):
+            mean += sums[n] / count
+    for t in range(len(x)):
+        sums = np.zeros(L)
+        add_wide(sums, x[t, c], np.full(L, mean), True)
+        for n in range(min(L, images - t * L)):
+            var += sums[n] / count
+    return mean, var
+
+
 @kernel
-def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var, momentum, eps, training, images):
+def batch_norm_forward(
+    y, x, weight, bias, mean, rstd, running_mean, running_var, batches, momentum, eps, training, images
+):  # fmt: skip
     """In training, the statistics are the batch's, and the running ones, (C,), move towards them by `momentum` (the
-    running variance is unbiased, as in torch).  Otherwise the statistics are the running ones.  images: how many there
-    are; a tiled batch may have room for more."""
+    running variance is unbiased, as in torch), or, if it is below 0, by 1/(batches[0] + 1), which keeps the mean of all
+    batches.  Otherwise the statistics are the running ones.
+
+    batches: (1,), how many have moved the running statistics; the caller counts   images: how many there are; a tiled
+    batch may have room for more
+    """
     for c in prange(x.shape[1]):
         T, L = x.dtype.type, lanes(x[0, c])
         m, r = np.full(L, running_mean[c], x.dtype), np.empty(L, x.dtype)
-        var = running_var[c]
+        old_mean, var = running_mean[c], running_var[c]
+        old_var, count = var, images * x.shape[2] * x.shape[3]
+        share = T(1 / (batches[0] + 1) if momentum < 0 else momentum)
         if training:
-            count = images * x.shape[2] * x.shape[3]
             total, squares = T(0), T(0)
             for t in range(len(x)):
                 sums = np.zeros(L, x.dtype)
@@ -111,10 +163,15 @@ def batch_norm_forward(y, x, weight, bias, mean, rstd, running_mean, running_var
                 add_squares(sums, x[t, c], m)
                 for n in range(min(L, images - t * L)):
                     squares += sums[n]
-            var, share = squares / T(count), T(momentum)
+            var = squares / T(count)
             running_mean[c] += share * (m[0] - running_mean[c])
             running_var[c] += share * (var * T(count / (count - 1)) - running_var[c])
         r[:] = T(1) / T(math.sqrt(var + T(eps)))
+        if training and (max(images, x.shape[2] * x.shape[3]) > RUN or not math.isfinite(var)):
+            exact_mean, exact_var = channel_wide(x, c, images)
+            m[:], r[:] = T(exact_mean), T(1 / math.sqrt(exact_var + eps))
+            running_mean[c] = old_mean + share * (m[0] - old_mean)
+            running_var[c] = old_var + share * (T(exact_var * (count / (count - 1))) - old_var)
         mean[c], rstd[c] = m[0], r[0]
         for t in range(len(x)):
             normalise(y[t, c], x[t, c], m, r, factor(weight, c), offset(bias, c))
@@ -127,8 +184,14 @@ def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training,
         T, L = x.dtype.type, lanes(x[0, c])
         m, r = np.full(L, mean[c], x.dtype), np.full(L, rstd[c], x.dtype)
         straight, bent, count = np.zeros(L, x.dtype), np.zeros(L, x.dtype), T(images * x.shape[2] * x.shape[3])
-        for t in range(len(x)):
-            add_slopes(straight, bent, dy[t, c], x[t, c], m, r, T(1))
+        if len(x) * x.shape[2] * x.shape[3] > 8 * RUN:  # of both signs: a longer run is harmless
+            wide, wide_bent = np.zeros(L), np.zeros(L)
+            for t in range(len(x)):
+                add_slopes_wide(wide, wide_bent, dy[t, c], x[t, c], m, r, T(1))
+            straight[:], bent[:] = wide, wide_bent
+        else:
+            for t in range(len(x)):
+                add_slopes(straight, bent, dy[t, c], x[t, c], m, r, T(1))
         total, total_bent = T(0), T(0)
         for n in range(L):
             total += straight[n]
@@ -153,6 +216,19 @@ def of_set(statistics, t, group, L):
     return np.ascontiguousarray(statistics[t * L : (t + 1) * L, group])
 
 
+@inner
+def group_wide(x, first, per):
+    """Mean and variance of `per` channels of a tile, or of an image, lane by lane in float64."""
+    L, count = lanes(x[0]), per * x.shape[1] * x.shape[2]
+    mean, var = np.zeros(L), np.zeros(L)
+    for c in range(first, first + per):
+        add_wide(mean, x[c], np.zeros(L), False)
+    mean /= count
+    for c in range(first, first + per):
+        add_wide(var, x[c], mean, True)
+    return mean, var / count
+
+
 @kernel
 def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
     """mean, rstd: (N, groups), where a tiled batch has N lanes."""
@@ -166,8 +242,13 @@ def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
             m[n] /= count
         for c in range(group * per, (group + 1) * per):
             add_squares(r, x[t, c], m)
+        inexact = count > RUN or not math.isfinite(r.sum())
+        exact_mean, exact_var = group_wide(x[t], group * per, per) if inexact else (np.empty(0), np.empty(0))
         for n in range(L):
-            r[n] = T(1) / T(math.sqrt(r[n] / count + T(eps)))
+            if count > RUN or not math.isfinite(r[n]):
+                m[n], r[n] = T(exact_mean[n]), T(1 / math.sqrt(exact_var[n] + eps))
+            else:
+                r[n] = T(1) / T(math.sqrt(r[n] / count + T(eps)))
             mean[t * L + n, group], rstd[t * L + n, group] = m[n], r[n]
         for c in range(group * per, (group + 1) * per):
             normalise(y[t, c], x[t, c], m, r, factor(weight, c), offset(bias, c))
@@ -178,18 +259,30 @@ def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
     """dx, dweight and dbias of size 0 are not computed."""
     per = x.shape[1] // groups
     for c in prange(dweight.size):
-        L, group = lanes(x[0, c]), c // per
-        straight, bent = np.zeros(L, x.dtype), np.zeros(L, x.dtype)
+        L, group, one = lanes(x[0, c]), c // per, x.dtype.type(1)
+        straight, bent, wide, wide_bent = np.zeros(L, x.dtype), np.zeros(L, x.dtype), np.zeros(L), np.zeros(L)
+        inexact = len(x) * x.shape[2] * x.shape[3] > 8 * RUN
         for t in range(len(x)):
             m, r = of_set(mean, t, group, L), of_set(rstd, t, group, L)
-            add_slopes(straight, bent, dy[t, c], x[t, c], m, r, x.dtype.type(1))
+            if inexact:
+                add_slopes_wide(wide, wide_bent, dy[t, c], x[t, c], m, r, one)
+            else:
+                add_slopes(straight, bent, dy[t, c], x[t, c], m, r, one)
         dweight[c], dbias[c] = bent.sum(), straight.sum()
+        if inexact:
+            dweight[c], dbias[c] = wide_bent.sum(), wide.sum()
     for s in prange(len(dx) * groups):
         t, group, L = s // groups, s % groups, lanes(x[0, 0])
         m, r = of_set(mean, t, group, L), of_set(rstd, t, group, L)
         straight, bent = np.zeros(L, x.dtype), np.zeros(L, x.dtype)
-        for c in range(group * per, (group + 1) * per):
-            add_slopes(straight, bent, dy[t, c], x[t, c], m, r, factor(weight, c))
         count = x.dtype.type(per * x.shape[2] * x.shape[3])
+        if count > 8 * RUN:
+            wide, wide_bent = np.zeros(L), np.zeros(L)
+            for c in range(group * per, (group + 1) * per):
+                add_slopes_wide(wide, wide_bent, dy[t, c], x[t, c], m, r, factor(weight, c))
+            straight[:], bent[:] = wide, wide_bent
+        else:
+            for c in range(group * per, (group + 1) * per):
+                add_slopes(straight, bent, dy[t, c], x[t, c], m, r, factor(weight, c))
         for c in range(group * per, (group + 1) * per):
             bend(dx[t, c], dy[t, c], x[t, c], m, r, factor(weight, c), straight, bent, count)

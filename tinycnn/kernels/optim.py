@@ -7,6 +7,7 @@ device memory, where a recorded step can read them.
 
 import math
 
+import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel_alone, kernel_of_parameters
@@ -14,12 +15,11 @@ from tinycnn.kernels._jit import inner, kernel_alone, kernel_of_parameters
 # Averages of gradients that have stopped coming, a dead ReLU's say, shrink until they are denormal numbers, of which
 # processors are a hundred times slower.  Nothing above those may go: the weights that weight decay leaves of a net that
 # nothing reaches are as small, and later grow again.
-LEAST = 2.0**-126  # of the normal numbers of float32
 
 
 @inner
-def or_zero(average):
-    return average - average if abs(average) < LEAST else average
+def or_zero(average, least):
+    return average - average if abs(average) < least else average
 
 
 @kernel_alone
@@ -39,9 +39,10 @@ def sgd(theta, grad, velocity, rates, step, momentum, dampening, weight_decay, n
         for i in prange(theta.size):
             theta[i] -= lr * (grad[i] + decay * theta[i])
     else:
+        least = np.finfo(theta.dtype).tiny
         for i in prange(theta.size):
             g = grad[i] + decay * theta[i]
-            v = or_zero(mu * velocity[i] + fresh * g)
+            v = or_zero(mu * velocity[i] + fresh * g, least)
             velocity[i] = v
             theta[i] -= lr * (g + mu * v if nesterov else v)
     step[0] = t + 1
@@ -65,10 +66,10 @@ def adam(theta, grad, m, v, rates, step, beta1, beta2, eps, weight_decay, decoup
     root = T(1 / math.sqrt(1 - beta2**t))
     keep = T(1 - lr * weight_decay if decoupled else 1.0)
     decay = T(0.0 if decoupled else weight_decay)
-    b1, b2, a1, a2, e = T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), T(eps)
+    b1, b2, a1, a2, e, least = T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), T(eps), np.finfo(theta.dtype).tiny
     for i in prange(theta.size):
         g = grad[i] + decay * theta[i]
-        mi, vi = or_zero(b1 * m[i] + a1 * g), or_zero(b2 * v[i] + a2 * g * g)
+        mi, vi = or_zero(b1 * m[i] + a1 * g, least), or_zero(b2 * v[i] + a2 * g * g, least)
         m[i], v[i] = mi, vi
         theta[i] = theta[i] * keep - size * mi / (T(math.sqrt(vi)) * root + e)
     step[0] = t

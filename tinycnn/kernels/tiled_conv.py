@@ -137,12 +137,18 @@ def source_rows(rows, K, stride, padding, dilation, height):
     return min(height, max(0, first)), min(height, max(0, last + 1))
 
 
+@inner
+def edge_columns(out, W, K, stride, padding, dilation):
+    """How many columns a window reaches over the edge at most, on either side."""
+    return max(padding, (out - 1) * stride + (K - 1) * dilation - padding - (W - 1))
+
+
 @part_of
 def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, like):
     """Output rows `rows` of a tile.  weight: (groups, ...), see `pack`   bias: (groups, ...)"""
     H, W = x.shape[1:3]
-    groups, per, KH, margin = len(weight), shape[0], shape[1], padding[1]
-    count = len(y) // groups
+    groups, (per, KH, KW), count = len(weight), shape, len(y) // len(weight)
+    margin = edge_columns(y.shape[2], W, KW, stride[1], padding[1], dilation[1])
     met = source_rows(rows, KH, stride[0], padding[0], dilation[0], H)
     for g in range(groups):
         src = spread_out(x, g * per, per, met, margin, True)
@@ -234,7 +240,7 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
     (C, H, W, L), (O, OH, OW) = x.shape, dy.shape[:3]
     groups, KH, KW = shape
     maps, right = len(left), taps_block(x)
-    per, count, margin = C // groups, O // groups, padding[1]
+    per, count, margin = C // groups, O // groups, edge_columns(OW, W, KW, stride[1], padding[1], dilation[1])
     plane, pitch, size = OH * OW * L, (W + 2 * margin) * L, len(none) * L
     offset_dy = np.zeros(ceil_to(count, maps), np.int64)
     met, grad, place = source_rows(rows, KH, stride[0], padding[0], dilation[0], H), ravel(dy), 0
@@ -256,7 +262,7 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
                 for u in range(KH):
                     top = u * dilation[0] - padding[0]
                     i0, i1 = meeting(top, stride[0], OH, H)
-                    start = (top - begin) * pitch
+                    start = (top - begin) * pitch + (margin - padding[1]) * L
                     for k in range(0, offset.size, TAPS):
                         at_kept = (u * (offset.size // TAPS) + k // TAPS) * size
                         sums = none if first == rows[0] else loads(kept, at_kept, L, none)

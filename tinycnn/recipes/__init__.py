@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tinycnn._check import shown
 from tinycnn.recipes._calls import RecipeError, nearest
 
 if sys.version_info >= (3, 11):
@@ -74,6 +75,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "std": (1e-6, INF), "padding": (0, INF), "resize": (1, INF), "lr": (0, INF), "tune_lr": (0, INF),
     "epochs": (1, INF), "batch": (1, INF), "steps_per_epoch": (1, INF), "ema": (0, 1),
 }  # fmt: skip
+COUNTS = ("train", "validation", "padding", "resize", "epochs", "batch", "steps_per_epoch")
+MOST = 10**9
 # One more table makes a search of a recipe: names and lists of values, which "$name" in its texts stands for.
 SPACE = "space"
 REQUIRED = {"net": ("input", "layers"), "training": ("optimizer", "epochs", "batch")}
@@ -155,12 +158,14 @@ def read(path):
         tables = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file ({error.reason} at byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, and what Python says of a number of thousands of digits
         raise RecipeError(f"{path}: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: it is nested too deeply") from None
     lines = _lines(text)
     study = tables.pop("study", path.stem)
     if not isinstance(study, str):
-        raise RecipeError(f"{path}, line {lines['study']}: study must be a string, got {study!r}")
+        raise RecipeError(f"{path}, line {lines.get('study', 1)}: study must be a string, got {shown(study)}")
     found: dict[str, Recipe] = {}
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -220,11 +225,11 @@ def _space(fail, table):
         fail(SPACE, f"{SPACE} must be a table of names and lists of values")
     for name, values in table.items():
         if not re.fullmatch(string.Template.idpattern, name, re.ASCII | re.IGNORECASE):
-            fail(f"{SPACE}.{name}", f"the names of {SPACE} must be of letters, digits and _, got {name!r}")
+            fail(f"{SPACE}.{name}", f"the names of {SPACE} must be of letters, digits and _, got {shown(name)}")
         if not isinstance(values, list) or not values or not all(isinstance(v, (str, int, float)) for v in values):
-            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must be a list of strings or numbers, got {values!r}")
+            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must be a list of strings or numbers, got {shown(values)}")
         if len(set(values)) < len(values):
-            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must hold every value once, got {values!r}")
+            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must hold every value once, got {shown(values)}")
     return dict(table)
 
 
@@ -253,7 +258,7 @@ def check_key(fail, keys, path, key, value):
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         words = {int: "a whole number", float: "a number", str: "a string", list: "a list", bool: "true or false"}
         wanted = " or ".join(words[kind] for kind in kinds if not (kind is int and float in kinds))
-        fail(path, f"{key} must be {wanted}, got {value!r}")
+        fail(path, f"{key} must be {wanted}, got {shown(value)}")
     if key in RANGES and not isinstance(value, str):
         _check_range(fail, path, key, value)
 
@@ -266,10 +271,16 @@ def _check_range(fail, path, key, value):
         fail(path, f"{key} must not be empty")
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, NUMBER):
-            fail(path, f"{key} must hold numbers, got {number!r}")
-        if not (math.isfinite(number) and low <= number <= high):
+            fail(path, f"{key} must hold numbers, got {shown(number)}")
+        try:
+            finite = math.isfinite(number)
+        except OverflowError:  # an integer beyond the largest float
+            finite = False
+        if not (finite and low <= number <= high):
             bounds = f"from {low:g} to {high:g}" if high < INF else f"at least {low:g}"
-            fail(path, f"{key} must be {bounds if math.isfinite(number) else 'finite'}, got {number!r}")
+            fail(path, f"{key} must be {bounds if finite else 'finite'}, got {shown(number)}")
+        if key in COUNTS and number > MOST:
+            fail(path, f"{key} must be at most {MOST}, got {shown(number)}")
 
 
 def _line(lines, key):

@@ -16,7 +16,16 @@ def evaluate(text, known, where, line=1):
     Arguments are numbers, strings, booleans, None, tuples, lists, and calls and names of what is known.
     """
     try:
+        return _values(text, known, where, line)
+    except (RecursionError, MemoryError):  # which of them, is up to the version of Python
+        raise RecipeError(f"{where}, line {line}: it is nested too deeply") from None
+
+
+def _values(text, known, where, line):
+    try:
         found: Any = ast.parse(f"[{text}\n]", mode="eval").body
+    except ValueError as error:  # the text holds a zero byte
+        raise RecipeError(f"{where}, line {line}: {error}") from None
     except SyntaxError as error:
         lines = text.splitlines() or [""]
         at = (error.lineno or 1) - 1
@@ -35,10 +44,10 @@ def evaluate(text, known, where, line=1):
             args, options = [value(a) for a in node.args], {str(k.arg): value(k.value) for k in node.keywords}
             try:
                 return function(*args, **options)
-            except RecipeError:
+            except (RecipeError, RecursionError):
                 raise
-            except (TypeError, ValueError) as error:
-                raise wrong(node, f"{ast.unparse(node)}: {error}") from None
+            except Exception as error:  # the arguments may be anything, and so may what they provoke
+                raise wrong(node, f"{_source(node)}: {error or type(error).__name__}") from None
         if isinstance(node, ast.Name):
             return lookup(node)
         if isinstance(node, (ast.Tuple, ast.List)):
@@ -49,7 +58,7 @@ def evaluate(text, known, where, line=1):
                 return -number
         if isinstance(node, ast.Constant):
             return node.value
-        raise wrong(node, f"{ast.unparse(node)!r} is neither a call nor a plain value")
+        raise wrong(node, f"{_source(node)!r} is neither a call nor a plain value")
 
     def lookup(node):
         if node.id not in known:
@@ -61,6 +70,15 @@ def evaluate(text, known, where, line=1):
             lookup(node)
             raise wrong(node, f"{node.id} is to be called: {node.id}(...)")
     return [value(node) for node in found.elts]
+
+
+def _source(node):
+    """The text of a node, for messages."""
+    try:
+        text = ast.unparse(node)
+    except ValueError:  # an integer that is too long to print
+        return type(node).__name__
+    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def nearest(name, names):

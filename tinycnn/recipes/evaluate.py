@@ -1,11 +1,12 @@
 """The command `python -m tinycnn evaluate`: saved weights on a test set."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from tinycnn import experiment
+from tinycnn._files import read_json
+from tinycnn._interrupts import put_off
 
 
 def add_options(parser):
@@ -50,9 +51,10 @@ def _evaluate(args):
     out = Path(args.out or folder)
     out.mkdir(parents=True, exist_ok=True)
     answers = dataset.test_images, dataset.test_labels, predicted, confidence, dataset.classes
-    plot.save(plot.predictions(*answers), out / "predictions.png")
-    plot.save(plot.mistakes(*answers), out / "mistakes.png")
-    plot.save(plot.confusion(matrix, dataset.classes), out / "confusion.png")
+    with put_off("interrupted: drawing the pictures"):
+        plot.save(plot.predictions(*answers), out / "predictions.png")
+        plot.save(plot.mistakes(*answers), out / "mistakes.png")
+        plot.save(plot.confusion(matrix, dataset.classes), out / "confusion.png")
     print(f"predictions.png, mistakes.png and confusion.png are in {out}")
     return 0
 
@@ -73,7 +75,7 @@ def saved_recipe(folder):
 
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         name = (config.get("dataset") or config["data"])["name"]
         if not isinstance(name, str):
             raise TypeError("the name of the data set")
@@ -88,6 +90,6 @@ def saved_recipe(folder):
         pixels = {key: np.array(config["pixels"][key], float) for key in ("mean", "std")}
         if any(values.shape != (1,) for values in pixels.values()):
             raise ValueError("pixels must have one mean and one std")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{path} does not tell which network this was ({type(error).__name__}: {error})") from None
     return Recipe(str(config.get("recipe", "run")), "", path=path, **sections), name, pixels

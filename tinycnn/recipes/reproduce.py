@@ -1,5 +1,6 @@
 """The commands `python -m tinycnn recipes` and `reproduce`."""
 
+import functools
 import importlib.util
 import time
 
@@ -82,6 +83,7 @@ def _run(args, chosen):
         report.read_all(root)  # a damaged file is told before hours of training
     loaded, todo = {}, []
     for recipe in chosen:
+        results.check_owner(root, recipe)
         done = {result["seed"] for result in results.read(root, recipe)}
         missing = [seed for seed in args.seeds if seed not in done]
         name = args.data or recipe.data.get("name", "mnist")
@@ -99,8 +101,8 @@ def _run(args, chosen):
             result = training.run(
                 recipe, seed, loaded[name], device=device, out=args.out, on_message=lambda text: print(f"  {text}"),
                 on_epoch=_teller(recipe, seed, args.tensorboard),
+                on_result=functools.partial(results.save, root, recipe),
             )  # fmt: skip
-            results.save(root, recipe, result)
             if "diverged" in result:
                 print(f"  {result['diverged']}")
             print(

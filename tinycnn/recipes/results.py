@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn._files import replacing
+from tinycnn._check import shown
+from tinycnn._files import read_json, replacing
+from tinycnn.recipes import HERE
 
 # Student's t for a two-sided confidence of 95 %, by degrees of freedom from 1; beyond, the normal distribution's.
 T95 = (
@@ -30,6 +32,10 @@ TRIAL_KEYS = {
     "number": int, "point": dict, "state": str, "validation": (float, type(None)), "environment": dict, "finished": str,
 }  # fmt: skip
 FIGURES = {"validation": float, "accuracy": float, "f1": float, "cpu_seconds": float}
+CLASSES = 10  # of all data sets
+SHARES = ("accuracy", "precision", "recall", "f1", "validation")
+CURVES = ("train_accuracy", "val_accuracy")  # of a result's history
+MACHINE = ("device", "numpy", "numba")  # of its environment, if there is one
 
 
 def path_of(root, recipe, seed):
@@ -60,7 +66,7 @@ def read(root, recipe, device=None, data=None):
     """
     found = []
     for path in sorted((Path(root) / recipe.name).glob("seed-*.json"), key=lambda p: (len(p.name), p.name)):
-        result = _load(path, recipe, lambda result: _need(result, KEYS))
+        result = _load(path, recipe, _check_result)
         if result["fingerprint"] == recipe.fingerprint and data in (None, result["data"]):
             found.append(result)
     return found
@@ -90,6 +96,7 @@ def read_trials(root, recipe):
             _need(trial, TRIAL_KEYS)
             if complete(trial):
                 _need(trial, FIGURES)
+            _check_environment(trial)
 
     path = Path(root) / recipe.name / "trials.json"
     if not path.exists():
@@ -104,11 +111,28 @@ def complete(trial):
     return trial["state"] == "COMPLETE"
 
 
+def file_of(recipe):
+    """Where a recipe stands, for its results; None for those of the project."""
+    return None if recipe.path.parent == HERE else str(recipe.path.resolve())
+
+
+def check_owner(root, recipe):
+    """ValueError if what lies in the recipe's place are results of another recipe, of the same name in another file."""
+    for path in sorted((Path(root) / recipe.name).glob("seed-*.json")):
+        result = _load(path, recipe, _check_result)
+        owner = result.get("file")
+        if owner not in (None, file_of(recipe)) and result["fingerprint"] != recipe.fingerprint:
+            raise ValueError(
+                f"{path} is a result of another recipe {recipe.name!r}, that of {owner}: choose another name, or "
+                "another folder with --results"
+            )
+
+
 def _load(path, recipe, check):
     """What a file of the recipe holds, a dict that `check` has nothing against; else a ValueError that names it."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("recipe") != recipe.name:
+        found = read_json(path)
+        if found.get("recipe") != recipe.name:
             raise ValueError("another recipe's, or none's")
         check(found)
     except ValueError as error:
@@ -120,6 +144,61 @@ def _need(found, keys):
     for key, kind in keys.items():
         if not isinstance(found, dict) or key not in found or not isinstance(found[key], kind):
             raise ValueError(f"{key} is missing or damaged")
+        value = found[key]
+        if isinstance(value, bool) or (kind is int and value < 0):
+            raise ValueError(f"{key} must not be {shown(value)}")
+        if isinstance(value, float) and not (math.isfinite(value) and 0 <= value <= (1 if key in SHARES else math.inf)):
+            raise ValueError(f"{key} must be {'from 0 to 1' if key in SHARES else 'at least 0'}, got {value}")
+
+
+def _check_result(result):
+    """ValueError unless reports and pictures can be made of it."""
+    _need(result, KEYS)
+    _check_environment(result)
+    if result["held_out"] not in ("test", "validation"):
+        raise ValueError(f"held_out must be 'test' or 'validation', got {shown(result['held_out'])}")
+    rows = result["confusion"]
+    if len(rows) != CLASSES or not all(isinstance(row, list) and len(row) == CLASSES for row in rows):
+        raise ValueError(f"confusion must have {CLASSES} rows of {CLASSES} counts")
+    if not all(type(count) is int and 0 <= count < 2**53 for row in rows for count in row):
+        raise ValueError("confusion must hold counts")
+    for key, kind in (("diverged", str), ("file", str)):
+        if key in result and not isinstance(result[key], kind):
+            raise ValueError(f"{key} must be a string, got {shown(result[key])}")
+    for key in CURVES if "diverged" not in result else ():
+        curve = result["history"].get(key)
+        if not isinstance(curve, list) or not curve or not all(_is_number(value, 1) for value in curve):
+            raise ValueError(f"history must have {key}, a share for each epoch")
+    if "rate" in result and not _is_number(result["rate"]):
+        raise ValueError(f"rate must be a number, got {shown(result['rate'])}")
+    tuning = result.get("tuning", {})
+    if not isinstance(tuning, dict) or not all(_is_number(value, 1) for value in tuning.values()):
+        raise ValueError("tuning must hold a share for each rate")
+    for rate in tuning:
+        float(rate)  # ValueError
+    if tuning and "rate" not in result:
+        raise ValueError("rate is missing or damaged")
+    flow = result.get("gradients", {})
+    if not isinstance(flow, dict) or not all(map(_is_flow, flow.values())):
+        raise ValueError("gradients must hold figures of each layer")
+
+
+def _check_environment(found):
+    machine = found["environment"]
+    if machine and not all(isinstance(machine.get(key), str) for key in MACHINE):
+        raise ValueError(f"environment must have {', '.join(MACHINE)}")
+
+
+def _is_flow(layers):
+    """Whether this is a list of what recipes/gradients.py says of each layer."""
+    figures = ("signal", "gradient", "update")
+    return isinstance(layers, list) and all(
+        isinstance(layer, dict) and all(_is_number(layer.get(key)) for key in figures) for layer in layers
+    )
+
+
+def _is_number(value, most=math.inf):
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value <= most
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,11 +209,22 @@ def _trial(args, recipe, trial, study, data, device, optuna):
             raise optuna.TrialPruned
 
     failed = optuna.trial.TrialState.FAIL
+
+    def on_result(result):
+        for key in ("accuracy", "precision", "recall", "f1", "confusion", "cpu_seconds", "diverged"):
+            if key in result:
+                trial.set_user_attr(key if key != "diverged" else "failed", result[key])
+        if "diverged" in result:
+            study.tell(trial, state=failed)
+        else:
+            study.tell(trial, result["history"]["val_accuracy"][-1])
+
     try:
         trial.set_user_attr("environment", training.environment(device))
-        result = training.run(
-            recipe, args.seed, data, device=device, out=args.out, on_message=lambda text: None, on_epoch=on_epoch
-        )
+        training.run(
+            recipe, args.seed, data, device=device, out=args.out, on_message=lambda text: None, on_epoch=on_epoch,
+            on_result=on_result,
+        )  # fmt: skip
     except optuna.TrialPruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     except (ValueError, ArithmeticError, MemoryError) as error:
@@ -222,14 +233,6 @@ def _trial(args, recipe, trial, study, data, device, optuna):
     except BaseException:
         _give_back(study, study.trials[trial.number], optuna, "interrupted")
         raise
-    else:
-        for key in ("accuracy", "precision", "recall", "f1", "confusion", "cpu_seconds", "diverged"):
-            if key in result:
-                trial.set_user_attr(key if key != "diverged" else "failed", result[key])
-        if "diverged" in result:
-            study.tell(trial, state=failed)
-        else:
-            study.tell(trial, result["history"]["val_accuracy"][-1])
 
 
 def _me():

@@ -9,8 +9,9 @@ import numpy as np
 
 from tinycnn import augment, init, layers, lecun98, losses, metrics, optim, runs, train
 from tinycnn import data as datasets
+from tinycnn._interrupts import put_off
 from tinycnn.model import Sequential
-from tinycnn.recipes import gradients
+from tinycnn.recipes import gradients, results
 from tinycnn.recipes._calls import RecipeError, evaluate, nearest
 
 
@@ -40,7 +41,7 @@ def network(recipe, rng=None, device="cpu"):
     made = evaluate(recipe.net["layers"], LAYERS, where, line)
     try:
         model = Sequential(*made, input_shape=tuple(recipe.net["input"]), rng=rng, device=device)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
         raise RecipeError(f"{where}, line {line}: {error}") from None
     where, line = recipe.where("net.init")
     for rule in _inits(recipe, rng):
@@ -105,6 +106,7 @@ def rates(recipe, steps):
 
         known = {name: over_all_steps(schedule) for name, schedule in SCHEDULES.items()}
         lr = _one(recipe, "training.lr", lr, known, (np.ndarray, int, float))
+    lr = float(lr) if isinstance(lr, int) else lr  # beyond 2**63, NumPy would not take it
     if not np.isfinite(lr).all() or np.min(lr) < 0:
         raise RecipeError(f"{where}, line {line}: lr must be finite and not negative, got {recipe.training['lr']!r}")
     return lr
@@ -225,8 +227,11 @@ def check(recipe):
     return model
 
 
-def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_epoch=None, progress=True):
-    """Train one seed of the recipe on `data` (from `load`) and test it.  Returns the result, a dict for JSON.
+def run(
+    recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_epoch=None, on_result=None, progress=True
+):  # fmt: skip
+    """Train one seed of the recipe on `data` (from `load`) and test it.  Returns the result, a dict for JSON, after it
+    was handed to `on_result`: a Ctrl-C after the training is put off until then.
 
     Writes a run folder under out/<recipe>.  A run that diverges has a result too, with the key "diverged".
     """
@@ -267,7 +272,7 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
     began, worked = time.perf_counter(), time.process_time()
     result = {
         "recipe": recipe.name, "fingerprint": recipe.fingerprint, "seed": seed, "data": data.name,
-        "parameters": len(model.theta),
+        "parameters": len(model.theta), **({"file": results.file_of(recipe)} if results.file_of(recipe) else {}),
     } | ({"rate": rate, "tuning": tuning} if tuning else {})  # fmt: skip
     try:
         train.fit(
@@ -282,26 +287,29 @@ def run(recipe, seed, data, *, device="cpu", out="runs", on_message=print, on_ep
         round(time.perf_counter() - began, 1), round(time.process_time() - worked, 1),
     )  # fmt: skip
     result["training_seconds"] = round(sum(record["seconds"] for record in folder.history), 1)
-    test_loss, accuracy, outputs = train.evaluate(model, ready.test, loss)
-    scores = loss.scores(outputs)
-    matrix = metrics.confusion_matrix(data.test_labels, scores.argmax(axis=1), outputs.shape[1])
-    extra = {key: result[key] for key in ("recipe", "seed", "training_seconds")} | {"test_loss": test_loss}
-    folder.finish(model, ready.test, scores, data.classes, extra)
-    report = metrics.report(matrix, data.classes)
-    result |= {
-        "accuracy": accuracy, "errors": int(report["errors"]), "loss": test_loss,
-        **{name: report["macro"][name] for name in ("precision", "recall", "f1")},
-        "held_out": "test" if ready.held_out is None else "validation",
-        "history": {
-            key: [float(f"{record[key]:.6g}") for record in folder.history]
-            for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy") if folder.history
-        },
-        **({"gradients": flow} if flow else {}), "confusion": matrix.tolist(),
-        "environment": environment(device),
-        "finished": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
-    on_message(f"run folder: {folder.path}")
-    return result
+    with put_off("interrupted: finishing this seed"):
+        test_loss, accuracy, outputs = train.evaluate(model, ready.test, loss)
+        scores = loss.scores(outputs)
+        matrix = metrics.confusion_matrix(data.test_labels, scores.argmax(axis=1), outputs.shape[1])
+        extra = {key: result[key] for key in ("recipe", "seed", "training_seconds")} | {"test_loss": test_loss}
+        folder.finish(model, ready.test, scores, data.classes, extra)
+        report = metrics.report(matrix, data.classes)
+        result |= {
+            "accuracy": accuracy, "errors": int(report["errors"]), "loss": test_loss,
+            **{name: report["macro"][name] for name in ("precision", "recall", "f1")},
+            "held_out": "test" if ready.held_out is None else "validation",
+            "history": {
+                key: [float(f"{record[key]:.6g}") for record in folder.history]
+                for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy") if folder.history
+            },
+            **({"gradients": flow} if flow else {}), "confusion": matrix.tolist(),
+            "environment": environment(device),
+            "finished": time.strftime("%Y-%m-%d"),
+        }  # fmt: skip
+        if on_result is not None:
+            on_result(result)
+        on_message(f"run folder: {folder.path}")
+        return result
 
 
 def environment(device):

@@ -1,0 +1,229 @@
+"""Ctrl-C at a bad moment, and output that nobody takes: files are complete, and nothing but a line is said."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinycnn import SGD, Batches, CrossEntropyLoss, Flatten, Linear, Sequential, _streams, checkpoint, fit, runs
+from tinycnn import plot as plot_module
+from tinycnn.__main__ import main
+from tinycnn._interrupts import put_off
+
+FILES = {
+    "config.json", "history.csv", "model.npz", "report.json", "curves.png", "confusion.png", "mistakes.png",
+    "filters.png", "feature_maps.png",
+}  # fmt: skip
+
+
+@pytest.fixture
+def handler():
+    """Python's own handler of SIGINT, which a job in the background may lack."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_waits_for_the_end(handler, capsys):
+    done = []
+
+    def once():
+        with put_off("finishing"):
+            ctrl_c()
+            done.append(1)
+
+    def twice():
+        with put_off():
+            ctrl_c()
+            ctrl_c()
+            done.append("the second one has waited")
+
+    def nested():
+        with put_off("outer"):
+            with put_off():
+                ctrl_c()
+                done.append(2)
+            done.append(3)  # the outer one is not at its end
+
+    for call in (once, twice, nested):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    assert done == [1, 2, 3]
+    assert capsys.readouterr().err == "".join(
+        f"\n{word} (Ctrl-C again to leave it)\n" for word in ("finishing", "outer")
+    )
+    with put_off(raises=False) as asked:
+        assert not asked()
+        ctrl_c()
+    assert asked()
+    thread = threading.Thread(target=lambda: put_off().__enter__())
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, small_digits):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_ctrl_c_while_pictures_are_drawn(home, handler, monkeypatch, capsys):
+    confusion = plot_module.confusion
+
+    def interrupted(*args):
+        ctrl_c()
+        return confusion(*args)
+
+    monkeypatch.setattr(plot_module, "confusion", interrupted)
+    assert main(["train", "--epochs", "1"]) == 130
+    out, err = capsys.readouterr()
+    assert err.split("interrupted", 1)[1] == ": finishing the run folder (Ctrl-C again to leave it)\n"
+    assert "report and pictures in" in out
+    (folder,) = (home / "runs").iterdir()
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_ctrl_c_while_the_pictures_of_a_recipe_are_drawn(home, handler, monkeypatch, capsys):
+    (home / "mine.toml").write_text(
+        '[a]\n[a.net]\ninput = [1, 28, 28]\nlayers = "Flatten(), Linear(784, 10)"\n[a.training]\noptimizer = "SGD()"\n'
+        "lr = 0.1\nepochs = 1\nbatch = 50\n"
+    )
+    finish = runs.RunFolder.finish
+
+    def interrupted(*args):
+        ctrl_c()
+        return finish(*args)
+
+    monkeypatch.setattr(runs.RunFolder, "finish", interrupted)
+    assert main(["reproduce", "mine.toml", "--seeds", "2"]) == 130
+    assert "finished seeds are kept" in capsys.readouterr().err
+    assert [path.name for path in (home / "results" / "a").iterdir()] == ["seed-0.json"]
+    (folder,) = (home / "runs" / "a").iterdir()
+    assert "confusion.png" in {path.name for path in folder.iterdir()}
+
+
+def test_ctrl_c_between_the_files_of_an_epoch(home, handler, monkeypatch):
+    folder, save = runs.RunFolder("runs", "a", {}), checkpoint.save
+
+    def interrupted(*args):
+        ctrl_c()
+        save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        folder.add_epoch({"epoch": 1}, Sequential(Flatten(), input_shape=(1, 2, 2)))
+    assert checkpoint.load(folder.path / "model.npz")[1] == {"epoch": 1}
+
+
+CHILD = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+print("started", flush=True)
+runpy.run_module("tinycnn", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0])
+def test_ctrl_c_at_the_start(tmp_path, delay):
+    command = ["train", "--data", "synthetic", "--epochs", "1000", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(runs.__file__).parents[1])},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == 130, err
+    said = [line for line in (out + err).splitlines() if "interrupted" in line]
+    assert len(said) == 1
+    assert "Traceback" not in err
+    for folder in tmp_path.iterdir():
+        json.loads((folder / "config.json").read_text())
+
+
+# --- output that nobody takes -----------------------------------------------------------------------------------------
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def write(self, text):
+        raise BrokenPipeError
+
+    def isatty(self):
+        return True
+
+
+def test_what_cannot_be_written_is_dropped(monkeypatch):
+    for stream in (None, Gone(), open(os.devnull), open("/dev/full", "w") if os.path.exists("/dev/full") else None):  # noqa: PTH110, PTH123, SIM115
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        _streams.note("x")
+        with _streams.forgiving() as lost:
+            print("x" * 10_000)
+            print("x", file=sys.stderr, flush=True)
+        assert lost() == (stream is not None)
+        assert sys.stdout is stream
+        if stream is not None:
+            stream.close()
+
+
+def test_a_terminal_without_our_signs(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    with _streams.forgiving() as lost:
+        print("0.5 ± 0.1")
+        sys.stdout.flush()
+    assert raw.getvalue() == b"0.5 ? 0.1\n"
+    assert not lost()
+
+
+@pytest.mark.parametrize("stream", [None, Gone()])
+def test_a_training_without_standard_error(monkeypatch, small_digits, stream):
+    digits = Batches(small_digits.train_images, small_digits.train_labels)
+    model = Sequential(Flatten(), Linear(784, 10), input_shape=(1, 28, 28), rng=0)
+    monkeypatch.setattr(sys, "stderr", stream)
+    history = fit(model, CrossEntropyLoss(), SGD(model, 0.1), digits, epochs=2, rng=0)
+    assert len(history) == 2
+    assert np.isfinite(model.theta).all()
+
+
+SHELL = (
+    ">&-", "2>&-", ">&- 2>&-", ">/dev/full", "2>/dev/full", "| head -1", "2>&1 >/dev/null | head -c 1",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("to", SHELL)
+def test_results_are_kept_whatever_becomes_of_the_output(tmp_path, to):
+    (tmp_path / "mine.toml").write_text(
+        '[a]\n[a.net]\ninput = [1, 28, 28]\nlayers = "Flatten(), Linear(784, 10)"\n[a.data]\nname = "synthetic"\n'
+        'train = 300\n[a.training]\noptimizer = "SGD()"\nlr = 0.1\nepochs = 1\nbatch = 50\n'
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(runs.__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        f"'{sys.executable}' -m tinycnn reproduce mine.toml --seeds 2 {to}", shell=True, cwd=tmp_path, env=environment,
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert {path.name for path in (tmp_path / "results" / "a").iterdir()} == {"seed-0.json", "seed-1.json"}
+    assert "±" in (tmp_path / "runs" / "a" / "report.md").read_text(encoding="utf-8")

@@ -1,0 +1,161 @@
+"""Compiled kernels are kept from process to process; what is damaged, stale or cannot be kept costs time."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tinycnn
+from tinycnn.kernels import _cache
+
+PACKAGE = Path(tinycnn.__file__).parent
+SCRIPT = """
+import numpy as np
+from tinycnn import kernels
+from tinycnn.kernels._jit import compiled
+x = np.array([[0.5, -2.0]], np.float32)
+y = np.empty_like(x)
+kernels.sigmoid_forward(y, x)
+np.testing.assert_allclose(y, 1 / (1 + np.exp(-x)), rtol=1e-6)
+used = [f.stats for f in compiled.values() if f.overloads]
+print(sum(sum(s.cache_hits.values()) for s in used), sum(sum(s.cache_misses.values()) for s in used))
+"""
+ADVICE = "set NUMBA_CACHE_DIR to a folder that can be written"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a kernel in a process of its own: (loaded, compiled, the lines on stderr)."""
+
+    def run(before="", package=PACKAGE, **environment):
+        environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(package.parent)} | environment
+        done = subprocess.run(
+            [sys.executable, "-c", before + SCRIPT], capture_output=True, text=True, check=False, cwd=tmp_path,
+            env=os.environ | environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return (*map(int, done.stdout.split()), done.stderr.splitlines())
+
+    return run
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package."""
+    return Path(shutil.copytree(PACKAGE, tmp_path / "copy" / "tinycnn", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def damaged(content):
+    middle = len(content) // 2
+    return {
+        "empty": b"",
+        "halved": content[:middle],
+        "garbage": os.urandom(5000),
+        "one bit": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    }
+
+
+def test_a_damaged_file_is_compiled_anew(run, tmp_path):
+    assert run() == (0, 1, [])
+    assert run() == (1, 0, [])
+    (file,) = (tmp_path / "cache").rglob("*.kernel")
+    for kind, content in damaged(file.read_bytes()).items():
+        file.write_bytes(content)
+        loaded, compiled, said = run()
+        assert (loaded, compiled) == (0, 1), kind
+        assert said == [f"tinycnn: the compiled kernel in {file} is damaged; it is removed and compiled anew"], kind
+        assert run() == (1, 0, []), kind
+
+
+@pytest.mark.parametrize("name", ["scalars.py", "kernels/pooling.py"])
+def test_an_edit_in_any_source_of_kernels_counts(run, copy, name):
+    assert run(package=copy) == (0, 1, [])
+    with (copy / name).open("a") as file:
+        file.write("# an edit\n")
+    assert run(package=copy) == (0, 1, [])
+    assert run(package=copy) == (1, 0, [])
+
+
+def test_what_is_no_source_of_kernels():
+    for path in (PACKAGE / "kernels").glob("*.py"):
+        if path.name in _cache.AROUND:
+            assert not re.search(
+                r"_jit import (?!compiled\b)|numba import prange|^@(?!functools|contextlib)", path.read_text(), re.M
+            )
+
+
+def test_what_an_edit_changes_is_computed(run, copy):
+    """In a function that kernels of other files call."""
+    run(package=copy)
+    with (copy / "scalars.py").open("a") as file:
+        file.write(WRONG)
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        run(package=copy)
+
+
+WRONG = """
+
+def sigmoid32(x):
+    return x
+
+
+def sigmoid64(x):
+    return x
+"""
+
+
+def test_no_folder_that_can_be_written(run, copy, tmp_path):
+    """Another user's site-packages and no HOME."""
+    (tmp_path / "file").write_text("in the way")
+    nowhere = str(tmp_path / "file" / "below")
+    for folder in ("kernels", "data", "cuda"):
+        (copy / folder / "__pycache__").write_text("in the way")
+    nothing = {"NUMBA_CACHE_DIR": nowhere, "HOME": nowhere, "XDG_CACHE_HOME": nowhere, "PYTHONDONTWRITEBYTECODE": "1"}
+    line = f"tinycnn: there is no folder to keep compiled kernels in, so every start compiles them: {ADVICE}"
+    assert run(package=copy, **nothing) == (0, 1, [line])
+
+
+READ_ONLY = """
+import errno, os, tempfile
+from pathlib import Path
+def refuse(*args, **options):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+tempfile.TemporaryFile = os.makedirs = Path.write_bytes = Path.unlink = refuse
+"""
+
+
+def test_a_folder_that_can_only_be_read(run, copy, tmp_path):
+    loaded, compiled, said = run(READ_ONLY, copy)
+    assert (loaded, compiled, len(said)) == (0, 1, 1)
+    assert said[0].endswith(ADVICE)
+    assert run(package=copy) == (0, 1, [])
+    assert run(READ_ONLY, copy) == (1, 0, [])  # what is there is used
+    (file,) = (tmp_path / "cache").rglob("*.kernel")
+    file.write_bytes(b"garbage")
+    loaded, compiled, said = run(READ_ONLY, copy)
+    assert (loaded, compiled) == (0, 1)
+    assert said[0].endswith("it is removed and compiled anew")
+
+
+FULL = """
+import errno, os
+def refuse(*args, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+os.replace = refuse
+"""
+
+
+def test_a_full_disk(run, tmp_path):
+    loaded, compiled, said = run(FULL)
+    assert (loaded, compiled, len(said)) == (0, 1, 1)
+    assert "No space left on device" in said[0]
+    assert said[0].endswith(ADVICE)
+    assert not list((tmp_path / "cache").rglob("*.kernel*"))
+
+
+def test_a_process_without_standard_error(run, copy):
+    assert run("import sys; sys.stderr = None\n" + READ_ONLY, copy) == (0, 1, [])
