@@ -201,5 +201,5 @@ def constant(values):
     return np.array(values, np.int32)
 
 
-def capture(step, outputs=()):
+def capture(step):
     return step

@@ -39,41 +39,46 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
 
 
 @phase
-def add_up(tid, nt, losses, hits, loss, predicted, target):
+def add_up(tid, nt, losses, hits, counts, loss, predicted, target, shares):
     """This thread's share of the batch."""
-    total, right = 0.0, 0.0
+    total, right, share = 0.0, 0.0, 0.0
     for b in range(tid, loss.size, nt):
         total += loss[b]
         if predicted.size > 0 and predicted[b] == target[b]:
             right += 1.0
-    losses[tid], hits[tid] = total, right
+        if shares.size > 0:
+            share += shares[target[b]]
+    losses[tid], hits[tid], counts[tid] = total, right, share
 
 
 @phase
-def move_on(tid, nt, losses, hits, totals, cursor, images):
+def move_on(tid, nt, losses, hits, counts, totals, cursor, images, mean):
     if tid == 0:
-        loss, right = 0.0, 0.0
+        loss, right, share = 0.0, 0.0, 0.0
         for t in range(nt):
             loss += losses[t]
             right += hits[t]
-        totals[0] += loss * images
+            share += counts[t]
+        totals[0] += loss * share if mean else loss
         totals[1] += right
         totals[2] += images
         if totals[0] - totals[0] == 0.0:  # neither NaN nor infinite
             totals[3] += 1.0
+        totals[4] += share
         cursor[0] += images
 
 
 @kernel(THREADS, registers=64, double="the sums over an epoch, one number a batch")
-def tally_kernel(totals, cursor, loss, predicted, target):
+def tally_kernel(totals, cursor, loss, predicted, target, shares):
     losses = cuda.shared.array(THREADS, np.float64)
     hits = cuda.shared.array(THREADS, np.float64)
+    counts = cuda.shared.array(THREADS, np.float64)
     tid = cuda.threadIdx.x
-    add_up(tid, THREADS, losses, hits, loss, predicted, target)
+    add_up(tid, THREADS, losses, hits, counts, loss, predicted, target, shares)
     cuda.syncthreads()
-    move_on(tid, THREADS, losses, hits, totals, cursor, loss.size)
+    move_on(tid, THREADS, losses, hits, counts, totals, cursor, loss.size, shares.size > 0)
 
 
-def tally(totals, cursor, loss, predicted, target):
+def tally(totals, cursor, loss, predicted, target, shares):
     """Count a batch; see the twin."""
-    tally_kernel[1](totals, cursor, loss, predicted, target)
+    tally_kernel[1](totals, cursor, loss, predicted, target, shares)
