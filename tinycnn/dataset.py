@@ -23,8 +23,8 @@ class Normalization:
     unit: int
 
     def apply(self, name, x):
-        """Images x (N, C, H, W) as input.  uint8 pixels are scaled; floating-point numbers stand for input that is scaled
-        already.  TypeError for other kinds, and for uint8 where the model was trained on other pixels."""
+        """Images x (N, C, H, W) as input: uint8 pixels are scaled, floating-point numbers have been.  TypeError for
+        other kinds, and for uint8 where the model was trained on other pixels."""
         if x.dtype.kind == "f":
             return x
         if x.dtype != np.uint8 or self.unit != 255:
@@ -140,18 +140,18 @@ class Loader:
 
     The order, and how far it has been gone through, are on the device, where a captured step reads them.
 
-    order    image numbers on the device; by default all in a row
     augment  whether images are seen through the data set's transformations
+    longest  of the orders, if that is more than the whole data set; until `start_epoch`, it goes through that in a row
     """
 
-    def __init__(self, data, order=None, augment=False):
+    def __init__(self, data, augment=False, longest=0):
         self.data, self.k = data, data.k
-        self.order = self.k.to_device(np.arange(len(data))) if order is None else order
+        self.order = self.k.to_device(np.arange(max(len(data), longest)))
         self.cursor, self._target = self.k.empty((1,), np.int64), self.k.empty((0,), np.int64)
         self.augmentation = data.augmentation.fresh() if augment else None
 
     def start_epoch(self, order, again=False):
-        """Begin an epoch: `next` will give the images in the order `order`, at most all of them.
+        """Begin an epoch: `next` will give the images in the order `order`.
 
         again   not a new epoch, but the last one with the same random numbers
         """

@@ -50,7 +50,7 @@ class Optimizer(Tracked):
 
     def __getstate__(self):
         """For copies: settings and the model, and the rest as `state_dict` has it."""
-        made_anew = ("k", "schedule", "rates", "_step", "_epochs", *self.vectors)
+        made_anew = ("k", "_run", "schedule", "rates", "_step", "_epochs", *self.vectors)
         settings = {name: value for name, value in super().__getstate__().items() if name not in made_anew}
         return settings | {"_state": self.state_dict()}
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from tinycnn import _check
-from tinycnn._tracked import Replay, replayable
+from tinycnn._tracked import Replay, Tracked, replayable
 from tinycnn.dataset import Batches, Loader, number_of
 from tinycnn.losses import CrossEntropyLoss
 from tinycnn.model import Sequential
@@ -50,6 +50,10 @@ class Run:
         self.target = loader._target
         self.captures: dict[tuple, Replay] = {}
         self.settings = loader.settings()
+
+    def is_of(self, model, criterion, batches):
+        """Whether it is of these."""
+        return self.model is model and self.criterion is criterion and self.loader.data is batches
 
     def prepare(self, n):
         """Let the loss have buffers for n images."""
@@ -97,12 +101,12 @@ class Run:
 
     def checked_step(self, n, epoch=None):
         """`step`, but a loss that is not finite raises DivergedError, and nothing is updated.  Returns the loss."""
-        self.loss(n)
+        self.replay_loss(n)
         loss = self.criterion.value(n)
         if not math.isfinite(loss):
             where = self.model.first_not_finite(self.model.plan(n)) or "the loss"
             raise DivergedError(where, self.optimizer.steps + 1, epoch)
-        self.update(n)
+        self._replay(n, self.update)
         return loss
 
     def start_epoch(self, order, again=False):
@@ -134,11 +138,15 @@ def train_step(model, criterion, optimizer, batches, index):
     ValueError or TypeError.
     """
     check_fit(model, batches, "batches", criterion, optimizer)
-    index = number_of(batches, index)
-    run = Run(model, criterion, Loader(batches, model.k.to_device(index)), optimizer)
-    with run.running():
-        model.normalization = batches.normalization
-        return run.checked_step(len(index))
+    index, kept = number_of(batches, index), vars(optimizer) if isinstance(optimizer, Tracked) else {}
+    with model.lock:
+        run = kept.get("_run")  # of the last call, with its captures
+        if run is None or len(index) > len(run.loader.order) or not run.is_of(model, criterion, batches):
+            run = kept["_run"] = Run(model, criterion, Loader(batches, longest=len(index)), optimizer)
+        with run.running():
+            model.normalization = batches.normalization
+            run.loader.start_epoch(index)
+            return run.checked_step(len(index))
 
 
 def fit(
