@@ -69,6 +69,8 @@ class Net:
 class TinyCNN(Net):
     def __init__(self, net, threads):
         import tinycnn
+        import tinycnn.dataset
+        import tinycnn.train
 
         tinycnn.set_threads(threads)
         self.tinycnn, self.net = tinycnn, net
@@ -79,7 +81,7 @@ class TinyCNN(Net):
         self.model.load_state_dict(weights)
         self.batches = t.Batches(images, labels, mean=MEAN, std=STD)
         self.optimizer, self.criterion = t.Adam(self.model, RATE), t.CrossEntropyLoss()
-        self.totals: Any = None
+        self.run: Any = None
 
     def start(self, batch, weights, use="next_step"):
         super().start(batch, weights, use)
@@ -87,37 +89,34 @@ class TinyCNN(Net):
 
     def ready(self, order):
         """Begin an epoch of the batches `order`, a row each, with what `fit` does for one: a recorded step."""
-        model, (_, batch) = self.model, order.shape
-        if self.totals is None:
-            model.reserve(max(batch, model.reserved))
-            self.criterion.prepare(model.k, batch, 10, model.dtype)
-            self.totals = model.k.empty((4,), np.float64)
-            make = self.tinycnn.train.recorded_step
-            self.tinycnn.train.warm_up(model, self.criterion, self.optimizer, self.batches, batch)
-            self.recorded = make(model, self.criterion, self.optimizer, self.batches, self.totals, batch)
-        self.batches.shuffle(order.ravel())
+        model, (_, self.batch) = self.model, order.shape
+        if self.run is None:
+            train, Loader = self.tinycnn.train, self.tinycnn.dataset.Loader
+            model.reserve(max(self.batch, model.reserved))
+            train.warm_up(model, self.criterion, self.optimizer, self.batches, self.batch)
+            self.run = train.Run(model, self.criterion, Loader(self.batches), self.optimizer)
+        self.run.start_epoch(order.ravel())
         self.left = self.steps = len(order)
-        self.totals[...] = 0
 
     def next_step(self):
         if not self.left:
-            self.batches.move_to(0)
+            self.run.loader.seek(0)
             self.left = self.steps
         self.left -= 1
-        self.recorded()
+        self.run.replay(self.batch)
 
     def losses(self):
         sums = [0.0]
         for index in self.indices:
             self.next_step()
-            sums.append(self.totals[0] / len(index))
+            sums.append(self.run.totals[0] / len(index))
         return list(np.diff(sums))
 
     def run_through(self, order):
         self.ready(order)
         for _ in order:
-            self.recorded()
-        return float(self.totals[0] / self.totals[2])
+            self.run.replay(self.batch)
+        return self.run.read()[0]
 
     def step(self, index):
         return self.tinycnn.train_step(self.model, self.criterion, self.optimizer, self.batches, index)

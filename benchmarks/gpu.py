@@ -45,31 +45,31 @@ class Setup:
 
     def __init__(self, device, batch, images, activation="relu", pool="max"):
         from tinycnn import Adam, Batches, CrossEntropyLoss, models
+        from tinycnn.dataset import Loader
+        from tinycnn.train import Run
 
         self.batch = batch
         self.model = models.lenet5(activation, pool, rng=0, device=device)
         self.batches = Batches(*data_set(images), mean=0.1307, std=0.3081, device=device)
         self.optimizer, self.criterion = Adam(self.model, RATE), CrossEntropyLoss()
-        self.criterion.prepare(self.model.k, batch, 10, self.model.dtype)
-        self.totals = self.model.k.empty((4,), np.float64)
+        self.run = Run(self.model, self.criterion, Loader(self.batches), self.optimizer)
+        self.run.prepare(batch)
         self.model.reserve(batch)
 
     def step(self):
-        from tinycnn import train
-
-        train._step(self.model, self.criterion, self.optimizer, self.batches, self.totals, self.batch)
+        self.run.step(self.batch)
 
     def restart(self):
         """Back to the first image; a recording goes on reading the order from there."""
-        self.batches.k.write(self.batches.cursor, np.zeros(1, np.int64))
-        self.batches.k.write(self.totals, np.zeros(4))
+        self.run.loader.seek(0)
+        self.batches.k.write(self.run.totals, np.zeros(5))
 
     def losses(self, step, count):
         """The mean loss of each of the next `count` steps."""
         found, before = [], 0.0
         for _ in range(count):
             step()
-            now = float(self.batches.k.to_host(self.totals)[0])
+            now = float(self.batches.k.to_host(self.run.totals)[0])
             found.append((now - before) / self.batch)
             before = now
         return found
@@ -138,33 +138,35 @@ def kernels(size):
 
 def compare_buffers(here, there, batch):
     """After the same step, everything that the two models hold."""
-    for number, (ours, theirs) in enumerate(zip(here._buffers(batch)[0], there._buffers(batch)[0], strict=True)):
-        same(f"value {number}", there.plain(theirs, batch), here.plain(ours, batch), 1e-4)
+    ours, theirs = (
+        {step.numbers[-1]: plan.to_host(step.y) for step in plan.steps if step.layers}
+        for plan in (here.plan(batch), there.plan(batch))
+    )
+    for number in ours:
+        same(f"the output of layer {number}", theirs[number], ours[number], 1e-4)
     same("the gradient", there.k.to_host(there.grad), here.grad, 1e-4)
 
 
 def calls_of(setup, batch):
     """(name, call, floating-point operations, bytes read and written) of everything that a step launches."""
     model, k, criterion = setup.model, setup.model.k, setup.criterion
-    values, slopes = model._buffers(batch)
-    target = setup.batches.gather_next(values[0])
+    plan = model.plan(batch)
+    target = setup.run.loader.next(plan.x)
     out: list[tuple] = []
-    out.append(("gather", lambda: setup.batches.gather(values[0], setup.batches.order), 0, batch * 784 * 5))
-    for i, layer in enumerate(model.layers):
-        if model.passes_through(i, values):
+    order, cursor = setup.run.loader.order, setup.run.loader.cursor
+    out.append(("gather", lambda: setup.batches.read(plan.x, target, order, cursor), 0, batch * 784 * 5))
+    for at, step in enumerate(plan.steps):
+        if not step.layers or "Flatten" in repr(step):
             continue
-        adds, moved = layer.multiply_adds(model.shapes[i]) * batch, values[i].nbytes + values[i + 1].nbytes
-        name = f"{i} {type(layer).__name__}"
-        x, y, dy = values[i], values[i + 1], slopes[i + 1]
-        dx = slopes[i] if i > model._first else model.unwanted(batch)
-        out.append((name + " forward", lambda layer=layer, x=x, y=y: layer.forward(y, x), 2 * adds, moved))
-        back = 2 if i > model._first else 1
-        out.append((name + " backward", lambda layer=layer, a=(dx, dy, x, y): layer.backward(*a), 2 * adds * back,
-                    moved * back))  # fmt: skip
-    y, dy = model.output_buffers(batch)
-    out.append(("loss", lambda: criterion.run(dy, y, target), 0, 2 * y.nbytes))
+        (number,), (layer,) = step.numbers, step.layers
+        adds, moved = layer.multiply_adds(model.shapes[number]) * batch, step.x.nbytes + step.y.nbytes
+        name, dx = f"{number} {type(layer).__name__}", step.dx if at > plan.first else plan.no_gradient
+        out.append((name + " forward", step.forward, 2 * adds, moved))
+        back = 2 if at > plan.first else 1
+        out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * back, moved * back))
+    out.append(("loss", lambda: criterion.run(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
     out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))
-    out.append(("tally", lambda: criterion.tally(setup.totals, setup.batches.cursor, target), 0, 12 * batch))
+    out.append(("tally", lambda: criterion.tally(setup.run.totals, setup.run.loader.cursor, target), 0, 12 * batch))
     return [(name, call, flops, moved) for name, call, flops, moved in out if k is not None]
 
 

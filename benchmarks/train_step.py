@@ -41,30 +41,27 @@ class TinyCNN(_nets.TinyCNN):
 
     def parts(self, index):
         """What a step does, in order: (name, phase, floating-point operations, bytes read and written, call)."""
-        model, batch, criterion, tiles = self.model, len(index), self.criterion, self.model.k.tiles
-        values, slopes = model._buffers(batch)
-        images, (y, dy) = model.input_buffer(batch), model.output_buffers(batch)
+        model, batch, criterion = self.model, len(index), self.criterion
+        plan = model.plan(batch)
         criterion.prepare(model.k, batch, 10, model.dtype)
-        yield "gather", "data", 0, images.nbytes * 5 // 4, lambda: self.batches.gather(images, index)
-        if values[0].ndim == 5:
-            yield "interleave", "data", 0, 2 * images.nbytes, lambda: tiles.interleave(values[0], images)
+        yield "gather", "data", 0, plan.x.nbytes * 5 // 4, lambda: self.batches.gather(plan.x, index)
         backward = []
-        for i, layer in enumerate(model.layers):
-            if model.passes_through(i, values):
+        for at, step in enumerate(plan.steps):
+            name = " ".join([*map(str, step.numbers), *(type(layer).__name__ for layer in step.layers)]) or repr(step)
+            x, y = step.x, step.y
+            adds = [layer.multiply_adds(model.shapes[n]) for n, layer in zip(step.numbers, step.layers, strict=True)]
+            flops = 2 * batch * sum(adds)
+            shapes = [shape for layer in step.layers for shape in layer.parameter_shapes().values()]
+            weights = 4 * sum(int(np.prod(shape)) for shape in shapes)
+            yield name, "forward", flops, x.nbytes + y.nbytes + weights, step.forward
+            if at < plan.first:
                 continue
-            name, x, out = f"{i} {type(layer).__name__}", values[i], values[i + 1]
-            flops = 2 * batch * layer.multiply_adds(model.shapes[i])
-            weights = 4 * sum(int(np.prod(shape)) for shape in layer.parameter_shapes().values())
-            yield name, "forward", flops, x.nbytes + out.nbytes + weights, functools.partial(layer.forward, out, x)
-            if i < model._first:
-                continue
-            wanted = i > model._first
-            dx = slopes[i] if wanted else model.unwanted(batch)
+            wanted = at > plan.first
             # Layers with weights read x and dy; the others read dy and about as much again as their output.
-            moved = (x.nbytes if flops else out.nbytes) + out.nbytes + wanted * x.nbytes + 2 * weights
-            call = functools.partial(layer.backward, dx, slopes[i + 1], x, out)
+            moved = (x.nbytes if flops else y.nbytes) + y.nbytes + wanted * x.nbytes + 2 * weights
+            call = functools.partial(step.backward, step.dx if wanted else plan.no_gradient)
             backward.append((name, "backward", (1 + wanted) * flops, moved, call))
-        labels = self.batches._target[:batch]
+        y, dy, labels = plan.y, plan.dy, self.batches.gather(plan.x, index)
         yield "cross entropy", "loss", 0, 2 * y.nbytes, lambda: (criterion.run(dy, y, labels), criterion.value(batch))
         yield from reversed(backward)
         yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
@@ -76,8 +73,6 @@ class TinyCNN(_nets.TinyCNN):
         self.step(self.indices[0])
         whole = self.model.theta.copy()
         self.start(batch, weights)
-        self.model.run_forward(batch)  # the layers know the batch now
-        self.batches.gather(self.model.input_buffer(batch), self.indices[0])
         parts = list(self.parts(self.indices[0]))
         for *_, call in parts:
             call()
@@ -86,9 +81,9 @@ class TinyCNN(_nets.TinyCNN):
         clocks = np.empty((PROFILED, len(parts) + 1))
         steps = np.empty(PROFILED)
         for clock, step in zip(clocks, steps.reshape(PROFILED, 1), strict=True):
-            self.batches.move_to(0)
+            self.run.loader.seek(0)
             step[0] = time.perf_counter()
-            self.recorded()
+            self.run.replay(batch)
             clock[0] = time.perf_counter()
             step[0] = clock[0] - step[0]
             for number, (*_, call) in enumerate(parts):

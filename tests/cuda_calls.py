@@ -195,8 +195,10 @@ def calls(dtype, sizes, seed=0):
         yield "jitter", f"{brightness}, {contrast}", (abs(x), counter, seed, *options), (0,)
 
     predicted = rng.integers(0, 3, rows)
-    totals, cursor, loss, target = np.array([1.0, 2, 3, 4]), np.array([7]), abs(normal(rows)), rng.integers(0, 3, rows)
-    yield "tally", "", (totals, cursor, loss, predicted, target), (0, 1)
-    yield "tally", "no classes", (totals, cursor, loss, predicted[:0], target), (0, 1)
+    totals, cursor, shares = np.array([1.0, 2, 3, 4, 5]), np.array([7]), np.array([1, 0.5, 2])
+    loss, target = abs(normal(rows)), rng.integers(0, 3, rows)
+    yield "tally", "", (totals, cursor, loss, predicted, target, shares), (0, 1)
+    yield "tally", "a sum", (totals, cursor, loss, predicted, target, shares[:0]), (0, 1)
+    yield "tally", "no classes", (totals, cursor, loss, predicted[:0], target, shares), (0, 1)
     loss[rows // 2] = np.nan
-    yield "tally", "NaN", (totals, cursor, loss, predicted, target), (0, 1)
+    yield "tally", "NaN", (totals, cursor, loss, predicted, target, shares), (0, 1)

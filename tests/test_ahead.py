@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tinycnn import SGD, Batches, CrossEntropyLoss, Dropout, Flatten, Linear, Sequential, kernels, train
-from tinycnn.kernels import _ahead, _jit, _record
+from tinycnn.dataset import Loader
+from tinycnn.kernels import _ahead, _capture, _jit
 
 # Four kernels and more, for one type each, with an empty cache; prints how many of them came from another process.
 COMPILE = """
@@ -86,8 +87,9 @@ def test_fit_asks_for_its_smaller_last_batch_and_for_training(monkeypatch):
     model = Sequential(Flatten(), Dropout(0.5), Linear(12, 3), input_shape=(1, 3, 4), rng=0).eval()
     data = Batches(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
     before, asked = model.snapshot(), []
-    monkeypatch.setattr(kernels, "compile_for", lambda step: _record.calls_of(step, asked, only=True))
-    train._compile(model, CrossEntropyLoss(), SGD(model, 0.1), data, {16, 4})
+    monkeypatch.setattr(kernels, "compile_for", lambda step: _capture.trace_calls(step, asked, dry_run=True))
+    model.set_input_shape(data.image_shape)
+    train._compile(train.Run(model, CrossEntropyLoss(), Loader(data), SGD(model, 0.1)), {16, 4})
     assert {len(args[0]) for function, args in asked if function.__name__.startswith("gather")} == {16, 4}
     assert any(function.__name__ == "advance" for function, _ in asked)  # dropout's masks, in training only
     assert not model.training

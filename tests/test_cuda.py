@@ -30,6 +30,7 @@ from tinycnn import (
     train,
 )
 from tinycnn.cuda import _launch
+from tinycnn.dataset import Loader
 from tinycnn.recipes import training
 
 pytestmark = pytest.mark.gpu
@@ -205,10 +206,9 @@ def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypa
     model = Sequential(*chain, rng=1, device="cuda")
     optimizer = optim.AdamW(model, 1e-3)
     optimizer = optim.EMA(optimizer) if averaged else optimizer
-    totals = cuda.empty((4,), np.float64)
     model.set_input_shape(batches.image_shape)
-    criterion.prepare(cuda, 4, 4, model.dtype)
-    train._step(model, criterion, optimizer, batches, totals, 4)
+    step = train.Run(model, criterion, Loader(batches, augment=True), optimizer)
+    step.step(4)
 
     def refuse(*arguments):
         raise AssertionError("a step allocates, copies or waits")
@@ -216,9 +216,9 @@ def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypa
     for name in ("empty", "to_device", "to_host", "write"):
         monkeypatch.setattr(cuda, name, refuse)
         monkeypatch.setattr(_launch, name, refuse)
-    train._step(model, criterion, optimizer, batches, totals, 4)
+    step.step(4)
     monkeypatch.undo()
-    assert cuda.to_host(totals)[2] == 8
+    assert cuda.to_host(step.totals)[2] == 8
 
 
 def test_averaged_training_of_radial_basis_functions_is_the_cpus():

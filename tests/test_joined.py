@@ -48,7 +48,7 @@ def test_the_same_as_layer_by_layer(activation, pool, dtype):
     model = net(ACTIVATIONS[activation], POOLS[pool], dtype=dtype)
     x = images(model)
     may_fall = activation >= 3 and pool >= 2  # the maximum may change places with what never falls only
-    assert bool(model._joined) is not may_fall
+    assert model.plan(BATCH).fused is not may_fall
     for _ in range(4):  # recorded, and replayed
         together = passes(model, x)
     with model.layer_by_layer():
@@ -68,7 +68,7 @@ def test_gradients(activation, pool):
 def test_an_activation_behind_does_not_spoil_what_the_maximum_needs():
     model = net(nn.ReLU, lambda: nn.MaxPool2d(2), after=[nn.Tanh()])
     check(model)
-    assert list(model._joined) == [1]
+    assert [step.numbers for step in model.plan(BATCH).steps if step.fused] == [(1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_an_activation_behind_does_not_spoil_what_the_maximum_needs():
 )
 def test_what_is_left_apart(pool):
     model = net(nn.Tanh, pool)
-    assert not model._joined
+    assert not model.plan(BATCH).fused
     check(model)
 
 
@@ -102,7 +102,7 @@ class Softer(nn.Tanh):
 @pytest.mark.parametrize("pool", POOLS[::2])
 def test_a_subclass_does_its_own_work(pool):
     model = net(Softer, pool)
-    assert not model._joined
+    assert not model.plan(BATCH).fused
     check(model)
 
 
@@ -138,7 +138,7 @@ def test_without_joined_layers_one_forward_serves_many():
     y = model.forward(images(model))
     first = model.backward(y)
     np.testing.assert_array_equal(model.backward(y), first)
-    model.trace(BATCH)
+    model.trace(images(model, 5))
     np.testing.assert_array_equal(model.backward(y), first)
 
 
@@ -146,18 +146,10 @@ def test_without_joined_layers_one_forward_serves_many():
 def test_trace_shows_every_layer(pool):
     model = net(nn.Tanh, pool)
     x = images(model)
-    model.forward(x)
-    before, after, pooled, _ = model.trace(BATCH)
+    before, after, pooled, _ = (layer.output for layer in model.trace(x))
     np.testing.assert_allclose(after, reference.tanh(before), rtol=1e-12)
     assert pooled.shape[2:] == (3, 5)
     assert before.min() < -1
-
-
-def test_a_layer_forgets_the_net_it_was_in():
-    pool = nn.AvgPool2d(2)
-    net(nn.Tanh, lambda: pool)
-    plain = Sequential(nn.Conv2d(2, 3, 3, padding=1), pool, input_shape=(2, 6, 6), rng=0, dtype=np.float64)
-    check(plain)
 
 
 @pytest.mark.parametrize("activation", range(3))
@@ -166,7 +158,8 @@ def test_nan_is_seen(activation, pool):
     model = net(ACTIVATIONS[activation], pool, dtype=np.float32)
     x = images(model)
     x[3, 0, 2, 2] = np.nan
-    model.k.write(model.input_buffer(BATCH), x)  # past the check of what comes in
-    model.run_forward(BATCH)
-    bad = np.isnan(model.output_buffers(BATCH)[0]).any(axis=1)
+    plan = model.plan(BATCH)
+    model.k.write(plan.x, x)  # past the check of what comes in
+    plan.forward()
+    bad = np.isnan(plan.y).any(axis=1)
     assert bad.tolist() == [i == 3 for i in range(BATCH)]

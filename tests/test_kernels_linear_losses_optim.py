@@ -313,15 +313,24 @@ def test_gather(N, shape, B, padding, seed, kind, dtype):
 
 
 def test_tally():
-    totals, cursor = np.zeros(4), np.zeros(1, np.int64)
-    kernels.tally(totals, cursor, np.float32([0.5, 0.25]), np.array([3, 1]), np.array([3, 2]))
-    kernels.tally(totals, cursor, np.float32([1, 1, 1]), np.zeros(0, np.int64), np.array([3, 2, 1]))
-    np.testing.assert_array_equal(totals, [2 * 0.75 + 3 * 3, 1, 5, 2])
+    totals, cursor, ones = np.zeros(5), np.zeros(1, np.int64), np.ones(4)
+    kernels.tally(totals, cursor, np.float32([0.5, 0.25]), np.array([3, 1]), np.array([3, 2]), ones)
+    kernels.tally(totals, cursor, np.float32([1, 1, 1]), np.zeros(0, np.int64), np.array([3, 2, 1]), ones)
+    np.testing.assert_array_equal(totals, [2 * 0.75 + 3 * 3, 1, 5, 2, 5])
     assert cursor == [5]
     for bad in (np.nan, 1.0):  # once the sum is not finite, it stays so: batches before that are counted
-        kernels.tally(totals, cursor, np.float32([bad]), np.array([0]), np.array([0]))
+        kernels.tally(totals, cursor, np.float32([bad]), np.array([0]), np.array([0]), ones)
     assert np.isnan(totals[0])
-    assert list(totals[1:]) == [3, 7, 2]
+    assert list(totals[1:]) == [3, 7, 2, 7]
+
+
+def test_tally_of_classes_that_count_differently_and_of_sums():
+    totals, shares, target = np.zeros(5), np.array([0.5, 0.0, 2.0]), np.array([0, 1, 2])
+    for _ in range(2):
+        kernels.tally(totals, np.zeros(1, np.int64), np.float32([0.5, 0.25, 1]), target, target, shares)
+    np.testing.assert_array_equal(totals, [2 * 1.75 * 2.5, 6, 6, 2, 5])
+    kernels.tally(totals, np.zeros(1, np.int64), np.float32([0.5, 0.25, 1]), target, target, shares[:0])
+    np.testing.assert_array_equal(totals, [2 * 1.75 * 2.5 + 1.75, 9, 9, 3, 5])
 
 
 # --- array services ---------------------------------------------------------------------------------------------------
@@ -371,7 +380,7 @@ def _case(name, dtype):
         return kernels.advance, (np.array([6]),), (0,)
     if name == "tally":
         loss, predicted, target = rng.random(64).astype(dtype), rng.integers(0, 3, 64), rng.integers(0, 3, 64)
-        return kernels.tally, (np.zeros(4), np.zeros(1, np.int64), loss, predicted, target), (0, 1)
+        return kernels.tally, (np.zeros(5), np.zeros(1, np.int64), loss, predicted, target, np.ones(3)), (0, 1)
     theta, grad, m, v = rng.standard_normal((4, 61_706)).astype(dtype)
     step = np.array([3])
     if name == "average":

@@ -1,5 +1,6 @@
 """The machine of 1998 against what the paper says of it, and its kernels against NumPy."""
 
+import copy
 import hashlib
 import math
 
@@ -227,7 +228,7 @@ def test_second_derivatives_go_down_a_chain():
     x, target = data_for(model, images=3)
     h = lecun98.second_derivatives(model, lecun98.NearestLoss(), batches_of(x, target), np.arange(3))
     # Above the subsampling each unit has one connection: h is 2 (du/dw)^2, u the last unit's output.
-    units = small(*chain, shape=(1, 4, 4))
+    units = small(*copy.deepcopy(chain), shape=(1, 4, 4))
     units.theta[...] = model.theta
     slopes = []
     for image in x:

@@ -202,7 +202,7 @@ def test_radial_basis_functions_and_their_gradients(dtype):
         np.testing.assert_allclose(model.backward(dy), -pull.sum(axis=1), rtol=0, atol=10 * tolerance)
         np.testing.assert_allclose(model[0].weight_grad, pull.sum(axis=0), rtol=0, atol=10 * tolerance)
         model.grad[...] = np.nan
-        model.run_backward(images)  # without the gradient of the images
+        model.plan(images).backward()  # without the gradient of the images
         np.testing.assert_allclose(model[0].weight_grad, pull.sum(axis=0), rtol=0, atol=10 * tolerance)
 
 
@@ -372,12 +372,12 @@ def test_reserve():
     model = small()
     assert model.reserved == 0
     model.reserve(9)
-    buffer = model.input_buffer(9)
+    buffer = model.plan(9).x
     want = small().forward(X)
     np.testing.assert_array_equal(model.forward(X), want)
     assert model.reserved == 9
     model.forward(X[:4])
-    assert model.input_buffer(9) is buffer
+    assert model.plan(9).x is buffer
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         model.reserve(0)
     with pytest.raises(ValueError, match="input_shape is not known yet"):
@@ -407,7 +407,7 @@ def test_what_is_returned_does_not_change_later():
     np.testing.assert_array_equal(y, kept[0])
     np.testing.assert_array_equal(dx, kept[1])
     y[...] = dx[...] = 0  # and is the caller's
-    assert model.output_buffers(9)[0] is not y
+    assert model.plan(9).y is not y
     flat = Sequential(Flatten())
     x = np.ones((2, 3), np.float32)
     y = flat.forward(x)
@@ -492,15 +492,16 @@ def test_the_shape_is_found_at_the_first_forward():
 def test_first_not_finite_names_the_place():
     model = small()
     model.forward(X)
-    assert model.first_not_finite(9) is None
-    model.input_buffer(9)[3] = np.inf
-    assert model.first_not_finite(9) == "the input"
+    plan = model.plan(9)
+    assert model.first_not_finite(plan) is None
+    plan.x[3] = np.inf
+    assert model.first_not_finite(plan) == "the input"
     model.forward(X)
     model[4].weight[2, 3] = np.nan
-    assert model.first_not_finite(9) == "parameter 4.weight of layer 4 Linear(27, 5)"
+    assert model.first_not_finite(plan) == "parameter 4.weight of layer 4 Linear(27, 5)"
     model[4].weight[...] = 3e38
-    model.run_forward(9)
-    assert model.first_not_finite(9) == "the output of layer 4 Linear(27, 5)"
+    plan.forward()
+    assert model.first_not_finite(plan) == "the output of layer 4 Linear(27, 5)"
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -515,7 +516,7 @@ def test_a_layer_without_forward_or_backward_says_so():
     with pytest.raises(RuntimeError, match="Half has no forward"):
         model.forward(np.ones((1, 2)))
     with pytest.raises(RuntimeError, match="Half has no backward"):
-        model.run_backward(1, input_gradient=True)
+        model.plan(1).backward(input_gradient=True)
 
 
 def shared():
@@ -621,7 +622,7 @@ def test_images_that_are_refused(x, error, words):
         model.forward(x)
     with pytest.raises(error, match=words):
         small().forward(x)
-    np.testing.assert_array_equal(model.output_buffers(9)[0], want)  # before anything is computed
+    np.testing.assert_array_equal(model.plan(9).y, want)  # before anything is computed
 
 
 def test_images_too_large_for_float32_are_refused():

@@ -28,6 +28,7 @@ from tinycnn import (
     set_threads,
     train_step,
 )
+from tinycnn.dataset import Loader
 from tinycnn.train import warm_up
 
 TWO_CORES = numba.config.NUMBA_NUM_THREADS > 1
@@ -458,28 +459,27 @@ def test_bad_optimizer_options_are_refused(make, words):
         make(small_model())
 
 
-class Orders:
-    """Batches that remember which images each epoch was to take, in which order."""
+@pytest.fixture
+def orders(monkeypatch):
+    """Which images each epoch was to take, in which order."""
+    seen, start_epoch = [], Loader.start_epoch
 
-    def __new__(cls, batches):
-        batches.seen, shuffle = [], batches.shuffle
+    def remember(self, order, again=False):
+        seen.append(np.array(order))
+        start_epoch(self, order, again)
 
-        def remember(order, again=False):
-            batches.seen.append(np.array(order))
-            shuffle(order, again)
-
-        batches.shuffle = remember
-        return batches
+    monkeypatch.setattr(Loader, "start_epoch", remember)
+    return seen
 
 
-def test_short_epochs_go_on_where_the_last_one_ended():
+def test_short_epochs_go_on_where_the_last_one_ended(orders):
     images, labels = data.synthetic_digits(100, rng=0)
-    batches, model = Orders(Batches(images, labels)), small_model()
+    batches, model = Batches(images, labels), small_model()
     history = fit(
         model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=6, batch_size=10, steps_per_epoch=4, rng=0
     )
-    assert [len(order) for order in batches.seen] == [40] * 6
-    taken = np.concatenate(batches.seen)
+    assert [len(order) for order in orders] == [40] * 6
+    taken = np.concatenate(orders)
     for whole in (taken[:100], taken[100:200]):  # each image once before any comes again
         assert sorted(whole) == list(range(100))
     assert list(taken[:100]) != list(taken[100:200])
@@ -497,11 +497,11 @@ def test_a_number_of_steps_that_cannot_be_is_refused(steps, error):
 
 
 @pytest.mark.parametrize("reshuffle", [True, False])
-def test_one_order_for_all_epochs_or_a_new_one_each(reshuffle):
+def test_one_order_for_all_epochs_or_a_new_one_each(reshuffle, orders):
     images, labels = data.synthetic_digits(50, rng=0)
-    batches, model = Orders(Batches(images, labels)), small_model()
+    batches, model = Batches(images, labels), small_model()
     fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=3, batch_size=20, reshuffle=reshuffle, rng=0)
-    first, *later = map(list, batches.seen)
+    first, *later = map(list, orders)
     assert sorted(first) == list(range(50))
     assert first != list(range(50))
     assert [order == first for order in later] == [not reshuffle] * 2

@@ -19,7 +19,8 @@ _HOME = {
     "losses": "CrossEntropyLoss MSELoss OneHotMSELoss",
     "optim": "SGD Adam AdamW EMA ReduceLROnPlateau",
     "_gradcheck": "gradcheck gradcheck_model",
-    "train": "Batches DivergedError EarlyStopping evaluate fit train_step",
+    "dataset": "Batches",
+    "train": "DivergedError EarlyStopping evaluate fit train_step",
     "augment": "ColorJitter ElasticTransform RandomAffine",
     "backend": "set_threads",
 }

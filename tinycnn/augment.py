@@ -1,5 +1,8 @@
 """Random distortions of training images, for `Batches(..., augment=(...))`, with torchvision's names."""
 
+import copy
+from typing import Any
+
 import numpy as np
 
 from tinycnn import _check, backend
@@ -73,6 +76,10 @@ class Augmentation:
     seed         where the random numbers begin; the kernels compute them from it and the number of the batch
     """
 
+    counter: Any  # these three are set by `fresh`
+    began: Any
+    _rooms: dict
+
     def __init__(self, transforms, seed, k, scale, shift):
         chosen = {}
         for transform in transforms if isinstance(transforms, (tuple, list)) else (transforms,):
@@ -90,9 +97,23 @@ class Augmentation:
         seeds = np.random.default_rng(_check.integer("seed", seed, 0)).integers(2**63, size=len(KINDS))
         self.affine_seed, self.elastic_seed, self.jitter_seed = map(int, seeds)
         self.k, self.scale, self.shift = k, scale, shift
+        self.drawn = 0  # batches of the trainings so far
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "k"}  # a module; the data set has it
+
+    def fresh(self):
+        """The same for one training, which counts on its own from what has been drawn before."""
+        mine = copy.copy(self)
+        mine.k = self.k
         # Batches so far, and how many there were when the epoch began.
-        self.counter, self.began = k.empty((1,), np.int64), k.empty((1,), np.int64)
-        self._rooms = {}
+        mine.counter, mine.began = (self.k.to_device(np.array([self.drawn])) for _ in range(2))
+        mine._rooms = {}
+        return mine
+
+    def batches(self):
+        """How many have been drawn, those before this training included."""
+        return int(self.k.to_host(self.counter)[0])
 
     def room(self, x):
         """Arrays for a batch like x: (images before they are moved, matrices, field, weights, scale, shift)."""

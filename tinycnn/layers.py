@@ -1,34 +1,55 @@
 """Layers: shapes, parameters, and which kernels to call.  Names, arguments, defaults and initialisation are torch's.
 
-A layer knows nothing of batches or devices.  `Sequential` asks it for its output shape, hands it views into the flat
-parameter and gradient vectors (`bind`), and then calls `forward(y, x)` and `backward(dx, dy, x, y)` on buffers that it
-owns.  A new layer is a class here, a kernel pair, and a row in tests/test_gradients.py.
+A layer knows nothing of batches, devices or its neighbours.  `Sequential` asks it for its output shape and hands it
+views into the flat parameter and gradient vectors (`bind`); the `Plan` of a batch calls `forward(y, x)` and
+`backward(dx, dy, x, y)` on buffers that it owns.  A new layer is a class here, a kernel pair, and a row in
+tests/test_gradients.py.
 """
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from tinycnn import _check, scalars
+from tinycnn._tracked import Tracked
 
 
-class Layer:
-    """What a layer without parameters, whose output has the shape of its input, inherits."""
+class Layer(Tracked):
+    """Base class.  Defaults: no parameters, output shape = input shape.
+
+    A layer of your own gets arrays (N, *shape) in plain order and runs as Python in every step, unless its class says
+    `replayable = True` (see `tinycnn.plan`).  What the plan is allowed to do with it, its class has to say itself:
+
+    in_place      forward may be called with y = x, and backward with dx = dy: it does not read x
+    reads_output  backward reads y; taken for true where a class of your own does not say
+    """
 
     k: Any = None  # the backend module, set by `bind`
     training = True
-    images = 0  # of the batch that runs; a tiled one (kernels/tiles.py) may have room for more
+    saved: Any = None  # what `reserve` made for the batch that runs; set by the plan before every call
     is_view = False  # the output is the input under another shape; no kernel runs
-    in_place = False  # forward may be called with y = x, and backward with dx = dy: it does not read x
-    reads_output: Any = False  # backward reads y
-    formula: Any = None  # of an activation: what the layer after it, if that does its work as well, tells its kernel
-    before: Any = None  # in a layer that does so: the activation
-    changes = 0  # how often an attribute of any layer has changed: what was recorded before is of no use any more
+    in_place = False
+    reads_output = False
+    formula: Any = None  # of an activation: code and constants for fused kernels
+    _bound: frozenset = frozenset()  # names of all that `bind` has set
+    _views: frozenset = frozenset()  # those of them that are parameters, gradients and buffers
 
     def __setattr__(self, name, value):
-        Layer.changes += self.__dict__.get(name, Layer) is not value
-        super().__setattr__(name, value)
+        """As usual; but what is assigned to a parameter or buffer of a model's layer is copied into it."""
+        if name in self._views and value is not getattr(self, name):
+            copy_into(self.k, f"{name} of {self!r}", getattr(self, name), value)
+        else:
+            super().__setattr__(name, value)
+
+    def __getstate__(self):
+        """For copies: the settings, and parameters and buffers as NumPy arrays, with which a new model will begin."""
+        state = {name: value for name, value in super().__getstate__().items() if name not in self._bound}
+        if self.k is None:
+            return state
+        kept = [*self.parameter_shapes(), *self.buffers(np.float32)]
+        return state | {name: np.array(self.k.to_host(getattr(self, name))) for name in kept} | {"_copied": True}
 
     def parameter_shapes(self):
         """Names and shapes of the parameters, in the order of the flat vector."""
@@ -45,6 +66,18 @@ class Layer:
         """
         return {}
 
+    def bring(self, rng, dtype):
+        """The parameters to begin with, and the buffers: those that a copy has brought along, or new ones."""
+        shapes = self.parameter_shapes()
+        parameters = {} if vars(self).get("_copied") else self.initial(rng)
+        given = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        parameters |= {name: given[name] for name in shapes if name in given}
+        buffers = {name: np.array(given.get(name, v), v.dtype) for name, v in self.buffers(dtype).items()}
+        for name, shape in shapes.items():
+            if np.shape(parameters[name]) != tuple(shape):
+                raise ValueError(f"{name} of {self!r} must have shape {shape}, got {np.shape(parameters[name])}")
+        return parameters, buffers
+
     def bind(self, k, parameters, gradients, dtype):
         """Take the backend and the views of this layer: `self.weight`, `self.weight_grad` and so on."""
         self.k = k
@@ -59,14 +92,11 @@ class Layer:
         return shape
 
     def reserve(self, k, batch, shape, dtype):
-        """Allocate what forward has to remember for backward, for at most `batch` inputs of `shape`."""
+        """Allocate what forward leaves for backward, for `batch` inputs of `shape`: a SimpleNamespace, or None.
 
-    def joins(self, activation):
-        """Whether this layer can do the work of `activation`, which comes before it, as well as its own, on tiles.
-
-        Then forward(y, x) may overwrite x, and backward(dx, dy, x, y), where dx is x, may overwrite dy.
+        It is there as `self.saved` whenever forward and backward are called.  The plan adds its `images`: the images
+        of the batch that runs, since arrays may have room for more.
         """
-        return False
 
     def multiply_adds(self, shape):
         """Multiply-adds of the forward pass for one input of `shape`."""
@@ -85,6 +115,14 @@ class Layer:
 
     def __repr__(self):
         return f"{type(self).__name__}({self.extra()})"
+
+
+def copy_into(k, name, array, values):
+    """Overwrite an array of the backend k by values of its shape; ValueError names both shapes."""
+    values = _check.array(name, k.to_host(values)) if array.size else np.asarray(values)
+    if values.shape != array.shape:
+        raise ValueError(f"{name} must have shape {array.shape}, got {values.shape}")
+    k.write(array, values.astype(array.dtype))
 
 
 class Parametric(Layer):
@@ -238,17 +276,16 @@ class GaussianRBF(Layer):
         return self.in_features * self.out_features
 
     def reserve(self, k, batch, shape, dtype):
-        self._between = k.empty((batch, self.out_features), dtype)  # the squared distances, and later their gradient
+        # The squared distances, and later their gradient.
+        return SimpleNamespace(squares=k.empty((batch, self.out_features), dtype))
 
     def forward(self, y, x):
-        squares = self._between[: len(x)]
-        self.k.distance_forward(squares, x, self.weight)
-        self.k.gaussian_forward(y, squares)
+        self.k.distance_forward(self.saved.squares, x, self.weight)
+        self.k.gaussian_forward(y, self.saved.squares)
 
     def backward(self, dx, dy, x, y):
-        slopes = self._between[: len(x)]
-        self.k.gaussian_backward(slopes, dy, y)
-        self.k.distance_backward(dx, self.weight_grad, slopes, x, self.weight)
+        self.k.gaussian_backward(self.saved.squares, dy, y)
+        self.k.distance_backward(dx, self.weight_grad, self.saved.squares, x, self.weight)
 
     def extra(self):
         return f"{self.in_features}, {self.out_features}" + (f", scale={self.scale:g}" if self.scale != 1 else "")
@@ -299,25 +336,15 @@ class AvgPool2d(_Pool2d):
         self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
         self.divisor = 0 if divisor_override is None else _check.integer("divisor_override", divisor_override, 1)
 
-    def joins(self, activation):
-        plain = self.kernel_size == self.stride == (2, 2) and self.padding == (0, 0) and not self.ceil_mode
-        return plain and type(activation) in (Tanh, Sigmoid, ReLU, ScaledTanh)  # subclasses may do something else
-
     def forward(self, y, x):
-        if self.before and x.ndim == 5:
-            self.k.joined.average_forward(y, x, self.before.formula, self.divisor or 4)
-        else:
-            self.k.avg_pool2d_forward(
-                y, x, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
-            )
+        self.k.avg_pool2d_forward(
+            y, x, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
+        )
 
     def backward(self, dx, dy, x, y):
-        if self.before and x.ndim == 5:
-            self.k.joined.average_backward(dx, dy, self.before.formula, self.divisor or 4)
-        else:
-            self.k.avg_pool2d_backward(
-                dx, dy, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
-            )
+        self.k.avg_pool2d_backward(
+            dx, dy, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
+        )
 
 
 class MaxPool2d(_Pool2d):
@@ -339,34 +366,19 @@ class MaxPool2d(_Pool2d):
             self.padding = _check.pool_padding(padding, self.kernel_size)
         self.ceil_mode = bool(ceil_mode)
 
-    def reserve(self, k, batch, shape, dtype):
-        self._indices = k.empty((batch * math.prod(self.output_shape(shape)),), np.int32)
-
-    def indices(self, y):
-        """Where in their planes the entries of y stood."""
-        return self._indices[: y.size].reshape(y.shape)
-
-    def joins(self, activation):
-        rises = type(activation) in (Tanh, Sigmoid, ReLU)  # so the maximum may be taken first, see kernels/joined.py
-        return rises and self.kernel_size == self.stride and self.padding == (0, 0)
-
     @property
-    def reads_output(self):
-        return self.before is not None
+    def windows(self):
+        return self.kernel_size, self.stride, self.padding, self.dilation
+
+    def reserve(self, k, batch, shape, dtype):
+        # Where in their planes the entries of y stood.
+        return SimpleNamespace(indices=k.empty((batch * math.prod(self.output_shape(shape)),), np.int32))
 
     def forward(self, y, x):
-        windows = self.kernel_size, self.stride, self.padding, self.dilation
-        if self.before and x.ndim == 5:
-            self.k.joined.max_forward(y, self.indices(y), x, self.before.formula, *windows)
-        else:
-            self.k.max_pool2d_forward(y, self.indices(y), x, *windows)
+        self.k.max_pool2d_forward(y, self.saved.indices.reshape(y.shape), x, *self.windows)
 
     def backward(self, dx, dy, x, y):
-        windows = self.kernel_size, self.stride, self.padding, self.dilation
-        if self.before and x.ndim == 5:
-            self.k.joined.max_backward(dx, dy, self.indices(dy), y, self.before.formula, *windows)
-        else:
-            self.k.max_pool2d_backward(dx, dy, self.indices(dy), *windows)
+        self.k.max_pool2d_backward(dx, dy, self.saved.indices.reshape(dy.shape), *self.windows)
 
 
 class _Norm(Layer):
@@ -424,11 +436,13 @@ class BatchNorm2d(_Norm):
         return {"_running_mean": zeros, "_running_var": ones, "_batches": none}
 
     def reserve(self, k, batch, shape, dtype):
-        self._mean, self._rstd = k.empty((self.channels,), dtype), k.empty((self.channels,), dtype)
+        mean, rstd = k.empty((self.channels,), dtype), k.empty((self.channels,), dtype)
+        return SimpleNamespace(mean=mean, rstd=rstd, by_batch=True)
 
     def forward(self, y, x):
-        self._by_batch = self.training or not self.track_running_stats
-        if self._by_batch and self.images * x.shape[2] * x.shape[3] == 1:
+        saved = self.saved
+        saved.by_batch = self.training or not self.track_running_stats
+        if saved.by_batch and saved.images * x.shape[2] * x.shape[3] == 1:
             raise ValueError(f"{self!r} needs more than one value a channel in training, got shape {tuple(x.shape)}")
         if self.track_running_stats:
             running = self.running_mean, self.running_var, self.num_batches_tracked
@@ -436,16 +450,17 @@ class BatchNorm2d(_Norm):
         else:
             running, momentum = (self._running_mean, self._running_var, self._batches), 0.0
         self.k.batch_norm_forward(
-            y, x, self.weight, self.bias, self._mean, self._rstd, *running, momentum, self.eps, self._by_batch,
-            self.images,
+            y, x, self.weight, self.bias, saved.mean, saved.rstd, *running, momentum, self.eps, saved.by_batch,
+            saved.images,
         )  # fmt: skip
         if self.training and self.track_running_stats:
             self.k.advance(self.num_batches_tracked)
 
     def backward(self, dx, dy, x, y):
+        saved = self.saved
         self.k.batch_norm_backward(
-            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self._mean, self._rstd, self._by_batch,
-            self.images,
+            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, saved.mean, saved.rstd, saved.by_batch,
+            saved.images,
         )  # fmt: skip
 
     def extra(self):
@@ -469,17 +484,16 @@ class GroupNorm(_Norm):
         self.eps, self.affine = _check.number("eps", eps, 0), bool(affine)
 
     def reserve(self, k, batch, shape, dtype):
-        self._mean, self._rstd = (k.empty((batch, self.groups), dtype) for _ in range(2))
-        self._size = math.prod(shape)
+        return SimpleNamespace(mean=k.empty((batch, self.groups), dtype), rstd=k.empty((batch, self.groups), dtype))
 
     def forward(self, y, x):
-        n = x.size // self._size
-        self.k.group_norm_forward(y, x, self.weight, self.bias, self._mean[:n], self._rstd[:n], self.groups, self.eps)
+        saved = self.saved
+        self.k.group_norm_forward(y, x, self.weight, self.bias, saved.mean, saved.rstd, self.groups, self.eps)
 
     def backward(self, dx, dy, x, y):
-        n = x.size // self._size
+        saved = self.saved
         self.k.group_norm_backward(
-            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self._mean[:n], self._rstd[:n], self.groups
+            dx, self.weight_grad, self.bias_grad, dy, x, self.weight, saved.mean, saved.rstd, self.groups
         )
 
     def extra(self):
@@ -506,16 +520,20 @@ class Dropout(Layer):
         return {"_counter": np.zeros(1, np.int64)}  # training steps so far
 
     def span(self, x):
-        """How many neighbours share their fate."""
+        """Number of consecutive elements that share one mask value."""
         return 1
 
+    def reserve(self, k, batch, shape, dtype):
+        return SimpleNamespace(p=0.0)  # of the last forward, for its backward
+
     def forward(self, y, x):
+        self.saved.p = self.p if self.training else 0.0
         if self.training:
             self.k.advance(self._counter)
-        self.k.dropout(y, x, self._counter, self.seed, self.p if self.training else 0.0, self.span(x))
+        self.k.dropout(y, x, self._counter, self.seed, self.saved.p, self.span(x))
 
     def backward(self, dx, dy, x, y):
-        self.k.dropout(dx, dy, self._counter, self.seed, self.p if self.training else 0.0, self.span(x))
+        self.k.dropout(dx, dy, self._counter, self.seed, self.saved.p, self.span(x))
 
     def extra(self):
         return f"p={self.p:g}"
@@ -536,16 +554,10 @@ class Dropout2d(Dropout):
 class Flatten(Layer):
     """(C, H, W) -> (C*H*W,): the same numbers under another shape."""
 
-    is_view = True  # but for tiles, which are put in plain order
+    is_view = True
 
     def output_shape(self, shape):
         return (math.prod(shape),)
-
-    def forward(self, y, x):
-        self.k.tiles.separate(y.reshape((len(y), *x.shape[1:4])), x)
-
-    def backward(self, dx, dy, x, y):
-        self.k.tiles.interleave(dx, dy.reshape((len(dy), *x.shape[1:4])))
 
 
 class Tanh(Layer):

@@ -319,55 +319,52 @@ def second_derivatives(model, criterion, batches, index):
         raise ValueError(f"the second derivatives of {type(criterion).__name__} by its arguments are not known here")
     if model.input_shape is None:
         model.set_input_shape(batches.image_shape)
-    with model.layer_by_layer():
-        target = batches.gather(model.input_buffer(n), k.to_device(np.asarray(index, np.int64)))
-        model.run_forward(n)
-        values, slopes = model._buffers(n)
+    with model.lock:
+        model.interrupt()
+        plan = model.plan(n, keep=True)
+        target = batches.gather(plan.x, k.to_device(np.asarray(index, np.int64)))
+        plan.forward()
         criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
-        criterion.run(slopes[-1], values[-1], target)
+        criterion.run(plan.dy, plan.y, target)
         share = 1 / n if criterion.reduction == "mean" else 1.0
-        last, top = model.layers[-1], len(model.layers)
-        if isinstance(last, Distances):  # a parabola over its input, which the recursion does not foresee
-            top -= 1
-            start = last.curvature(criterion, values[-2], values[-1], slopes[-1], share)
+        steps = [step for at, step in enumerate(plan.steps) if at >= plan.first]
+        last = plan.steps[-1]
+        if isinstance(model.layers[-1], Distances):  # a parabola over its input, which the recursion does not foresee
+            k.write(last.dx, model.layers[-1].curvature(criterion, last.x, last.y, last.dy, share))
+            steps.pop()
         else:
-            start = criterion.curvature(np.asarray(k.to_host(values[-1]), np.float64), share)
-        k.write(slopes[top], start)
-        found = np.zeros(len(model.theta))
-        for number in range(top - 1, model._first - 1, -1):
-            layer, x, y, hy = model.layers[number], values[number], values[number + 1], slopes[number + 1]
-            hx = slopes[number] if number > model._first else model.unwanted(n)
-            if model.passes_through(number, values):
-                continue
+            k.write(plan.dy, criterion.curvature(np.asarray(k.to_host(plan.y), np.float64), share))
+        found: dict[tuple, np.ndarray] = {}
+        for step in reversed(steps):
+            hx, hy, x, y = step.dx if step is not steps[0] else plan.no_gradient, step.dy, step.x, step.y
+            layer: Any = step.layers[0] if step.layers else None
             if isinstance(layer, AvgPool2d):  # linear: the coefficients squared
                 window = layer.kernel_size, layer.stride, layer.padding, layer.count_include_pad
                 k.avg_pool2d_backward(hx, hy, *window, (layer.divisor or math.prod(layer.kernel_size)) ** 2)
-                continue
-            if not layer.parameter_shapes():
-                layer.backward(hx, hy, x, y)
-                if not isinstance(layer, Flatten | MaxPool2d):  # an activation: f' times f'
+            elif layer is None or not layer.parameter_shapes():
+                step.backward(hx)
+                if layer is not None and not isinstance(layer, Flatten | MaxPool2d):  # an activation: f' times f'
                     layer.backward(hx, hx, x, y)
-                continue
-            here = [slot for slot in model._slots if slot[1] is layer]
-            squares = {slot[2]: k.to_device(np.square(k.to_host(getattr(layer, slot[2])))) for slot in here}
-            h = {slot[2]: k.empty(slot[3], model.dtype) for slot in here}
-            bias = h.get("bias", k.empty((0,), model.dtype))
-            curvature = getattr(layer, "curvature", functools.partial(_squared_backward, layer))
-            curvature(hx, h["weight"], bias, hy, x, squares["weight"])
-            for _, _, name, _, start, stop in here:
-                found[start:stop] = np.asarray(k.to_host(h[name]), np.float64).ravel()
-    return found / (n * share)
+            else:
+                shapes = layer.parameter_shapes()
+                squares = {name: k.to_device(np.square(k.to_host(getattr(layer, name)))) for name in shapes}
+                h = {name: k.empty(shape, model.dtype) for name, shape in shapes.items()}
+                bias = h.get("bias", k.empty((0,), model.dtype))
+                curvature = getattr(layer, "curvature", functools.partial(_squared_backward, layer))
+                curvature(hx, h["weight"], bias, hy, x, squares["weight"])
+                found |= {(step.numbers[0], name): np.ravel(k.to_host(value)) for name, value in h.items()}
+    order = [found[number, name] for number, layer in enumerate(model.layers) for name in layer.parameter_shapes()]
+    return np.concatenate(order).astype(np.float64) / (n * share)
 
 
 def _squared_backward(layer, hx, hweight, hbias, hy, x, weight2):
     """The layer's backward pass with squares in place of its weights and inputs."""
-    k = layer.k
-    mine = layer.weight, layer.weight_grad, layer.bias_grad
-    layer.weight, layer.weight_grad, layer.bias_grad = weight2, hweight, hbias
+    mine = {name: getattr(layer, name) for name in ("weight", "weight_grad", "bias_grad")}
+    vars(layer).update(weight=weight2, weight_grad=hweight, bias_grad=hbias)
     try:
-        layer.backward(hx, hy, k.to_device(np.square(k.to_host(x))), None)
+        layer.backward(hx, hy, layer.k.to_device(np.square(layer.k.to_host(x))), None)
     finally:
-        layer.weight, layer.weight_grad, layer.bias_grad = mine
+        vars(layer).update(mine)
 
 
 # --- the network ------------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """Losses: the value and the gradient of the model's output in one pass."""
 
+import threading
 from typing import Any
 
 import numpy as np
 
 from tinycnn import _check
+from tinycnn._tracked import Tracked
 
 
-class Loss:
+class Loss(Tracked):
     """What losses share: buffers, and the call on NumPy arrays.
 
     In training, `bind` gives a loss its backend and buffers once; `run(dx, x, target)` then computes without
@@ -17,17 +19,47 @@ class Loss:
     k: Any = None
     reduction = "mean"
     _bound: tuple | None = None  # what `bind` was last called with
+    _allocated: frozenset = frozenset()  # names of what it has set
+    lock: Any  # held by who runs it: its buffers are there once
+
+    def __new__(cls, *args, **options):
+        self = super().__new__(cls)
+        vars(self)["lock"] = threading.RLock()
+        return self
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if self._bound is not None and not name.startswith("_") and name != "k":
+            self._bound = None  # buffers may depend on it
+
+    def __getstate__(self):
+        return {n: v for n, v in super().__getstate__().items() if n not in self._allocated and n != "lock"}
 
     def prepare(self, k, batch, classes, dtype):
         """`bind`, unless what is bound already will do."""
         if self._bound is None or self._bound[:1] + self._bound[2:] != (k, classes, dtype) or self._bound[1] < batch:
+            before = {*vars(self)} - self._allocated
             self.bind(k, batch, classes, dtype)
+            self._allocated = frozenset({*vars(self), "_allocated"} - before)
+            vars(self)["_bound"] = k, batch, classes, dtype
 
     def bind(self, k, batch, classes, dtype):
         """Allocate for batches of up to `batch` outputs of `classes` numbers."""
         self.k, self._bound = k, (k, batch, classes, dtype)
         self._loss = k.empty((batch,), dtype)
         self._predicted = k.empty((0,), np.int64)
+        self._shares = k.to_device(self.shares(classes) if self.reduction == "mean" else np.zeros(0))
+
+    def shares(self, classes):
+        """How much an image of each class counts in a mean: (classes,) float64."""
+        return np.ones(classes)
+
+    def total(self, value, labels):
+        """(what the loss `value` of a batch adds to that of a data set, by how much the sum of these is divided)."""
+        if self.reduction != "mean":
+            return value, 0.0
+        share = float(self.shares(self._bound[2] if self._bound else 0)[labels].sum())
+        return value * share, share
 
     def run(self, dx, x, target):
         raise RuntimeError(f"{type(self).__name__} has no run")
@@ -43,9 +75,8 @@ class Loss:
     def tally(self, totals, cursor, target):
         """Count the last `run`, whose targets these were; totals and cursor are those of the kernel `tally`."""
         n = len(target)
-        self.k.tally(
-            totals, cursor, self._loss[:n], self._predicted[:n] if len(self._predicted) else self._predicted, target
-        )
+        predicted = self._predicted[:n] if len(self._predicted) else self._predicted
+        self.k.tally(totals, cursor, self._loss[:n], predicted, target, self._shares)
 
     def value(self, batch):
         """The loss of the last `run` on `batch` images, as a float."""
@@ -57,10 +88,11 @@ class Loss:
 
         x = floating(_check.array(name, x, 2, "(images, classes)"))
         target = _check.labels("target", target, len(x), x.shape[1])
-        self.bind(backend.get("cpu"), len(x), x.shape[1], x.dtype)
         dx = np.empty_like(x)
-        self.run(dx, x, target)
-        return self.value(len(x)), dx
+        with self.lock:
+            self.prepare(backend.get("cpu"), len(x), x.shape[1], x.dtype)
+            self.run(dx, x, target)
+            return self.value(len(x)), dx
 
 
 class CrossEntropyLoss(Loss):
@@ -92,6 +124,12 @@ class CrossEntropyLoss(Loss):
         self._weight = k.to_device(np.asarray(weight, dtype))
         self._predicted = k.empty((batch,), np.int64)
 
+    def shares(self, classes):
+        shares = np.ones(classes) if self.weight is None else np.array(self.weight, np.float64)
+        if 0 <= self.ignore_index < classes:
+            shares[self.ignore_index] = 0
+        return shares
+
     def run(self, dx, x, target):
         n = len(x)
         mean = self.reduction == "mean"
@@ -121,12 +159,13 @@ class CrossEntropyLoss(Loss):
 
         x = floating(_check.array("logits", logits, 2, "(images, classes)"))
         target = _check.labels("target", target, len(x), x.shape[1], self.ignore_index)
-        self.bind(backend.get("cpu"), len(x), x.shape[1], x.dtype)
         if self.reduction == "mean" and not (target != self.ignore_index).any():
             raise ValueError("the mean over no image is not defined: every target is ignore_index")
         dx = np.empty_like(x)
-        self.run(dx, x, target)
-        return self._loss.copy() if self.reduction == "none" else self.value(len(x)), dx
+        with self.lock:
+            self.prepare(backend.get("cpu"), len(x), x.shape[1], x.dtype)
+            self.run(dx, x, target)
+            return self._loss[: len(x)].copy() if self.reduction == "none" else self.value(len(x)), dx
 
 
 class MSELoss(Loss):
@@ -136,6 +175,11 @@ class MSELoss(Loss):
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum", "none"))
 
     def run(self, dx, x, target):
+        if target.size != x.size:
+            raise ValueError(
+                f"MSELoss needs targets of the shape of the output, {tuple(x.shape)}, got {tuple(target.shape)}; "
+                "for class numbers there is OneHotMSELoss"
+            )
         n = len(x)
         rows = (n, -1)
         self.k.mse_loss(
@@ -151,15 +195,11 @@ class MSELoss(Loss):
         if target.shape != x.shape:
             raise ValueError(f"target must have the shape of x, {x.shape}, got {target.shape}")
         target = np.ascontiguousarray(target, x.dtype)
-        if self.reduction == "none":
-            self.bind(backend.get("cpu"), x.size, 1, x.dtype)
-            dx = np.empty_like(x)
-            self.run(dx.reshape(-1), x.reshape(-1), target.reshape(-1))
-            return self._loss.reshape(x.shape).copy(), dx
-        self.bind(backend.get("cpu"), len(x), x.shape[-1], x.dtype)
-        dx = np.empty_like(x)
-        self.run(dx, x, target)
-        return self.value(len(x)), dx
+        dx, none = np.empty_like(x), self.reduction == "none"  # then a number counts as an image
+        with self.lock:
+            self.prepare(backend.get("cpu"), x.size if none else len(x), 1 if none else x.shape[-1], x.dtype)
+            self.run(*(a.reshape(-1) if none else a for a in (dx, x, target)))
+            return self._loss[: x.size].reshape(x.shape).copy() if none else self.value(len(x)), dx
 
 
 class OneHotMSELoss(Loss):

@@ -12,28 +12,55 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check
+from tinycnn._tracked import Tracked
 
 
-class Optimizer:
+def _rates(lr):
+    """`lr` as float64 rates, one a step to come."""
+    rates = np.atleast_1d(np.asarray(lr))
+    if rates.dtype.kind not in "fiu" or rates.ndim != 1 or not rates.size:
+        raise TypeError(f"lr must be a number or a one-dimensional array of numbers, got {lr!r}")
+    wrong = rates[~(np.isfinite(rates) & (rates >= 0))]
+    if wrong.size:
+        raise ValueError(f"lr must be finite and not negative, got {wrong[0]}")
+    return rates.astype(np.float64)
+
+
+class Optimizer(Tracked):
     """lr: a number or an array of rates, one a step.  `step()` updates model.theta from model.grad."""
 
     vectors: tuple[str, ...] = ()  # names of the optimizer's own vectors of the size of theta
     patterns = 0  # images that `before_epoch` looks at together
 
     def __init__(self, model, lr, weight_decay):
-        rates = np.atleast_1d(np.asarray(lr))
-        if rates.dtype.kind not in "fiu" or rates.ndim != 1 or not rates.size:
-            raise TypeError(f"lr must be a number or a one-dimensional array of numbers, got {lr!r}")
-        wrong = rates[~(np.isfinite(rates) & (rates >= 0))]
-        if wrong.size:
-            raise ValueError(f"lr must be finite and not negative, got {wrong[0]}")
-        self.model, self.k = model, model.k
+        rates = _rates(lr)
+        self.model = model
         self.weight_decay = _check.number("weight_decay", weight_decay, 0)
-        self.schedule = rates.astype(np.float64)
-        self.rates = self.k.to_device(self.schedule.astype(model.dtype))
-        self._step = self.k.empty((1,), np.int64)
+        self._allocate(rates)
+
+    def _allocate(self, rates):
+        model = self.model
+        vars(self)["changes"], self.k = model.changes, model.k
+        self._step, self._epochs = self.k.empty((1,), np.int64), np.zeros(1, np.int64)  # taken so far
         for name in self.vectors:
             setattr(self, name, self.k.empty(model.theta.shape, model.dtype))
+        self._replace(rates)
+
+    def _replace(self, rates):
+        self.schedule, self.rates = rates, self.k.to_device(rates.astype(self.model.dtype))
+        self.schedule.flags.writeable = False  # set_rates and lr know of the device's copy
+
+    def __getstate__(self):
+        """For copies: settings and the model, and the rest as `state_dict` has it."""
+        made_anew = ("k", "_run", "schedule", "rates", "_step", "_epochs", *self.vectors)
+        settings = {name: value for name, value in super().__getstate__().items() if name not in made_anew}
+        return settings | {"_state": self.state_dict()}
+
+    def __setstate__(self, state):
+        saved = state.pop("_state")
+        vars(self).update(state)
+        self._allocate(saved["rates"].copy())
+        self.load_state_dict(saved)
 
     @property
     def steps(self):
@@ -42,8 +69,13 @@ class Optimizer:
 
     @property
     def lr(self):
-        """The learning rate of the next step."""
+        """The learning rate of the next step.  What is assigned, a number or an array, holds from that step on."""
         return float(self.schedule[min(self.steps, len(self.schedule) - 1)])
+
+    @lr.setter
+    def lr(self, lr):
+        past = np.minimum(np.arange(self.steps), len(self.schedule) - 1)
+        self._replace(np.concatenate([self.schedule[past], _rates(lr)]))
 
     def before_epoch(self, criterion, batches, rng):
         """What an optimizer has to do before each pass over `batches`; most have nothing to do."""
@@ -53,7 +85,9 @@ class Optimizer:
 
     def set_rates(self, rates):
         """Replace the schedule by `rates`, of the same shape, in place: a step that a GPU has recorded sees it."""
+        self.schedule.flags.writeable = True
         self.schedule[...] = rates
+        self.schedule.flags.writeable = False
         self.k.write(self.rates, self.schedule.astype(self.model.dtype))
 
     def settle(self):
@@ -67,12 +101,12 @@ class Optimizer:
     def state_dict(self):
         """Everything needed to go on: step, rates and the vectors, as NumPy copies."""
         state = {name: np.array(self.k.to_host(getattr(self, name))) for name in ("_step", *self.vectors)}
-        return state | {"rates": self.schedule.copy()}
+        return state | {"rates": self.schedule.copy(), "_epochs": self._epochs.copy()}
 
     def load_state_dict(self, state):
         """Take over what `state_dict` gave; ValueError where a key or a shape does not fit, and nothing is changed."""
         names = ("_step", "rates", *self.vectors)
-        if set(state) != set(names):
+        if set(state) - {"_epochs"} != set(names):
             raise ValueError(f"optimizer state must have the keys {sorted(names)}, got {sorted(state)}")
         for name in ("_step", *self.vectors):
             mine = getattr(self, name)
@@ -82,7 +116,8 @@ class Optimizer:
         if schedule.shape == self.schedule.shape:
             self.set_rates(schedule)
         else:
-            self.schedule, self.rates = schedule, self.k.to_device(schedule.astype(self.model.dtype))
+            self._replace(schedule)
+        self._epochs[...] = state.get("_epochs", 0)
         for name in ("_step", *self.vectors):
             self.k.write(getattr(self, name), np.asarray(state[name]))
 
@@ -141,7 +176,7 @@ class AdamW(Adam):
         super().__init__(model, lr, betas, eps, weight_decay)
 
 
-class EMA:
+class EMA(Tracked):
     """An optimizer that also keeps an exponential moving average of the weights, which is used in place of them.
 
     After each step average = decay*average + (1 - decay)*theta; the first step copies (torch: AveragedModel with
@@ -157,9 +192,22 @@ class EMA:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a tinycnn optimizer, got {optimizer!r}")
         self.decay = _check.number("decay", decay, 0, 1)
-        self.inner, self.model, self.k = optimizer, optimizer.model, optimizer.k
+        self.inner = optimizer
+        self._allocate()
+
+    def _allocate(self):
+        self.model, self.k = self.inner.model, self.inner.k
+        vars(self)["changes"] = self.model.changes
         self.average = self.k.empty(self.model.theta.shape, self.model.dtype)
         self._averaged = self.k.empty((1,), np.int64)
+
+    def __getstate__(self):
+        return {"inner": self.inner, "decay": self.decay, "_state": self.state_dict()}
+
+    def __setstate__(self, state):
+        self.inner, self.decay = state["inner"], state["decay"]
+        self._allocate()
+        self.load_state_dict(state["_state"])
 
     @property
     def steps(self):
@@ -168,8 +216,16 @@ class EMA:
 
     @property
     def lr(self):
-        """The learning rate of the next step."""
+        """As `Optimizer.lr`."""
         return self.inner.lr
+
+    @lr.setter
+    def lr(self, lr):
+        self.inner.lr = lr
+
+    @property
+    def _epochs(self):
+        return self.inner._epochs
 
     @property
     def patterns(self):

@@ -99,10 +99,16 @@ class RunFolder:
 def feature_maps(model, batches):
     """What the convolutions (after their activation) and poolings give for the first image: arrays (C, H, W), names."""
     n = min(16, len(batches))  # in company: the kernels for batches are compiled already
-    batches.gather(model.input_buffer(n), batches.k.to_device(np.arange(n)))
+    plan = model.plan(n, keep=True)
+    batches.gather(plan.x, batches.k.to_device(np.arange(n)))
+    plan.forward()
     maps: list[np.ndarray] = []
     names: list[str] = []
-    for layer, output in zip(model.layers, model.trace(n), strict=True):
+    for step in plan.steps:
+        output = plan.to_host(step.y)
+        if not step.layers:
+            continue
+        layer = step.layers[0]
         if output.ndim != 4:
             break
         if maps and maps[-1].shape == output[0].shape:  # an activation shows its convolution's maps better

@@ -1,18 +1,20 @@
-"""Training: batches of a data set, one step, the loop over epochs, evaluation."""
+"""Training: one step, the loop over epochs, evaluation."""
 
 import contextlib
-import functools
 import math
 import sys
 import time
 
 import numpy as np
 
-from tinycnn import _check, _streams, backend
+from tinycnn import _check, _streams
 from tinycnn._gpu import DeviceError
-from tinycnn.augment import Augmentation
+from tinycnn._tracked import Replay, Tracked, replayable
+from tinycnn.dataset import Batches, Loader, number_of
 from tinycnn.losses import CrossEntropyLoss
 from tinycnn.model import Sequential
+
+__all__ = ["Batches", "DivergedError", "EarlyStopping", "Run", "evaluate", "fit", "train_step", "warm_up"]
 
 EVALUATION_BATCH = 250
 
@@ -33,127 +35,120 @@ class DivergedError(ArithmeticError):
         )
 
 
-class Batches:
-    """A data set on the device, handed out as normalised batches.
+class Run:
+    """A model, a loss and a data set, gone through batch by batch: all training and evaluation does it this way.
 
-    images     (N, H, W) or (N, C, H, W); uint8 is read as 0 ... 1, other types as they are
-    labels     (N,) class numbers
-    mean, std  a number, or one a channel: pixels become (pixel - mean) / std.  Found from the images if not given;
-               give a validation or test set those of the training set
-    padding    this many pixels of zero (before normalising) are put round every image
-    augment    transformations (`RandomAffine`, `ElasticTransform`, `ColorJitter`) that `fit` sees the images through,
-               new ones in every epoch; `evaluate`, and whatever else asks for images by number, sees them as they are
-    seed       where the transformations' random numbers begin
+    loader     reads the images
+    optimizer  None where nothing is trained
+    totals     (5,) float64 on the device: see the kernel `tally`
+
+    `step(n)`, or its halves `loss(n)` and `update(n)`, run as they are written here; `replay(n)` and `replay_loss(n)`
+    do the same by captures, one for each batch size, where everything is known to be made of kernels.
     """
 
-    def __init__(self, images, labels, *, mean=None, std=None, padding=0, augment=(), seed=0, device="cpu"):
-        device = backend.choose(device)
-        images, labels = backend.local("images", images, device)[0], backend.local("labels", labels, device)[0]
-        images = _check.array("images", images)
-        if images.ndim == 3:
-            images = images[:, None]
-        if images.ndim != 4:
-            raise ValueError(f"images must have shape (N, H, W) or (N, C, H, W), got {images.shape}")
-        if images.dtype != np.uint8:
-            images = _check.finite("images", images.astype(np.float32))
-        labels = _check.labels("labels", labels, len(images), np.iinfo(np.int64).max)
-        channels, height, width = images.shape[1:]
-        unit = 255 if images.dtype == np.uint8 else 1
-        if mean is None:
-            mean = images.mean(axis=(0, 2, 3), dtype=np.float64) / unit
-        if std is None:
-            std = images.std(axis=(0, 2, 3), dtype=np.float64) / unit
-            std[std == 0] = 1  # a constant channel becomes zero
-        self.mean = np.broadcast_to(_check.finite("mean", np.asarray(mean, np.float64)), (channels,))
-        self.std = np.broadcast_to(_check.finite("std", np.asarray(std, np.float64)), (channels,))
-        if (self.std <= 0).any():
-            raise ValueError(f"std must be positive, got {self.std.min()}")
-        self.padding = _check.pair("padding", padding, 0)
-        self.k = backend.get(device)
-        self.images, self.labels = self.k.to_device(images), self.k.to_device(labels)
-        self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
-        # In a batch a pixel of zero is -mean/std, and one of `unit` is 1/std more.
-        self.augmentation = Augmentation(augment, seed, self.k, 1 / self.std, self.shift)
-        self._factors = {}  # scale and shift on the device, by dtype
-        self.classes = int(labels.max()) + 1
-        self.image_shape = (channels, height + 2 * self.padding[0], width + 2 * self.padding[1])
-        # An epoch's order, and how far it has been gone through, are on the device, where a recorded step reads them.
-        self.order, self.cursor = self.k.to_device(np.arange(len(images))), self.k.empty((1,), np.int64)
-        self._start = self.k.empty((1,), np.int64)
-        self._target = self.k.empty((0,), np.int64)
+    def __init__(self, model, criterion, loader, optimizer=None):
+        self.model, self.criterion, self.loader, self.optimizer = model, criterion, loader, optimizer
+        self.totals = model.k.empty((5,), np.float64)
+        self.target = loader._target
+        self.captures: dict[tuple, Replay] = {}
+        self.settings = loader.settings()
 
-    def __len__(self):
-        return len(self.images)
+    def is_of(self, model, criterion, batches):
+        """Whether it is of these."""
+        return self.model is model and self.criterion is criterion and self.loader.data is batches
 
-    def gather(self, x, index):
-        """Write the images `index` (n,) int64 into x (n, *image_shape); returns their labels (n,), valid until the next
-        call."""
-        return self._gather(x, index, self._start)
+    def prepare(self, n):
+        """Let the loss have buffers for n images."""
+        self.criterion.prepare(self.model.k, n, self.model.shapes[-1][-1], self.model.dtype)
 
-    def shuffle(self, order, again=False):
-        """Begin an epoch: `gather_next` will give the images in the order `order`, at most all of them.
+    def loss(self, n, dry=False):
+        """The loss of the next n images; leaves the outputs and their gradient in the plan's buffers."""
+        plan, criterion = self.model.plan(n), self.criterion
+        self.prepare(n)
+        self.target = self.loader.next(plan.x)
+        plan.forward(dry)
+        if not dry or replayable(criterion):
+            criterion.run(plan.dy, plan.y, self.target)
 
-        again   not a new epoch, but the last one with the same random numbers
+    def update(self, n, dry=False):
+        """The gradient, a step of the optimizer, and on to the next images."""
+        self.model.plan(n).backward(dry=dry)
+        if not dry or replayable(self.optimizer):
+            self.optimizer.step()
+        self.criterion.tally(self.totals, self.loader.cursor, self.target)
+
+    def step(self, n, dry=False):
+        """A training step on the next n images.
+
+        It allocates nothing and waits for nothing, so that on a GPU it can be captured.   dry: see `Plan.forward`
         """
-        self.augmentation.begin(again)
-        self.k.write(self.order[: len(order)], order)
-        self.move_to(0)
+        self.loss(n, dry)
+        self.update(n, dry)
 
-    def move_to(self, position):
-        """Let the epoch go on with the image at `position`."""
-        self.k.write(self.cursor, np.array([position]))
+    def replay(self, n):
+        """`step`."""
+        self._replay(n, self.step)
 
-    def gather_next(self, x):
-        """`gather` for the next len(x) images of the epoch, augmented.  The kernel `tally` moves on."""
-        target = self._gather(self.augmentation.input_buffer(x), self.order, self.cursor)
-        self.augmentation.run(x)
-        return target
+    def replay_loss(self, n):
+        """`loss`."""
+        self._replay(n, self.loss)
 
-    def _gather(self, x, order, cursor):
-        n = len(x)
-        if n > len(self._target):
-            self._target = self.k.empty((n,), np.int64)
-        if x.dtype not in self._factors:
-            self._factors[x.dtype] = [self.k.to_device(a.astype(x.dtype)) for a in (self.scale, self.shift)]
-        target = self._target[:n]
-        self.k.gather(x, target, self.images, self.labels, order, cursor, *self._factors[x.dtype], self.padding)
-        return target
+    def _replay(self, n, step):
+        key = n, step.__name__, self.model.training
+        if key not in self.captures:
+            self.prepare(n)
+            parts = [*self.model.layers, self.criterion, *([] if self.optimizer is None else [self.optimizer])]
+            self.captures[key] = Replay(self.model.k, lambda: step(n), *parts)
+        self.captures[key]()
 
+    def checked_step(self, n, epoch=None):
+        """`step`, but a loss that is not finite raises DivergedError, and nothing is updated.  Returns the loss."""
+        self.replay_loss(n)
+        loss = self.criterion.value(n)
+        if not math.isfinite(loss):
+            where = self.model.first_not_finite(self.model.plan(n)) or "the loss"
+            raise DivergedError(where, self.optimizer.steps + 1, epoch)
+        self._replay(n, self.update)
+        return loss
 
-def forward_step(model, criterion, batches, index):
-    """The loss on the images `index`; leaves the outputs and their gradient in the model's buffers."""
-    return _loss(model, criterion, batches.gather(model.input_buffer(len(index)), index))
+    def start_epoch(self, order, again=False):
+        """Begin to go through the images `order`."""
+        if self.settings != (settings := self.loader.settings()):
+            self.settings, self.captures = settings, {}
+        self.loader.start_epoch(order, again)
+        self.model.k.write(self.totals, np.zeros(5))
 
+    def read(self):
+        """(loss, accuracy) of the epoch so far.  ArithmeticError if the loss is not finite."""
+        loss, right, seen, _, shares = self.model.k.to_host(self.totals)
+        if not math.isfinite(loss):
+            raise ArithmeticError
+        return float(loss / (shares or 1.0)), float(right / seen)
 
-def _loss(model, criterion, target):
-    """The loss on the images that have been gathered, whose labels are `target`."""
-    n = len(target)
-    model.run_forward(n)
-    y, dy = model.output_buffers(n)
-    criterion.prepare(model.k, n, model.shapes[-1][-1], model.dtype)
-    criterion.run(dy, y, target)
-    return criterion.value(n)
+    @contextlib.contextmanager
+    def running(self):
+        """Nobody else runs the model, or the loss, within it."""
+        with self.model.lock, getattr(self.criterion, "lock", contextlib.nullcontext()):
+            self.model.interrupt()
+            yield
 
 
 def train_step(model, criterion, optimizer, batches, index):
     """One step on the images `index` (n,) int64 of `batches`.  Returns the loss before the step.
 
-    A loss that is not finite raises DivergedError, and nothing is updated.
+    A loss that is not finite raises DivergedError, and nothing is updated; numbers that are none of an image
+    ValueError or TypeError.
     """
-    if model.input_shape is None:
-        check_fit(model, batches, "batches")
-    return _learn(model, criterion, optimizer, batches.gather(model.input_buffer(len(index)), index))
-
-
-def _learn(model, criterion, optimizer, target):
-    """`train_step` on the images that have been gathered."""
-    n = len(target)
-    loss = _loss(model, criterion, target)
-    if not math.isfinite(loss):
-        raise DivergedError(model.first_not_finite(n) or "the loss", optimizer.steps + 1)
-    model.run_backward(n)
-    optimizer.step()
-    return loss
+    check_fit(model, batches, "batches", criterion, optimizer)
+    index, kept = number_of(batches, index), vars(optimizer) if isinstance(optimizer, Tracked) else {}
+    with model.lock:
+        run = kept.get("_run")  # of the last call, with its captures
+        if run is None or len(index) > len(run.loader.order) or not run.is_of(model, criterion, batches):
+            run = kept["_run"] = Run(model, criterion, Loader(batches, longest=len(index)), optimizer)
+        with run.running():
+            model.normalization = batches.normalization
+            run.loader.start_epoch(index)
+            return run.checked_step(len(index))
 
 
 def fit(
@@ -193,9 +188,15 @@ def fit(
     has a method `at_end`, that is called when training ends otherwise than by an error.
     """
     epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
-    check_fit(model, train, "train")
+    check_fit(model, train, "train", criterion, optimizer)
     if validation is not None:
         check_fit(model, validation, "validation")
+    if len(optimizer.schedule) > 1 and optimizer.steps >= len(optimizer.schedule):
+        raise ValueError(
+            f"optimizer: its schedule of {len(optimizer.schedule)} rates is used up after {optimizer.steps} steps, and "
+            f"the last one, {optimizer.schedule[-1]:g}, would stay; assign the rates to come, a number or an array, "
+            "to optimizer.lr"
+        )
     rng = np.random.default_rng(rng)
     batch_size = min(batch_size, len(train))
     each = len(train)  # images an epoch
@@ -206,48 +207,49 @@ def fit(
                 f"steps_per_epoch must be at most {len(train) // batch_size} with batches of {batch_size} of "
                 f"{len(train)} images, got {steps_per_epoch}"
             )
-    # Buffers for the evaluation too: a recorded step would hold on to smaller ones that are replaced later.
+    # The largest buffers first, so that all plans share them.
     evaluated = 0 if validation is None else min(EVALUATION_BATCH, len(validation))
     most = max(batch_size, evaluated, optimizer.patterns)
-    model.reserve(max(most, model.reserved))
-    criterion.prepare(model.k, most, model.shapes[-1][-1], model.dtype)
-    measure = None if isinstance(criterion, CrossEntropyLoss) else criterion
-    totals = model.k.empty((4,), np.float64)
-    sizes = {batch_size, each % batch_size or batch_size}
-
-    def record():
-        return {n: recorded_step(model, criterion, optimizer, train, totals, n) for n in sizes}
-
-    _compile(model, criterion, optimizer, train, sizes)
-    steps = record()
+    run = Run(model, criterion, Loader(train, augment=True), optimizer)
+    measure = CrossEntropyLoss() if isinstance(criterion, CrossEntropyLoss) else criterion
+    check = None if validation is None else Run(model, measure, Loader(validation))
+    with run.running():
+        model.reserve(max(most, model.reserved))
+        run.prepare(most)
+        _compile(run, {batch_size, each % batch_size or batch_size})
+    model.normalization = train.normalization
+    before = int(optimizer._epochs[0])
     history, good, order, ahead = [], _state(model, optimizer), None, np.empty(0, np.int64)
     try:
-        for epoch in range(1, epochs + 1):
+        for epoch in range(before + 1, before + epochs + 1):
             if order is None or reshuffle:
                 if len(ahead) < each:
                     ahead = np.concatenate([ahead, rng.permutation(len(train))])
                 order, ahead = ahead[:each], ahead[each:]
-            model.train()
-            optimizer.before_epoch(criterion, train, rng)
-            begun = _state(model, optimizer)
-            try:
-                told = {"epoch": epoch} | _epoch(steps, optimizer, train, totals, order, f"{epoch}/{epochs}", progress)
-            except ArithmeticError:
-                # Which layer was it?  The same steps again, from the same state, have the same bits.
-                _restore(model, optimizer, begun)
-                _look_at_every_step(model, criterion, optimizer, train, order, batch_size, epoch)
-                raise
-            if not np.isfinite(model.k.to_host(model.theta)).all():
-                raise DivergedError(model.first_not_finite(0) or "the parameters", optimizer.steps, epoch)
+            with run.running():
+                model.train()
+                optimizer.before_epoch(criterion, train, rng)
+                begun = _state(model, optimizer)
+                try:
+                    title = f"{epoch}/{before + epochs}"
+                    told = {"epoch": epoch} | _epoch(run, optimizer, order, batch_size, title, progress)
+                except ArithmeticError:
+                    # Which layer was it?  The same steps again, from the same state, have the same bits.
+                    _restore(model, optimizer, begun)
+                    _look_at_every_step(run, order, batch_size, epoch)
+                    raise
+                if not np.isfinite(model.k.to_host(model.theta)).all():
+                    where = model.first_not_finite(model.plan(batch_size)) or "the parameters"
+                    raise DivergedError(where, optimizer.steps, epoch)
+            optimizer._epochs[0] += 1
             complete, stop = _state(model, optimizer), False
             with optimizer.evaluated():
-                if validation is not None:
-                    told["val_loss"], told["val_accuracy"], _ = evaluate(model, validation, measure)
+                if check is not None:
+                    told["val_loss"], told["val_accuracy"], _ = _evaluate(check, EVALUATION_BATCH)
                 good = complete
                 history.append(told)
                 if on_epoch is not None:
                     stop = on_epoch(told) is True  # not just anything: a lambda may return what it likes
-                    steps = record()  # it may have changed the numbers in them
             good = _state(model, optimizer)  # once more: on_epoch may have changed the learning rates to come
             if stop:
                 break
@@ -259,6 +261,8 @@ def fit(
             _restore(model, optimizer, good)
             optimizer.settle()
         raise
+    finally:
+        run.loader.close()
     return history
 
 
@@ -314,27 +318,8 @@ def _restore(model, optimizer, state):
     optimizer.load_state_dict(state[1])
 
 
-def _step(model, criterion, optimizer, train, totals, n):
-    """One whole step on the next n images of the epoch; the loss is added to `totals`.
-
-    It allocates nothing and waits for nothing, so that on a GPU it can be recorded.
-    """
-    target = train.gather_next(model.input_buffer(n))
-    model.run_forward(n)
-    y, dy = model.output_buffers(n)
-    criterion.run(dy, y, target)
-    model.run_backward(n)
-    optimizer.step()
-    criterion.tally(totals, train.cursor, target)
-
-
-def recorded_step(model, criterion, optimizer, train, totals, n):
-    """`_step` as the backend replays it."""
-    return model.k.capture(functools.partial(_step, model, criterion, optimizer, train, totals, n))
-
-
-def _epoch(steps, optimizer, train, totals, order, title, progress):
-    """Go through `train` in the order `order` and return the record.  ArithmeticError if the loss stops being finite.
+def _epoch(run, optimizer, order, batch_size, title, progress):
+    """Go through the images `order` and return the record.  ArithmeticError if the loss stops being finite.
 
     The totals are read at the end, and for the progress bar a few times a second, but not after every step: on a GPU
     that would mean waiting for it.
@@ -345,27 +330,18 @@ def _epoch(steps, optimizer, train, totals, order, title, progress):
         total=len(order), desc=f"epoch {title}", unit=" images", unit_scale=True, leave=False,
         disable=None if progress else True, mininterval=0.2, file=_streams.Forgiving(sys.stderr),
     )  # fmt: skip
-
-    def read():
-        loss, right, seen, _ = train.k.to_host(totals)
-        if not math.isfinite(loss):
-            raise ArithmeticError
-        return float(loss / seen), float(right / seen)
-
-    train.shuffle(order)
-    train.k.write(totals, np.zeros(4))
+    run.start_epoch(order)
     start = shown = time.perf_counter()
-    batch_size = max(steps)
     with bar:
         for at in range(0, len(order), batch_size):
             n = min(batch_size, len(order) - at)
-            steps[n]()
+            run.replay(n)
             now = time.perf_counter()
             if now - shown > 0.2:
                 shown = now
-                bar.set_postfix_str("loss {:.4f}, accuracy {:.2%}".format(*read()), refresh=False)
+                bar.set_postfix_str("loss {:.4f}, accuracy {:.2%}".format(*run.read()), refresh=False)
             bar.update(n)
-        loss, accuracy = read()
+        loss, accuracy = run.read()
     seconds = time.perf_counter() - start
     return {
         "train_loss": loss,
@@ -376,71 +352,83 @@ def _epoch(steps, optimizer, train, totals, order, title, progress):
     }
 
 
-def _look_at_every_step(model, criterion, optimizer, train, order, batch_size, epoch):
+def _look_at_every_step(run, order, batch_size, epoch):
     """The steps of an epoch one by one, until the first whose loss is not finite raises DivergedError."""
-    train.shuffle(order, again=True)
+    run.start_epoch(order, again=True)
     for at in range(0, len(order), batch_size):
-        train.move_to(at)
-        target = train.gather_next(model.input_buffer(min(batch_size, len(order) - at)))
-        try:
-            _learn(model, criterion, optimizer, target)
-        except DivergedError as error:
-            raise DivergedError(error.layer, error.step, epoch) from None
+        run.checked_step(min(batch_size, len(order) - at), epoch)
 
 
 def evaluate(model, batches, criterion=None, batch_size=EVALUATION_BATCH):
     """(loss, accuracy, logits) of the model in eval mode on all of `batches`; logits: (N, K) NumPy.
 
-    The loss is plain cross entropy unless another criterion is given.
+    The loss is plain cross entropy unless another criterion is given, and that of all images together, whatever the
+    batch size: their (weighted) mean, or their sum where the criterion's reduction is "sum" or "none".
     """
-    check_fit(model, batches, "batches")
+    check_fit(model, batches, "batches", criterion)
     criterion = CrossEntropyLoss() if criterion is None else criterion
     batch_size = _check.integer("batch_size", batch_size, 1)
-    was, total, outputs, right = model.training, 0.0, [], 0
+    return _evaluate(Run(model, criterion, Loader(batches)), batch_size)
+
+
+def _evaluate(run, batch_size):
+    """`evaluate` by a `Run`, which may be used again."""
+    model, criterion, batches = run.model, run.criterion, run.loader.data
+    total, whole, outputs, right = 0.0, 0.0, [], 0
     labels = model.k.to_host(batches.labels)
-    model.eval()
-    for at in range(0, len(batches), batch_size):
-        index = model.k.to_device(np.arange(at, min(at + batch_size, len(batches))))
-        total += forward_step(model, criterion, batches, index) * len(index)
-        outputs.append(np.array(model.k.to_host(model.output_buffers(len(index))[0])))
-        predicted = criterion.predicted(len(index))
-        predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
-        right += np.count_nonzero(predicted == labels[at : at + len(index)])
-    model.train(was)
-    return total / len(batches), right / len(batches), np.concatenate(outputs)
+    with run.running(), model.evaluating():
+        for at in range(0, len(batches), batch_size):
+            n = min(batch_size, len(batches) - at)
+            run.loader.seek(at)
+            run.replay_loss(n)
+            loss, share = criterion.total(criterion.value(n), labels[at : at + n])
+            total, whole = total + loss, whole + share
+            outputs.append(np.array(model.k.to_host(model.plan(n).y)))
+            predicted = criterion.predicted(n)
+            predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
+            right += np.count_nonzero(predicted == labels[at : at + n])
+    return total / (whole or 1.0), right / len(batches), np.concatenate(outputs)
 
 
 def warm_up(model, criterion, optimizer, batches, batch_size):
     """Compile (or load) every kernel that a step needs, and take one and undo it.  Returns the seconds it took."""
     start, n = time.perf_counter(), min(batch_size, len(batches))
-    check_fit(model, batches, "batches")
-    _compile(model, criterion, optimizer, batches, {n})
-    before, index = _state(model, optimizer), model.k.to_device(np.arange(n))
-    with contextlib.suppress(DivergedError):  # the training itself will say so, with the right step
-        train_step(model, criterion, optimizer, batches, index)
-    _restore(model, optimizer, before)
+    check_fit(model, batches, "batches", criterion, optimizer)
+    run = Run(model, criterion, Loader(batches), optimizer)
+    before = _state(model, optimizer)
+    with run.running():
+        _compile(run, {n})
+        with contextlib.suppress(DivergedError):  # the training itself will say so, with the right step
+            run.checked_step(n)
+        _restore(model, optimizer, before)
     return time.perf_counter() - start
 
 
-def _compile(model, criterion, optimizer, batches, sizes):
-    """Compile what `_step` on so many images needs, before it is taken."""
-    before, was, totals = _state(model, optimizer), model.training, model.k.empty((4,), np.float64)
-    criterion.prepare(model.k, max(sizes), model.shapes[-1][-1], model.dtype)
-
-    def steps():
-        for n in sizes:
-            _step(model, criterion, optimizer, batches, totals, n)
-
+def _compile(run, sizes):
+    """Compile what `step` on so many images needs, before it is taken."""
+    model, optimizer = run.model, run.optimizer
+    before, training = _state(model, optimizer), model.training
     model.train()
     try:
-        model.k.compile_for(steps)
+        model.k.compile_for(lambda: [run.step(n, dry=True) for n in sizes])
     finally:
-        model.train(was)
+        model.train(training)
         _restore(model, optimizer, before)
 
 
-def check_fit(model, batches, name):
-    """ValueError unless the model takes the images of `batches` and has an output for each of its classes."""
+def check_fit(model, batches, name, criterion=None, optimizer=None):
+    """ValueError or TypeError unless the parts of a training are what they should be, and fit together."""
+    for part, what, wanted in (
+        (batches, name, Batches),
+        (model, "model", Sequential),
+    ):
+        if not isinstance(part, wanted):
+            raise TypeError(f"{what} must be {wanted.__name__}, got {type(part).__name__}")
+    for part, what, method in ((criterion, "criterion", "run"), (optimizer, "optimizer", "step")):
+        if part is not None and (isinstance(part, type) or not hasattr(part, method)):
+            raise TypeError(f"{what} must be a {'loss' if method == 'run' else 'n optimizer'}, got {part!r}")
+    if getattr(optimizer, "model", model) is not model:
+        raise ValueError("optimizer: it was made for another model than the one that is to be trained")
     if model.input_shape is None:
         model.set_input_shape(batches.image_shape)
     if model.input_shape != batches.image_shape:

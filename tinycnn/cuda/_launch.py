@@ -360,12 +360,11 @@ def seconds(function):
 # --- captured steps ---------------------------------------------------------------------------------------------------
 
 
-def capture(step, outputs=()):
+def capture(step):
     """`step` as one CUDA graph: called without arguments, it does what `step()` does with one launch.
 
-    step     a function that launches kernels, and neither allocates, copies, nor waits.  It is run once before the
-             recording, so that everything is compiled; what changes from call to call must live in device memory
-    outputs  of no use here
+    step  a function that launches kernels, and neither allocates, copies, nor waits.  It is run once before the
+          recording, so that everything is compiled; what changes from call to call must live in device memory
     """
     return Recorded(step)
 

@@ -43,43 +43,49 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
 
 
 @phase
-def add_up(tid, nt, losses, hits, loss, predicted, target):
+def add_up(tid, nt, losses, hits, counts, loss, predicted, target, shares):
     """This thread's share of the batch."""
-    loss_sum, right = 0.0, 0.0
+    loss_sum, right, share = 0.0, 0.0, 0.0
     for b in range(tid, loss.size, nt):
         loss_sum += loss[b]
         if predicted.size > 0 and predicted[b] == target[b]:
             right += 1.0
-    losses[tid], hits[tid] = loss_sum, right
+        if shares.size > 0:
+            share += shares[target[b]]
+    losses[tid], hits[tid], counts[tid] = loss_sum, right, share
 
 
 @phase
-def move_on(tid, nt, few_losses, few_hits, totals, cursor, images):
+def move_on(tid, nt, few_losses, few_hits, few_counts, totals, cursor, images, mean):
     if tid == 0:
-        loss, right = total(few_losses), total(few_hits)
-        totals[0] += loss * images
+        loss, right, share = total(few_losses), total(few_hits), total(few_counts)
+        totals[0] += loss * share if mean else loss
         totals[1] += right
         totals[2] += images
         if totals[0] - totals[0] == 0.0:  # neither NaN nor infinite
             totals[3] += 1.0
+        totals[4] += share
         cursor[0] += images
 
 
 @kernel(THREADS, registers=64, double="the sums over an epoch, one number a batch")
-def tally_kernel(totals, cursor, loss, predicted, target):
+def tally_kernel(totals, cursor, loss, predicted, target, shares):
     losses = cuda.shared.array(THREADS, np.float64)
     hits = cuda.shared.array(THREADS, np.float64)
+    counts = cuda.shared.array(THREADS, np.float64)
     few_losses = cuda.shared.array(FEW, np.float64)
     few_hits = cuda.shared.array(FEW, np.float64)
+    few_counts = cuda.shared.array(FEW, np.float64)
     tid = cuda.threadIdx.x
-    add_up(tid, THREADS, losses, hits, loss, predicted, target)
+    add_up(tid, THREADS, losses, hits, counts, loss, predicted, target, shares)
     cuda.syncthreads()
     fold(tid, THREADS, few_losses, losses)
     fold(tid, THREADS, few_hits, hits)
+    fold(tid, THREADS, few_counts, counts)
     cuda.syncthreads()
-    move_on(tid, THREADS, few_losses, few_hits, totals, cursor, loss.size)
+    move_on(tid, THREADS, few_losses, few_hits, few_counts, totals, cursor, loss.size, shares.size > 0)
 
 
-def tally(totals, cursor, loss, predicted, target):
+def tally(totals, cursor, loss, predicted, target, shares):
     """Count a batch; see the twin."""
-    tally_kernel[1](totals, cursor, loss, predicted, target)
+    tally_kernel[1](totals, cursor, loss, predicted, target, shares)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinycnn.kernels import joined, tiles
 from tinycnn.kernels._ahead import compile_for
-from tinycnn.kernels._record import Recorded
+from tinycnn.kernels._capture import CapturedStep
 from tinycnn.kernels.activations import (
     gaussian_backward,
     gaussian_forward,
@@ -147,10 +147,10 @@ def write(array, values):
     array[...] = values
 
 
-def capture(step, outputs=()):
+def capture(step):
     """`step`, a function without arguments, as something that is called like it and does the same, sooner.
 
-    Which kernels it calls on which arrays is written down, and from the third call on that is all that happens: what
-    changes from call to call must live in arrays.   outputs: arrays with what a step is for, besides flat vectors
+    Which kernels it calls on which arrays is written down by the first call, and from then on that is all that happens:
+    what changes from call to call must live in arrays, and nothing but kernels may change them.
     """
-    return Recorded(step, outputs)
+    return CapturedStep(step)

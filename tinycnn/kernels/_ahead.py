@@ -19,8 +19,8 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from tinycnn.kernels._cache import is_kept
+from tinycnn.kernels._capture import trace_calls
 from tinycnn.kernels._jit import compiled
-from tinycnn.kernels._record import calls_of
 
 PROCESSES = 3  # with more, all would wait for the one with the longest kernel
 FEW = 3  # so many kernels take hardly longer than starting a process
@@ -31,9 +31,8 @@ MARK = "TINYCNN_COMPILES_FOR_ANOTHER"  # in the environment of the other process
 def compile_for(step):
     """Compile every kernel that `step`, a function without arguments, would call; none of them is run."""
     calls: list = []
-    # Other code in it is run, a loss in plain NumPy say, and meets whatever the arrays hold; its turn to fail is later.
-    with contextlib.suppress(Exception), np.errstate(all="ignore"):
-        calls_of(step, calls, only=True)
+    with contextlib.suppress(Exception), np.errstate(all="ignore"):  # what fails here fails again when it is run
+        trace_calls(step, calls, dry_run=True)
     # All types of a kernel stay together: who compiles the second finds much of the first done.
     wanted: dict = {}
     for function, args in calls:

@@ -19,8 +19,9 @@ import numpy as np
 from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
+from tinycnn.kernels import _threads
 from tinycnn.kernels._cache import keep
-from tinycnn.kernels._record import here, one_at_a_time, process, recorded
+from tinycnn.kernels._capture import trace, traced
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
@@ -32,11 +33,6 @@ OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfu
 KERNEL = OPTIONS | {"parallel": PRANGE}
 IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
 INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
-
-# Calls for so few images, in plain order, with so few numbers in all arrays run on one thread, and so do calls with
-# fewer numbers still: two need 2 us to meet, and longer to fetch what the other one has written.
-IMAGES, NUMBERS, FEW = 7, 120_000, 20_000
-PARAMETERS = 100_000  # vectors of at most so many go on with the one thread that the kernel before them ran on
 
 
 def kernel(function):
@@ -56,7 +52,7 @@ def kernel_in_order(function):
 
 def kernel_alone(function):
     """A `kernel` with too little to do for more than one thread."""
-    return recorded(_compiled(function, OPTIONS))
+    return traced(_compiled(function, OPTIONS))
 
 
 compiled: dict[tuple[str, str], Any] = {}  # by module and name: what other processes are asked to compile
@@ -68,32 +64,22 @@ def _compiled(function, options):
 
 
 def _for_threads_or_one(function, options, of_parameters=False):
-    together = _compiled(function, KERNEL | options)
+    parallel = _compiled(function, KERNEL | options)
     # A second name, or both would share their places in the cache.
     twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_alone")
     twin.__module__, twin.__qualname__ = function.__module__, f"{function.__qualname__}_alone"
-    alone = _compiled(twin, OPTIONS | options)
+    serial = _compiled(twin, OPTIONS | options)
+
+    one, many = traced(serial), traced(parallel)
 
     @functools.wraps(function)
     def call(*args):
-        if of_parameters:
-            one = here.alone and args[0].size <= PARAMETERS
+        if _threads.serial(args, of_parameters, trace) or _threads.process.forks:
+            one(*args)
         else:
-            one = args[0].ndim < 5
-            if one:
-                numbers = 0
-                for a in args:
-                    if type(a) is np.ndarray:
-                        numbers += a.size
-                one = numbers <= (NUMBERS if len(args[0]) <= IMAGES else FEW)
-            here.alone = one
-        if one or process.forks:
-            few(*args)
-        else:
-            with one_at_a_time:
+            with _threads.pool:
                 many(*args)
 
-    few, many = recorded(alone), recorded(together)
     return call
 
 

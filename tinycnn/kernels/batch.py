@@ -38,19 +38,24 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
 
 
 @kernel_alone
-def tally(totals, cursor, loss, predicted, target):
+def tally(totals, cursor, loss, predicted, target, shares):
     """Count a batch: add it to the totals of the epoch, and move on to the next.
 
-    totals: (4,) float64: loss times images, images whose predicted class is the target, images, and batches up to which
-    the loss has been finite   cursor: (1,), advanced by B   loss, target: (B,)   predicted: (B,), or (0,) for none
+    totals: (5,) float64: loss (times the sum of shares, if there are any), images whose predicted class is the target,
+    images, batches up to which the loss has been finite, and the sum of shares   cursor: (1,), advanced by B
+    loss, target: (B,)   predicted: (B,), or (0,) for none
+    shares: (K,) float64, how much an image of each class counts in a mean, or (0,) for a loss that is a sum
     """
-    total, right = 0.0, 0
+    total, right, share = 0.0, 0, 0.0
     for n in range(len(loss)):
         total += loss[n]
     for n in range(len(predicted)):
         right += predicted[n] == target[n]
-    totals[0] += total * len(loss)
+    for n in range(len(target) if len(shares) else 0):
+        share += shares[target[n]]
+    totals[0] += total * share if len(shares) else total
     totals[1] += right
     totals[2] += len(loss)
     totals[3] += abs(totals[0]) < math.inf  # `isfinite` takes x - x, which a reordered sum makes zero
+    totals[4] += share
     cursor[0] += len(loss)

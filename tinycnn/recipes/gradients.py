@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn import train
-
 IMAGES = 1024
 SATURATED = 0.05  # a unit is, where its slope is below this share of the largest slope that its activation has
 STEEPEST = {"Sigmoid": 0.25, "Tanh": 1.0, "ReLU": 1.0, "ScaledTanh": 1.7159 * 2 / 3}
@@ -27,16 +25,21 @@ def statistics(model, criterion, batches, rate):
     """
     n = min(IMAGES, len(batches))
     k, before = model.k, model.snapshot()
-    with model.layer_by_layer():
-        train.forward_step(model, criterion, batches, k.to_device(np.arange(n)))
-        signals = {number: model.plain(slope, n) for number, slope in model._backward_steps(n)}
+    with model.lock:
+        model.interrupt()
+        plan = model.plan(n, keep=True)
+        target = batches.gather(plan.x, k.to_device(np.arange(n)))
+        plan.forward()
+        criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
+        criterion.run(plan.dy, plan.y, target)
+        plan.backward()
         scale = n if criterion.reduction == "mean" else 1  # the loss of one image
-        values, _ = model._buffers(n)
+        steps = {step.numbers[0]: step for step in plan.steps if step.layers}
         found = []
         for number, layer in enumerate(model.layers):
             if "weight" not in layer.parameter_shapes():
                 continue
-            signal = signals[number].astype(np.float64) * scale
+            signal = plan.to_host(steps[number].dy).astype(np.float64) * scale
             weight, gradient = (np.asarray(k.to_host(a), np.float64) for a in (layer.weight, layer.weight_grad))
             gradient = gradient * scale / n
             record = {
@@ -48,9 +51,9 @@ def statistics(model, criterion, batches, rate):
                 "slope": None,
                 "saturated": None,
             }
-            follows: Any = model.layers[number + 1] if number + 1 < len(model.layers) else None
+            follows: Any = steps[number + 1].layers[0] if number + 1 in steps else None
             if type(follows).__name__ in STEEPEST:
-                y = k.to_device(model.plain(values[number + 2], n))
+                y = k.to_device(plan.to_host(steps[number + 1].y))
                 slope = k.to_device(np.ones(y.shape, model.dtype))
                 follows.backward(slope, slope, y, y)  # in place: it does not read the input
                 slope = np.asarray(k.to_host(slope), np.float64)

@@ -1,6 +1,6 @@
-"""Steps that the CPU records and replays do to the bit what the step itself does."""
+"""Steps that the CPU captures and replays do to the bit what the step itself does; what is not ours is not captured."""
 
-import functools
+import copy
 
 import numpy as np
 import pytest
@@ -22,7 +22,9 @@ from tinycnn import (
     losses,
     train,
 )
-from tinycnn.kernels import _record
+from tinycnn.dataset import Loader
+from tinycnn.kernels import _capture
+from tinycnn.plan import Plan
 
 STEPS = 5
 TABLE = np.array([[True, False, True], [True, True, True], [False, True, True]])
@@ -70,37 +72,33 @@ def images(count):
 
 
 def made(chain, criterion, optimizer, batch):
-    """A model, what a step of training changes, and the step."""
-    model, batches = Sequential(*chain, rng=1), images(STEPS * batch)
+    """What takes the steps of a training, and what they change."""
+    model, batches = Sequential(*copy.deepcopy(chain), rng=1), images(STEPS * batch)
     model.set_input_shape(batches.image_shape)
-    rule, totals = optimizer(model), kernels.empty((4,), np.float64)
-    model.reserve(batch)
-    criterion.prepare(kernels, batch, 4, model.dtype)
-    batches.shuffle(np.random.default_rng(3).permutation(STEPS * batch))
-    step = functools.partial(train._step, model, criterion, rule, batches, totals, batch)
+    rule = optimizer(model)
+    run = train.Run(model, copy.deepcopy(criterion), Loader(batches, augment=True), rule)
+    run.start_epoch(np.random.default_rng(3).permutation(STEPS * batch))
 
     def state():
-        arrays = [totals, batches.cursor, *model.snapshot(), *rule.state_dict().values()]
+        arrays = [run.totals, run.loader.cursor, *model.snapshot(), *rule.state_dict().values()]
         return [np.array(a).tobytes() for a in arrays]
 
-    return step, state
+    return run, state
 
 
 @pytest.mark.parametrize("batch", [3, 40])
 @pytest.mark.parametrize("net", NETS)
-def test_a_recorded_step_has_the_bits_of_the_step(net, batch, monkeypatch):
-    chain, criterion, optimizer = NETS[net]
-    step, state = made(chain, criterion, optimizer, batch)
+def test_a_captured_step_has_the_bits_of_the_step(net, batch, monkeypatch):
+    run, state = made(*NETS[net], batch)
     want = []
     for _ in range(STEPS):
-        step()
+        run.step(batch)
         want.append(state())
-    step, state = made(chain, criterion, optimizer, batch)
-    recorded = kernels.capture(step)
+    run, state = made(*NETS[net], batch)
     for number in range(STEPS):
-        if number == 2:  # from here on no layer is asked
-            monkeypatch.setattr(Sequential, "run_forward", None)
-        recorded()
+        if number == 1:  # from here on no layer is asked
+            monkeypatch.setattr(Plan, "forward", None)
+        run.replay(batch)
         assert state() == want[number], f"after step {number + 1}"
     assert len(set(map(tuple, want))) == STEPS
 
@@ -113,17 +111,17 @@ class InNumPy(losses.OneHotMSELoss):
         dx *= 0.5
 
 
-def test_a_step_that_is_not_made_of_kernels_alone_goes_on_as_it_is():
+def test_a_step_that_is_not_made_of_kernels_alone_is_never_captured():
     chain, _, optimizer = NETS["functions of a whole row"]
     found = []
-    for capture in (lambda step: step, kernels.capture):
-        step, state = made(chain, InNumPy(), optimizer, 40)
-        step = capture(step)
+    for replay in (False, True):
+        run, state = made(chain, InNumPy(), optimizer, 40)
         for _ in range(STEPS):
-            step()
+            run.replay(40) if replay else run.step(40)
         found.append(state())
     assert found[0] == found[1]
-    assert step.calls == []
+    (capture,) = run.captures.values()
+    assert not isinstance(capture.run, _capture.CapturedStep)
 
 
 def test_an_error_ends_the_recording():
@@ -133,14 +131,14 @@ def test_an_error_ends_the_recording():
             raise KeyboardInterrupt
 
     counter = np.zeros(1, np.int64)
-    recorded = kernels.capture(step)
+    captured = kernels.capture(step)
     with pytest.raises(KeyboardInterrupt):
-        recorded()
-    assert _record.here.calls is None
+        captured()
+    assert _capture.trace.calls is None
     for _ in range(3):
-        recorded()
+        captured()
     assert counter == [4]
-    assert len(recorded.calls) == 1
+    assert len(captured.calls) == 1
 
 
 def test_what_on_epoch_changes_is_seen(monkeypatch):
@@ -149,7 +147,7 @@ def test_what_on_epoch_changes_is_seen(monkeypatch):
     for capture in (lambda step: step, kernels.capture):
         monkeypatch.setattr(kernels, "capture", capture)
         model = Sequential(layers.Flatten(), layers.Linear(64, 9), layers.Dropout(0.0), layers.Linear(9, 4), rng=1)
-        batches.augmentation.counter[0] = 0
+        batches.augmentation.drawn = 0
 
         def more_dropout(record, model=model):
             model.layers[2].p = 0.5
@@ -172,17 +170,17 @@ def chain():
 
 
 def reference_output(model, x):
-    """What a model without recordings says."""
-    model._recorded = {}
+    """What a model without captures says."""
+    model.forget_plans()
     return model(x)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 40])
 def test_inference_is_replayed_until_something_changes(batch, monkeypatch):
     model, other = (Sequential(*chain(), input_shape=(1, 8, 8), rng=2).eval() for _ in range(2))
-    x, run_forward = X[:batch], Sequential.run_forward
+    x, plan_forward = X[:batch], Plan.forward
     ran = []
-    monkeypatch.setattr(Sequential, "run_forward", lambda self, n: (ran.append(self), run_forward(self, n))[1])
+    monkeypatch.setattr(Plan, "forward", lambda self: (ran.append(self.model), plan_forward(self))[1])
 
     def same_four_times(replayed=True):
         for number in range(4):

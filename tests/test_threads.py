@@ -6,7 +6,7 @@ import pytest
 
 import tinycnn
 from tinycnn import models
-from tinycnn.kernels import _pace
+from tinycnn.kernels import _threads
 
 pytestmark = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only")
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one 
 def world(monkeypatch):
     """What a step takes, by threads; steps move the clock on."""
     took = {"now": 0.0, 1: 2.0, 2: 1.0}
-    monkeypatch.setattr(_pace, "clock", lambda: took["now"])
+    monkeypatch.setattr(_threads, "clock", lambda: took["now"])
     before = tinycnn.set_threads(None)
     tinycnn.set_threads(2)
     yield took
@@ -33,48 +33,48 @@ def run(pace, world, steps):
     return used
 
 
-ALONE = [1] * _pace.STEPS
+ALONE = [1] * _threads.STEPS
 
 
 def test_all_threads_while_they_are_faster(world):
-    pace = _pace.Pace()
+    pace = _threads.Pace()
     used = run(pace, world, 10_000)
-    assert used[:100] == ALONE + [2] * (100 - _pace.STEPS)
-    assert _pace.STEPS < used.count(1) <= 2 * _pace.STEPS + 10_000 * _pace.SHARE  # and tried again
+    assert used[:100] == ALONE + [2] * (100 - _threads.STEPS)
+    assert _threads.STEPS < used.count(1) <= 2 * _threads.STEPS + 10_000 * _threads.PROBE_BUDGET  # and tried again
 
 
 def test_one_while_it_is_faster_and_back(world):
-    pace = _pace.Pace()
+    pace = _threads.Pace()
     run(pace, world, 10)
     world[2] = 30.0  # somebody else works: a step takes longer than all of those on one thread
     used = run(pace, world, 20_000)
-    assert used[: 4 + _pace.STEPS] == [2, *ALONE, 2, 1, 1]
+    assert used[: 4 + _threads.STEPS] == [2, *ALONE, 2, 1, 1]
     total = sum(world[n] for n in used)
-    assert 2 * world[2] < used.count(2) * world[2] <= 2 * world[2] + _pace.SHARE * total
+    assert 2 * world[2] < used.count(2) * world[2] <= 2 * world[2] + _threads.PROBE_BUDGET * total
     world[2] = 1.0
     used = run(pace, world, 10_000)
     assert used[-9:] == [2] * 9
 
 
 def test_a_little_slower_is_seen_too(world):
-    pace = _pace.Pace()
+    pace = _threads.Pace()
     run(pace, world, 10)
     world[2] = 2.1
     used = run(pace, world, 3000)
-    assert used.count(2) < 6 * _pace.STEPS
+    assert used.count(2) < 6 * _threads.STEPS
 
 
 def test_a_single_defeat_may_be_chance(world):
-    pace = _pace.Pace()
+    pace = _threads.Pace()
     run(pace, world, 10)
     world[2] = 30.0
     assert run(pace, world, 1) == [2]
     world[2] = 1.0
-    assert run(pace, world, 300) == ALONE + [2] * (300 - _pace.STEPS)
+    assert run(pace, world, 300) == ALONE + [2] * (300 - _threads.STEPS)
 
 
 def test_one_thread_is_left_alone(world):
-    pace = _pace.Pace()
+    pace = _threads.Pace()
     tinycnn.set_threads(1)
     for _ in range(50):
         with pace:
@@ -83,7 +83,7 @@ def test_one_thread_is_left_alone(world):
 
 
 def test_an_error_leaves_the_threads_as_they_were(world):
-    pace = _pace.Pace()
+    pace = _threads.Pace()
     with pytest.raises(ZeroDivisionError), pace:
         1 / 0  # noqa: B018
     assert numba.get_num_threads() == 2
@@ -95,7 +95,7 @@ def test_a_model_gives_the_same_bits(world):
     first = model.forward(x)
     for _ in range(20):  # recorded, on one thread, and on two
         np.testing.assert_array_equal(model.forward(x), first)
-    assert model._recorded[64][1].pace.together
+    assert model.plan(64)._replays[True].run.pace.parallel
 
 
 def test_what_has_no_threads_is_not_tried(world):
@@ -103,4 +103,4 @@ def test_what_has_no_threads_is_not_tried(world):
     for images, paced in ((1, False), (64, True)):
         for _ in range(4):
             model.forward(np.zeros((images, 1, 28, 28)))
-        assert isinstance(model._recorded[images][1].pace, _pace.Pace) is paced
+        assert isinstance(model.plan(images)._replays[True].run.pace, _threads.Pace) is paced

@@ -1,0 +1,636 @@
+"""Code and habits that users bring along: what they do is what happens, or is refused in words."""
+
+import copy
+import pickle
+import threading
+
+import numpy as np
+import pytest
+
+from tinycnn import (
+    EMA,
+    SGD,
+    Adam,
+    AvgPool2d,
+    Batches,
+    BatchNorm2d,
+    Conv2d,
+    CrossEntropyLoss,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    MSELoss,
+    OneHotMSELoss,
+    RandomAffine,
+    ReLU,
+    Sequential,
+    Tanh,
+    evaluate,
+    fit,
+    lecun98,
+    models,
+    optim,
+    train,
+    train_step,
+)
+from tinycnn.kernels import _capture
+from tinycnn.layers import Layer
+
+RNG = np.random.default_rng(0)
+IMAGES, LABELS = RNG.integers(0, 256, (60, 8, 8), np.uint8), RNG.integers(0, 4, 60)
+X = RNG.standard_normal((40, 1, 8, 8)).astype(np.float32)
+
+
+def chain():
+    return Conv2d(1, 3, 3), Tanh(), AvgPool2d(2), Flatten(), Linear(27, 8), ReLU(), Linear(8, 4)
+
+
+def net(*layers, **options):
+    return Sequential(*(layers or chain()), **{"input_shape": (1, 8, 8), "rng": 0, **options})
+
+
+def digits(count=60, **options):
+    return Batches(IMAGES[:count], LABELS[:count], **options)
+
+
+def learn(model, criterion=None, optimizer=None, data=None, **options):
+    options = {"epochs": 2, "batch_size": 16, "rng": 0, "progress": False, **options}
+    return fit(model, criterion or CrossEntropyLoss(), optimizer or SGD(model, 0.1), data or digits(), **options)
+
+
+# --- own layers, losses, optimizers -----------------------------------------------------------------------------------
+
+
+class Softplus(Layer):
+    """In NumPy, without a word on how it may be called."""
+
+    def forward(self, y, x):
+        assert y is not x
+        y[...] = np.log1p(np.exp(x))
+
+    def backward(self, dx, dy, x, y):
+        dx[...] = dy / (1 + np.exp(-x))
+
+
+class OwnTanh(Layer):
+    """Its backward reads the output, and it says nothing of that either."""
+
+    def forward(self, y, x):
+        y[...] = np.tanh(x)
+
+    def backward(self, dx, dy, x, y):
+        dx[...] = dy * (1 - y * y)
+
+
+class LateLinear(Linear):
+    """A subclass that does something else from the fourth call on."""
+
+    calls = 0
+
+    def forward(self, y, x):
+        super().forward(y, x)
+        self.calls += 1
+        if self.calls > 3:
+            y *= 2
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_an_own_layer_runs_every_time(batch):
+    model = net(Conv2d(1, 3, 3), Softplus(), AvgPool2d(2), Flatten(), Linear(27, 4), dtype=np.float64).eval()
+    with_ours = [layer if not isinstance(layer, Softplus) else None for layer in model.layers]
+    for number in range(6):
+        x = np.random.default_rng(number).standard_normal((batch, 1, 8, 8))
+        maps = Sequential(copy.deepcopy(with_ours[0]), dtype=np.float64)(x)
+        rest = Sequential(*copy.deepcopy(with_ours[2:]), dtype=np.float64)
+        np.testing.assert_allclose(model(x), rest(np.log1p(np.exp(maps))), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+def test_own_layers_and_ours_have_the_same_gradients(batch):
+    """Whatever stands before and after: what an own layer reads is not written over."""
+    for before, after in ((Conv2d(1, 3, 3), ReLU()), (Tanh(), Tanh()), (MaxPool2d(2), MaxPool2d(2))):
+        ours, theirs = (
+            net(*copy.deepcopy((before, kind(), after, Dropout(0.0))), Flatten(), dtype=np.float64)
+            for kind in (Tanh, OwnTanh)
+        )
+        for _ in range(4):
+            y = ours(X[:batch])
+            np.testing.assert_allclose(theirs(X[:batch]), y, rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(theirs.backward(np.cos(y)), ours.backward(np.cos(y)), rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(theirs.grad, ours.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_a_subclass_that_changes_its_mind_late_is_heard():
+    model = net(*chain()[:-1], LateLinear(8, 4))
+    plain = net()
+    for call in range(6):
+        np.testing.assert_allclose(model(X), plain(X) * (2 if call >= 3 else 1), rtol=1e-6)
+
+
+def test_a_method_that_is_replaced_is_heard():
+    model, plain = net(), net()
+    model(X), model(X), model(X)
+    forward = model.layers[-1].forward
+    model.layers[-1].forward = lambda y, x: (forward(y, x), np.negative(y, out=y))
+    for _ in range(3):
+        np.testing.assert_array_equal(model(X), -plain(X))
+
+
+class Clipped(SGD):
+    """Clips the gradient, which it has to do late only."""
+
+    def step(self):
+        if self.steps >= 3:
+            np.clip(self.model.grad, -1e-3, 1e-3, out=self.model.grad)
+        super().step()
+
+
+class OwnSGD:
+    """No class of ours at all."""
+
+    def __init__(self, model, lr):
+        self.model, self.lr, self.schedule, self.steps, self.patterns = model, lr, np.array([lr]), 0, 0
+        self._epochs = np.zeros(1, int)
+
+    def step(self):
+        self.steps += 1
+        self.model.theta -= np.float32(self.lr) * self.model.grad
+
+    def before_epoch(self, *_):
+        pass
+
+    def settle(self):
+        pass
+
+    evaluated = optim.Optimizer.evaluated
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_an_own_optimizer_is_asked_at_every_step(averaged):
+    found = []
+    for kind in (Clipped, SGD):
+        model = net()
+        optimizer = kind(model, 0.1)
+        rule = EMA(optimizer, 0.5) if averaged else optimizer
+        if kind is Clipped:
+            learn(model, optimizer=rule)
+        else:  # the same by hand
+            order = np.random.default_rng(0)
+            for permutation in [order.permutation(60) for _ in range(2)]:
+                for at in range(0, 60, 16):
+                    run = train.Run(model, CrossEntropyLoss(), train.Loader(digits()), rule)
+                    run.start_epoch(permutation[at : at + 16])
+                    run.loss(len(permutation[at : at + 16]))
+                    model.plan(len(permutation[at : at + 16])).backward()
+                    if optimizer.steps >= 3:
+                        np.clip(model.grad, -1e-3, 1e-3, out=model.grad)
+                    rule.step()
+            rule.settle()
+        found.append(model.theta.copy())
+    np.testing.assert_array_equal(*found)
+
+
+def test_an_optimizer_that_is_no_class_of_ours_counts_its_own_steps():
+    model, plain = net(), net()
+    optimizer = OwnSGD(model, 0.1)
+    learn(model, optimizer=optimizer)
+    learn(plain)
+    assert optimizer.steps == 8
+    np.testing.assert_allclose(model.theta, plain.theta, rtol=1e-5, atol=1e-7)
+
+
+class Halved(OneHotMSELoss):
+    def run(self, dx, x, target):
+        super().run(dx, x, target)
+        dx *= 0.5
+
+
+def test_an_own_loss_runs_every_time():
+    model, plain = net(), net()
+    learn(model, Halved(), SGD(model, 0.2))
+    learn(plain, OneHotMSELoss(), SGD(plain, 0.1))
+    np.testing.assert_allclose(model.theta, plain.theta, rtol=1e-5, atol=1e-7)
+
+
+class OwnReLU(ReLU):
+    replayable = True
+
+
+class OwnReLUAgain(OwnReLU):
+    pass
+
+
+def test_a_class_may_say_that_it_is_made_of_kernels_and_only_for_itself():
+    for kind, captured in ((OwnReLU, True), (OwnReLUAgain, False)):
+        model = net(Conv2d(1, 3, 3), kind(), Flatten())
+        for _ in range(2):
+            model(X)
+        assert isinstance(model.plan(40)._replays[True].run, _capture.CapturedStep) is captured
+
+
+def test_what_is_set_on_a_layer_an_optimizer_or_a_loss_in_a_training_holds():
+    def change(record):
+        model.layers[1].p, optimizer.momentum, criterion.label_smoothing = 0.0, 0.9, 0.3
+
+    found = []
+    for early in (False, True):
+        model = net(Flatten(), Dropout(1e-9), Linear(64, 4))
+        optimizer, criterion = SGD(model, 0.1), CrossEntropyLoss()
+        if early:
+            learn(model, criterion, optimizer, epochs=1, rng=np.random.default_rng(0))
+            change(None)
+        rng = np.random.default_rng(0)
+        if early:
+            rng.permutation(60)
+        learn(model, criterion, optimizer, epochs=1 if early else 2, rng=rng, on_epoch=None if early else change)
+        found.append(model.theta.copy())
+    np.testing.assert_array_equal(*found)
+
+
+def test_other_models_do_not_make_a_training_record_again(monkeypatch):
+    model, other, made = net(), net(), []
+    init = _capture.CapturedStep.__init__
+    monkeypatch.setattr(_capture.CapturedStep, "__init__", lambda self, step: (made.append(self), init(self, step))[1])
+
+    def elsewhere(record):
+        other.layers[-1].label = record["epoch"]
+
+    learn(model, epochs=5, validation=digits(20), on_epoch=elsewhere)
+    assert len(made) == 3  # batches of 16, the last one of 12, and the validation
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def in_threads(*jobs):
+    """Run all of them at once; the first error is raised."""
+    errors = []
+
+    def guarded(job):
+        try:
+            job()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
+    if errors:
+        raise errors[0]
+
+
+def test_threads_share_a_model():
+    model = net()
+    want = [model.predict(X[n : n + 1]) for n in range(40)]
+
+    def ask(first):
+        for turn in range(50):
+            n = (first + 7 * turn) % 40
+            np.testing.assert_array_equal(model.predict(X[n : n + 1]), want[n])
+
+    in_threads(*(lambda first=first: ask(first) for first in range(4)))
+
+
+def test_a_backward_belongs_to_the_forward_of_its_thread():
+    model = net()
+    y = model(X)
+    in_threads(lambda: model(X[:3]))
+    with pytest.raises(RuntimeError, match="backward needs a forward"):
+        model.backward(y)
+
+
+def test_two_trainings_share_a_data_set_and_a_loss():
+    data, criterion = digits(augment=RandomAffine(degrees=10)), CrossEntropyLoss()
+    want = net()
+    learn(want, data=digits(augment=RandomAffine(degrees=10)), epochs=6)
+    found = [net() for _ in range(3)]
+    in_threads(*(lambda model=model: learn(model, criterion, data=data, epochs=6) for model in found))
+    for model in found:
+        np.testing.assert_array_equal(model.theta, want.theta)
+
+
+# --- layers and weights -----------------------------------------------------------------------------------------------
+
+
+def test_a_layer_of_a_model_is_refused_and_its_copy_brings_the_weights_along():
+    old = net(Conv2d(1, 3, 3), BatchNorm2d(3), ReLU(), Flatten(), Linear(108, 4))
+    learn(old)
+    before = old.predict(X)
+    with pytest.raises(ValueError, match=r"layer 0, Conv2d.*, belongs to a model already; copy.deepcopy"):
+        Sequential(*old.layers[:-1], Linear(108, 7))
+    new = Sequential(*copy.deepcopy(old.layers[:-1]), Linear(108, 7), input_shape=(1, 8, 8), rng=5)
+    for name, value in old.state_dict().items():
+        if not name.startswith(("4.", "normalization.")):
+            np.testing.assert_array_equal(new.state_dict()[name], value)
+    assert not np.shares_memory(new.theta, old.theta)
+    learn(new)
+    np.testing.assert_array_equal(old.predict(X), before)
+    alone = copy.deepcopy(old.layers[0])
+    np.testing.assert_array_equal(alone.weight, old.layers[0].weight)
+
+
+def test_layers_are_a_tuple():
+    model = net()
+    with pytest.raises(AttributeError):
+        model.layers.append(ReLU())
+    with pytest.raises(TypeError):
+        model.layers[-1] = Linear(8, 2)
+    with pytest.raises(AttributeError):
+        model.layers = ()
+
+
+def test_what_is_assigned_to_a_weight_is_copied_into_it():
+    model = net()
+    optimizer = Adam(model)
+    model.layers[-1].weight = np.full((4, 8), 0.5)
+    model.layers[-1].bias = [1, 2, 3, 4]
+    np.testing.assert_array_equal(model.theta[-36:], [*[0.5] * 32, 1, 2, 3, 4])
+    np.testing.assert_array_equal(model.state_dict()["6.weight"], 0.5)
+    learn(model, optimizer=optimizer)
+    assert (model.layers[-1].weight != 0.5).any()
+    values = np.linspace(-1, 1, len(model.theta))
+    model.theta = values
+    np.testing.assert_array_equal(optimizer.model.theta, values.astype(np.float32))
+    np.testing.assert_array_equal(model.layers[-1].bias, values[-4:].astype(np.float32))
+    model.theta *= 2
+    np.testing.assert_array_equal(model.layers[-1].bias, 2 * values[-4:].astype(np.float32))
+    with pytest.raises(ValueError, match=r"weight of Linear\(8, 4\) must have shape \(4, 8\), got \(8, 4\)"):
+        model.layers[-1].weight = np.ones((8, 4))
+    with pytest.raises(ValueError, match="theta must have shape"):
+        model.theta = values[1:]
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    a, b = net(), net()
+    for go in (
+        lambda: learn(a, optimizer=Adam(b)),
+        lambda: learn(a, optimizer=EMA(Adam(b))),
+        lambda: train_step(a, CrossEntropyLoss(), Adam(b), digits(), [0, 1]),
+    ):
+        with pytest.raises(ValueError, match="another model"):
+            go()
+
+
+def test_squared_errors_of_class_numbers_are_refused():
+    model = net()
+    before = model.theta.copy()
+    for go in (
+        lambda: learn(model, MSELoss()),
+        lambda: train_step(model, MSELoss(), SGD(model), digits(), [0, 1]),
+        lambda: evaluate(model, digits(), MSELoss()),
+    ):
+        with pytest.raises(ValueError, match="for class numbers there is OneHotMSELoss"):
+            go()
+    np.testing.assert_array_equal(model.theta, before)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda model: train_step(model, CrossEntropyLoss(), SGD(model, 0.1), digits(), np.arange(40)),
+        lambda model: evaluate(model, digits()),
+        lambda model: model.predict(X),
+        lambda model: learn(model, epochs=1, batch_size=40),
+    ],
+)
+def test_a_backward_after_something_else_is_refused(between):
+    model = net()
+    y = model(X)
+    between(model)
+    with pytest.raises(RuntimeError, match="backward needs a forward"):
+        model.backward(y)
+
+
+# --- modes ------------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_made_in_evaluation_mode():
+    model = net(Conv2d(1, 3, 3), BatchNorm2d(3), Dropout(0.5), Flatten(), Linear(108, 4))
+    learn(model)
+    before = [a.copy() for a in model.snapshot()]
+    found = model.predict(X)
+    assert model.training
+    np.testing.assert_equal(model.snapshot(), before)
+    np.testing.assert_array_equal(model.eval()(X), found)
+    model.train()
+    model.layers[1].training = False  # a layer that is frozen stays so
+    model.predict(X)
+    assert [layer.training for layer in model.layers] == [True, False, True, True, True]
+    model.training = False
+    assert not any(layer.training for layer in model.layers)
+
+
+def test_modes_of_single_layers_are_heard_by_what_was_captured():
+    model = net(Flatten(), Dropout(0.5), Linear(64, 4)).eval()
+    still = [model(X) for _ in range(3)]
+    model.layers[1].training = True
+    assert all((model(X) != still[0]).any() for _ in range(3))
+    model.eval()
+    np.testing.assert_array_equal(model(X), still[0])
+    model.train()
+    drawn = [model(X) for _ in range(3)]
+    assert all((y != still[0]).any() for y in drawn)
+    model.layers[1].training = False
+    np.testing.assert_array_equal(model(X), still[0])
+    model.train()
+    assert (model(X) != still[0]).any()
+
+
+def test_an_evaluation_that_fails_leaves_the_mode():
+    model = net()
+    with pytest.raises(ValueError, match="OneHotMSELoss"):
+        evaluate(model, digits(), MSELoss())
+    assert model.training
+    assert all(layer.training for layer in model.layers)
+
+
+# --- losses over a data set -------------------------------------------------------------------------------------------
+
+CRITERIA = [
+    CrossEntropyLoss(),
+    CrossEntropyLoss(reduction="sum"),
+    CrossEntropyLoss(reduction="none"),
+    CrossEntropyLoss(weight=[0.1, 2.0, 1.0, 3.0]),
+    CrossEntropyLoss(ignore_index=2),
+    CrossEntropyLoss(weight=[0.1, 2.0, 1.0, 3.0], ignore_index=1, label_smoothing=0.2),
+    OneHotMSELoss("sum"),
+    lecun98.NearestLoss(1.0, "sum"),
+]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=range(len(CRITERIA)))
+def test_a_loss_over_a_data_set_does_not_depend_on_batches(criterion):
+    model = net()
+    logits = evaluate(model, digits())[2]
+    want = np.sum(criterion(logits, LABELS)[0])
+    for batch_size in (1, 7, 60):
+        assert evaluate(model, digits(), criterion, batch_size)[0] == pytest.approx(want, rel=1e-5)
+        (record,) = learn(model, criterion, SGD(model, 0.0), epochs=1, batch_size=batch_size)
+        assert record["train_loss"] == pytest.approx(want, rel=1e-5)
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+def test_counters_keep_every_digit():
+    model = net(Conv2d(1, 3, 3), BatchNorm2d(3))
+    state = model.state_dict() | {"1.num_batches_tracked": np.array(2**24 + 1)}
+    model.load_state_dict(state)
+    assert model.state_dict()["1.num_batches_tracked"] == 2**24 + 1
+    with pytest.raises(ValueError, match="num_batches_tracked must hold whole numbers"):
+        model.load_state_dict(state | {"1.num_batches_tracked": np.array(1.5)})
+
+
+def test_a_state_goes_layer_by_layer():
+    model = net(Conv2d(1, 3, 3), BatchNorm2d(3), Flatten(), Linear(108, 4))
+    batch_norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    assert list(model.state_dict()) == [
+        "0.weight", "0.bias", *(f"1.{name}" for name in batch_norm), "3.weight", "3.bias",
+    ]  # fmt: skip
+
+
+def test_the_scale_of_pixels_travels_with_the_model():
+    model = net()
+    raw = IMAGES[:40, None]
+    assert model.normalization is None
+    data = digits(mean=0.3, std=0.2)
+    learn(model, data=data)
+    want = model.predict((raw / 255 - 0.3) / 0.2)
+    np.testing.assert_allclose(model.predict(raw), want, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(model.predict(raw), evaluate(model, data)[2][:40], rtol=1e-5, atol=1e-5)
+    state = model.state_dict()
+    again = net(rng=1)
+    again.load_state_dict(state)
+    for other in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(other.predict(raw), model.predict(raw))
+        assert list(other.state_dict()) == list(state)
+    assert "uint8 pixels / 255, less 0.3, divided by 0.2" in model.summary()
+    for kind in (np.int64, np.int8, bool):
+        with pytest.raises(
+            TypeError, match=rf"x: the model was trained on uint8 pixels and takes .* got {kind.__name__}"
+        ):
+            model.predict(raw.astype(kind))
+    floats = net()
+    learn(floats, data=Batches(IMAGES / 255.0, LABELS))
+    with pytest.raises(TypeError, match="trained on floating-point pixels"):
+        floats.predict(raw)
+    with pytest.raises(ValueError, match="normalization must have a mean"):
+        again.load_state_dict(state | {"normalization.std": np.zeros(1)})
+
+
+# --- a second training ------------------------------------------------------------------------------------------------
+
+
+def test_epochs_are_counted_on_and_a_schedule_that_is_used_up_is_refused():
+    model = net()
+    optimizer = SGD(model, optim.one_cycle(0.1, 8))
+    assert [record["epoch"] for record in learn(model, optimizer=optimizer)] == [1, 2]
+    before = model.theta.copy()
+    with pytest.raises(ValueError, match="schedule of 8 rates is used up after 8 steps.*optimizer.lr"):
+        learn(model, optimizer=optimizer)
+    np.testing.assert_array_equal(model.theta, before)
+    optimizer.lr = optim.constant(0.05, 4)
+    (record,) = learn(model, optimizer=optimizer, epochs=1)
+    assert record["epoch"] == 3
+    assert record["lr"] == 0.05
+    assert (model.theta != before).any()
+    optimizer.lr = 0.025
+    assert [r["lr"] for r in learn(model, optimizer=optimizer)] == [0.025] * 2
+    with pytest.raises(ValueError, match="lr must be finite and not negative"):
+        optimizer.lr = -1
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "words"),
+    [
+        ([0, 60], ValueError, "index must be image numbers in 0 ... 59, got 60 at index 1"),
+        ([-1], ValueError, "got -1 at index 0"),
+        ([], (ValueError, TypeError), "index must be"),
+        ([0.5], TypeError, "integer image numbers"),
+        ([[0, 1]], TypeError, "a row of integer image numbers"),
+        (3, TypeError, "a row of integer image numbers"),
+        ([True], TypeError, "integer image numbers"),
+    ],
+)
+def test_images_that_are_not_there_are_refused(index, error, words):
+    model = net()
+    before = model.theta.copy()
+    with pytest.raises(error, match=words):
+        train_step(model, CrossEntropyLoss(), SGD(model, 0.1), digits(), index)
+    np.testing.assert_array_equal(model.theta, before)
+
+
+def test_any_list_of_images_makes_a_step():
+    found = []
+    for kind in (list, tuple, np.array, np.uint8):
+        model = net()
+        optimizer = SGD(model, 0.1)
+        for index in ([1, 2, 3], [4] * 70, [0], [5, 6, 7]):
+            train_step(model, CrossEntropyLoss(), optimizer, digits(), kind(index))
+        found.append(model.theta.tobytes())
+    assert len(set(found)) == 1
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("averaged", [False, True])
+def test_copies_go_on_as_the_originals_do(duplicate, averaged):
+    model = net(Conv2d(1, 3, 3, bias=False), BatchNorm2d(3), ReLU(), MaxPool2d(2), Flatten(), Dropout(0.3),
+                Linear(27, 4))  # fmt: skip
+    optimizer = Adam(model, optim.cosine(0.01, 100))
+    optimizer = EMA(optimizer, 0.9) if averaged else optimizer
+    criterion, data = CrossEntropyLoss(weight=[1, 2, 3, 4]), digits(augment=RandomAffine(degrees=5))
+    learn(model, criterion, optimizer, data)
+    model.layers[1].training = False
+    parts = model, criterion, optimizer, data
+    twins = duplicate(parts)
+    twin = twins[0]
+    assert twin is not model
+    assert twins[2].model is twin
+    assert [layer.training for layer in twin.layers] == [layer.training for layer in model.layers]
+    np.testing.assert_array_equal(twin.grad, model.grad)
+    for some in (parts, twins):
+        learn(*some)
+    assert twin.theta.tobytes() == model.theta.tobytes()
+    assert all(np.array_equal(a, b) for a, b in zip(twin.snapshot(), model.snapshot(), strict=True))
+    assert not np.shares_memory(twin.theta, model.theta)
+    np.testing.assert_equal(twins[2].state_dict(), optimizer.state_dict())
+    twin.theta[...] = 0
+    assert model.theta.any()
+
+
+def test_a_copy_keeps_what_a_subclass_adds():
+    class Named(Sequential):
+        def __init__(self, name):
+            super().__init__(*chain(), input_shape=(1, 8, 8), rng=0)
+            self.name = name
+
+    model = Named("mine")
+    twin = copy.deepcopy(model)
+    assert (type(twin), twin.name) == (Named, "mine")
+    np.testing.assert_array_equal(twin(X), model(X))
+
+
+def test_plans_can_be_read():
+    plan = str(models.lenet5(rng=0).plan(64))
+    lines = plan.splitlines()
+    assert lines[0] == "64 images, float32"
+    assert "to blocks" in lines[2]
+    assert "0 Conv2d" in lines[3]
+    assert lines[4].split("  ")[1] == "1 Tanh() + 2 AvgPool2d(kernel_size=(2, 2), stride=(2, 2))"
+    assert lines[4].endswith("fused")
+    assert "to plain order 6 Flatten()" in plan
+    assert lines[-1].endswith("parameters only")
+    assert "fused" not in str(models.lenet5(rng=0).plan(64, keep=True))

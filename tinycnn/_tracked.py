@@ -1,0 +1,74 @@
+"""What may be captured and replayed, and how a capture learns that something in it has changed."""
+
+
+class Changes:
+    """A counter of changes."""
+
+    count = 0
+
+
+class Tracked:
+    """Counts the changes of its attributes: what was captured with their values is captured anew then.
+
+    changes     the counter; layers and optimizers share that of their model
+    replayable  a class of yours may set it to True: it says that its methods call this library's kernels and nothing
+                else, and that what changes from step to step lives in arrays.  It is not inherited
+    """
+
+    changes: Changes
+
+    def __new__(cls, *args, **options):
+        self = super().__new__(cls)
+        self.__dict__["changes"] = Changes()
+        return self
+
+    def __setattr__(self, name, value):
+        if self.__dict__.get(name, Tracked) is not value:
+            self.changes.count += 1
+        super().__setattr__(name, value)
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "changes"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+
+
+METHODS = ("forward", "backward", "run", "tally", "step")
+
+
+def is_ours(thing):
+    """Whether `thing` is exactly of a class of this library, with none of its methods replaced."""
+    methods = (getattr(thing, name) for name in METHODS if hasattr(thing, name))
+    return all(map(_from_here, (type(thing), *methods)))
+
+
+def _from_here(thing):
+    return (getattr(thing, "__module__", None) or "").partition(".")[0] == __package__
+
+
+def replayable(thing):
+    """Whether `thing` is known to be made of kernels."""
+    inside = getattr(thing, "inner", None)  # the optimizer that an EMA holds
+    own = vars(type(thing)).get("replayable") is True or is_ours(thing)
+    return own and (inside is None or replayable(inside))
+
+
+class Replay:
+    """`step`, a function without arguments, to be called like it.
+
+    It is captured if all of `parts`, which it is made of, are known to consist of kernels, and anew whenever an
+    attribute of one of them has changed; otherwise it runs as Python every time.
+    """
+
+    def __init__(self, k, step, *parts):
+        self.k, self.step, self.parts = k, step, parts
+        self.counters = list({id(part.changes): part.changes for part in parts if hasattr(part, "changes")}.values())
+        self.seen: list[int] | None = None
+
+    def __call__(self):
+        seen = [counter.count for counter in self.counters]
+        if seen != self.seen:
+            self.seen = seen
+            self.run = self.k.capture(self.step) if all(map(replayable, self.parts)) else self.step
+        self.run()

@@ -1,0 +1,303 @@
+"""What runs for a batch: the list of steps of a model, forward and backward, with every buffer.
+
+    print(model.plan(64))
+
+A plan is the one place that knows
+
+- layouts: on the CPU, maps (C, H, W) of all but the smallest batches are *blocked*, (N / lanes, C, H, W, lanes): as
+  many images as a vector register has lanes, interleaved pixel by pixel (kernels/tiles.py).  Reorder steps lead there
+  from plain order (N, C, H, W), and back.  Layers that are not this library's own work in plain order.
+- fusion: an activation and the pooling after it become one step, which writes its gradients over its input.
+- in-place use: an activation writes over its input where nobody reads that again.
+- buffers: all but the smallest are shared by the plans of a model, which run one at a time.
+
+With `keep` a plan does nothing of the last three, so that after a pass all that it has computed is there to be looked
+at: the inputs, outputs and gradients of every layer.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinycnn import _tracked
+from tinycnn.backend import DeviceMemoryError
+from tinycnn.layers import AvgPool2d, Layer, MaxPool2d, ReLU, ScaledTanh, Sigmoid, Tanh
+
+
+def fusable(activation, pool):
+    """Whether one kernel can do the work of both."""
+    if type(pool) is AvgPool2d:
+        halves = pool.kernel_size == pool.stride == (2, 2) and pool.padding == (0, 0) and not pool.ceil_mode
+        return halves and type(activation) in (Tanh, Sigmoid, ReLU, ScaledTanh)
+    # The maximum is taken first, so f must not fall: max f(x) = f(max x).
+    apart = type(pool) is MaxPool2d and pool.kernel_size == pool.stride and pool.padding == (0, 0)
+    return apart and type(activation) in (Tanh, Sigmoid, ReLU)
+
+
+def decide(model, batch, keep=False):
+    """The steps of a plan: tuples (class, numbers of layers, whether it works in place)."""
+    k, layers, shapes = model.k, model.layers, model.shapes
+    blocks = k.tiles is not None and k.tiles.images_a_tile(batch, model.dtype) > 1
+    found: list[tuple] = []
+    blocked = free = False  # free: nobody reads the array that the next step is given, once that is done
+    number = 0
+    while number < len(layers):
+        layer, ours = layers[number], _tracked.is_ours(layers[number])
+        if layer.is_view and getattr(layer.forward, "__func__", None) is Layer.forward:
+            found.append((ToPlain if blocked else View, (number,), not blocked))
+            blocked, number = False, number + 1
+            continue
+        if blocked != (blocks and ours and len(shapes[number]) == len(shapes[number + 1]) == 3):
+            found.append((ToPlain if blocked else ToBlocks, (), False))
+            blocked, free = not blocked, number > 0
+        in_place = free and not keep and _says(layer, ours, "in_place", False)
+        pair = layers[number : number + 2]
+        if in_place and blocked and k.joined and len(pair) == 2 and all(map(_tracked.is_ours, pair)) and fusable(*pair):
+            average = type(pair[1]) is AvgPool2d
+            found.append((FusedAverage if average else FusedMax, (number, number + 1), False))
+            free, number = average, number + 2
+        else:
+            found.append((LayerStep, (number,), in_place))
+            free, number = not in_place and not _says(layer, ours, "reads_output", True), number + 1
+    return [*found, (ToPlain, (), False)] if blocked else found
+
+
+def _says(layer, ours, name, default):
+    """What a layer says of itself; a class that is not ours has to say it in its own body."""
+    return getattr(layer, name) if ours else vars(type(layer)).get(name, default)
+
+
+class Step:
+    """What is done at once, forward and backward.
+
+    layers    whose work it does, with their `numbers`; none for a reorder
+    x, y      input and output     dx, dy   gradients of the loss by them
+    All four are arrays as the kernels take them; `Plan.to_host` gives NumPy (N, ...).
+    """
+
+    fused = False
+    dx: Any = None
+    dy: Any = None
+
+    def __init__(self, plan, numbers, x, y):
+        self.k, self.plan, self.numbers, self.x, self.y = plan.k, plan, numbers, x, y
+        self.layers = [plan.model.layers[number] for number in numbers]
+        self.ours, self.known = (all(map(f, self.layers)) for f in (_tracked.is_ours, _tracked.replayable))
+
+    def forward(self):
+        raise NotImplementedError
+
+    def backward(self, dx):
+        """Write the gradient of x into dx; one of size 0 is not wanted."""
+        raise NotImplementedError
+
+    def __repr__(self):
+        return " + ".join(f"{n} {layer!r}" for n, layer in zip(self.numbers, self.layers, strict=True))
+
+
+class LayerStep(Step):
+    """A layer does its own work."""
+
+    def __init__(self, plan, numbers, x, y):
+        super().__init__(plan, numbers, x, y)
+        (self.layer,) = self.layers
+        rooms = [len(x) * (plan.lanes if x.ndim == 5 else 1), plan.model.reserved]
+        what = plan.model.shapes[numbers[0]], plan.model.dtype
+        self.saved = self.layer.reserve(plan.k, rooms[0], *what)
+        if self.saved is not None:
+            self.saved.images = plan.batch
+        elif not self.ours:  # it keeps its buffers itself, and serves other plans too
+            self.layer.reserve(plan.k, max(rooms), *what)
+
+    def forward(self):
+        vars(self.layer)["saved"] = self.saved
+        self.layer.forward(self.y, self.x)
+
+    def backward(self, dx):
+        vars(self.layer)["saved"] = self.saved
+        self.layer.backward(dx, self.dy, self.x, self.y)
+
+
+class FusedAverage(Step):
+    """An activation, which writes over x, and the mean of windows of 2 x 2."""
+
+    fused = True
+
+    def __init__(self, plan, numbers, x, y):
+        super().__init__(plan, numbers, x, y)
+        self.activation, self.pool = self.layers
+
+    def forward(self):
+        self.k.joined.average_forward(self.y, self.x, self.activation.formula, self.pool.divisor or 4)
+
+    def backward(self, dx):
+        self.k.joined.average_backward(dx, self.dy, self.activation.formula, self.pool.divisor or 4)
+
+
+class FusedMax(Step):
+    """The maximum of windows, and an activation of it."""
+
+    fused = True
+
+    def __init__(self, plan, numbers, x, y):
+        super().__init__(plan, numbers, x, y)
+        self.activation, self.pool = self.layers
+        self.indices = plan.k.empty(y.shape, np.int32)
+
+    def forward(self):
+        self.k.joined.max_forward(self.y, self.indices, self.x, self.activation.formula, *self.pool.windows)
+
+    def backward(self, dx):
+        formula = self.activation.formula
+        self.k.joined.max_backward(dx, self.dy, self.indices, self.y, formula, *self.pool.windows)
+
+
+class View(Step):
+    """The same numbers under another shape."""
+
+    def forward(self):
+        pass
+
+    def backward(self, dx):
+        pass
+
+
+class ToBlocks(Step):
+    """Reorder: x in plain order, y blocked."""
+
+    def forward(self):
+        self.k.tiles.interleave(self.y, self.x)
+
+    def backward(self, dx):
+        self.k.tiles.separate(dx, self.dy)
+
+    def __repr__(self):
+        return "to blocks"
+
+
+class ToPlain(Step):
+    """Reorder: x blocked, y in plain order, which may be flat."""
+
+    def forward(self):
+        self.k.tiles.separate(self.y.reshape((len(self.y), *self.x.shape[1:4])), self.x)
+
+    def backward(self, dx):
+        self.k.tiles.interleave(dx, self.dy.reshape((len(self.dy), *dx.shape[1:4])))
+
+    def __repr__(self):
+        return f"to plain order {super().__repr__()}".rstrip()
+
+
+class Plan:
+    """The steps of `model` for `batch` images.
+
+    keep   nothing is fused, written over or shared: one `forward` serves as many `backward` as wanted
+    x      where `forward` reads images: (batch, *input_shape)
+    y, dy  where it leaves the output, and where `backward` reads its gradient
+    dx     where `backward` leaves the gradient of x, if asked to
+    fused  whether a step is, so that one `forward` serves one `backward`
+    """
+
+    def __init__(self, model, batch, keep=False):
+        self.model, self.k, self.batch, self.keep = model, model.k, batch, keep
+        self.decided, self.changes = decide(model, batch, keep), model.changes.count
+        self.lanes = self.k.tiles.images_a_tile(batch, model.dtype) if self.k.tiles else 1
+        self.steps: list[Any] = []
+        self._replays: dict[bool, _tracked.Replay] = {}
+        try:
+            self._build()
+        except DeviceMemoryError as error:
+            model.forget_plans()
+            sizes = [math.prod(shape) for shape in model.shapes]
+            made = [numbers[-1] for _, numbers, in_place in self.decided if numbers and not in_place]
+            image, free = (
+                model.dtype.itemsize * (sizes[0] + sum(sizes[n + 1] for n in made) + 2 * max(sizes)),
+                error.free,
+            )
+            more = f"; the buffers of a batch of {batch} need {image * batch / 2**20:,.1f} MiB, "
+            more += f"a batch of {free // image} would fit" if free >= image else "and not even one image fits"
+            raise DeviceMemoryError(error.asked, free, more) from error
+
+    def _build(self):
+        shapes = self.model.shapes
+        # Gradients are needed by one step only, and take turns in two arrays: what lies in the cache is not fetched
+        # from memory.
+        most, turn, shape = max(map(math.prod, shapes)), 0, shapes[0]
+        self.x = value = self._array("x", shape, False)
+        self.dx = gradient = self._array("gradient 0", shape, False, most)
+        for at, (kind, numbers, in_place) in enumerate(self.decided):
+            x, dx, blocked = value, gradient, value.ndim == 5
+            shape = shapes[numbers[-1] + 1] if numbers else shape
+            if kind is View:
+                value, gradient = (array.reshape((self.batch, *shape)) for array in (x, dx))
+            elif not in_place:
+                blocked, turn = (blocked or kind is ToBlocks) and kind is not ToPlain, 1 - turn
+                value = self._array(f"output {at}", shape, blocked)
+                gradient = self._array(f"gradient {turn}", shape, blocked, most)
+            step = kind(self, numbers, x, value)
+            if step.fused:
+                dx = self.steps[-1].dy = x
+            step.dx, step.dy = dx, gradient
+            self.steps.append(step)
+        self.y, self.dy = value, gradient
+        self.fused = any(step.fused for step in self.steps)
+        trainable = (at for at, step in enumerate(self.steps) if any(one.parameter_shapes() for one in step.layers))
+        self.first = next(trainable, len(self.steps))  # of the steps that training goes back to
+        last = self.steps[min(self.first, len(self.steps) - 1)]
+        self.no_gradient = self.k.empty((0, *last.x.shape[1:]), self.model.dtype)
+
+    def _array(self, name, shape, blocked, most=0):
+        """Room for a batch of `shape`; shared, and large enough for `most` numbers an image, unless all is kept."""
+        slots = -(-self.batch // self.lanes) * self.lanes
+        size = math.prod(shape) * (slots if blocked else self.batch)
+        flat = (
+            self.k.empty((size,), self.model.dtype) if self.keep else self.model.shared(name, max(size, slots * most))
+        )
+        return flat[:size].reshape((slots // self.lanes, *shape, self.lanes) if blocked else (self.batch, *shape))
+
+    def holds(self):
+        """Whether it would be the same if it were made now."""
+        if self.changes != self.model.changes.count and self.decided == decide(self.model, self.batch, self.keep):
+            self.changes = self.model.changes.count
+        return self.changes == self.model.changes.count
+
+    def forward(self, dry=False):
+        """From x to y.   dry: only what is known to be made of kernels"""
+        for step in self.steps:
+            if step.known or not dry:
+                step.forward()
+
+    def infer(self):
+        """`forward`, replayed on the CPU, where finding the kernels for a single image takes as long as they do."""
+        mode = self.model.training
+        if mode not in self._replays:
+            self._replays[mode] = _tracked.Replay(self.k, self.forward, *self.model.layers)
+        self._replays[mode]() if self.k.tiles else self.forward()
+
+    def backward(self, input_gradient=False, dry=False):
+        """From dy to the parameters' gradients in `model.grad`, and, with `input_gradient`, to dx."""
+        first = 0 if input_gradient else self.first
+        for at in range(len(self.steps) - 1, first - 1, -1):
+            step = self.steps[at]
+            if step.known or not dry:
+                step.backward(step.dx if at > first or input_gradient else self.no_gradient)
+
+    def to_host(self, array):
+        """One of the steps' arrays as a new NumPy array (batch, ...)."""
+        return np.array(self.k.to_host(self.k.tiles.plain(array) if array.ndim == 5 else array)[: self.batch])
+
+    def __repr__(self):
+        def line(step, text, source, result):
+            how = "fused" if step.fused else "view" if type(step) is View else "in place" if source is result else ""
+            shapes = f"{tuple(source.shape)!s:>{shape}} -> {tuple(result.shape)!s:<{shape}}"
+            return f"  {text:<{width}}  {shapes}  {how}".rstrip()
+
+        width = max(len(repr(step)) for step in self.steps)
+        shape = max(len(str(tuple(a.shape))) for step in self.steps for a in (step.x, step.y))
+        lines = [f"{self.batch} images, {self.model.dtype}{', everything kept' if self.keep else ''}", "forward"]
+        lines += [line(step, repr(step), step.x, step.y) for step in self.steps]
+        lines += ["backward"]
+        lines += [line(step, repr(step), step.dy, step.dx) for step in self.steps[: self.first : -1]]
+        lines += [f"  {self.steps[self.first]!r}  parameters only"] if self.first < len(self.steps) else []
+        return "\n".join(lines)
