@@ -24,6 +24,7 @@ from tinycnn import (
     experiment,
     fit,
     optim,
+    train,
 )
 from tinycnn.cuda import _launch
 from tinycnn.cuda.optim import advance_kernel
@@ -455,3 +456,23 @@ def test_the_example_says_in_one_line_that_the_gpu_has_failed(tmp_path):
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "CUDA_ERROR_LAUNCH_FAILED" in line
+
+
+@ON_CPU
+def test_each_batch_size_is_captured_once_in_a_training(monkeypatch):
+    """Of training and of evaluation, the smaller last batches too, whether there is an `on_epoch` or not."""
+    monkeypatch.setattr(train, "EVALUATION_BATCH", 4)
+    images, labels = np.random.default_rng(0).integers(0, 256, (17, 4, 4), np.uint8), np.arange(17) % 5
+    training, validation = (Batches(images[at], labels[at], device="cuda") for at in (slice(10), slice(10, 17)))
+    model = Sequential(Flatten(), Linear(16, 5), rng=0, device="cuda")
+    calls = "cuGraphInstantiateWithParams", "cuLaunchKernelEx", "cuGraphLaunch"
+    counts = []
+    fit(
+        model, CrossEntropyLoss(), AdamW(model), training, epochs=5, batch_size=4, validation=validation, rng=0,
+        on_epoch=lambda record: counts.append([cuda_on_cpu.count(call) for call in calls]), progress=False,
+    )  # fmt: skip
+    spent = np.diff(counts, axis=0)
+    assert counts[-1][0] - counts[0][0] <= 4  # graphs: 4 and 2 images of training, 4 and 3 of validation
+    np.testing.assert_array_equal(spent[-2:, 0], 0)
+    np.testing.assert_array_equal(spent[-2:, 1], 0)  # nothing is launched kernel by kernel any more
+    np.testing.assert_array_equal(spent[-2:, 2], 5)
