@@ -5,12 +5,24 @@ parameter and gradient vectors (`bind`), and then calls `forward(y, x)` and `bac
 owns.  A new layer is a class here, a kernel pair, and a row in tests/test_gradients.py.
 """
 
+import inspect
 import math
 from typing import Any
 
 import numpy as np
 
 from tinycnn import _check, scalars
+
+# What torch's layers take and these do not, and why.
+TORCHS_OPTIONS = {
+    "inplace": "a model overwrites what nobody reads again by itself",
+    "padding_mode": "the padding is of zeros",
+    "device": "it is that of the Sequential",
+    "dtype": "it is that of the Sequential",
+    "return_indices": "functional.max_pool2d has it",
+    "start_dim": "all axes but the batch's become one",
+    "end_dim": "all axes but the batch's become one",
+}
 
 
 class Layer:
@@ -25,6 +37,13 @@ class Layer:
     formula: Any = None  # of an activation: what the layer after it, if that does its work as well, tells its kernel
     before: Any = None  # in a layer that does so: the activation
     changes = 0  # how often an attribute of any layer has changed: what was recorded before is of no use any more
+
+    def __new__(cls, *args, **options):
+        for name in options.keys() & TORCHS_OPTIONS.keys() - inspect.signature(cls.__init__).parameters.keys():
+            raise TypeError(f"{cls.__name__} has no {name}: {TORCHS_OPTIONS[name]}")
+        if cls.__init__ is object.__init__ and (args or options):  # which would not mind
+            raise TypeError(f"{cls.__name__} takes no arguments, got {len(args) + len(options)}")
+        return super().__new__(cls)
 
     def __setattr__(self, name, value):
         Layer.changes += self.__dict__.get(name, Layer) is not value

@@ -9,9 +9,11 @@ import time
 import numpy as np
 
 from tinycnn import _check, _streams, backend
+from tinycnn._shown import Shown
 from tinycnn.augment import Augmentation
-from tinycnn.losses import CrossEntropyLoss
+from tinycnn.losses import CrossEntropyLoss, Loss
 from tinycnn.model import Sequential
+from tinycnn.optim import EMA, Optimizer
 
 EVALUATION_BATCH = 250
 
@@ -55,7 +57,7 @@ class Batches:
             raise ValueError(f"images must have shape (N, H, W) or (N, C, H, W), got {images.shape}")
         if images.dtype != np.uint8:
             images = _check.finite("images", images.astype(np.float32))
-        labels = _check.labels("labels", labels, len(images), np.iinfo(np.int64).max)
+        labels = _check.labels("labels", labels, len(images))
         channels, height, width = images.shape[1:]
         unit = 255 if images.dtype == np.uint8 else 1
         if mean is None:
@@ -63,12 +65,12 @@ class Batches:
         if std is None:
             std = images.std(axis=(0, 2, 3), dtype=np.float64) / unit
             std[std == 0] = 1  # a constant channel becomes zero
-        self.mean = np.broadcast_to(_check.finite("mean", np.asarray(mean, np.float64)), (channels,))
-        self.std = np.broadcast_to(_check.finite("std", np.asarray(std, np.float64)), (channels,))
+        self.mean, self.std = _check.per_channel("mean", mean, channels), _check.per_channel("std", std, channels)
         if (self.std <= 0).any():
             raise ValueError(f"std must be positive, got {self.std.min()}")
         self.padding = _check.pair("padding", padding, 0)
         self.k = backend.get(device)
+        self._options = {"augment": augment, "device": "" if device == "cpu" else repr(device)}
         self.images, self.labels = self.k.to_device(images), self.k.to_device(labels)
         self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
         # In a batch a pixel of zero is -mean/std, and one of `unit` is 1/std more.
@@ -83,6 +85,11 @@ class Batches:
 
     def __len__(self):
         return len(self.images)
+
+    def __repr__(self):
+        shape = " x ".join(map(str, self.image_shape))
+        more = "".join(f", {name}={value}" for name, value in self._options.items() if value)
+        return f"Batches({len(self):,} images of {shape}, {self.classes} classes{more})"
 
     def gather(self, x, index):
         """Write the images `index` (n,) int64 into x (n, *image_shape); returns their labels (n,), valid until the next
@@ -139,6 +146,8 @@ def train_step(model, criterion, optimizer, batches, index):
 
     A loss that is not finite raises DivergedError, and nothing is updated.
     """
+    _check_roles(model, criterion, optimizer)
+    _check_data("batches", batches)
     if model.input_shape is None:
         check_fit(model, batches, "batches")
     return _learn(model, criterion, optimizer, batches.gather(model.input_buffer(len(index)), index))
@@ -191,11 +200,13 @@ def fit(
     training that nothing stops, those that are validated, and those that `on_epoch` finds in the model.  If `on_epoch`
     has a method `at_end`, that is called when training ends otherwise than by an error.
     """
+    _check_roles(model, criterion, optimizer)
     epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
+    _check.function("on_epoch", on_epoch)
     check_fit(model, train, "train")
     if validation is not None:
         check_fit(model, validation, "validation")
-    rng = np.random.default_rng(rng)
+    rng = _check.generator("rng", rng)
     batch_size = min(batch_size, len(train))
     each = len(train)  # images an epoch
     if steps_per_epoch is not None:
@@ -260,7 +271,7 @@ def fit(
     return history
 
 
-class EarlyStopping:
+class EarlyStopping(Shown):
     """Ends a training that no longer gets better: ``fit(..., on_epoch=EarlyStopping(...))``.  One for each training.
 
     monitor       the number in the epochs' records that is watched
@@ -391,8 +402,9 @@ def evaluate(model, batches, criterion=None, batch_size=EVALUATION_BATCH):
 
     The loss is plain cross entropy unless another criterion is given.
     """
-    check_fit(model, batches, "batches")
     criterion = CrossEntropyLoss() if criterion is None else criterion
+    _check_roles(model, criterion)
+    check_fit(model, batches, "batches")
     batch_size = _check.integer("batch_size", batch_size, 1)
     was, total, outputs, right = model.training, 0.0, [], 0
     labels = model.k.to_host(batches.labels)
@@ -437,8 +449,23 @@ def _compile(model, criterion, optimizer, batches, sizes):
         _restore(model, optimizer, before)
 
 
+def _check_roles(model, criterion, optimizer=None):
+    """TypeError unless each of them is what it is called."""
+    _check.instance("model", model, Sequential, "a Sequential")
+    swapped = "criterion comes before optimizer" if isinstance(criterion, (Optimizer, EMA)) else ""
+    _check.instance("criterion", criterion, Loss, "a tinycnn loss", swapped)
+    if optimizer is not None:
+        _check.instance("optimizer", optimizer, (Optimizer, EMA), "a tinycnn optimizer")
+
+
+def _check_data(name, batches):
+    hint = "make one of images and labels: Batches(images, labels)"
+    _check.instance(name, batches, Batches, "a data set, of the class Batches", hint)
+
+
 def check_fit(model, batches, name):
     """ValueError unless the model takes the images of `batches` and has an output for each of its classes."""
+    _check_data(name, batches)
     if model.input_shape is None:
         model.set_input_shape(batches.image_shape)
     if model.input_shape != batches.image_shape:
