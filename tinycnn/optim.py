@@ -159,10 +159,12 @@ class EMA(Shown):
     def __init__(self, optimizer, decay=0.999):
         _check.instance("optimizer", optimizer, Optimizer, "a tinycnn optimizer")
         self.decay = _check.number("decay", decay, 0, 1)
-        self.optimizer = self.inner = optimizer
-        self.model, self.k = optimizer.model, optimizer.k
+        self.inner, self.model, self.k = optimizer, optimizer.model, optimizer.k
         self.average = self.k.empty(self.model.theta.shape, self.model.dtype)
         self._averaged = self.k.empty((1,), np.int64)
+
+    def shown(self):
+        return {"optimizer": self.inner}
 
     @property
     def steps(self):
