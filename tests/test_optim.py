@@ -301,7 +301,7 @@ def test_a_plateau_goes_on_from_its_saved_state():
     ("state", "words"),
     [
         ({}, "keys"),
-        (None, "keys"),
+        (None, "state must be a dictionary"),
         ({"best": "low", "num_bad_epochs": 0, "cooldown_counter": 0}, "best must be a number"),
         ({"best": 1.0, "num_bad_epochs": -1, "cooldown_counter": 0}, "num_bad_epochs must be at least 0"),
         ({"best": 1.0, "num_bad_epochs": 1, "cooldown_counter": 0.5}, "cooldown_counter must be an integer"),

@@ -1,6 +1,7 @@
 """Checks of what a caller hands in: every message names the argument, what was expected and what came."""
 
 import numbers
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,6 +15,93 @@ def shown(value, length=200):
     except (ValueError, RecursionError):
         return f"{type(value).__name__} that is too large to print"
     return text if len(text) <= length else text[:length] + "…"
+
+
+def described(value):
+    """What came, for a message: its repr if that is short, otherwise its kind and shape."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}: call it, {value.__name__}(...)"
+    shape, text = getattr(value, "shape", None), shown(value, 60)
+    if shape is None and len(text) <= 60 and "\n" not in text:
+        return text
+    return f"{type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
+
+
+def instance(name, value, kinds, what, hint=""):
+    """`value` if it is one of `kinds`, a class or several; `what` says in words what that is."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name} must be {what}, got {described(value)}{hint and '; ' + hint}")
+    return value
+
+
+def function(name, value):
+    """`value` if it can be called, or is None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function or None, got {described(value)}")
+    return value
+
+
+def mapping(name, value, hint=""):
+    """`value` if it is a dictionary of any kind."""
+    return instance(name, value, Mapping, "a dictionary, as state_dict() gives it", hint)
+
+
+def generator(name, value):
+    """np.random.default_rng(value)"""
+    try:
+        return np.random.default_rng(value)
+    except (TypeError, ValueError):
+        words = "a seed (an integer that is not negative, or several), a NumPy generator or None"
+        kind = ValueError if isinstance(value, numbers.Integral) else TypeError
+        raise kind(f"{name} must be {words}, got {described(value)}") from None
+
+
+def image_shape(name, value):
+    """`value` as the shape of one image or row of numbers, a tuple of positive integers."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple of integers such as (1, 28, 28), got {described(value)}")
+    if not value:
+        raise ValueError(f"{name} must be a tuple of integers such as (1, 28, 28), got an empty one")
+    return tuple(integer(name, n, 1) for n in value)
+
+
+def rates(name, value, shape=None):
+    """A learning rate, or an array of them, as a (steps,) array of its own, float64; `shape`, if it has to have one."""
+    try:
+        values = np.atleast_1d(np.asarray(value))
+        if values.dtype.kind == "O" and isinstance(value, int):  # beyond 64 bits
+            values = np.array([float(value)])
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name} must be finite and an array of numbers, got {described(value)}") from None
+    if values.dtype.kind not in "fiu" or values.ndim != 1 or not values.size:
+        raise TypeError(f"{name} must be a number or a one-dimensional array of numbers, got {described(value)}")
+    values = values.astype(np.float64)
+    wrong = values[~(np.isfinite(values) & (values >= 0))]
+    if wrong.size:
+        raise ValueError(f"{name} must be finite and not negative, got {wrong[0]:g}")
+    if shape is not None and np.ndim(value) and values.shape != shape:
+        raise ValueError(f"{name} must be a number or have shape {shape}, got {values.shape}")
+    return values
+
+
+def per_channel(name, value, channels):
+    """A number, or one a channel, as (channels,) float64."""
+    value = array(name, value).astype(np.float64)
+    if value.shape not in ((), (1,), (channels,)):
+        raise ValueError(f"{name} must be a number or {channels}, one a channel, got shape {value.shape}")
+    return np.broadcast_to(finite(name, value), (channels,))
+
+
+def detached(value):
+    """`value` without the record that torch keeps of how it was computed, which NumPy would not take."""
+    return value.detach() if getattr(value, "requires_grad", False) and hasattr(value, "detach") else value
+
+
+def _as_array(name, value):
+    try:
+        return np.asarray(detached(value))
+    except ValueError:  # lists of different lengths
+        raise ValueError(f"{name} must be an array, got lists of different lengths") from None
 
 
 def integer(name, value, least=None):
@@ -59,7 +147,7 @@ def choice(name, value, choices):
 
 def array(name, value, ndim=None, axes=""):
     """`value` as a non-empty array of real numbers with `ndim` axes (`axes` says which, for the message)."""
-    value = np.asarray(value)
+    value = _as_array(name, value)
     if value.dtype.kind not in REAL:
         raise TypeError(f"{name} must be an array of real numbers, got dtype {value.dtype}")
     if ndim is not None and value.ndim != ndim:
@@ -77,19 +165,20 @@ def finite(name, value):
     return value
 
 
-def labels(name, value, count, classes, ignore_index=None):
-    """`value` as (count,) int64 class numbers 0 ... classes-1 (or ignore_index)."""
-    value = np.asarray(value)
+def labels(name, value, count, classes=None, ignore_index=None):
+    """`value` as (count,) int64 class numbers 0 ... classes-1 (or ignore_index); classes: None for any."""
+    value = _as_array(name, value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integer class numbers, got dtype {value.dtype}")
     if value.shape != (count,):
         raise ValueError(f"{name} must have shape ({count},), one class number an image, got {value.shape}")
-    bad = (value < 0) | (value >= classes)
+    bad = (value < 0) | (value >= (np.iinfo(np.int64).max if classes is None else classes))
     if ignore_index is not None:
         bad &= value != ignore_index
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
-        raise ValueError(f"{name} must lie in 0 ... {classes - 1}, got {value[at]} at index {at}")
+        bounds = "not be negative" if classes is None else f"lie in 0 ... {classes - 1}"
+        raise ValueError(f"{name} must {bounds}, got {value[at]} at index {at}")
     return value.astype(np.int64, copy=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -19,7 +20,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with temporary.open("xb") as file:
+        opened = temporary.open("xb")
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "there is no folder for it", str(path)) from None
+    except OSError as error:  # without the name of the temporary file, which nobody knows
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+    try:
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

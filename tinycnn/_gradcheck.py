@@ -10,6 +10,8 @@ of 1e-5 in a single bias gradient stands out.  Gradients that are all zero fail:
 
 import numpy as np
 
+from tinycnn import _check
+
 
 def gradcheck(forward, backward, inputs, *, eps=1e-5, rtol=1e-6, directions=3, rng=None):
     """Compare a backward function with finite differences of its forward.
@@ -25,7 +27,7 @@ def gradcheck(forward, backward, inputs, *, eps=1e-5, rtol=1e-6, directions=3, r
     inputs = [np.asarray(x) for x in inputs]
     if any(x.dtype != np.float64 for x in inputs):
         raise ValueError(f"inputs must be float64, got {[str(x.dtype) for x in inputs]}")
-    rng = np.random.default_rng(rng)
+    rng = _check.generator("rng", rng)
     worst = 0.0
     for _ in range(directions):
         y = np.asarray(forward(*inputs))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check, backend
+from tinycnn._shown import Shown
 
 
 def _amount(name, value):
@@ -22,7 +23,7 @@ def _range(name, value):
     return low, high
 
 
-class RandomAffine:
+class RandomAffine(Shown):
     """Squeeze, shear, turn, scale and move every image, by amounts of its own.
 
     degrees    turned by up to so many degrees, either way
@@ -41,7 +42,7 @@ class RandomAffine:
         self.shear = _check.number("shear", shear, 0, 90)
 
 
-class ElasticTransform:
+class ElasticTransform(Shown):
     """Move every pixel by a smooth random field (Simard, Steinkraus and Platt 2003): noise, uniform in +-1 pixel,
     smoothed by a Gaussian of `sigma` pixels, times `alpha`.  The defaults are theirs, for digits of 28 x 28 pixels."""
 
@@ -56,7 +57,7 @@ class ElasticTransform:
         return w / (2 * w.sum() - w[0])
 
 
-class ColorJitter:
+class ColorJitter(Shown):
     """Change the brightness of every image by a number in 1 +- brightness, and then its contrast by one in
     1 +- contrast.  For pixels 0 ... 1: what leaves that range is cut off."""
 
@@ -86,7 +87,7 @@ class Augmentation:
             kind = type(transform)
             if kind not in KINDS:
                 names = ", ".join(kind.__name__ for kind in KINDS)
-                raise TypeError(f"augment must be a tuple of {names}, got {transform!r}")
+                raise TypeError(f"augment must be a tuple of {names}, got {_check.described(transform)}")
             if kind in chosen:
                 raise ValueError(f"augment may hold one {kind.__name__}, got two")
             chosen[kind] = transform

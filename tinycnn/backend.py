@@ -3,7 +3,7 @@
 import importlib
 import re
 
-from tinycnn import _gpu
+from tinycnn import _check, _gpu
 
 
 class DeviceMemoryError(MemoryError):
@@ -50,6 +50,7 @@ def local(name, array, device):
 
     ValueError, naming both, for an array on another device.
     """
+    array = _check.detached(array)
     number = _gpu.device_of(array)
     if number is None:
         return array, False
@@ -69,8 +70,6 @@ def share(array):
 def set_threads(threads):
     """Use so many CPU threads from now on; None leaves the choice to Numba.  Returns the number in use."""
     import numba
-
-    from tinycnn import _check
 
     if threads is not None:
         most: int = getattr(numba.config, "NUMBA_NUM_THREADS")  # noqa: B009 (unknown to type checkers)

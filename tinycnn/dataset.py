@@ -87,7 +87,7 @@ class Batches(Tracked):
             raise ValueError(f"images must have shape (N, H, W) or (N, C, H, W), got {images.shape}")
         if images.dtype != np.uint8:
             images = _check.finite("images", images.astype(np.float32))
-        labels = _check.labels("labels", labels, len(images), np.iinfo(np.int64).max)
+        labels = _check.labels("labels", labels, len(images))
         channels, height, width = images.shape[1:]
         unit = 255 if images.dtype == np.uint8 else 1
         if mean is None:
@@ -95,13 +95,13 @@ class Batches(Tracked):
         if std is None:
             std = images.std(axis=(0, 2, 3), dtype=np.float64) / unit
             std[std == 0] = 1  # a constant channel becomes zero
-        self.mean = np.broadcast_to(_check.finite("mean", np.asarray(mean, np.float64)), (channels,))
-        self.std = np.broadcast_to(_check.finite("std", np.asarray(std, np.float64)), (channels,))
+        self.mean, self.std = _check.per_channel("mean", mean, channels), _check.per_channel("std", std, channels)
         if (self.std <= 0).any():
             raise ValueError(f"std must be positive, got {self.std.min()}")
         self.normalization = Normalization(self.mean, self.std, unit)
         self.padding = _check.pair("padding", padding, 0)
         self.k = backend.get(device)
+        self._options = {"augment": augment, "device": "" if device == "cpu" else repr(device)}
         self.images, self.labels = self.k.to_device(images), self.k.to_device(labels)
         self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
         # In a batch a pixel of zero is -mean/std, and one of `unit` is 1/std more.
@@ -122,6 +122,11 @@ class Batches(Tracked):
 
     def __len__(self):
         return len(self.images)
+
+    def __repr__(self):
+        shape = " x ".join(map(str, self.image_shape))
+        more = "".join(f", {name}={value}" for name, value in self._options.items() if value)
+        return f"Batches({len(self):,} images of {shape}, {self.classes} classes{more})"
 
     def gather(self, x, index):
         """Write the images `index` (n,) int64 into x (n, *image_shape), as they are; returns their labels (n,)."""

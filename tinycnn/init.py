@@ -61,7 +61,7 @@ def lecun1998(model, root=False, *, rng=None):
 
     With `root`, as some read the paper, U(-2.4/sqrt(F), 2.4/sqrt(F)).  It has no rule for biases: they are zero here.
     """
-    rng = np.random.default_rng(rng)
+    rng = _check.generator("rng", rng)
     state = model.state_dict()
     for number, layer in enumerate(model.layers):
         if f"{number}.bias" in state:
@@ -76,7 +76,7 @@ def _uniform(rng, shape, bound):
 
 
 def _draw(model, only, rng, rule):
-    rng = np.random.default_rng(rng)
+    rng = _check.generator("rng", rng)
 
     def weight(shape):
         each = math.prod(shape[2:])  # positions of the kernel; 1 for a fully connected layer

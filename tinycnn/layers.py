@@ -6,6 +6,7 @@ views into the flat parameter and gradient vectors (`bind`); the `Plan` of a bat
 tests/test_gradients.py.
 """
 
+import inspect
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,17 @@ import numpy as np
 
 from tinycnn import _check, scalars
 from tinycnn._tracked import Tracked
+
+# What torch's layers take and these do not, and why.
+TORCHS_OPTIONS = {
+    "inplace": "a model overwrites what nobody reads again by itself",
+    "padding_mode": "the padding is of zeros",
+    "device": "it is that of the Sequential",
+    "dtype": "it is that of the Sequential",
+    "return_indices": "functional.max_pool2d has it",
+    "start_dim": "all axes but the batch's become one",
+    "end_dim": "all axes but the batch's become one",
+}
 
 
 class Layer(Tracked):
@@ -35,6 +47,13 @@ class Layer(Tracked):
     formula: Any = None  # of an activation: code and constants for fused kernels
     _bound: frozenset = frozenset()  # names of all that `bind` has set
     _views: frozenset = frozenset()  # those of them that are parameters, gradients and buffers
+
+    def __new__(cls, *args, **options):
+        for name in options.keys() & TORCHS_OPTIONS.keys() - inspect.signature(cls.__init__).parameters.keys():
+            raise TypeError(f"{cls.__name__} has no {name}: {TORCHS_OPTIONS[name]}")
+        if cls.__init__ is object.__init__ and (args or options):  # which would not mind
+            raise TypeError(f"{cls.__name__} takes no arguments, got {len(args) + len(options)}")
+        return super().__new__(cls)
 
     def __setattr__(self, name, value):
         """As usual; but what is assigned to a parameter or buffer of a model's layer is copied into it."""

@@ -375,7 +375,7 @@ def lenet5(pool="sum", *, root=False, rng=None, dtype=np.float32, device="cpu"):
 
     Weights are drawn as `init.lecun1998` says, which has the argument `root` too.
     """
-    rng = np.random.default_rng(rng)
+    rng = _check.generator("rng", rng)
     model = Sequential(
         Conv2d(1, 6, 5), ScaledTanh(), Subsample(6, 2, pool), ScaledTanh(),
         MappedConv2d(connections(), 5), ScaledTanh(), Subsample(16, 2, pool), ScaledTanh(),

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check
+from tinycnn._shown import Shown
 from tinycnn._tracked import Tracked
 
 
-class Loss(Tracked):
+class Loss(Shown, Tracked):
     """What losses share: buffers, and the call on NumPy arrays.
 
     In training, `bind` gives a loss its backend and buffers once; `run(dx, x, target)` then computes without
@@ -110,7 +111,7 @@ class CrossEntropyLoss(Loss):
         if weight is not None:
             weight = _check.finite("weight", _check.array("weight", weight, 1, "(classes,)"))
             if (weight < 0).any():
-                raise ValueError("weight must not be negative")
+                raise ValueError(f"weight must not be negative, got {weight.min():g}")
         self.weight = weight
         self.ignore_index = _check.integer("ignore_index", ignore_index)
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum", "none"))

@@ -46,8 +46,8 @@ class Sequential:
 
     def __init__(self, *layers, input_shape=None, rng=None, dtype=np.float32, device="cpu"):
         for number, layer in enumerate(layers):
-            if not isinstance(layer, Layer):
-                raise TypeError(f"layers must be tinycnn layers, got {layer!r}")
+            hint = "give them one by one, Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
+            _check.instance("layers", layer, Layer, "tinycnn layers", hint)
             if layer.k is not None:
                 raise ValueError(
                     f"layer {number}, {layer!r}, belongs to a model already; copy.deepcopy(layer) gives a copy with "
@@ -57,9 +57,9 @@ class Sequential:
             raise ValueError("a Sequential needs at least one layer")
         if len(set(map(id, layers))) < len(layers):
             raise ValueError("every layer may stand in a Sequential once; make a new one for each place")
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.float32, np.float64):
+        if dtype not in (np.float32, np.float64, np.dtype("f4"), np.dtype("f8"), "float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+        self.dtype = np.dtype(dtype)
         self.device = backend.choose(device)
         self._layers, self._training = layers, True
         self.input_shape: tuple[int, ...] | None = None
@@ -71,7 +71,7 @@ class Sequential:
         if input_shape is not None:
             self.set_input_shape(input_shape)
         self.k = backend.get(self.device)
-        rng = np.random.default_rng(rng)
+        rng = _check.generator("rng", rng)
         brought = [layer.bring(rng, self.dtype) for layer in layers]
         self._parameters: list[Parameter] = []
         values, at = [np.empty(0)], 0
@@ -150,7 +150,7 @@ class Sequential:
 
     def set_input_shape(self, shape):
         """Fix the shape of one image and find that of every output; ValueError names the layer that does not fit."""
-        shape = tuple(_check.integer("input_shape", n, 1) for n in shape)
+        shape = _check.image_shape("input_shape", shape)
         shapes = [shape]
         for number, layer in enumerate(self._layers):
             try:
@@ -430,6 +430,7 @@ class Sequential:
     def load_state_dict(self, state, strict=True):
         """Set parameters from `state`.  Nothing is changed if a shape is wrong (ValueError lists all), or, if `strict`,
         if keys are missing or unexpected (KeyError lists both).  Returns (missing, unexpected)."""
+        _check.mapping("state", state, "checkpoint.load reads one from a file")
         mine, (state, normalization) = self._saved(), Normalization.taken_from(state)
         missing, unexpected = [n for n in mine if n not in state], [n for n in state if n not in mine]
         if strict and (missing or unexpected):
@@ -449,7 +450,7 @@ class Sequential:
 
     def summary(self, input_shape=None):
         """A table as text: layer, output shape, parameters, multiply-adds of one image's forward pass."""
-        if input_shape is not None and self.input_shape != tuple(input_shape):
+        if input_shape is not None and self.input_shape != _check.image_shape("input_shape", input_shape):
             if self.input_shape is not None:
                 raise ValueError(f"input_shape is {self.input_shape}, got {tuple(input_shape)}")
             self.set_input_shape(input_shape)

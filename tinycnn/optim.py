@@ -6,34 +6,26 @@ the last rate stays.  Other than in torch, an optimizer is given the model, not 
 
 import contextlib
 import numbers
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tinycnn import _check
+from tinycnn._shown import Shown
 from tinycnn._tracked import Tracked
+from tinycnn.model import Sequential
 
 
-def _rates(lr):
-    """`lr` as float64 rates, one a step to come."""
-    rates = np.atleast_1d(np.asarray(lr))
-    if rates.dtype.kind not in "fiu" or rates.ndim != 1 or not rates.size:
-        raise TypeError(f"lr must be a number or a one-dimensional array of numbers, got {lr!r}")
-    wrong = rates[~(np.isfinite(rates) & (rates >= 0))]
-    if wrong.size:
-        raise ValueError(f"lr must be finite and not negative, got {wrong[0]}")
-    return rates.astype(np.float64)
-
-
-class Optimizer(Tracked):
+class Optimizer(Shown, Tracked):
     """lr: a number or an array of rates, one a step.  `step()` updates model.theta from model.grad."""
 
     vectors: tuple[str, ...] = ()  # names of the optimizer's own vectors of the size of theta
     patterns = 0  # images that `before_epoch` looks at together
 
     def __init__(self, model, lr, weight_decay):
-        rates = _rates(lr)
+        hint = "an optimizer here is given the whole model, not its parameters"
+        _check.instance("model", model, Sequential, "a Sequential", hint)
+        rates = _check.rates("lr", lr)
         self.model = model
         self.weight_decay = _check.number("weight_decay", weight_decay, 0)
         self._allocate(rates)
@@ -75,7 +67,7 @@ class Optimizer(Tracked):
     @lr.setter
     def lr(self, lr):
         past = np.minimum(np.arange(self.steps), len(self.schedule) - 1)
-        self._replace(np.concatenate([self.schedule[past], _rates(lr)]))
+        self._replace(np.concatenate([self.schedule[past], _check.rates("lr", lr)]))
 
     def before_epoch(self, criterion, batches, rng):
         """What an optimizer has to do before each pass over `batches`; most have nothing to do."""
@@ -83,8 +75,14 @@ class Optimizer(Tracked):
     def step(self):
         raise RuntimeError(f"{type(self).__name__} has no step")
 
+    def shown(self):
+        """Of what `repr` shows, what is not an attribute under its name."""
+        return {"lr": self.schedule}
+
     def set_rates(self, rates):
-        """Replace the schedule by `rates`, of the same shape, in place: a step that a GPU has recorded sees it."""
+        """Replace the schedule by `rates`, of the same shape, or one number, in place: a step that a GPU has captured
+        sees it."""
+        rates = _check.rates("rates", rates, self.schedule.shape)
         self.schedule.flags.writeable = True
         self.schedule[...] = rates
         self.schedule.flags.writeable = False
@@ -105,6 +103,7 @@ class Optimizer(Tracked):
 
     def load_state_dict(self, state):
         """Take over what `state_dict` gave; ValueError where a key or a shape does not fit, and nothing is changed."""
+        _check.mapping("state", state)
         names = ("_step", "rates", *self.vectors)
         if set(state) - {"_epochs"} != set(names):
             raise ValueError(f"optimizer state must have the keys {sorted(names)}, got {sorted(state)}")
@@ -112,7 +111,7 @@ class Optimizer(Tracked):
             mine = getattr(self, name)
             if np.shape(state[name]) != mine.shape:
                 raise ValueError(f"optimizer state {name!r} must have shape {mine.shape}, got {np.shape(state[name])}")
-        schedule = np.array(state["rates"], np.float64)
+        schedule = _check.rates("rates", state["rates"])
         if schedule.shape == self.schedule.shape:
             self.set_rates(schedule)
         else:
@@ -154,9 +153,9 @@ class Adam(Optimizer):
 
     def __init__(self, model, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
         super().__init__(model, lr, weight_decay)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers such as (0.9, 0.999), got {_check.described(betas)}")
         self.betas = tuple(_check.number("betas", beta, 0, 1) for beta in betas)
-        if len(self.betas) != 2:
-            raise ValueError(f"betas must be two numbers, got {betas!r}")
         self.eps = _check.number("eps", eps, 0)
 
     def step(self):
@@ -176,7 +175,7 @@ class AdamW(Adam):
         super().__init__(model, lr, betas, eps, weight_decay)
 
 
-class EMA(Tracked):
+class EMA(Shown, Tracked):
     """An optimizer that also keeps an exponential moving average of the weights, which is used in place of them.
 
     After each step average = decay*average + (1 - decay)*theta; the first step copies (torch: AveragedModel with
@@ -189,8 +188,7 @@ class EMA(Tracked):
     average: Any
 
     def __init__(self, optimizer, decay=0.999):
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a tinycnn optimizer, got {optimizer!r}")
+        _check.instance("optimizer", optimizer, Optimizer, "a tinycnn optimizer")
         self.decay = _check.number("decay", decay, 0, 1)
         self.inner = optimizer
         self._allocate()
@@ -208,6 +206,9 @@ class EMA(Tracked):
         self.inner, self.decay = state["inner"], state["decay"]
         self._allocate()
         self.load_state_dict(state["_state"])
+
+    def shown(self):
+        return {"optimizer": self.inner}
 
     @property
     def steps(self):
@@ -274,6 +275,7 @@ class EMA(Tracked):
 
     def load_state_dict(self, state):
         """Take over what `state_dict` gave; ValueError where a key or a shape does not fit, and nothing is changed."""
+        _check.mapping("state", state)
         names = ("average", "_averaged")
         for name in names:
             if np.shape(state.get(name)) != getattr(self, name).shape:
@@ -286,7 +288,7 @@ class EMA(Tracked):
             self.k.write(getattr(self, name), np.asarray(state[name]))
 
 
-class ReduceLROnPlateau:
+class ReduceLROnPlateau(Shown):
     """Lowers the learning rate when a number has stopped improving; arguments and definition are torch's.
 
     `step(metric)` is called after each epoch.  Where `metric` was not better than the best by `threshold` (a share of
@@ -310,8 +312,7 @@ class ReduceLROnPlateau:
         min_lr=0.0,
         eps=1e-8,
     ):
-        if not isinstance(optimizer, (Optimizer, EMA)):
-            raise TypeError(f"optimizer must be a tinycnn optimizer, got {optimizer!r}")
+        _check.instance("optimizer", optimizer, (Optimizer, EMA), "a tinycnn optimizer")
         self.optimizer, self.mode = optimizer, _check.choice("mode", mode, ("min", "max"))
         self.factor, self.patience = _check.number("factor", factor, 0, 1), _check.integer("patience", patience, 0)
         self.threshold = _check.number("threshold", threshold, 0)
@@ -323,6 +324,7 @@ class ReduceLROnPlateau:
 
     def step(self, metric):
         """Look at the metric of an epoch; NaN is no improvement."""
+        _check.instance("metric", metric, numbers.Real, "a number")
         if self._is_better(metric):
             self.best, self.num_bad_epochs = float(metric), 0
         else:
@@ -342,9 +344,8 @@ class ReduceLROnPlateau:
 
     def load_state_dict(self, state):
         """Take over what `state_dict` gave; ValueError where a key does not fit, and nothing is changed."""
-        if not isinstance(state, Mapping) or set(state) != set(self.STATE):
-            came = sorted(state) if isinstance(state, Mapping) else repr(state)
-            raise ValueError(f"plateau state must have the keys {sorted(self.STATE)}, got {came}")
+        if set(_check.mapping("state", state)) != set(self.STATE):
+            raise ValueError(f"plateau state must have the keys {sorted(self.STATE)}, got {sorted(state)}")
         best = state["best"]
         if isinstance(best, bool) or not isinstance(best, numbers.Real):
             raise TypeError(f"best must be a number, got {best!r}")

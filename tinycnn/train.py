@@ -9,10 +9,12 @@ import numpy as np
 
 from tinycnn import _check, _streams
 from tinycnn._gpu import DeviceError
+from tinycnn._shown import Shown
 from tinycnn._tracked import Replay, Tracked, replayable
 from tinycnn.dataset import Batches, Loader, number_of
-from tinycnn.losses import CrossEntropyLoss
+from tinycnn.losses import CrossEntropyLoss, Loss
 from tinycnn.model import Sequential
+from tinycnn.optim import EMA, Optimizer
 
 __all__ = ["Batches", "DivergedError", "EarlyStopping", "Run", "evaluate", "fit", "train_step", "warm_up"]
 
@@ -188,6 +190,7 @@ def fit(
     has a method `at_end`, that is called when training ends otherwise than by an error.
     """
     epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
+    _check.function("on_epoch", on_epoch)
     check_fit(model, train, "train", criterion, optimizer)
     if validation is not None:
         check_fit(model, validation, "validation")
@@ -197,7 +200,7 @@ def fit(
             f"the last one, {optimizer.schedule[-1]:g}, would stay; assign the rates to come, a number or an array, "
             "to optimizer.lr"
         )
-    rng = np.random.default_rng(rng)
+    rng = _check.generator("rng", rng)
     batch_size = min(batch_size, len(train))
     each = len(train)  # images an epoch
     if steps_per_epoch is not None:
@@ -266,7 +269,7 @@ def fit(
     return history
 
 
-class EarlyStopping:
+class EarlyStopping(Shown):
     """Ends a training that no longer gets better: ``fit(..., on_epoch=EarlyStopping(...))``.  One for each training.
 
     monitor       the number in the epochs' records that is watched
@@ -417,16 +420,18 @@ def _compile(run, sizes):
 
 
 def check_fit(model, batches, name, criterion=None, optimizer=None):
-    """ValueError or TypeError unless the parts of a training are what they should be, and fit together."""
-    for part, what, wanted in (
-        (batches, name, Batches),
-        (model, "model", Sequential),
+    """ValueError or TypeError unless the parts of a training are what they are called, and fit together."""
+    _check.instance("model", model, Sequential, "a Sequential")
+    hint = "make one of images and labels: Batches(images, labels)"
+    _check.instance(name, batches, Batches, "a data set, of the class Batches", hint)
+    for part, what, kind, method in (
+        (criterion, "criterion", "loss", "run"),
+        (optimizer, "optimizer", "optimizer", "step"),
     ):
-        if not isinstance(part, wanted):
-            raise TypeError(f"{what} must be {wanted.__name__}, got {type(part).__name__}")
-    for part, what, method in ((criterion, "criterion", "run"), (optimizer, "optimizer", "step")):
         if part is not None and (isinstance(part, type) or not hasattr(part, method)):
-            raise TypeError(f"{what} must be a {'loss' if method == 'run' else 'n optimizer'}, got {part!r}")
+            swapped = "; criterion comes before optimizer" if isinstance(part, (Optimizer, EMA, Loss)) else ""
+            article = "an" if kind == "optimizer" else "a"
+            raise TypeError(f"{what} must be {article} {kind}, got {_check.described(part)}{swapped}")
     if getattr(optimizer, "model", model) is not model:
         raise ValueError("optimizer: it was made for another model than the one that is to be trained")
     if model.input_shape is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tinycnn import _check
 from tinycnn.data._fetch import FASHION_MNIST, KMNIST, MNIST, DataUnavailableError, Source, fetch
 
 DIGITS = tuple("0123456789")
@@ -30,7 +31,7 @@ _KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 _Folder = str | os.PathLike[str] | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Images with labels, in a training and a test part.
 
@@ -55,8 +56,8 @@ class Dataset:
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
-            _check(f"{part}_images", images, np.uint8, (None, 28, 28))
-            _check(f"{part}_labels", labels, np.int64, (len(images),))
+            _check_field(f"{part}_images", images, np.uint8, (None, 28, 28))
+            _check_field(f"{part}_labels", labels, np.int64, (len(images),))
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
                 raise ValueError(
                     f"{part}_labels: expected 0 to {len(self.classes) - 1}, got {labels.min()} to {labels.max()}"
@@ -66,8 +67,12 @@ class Dataset:
                 digest.update(np.ascontiguousarray(array).data)
         object.__setattr__(self, "sha256", digest.hexdigest())  # the way to set a field of a frozen class
 
+    def __repr__(self) -> str:
+        train, test = len(self.train_images), len(self.test_images)
+        return f"Dataset({self.name!r}, {train:,} training and {test:,} test images, {len(self.classes)} classes)"
 
-def _check(name: str, array: Any, dtype: type, shape: tuple[int | None, ...]) -> None:
+
+def _check_field(name: str, array: Any, dtype: type, shape: tuple[int | None, ...]) -> None:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
     if array.dtype != dtype:
@@ -157,5 +162,5 @@ def train_val_split(n: int, n_val: int, rng: Any) -> tuple[np.ndarray, np.ndarra
         raise ValueError(f"n: expected a positive number, got {n}")
     if not 0 <= n_val < n:
         raise ValueError(f"n_val: expected 0 to {n - 1}, so that examples to train on remain, got {n_val}")
-    order = np.random.default_rng(rng).permutation(np.arange(n, dtype=np.int64))
+    order = _check.generator("rng", rng).permutation(np.arange(n, dtype=np.int64))
     return np.sort(order[n_val:]), np.sort(order[:n_val])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinycnn import _check
 from tinycnn.data._skeletons import STYLES, Stroke
 from tinycnn.data.datasets import DIGITS, Dataset
 
@@ -41,7 +42,7 @@ def synthetic_digits(n: int, *, rng: Any = None) -> tuple[np.ndarray, np.ndarray
     from tinycnn.data._synthetic_kernels import SIZE, draw_digits
 
     n = _positive("n", n)
-    rng = np.random.default_rng(rng)
+    rng = _check.generator("rng", rng)
     labels = rng.permutation(np.arange(n, dtype=np.int64) % 10)
     alphabet = _alphabet()
     style = alphabet.tickets[alphabet.first[labels] + rng.integers(alphabet.number[labels])]
@@ -83,7 +84,7 @@ def synthetic_dataset(n_train: int = 60_000, n_test: int = 10_000, rng: Any = 0)
     """
     n_train, n_test = _positive("n_train", n_train), _positive("n_test", n_test)
     # Drawn, not taken from the generator's own seed: not every bit generator has one.
-    root = np.random.SeedSequence(np.random.default_rng(rng).integers(0, 2**32, 8).tolist())
+    root = np.random.SeedSequence(_check.generator("rng", rng).integers(0, 2**32, 8).tolist())
     train, test = root.spawn(2)
     return Dataset(
         "synthetic",
