@@ -150,8 +150,7 @@ class OwnSGD:
     """No class of ours at all."""
 
     def __init__(self, model, lr):
-        self.model, self.lr, self.schedule, self.steps, self.patterns = model, lr, np.array([lr]), 0, 0
-        self._epochs = np.zeros(1, int)
+        self.model, self.lr, self.steps, self.patterns = model, lr, 0, 0
 
     def step(self):
         self.steps += 1
@@ -536,7 +535,7 @@ def test_epochs_are_counted_on_and_a_schedule_that_is_used_up_is_refused():
     optimizer = SGD(model, optim.one_cycle(0.1, 8))
     assert [record["epoch"] for record in learn(model, optimizer=optimizer)] == [1, 2]
     before = model.theta.copy()
-    with pytest.raises(ValueError, match="schedule of 8 rates is used up after 8 steps.*optimizer.lr"):
+    with pytest.raises(ValueError, match=r"schedule of 8 rates is used up after 8 steps.*optimizer\.lr"):
         learn(model, optimizer=optimizer)
     np.testing.assert_array_equal(model.theta, before)
     optimizer.lr = optim.constant(0.05, 4)
@@ -545,7 +544,8 @@ def test_epochs_are_counted_on_and_a_schedule_that_is_used_up_is_refused():
     assert record["lr"] == 0.05
     assert (model.theta != before).any()
     optimizer.lr = 0.025
-    assert [r["lr"] for r in learn(model, optimizer=optimizer)] == [0.025] * 2
+    for _ in range(2):  # a number stays
+        assert [r["lr"] for r in learn(model, optimizer=optimizer)] == [0.025] * 2
     with pytest.raises(ValueError, match="lr must be finite and not negative"):
         optimizer.lr = -1
 

@@ -189,7 +189,7 @@ def fit(
     check_fit(model, train, "train", criterion, optimizer)
     if validation is not None:
         check_fit(model, validation, "validation")
-    if len(optimizer.schedule) > 1 and optimizer.steps >= len(optimizer.schedule):
+    if getattr(optimizer, "used_up", bool)():
         raise ValueError(
             f"optimizer: its schedule of {len(optimizer.schedule)} rates is used up after {optimizer.steps} steps, and "
             f"the last one, {optimizer.schedule[-1]:g}, would stay; assign the rates to come, a number or an array, "
@@ -216,7 +216,8 @@ def fit(
         run.prepare(most)
         _compile(run, {batch_size, each % batch_size or batch_size})
     model.normalization = train.normalization
-    before = int(optimizer._epochs[0])
+    counted = getattr(optimizer, "_epochs", np.zeros(1, np.int64))
+    before = int(counted[0])
     history, good, order, ahead = [], _state(model, optimizer), None, np.empty(0, np.int64)
     try:
         for epoch in range(before + 1, before + epochs + 1):
@@ -239,7 +240,7 @@ def fit(
                 if not np.isfinite(model.k.to_host(model.theta)).all():
                     where = model.first_not_finite(model.plan(batch_size)) or "the parameters"
                     raise DivergedError(where, optimizer.steps, epoch)
-            optimizer._epochs[0] += 1
+            counted[0] += 1
             complete, stop = _state(model, optimizer), False
             with optimizer.evaluated():
                 if check is not None:
