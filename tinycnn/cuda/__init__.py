@@ -5,25 +5,46 @@
 
 from tinycnn.cuda._target import capture, compile_for, empty, to_device, to_host, write
 from tinycnn.cuda.activations import (
-    gaussian_backward, gaussian_forward, leaky_relu_backward, leaky_relu_forward, log_softmax_backward,
-    log_softmax_forward, relu_backward, relu_forward, scaled_tanh_backward, scaled_tanh_forward, sigmoid_backward,
-    sigmoid_forward, softmax_backward, softmax_forward, tanh_backward, tanh_forward,
-)  # fmt: skip
+    gaussian_backward,
+    gaussian_forward,
+    leaky_relu_backward,
+    leaky_relu_forward,
+    log_softmax_backward,
+    log_softmax_forward,
+    relu_backward,
+    relu_forward,
+    scaled_tanh_backward,
+    scaled_tanh_forward,
+    sigmoid_backward,
+    sigmoid_forward,
+    softmax_backward,
+    softmax_forward,
+    tanh_backward,
+    tanh_forward,
+)
 from tinycnn.cuda.augment import affine_draw, elastic_field, jitter, warp
 from tinycnn.cuda.batch import gather, tally
 from tinycnn.cuda.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.cuda.dropout import dropout
 from tinycnn.cuda.lecun98 import (
-    conv2d_map_backward, conv2d_map_forward, distance_backward, distance_forward, nearest_loss, subsample_backward,
+    conv2d_map_backward,
+    conv2d_map_forward,
+    distance_backward,
+    distance_forward,
+    nearest_loss,
+    subsample_backward,
     subsample_forward,
-)  # fmt: skip
+)
 from tinycnn.cuda.linear import linear_backward, linear_forward
 from tinycnn.cuda.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.cuda.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
 from tinycnn.cuda.optim import adam, advance, average, descend_each, sgd
 from tinycnn.cuda.pooling import (
-    avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward,
-)  # fmt: skip
+    avg_pool2d_backward,
+    avg_pool2d_forward,
+    max_pool2d_backward,
+    max_pool2d_forward,
+)
 
 joined = None  # every layer does its own work here
 tiles = None  # maps lie in plain order here

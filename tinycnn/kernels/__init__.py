@@ -12,25 +12,46 @@ from tinycnn.kernels import joined, tiles
 from tinycnn.kernels._ahead import compile_for
 from tinycnn.kernels._capture import CapturedStep
 from tinycnn.kernels.activations import (
-    gaussian_backward, gaussian_forward, leaky_relu_backward, leaky_relu_forward, log_softmax_backward,
-    log_softmax_forward, relu_backward, relu_forward, scaled_tanh_backward, scaled_tanh_forward, sigmoid_backward,
-    sigmoid_forward, softmax_backward, softmax_forward, tanh_backward, tanh_forward,
-)  # fmt: skip
+    gaussian_backward,
+    gaussian_forward,
+    leaky_relu_backward,
+    leaky_relu_forward,
+    log_softmax_backward,
+    log_softmax_forward,
+    relu_backward,
+    relu_forward,
+    scaled_tanh_backward,
+    scaled_tanh_forward,
+    sigmoid_backward,
+    sigmoid_forward,
+    softmax_backward,
+    softmax_forward,
+    tanh_backward,
+    tanh_forward,
+)
 from tinycnn.kernels.augment import affine_draw, elastic_field, jitter, warp
 from tinycnn.kernels.batch import gather, tally
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.kernels.dropout import dropout
 from tinycnn.kernels.lecun98 import (
-    conv2d_map_backward, conv2d_map_forward, distance_backward, distance_forward, nearest_loss, subsample_backward,
+    conv2d_map_backward,
+    conv2d_map_forward,
+    distance_backward,
+    distance_forward,
+    nearest_loss,
+    subsample_backward,
     subsample_forward,
-)  # fmt: skip
+)
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
 from tinycnn.kernels.optim import adam, advance, average, descend_each, sgd
 from tinycnn.kernels.pooling import (
-    avg_pool2d_backward, avg_pool2d_forward, max_pool2d_backward, max_pool2d_forward,
-)  # fmt: skip
+    avg_pool2d_backward,
+    avg_pool2d_forward,
+    max_pool2d_backward,
+    max_pool2d_forward,
+)
 
 __all__ = [
     "adam", "advance", "affine_draw", "average", "avg_pool2d_backward", "avg_pool2d_forward", "batch_norm_backward",
