@@ -234,6 +234,37 @@ def test_a_class_may_say_that_it_is_made_of_kernels_and_only_for_itself():
         assert isinstance(model.plan(40)._replays[True].run, _capture.CapturedStep) is captured
 
 
+class Inverted(Batches):
+    def read(self, x, *where):
+        target = super().read(x, *where)
+        np.negative(x, out=x)
+        return target
+
+
+def test_an_own_data_set_is_asked_for_every_batch():
+    inverted = Inverted(IMAGES, LABELS)
+    model, plain = net(), net()
+    learn(model, data=inverted)
+    learn(plain, data=Batches(-(IMAGES / 255.0 - inverted.mean) / inverted.std, LABELS, mean=0, std=1))
+    np.testing.assert_allclose(model.theta, plain.theta, rtol=1e-3, atol=1e-5)
+
+
+def test_many_other_sizes_in_between_change_nothing():
+    """More than there are plans that are kept, and larger ones."""
+    found = []
+    for sizes in ((), range(1, 40)):
+        model = net()
+
+        def look(record, model=model, sizes=sizes):
+            for n in sizes:
+                model(X[:n])
+            model(np.repeat(X, 8, 0)[: 300 * bool(sizes) + 1])
+
+        records = learn(model, epochs=3, validation=digits(50), on_epoch=look)
+        found.append([r["val_loss"] for r in records] + list(model.theta))
+    assert found[0] == found[1]
+
+
 def test_what_is_set_on_a_layer_an_optimizer_or_a_loss_in_a_training_holds():
     def change(record):
         model.layers[1].p, optimizer.momentum, criterion.label_smoothing = 0.0, 0.9, 0.3
@@ -377,6 +408,19 @@ def test_an_optimizer_of_another_model_is_refused():
         lambda: train_step(a, CrossEntropyLoss(), Adam(b), digits(), [0, 1]),
     ):
         with pytest.raises(ValueError, match="another model"):
+            go()
+
+
+def test_parts_of_a_training_that_are_none_are_named():
+    model = net()
+    for go, words in (
+        (lambda: fit(model, SGD(model), CrossEntropyLoss(), digits(), epochs=1), "criterion must be a loss"),
+        (lambda: fit(model, CrossEntropyLoss, SGD(model), digits(), epochs=1), "criterion must be a loss"),
+        (lambda: fit(model, CrossEntropyLoss(), SGD, digits(), epochs=1), "optimizer must be an optimizer"),
+        (lambda: fit(model, CrossEntropyLoss(), SGD(model), (IMAGES, LABELS), epochs=1), "train must be a Batches"),
+        (lambda: evaluate(IMAGES, digits()), "model must be a Sequential"),
+    ):
+        with pytest.raises(TypeError, match=words):
             go()
 
 

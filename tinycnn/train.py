@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Run:
         self.model, self.criterion, self.loader, self.optimizer = model, criterion, loader, optimizer
         self.totals = model.k.empty((5,), np.float64)
         self.target = loader._target
-        self.captures: dict[tuple, Replay] = {}
+        self.captures: dict[tuple, Any] = {}
         self.settings = loader.settings()
 
     def is_of(self, model, criterion, batches):
@@ -92,12 +93,14 @@ class Run:
         self._replay(n, self.loss)
 
     def _replay(self, n, step):
-        key = n, step.__name__, self.model.training
-        if key not in self.captures:
+        key, plan = (n, step.__name__, self.model.training), self.model.plan(n)
+        made, replay = self.captures.get(key, (None, None))
+        if made is not plan:  # whose buffers it uses
             self.prepare(n)
-            parts = [*self.model.layers, self.criterion, *([] if self.optimizer is None else [self.optimizer])]
-            self.captures[key] = Replay(self.model.k, lambda: step(n), *parts)
-        self.captures[key]()
+            parts = *self.model.layers, self.criterion, self.loader.data, self.optimizer
+            replay = Replay(self.model.k, lambda: step(n), *(part for part in parts if part is not None))
+            self.captures[key] = plan, replay
+        replay()
 
     def checked_step(self, n, epoch=None):
         """`step`, but a loss that is not finite raises DivergedError, and nothing is updated.  Returns the loss."""
@@ -174,8 +177,9 @@ def fit(
     on_epoch           called with each epoch's record; where it returns True (`EarlyStopping`), training ends there
     progress           show a bar on stderr, where that is a terminal
 
-    At the beginning it finds out which kernels a step needs, and compiles what is missing, by going through a step in
-    which no kernel runs: Python code in it, a loss of one's own say, is called once more, on numbers without meaning.
+    At the beginning it finds out which kernels a step needs, and compiles what is missing.  Epochs are counted on where
+    the optimizer has trained before; a schedule that is used up is refused (ValueError).  What is trained on says how
+    the model scales raw pixels from then on (`model.normalization`).
 
     The history is a list of records, one an epoch: epoch, train_loss, train_accuracy (both while training), val_loss,
     val_accuracy (if there is a validation set), lr (at the end), seconds (of training), images_per_second.
@@ -416,15 +420,13 @@ def _compile(run, sizes):
 
 def check_fit(model, batches, name, criterion=None, optimizer=None):
     """ValueError or TypeError unless the parts of a training are what they should be, and fit together."""
-    for part, what, wanted in (
-        (batches, name, Batches),
-        (model, "model", Sequential),
-    ):
+    for part, what, wanted in ((model, "model", Sequential), (batches, name, Batches)):
         if not isinstance(part, wanted):
-            raise TypeError(f"{what} must be {wanted.__name__}, got {type(part).__name__}")
+            raise TypeError(f"{what} must be a {wanted.__name__}, got {part!r:.200}")
     for part, what, method in ((criterion, "criterion", "run"), (optimizer, "optimizer", "step")):
         if part is not None and (isinstance(part, type) or not hasattr(part, method)):
-            raise TypeError(f"{what} must be a {'loss' if method == 'run' else 'n optimizer'}, got {part!r}")
+            words = "a loss, CrossEntropyLoss() say" if method == "run" else "an optimizer, Adam(model) say"
+            raise TypeError(f"{what} must be {words}, got {part!r:.200}")
     if getattr(optimizer, "model", model) is not model:
         raise ValueError("optimizer: it was made for another model than the one that is to be trained")
     if model.input_shape is None:
