@@ -120,7 +120,7 @@ def test_a_step_that_is_not_made_of_kernels_alone_is_never_captured():
             run.replay(40) if replay else run.step(40)
         found.append(state())
     assert found[0] == found[1]
-    (capture,) = run.captures.values()
+    ((_, capture),) = run.captures.values()
     assert not isinstance(capture.run, _capture.CapturedStep)
 
 

@@ -150,8 +150,7 @@ class OwnSGD:
     """No class of ours at all."""
 
     def __init__(self, model, lr):
-        self.model, self.lr, self.schedule, self.steps, self.patterns = model, lr, np.array([lr]), 0, 0
-        self._epochs = np.zeros(1, int)
+        self.model, self.lr, self.steps, self.patterns = model, lr, 0, 0
 
     def step(self):
         self.steps += 1
@@ -233,6 +232,37 @@ def test_a_class_may_say_that_it_is_made_of_kernels_and_only_for_itself():
         for _ in range(2):
             model(X)
         assert isinstance(model.plan(40)._replays[True].run, _capture.CapturedStep) is captured
+
+
+class Inverted(Batches):
+    def read(self, x, *where):
+        target = super().read(x, *where)
+        np.negative(x, out=x)
+        return target
+
+
+def test_an_own_data_set_is_asked_for_every_batch():
+    inverted = Inverted(IMAGES, LABELS)
+    model, plain = net(), net()
+    learn(model, data=inverted)
+    learn(plain, data=Batches(-(IMAGES / 255.0 - inverted.mean) / inverted.std, LABELS, mean=0, std=1))
+    np.testing.assert_allclose(model.theta, plain.theta, rtol=1e-3, atol=1e-5)
+
+
+def test_many_other_sizes_in_between_change_nothing():
+    """More than there are plans that are kept, and larger ones."""
+    found = []
+    for sizes in ((), range(1, 40)):
+        model = net()
+
+        def look(record, model=model, sizes=sizes):
+            for n in sizes:
+                model(X[:n])
+            model(np.repeat(X, 8, 0)[: 300 * bool(sizes) + 1])
+
+        records = learn(model, epochs=3, validation=digits(50), on_epoch=look)
+        found.append([r["val_loss"] for r in records] + list(model.theta))
+    assert found[0] == found[1]
 
 
 def test_what_is_set_on_a_layer_an_optimizer_or_a_loss_in_a_training_holds():
@@ -378,6 +408,19 @@ def test_an_optimizer_of_another_model_is_refused():
         lambda: train_step(a, CrossEntropyLoss(), Adam(b), digits(), [0, 1]),
     ):
         with pytest.raises(ValueError, match="another model"):
+            go()
+
+
+def test_parts_of_a_training_that_are_none_are_named():
+    model = net()
+    for go, words in (
+        (lambda: fit(model, SGD(model), CrossEntropyLoss(), digits(), epochs=1), "criterion must be a loss"),
+        (lambda: fit(model, CrossEntropyLoss, SGD(model), digits(), epochs=1), "criterion must be a loss"),
+        (lambda: fit(model, CrossEntropyLoss(), SGD, digits(), epochs=1), "optimizer must be an optimizer"),
+        (lambda: fit(model, CrossEntropyLoss(), SGD(model), (IMAGES, LABELS), epochs=1), "train must be a Batches"),
+        (lambda: evaluate(IMAGES, digits()), "model must be a Sequential"),
+    ):
+        with pytest.raises(TypeError, match=words):
             go()
 
 
@@ -536,7 +579,7 @@ def test_epochs_are_counted_on_and_a_schedule_that_is_used_up_is_refused():
     optimizer = SGD(model, optim.one_cycle(0.1, 8))
     assert [record["epoch"] for record in learn(model, optimizer=optimizer)] == [1, 2]
     before = model.theta.copy()
-    with pytest.raises(ValueError, match="schedule of 8 rates is used up after 8 steps.*optimizer.lr"):
+    with pytest.raises(ValueError, match=r"schedule of 8 rates is used up after 8 steps.*optimizer\.lr"):
         learn(model, optimizer=optimizer)
     np.testing.assert_array_equal(model.theta, before)
     optimizer.lr = optim.constant(0.05, 4)
@@ -545,7 +588,8 @@ def test_epochs_are_counted_on_and_a_schedule_that_is_used_up_is_refused():
     assert record["lr"] == 0.05
     assert (model.theta != before).any()
     optimizer.lr = 0.025
-    assert [r["lr"] for r in learn(model, optimizer=optimizer)] == [0.025] * 2
+    for _ in range(2):  # a number stays
+        assert [r["lr"] for r in learn(model, optimizer=optimizer)] == [0.025] * 2
     with pytest.raises(ValueError, match="lr must be finite and not negative"):
         optimizer.lr = -1
 

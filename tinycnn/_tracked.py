@@ -34,7 +34,7 @@ class Tracked:
         self.__dict__.update(state)
 
 
-METHODS = ("forward", "backward", "run", "tally", "step")
+METHODS = ("forward", "backward", "run", "tally", "step", "read")
 
 
 def is_ours(thing):

@@ -66,8 +66,13 @@ class Optimizer(Shown, Tracked):
 
     @lr.setter
     def lr(self, lr):
-        past = np.minimum(np.arange(self.steps), len(self.schedule) - 1)
-        self._replace(np.concatenate([self.schedule[past], _check.rates("lr", lr)]))
+        past, rates = np.minimum(np.arange(self.steps), len(self.schedule) - 1), _check.rates("lr", lr)
+        self._replace(np.concatenate([self.schedule[past], rates, rates[len(rates) - (len(rates) == 1) :]]))
+
+    def used_up(self):
+        """Whether all rates of a schedule have been used, and the last one was not meant to stay (it is there once)."""
+        last = self.schedule[-2:]
+        return self.steps >= len(self.schedule) and last[0] != last[-1]
 
     def before_epoch(self, criterion, batches, rng):
         """What an optimizer has to do before each pass over `batches`; most have nothing to do."""
@@ -227,6 +232,10 @@ class EMA(Shown, Tracked):
     @property
     def _epochs(self):
         return self.inner._epochs
+
+    def used_up(self):
+        """As `Optimizer.used_up`."""
+        return self.inner.used_up()
 
     @property
     def patterns(self):

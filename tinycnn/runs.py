@@ -99,9 +99,10 @@ class RunFolder:
 def feature_maps(model, batches):
     """What the convolutions (after their activation) and poolings give for the first image: arrays (C, H, W), names."""
     n = min(16, len(batches))  # in company: the kernels for batches are compiled already
-    plan = model.plan(n, keep=True)
-    batches.gather(plan.x, batches.k.to_device(np.arange(n)))
-    plan.forward()
+    with model.lock, model.evaluating():
+        plan = model.plan(n, keep=True)
+        batches.gather(plan.x, batches.k.to_device(np.arange(n)))
+        plan.forward()
     maps: list[np.ndarray] = []
     names: list[str] = []
     for step in plan.steps:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Run:
         self.model, self.criterion, self.loader, self.optimizer = model, criterion, loader, optimizer
         self.totals = model.k.empty((5,), np.float64)
         self.target = loader._target
-        self.captures: dict[tuple, Replay] = {}
+        self.captures: dict[tuple, Any] = {}
         self.settings = loader.settings()
 
     def is_of(self, model, criterion, batches):
@@ -96,12 +97,14 @@ class Run:
         self._replay(n, self.loss)
 
     def _replay(self, n, step):
-        key = n, step.__name__, self.model.training
-        if key not in self.captures:
+        key, plan = (n, step.__name__, self.model.training), self.model.plan(n)
+        made, replay = self.captures.get(key, (None, None))
+        if made is not plan:  # whose buffers it uses
             self.prepare(n)
-            parts = [*self.model.layers, self.criterion, *([] if self.optimizer is None else [self.optimizer])]
-            self.captures[key] = Replay(self.model.k, lambda: step(n), *parts)
-        self.captures[key]()
+            parts = *self.model.layers, self.criterion, self.loader.data, self.optimizer
+            replay = Replay(self.model.k, lambda: step(n), *(part for part in parts if part is not None))
+            self.captures[key] = plan, replay
+        replay()
 
     def checked_step(self, n, epoch=None):
         """`step`, but a loss that is not finite raises DivergedError, and nothing is updated.  Returns the loss."""
@@ -178,8 +181,9 @@ def fit(
     on_epoch           called with each epoch's record; where it returns True (`EarlyStopping`), training ends there
     progress           show a bar on stderr, where that is a terminal
 
-    At the beginning it finds out which kernels a step needs, and compiles what is missing, by going through a step in
-    which no kernel runs: Python code in it, a loss of one's own say, is called once more, on numbers without meaning.
+    At the beginning it finds out which kernels a step needs, and compiles what is missing.  Epochs are counted on where
+    the optimizer has trained before; a schedule that is used up is refused (ValueError).  What is trained on says how
+    the model scales raw pixels from then on (`model.normalization`).
 
     The history is a list of records, one an epoch: epoch, train_loss, train_accuracy (both while training), val_loss,
     val_accuracy (if there is a validation set), lr (at the end), seconds (of training), images_per_second.
@@ -194,7 +198,7 @@ def fit(
     check_fit(model, train, "train", criterion, optimizer)
     if validation is not None:
         check_fit(model, validation, "validation")
-    if len(optimizer.schedule) > 1 and optimizer.steps >= len(optimizer.schedule):
+    if getattr(optimizer, "used_up", bool)():
         raise ValueError(
             f"optimizer: its schedule of {len(optimizer.schedule)} rates is used up after {optimizer.steps} steps, and "
             f"the last one, {optimizer.schedule[-1]:g}, would stay; assign the rates to come, a number or an array, "
@@ -221,7 +225,8 @@ def fit(
         run.prepare(most)
         _compile(run, {batch_size, each % batch_size or batch_size})
     model.normalization = train.normalization
-    before = int(optimizer._epochs[0])
+    counted = getattr(optimizer, "_epochs", np.zeros(1, np.int64))
+    before = int(counted[0])
     history, good, order, ahead = [], _state(model, optimizer), None, np.empty(0, np.int64)
     try:
         for epoch in range(before + 1, before + epochs + 1):
@@ -244,7 +249,7 @@ def fit(
                 if not np.isfinite(model.k.to_host(model.theta)).all():
                     where = model.first_not_finite(model.plan(batch_size)) or "the parameters"
                     raise DivergedError(where, optimizer.steps, epoch)
-            optimizer._epochs[0] += 1
+            counted[0] += 1
             complete, stop = _state(model, optimizer), False
             with optimizer.evaluated():
                 if check is not None:
@@ -424,14 +429,11 @@ def check_fit(model, batches, name, criterion=None, optimizer=None):
     _check.instance("model", model, Sequential, "a Sequential")
     hint = "make one of images and labels: Batches(images, labels)"
     _check.instance(name, batches, Batches, "a data set, of the class Batches", hint)
-    for part, what, kind, method in (
-        (criterion, "criterion", "loss", "run"),
-        (optimizer, "optimizer", "optimizer", "step"),
-    ):
+    for part, what, method in ((criterion, "criterion", "run"), (optimizer, "optimizer", "step")):
         if part is not None and (isinstance(part, type) or not hasattr(part, method)):
+            words = "a loss, CrossEntropyLoss() say" if method == "run" else "an optimizer, Adam(model) say"
             swapped = "; criterion comes before optimizer" if isinstance(part, (Optimizer, EMA, Loss)) else ""
-            article = "an" if kind == "optimizer" else "a"
-            raise TypeError(f"{what} must be {article} {kind}, got {_check.described(part)}{swapped}")
+            raise TypeError(f"{what} must be {words}, got {_check.described(part)}{swapped}")
     if getattr(optimizer, "model", model) is not model:
         raise ValueError("optimizer: it was made for another model than the one that is to be trained")
     if model.input_shape is None:
