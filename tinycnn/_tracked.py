@@ -64,10 +64,12 @@ class Replay:
     def __init__(self, k, step, *parts):
         self.k, self.step, self.parts = k, step, parts
         self.counters = list({id(part.changes): part.changes for part in parts if hasattr(part, "changes")}.values())
-        self.seen: list[int] | None = None
+        self.seen = -1
 
     def __call__(self):
-        seen = [counter.count for counter in self.counters]
+        seen = 0  # counters only grow
+        for counter in self.counters:
+            seen += counter.count
         if seen != self.seen:
             self.seen = seen
             self.run = self.k.capture(self.step) if all(map(replayable, self.parts)) else self.step

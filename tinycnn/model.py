@@ -168,7 +168,7 @@ class Sequential:
         """
         keep = self._keep if keep is None else keep
         plan = self._plans.get((batch, keep))
-        if plan is None or not plan.holds():
+        if plan is None or (plan.changes != self.changes.count and not plan.holds()):
             if self.input_shape is None:
                 raise ValueError("input_shape is not known yet: give it to Sequential, or call forward first")
             self.reserved = max(self.reserved, _check.integer("batch", batch, 1))
@@ -215,7 +215,7 @@ class Sequential:
 
     def _cast(self, name, value, dtype=None):
         """`value` as an array of the model's dtype, all finite in it."""
-        array, dtype = _check.array(name, value), np.dtype(dtype or self.dtype)
+        array, dtype = _check.array(name, value), dtype or self.dtype
         if array.dtype != dtype:
             given = array
             with np.errstate(all="ignore"):
@@ -226,8 +226,9 @@ class Sequential:
 
     def _images(self, x):
         """x as `forward` takes it: raw pixels are scaled as those that the model was trained on."""
-        x = _check.array("x", x)
-        return self._cast("x", x if self.normalization is None else self.normalization.apply("x", x))
+        if self.normalization is not None:
+            x = self.normalization.apply("x", _check.array("x", x))
+        return self._cast("x", x)
 
     def forward(self, x):
         """Output for images x: (N, *input_shape).

@@ -2,7 +2,7 @@
 
 A batch of N images (N, C, H, W) becomes (T, C, H, W, L): image n is lane n % L of tile n // L, and lanes of the last
 tile that have no image start as zeros.  A pixel of a tile is one vector then, so that no row is too short for vectors.
-`Sequential` keeps the maps of a batch in this order from the images to Flatten; NumPy and GPUs never see it.
+A `Plan` keeps the maps of a batch in this order from the images to Flatten; NumPy and GPUs never see it.
 """
 
 import functools
