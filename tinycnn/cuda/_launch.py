@@ -86,7 +86,7 @@ class Kernel:
     def __init__(self, function, threads, registers, double):
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
-        self.compiled = cuda.jit(function)
+        self.compiled = cuda.jit()(function)
         if not SIMULATED:
             keep(self.compiled, importlib.import_module("numba.cuda.dispatcher").CUDACache)
 
