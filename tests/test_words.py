@@ -65,11 +65,11 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
         (lambda: train(validation=(X, Y)), TypeError, f"validation {DATA}tuple"),
         (lambda: evaluate(MODEL, (X, Y)), TypeError, f"batches {DATA}tuple"),
         (lambda: train_step(MODEL, LOSS, RULE, (X, Y), Y), TypeError, f"batches {DATA}tuple"),
-        (lambda: train(loss=CrossEntropyLoss), TypeError, "criterion must be a tinycnn loss, got the class CrossEntropy"
+        (lambda: train(loss=CrossEntropyLoss), TypeError, "criterion must be a loss, CrossEntropyLoss() say, got the class CrossEntropy"
          "Loss: call it, CrossEntropyLoss(...)"),
-        (lambda: evaluate(MODEL, BATCHES, MSELoss), TypeError, "criterion must be a tinycnn loss, got the class MSE"),
-        (lambda: train(rule=SGD), TypeError, "optimizer must be a tinycnn optimizer, got the class SGD: call it, SGD("),
-        (lambda: train(loss=RULE, rule=LOSS), TypeError, "criterion must be a tinycnn loss, got SGD(lr=0.1); criterion "
+        (lambda: evaluate(MODEL, BATCHES, MSELoss), TypeError, "criterion must be a loss, CrossEntropyLoss() say, got the class MSE"),
+        (lambda: train(rule=SGD), TypeError, "optimizer must be an optimizer, Adam(model) say, got the class SGD: call it, SGD("),
+        (lambda: train(loss=RULE, rule=LOSS), TypeError, "criterion must be a loss, CrossEntropyLoss() say, got SGD(lr=0.1); criterion "
          "comes before optimizer"),
         (lambda: train_step(MODEL, RULE, LOSS, BATCHES, Y), TypeError, "criterion comes before optimizer"),
         (lambda: train(model=LOSS), TypeError, "model must be a Sequential, got CrossEntropyLoss()"),

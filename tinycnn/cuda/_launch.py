@@ -138,7 +138,7 @@ class Kernel:
     def __init__(self, function, threads, registers, double):
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
-        self.compiled = keep(cuda.jit(function), importlib.import_module("numba.cuda.dispatcher").CUDACache)
+        self.compiled = keep(cuda.jit()(function), importlib.import_module("numba.cuda.dispatcher").CUDACache)
 
     def __getitem__(self, blocks):
         return functools.partial(self.launch, blocks)
