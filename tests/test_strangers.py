@@ -417,7 +417,10 @@ def test_parts_of_a_training_that_are_none_are_named():
         (lambda: fit(model, SGD(model), CrossEntropyLoss(), digits(), epochs=1), "criterion must be a loss"),
         (lambda: fit(model, CrossEntropyLoss, SGD(model), digits(), epochs=1), "criterion must be a loss"),
         (lambda: fit(model, CrossEntropyLoss(), SGD, digits(), epochs=1), "optimizer must be an optimizer"),
-        (lambda: fit(model, CrossEntropyLoss(), SGD(model), (IMAGES, LABELS), epochs=1), "train must be a data set, of the class Batches"),
+        (
+            lambda: fit(model, CrossEntropyLoss(), SGD(model), (IMAGES, LABELS), epochs=1),
+            "train must be a data set",
+        ),
         (lambda: evaluate(IMAGES, digits()), "model must be a Sequential"),
     ):
         with pytest.raises(TypeError, match=words):

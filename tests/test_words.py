@@ -41,6 +41,7 @@ from tinycnn import (
 X = np.random.default_rng(0).standard_normal((12, 1, 4, 4)).astype(np.float32)
 Y = np.arange(12) % 3
 RNG = "rng must be a seed (an integer that is not negative, or several), a NumPy generator or None, got "
+A_LOSS = "criterion must be a loss, CrossEntropyLoss() say, got "
 DATA = "must be a data set, of the class Batches, got "
 STATE = "state must be a dictionary, as state_dict() gives it, got "
 
@@ -65,12 +66,10 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
         (lambda: train(validation=(X, Y)), TypeError, f"validation {DATA}tuple"),
         (lambda: evaluate(MODEL, (X, Y)), TypeError, f"batches {DATA}tuple"),
         (lambda: train_step(MODEL, LOSS, RULE, (X, Y), Y), TypeError, f"batches {DATA}tuple"),
-        (lambda: train(loss=CrossEntropyLoss), TypeError, "criterion must be a loss, CrossEntropyLoss() say, got the class CrossEntropy"
-         "Loss: call it, CrossEntropyLoss(...)"),
-        (lambda: evaluate(MODEL, BATCHES, MSELoss), TypeError, "criterion must be a loss, CrossEntropyLoss() say, got the class MSE"),
-        (lambda: train(rule=SGD), TypeError, "optimizer must be an optimizer, Adam(model) say, got the class SGD: call it, SGD("),
-        (lambda: train(loss=RULE, rule=LOSS), TypeError, "criterion must be a loss, CrossEntropyLoss() say, got SGD(lr=0.1); criterion "
-         "comes before optimizer"),
+        (lambda: train(loss=CrossEntropyLoss), TypeError, f"{A_LOSS}the class CrossEntropyLoss: call it, Cross"),
+        (lambda: evaluate(MODEL, BATCHES, MSELoss), TypeError, f"{A_LOSS}the class MSELoss"),
+        (lambda: train(rule=SGD), TypeError, "be an optimizer, Adam(model) say, got the class SGD: call it, SGD("),
+        (lambda: train(loss=RULE, rule=LOSS), TypeError, f"{A_LOSS}SGD(lr=0.1); criterion comes before optimizer"),
         (lambda: train_step(MODEL, RULE, LOSS, BATCHES, Y), TypeError, "criterion comes before optimizer"),
         (lambda: train(model=LOSS), TypeError, "model must be a Sequential, got CrossEntropyLoss()"),
         (lambda: train(on_epoch=3), TypeError, "on_epoch must be a function or None, got 3"),
