@@ -11,9 +11,9 @@ With xhat = (x - mean)*rstd and g = weight*dy, and sums over a set of m numbers,
 Maps may be tiled, (T, C, H, W, L), see tiles.py.  Sums are taken lane by lane, that is, for each image of a tile: what
 group normalisation needs, and batch normalisation adds up.
 
-Sums of more than RUN numbers one after the other are taken in float64: in float32 each addition rounds by up to 6e-8 of
-the sum, and the variance of a million pixels would be off in the third digit.  So are sums that are not finite: squares
-overflow float32 from 1.8e19 on, where 1/sqrt(var) does not.
+No more than RUN numbers are added one after the other in float32, and the sums of such runs in float64: each addition
+rounds by up to 6e-8 of the sum, and the variance of a million pixels would be off in the third digit.  What is not
+finite then is added in float64 altogether: squares overflow float32 from 1.8e19 on, where 1/sqrt(var) does not.
 """
 
 import math
@@ -50,24 +50,34 @@ def add_squares(sums, plane, mean):
 
 
 @inner
-def add_wide(sums, plane, mean, squared):
-    """sums[n] += the distances of lane n from mean[n], or their squares.  sums, mean: float64"""
-    flat, L = ravel(plane), lanes(plane)
-    for k in range(0, flat.size, L):
-        for n in range(L):
-            far = np.float64(flat[k + n]) - mean[n]
-            sums[n] += far * far if squared else far
+def rows_of_a_run(plane):
+    return max(1, RUN // plane.shape[1])
 
 
 @inner
-def add_slopes_wide(straight, bent, dy, x, mean, rstd, weight):
-    """`add_slopes` with sums in float64."""
-    g, flat, L = ravel(dy), ravel(x), lanes(x)
-    for k in range(0, flat.size, L):
+def add_wide(sums, plane, mean, squared, exact):
+    """sums[n] += the numbers in lane n of a plane, or their squared distances from mean[n].  sums, mean: float64
+
+    exact: not even a run is added in the plane's own precision
+    """
+    L, rows = lanes(plane), rows_of_a_run(plane)
+    if exact or plane.shape[1] > RUN:
+        flat = ravel(plane)
+        for k in range(0, flat.size, L):
+            for n in range(L):
+                far = np.float64(flat[k + n]) - mean[n]
+                sums[n] += far * far if squared else far
+        return
+    m, run = np.empty(L, plane.dtype), np.empty(L, plane.dtype)
+    m[:] = mean
+    for first in range(0, len(plane), rows):
+        run[:] = 0
+        if squared:
+            add_squares(run, plane[first : first + rows], m)
+        else:
+            add_lanes(run, plane[first : first + rows])
         for n in range(L):
-            slope = weight * g[k + n]
-            straight[n] += slope
-            bent[n] += slope * np.float64((flat[k + n] - mean[n]) * rstd[n])
+            sums[n] += run[n]
 
 
 @inner
@@ -81,6 +91,19 @@ def add_slopes(straight, bent, dy, x, mean, rstd, weight):
         total, total_bent = fma(one, slope, total), fma(fma(far, r, none), slope, total_bent)
     store(straight, 0, total)
     store(bent, 0, total_bent)
+
+
+@inner
+def add_slopes_wide(straight, bent, dy, x, mean, rstd, weight):
+    """`add_slopes` with sums in float64, of runs."""
+    L, rows = lanes(x), rows_of_a_run(x)
+    run, run_bent = np.empty(L, x.dtype), np.empty(L, x.dtype)
+    for first in range(0, len(x), rows):
+        run[:], run_bent[:] = 0, 0
+        add_slopes(run, run_bent, dy[first : first + rows], x[first : first + rows], mean, rstd, weight)
+        for n in range(L):
+            straight[n] += run[n]
+            bent[n] += run_bent[n]
 
 
 @inner
@@ -120,16 +143,20 @@ def channel_wide(x, c, images):
     """Mean and variance of a channel in float64."""
     L, count = lanes(x[0, c]), images * x.shape[2] * x.shape[3]
     mean, var = 0.0, 0.0
-    for t in range(len(x)):
-        sums = np.zeros(L)
-        add_wide(sums, x[t, c], np.zeros(L), False)
-        for n in range(min(L, images - t * L)):
-            mean += sums[n] / count
-    for t in range(len(x)):
-        sums = np.zeros(L)
-        add_wide(sums, x[t, c], np.full(L, mean), True)
-        for n in range(min(L, images - t * L)):
-            var += sums[n] / count
+    for exact in (False, True):
+        mean, var = 0.0, 0.0
+        for t in range(len(x)):
+            sums = np.zeros(L)
+            add_wide(sums, x[t, c], np.zeros(L), False, exact)
+            for n in range(min(L, images - t * L)):
+                mean += sums[n] / count
+        for t in range(len(x)):
+            sums = np.zeros(L)
+            add_wide(sums, x[t, c], np.full(L, mean), True, exact)
+            for n in range(min(L, images - t * L)):
+                var += sums[n] / count
+        if math.isfinite(var):
+            break
     return mean, var
 
 
@@ -150,15 +177,17 @@ def batch_norm_forward(
         old_mean, var = running_mean[c], running_var[c]
         old_var, count = var, images * x.shape[2] * x.shape[3]
         share = T(1 / (batches[0] + 1) if momentum < 0 else momentum)
+        long = max(images, x.shape[2] * x.shape[3]) > RUN
+        tiles = 0 if long else len(x)
         if training:
             total, squares = T(0), T(0)
-            for t in range(len(x)):
+            for t in range(tiles):
                 sums = np.zeros(L, x.dtype)
                 add_lanes(sums, x[t, c])
                 for n in range(min(L, images - t * L)):
                     total += sums[n]
             m[:] = total / T(count)
-            for t in range(len(x)):
+            for t in range(tiles):
                 sums = np.zeros(L, x.dtype)
                 add_squares(sums, x[t, c], m)
                 for n in range(min(L, images - t * L)):
@@ -167,7 +196,7 @@ def batch_norm_forward(
             running_mean[c] += share * (m[0] - running_mean[c])
             running_var[c] += share * (var * T(count / (count - 1)) - running_var[c])
         r[:] = T(1) / T(math.sqrt(var + T(eps)))
-        if training and (max(images, x.shape[2] * x.shape[3]) > RUN or not math.isfinite(var)):
+        if training and (long or not math.isfinite(var)):
             exact_mean, exact_var = channel_wide(x, c, images)
             m[:], r[:] = T(exact_mean), T(1 / math.sqrt(exact_var + eps))
             running_mean[c] = old_mean + share * (m[0] - old_mean)
@@ -221,11 +250,15 @@ def group_wide(x, first, per):
     """Mean and variance of `per` channels of a tile, or of an image, lane by lane in float64."""
     L, count = lanes(x[0]), per * x.shape[1] * x.shape[2]
     mean, var = np.zeros(L), np.zeros(L)
-    for c in range(first, first + per):
-        add_wide(mean, x[c], np.zeros(L), False)
-    mean /= count
-    for c in range(first, first + per):
-        add_wide(var, x[c], mean, True)
+    for exact in (False, True):
+        mean[:], var[:] = 0, 0
+        for c in range(first, first + per):
+            add_wide(mean, x[c], np.zeros(L), False, exact)
+        mean /= count
+        for c in range(first, first + per):
+            add_wide(var, x[c], mean, True, exact)
+        if math.isfinite(var.sum()):
+            break
     return mean, var / count
 
 
@@ -236,11 +269,12 @@ def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
     for s in prange(len(x) * groups):
         t, group, T, L = s // groups, s % groups, x.dtype.type, lanes(x[0, 0])
         m, r, count = np.zeros(L, x.dtype), np.zeros(L, x.dtype), T(per * x.shape[2] * x.shape[3])
-        for c in range(group * per, (group + 1) * per):
+        stop = (group + 1) * per if count <= RUN else 0
+        for c in range(group * per, stop):
             add_lanes(m, x[t, c])
         for n in range(L):
             m[n] /= count
-        for c in range(group * per, (group + 1) * per):
+        for c in range(group * per, stop):
             add_squares(r, x[t, c], m)
         inexact = count > RUN or not math.isfinite(r.sum())
         exact_mean, exact_var = group_wide(x[t], group * per, per) if inexact else (np.empty(0), np.empty(0))
