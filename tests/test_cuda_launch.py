@@ -1,7 +1,9 @@
 """tinycnn/cuda/_launch.py through the real numba-cuda and cuda.core: arrays, capture, other libraries, errors."""
 
+import gc
 import subprocess
 import sys
+import threading
 
 import cuda_on_cpu
 import numpy as np
@@ -95,6 +97,28 @@ def test_views_are_made_once():
     array = cuda.to_device(GRID)
     assert _launch.flat(array) is _launch.flat(array)
     assert _launch.flat(array).ndim == 1
+
+
+def test_garbage_may_be_collected_by_any_thread():
+    """One without a context cannot free memory, as NVIDIA's driver has it."""
+
+    class Cycle:
+        def __init__(self):
+            self.me, self.arrays = self, [cuda.empty((3,), np.float32) for _ in range(2 * _launch.PENDING)]
+
+    def addresses(cycle):
+        return {array.device_ctypes_pointer.value for array in cycle.arrays}
+
+    gc.collect()
+    cycle = Cycle()
+    there = addresses(cycle)
+    del cycle
+    thread = threading.Thread(target=gc.collect)
+    thread.start()
+    thread.join()
+    cuda.empty((1,), np.float32)
+    if not GPU:
+        assert not there & {address for address, _ in cuda_on_cpu.allocations()}
 
 
 def test_an_array_too_large_for_the_kernels_indices():

@@ -38,13 +38,18 @@ METHODS = ("forward", "backward", "run", "tally", "step", "read")
 
 
 def is_ours(thing):
-    """Whether `thing` is exactly of a class of this library, with none of its methods replaced."""
-    methods = (getattr(thing, name) for name in METHODS if hasattr(thing, name))
-    return all(map(_from_here, (type(thing), *methods)))
+    """Whether `thing` is exactly of a class of this library, with no method replaced, of it or of its class."""
+    functions = [function for name in METHODS if (function := getattr(type(thing), name, None)) is not None]
+    return (
+        _from_here(type(thing).__module__)
+        and getattr(thing, "__dict__", {}).keys().isdisjoint(METHODS)
+        # Where a function was written: functools.wraps copies its __module__.
+        and all(_from_here(getattr(function, "__globals__", {}).get("__name__", "")) for function in functions)
+    )
 
 
-def _from_here(thing):
-    return (getattr(thing, "__module__", None) or "").partition(".")[0] == __package__
+def _from_here(module):
+    return module.partition(".")[0] == __package__
 
 
 def replayable(thing):

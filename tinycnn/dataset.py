@@ -68,6 +68,7 @@ class Batches(Tracked):
     """A data set on the device, handed out as normalised batches.
 
     images     (N, H, W) or (N, C, H, W); uint8 is read as 0 ... 1, other types as they are
+               (on the CPU, contiguous uint8 images are used where they lie, so they must stay as they are)
     labels     (N,) class numbers
     mean, std  a number, or one a channel: pixels become (pixel - mean) / std.  Found from the images if not given;
                give a validation or test set those of the training set
@@ -102,7 +103,7 @@ class Batches(Tracked):
         self.padding = _check.pair("padding", padding, 0)
         self.k = backend.get(device)
         self._options = {"augment": augment, "device": "" if device == "cpu" else repr(device)}
-        self.images, self.labels = self.k.to_device(images), self.k.to_device(labels)
+        self.images, self.labels = self.k.to_device(images), self.k.to_device(labels.copy())
         self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
         # In a batch a pixel of zero is -mean/std, and one of `unit` is 1/std more.
         self.augmentation = Augmentation(augment, seed, self.k, 1 / self.std, self.shift)

@@ -46,6 +46,7 @@ class Layer(Tracked):
     reads_output = False
     formula: Any = None  # of an activation: code and constants for fused kernels
     _bound: frozenset = frozenset()  # names of all that `bind` has set
+    _shapes: dict | None = None  # of the parameters, in a model
     _views: frozenset = frozenset()  # those of them that are parameters, gradients and buffers
 
     def __new__(cls, *args, **options):
@@ -57,10 +58,18 @@ class Layer(Tracked):
 
     def __setattr__(self, name, value):
         """As usual; but what is assigned to a parameter or buffer of a model's layer is copied into it."""
-        if name in self._views and value is not getattr(self, name):
-            copy_into(self.k, f"{name} of {self!r}", getattr(self, name), value)
-        else:
-            super().__setattr__(name, value)
+        before = vars(self).get(name, self)
+        if name in self._views and value is not before:
+            copy_into(self.k, f"{name} of {self!r}", before, value)
+            return
+        if self._shapes is not None and value is not before and getattr(before, "size", None) == 0:
+            raise ValueError(f"{self!r} has no {name}: it was made without one")
+        super().__setattr__(name, value)
+        if self._shapes is not None and self.parameter_shapes() != self._shapes:
+            super().__setattr__(name, before)
+            raise ValueError(
+                f"{name} of {self!r} decides on the shape of its parameters, which a model has: make another"
+            )
 
     def __getstate__(self):
         """For copies: the settings, and parameters and buffers as NumPy arrays, with which a new model will begin."""
@@ -89,12 +98,13 @@ class Layer(Tracked):
         """The parameters to begin with, and the buffers: those that a copy has brought along, or new ones."""
         shapes = self.parameter_shapes()
         parameters = {} if vars(self).get("_copied") else self.initial(rng)
-        given = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        parameters |= {name: given[name] for name in shapes if name in given}
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        parameters |= {name: _check.array(f"{name} of {self!r}", given[name]) for name in shapes if name in given}
         buffers = {name: np.array(given.get(name, v), v.dtype) for name, v in self.buffers(dtype).items()}
-        for name, shape in shapes.items():
-            if np.shape(parameters[name]) != tuple(shape):
-                raise ValueError(f"{name} of {self!r} must have shape {shape}, got {np.shape(parameters[name])}")
+        shapes = shapes | {name: v.shape for name, v in self.buffers(dtype).items()}
+        for name, value in (parameters | buffers).items():
+            if np.shape(value) != tuple(shapes[name]):
+                raise ValueError(f"{name} of {self!r} must have shape {shapes[name]}, got {np.shape(value)}")
         return parameters, buffers
 
     def bind(self, k, parameters, gradients, dtype):

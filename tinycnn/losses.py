@@ -112,6 +112,8 @@ class CrossEntropyLoss(Loss):
             weight = _check.finite("weight", _check.array("weight", weight, 1, "(classes,)"))
             if (weight < 0).any():
                 raise ValueError(f"weight must not be negative, got {weight.min():g}")
+            weight = weight.copy()  # assign another array to change it: the kernels' copy follows then
+            weight.flags.writeable = False
         self.weight = weight
         self.ignore_index = _check.integer("ignore_index", ignore_index)
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum", "none"))

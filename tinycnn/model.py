@@ -66,7 +66,7 @@ class Sequential:
         self.shapes: list[tuple[int, ...]] = []  # of the input and of every output
         self.normalization: Normalization | None = None
         self.changes, self.lock = Changes(), threading.RLock()
-        self.reserved, self._keep = 0, False  # reserved: the largest batch so far
+        self.reserved, self._keep, self._running = 0, False, False  # reserved: the largest batch so far
         self.forget_plans()
         if input_shape is not None:
             self.set_input_shape(input_shape)
@@ -97,7 +97,8 @@ class Sequential:
             self.k.write(getattr(layer, name), value)
         vars(layer).update(
             changes=self.changes, training=True, _views=frozenset([*theta, *(f"{n}_grad" for n in theta), *buffers]),
-            _bound=frozenset({*vars(layer), "saved", "_bound", "_views", "_copied"} - before),
+            _shapes=layer.parameter_shapes(),
+            _bound=frozenset({*vars(layer), "saved", "_bound", "_shapes", "_views", "_copied"} - before),
         )  # fmt: skip
 
     @property
@@ -130,7 +131,7 @@ class Sequential:
     def __getstate__(self):
         """Layers with their weights, the gradient, and whatever else was set on the model, all on the host."""
         made_anew = {"k", "lock", "changes", "shapes", "reserved", "_keep", "_theta", "_grad", "_parameters"}
-        made_anew |= {"_plans", "_shared", "_pending"}
+        made_anew |= {"_plans", "_shared", "_pending", "_running"}
         with self.lock:
             state = {name: value for name, value in vars(self).items() if name not in made_anew}
             return state | {
@@ -157,7 +158,7 @@ class Sequential:
                 shapes.append(tuple(layer.output_shape(shapes[-1])))
             except ValueError as error:
                 raise ValueError(f"layer {number}: {error}") from None
-        if shape != self.input_shape:
+        if (shape, shapes) != (self.input_shape, self.shapes):
             self.input_shape, self.shapes = shape, shapes
             self.forget_plans()
 
@@ -168,13 +169,17 @@ class Sequential:
         """
         keep = self._keep if keep is None else keep
         plan = self._plans.get((batch, keep))
-        if plan is None or (plan.changes != self.changes.count and not plan.holds()):
+        if plan is None or plan.changes != self.changes.count:
             if self.input_shape is None:
                 raise ValueError("input_shape is not known yet: give it to Sequential, or call forward first")
-            self.reserved = max(self.reserved, _check.integer("batch", batch, 1))
-            plan = self._plans[batch, keep] = Plan(self, batch, keep)
-            if len(self._plans) > PLANS:
-                del self._plans[next(iter(self._plans))]
+            self.set_input_shape(self.input_shape)  # an attribute that was set, a stride say, may change the others
+            plan = self._plans.get((batch, keep))
+            if plan is None or not plan.holds():
+                self.reserved = max(self.reserved, _check.integer("batch", batch, 1))
+                self.interrupt()  # layers of one's own may keep their buffers themselves, and make them now
+                plan = self._plans[batch, keep] = Plan(self, batch, keep)
+                if len(self._plans) > PLANS:
+                    del self._plans[next(iter(self._plans))]
         return plan
 
     def reserve(self, batch):
@@ -243,18 +248,31 @@ class Sequential:
         x, on_device = backend.local("x", x, self.device)
         x = self._images(x)
         with self.lock:
-            if self.input_shape is None:
-                if x.ndim < 2:
-                    raise ValueError(f"x must have a batch axis and the axes of an image, got shape {x.shape}")
-                self.set_input_shape(x.shape[1:])
-            if x.shape[1:] != self.input_shape:
-                raise ValueError(f"x must have shape (N, {', '.join(map(str, self.shapes[0]))}), got {x.shape}")
+            self._check_shape(x)
             plan = self.plan(len(x))
             self.interrupt()
             self.k.write(plan.x, x)
-            plan.infer()
+            self.enter()
+            try:
+                plan.infer()
+            finally:
+                self._running = False
             self._pending = plan, threading.get_ident()
             return self._to_caller(plan.y, on_device)
+
+    def enter(self):
+        """Say that the model runs, until `_running` is false again; RuntimeError if it does already."""
+        if self._running:
+            raise RuntimeError("the model runs already; a layer, loss or optimizer that it calls may not run it")
+        self._running = True
+
+    def _check_shape(self, x):
+        if self.input_shape is None:
+            if x.ndim < 2:
+                raise ValueError(f"x must have a batch axis and the axes of an image, got shape {x.shape}")
+            self.set_input_shape(x.shape[1:])
+        if x.shape[1:] != self.input_shape:
+            raise ValueError(f"x must have shape (N, {', '.join(map(str, self.shapes[0]))}), got {x.shape}")
 
     def _to_caller(self, array, on_device):
         """A copy of one of the model's arrays for the caller."""
@@ -305,13 +323,15 @@ class Sequential:
         """
         x = self._images(backend.local("x", x, self.device)[0])
         with self.lock:
-            if self.input_shape is None:
-                self.set_input_shape(x.shape[1:])
+            self._check_shape(x)
+            self.interrupt()
             plan = self.plan(len(x), keep=True)
             self.k.write(plan.x, x)
             plan.forward()
             if dy is not None:
                 dy = np.asarray(dy(plan.to_host(plan.y)) if callable(dy) else dy, self.dtype)
+                if dy.shape != plan.dy.shape:
+                    raise ValueError(f"dy must have the shape of the output, {plan.dy.shape}, got {dy.shape}")
                 self.k.write(plan.dy, dy)
                 plan.backward(input_gradient=True)
             return [

@@ -116,6 +116,11 @@ class Optimizer(Shown, Tracked):
             mine = getattr(self, name)
             if np.shape(state[name]) != mine.shape:
                 raise ValueError(f"optimizer state {name!r} must have shape {mine.shape}, got {np.shape(state[name])}")
+            _check.finite(name, _check.array(name, state[name])) if mine.size else None
+        if np.any(np.asarray(state["_step"]) < 0) or np.any(np.asarray(state["_step"]) % 1):
+            raise ValueError(
+                f"optimizer state '_step' must be a whole number that is not negative, got {state['_step']}"
+            )
         schedule = _check.rates("rates", state["rates"])
         if schedule.shape == self.schedule.shape:
             self.set_rates(schedule)

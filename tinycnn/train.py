@@ -128,14 +128,19 @@ class Run:
         loss, right, seen, _, shares = self.model.k.to_host(self.totals)
         if not math.isfinite(loss):
             raise ArithmeticError
-        return float(loss / (shares or 1.0)), float(right / seen)
+        knows_classes = len(self.criterion._predicted) > 0
+        return _mean(self.criterion, loss, shares), float(right / seen) if knows_classes else math.nan
 
     @contextlib.contextmanager
     def running(self):
         """Nobody else runs the model, or the loss, within it."""
         with self.model.lock, getattr(self.criterion, "lock", contextlib.nullcontext()):
             self.model.interrupt()
-            yield
+            self.model.enter()
+            try:
+                yield
+            finally:
+                self.model._running = False
 
 
 def train_step(model, criterion, optimizer, batches, index):
@@ -218,7 +223,7 @@ def fit(
     evaluated = 0 if validation is None else min(EVALUATION_BATCH, len(validation))
     most = max(batch_size, evaluated, optimizer.patterns)
     run = Run(model, criterion, Loader(train, augment=True), optimizer)
-    measure = CrossEntropyLoss() if isinstance(criterion, CrossEntropyLoss) else criterion
+    measure = CrossEntropyLoss() if type(criterion) is CrossEntropyLoss else criterion
     check = None if validation is None else Run(model, measure, Loader(validation))
     with run.running():
         model.reserve(max(most, model.reserved))
@@ -257,7 +262,10 @@ def fit(
                 good = complete
                 history.append(told)
                 if on_epoch is not None:
-                    stop = on_epoch(told) is True  # not just anything: a lambda may return what it likes
+                    stop = on_epoch(
+                        told
+                    )  # True, of Python or NumPy, and not just anything: a lambda may return what it likes
+                    stop = isinstance(stop, (bool, np.bool_)) and bool(stop)
             good = _state(model, optimizer)  # once more: on_epoch may have changed the learning rates to come
             if stop:
                 break
@@ -395,7 +403,14 @@ def _evaluate(run, batch_size):
             predicted = criterion.predicted(n)
             predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
             right += np.count_nonzero(predicted == labels[at : at + n])
-    return total / (whole or 1.0), right / len(batches), np.concatenate(outputs)
+    return _mean(criterion, total, whole), right / len(batches), np.concatenate(outputs)
+
+
+def _mean(criterion, total, shares):
+    """The loss of a data set from its sum; NaN where every target is ignored, as in torch."""
+    if criterion.reduction != "mean":
+        return float(total)
+    return float(total / shares) if shares else math.nan
 
 
 def warm_up(model, criterion, optimizer, batches, batch_size):
@@ -429,11 +444,16 @@ def check_fit(model, batches, name, criterion=None, optimizer=None):
     _check.instance("model", model, Sequential, "a Sequential")
     hint = "make one of images and labels: Batches(images, labels)"
     _check.instance(name, batches, Batches, "a data set, of the class Batches", hint)
-    for part, what, method in ((criterion, "criterion", "run"), (optimizer, "optimizer", "step")):
-        if part is not None and (isinstance(part, type) or not hasattr(part, method)):
-            words = "a loss, CrossEntropyLoss() say" if method == "run" else "an optimizer, Adam(model) say"
+    for part, what, kinds in ((criterion, "criterion", Loss), (optimizer, "optimizer", (Optimizer, EMA))):
+        if part is not None and not isinstance(part, kinds):
+            words = "a loss, CrossEntropyLoss() say" if kinds is Loss else "an optimizer, Adam(model) say"
             swapped = "; criterion comes before optimizer" if isinstance(part, (Optimizer, EMA, Loss)) else ""
             raise TypeError(f"{what} must be {words}, got {_check.described(part)}{swapped}")
+    if type(model).forward is not Sequential.forward or type(model).backward is not Sequential.backward:
+        raise TypeError(
+            f"model: {type(model).__name__} has a forward or backward of its own, which training and evaluation would "
+            "not call; make it a layer"
+        )
     if getattr(optimizer, "model", model) is not model:
         raise ValueError("optimizer: it was made for another model than the one that is to be trained")
     if model.input_shape is None:

@@ -40,11 +40,13 @@ setattr(numba.config, "CUDA_LOW_OCCUPANCY_WARNINGS", 0)  # noqa: B010 (numba may
 
 THREADS = 128  # of a block, where a kernel has no reason for another number
 ALIGN = 16  # bytes: where shared arrays start that are read four floats at a time
+PENDING = 10  # allocations that wait to be freed, at most
 U = np.uint32  # around an index in a hot loop: Numba tests every signed index for being negative
 
 _state: dict[str, Any] = {
     "number": None,  # of the GPU
     "forked": False,  # whether this is a forked child of a process that uses the GPU
+    "cleanup": None,  # what keeps numba-cuda from freeing memory by itself
 }
 
 
@@ -174,6 +176,7 @@ def use(number):
     with _calling_driver("the start"):
         cuda.select_device(number)
     if _state["number"] is None:
+        _defer_cleanup()
         os.register_at_fork(after_in_child=lambda: _state.update(forked=True))
     _state["number"] = number
 
@@ -222,12 +225,34 @@ def _upload(array):
         raise ValueError(
             f"the kernels index with 32 bits: an array must have fewer than 2**32 entries, got {array.shape}"
         )
-    with _calling_driver("a copy to the device", array.nbytes):
-        if (
-            array.size == 0
-        ):  # numba-cuda refuses to slice an array that has no memory: this one has, and none of it is used
+    with _calling_driver("a copy to the device", array.nbytes), _cleaning_up():
+        # numba-cuda refuses to slice an array that has no memory: an empty one is the beginning of one that has.
+        if array.size == 0:
             return cuda.device_array(1, array.dtype)[:0].reshape(array.shape)
         return cuda.to_device(array)
+
+
+def _defer_cleanup():
+    """Keep numba-cuda from freeing memory by itself: Python collects garbage in any thread, and the driver frees memory
+    only for one with a context."""
+    _state["cleanup"] = cuda.defer_cleanup()
+    _state["cleanup"].__enter__()
+
+
+@contextlib.contextmanager
+def _cleaning_up():
+    """Free what waits for it, unless this thread captures; within it, where memory runs out, numba-cuda may, too."""
+    if _capture.held is not None or _state["cleanup"] is None:
+        yield
+        return
+    _state["cleanup"].__exit__(None, None, None)
+    try:
+        garbage = cuda.current_context().memory_manager.deallocations
+        if len(garbage) > PENDING:
+            garbage.clear()
+        yield
+    finally:
+        _defer_cleanup()
 
 
 def _contiguous(array, dtype=None):
@@ -401,8 +426,7 @@ class Recorded:
             newer = tuple(map(int, numba_cuda_version().split(".")[:2])) >= (0, 29)
             _capture.stream = builder if newer else cuda.external_stream(int(builder.stream.handle))
             _capture.held = self.held
-            with cuda.defer_cleanup():
-                self.step()
+            self.step()
             building = False
             graph = builder.end_building().complete()
             self.graph = functools.partial(graph.launch, device.default_stream)
