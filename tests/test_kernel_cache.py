@@ -24,6 +24,35 @@ np.testing.assert_allclose(y, 1 / (1 + np.exp(-x)), rtol=1e-6)
 used = [f.stats for f in compiled.values() if f.overloads]
 print(sum(sum(s.cache_hits.values()) for s in used), sum(sum(s.cache_misses.values()) for s in used))
 """
+# Sums over many numbers, in inner functions that LLVM optimises once by themselves and once more in their kernels.
+SUMS = """
+import hashlib
+import sys
+import numpy as np
+from tinycnn import kernels
+from tinycnn.kernels._jit import compiled
+
+def normal(*shape, rng=np.random.default_rng(0)):
+    return rng.standard_normal(shape).astype(np.float32)
+
+def blank(*shape):
+    return np.empty(shape, np.float32)
+
+N, C, H, W = 100, 4, 28, 28  # enough for more than one thread
+x, dy, half, weight = normal(N, C, H, W), normal(N, C, H, W), normal(N, C, H // 2, W // 2), normal(C)
+dx, y, dweight, dbias = blank(N, C, H, W), blank(N, C, H // 2, W // 2), blank(C), blank(C)
+mean, rstd = normal(N, 2), abs(normal(N, 2)) + 1
+calls = {
+    "subsample_forward": (y, x, weight, weight, (2, 2), 1.0),
+    "subsample_backward": (dx, dweight, dbias, half, x, weight, (2, 2), 1.0),
+    "group_norm_backward": (dx, dweight, dbias, dy, x, weight, mean, rstd, 2),
+}
+for name in sys.argv[1:]:
+    getattr(kernels, name)(*calls[name])
+    print(name, *(hashlib.sha256(a.tobytes()).hexdigest() for a in calls[name] if type(a) is np.ndarray))
+used = [f.stats for f in compiled.values() if f.overloads]
+print(sum(sum(s.cache_hits.values()) for s in used), sum(sum(s.cache_misses.values()) for s in used))
+"""
 ADVICE = "set NUMBA_CACHE_DIR to a folder that can be written"
 
 
@@ -69,6 +98,24 @@ def test_a_damaged_file_is_compiled_anew(run, tmp_path):
         assert (loaded, compiled) == (0, 1), kind
         assert said == [f"tinycnn: the compiled kernel in {file} is damaged; it is removed and compiled anew"], kind
         assert run() == (1, 0, []), kind
+
+
+def test_what_is_loaded_gives_the_bits_of_what_was_compiled(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(PACKAGE.parent)}
+
+    def hashes(*names):
+        done = subprocess.run(
+            [sys.executable, "-c", SUMS, *names], capture_output=True, text=True, check=True, cwd=tmp_path,
+            env=environment,
+        )  # fmt: skip
+        *lines, counts = done.stdout.splitlines()
+        return sorted(lines), tuple(map(int, counts.split()))
+
+    names = "subsample_forward", "subsample_backward", "group_norm_backward"
+    cold, counts = hashes(*names)
+    assert counts == (0, 3)
+    assert hashes(*names) == (cold, (3, 0))
+    assert hashes(*names[::-1]) == (cold, (3, 0))  # nor does it matter which is loaded first
 
 
 @pytest.mark.parametrize("name", ["scalars.py", "kernels/pooling.py"])

@@ -1,9 +1,9 @@
 """How kernels are compiled: one decorator for what Python calls, one for what kernels call.
 
 `@kernel` compiles a function for parallel loops (`prange`) and keeps the machine code (see _cache.py), so the compiler
-runs once per machine, not once per process.  Threads are not free, so small calls do without them: a kernel is
-compiled for one thread when a first one comes.  So do forked children of a process with threads.  `@kernel_alone` never
-has them.
+runs once per machine, not once per process.  It calls no function outside its own code (see `KernelLibrary`), so that
+both give the same bits.  Threads are not free, so small calls do without them: a kernel is compiled for one thread when
+a first one comes.  So do forked children of a process with threads.  `@kernel_alone` never has them.
 `@inner` compiles a serial helper that kernels call, `@part_of` marks one that becomes part of them.
 
 The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
@@ -16,6 +16,8 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
@@ -29,6 +31,36 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 # plain dictionary: the first compilation would take its entries out, and all others would find the defaults.
 NOT_PARALLEL = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
 PRANGE = ParallelOptions(dict.fromkeys(NOT_PARALLEL, False) | {"prange": True})
+
+SHARED = {"linkonce_odr", "linkonce_any", "weak_odr", "weak_any"}  # linkages with one definition for all modules
+
+
+class KernelLibrary(JITCodeLibrary):
+    """The code of one kernel, which calls its own copies of inner functions and loop bodies.
+
+    LLVM optimises each copy once more within its kernel, which may change the order of sums.  But Numba leaves copies
+    weak symbols: all callers in a process get the copy that was loaded first, or the function as it was compiled by
+    itself, which a process has only if it compiles.  Results would depend on what was compiled or loaded before.
+    """
+
+    def _finalize_final_module(self):
+        # After the optimisation, which would treat internal functions in another way.
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage.name in SHARED:
+                function.linkage = "internal"
+        super()._finalize_final_module()
+
+
+class KernelCompiler(Compiler):
+    """Numba's compiler, which puts what it compiles into a `KernelLibrary`."""
+
+    def define_pipelines(self):
+        state = self.state
+        state.library = KernelLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()  # as Numba does where it makes the library
+        return super().define_pipelines()
+
+
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
 KERNEL = OPTIONS | {"parallel": PRANGE}
 IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
@@ -59,7 +91,9 @@ compiled: dict[tuple[str, str], Any] = {}  # by module and name: what other proc
 
 
 def _compiled(function, options):
-    compiled[function.__module__, function.__qualname__] = dispatcher = keep(numba.njit(**options)(function))
+    compiled[function.__module__, function.__qualname__] = dispatcher = keep(
+        numba.njit(pipeline_class=KernelCompiler, **options)(function)
+    )
     return dispatcher
 
 
