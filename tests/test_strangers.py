@@ -1,6 +1,8 @@
 """Code and habits that users bring along: what they do is what happens, or is refused in words."""
 
 import copy
+import functools
+import math
 import pickle
 import threading
 
@@ -29,6 +31,7 @@ from tinycnn import (
     evaluate,
     fit,
     lecun98,
+    losses,
     models,
     optim,
     train,
@@ -681,3 +684,210 @@ def test_plans_can_be_read():
     assert "to plain order 6 Flatten()" in plan
     assert lines[-1].endswith("parameters only")
     assert "fused" not in str(models.lenet5(rng=0).plan(64, keep=True))
+
+
+# --- what a stranger found in an afternoon ----------------------------------------------------------------------------
+
+
+def few(classes=3):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (20, 8, 8), np.uint8), np.arange(20) % classes
+
+
+def one_epoch(model, criterion=None, optimizer=None, data=None, **options):
+    criterion, data = criterion or CrossEntropyLoss(), data or Batches(*few())
+    optimizer = optimizer or SGD(model, 0.0)
+    return fit(
+        model, criterion, optimizer, data, **{"epochs": 1, "batch_size": 4, "rng": 0, "progress": False} | options
+    )
+
+
+@pytest.mark.parametrize("part", ["layer", "activation", "loss", "optimizer"])
+def test_a_method_wrapped_by_functools_is_called_every_time(part):
+    model, criterion = net(Conv2d(1, 2, 3), Tanh(), AvgPool2d(2), Flatten(), Linear(18, 3)), CrossEntropyLoss()
+    optimizer, calls = SGD(model, 0.1), []
+    owner, name = {
+        "layer": (model[0], "forward"), "activation": (model[1], "forward"), "loss": (criterion, "run"),
+        "optimizer": (optimizer, "step"),
+    }[part]  # fmt: skip
+    inner = getattr(owner, name)
+
+    @functools.wraps(inner)
+    def counted(*args):
+        calls.append(name)
+        return inner(*args)
+
+    setattr(owner, name, counted)
+    one_epoch(model, criterion, optimizer, epochs=3)
+    assert len(calls) == 15
+
+
+def test_labels_are_the_data_sets_own():
+    images, labels = few()
+    labels = labels.astype(np.int64)
+    data = Batches(images, labels)
+    labels[:] = 7
+    assert np.asarray(data.labels).max() == 2
+
+
+def test_trace_refuses_other_shapes_and_ends_a_forward():
+    model, x = net(Flatten(), Dropout(0.5), Linear(64, 3)), np.ones((4, 1, 8, 8))
+    for wrong in (x[0], x[:, :, :1]):
+        with pytest.raises(ValueError, match="x must have shape"):
+            model.trace(wrong)
+    for wrong in (np.ones(3), np.ones((1, 3))):
+        with pytest.raises(ValueError, match="dy must have the shape of the output"):
+            model.trace(x, dy=wrong)
+    model.forward(x)
+    model.trace(x[:2])
+    with pytest.raises(RuntimeError, match="backward needs a forward"):
+        model.backward(np.ones((4, 3)))
+
+
+def test_a_new_plan_ends_a_forward_of_layers_that_keep_their_buffers():
+    class Masked(Layer):
+        def reserve(self, k, batch, shape, dtype):
+            self.mask = np.zeros((batch, *shape), dtype)
+
+        def forward(self, y, x):
+            self.mask[: len(x)] = x > 0
+            y[...] = x * self.mask[: len(x)]
+
+        def backward(self, dx, dy, x, y):
+            dx[...] = dy * self.mask[: len(x)]
+
+    model, x = net(Flatten(), Linear(64, 3), Masked()), np.ones((4, 1, 8, 8))
+    model.forward(x)
+    model.plan(128)
+    with pytest.raises(RuntimeError, match="backward needs a forward"):
+        model.backward(np.ones((4, 3)))
+
+
+def test_an_accuracy_that_nobody_knows_is_nan():
+    class Squares(losses.Loss):
+        def run(self, dx, x, target):
+            error = x - np.eye(3, dtype=x.dtype)[target]
+            dx[...], self._loss[: len(x)] = 2 * error / error.size, (error**2).sum(1) / error.size
+
+    (record,) = one_epoch(net(Flatten(), Linear(64, 3)), Squares())
+    assert math.isnan(record["train_accuracy"])
+    assert np.isfinite(record["train_loss"])
+
+
+def test_class_weights_are_not_changed_in_place():
+    weight = np.ones(3, np.float32)
+    criterion = CrossEntropyLoss(weight)
+    weight[1] = 10
+    assert criterion.weight[1] == 1
+    with pytest.raises(ValueError, match="read-only"):
+        criterion.weight[1] = 10
+
+
+def test_a_loss_of_ones_own_validates_too():
+    class Tenfold(CrossEntropyLoss):
+        def run(self, dx, x, target):
+            super().run(dx, x, target)
+            self._loss *= 10
+            dx *= 10
+
+    data = Batches(*few())
+    (record,) = one_epoch(net(Flatten(), Linear(64, 3)), Tenfold(), data=data, validation=data, batch_size=20)
+    assert record["val_loss"] == pytest.approx(record["train_loss"], rel=1e-6)
+
+
+def test_a_model_with_a_forward_of_its_own_is_not_trained_without_it():
+    class Own(Sequential):
+        def forward(self, x):
+            return super().forward(np.zeros_like(x))
+
+    with pytest.raises(TypeError, match="Own has a forward or backward of its own"):
+        one_epoch(Own(Flatten(), Linear(64, 3), rng=0))
+
+
+def test_numpys_true_ends_a_training():
+    history = one_epoch(net(Flatten(), Linear(64, 3)), epochs=4, on_epoch=lambda record: np.float64(1) > 0)
+    assert len(history) == 1
+
+
+def test_a_view_with_a_backward_of_its_own():
+    class Reversal(Flatten):
+        def forward(self, y, x):
+            y[...] = x.reshape(y.shape)
+
+        def backward(self, dx, dy, x, y):
+            dx[...] = -dy.reshape(dx.shape)
+
+    class Half(Flatten):
+        def backward(self, dx, dy, x, y):
+            dx[...] = -dy.reshape(dx.shape)
+
+    x, dy = np.ones((2, 1, 8, 8)), np.ones((2, 3))
+    plain = net(Flatten(), Linear(64, 3))
+    plain.forward(x)
+    want = -plain.backward(dy)
+    model = net(Reversal(), Linear(64, 3))
+    model.forward(x)
+    np.testing.assert_array_equal(model.backward(dy), want)
+    model = net(Half(), Linear(64, 3))
+    with pytest.raises(RuntimeError, match="Half has no forward"):
+        model.forward(x)
+
+
+def test_weights_given_to_a_layer_before_it_has_a_model():
+    layer = Linear(2, 1)
+    layer.weight, layer.bias = [[1.0, 2.0]], [0.5]
+    np.testing.assert_allclose(Sequential(layer, input_shape=(2,))(np.ones((1, 2))), [[3.5]])
+    layer = BatchNorm2d(3)
+    layer.running_mean = np.array([0.5])
+    with pytest.raises(ValueError, match=r"running_mean of BatchNorm2d.*must have shape \(3,\), got \(1,\)"):
+        Sequential(layer, input_shape=(3, 2, 2))
+
+
+def test_geometry_that_changes_is_followed_or_refused():
+    x = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
+    model, again = (Sequential(Conv2d(1, 2, 3), MaxPool2d(2), rng=0) for _ in range(2))
+    model.forward(x)
+    model[0].stride, model[1].stride = (2, 2), (1, 1)
+    again = Sequential(Conv2d(1, 2, 3, stride=2), MaxPool2d(2, stride=1), rng=0)
+    np.testing.assert_array_equal(model.forward(x), again.forward(x))
+    with pytest.raises(ValueError, match=r"weight_shape of Conv2d.*decides on the shape"):
+        model[0].weight_shape = (2, 1, 5, 5)
+    model = net(Conv2d(1, 2, 3), Flatten(), Linear(72, 3))
+    model.forward(x)
+    model[0].stride = (2, 2)
+    with pytest.raises(ValueError, match=r"layer 2: Linear.*72"):
+        model.forward(x)
+
+
+def test_a_bias_cannot_be_given_to_a_layer_without_one():
+    model = net(Flatten(), Linear(64, 3, bias=False))
+    with pytest.raises(ValueError, match=r"Linear\(64, 3, bias=False\) has no bias"):
+        model[1].bias = np.full(3, 10.0, np.float32)
+
+
+def test_the_mean_over_no_image_is_nan():
+    images, labels = few()
+    data = Batches(images, labels * 0)
+    model = net(Flatten(), Linear(64, 3))
+    assert math.isnan(evaluate(model, data, CrossEntropyLoss(ignore_index=0))[0])
+
+
+def test_a_model_that_runs_is_not_run_by_its_own_parts():
+    class Asks(Layer):
+        def forward(self, y, x):
+            model.predict(np.ones((2, 1, 8, 8)))
+            y[...] = x
+
+    model = net(Flatten(), Linear(64, 3), Asks())
+    with pytest.raises(RuntimeError, match="the model runs already"):
+        model.forward(np.ones((2, 1, 8, 8)))
+    assert net(Flatten(), Linear(64, 3)).forward(np.ones((2, 1, 8, 8))).shape == (2, 3)
+
+
+def test_an_optimizers_state_that_cannot_be_is_refused():
+    model = net(Flatten(), Linear(64, 3))
+    optimizer = Adam(model)
+    state = optimizer.state_dict()
+    for name, value in (("_step", np.array([-5])), ("_step", np.array([2.5])), ("m", np.full_like(state["m"], np.nan))):
+        with pytest.raises(ValueError, match=f"{name}"):
+            optimizer.load_state_dict(state | {name: value})

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check, backend
-from tinycnn._tracked import Changes
+from tinycnn._tracked import Changes, is_ours
 from tinycnn.dataset import Normalization
 from tinycnn.layers import Layer, copy_into
 from tinycnn.plan import Plan
@@ -176,7 +176,8 @@ class Sequential:
             plan = self._plans.get((batch, keep))
             if plan is None or not plan.holds():
                 self.reserved = max(self.reserved, _check.integer("batch", batch, 1))
-                self.interrupt()  # layers of one's own may keep their buffers themselves, and make them now
+                if not all(map(is_ours, self._layers)):
+                    self.interrupt()  # layers of one's own may keep their buffers themselves, and make them now
                 plan = self._plans[batch, keep] = Plan(self, batch, keep)
                 if len(self._plans) > PLANS:
                     del self._plans[next(iter(self._plans))]
@@ -324,7 +325,8 @@ class Sequential:
         x = self._images(backend.local("x", x, self.device)[0])
         with self.lock:
             self._check_shape(x)
-            self.interrupt()
+            if self.named_buffers():
+                self.interrupt()  # what is drawn or counted in it is not what a backward would expect
             plan = self.plan(len(x), keep=True)
             self.k.write(plan.x, x)
             plan.forward()

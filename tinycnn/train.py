@@ -444,9 +444,9 @@ def check_fit(model, batches, name, criterion=None, optimizer=None):
     _check.instance("model", model, Sequential, "a Sequential")
     hint = "make one of images and labels: Batches(images, labels)"
     _check.instance(name, batches, Batches, "a data set, of the class Batches", hint)
-    for part, what, kinds in ((criterion, "criterion", Loss), (optimizer, "optimizer", (Optimizer, EMA))):
-        if part is not None and not isinstance(part, kinds):
-            words = "a loss, CrossEntropyLoss() say" if kinds is Loss else "an optimizer, Adam(model) say"
+    for part, what, method in ((criterion, "criterion", "run"), (optimizer, "optimizer", "step")):
+        if part is not None and (isinstance(part, type) or not hasattr(part, method)):
+            words = "a loss, CrossEntropyLoss() say" if method == "run" else "an optimizer, Adam(model) say"
             swapped = "; criterion comes before optimizer" if isinstance(part, (Optimizer, EMA, Loss)) else ""
             raise TypeError(f"{what} must be {words}, got {_check.described(part)}{swapped}")
     if type(model).forward is not Sequential.forward or type(model).backward is not Sequential.backward:
