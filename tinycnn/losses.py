@@ -76,8 +76,7 @@ class Loss(Shown, Tracked):
     def tally(self, totals, cursor, target):
         """Count the last `run`, whose targets these were; totals and cursor are those of the kernel `tally`."""
         n = len(target)
-        predicted = self._predicted[:n] if len(self._predicted) else self._predicted
-        self.k.tally(totals, cursor, self._loss[:n], predicted, target, self._shares)
+        self.k.tally(totals, cursor, self._loss[:n], self._predicted[:n], target, self._shares)
 
     def value(self, batch):
         """The loss of the last `run` on `batch` images, as a float."""
