@@ -10,13 +10,16 @@ import threading
 import time
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
+from numba.extending import overload
 
 from tinycnn import SGD, Batches, CrossEntropyLoss, Flatten, Linear, Sequential, _streams, checkpoint, fit, runs
 from tinycnn import plot as plot_module
 from tinycnn.__main__ import main
 from tinycnn._interrupts import put_off
+from tinycnn.kernels._jit import kernel_alone
 
 FILES = {
     "config.json", "history.csv", "model.npz", "report.json", "curves.png", "confusion.png", "mistakes.png",
@@ -72,6 +75,26 @@ def test_ctrl_c_waits_for_the_end(handler, capsys):
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@overload(ctrl_c)
+def _(*_):
+    ctrl_c()  # while a caller of it is compiled
+    return lambda *_: None
+
+
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT is 1")
+def test_ctrl_c_waits_for_the_end_of_a_compilation(handler):
+    @kernel_alone
+    def double(x):
+        ctrl_c()
+        x[:] *= 2
+
+    x = np.ones(1, np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        double(x)
+    double(x)  # compiled already: no Ctrl-C comes
+    assert x == 2
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from numba.core.compiler import Compiler
 from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
+from tinycnn._interrupts import put_off
 from tinycnn.kernels import _threads
 from tinycnn.kernels._cache import keep
 from tinycnn.kernels._capture import trace, traced
@@ -91,9 +92,14 @@ compiled: dict[tuple[str, str], Any] = {}  # by module and name: what other proc
 
 
 def _compiled(function, options):
+    """Numba's dispatcher of `function`.  Ctrl-C waits until a compilation or a load from the cache has ended: LLVM calls
+    back into Python, which drops the exception that is raised there, so Ctrl-C would be lost.
+    """
     compiled[function.__module__, function.__qualname__] = dispatcher = keep(
         numba.njit(pipeline_class=KernelCompiler, **options)(function)
     )
+    if hasattr(dispatcher, "compile"):  # with NUMBA_DISABLE_JIT it is the function itself
+        dispatcher.compile = put_off()(dispatcher.compile)
     return dispatcher
 
 
