@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks import _side_by_side as side
+from benchmarks import _harness as side
 from tinycnn import plot
 from tinycnn.plot import BLUE, FAINT, GREEN, INK, LABEL, ORANGE, RULE, SMALL
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import _nets
-from benchmarks import _side_by_side as side
+from benchmarks import _competitors
+from benchmarks import _harness as side
 
 PHASES = ("forward", "backward")
 
@@ -83,7 +83,7 @@ class TinyCNN:
 
     def start(self, shape, batch):
         k, (x, w, b, dy) = self.k, numbers(shape, batch)
-        self.batch, lanes = batch, k.tiles.images_a_tile(batch, np.float32)
+        self.batch, lanes = batch, k.layout.images_a_tile(batch, np.float32)
         x, y, dy, dx = (self.laid_out(a, lanes) for a in (x, np.zeros_like(dy), dy, np.zeros_like(x)))
         options = ((shape.stride,) * 2, (shape.padding,) * 2, (1, 1), 1)
         self.results = y, dx, *(k.empty(a.shape, a.dtype) for a in (w, b))
@@ -98,14 +98,14 @@ class TinyCNN:
             placed[...] = a
         else:
             placed = self.k.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
-            self.k.tiles.interleave(placed, a)
+            self.k.layout.interleave(placed, a)
         return placed
 
     def answers(self):
         self.forward()
         self.backward()
         y, dx, dw, db = self.results
-        return [self.k.tiles.plain(y)[: self.batch], self.k.tiles.plain(dx)[: self.batch], dw, db]
+        return [self.k.layout.plain(y)[: self.batch], self.k.layout.plain(dx)[: self.batch], dw, db]
 
     def choices(self):
         """The functions that did the work: watched, not guessed."""
@@ -253,11 +253,11 @@ class NumPy:
         self.forward()
 
     def forward(self):
-        y, self.columns = _nets.conv_forward(self.x, self.w, self.b, *self.options)
+        y, self.columns = _competitors.conv_forward(self.x, self.w, self.b, *self.options)
         return y
 
     def backward(self):
-        return _nets.conv_backward(self.dy, self.columns, self.x, self.w, *self.options)
+        return _competitors.conv_backward(self.dy, self.columns, self.x, self.w, *self.options)
 
     def answers(self):
         return [self.forward(), *self.backward()]

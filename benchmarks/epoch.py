@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 
-from benchmarks import _nets
-from benchmarks import _side_by_side as side
+from benchmarks import _competitors
+from benchmarks import _harness as side
 
 BATCH, GOAL = 64, 0.99
 EVALUATED = 500  # images at a time
@@ -24,13 +24,13 @@ TOLERANCE = 0.02  # of the mean loss of the first part: hundreds of steps let di
 
 
 class Runner:
-    """A net, and the clock that it trains by.  make: a class of _nets"""
+    """A net, and the clock that it trains by.  make: a class of _competitors"""
 
     def __init__(self, make, net, threads):
         self.net = make(net, threads)
 
     def start(self, weights, images, labels, test_images, test_labels):
-        test = (test_images.astype(np.float32) / 255 - _nets.MEAN) / _nets.STD
+        test = (test_images.astype(np.float32) / 255 - _competitors.MEAN) / _competitors.STD
         self.test, self.labels = np.ascontiguousarray(test[:, None], np.float32), test_labels
         self.net.load(weights, images, labels)
         self.net.run_through(np.arange(3 * BATCH).reshape(3, BATCH))  # compiles
@@ -74,7 +74,7 @@ def measure(args, threads):
         workers: dict[str, side.Worker] = {}
         for name, make in args.only.items():
             workers |= side.start(threads, {name: Runner}, make, args.net, threads)
-        weights = _nets.first_weights(args.net, seed)
+        weights = _competitors.first_weights(args.net, seed)
         side.ask(workers, "start", weights, *images, *test)
         looks: dict[str, list[dict]] = {name: [] for name in workers}
         rng = np.random.default_rng(seed)
@@ -114,13 +114,13 @@ def print_table(rows, args, threads, images):
 
 
 def main(argv=None):
-    parser = side.options("epoch", __doc__, _nets.TRAINING)
+    parser = side.options("epoch", __doc__, _competitors.TRAINING)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=15, help="at most; it ends when all have reached 99 %%")
     parser.add_argument("--looks", type=int, default=4, help="an epoch, at the test set")
     parser.add_argument("--net", choices=("tanh+avg", "relu+max"), default="relu+max")
     parser.add_argument("--images", type=int, help="only so many, for a try")
-    args = side.parse(parser, argv, _nets.TRAINING)
+    args = side.parse(parser, argv, _competitors.TRAINING)
     if min(args.seeds, args.epochs, args.looks) < 1:
         sys.exit("--seeds, --epochs and --looks must be at least 1")
     side.run("epoch", args, measure)

@@ -9,7 +9,7 @@ PyTorch on the same card.  Times are the device's own (events), medians after a 
 which there is no time left, says so, and the others go on.  Figures go to gpu.json and gpu.md in the folder of --out.
 
 --rehearse runs the same code on tiny sizes; its times mean nothing and are not kept.  Without a GPU, as PTX on the
-processor: python tests/cuda_on_cpu -m benchmarks.gpu --rehearse
+processor: python tests/support/cuda_on_cpu -m benchmarks.gpu --rehearse
 """
 
 import argparse
@@ -437,10 +437,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     begin = time.monotonic()
 
-    from tinycnn import _gpu, backend, runs
+    from tinycnn import _gpu, devices, runs
 
     try:
-        backend.get("cuda")
+        devices.get("cuda")
     except _gpu.DeviceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,8 +12,8 @@ import itertools
 
 import numpy as np
 
-from benchmarks import _nets
-from benchmarks import _side_by_side as side
+from benchmarks import _competitors
+from benchmarks import _harness as side
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
 NETS = ["tanh+avg", "relu+max"]
@@ -25,7 +25,7 @@ def measure(args, threads):
     rows = []
     ceilings = side.Worker(threads, side.Ceilings, threads)
     for net in args.nets:
-        weights = _nets.first_weights(net)
+        weights = _competitors.first_weights(net)
         print(f"\nLeNet-5, {net}, {threads} threads; {FLOPS / 1e6:.2f} MFLOP an image; images/s")
         workers = side.start(threads, args.only, net, threads)
         columns = list(workers)
@@ -65,10 +65,10 @@ def latency(turns):
 
 
 def main(argv=None):
-    parser = side.options("inference", __doc__, _nets.ALL)
+    parser = side.options("inference", __doc__, _competitors.ALL)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
-    side.run("inference", side.parse(parser, argv, _nets.ALL), measure)
+    side.run("inference", side.parse(parser, argv, _competitors.ALL), measure)
 
 
 if __name__ == "__main__":

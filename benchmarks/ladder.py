@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, prange
 
-from benchmarks import _side_by_side as side
+from benchmarks import _harness as side
 from tinycnn import kernels, set_threads
 from tinycnn.kernels.conv import conv2d_forward_columns, conv2d_forward_shifted
 
@@ -111,8 +111,8 @@ def shifted_rows(y, x, w, b):
 
 
 def in_use(y, x, w, b):
-    """What training calls.  Batches are interleaved (kernels/tiles.py), an image a lane of the vector: no row is too
-    short, no lane empty, and the sums of up to eight maps at two pixels stay in registers (kernels/tiled_conv.py)."""
+    """What training calls.  Batches are interleaved (kernels/layout.py), an image a lane of the vector: no row is too
+    short, no lane empty, and the sums of up to eight maps at two pixels stay in registers (kernels/direct_conv.py)."""
     kernels.conv2d_forward(y, x, w, b, *PLAIN)
 
 
@@ -138,10 +138,10 @@ class Ladder:
         self.x, self.w, self.b = (
             rng.standard_normal(shape, dtype=np.float32) for shape in ((images, C, SIZE, SIZE), (O, C, K, K), (O,))
         )
-        self.lanes = kernels.tiles.images_a_tile(images, np.float32)
+        self.lanes = kernels.layout.images_a_tile(images, np.float32)
         self.tiles = [self.tiled(channels, size) for channels, size in ((O, OUT), (C, SIZE))]
         if self.lanes > 1:
-            kernels.tiles.interleave(self.tiles[1], self.x)
+            kernels.layout.interleave(self.tiles[1], self.x)
         self.y = np.empty((images, O, OUT, OUT), np.float32)
 
     def tiled(self, channels, size):
@@ -168,7 +168,7 @@ class Ladder:
         self.y[...] = np.nan
         self.run(name)
         tiled = name.startswith("in use") and self.lanes > 1
-        return (kernels.tiles.plain(self.tiles[0]) if tiled else self.y)[: self.images(name)].copy()
+        return (kernels.layout.plain(self.tiles[0]) if tiled else self.y)[: self.images(name)].copy()
 
 
 def measure(args, threads):

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import _nets
-from benchmarks import _side_by_side as side
+from benchmarks import _competitors
+from benchmarks import _harness as side
 
 NET, TOLERANCE = "tanh+avg", 1e-4
 MODULES = {"tinycnn": "tinycnn.kernels", "torch.compile": "torch"}  # `import tinycnn` alone loads next to nothing
@@ -34,15 +34,15 @@ CACHES = {"NUMBA_CACHE_DIR": "numba", "TORCHINDUCTOR_CACHE_DIR": "inductor", "JA
 CHILD = """
 import importlib, json, resource, sys, time
 import numpy as np
-from benchmarks import _nets
+from benchmarks import _competitors
 name, module, batch, threads, net, weights = sys.argv[1:]
 weights = dict(np.load(weights))
 start = time.perf_counter()
 importlib.import_module(module)
 imported = time.perf_counter()
-one = _nets.ALL[name](net, int(threads))
+one = _competitors.ALL[name](net, int(threads))
 def begin():
-    _nets.Net.start(one, int(batch), weights)  # no more than what training needs: torch's own tries memory formats
+    _competitors.Net.start(one, int(batch), weights)  # not torch's own, which tries memory formats
     if name == "tinycnn":
         one.ready(np.array(one.indices))
 begin()
@@ -110,7 +110,7 @@ def measure(args, threads):
     starts: dict[str, dict[str, list]] = {name: {"cold": [], "warm": []} for name in args.only}
     with tempfile.TemporaryDirectory() as caches:
         weights = Path(caches, "weights.npz")
-        np.savez(weights, **_nets.first_weights(NET))
+        np.savez(weights, **_competitors.first_weights(NET))
         for turn in range(args.colds + args.turns):
             for name in list(starts):
                 cold = turn < args.colds
@@ -126,7 +126,7 @@ def measure(args, threads):
     if "tinycnn" not in starts:
         sys.exit("tinycnn did not start")
     answers = {name: found["warm"][0]["answer"] for name, found in starts.items() if name != "onnxruntime"}
-    side.must_agree(f"the loss after {_nets.CHECK_STEPS} steps", answers, "tinycnn", TOLERANCE)
+    side.must_agree(f"the loss after {_competitors.CHECK_STEPS} steps", answers, "tinycnn", TOLERANCE)
     print(f"\nLeNet-5, {NET}, batch {args.batch}, {threads} threads")
     heads = ["", "import, s", "first step cold, s", "warm, s", "a step, ms", "memory, MB", "installed, MB"]
     line, rows = side.table(heads, [13, 9, 18, 9, 10, 10, 13]), []
@@ -147,10 +147,10 @@ def measure(args, threads):
 
 
 def main(argv=None):
-    parser = side.options("start", __doc__, _nets.ALL, turns=3)
+    parser = side.options("start", __doc__, _competitors.ALL, turns=3)
     parser.add_argument("--colds", type=int, default=1, help="starts with an empty cache, each")
     parser.add_argument("--batch", type=int, default=64)
-    side.run("start", side.parse(parser, argv, _nets.ALL), measure)
+    side.run("start", side.parse(parser, argv, _competitors.ALL), measure)
 
 
 if __name__ == "__main__":

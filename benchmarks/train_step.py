@@ -21,8 +21,8 @@ import timeit
 
 import numpy as np
 
-from benchmarks import _nets
-from benchmarks import _side_by_side as side
+from benchmarks import _competitors
+from benchmarks import _harness as side
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
 NETS = ["tanh+avg", "relu+max"]
@@ -36,7 +36,7 @@ PROFILED = 40  # steps with clocks between the kernels
 REPEATED = 9  # calls alone; few, since a layer that works in place drives its numbers towards zero
 
 
-class TinyCNN(_nets.TinyCNN):
+class TinyCNN(_competitors.TinyCNN):
     """With a look inside the step."""
 
     def parts(self, index):
@@ -97,7 +97,7 @@ class TinyCNN(_nets.TinyCNN):
         ]
 
 
-COMPETITORS = _nets.TRAINING | {"tinycnn": TinyCNN}
+COMPETITORS = _competitors.TRAINING | {"tinycnn": TinyCNN}
 
 
 def measure(args, threads):
@@ -105,7 +105,7 @@ def measure(args, threads):
     rows = []
     ceilings = side.Worker(threads, side.Ceilings, threads)
     for net in args.nets:
-        weights = _nets.first_weights(net)
+        weights = _competitors.first_weights(net)
         print(f"\nLeNet-5, {net}, {threads} threads; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image")
         workers = side.start(threads, args.only, net, threads)
         head = ["batch", "loss", *(f"{name}/s" for name in workers), *(f"x {name}" for name in list(workers)[1:])]
@@ -115,7 +115,7 @@ def measure(args, threads):
             side.ask(workers, "start", batch, weights)
             losses = {name: found[-1] for name, found in side.ask(workers, "losses").items()}
             side.must_agree(
-                f"batch {batch}: the loss after {_nets.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE[net]
+                f"batch {batch}: the loss after {_competitors.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE[net]
             )
             jobs = {name: (worker, "next_step") for name, worker in workers.items()}
             times = side.take_turns(side.with_ceilings(jobs, ceilings), args.turns, args.seconds)

@@ -7,6 +7,7 @@ import cuda_on_cpu
 import numba
 import numpy as np
 import pytest
+from cuda_on_cpu import GPU
 from hypothesis import HealthCheck, settings
 
 # The first example of a kernel compiles it, so neither deadlines nor "too slow" mean anything here.
@@ -19,7 +20,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 # What tests with the marker gpu run on.  TINYCNN_CUDA=gpu: a GPU.  cpu: PTX on the processor, an error where that is
 # impossible.  Not set: the same, and skipped where that is impossible.
-GPU = os.environ.get("TINYCNN_CUDA") == "gpu"
 IMPOSSIBLE = None if GPU else cuda_on_cpu.unavailable()
 
 

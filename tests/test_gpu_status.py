@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GPU
-from test_experiment import ENVIRONMENT, EXAMPLE, ROOT
+from cuda_on_cpu import GPU
 
-from tinycnn import Batches, Sequential, _gpu, backend, layers
+from tests.test_experiment import ENVIRONMENT, EXAMPLE, ROOT
+from tinycnn import Batches, Sequential, _gpu, devices, layers
 
 
 class Driver:
@@ -116,9 +116,9 @@ def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
     monkeypatch.setattr(_gpu, "_look_once", lambda: _gpu.Status(problem="nothing there"))
-    assert backend.choose("auto") == "cpu"
+    assert devices.choose("auto") == "cpu"
     with pytest.raises(_gpu.DeviceError, match="nothing there"):
-        backend.choose("cuda")
+        devices.choose("cuda")
 
 
 # --- arrays of other libraries ----------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Averaged weights and learning rates that react: EMA and ReduceLROnPlateau.
 
 The optimizers themselves and the schedules are compared with PyTorch's in test_functional.py, their kernels in
-test_kernels_linear_losses_optim.py.
+test_linear_losses_optim.py.
 """
 
 import itertools

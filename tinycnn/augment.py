@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn import _check, backend
-from tinycnn._shown import Shown
+from tinycnn import _check, devices
+from tinycnn._repr import Shown
 
 
 def _amount(name, value):
@@ -166,7 +166,7 @@ def resize(images, size):
     images, size = _check.array("images", images, 3, "(N, H, W)"), _check.integer("size", size, 1)
     if images.dtype != np.uint8:
         raise TypeError(f"images must be uint8, got {images.dtype}")
-    k, (N, H, W) = backend.get("cpu"), images.shape
+    k, (N, H, W) = devices.get("cpu"), images.shape
     result, chunk = np.empty((N, size, size), np.uint8), 1000
     matrix = np.array([[H / size, 0, 0], [0, W / size, 0]], np.float32)
     for at in range(0, N, chunk):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn import _check, backend
+from tinycnn import _check, devices
 from tinycnn._tracked import Tracked
 from tinycnn.augment import Augmentation
 
@@ -79,8 +79,8 @@ class Batches(Tracked):
     """
 
     def __init__(self, images, labels, *, mean=None, std=None, padding=0, augment=(), seed=0, device="cpu"):
-        self.device = device = backend.choose(device)
-        images, labels = backend.local("images", images, device)[0], backend.local("labels", labels, device)[0]
+        self.device = device = devices.choose(device)
+        images, labels = devices.local("images", images, device)[0], devices.local("labels", labels, device)[0]
         images = _check.array("images", images)
         if images.ndim == 3:
             images = images[:, None]
@@ -101,7 +101,7 @@ class Batches(Tracked):
             raise ValueError(f"std must be positive, got {self.std.min()}")
         self.normalization = Normalization(self.mean, self.std, unit)
         self.padding = _check.pair("padding", padding, 0)
-        self.k = backend.get(device)
+        self.k = devices.get(device)
         self._options = {"augment": augment, "device": "" if device == "cpu" else repr(device)}
         self.images, self.labels = self.k.to_device(images), self.k.to_device(labels.copy())
         self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
@@ -117,7 +117,7 @@ class Batches(Tracked):
         return state | {name: np.array(self.k.to_host(getattr(self, name))) for name in ("images", "labels")}
 
     def __setstate__(self, state):
-        k = backend.get(state["device"])
+        k = devices.get(state["device"])
         vars(self).update(state, k=k, _factors={}, **{name: k.to_device(state[name]) for name in ("images", "labels")})
         self.augmentation.k = k
 
@@ -194,7 +194,7 @@ class Loader:
 
 def number_of(batches, index, name="index"):
     """`index` as (n,) int64 numbers of images of `batches`; TypeError or ValueError for what are none."""
-    index = np.asarray(backend.local(name, index, batches.device)[0])
+    index = np.asarray(devices.local(name, index, batches.device)[0])
     if index.dtype.kind not in "iu" or index.ndim != 1:
         raise TypeError(f"{name} must be a row of integer image numbers, got shape {index.shape}, dtype {index.dtype}")
     wrong = np.flatnonzero((index < 0) | (index >= len(batches)))

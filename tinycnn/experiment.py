@@ -104,14 +104,14 @@ def in_one_line(command, interrupted="interrupted"):
 
 
 def _run(args, network, name):
-    from tinycnn import backend, data, optim, runs, train
+    from tinycnn import data, devices, optim, runs, train
     from tinycnn.losses import CrossEntropyLoss
 
     seeds = np.random.SeedSequence(args.seed).spawn(3)  # weights, split, order
     rng_weights, rng_split, rng_order = map(np.random.default_rng, seeds)
-    device = backend.choose(args.device)
-    backend.get(device)
-    backend.set_threads(args.threads)
+    device = devices.choose(args.device)
+    devices.get(device)
+    devices.set_threads(args.threads)
     dataset = data.load(args.data, args.data_dir)
     images, labels = dataset.train_images, dataset.train_labels
     chosen, held_out = data.train_val_split(len(images), len(images) // 12, rng_split)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check
-from tinycnn._shown import Shown
+from tinycnn._repr import Shown
 from tinycnn._tracked import Tracked
 
 
@@ -84,13 +84,13 @@ class Loss(Shown, Tracked):
 
     def _of_classes(self, name, x, target):
         """(value, gradient with respect to x) for x (images, classes), called `name`, and class numbers (images,)."""
-        from tinycnn import backend
+        from tinycnn import devices
 
         x = floating(_check.array(name, x, 2, "(images, classes)"))
         target = _check.labels("target", target, len(x), x.shape[1])
         dx = np.empty_like(x)
         with self.lock:
-            self.prepare(backend.get("cpu"), len(x), x.shape[1], x.dtype)
+            self.prepare(devices.get("cpu"), len(x), x.shape[1], x.dtype)
             self.run(dx, x, target)
             return self.value(len(x)), dx
 
@@ -157,7 +157,7 @@ class CrossEntropyLoss(Loss):
 
     def __call__(self, logits, target):
         """(value, gradient with respect to logits); the value is a float, or (N,) for reduction "none"."""
-        from tinycnn import backend
+        from tinycnn import devices
 
         x = floating(_check.array("logits", logits, 2, "(images, classes)"))
         target = _check.labels("target", target, len(x), x.shape[1], self.ignore_index)
@@ -165,7 +165,7 @@ class CrossEntropyLoss(Loss):
             raise ValueError("the mean over no image is not defined: every target is ignore_index")
         dx = np.empty_like(x)
         with self.lock:
-            self.prepare(backend.get("cpu"), len(x), x.shape[1], x.dtype)
+            self.prepare(devices.get("cpu"), len(x), x.shape[1], x.dtype)
             self.run(dx, x, target)
             return self._loss[: len(x)].copy() if self.reduction == "none" else self.value(len(x)), dx
 
@@ -190,7 +190,7 @@ class MSELoss(Loss):
 
     def __call__(self, x, target):
         """(value, gradient with respect to x) for two arrays of one shape."""
-        from tinycnn import backend
+        from tinycnn import devices
 
         x = floating(_check.array("x", x))
         target = _check.array("target", target)
@@ -199,7 +199,7 @@ class MSELoss(Loss):
         target = np.ascontiguousarray(target, x.dtype)
         dx, none = np.empty_like(x), self.reduction == "none"  # then a number counts as an image
         with self.lock:
-            self.prepare(backend.get("cpu"), x.size if none else len(x), 1 if none else x.shape[-1], x.dtype)
+            self.prepare(devices.get("cpu"), x.size if none else len(x), 1 if none else x.shape[-1], x.dtype)
             self.run(*(a.reshape(-1) if none else a for a in (dx, x, target)))
             return self._loss[: x.size].reshape(x.shape).copy() if none else self.value(len(x)), dx
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn import _check, backend
+from tinycnn import _check, devices
 from tinycnn._tracked import Changes, is_ours
 from tinycnn.dataset import Normalization
 from tinycnn.layers import Layer, copy_into
@@ -60,7 +60,7 @@ class Sequential:
         if dtype not in (np.float32, np.float64, np.dtype("f4"), np.dtype("f8"), "float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
         self.dtype = np.dtype(dtype)
-        self.device = backend.choose(device)
+        self.device = devices.choose(device)
         self._layers, self._training = layers, True
         self.input_shape: tuple[int, ...] | None = None
         self.shapes: list[tuple[int, ...]] = []  # of the input and of every output
@@ -70,7 +70,7 @@ class Sequential:
         self.forget_plans()
         if input_shape is not None:
             self.set_input_shape(input_shape)
-        self.k = backend.get(self.device)
+        self.k = devices.get(self.device)
         rng = _check.generator("rng", rng)
         brought = [layer.bring(rng, self.dtype) for layer in layers]
         self._parameters: list[Parameter] = []
@@ -246,7 +246,7 @@ class Sequential:
         Returns a new array (N, ...): NumPy, or, if x lies on the model's GPU (torch, CuPy, JAX ...), one there that
         they take back (DLPack, ``__cuda_array_interface__``).
         """
-        x, on_device = backend.local("x", x, self.device)
+        x, on_device = devices.local("x", x, self.device)
         x = self._images(x)
         with self.lock:
             self._check_shape(x)
@@ -278,7 +278,7 @@ class Sequential:
     def _to_caller(self, array, on_device):
         """A copy of one of the model's arrays for the caller."""
         host = np.array(self.k.to_host(array))
-        return backend.share(self.k.to_device(host)) if on_device else host
+        return devices.share(self.k.to_device(host)) if on_device else host
 
     __call__ = forward
 
@@ -290,7 +290,7 @@ class Sequential:
         gradients over values.  ``with model.layer_by_layer():`` one forward serves many.  Nothing else may run the
         model between the two, nor another thread.
         """
-        dy, on_device = backend.local("dy", dy, self.device)
+        dy, on_device = devices.local("dy", dy, self.device)
         dy = _check.array("dy", dy)
         with self.lock:
             if self._pending is None or self._pending[1] != threading.get_ident():
@@ -309,7 +309,7 @@ class Sequential:
 
     def predict(self, x, batch_size=256):
         """Output for any number of images, in batches and in evaluation mode; NumPy.  x: as `forward` takes it"""
-        x, batch_size = backend.local("x", x, self.device)[0], _check.integer("batch_size", batch_size, 1)
+        x, batch_size = devices.local("x", x, self.device)[0], _check.integer("batch_size", batch_size, 1)
         x = _check.array("x", x)
         with self.lock, self.evaluating():
             found = [self.forward(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
@@ -322,7 +322,7 @@ class Sequential:
         dy  the gradient of the output, or a function that gives it for the output.  Without it the gradients are None;
             with it those of the parameters are left in `grad`, too
         """
-        x = self._images(backend.local("x", x, self.device)[0])
+        x = self._images(devices.local("x", x, self.device)[0])
         with self.lock:
             self._check_shape(x)
             if self.named_buffers():
@@ -458,7 +458,7 @@ class Sequential:
         missing, unexpected = [n for n in mine if n not in state], [n for n in state if n not in mine]
         if strict and (missing or unexpected):
             raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
-        here = {n: backend.local(n, state[n], self.device)[0] for n in mine if n in state}
+        here = {n: devices.local(n, state[n], self.device)[0] for n in mine if n in state}
         new = {n: self._cast(n, value, mine[n].dtype) for n, value in here.items()}
         new = {n: v.reshape(1) if n.endswith(".num_batches_tracked") and v.size == 1 else v for n, v in new.items()}
         wrong = [f"{n}: expected {mine[n].shape}, got {v.shape}" for n, v in new.items() if v.shape != mine[n].shape]

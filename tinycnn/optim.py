@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check
-from tinycnn._shown import Shown
+from tinycnn._repr import Shown
 from tinycnn._tracked import Tracked
 from tinycnn.model import Sequential
 

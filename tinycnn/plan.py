@@ -5,7 +5,7 @@
 A plan is the one place that knows
 
 - layouts: on the CPU, maps (C, H, W) of all but the smallest batches are *blocked*, (N / lanes, C, H, W, lanes): as
-  many images as a vector register has lanes, interleaved pixel by pixel (kernels/tiles.py).  Reorder steps lead there
+  many images as a vector register has lanes, interleaved pixel by pixel (kernels/layout.py).  Reorder steps lead there
   from plain order (N, C, H, W), and back.  Layers that are not this library's own work in plain order.
 - fusion: an activation and the pooling after it become one step, which writes its gradients over its input.
 - in-place use: an activation writes over its input where nobody reads that again.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _tracked
-from tinycnn.backend import DeviceMemoryError
+from tinycnn.devices import DeviceMemoryError
 from tinycnn.layers import AvgPool2d, MaxPool2d, ReLU, ScaledTanh, Sigmoid, Tanh
 
 
@@ -38,7 +38,7 @@ def fusable(activation, pool):
 def decide(model, batch, keep=False):
     """The steps of a plan: tuples (class, numbers of layers, whether it works in place)."""
     k, layers, shapes = model.k, model.layers, model.shapes
-    blocks = k.tiles is not None and k.tiles.images_a_tile(batch, model.dtype) > 1
+    blocks = k.layout is not None and k.layout.images_a_tile(batch, model.dtype) > 1
     found: list[tuple] = []
     blocked = free = False  # free: nobody reads the array that the next step is given, once that is done
     number = 0
@@ -53,7 +53,7 @@ def decide(model, batch, keep=False):
             blocked, free = not blocked, number > 0
         in_place = free and not keep and _says(layer, ours, "in_place", False)
         pair = layers[number : number + 2]
-        if in_place and blocked and k.joined and len(pair) == 2 and all(map(_tracked.is_ours, pair)) and fusable(*pair):
+        if in_place and blocked and k.fused and len(pair) == 2 and all(map(_tracked.is_ours, pair)) and fusable(*pair):
             average = type(pair[1]) is AvgPool2d
             found.append((FusedAverage if average else FusedMax, (number, number + 1), False))
             free, number = average, number + 2
@@ -129,10 +129,10 @@ class FusedAverage(Step):
         self.activation, self.pool = self.layers
 
     def forward(self):
-        self.k.joined.average_forward(self.y, self.x, self.activation.formula, self.pool.divisor or 4)
+        self.k.fused.average_forward(self.y, self.x, self.activation.formula, self.pool.divisor or 4)
 
     def backward(self, dx):
-        self.k.joined.average_backward(dx, self.dy, self.activation.formula, self.pool.divisor or 4)
+        self.k.fused.average_backward(dx, self.dy, self.activation.formula, self.pool.divisor or 4)
 
 
 class FusedMax(Step):
@@ -146,11 +146,11 @@ class FusedMax(Step):
         self.indices = plan.k.empty(y.shape, np.int32)
 
     def forward(self):
-        self.k.joined.max_forward(self.y, self.indices, self.x, self.activation.formula, *self.pool.windows)
+        self.k.fused.max_forward(self.y, self.indices, self.x, self.activation.formula, *self.pool.windows)
 
     def backward(self, dx):
         formula = self.activation.formula
-        self.k.joined.max_backward(dx, self.dy, self.indices, self.y, formula, *self.pool.windows)
+        self.k.fused.max_backward(dx, self.dy, self.indices, self.y, formula, *self.pool.windows)
 
 
 class View(Step):
@@ -167,10 +167,10 @@ class ToBlocks(Step):
     """Reorder: x in plain order, y blocked."""
 
     def forward(self):
-        self.k.tiles.interleave(self.y, self.x)
+        self.k.layout.interleave(self.y, self.x)
 
     def backward(self, dx):
-        self.k.tiles.separate(dx, self.dy)
+        self.k.layout.separate(dx, self.dy)
 
     def __repr__(self):
         return "to blocks"
@@ -180,10 +180,10 @@ class ToPlain(Step):
     """Reorder: x blocked, y in plain order, which may be flat."""
 
     def forward(self):
-        self.k.tiles.separate(self.y.reshape((len(self.y), *self.x.shape[1:4])), self.x)
+        self.k.layout.separate(self.y.reshape((len(self.y), *self.x.shape[1:4])), self.x)
 
     def backward(self, dx):
-        self.k.tiles.interleave(dx, self.dy.reshape((len(self.dy), *dx.shape[1:4])))
+        self.k.layout.interleave(dx, self.dy.reshape((len(self.dy), *dx.shape[1:4])))
 
     def __repr__(self):
         return f"to plain order {super().__repr__()}".rstrip()
@@ -202,7 +202,7 @@ class Plan:
     def __init__(self, model, batch, keep=False):
         self.model, self.k, self.batch, self.keep = model, model.k, batch, keep
         self.decided, self.changes = decide(model, batch, keep), model.changes.count
-        self.lanes = self.k.tiles.images_a_tile(batch, model.dtype) if self.k.tiles else 1
+        self.lanes = self.k.layout.images_a_tile(batch, model.dtype) if self.k.layout else 1
         self.steps: list[Any] = []
         self._replays: dict[bool, _tracked.Replay] = {}
         try:
@@ -273,7 +273,7 @@ class Plan:
         mode = self.model.training
         if mode not in self._replays:
             self._replays[mode] = _tracked.Replay(self.k, self.forward, *self.model.layers)
-        self._replays[mode]() if self.k.tiles else self.forward()
+        self._replays[mode]() if self.k.layout else self.forward()
 
     def backward(self, input_gradient=False, dry=False):
         """From dy to the parameters' gradients in `model.grad`, and, with `input_gradient`, to dx."""
@@ -285,7 +285,7 @@ class Plan:
 
     def to_host(self, array):
         """One of the steps' arrays as a new NumPy array (batch, ...)."""
-        return np.array(self.k.to_host(self.k.tiles.plain(array) if array.ndim == 5 else array)[: self.batch])
+        return np.array(self.k.to_host(self.k.layout.plain(array) if array.ndim == 5 else array)[: self.batch])
 
     def __repr__(self):
         def line(step, text, source, result):

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinycnn import _check, _streams
 from tinycnn._gpu import DeviceError
-from tinycnn._shown import Shown
+from tinycnn._repr import Shown
 from tinycnn._tracked import Replay, Tracked, replayable
 from tinycnn.dataset import Batches, Loader, number_of
 from tinycnn.losses import CrossEntropyLoss, Loss

@@ -6,7 +6,7 @@
 Prints a table of registers, shared and local memory and spills, and fails if a kernel spills, keeps anything in local
 memory, computes in float64 on float32 arrays (unless its decorator says why), divides in 64 bits, or takes more
 registers than its decorator states.  What is compiled are the argument types with which kernels are really launched:
-training steps of LeNet-5 and the calls of tests/cuda_calls.py are run with launches noted instead of made.
+training steps of LeNet-5 and the calls of tests/support/cuda_calls.py are run with launches noted instead of made.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def type_of(value):
 
 def launches():
     """{(kernel, signature)} of everything that is launched."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+    sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]
     from tinycnn import _gpu
     from tinycnn.cuda import _launch
 

@@ -1,6 +1,6 @@
 """The CUDA kernels: the names of tinycnn.kernels, with the same arguments, on an NVIDIA GPU.
 
-`tinycnn.backend.get("cuda")` chooses the GPU and returns this module.
+`tinycnn.devices.get("cuda")` chooses the GPU and returns this module.
 """
 
 from tinycnn.cuda._launch import capture, compile_for, empty, to_device, to_host, write
@@ -46,18 +46,68 @@ from tinycnn.cuda.pooling import (
     max_pool2d_forward,
 )
 
-joined = None  # every layer does its own work here
-tiles = None  # maps lie in plain order here
+fused = None  # every layer does its own work here
+layout = None  # maps lie in plain order here
 
 __all__ = [
-    "adam", "advance", "affine_draw", "average", "avg_pool2d_backward", "avg_pool2d_forward", "batch_norm_backward",
-    "batch_norm_forward", "capture", "col2im", "compile_for", "conv2d_backward", "conv2d_forward",
-    "conv2d_map_backward", "conv2d_map_forward", "cross_entropy", "descend_each", "distance_backward",
-    "distance_forward", "dropout", "elastic_field", "empty", "gather", "gaussian_backward", "gaussian_forward",
-    "group_norm_backward", "group_norm_forward", "im2col", "jitter", "joined", "leaky_relu_backward",
-    "leaky_relu_forward", "linear_backward", "linear_forward", "log_softmax_backward", "log_softmax_forward",
-    "max_pool2d_backward", "max_pool2d_forward", "mse_loss", "nearest_loss", "one_hot", "relu_backward",
-    "relu_forward", "scaled_tanh_backward", "scaled_tanh_forward", "sgd", "sigmoid_backward", "sigmoid_forward",
-    "softmax_backward", "softmax_forward", "subsample_backward", "subsample_forward", "tally", "tanh_backward",
-    "tanh_forward", "tiles", "to_device", "to_host", "warp", "write",
+    "adam",
+    "advance",
+    "affine_draw",
+    "average",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "capture",
+    "col2im",
+    "compile_for",
+    "conv2d_backward",
+    "conv2d_forward",
+    "conv2d_map_backward",
+    "conv2d_map_forward",
+    "cross_entropy",
+    "descend_each",
+    "distance_backward",
+    "distance_forward",
+    "dropout",
+    "elastic_field",
+    "empty",
+    "fused",
+    "gather",
+    "gaussian_backward",
+    "gaussian_forward",
+    "group_norm_backward",
+    "group_norm_forward",
+    "im2col",
+    "jitter",
+    "layout",
+    "leaky_relu_backward",
+    "leaky_relu_forward",
+    "linear_backward",
+    "linear_forward",
+    "log_softmax_backward",
+    "log_softmax_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "mse_loss",
+    "nearest_loss",
+    "one_hot",
+    "relu_backward",
+    "relu_forward",
+    "scaled_tanh_backward",
+    "scaled_tanh_forward",
+    "sgd",
+    "sigmoid_backward",
+    "sigmoid_forward",
+    "softmax_backward",
+    "softmax_forward",
+    "subsample_backward",
+    "subsample_forward",
+    "tally",
+    "tanh_backward",
+    "tanh_forward",
+    "to_device",
+    "to_host",
+    "warp",
+    "write",
 ]  # fmt: skip

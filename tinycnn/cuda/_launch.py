@@ -32,7 +32,7 @@ import numba
 import numba.cuda
 
 from tinycnn import _gpu
-from tinycnn.backend import DeviceMemoryError
+from tinycnn.devices import DeviceMemoryError
 from tinycnn.kernels._cache import keep
 
 cuda: Any = numba.cuda  # type checkers see the one that Numba itself still contains

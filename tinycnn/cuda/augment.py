@@ -6,7 +6,7 @@ import numpy as np
 
 from tinycnn import scalars
 from tinycnn.cuda._launch import THREADS, U, blocks, cuda, device, divmod32, flat, kernel, phase, scalar, scratch
-from tinycnn.cuda.sums import FEW, fold, total
+from tinycnn.cuda.reduce import FEW, fold, total
 
 mix, upper, lower = device(scalars.mix), device(scalars.upper), device(scalars.lower)
 sin, cos = scalar(scalars.sin32, scalars.sin64), scalar(scalars.cos32, scalars.cos64)

@@ -1,6 +1,6 @@
 """2-D convolution, forward and backward.  Twin of tinycnn/kernels/conv.py, where the formula and all shapes are.
 
-All three products are those of product.py over a column matrix that is never made: when a slice of it is copied into
+All three products are those of gemm.py over a column matrix that is never made: when a slice of it is copied into
 shared memory, each entry is fetched from the image where im2col would have taken it.
 
     y   rows: outputs o           columns: pixels of y        k: taps (c, u, v)
@@ -15,7 +15,7 @@ import functools
 import numpy as np
 
 from tinycnn.cuda._launch import ALIGN, THREADS, U, blocks, constant, cuda, divmod32, flat, kernel, phase
-from tinycnn.cuda.product import (
+from tinycnn.cuda.gemm import (
     PITCH_A,
     PITCH_B,
     SIZE_A,

@@ -6,7 +6,7 @@ Forward, a thread an output.  Backward, a thread an input, or a block a sum.
 import math
 
 from tinycnn.cuda._launch import THREADS, blocks, cuda, divmod32, flat, kernel, phase
-from tinycnn.cuda.sums import FEW, fold, total
+from tinycnn.cuda.reduce import FEW, fold, total
 
 
 @phase

@@ -6,7 +6,7 @@ All three are products of matrices that exist, so only the steps differ: along k
 """
 
 from tinycnn.cuda._launch import flat
-from tinycnn.cuda.product import product
+from tinycnn.cuda.gemm import product
 
 
 def linear_forward(y, x, w, b):

@@ -3,7 +3,7 @@
 import math
 
 from tinycnn.cuda._launch import THREADS, blocks, cuda, flat, kernel, phase
-from tinycnn.cuda.sums import FEW, fold, total
+from tinycnn.cuda.reduce import FEW, fold, total
 
 
 @phase

@@ -10,7 +10,7 @@ stands one of the numbers times SMALL, which is used where the other overflows: 
 import math
 
 from tinycnn.cuda._launch import THREADS, constant, cuda, device, divmod32, flat, kernel, phase
-from tinycnn.cuda.sums import FEW, fold, total
+from tinycnn.cuda.reduce import FEW, fold, total
 
 SMALL, BIG = 2.0**-64, 2.0**64  # exact factors, also in float32
 

@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
-from tinycnn.kernels import joined, tiles
-from tinycnn.kernels._ahead import compile_for
+from tinycnn.kernels import fused, layout
 from tinycnn.kernels._capture import CapturedStep
+from tinycnn.kernels._precompile import compile_for
 from tinycnn.kernels.activations import (
     gaussian_backward,
     gaussian_forward,
@@ -54,16 +54,66 @@ from tinycnn.kernels.pooling import (
 )
 
 __all__ = [
-    "adam", "advance", "affine_draw", "average", "avg_pool2d_backward", "avg_pool2d_forward", "batch_norm_backward",
-    "batch_norm_forward", "capture", "col2im", "compile_for", "conv2d_backward", "conv2d_forward",
-    "conv2d_map_backward", "conv2d_map_forward", "cross_entropy", "descend_each", "distance_backward",
-    "distance_forward", "dropout", "elastic_field", "empty", "gather", "gaussian_backward", "gaussian_forward",
-    "group_norm_backward", "group_norm_forward", "im2col", "jitter", "joined", "leaky_relu_backward",
-    "leaky_relu_forward", "linear_backward", "linear_forward", "log_softmax_backward", "log_softmax_forward",
-    "max_pool2d_backward", "max_pool2d_forward", "mse_loss", "nearest_loss", "one_hot", "relu_backward",
-    "relu_forward", "scaled_tanh_backward", "scaled_tanh_forward", "sgd", "sigmoid_backward", "sigmoid_forward",
-    "softmax_backward", "softmax_forward", "subsample_backward", "subsample_forward", "tally", "tanh_backward",
-    "tanh_forward", "tiles", "to_device", "to_host", "warp", "write",
+    "adam",
+    "advance",
+    "affine_draw",
+    "average",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "capture",
+    "col2im",
+    "compile_for",
+    "conv2d_backward",
+    "conv2d_forward",
+    "conv2d_map_backward",
+    "conv2d_map_forward",
+    "cross_entropy",
+    "descend_each",
+    "distance_backward",
+    "distance_forward",
+    "dropout",
+    "elastic_field",
+    "empty",
+    "fused",
+    "gather",
+    "gaussian_backward",
+    "gaussian_forward",
+    "group_norm_backward",
+    "group_norm_forward",
+    "im2col",
+    "jitter",
+    "layout",
+    "leaky_relu_backward",
+    "leaky_relu_forward",
+    "linear_backward",
+    "linear_forward",
+    "log_softmax_backward",
+    "log_softmax_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "mse_loss",
+    "nearest_loss",
+    "one_hot",
+    "relu_backward",
+    "relu_forward",
+    "scaled_tanh_backward",
+    "scaled_tanh_forward",
+    "sgd",
+    "sigmoid_backward",
+    "sigmoid_forward",
+    "softmax_backward",
+    "softmax_forward",
+    "subsample_backward",
+    "subsample_forward",
+    "tally",
+    "tanh_backward",
+    "tanh_forward",
+    "to_device",
+    "to_host",
+    "warp",
+    "write",
 ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from tinycnn._streams import note
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # What runs as Python beside the kernels, and is in none of them.
-AROUND = {"__init__.py", "_ahead.py", "_cache.py", "_capture.py", "_threads.py"}
+AROUND = {"__init__.py", "_precompile.py", "_cache.py", "_capture.py", "_threads.py"}
 CHECKSUM = 4  # bytes in front of an entry
 ADVICE = "set NUMBA_CACHE_DIR to a folder that can be written"
 

@@ -92,8 +92,10 @@ compiled: dict[tuple[str, str], Any] = {}  # by module and name: what other proc
 
 
 def _compiled(function, options):
-    """Numba's dispatcher of `function`.  Ctrl-C waits until a compilation or a load from the cache has ended: LLVM calls
-    back into Python, which drops the exception that is raised there, so Ctrl-C would be lost.
+    """Numba's dispatcher of `function`.
+
+    Ctrl-C waits for the end of a compilation, or of a load from the cache: LLVM calls back into Python, where an
+    exception would be dropped.
     """
     compiled[function.__module__, function.__qualname__] = dispatcher = keep(
         numba.njit(pipeline_class=KernelCompiler, **options)(function)

@@ -49,7 +49,7 @@ def serial(args, of_parameters, trace):
     if of_parameters and trace.calls is not None:
         return trace.serial and args[0].size <= PARAMETERS
     trace.serial = False
-    if args[0].ndim < 5:  # not blocked, see tiles.py
+    if args[0].ndim < 5:  # not blocked, see layout.py
         numbers = 0
         for a in args:
             if type(a) is np.ndarray:

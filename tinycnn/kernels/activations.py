@@ -14,7 +14,7 @@ from numba import prange
 from tinycnn import scalars
 from tinycnn.kernels._capture import traced
 from tinycnn.kernels._jit import inlined, inner, kernel, kernel_in_order, scalar
-from tinycnn.kernels._vector import whole_registers
+from tinycnn.kernels._simd import whole_registers
 
 tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)

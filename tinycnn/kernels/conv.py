@@ -12,7 +12,7 @@ zero-padded image stored row after row, the pixels that tap (u, v) meets are the
 A row of the column matrix is then just an offset into the image, and both ways share all arithmetic.  What a window
 meets between the last column of one row and the first of the next is computed too, and dropped.
 
-Batches are interleaved, as many images as a vector has lanes (see tiles.py), and tiled_conv.py convolves them with a
+Batches are interleaved, as many images as a vector has lanes (see layout.py), and direct_conv.py convolves them with a
 pixel a vector.  What is in this file is for the few images that are not worth a tile, one by one, with vectors along
 the rows.
 """
@@ -21,12 +21,12 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import add_totals, cross, picks, ravel, starts, stores, width, zeros
-from tinycnn.kernels.blocks import NARROW, WIDE, add_taps, better, ceil_to, narrow_block, offsets, pack, wide_block
+from tinycnn.kernels._simd import add_totals, cross, picks, ravel, starts, stores, width, zeros
+from tinycnn.kernels.direct_conv import CHUNKS, conv2d_backward_tiled, conv2d_forward_tiled
+from tinycnn.kernels.layout import on_images
 from tinycnn.kernels.linear import linear_backward, linear_forward
+from tinycnn.kernels.microkernel import NARROW, WIDE, add_taps, better, ceil_to, narrow_block, offsets, pack, wide_block
 from tinycnn.kernels.pooling import clear
-from tinycnn.kernels.tiled_conv import CHUNKS, conv2d_backward_tiled, conv2d_forward_tiled
-from tinycnn.kernels.tiles import on_images
 
 MAPS, TAPS = 3, 5  # output maps and taps of a block of weight gradients
 PRODUCTS = MAPS * TAPS

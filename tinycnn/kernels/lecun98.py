@@ -7,9 +7,9 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import ravel
+from tinycnn.kernels._simd import ravel
+from tinycnn.kernels.layout import on_images
 from tinycnn.kernels.pooling import clear, mean_2x2, spread_2x2
-from tinycnn.kernels.tiles import on_images
 
 # Windows lie side by side; those of LeNet-5, 2 x 2, are written out in pooling.py.
 

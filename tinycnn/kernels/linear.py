@@ -4,14 +4,14 @@ x: (N, F)   w: (O, F)   b: (O,) or (0,) for none   y: (N, O)
 
 All three products have rows that are weighted sums of rows: those of y of the columns of w, those of dx of the rows of
 w, those of dw of the rows of x.  What is weighted is laid out first, a strip of two vectors at a time, and blocks of
-sums stay in vector registers until they are complete (see _vector.py).
+sums stay in vector registers until they are complete (see _simd.py).
 """
 
 import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import BYTES, add_totals, cross, loads, outer, ravel, stores, transpose, width, zeros
+from tinycnn.kernels._simd import BYTES, add_totals, cross, loads, outer, ravel, stores, transpose, width, zeros
 
 ALONE = 10  # outputs a block of images that are too few for such sums
 ROWS = 8 if BYTES == 64 else 6  # of a block of sums, each two vectors long; as many as there are registers for

@@ -8,7 +8,7 @@ With xhat = (x - mean)*rstd and g = weight*dy, and sums over a set of m numbers,
 
     dx = rstd * (g - sum(g)/m - xhat * sum(g*xhat)/m),   dweight = sum of dy*xhat,   dbias = sum of dy
 
-Maps may be tiled, (T, C, H, W, L), see tiles.py.  Sums are taken lane by lane, that is, for each image of a tile: what
+Maps may be tiled, (T, C, H, W, L), see layout.py.  Sums are taken lane by lane, that is, for each image of a tile: what
 group normalisation needs, and batch normalisation adds up.
 
 No more than RUN numbers are added one after the other in float32, and the sums of such runs in float64: each addition
@@ -22,8 +22,8 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import fma, load, pixel, ravel, spread, store
-from tinycnn.kernels.tiles import lanes
+from tinycnn.kernels._simd import fma, load, pixel, ravel, spread, store
+from tinycnn.kernels.layout import lanes
 
 RUN = 2048
 

@@ -4,7 +4,7 @@ x: (N, C, H, W)   y: (N, C, OH, OW)   window of y[i, j]: rows i*sh - ph ..., col
 kernel_size, stride, padding, dilation: pairs.  The caller chooses OH and OW (with or without ceil_mode); what a window
 has outside the padded image does not count.
 
-Batches may be tiled, (T, C, H, W, L), see tiles.py; otherwise a pixel has L = 1 lane.  The inner loops run over lanes.
+Batches may be tiled, (T, C, H, W, L), see layout.py; otherwise a pixel has L = 1 lane.  The inner loops run over lanes.
 The windows of nearly every net, 2 x 2 side by side, are written out.
 """
 
@@ -12,8 +12,8 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel, part_of
-from tinycnn.kernels._vector import fma, load, load_where, pixel, ravel, spread, store
-from tinycnn.kernels.tiles import lanes, meeting
+from tinycnn.kernels._simd import fma, load, load_where, pixel, ravel, spread, store
+from tinycnn.kernels.layout import lanes, meeting
 
 
 @inner

@@ -26,12 +26,12 @@ def main(args):
 
 
 def _evaluate(args):
-    from tinycnn import backend, checkpoint, data, metrics, plot, train
+    from tinycnn import checkpoint, data, devices, metrics, plot, train
     from tinycnn.recipes import training
 
     folder = Path(args.run)
     recipe, name, pixels = saved_recipe(folder)
-    device = backend.choose(args.device)
+    device = devices.choose(args.device)
     model = training.network(recipe, 0, device)
     weights, told = checkpoint.load(folder / "model.npz")
     try:

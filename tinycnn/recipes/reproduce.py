@@ -67,14 +67,14 @@ def _chosen(names):
 
 
 def _run(args, chosen):
-    from tinycnn import backend
+    from tinycnn import devices
     from tinycnn.recipes import report, training
 
     for recipe in chosen:
         training.check(recipe)
-    device = backend.choose(args.device)
-    backend.get(device)
-    backend.set_threads(args.threads)
+    device = devices.choose(args.device)
+    devices.get(device)
+    devices.set_threads(args.threads)
     if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:  # now, not after hours of training
         raise ValueError("--tensorboard needs tensorboardX: pip install 'tinycnn[tensorboard]'")
     root = args.results if args.data is None else f"{args.results}/{args.data}"

@@ -163,12 +163,12 @@ def _first_line(error):
 
 
 def _search(args, recipe, study, optuna):
-    from tinycnn import backend
+    from tinycnn import devices
     from tinycnn.recipes import report, results, training
 
-    device = backend.choose(args.device)
-    backend.get(device)
-    backend.set_threads(args.threads)
+    device = devices.choose(args.device)
+    devices.get(device)
+    devices.set_threads(args.threads)
     results.prepare(args.out, recipe)
     is_kept = _is_kept(recipe, study)
     if is_kept:

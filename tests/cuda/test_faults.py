@@ -6,10 +6,10 @@ import sys
 import cuda_on_cpu
 import numpy as np
 import pytest
-import test_cuda
-from conftest import GPU
-from test_experiment import ENVIRONMENT, ROOT
+from cuda_on_cpu import GPU
 
+from tests.cuda import test_kernels
+from tests.test_experiment import ENVIRONMENT, ROOT
 from tinycnn import cuda
 from tinycnn.cuda import _launch
 from tinycnn.cuda._launch import THREADS, blocks, flat, kernel, phase
@@ -72,7 +72,7 @@ X = np.arange(THREADS, dtype=np.float32)
 
 def in_every_order(launch):
     found = []
-    for order in test_cuda.ORDERS:
+    for order in test_kernels.ORDERS:
         cuda_on_cpu.order(order)
         y, x = cuda.to_device(np.zeros(THREADS, np.float32)), cuda.to_device(X)
         launch[1](y, x)
@@ -94,14 +94,14 @@ def test_a_race_gives_different_results():
 
 
 def test_a_wrong_sign_is_no_twin(monkeypatch):
-    test_cuda.compare("tanh_backward", np.float32, test_cuda.cuda_calls.SMALL)
+    test_kernels.compare("tanh_backward", np.float32, test_kernels.cuda_calls.SMALL)
 
     def tanh_backward(dx, dy, y):
         tanh_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(y))
 
     monkeypatch.setattr(cuda, "tanh_backward", tanh_backward)
     with pytest.raises(AssertionError, match="tanh_backward"):
-        test_cuda.compare("tanh_backward", np.float32, test_cuda.cuda_calls.SMALL)
+        test_kernels.compare("tanh_backward", np.float32, test_kernels.cuda_calls.SMALL)
 
 
 def test_a_slice_of_an_empty_array_is_refused():

@@ -10,15 +10,15 @@ import pytest
 
 from tinycnn import SGD, Batches, CrossEntropyLoss, Dropout, Flatten, Linear, Sequential, kernels, train
 from tinycnn.dataset import Loader
-from tinycnn.kernels import _ahead, _capture, _jit
+from tinycnn.kernels import _capture, _jit, _precompile
 
 # Four kernels and more, for one type each, with an empty cache; prints how many of them came from another process.
 COMPILE = """
 import sys
 import numpy as np
 from tinycnn import kernels
-from tinycnn.kernels import _ahead, _jit
-_ahead._processors = lambda: 2
+from tinycnn.kernels import _precompile, _jit
+_precompile._processors = lambda: 2
 programs = {"dies": "false", "talks and dies": "echo", "says nothing": sys.argv[2], "is not there": "no such program"}
 sys.executable = programs.get(sys.argv[1], sys.executable)
 x, y, z = (kernels.empty((20, 30), np.float32) for _ in range(3))
@@ -31,11 +31,11 @@ def step():
     kernels.softmax_forward(y, x)
     kernels.softmax_backward(z, y, y)
 fed = []
-class Waiting(_ahead.collections.deque):
+class Waiting(_precompile.collections.deque):
     def popleft(self):
         fed.append(one := super().popleft())
         return one
-_ahead.collections.deque = Waiting
+_precompile.collections.deque = Waiting
 kernels.compile_for(step)
 assert not y.any() and not z.any()
 found = [f for f in _jit.compiled.values() if f.overloads]
@@ -79,7 +79,7 @@ def test_nothing_is_started_where_everything_is_compiled(monkeypatch):
         kernels.relu_forward(x, x)
 
     kernels.compile_for(step)
-    monkeypatch.setattr(_ahead.subprocess, "Popen", None)
+    monkeypatch.setattr(_precompile.subprocess, "Popen", None)
     kernels.compile_for(step)
 
 

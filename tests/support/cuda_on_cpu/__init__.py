@@ -21,8 +21,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
+GPU = os.environ.get("TINYCNN_CUDA") == "gpu"  # tests run on a GPU, not here
 SOURCE = Path(__file__).with_name("driver.cpp")
-FOLDER = Path(__file__).parents[2] / ".cuda_on_cpu"
+FOLDER = Path(__file__).parents[3] / ".cuda_on_cpu"
 FLAGS = [
     "-std=c++17",
     "-O1",

@@ -9,29 +9,29 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from conftest import GPU
-from test_experiment import ENVIRONMENT, ROOT
+from cuda_on_cpu import GPU
 
 from benchmarks import __main__ as entry
-from benchmarks import _nets, _plots, augment, conv, ladder, start, train_step
-from benchmarks import _side_by_side as side
+from benchmarks import _competitors, _plots, augment, conv, ladder, start, train_step
+from benchmarks import _harness as side
+from tests.test_experiment import ENVIRONMENT, ROOT
 
 QUICK = ["--turns", "1", "--seconds", "0.001", "--threads", "1"]
 
 
-class WrongLoss(_nets.NumPy):
+class WrongLoss(_competitors.NumPy):
     """A competitor that does something else."""
 
     def step(self, index):
         return super().step(index) * 1.001
 
 
-class NeedsWhatIsNotThere(_nets.Net):
+class NeedsWhatIsNotThere(_competitors.Net):
     def __init__(self, net, threads):
         import no_such_library  # type: ignore # noqa: F401
 
 
-class Fails(_nets.NumPy):
+class Fails(_competitors.NumPy):
     def losses(self):
         raise RuntimeError("no compiler\nand many more lines")
 
@@ -110,13 +110,13 @@ def test_a_wrong_competitor_is_refused(monkeypatch):
 
 
 def test_competitors_that_cannot_run_are_skipped_with_the_reason(capsys):
-    kinds = {"numpy": _nets.NumPy, "absent": NeedsWhatIsNotThere, "broken": Fails}
+    kinds = {"numpy": _competitors.NumPy, "absent": NeedsWhatIsNotThere, "broken": Fails}
     workers = side.start(1, kinds, "tanh+avg", 1)
     assert set(workers) == {"numpy", "broken"}
     assert (
         "absent is skipped: no_such_library is not installed (pip install no_such_library)" in capsys.readouterr().out
     )
-    weights = _nets.first_weights("tanh+avg")
+    weights = _competitors.first_weights("tanh+avg")
     side.ask(workers, "start", 2, weights)
     assert set(side.ask(workers, "losses")) == set(workers) == {"numpy"}
     assert "broken is skipped: RuntimeError: no compiler\n" in capsys.readouterr().out
@@ -136,7 +136,10 @@ def test_answers_must_agree(answer):
 
 @pytest.mark.parametrize("net", train_step.NETS)
 def test_the_numpy_net_learns_as_ours_does(net):
-    weights, nets = _nets.first_weights(net), [_nets.NumPy(net, 1), _nets.TinyCNN(net, numba.get_num_threads())]
+    weights, nets = (
+        _competitors.first_weights(net),
+        [_competitors.NumPy(net, 1), _competitors.TinyCNN(net, numba.get_num_threads())],
+    )
     for one in nets:
         one.start(8, weights)
     np.testing.assert_allclose(nets[0].infer(), nets[1].infer(), rtol=1e-4, atol=1e-5)
@@ -210,7 +213,7 @@ def test_installed_sizes_count_what_is_required_too():
 
 def test_a_start_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(start, "CACHES", {})  # that of these tests: an empty one takes half a minute
-    np.savez(tmp_path / "weights.npz", **_nets.first_weights(start.NET))
+    np.savez(tmp_path / "weights.npz", **_competitors.first_weights(start.NET))
     found = start.launch("tinycnn", 32, 1, tmp_path, tmp_path / "weights.npz")
     assert all(found[key] > 0 for key in ("import", "first_step", "second_step", "answer"))
     assert found["memory"] > 5e7

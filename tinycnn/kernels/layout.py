@@ -11,10 +11,10 @@ import numpy as np
 from numba import prange
 from numba.extending import overload
 
-from tinycnn.kernels import _vector
+from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import inner, kernel
 
-transpose, width, ravel = _vector.transpose, _vector.width, _vector.ravel
+transpose, width, ravel = _simd.transpose, _simd.width, _simd.ravel
 
 
 def lanes(plane):
@@ -29,7 +29,7 @@ def _lanes(plane):
 
 def images_a_tile(batch, dtype):
     """Images a tile for batches of this size: 1 for the few that would leave most of a tile empty."""
-    size = _vector.BYTES // np.dtype(dtype).itemsize
+    size = _simd.BYTES // np.dtype(dtype).itemsize
     return size if 2 * batch >= size else 1
 
 

@@ -1,4 +1,4 @@
-"""Convolution on tiles: see tiles.py for how a batch is laid out, conv.py for what is computed.
+"""Convolution on tiles: see layout.py for how a batch is laid out, conv.py for what is computed.
 
 The sums of a few output maps at two neighbouring pixels stay in registers until they are complete; the taps of a window
 that would meet padding are left out.  Where the others are is written down first, in a list: then a window is one long
@@ -15,10 +15,10 @@ times a few taps of the other at a time, on a strip of pixels that the cache hol
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels import _vector
+from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import inner, kernel, part_of
-from tinycnn.kernels.blocks import NARROW, WIDE, add_taps, better, ceil_to, narrow_block, offsets, pack, wide_block
-from tinycnn.kernels.tiles import meeting
+from tinycnn.kernels.layout import meeting
+from tinycnn.kernels.microkernel import NARROW, WIDE, add_taps, better, ceil_to, narrow_block, offsets, pack, wide_block
 
 CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
 # order, and with them the rounding, are the same for any number of threads
@@ -28,9 +28,9 @@ ROOM = 2**17  # numbers of a band and what is computed of it: with more of them 
 MANY, FEW, TAPS = 4, 3, 5  # of a block of weight gradients: output maps, as they fit better, and taps of a window's row
 STRIP = 112  # pixels that such blocks are summed over one after the other: what they read stays in the nearest cache
 
-BYTES, starts, cross, zeros, pixel = _vector.BYTES, _vector.starts, _vector.cross, _vector.zeros, _vector.pixel
-loads, picks, puts, stores, add_totals = _vector.loads, _vector.picks, _vector.puts, _vector.stores, _vector.add_totals
-load, store, ravel = _vector.load, _vector.store, _vector.ravel
+BYTES, starts, cross, zeros, pixel = _simd.BYTES, _simd.starts, _simd.cross, _simd.zeros, _simd.pixel
+loads, picks, puts, stores, add_totals = _simd.loads, _simd.picks, _simd.puts, _simd.stores, _simd.add_totals
+load, store, ravel = _simd.load, _simd.store, _simd.ravel
 
 MANY_SUMS, FEW_SUMS = MANY * TAPS, FEW * TAPS
 

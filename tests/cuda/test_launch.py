@@ -8,9 +8,9 @@ import threading
 import cuda_on_cpu
 import numpy as np
 import pytest
-from conftest import GPU
-from test_experiment import ENVIRONMENT, ROOT
+from cuda_on_cpu import GPU
 
+from tests.test_experiment import ENVIRONMENT, ROOT
 from tinycnn import (
     AdamW,
     Batches,
@@ -20,8 +20,8 @@ from tinycnn import (
     ReLU,
     Sequential,
     _gpu,
-    backend,
     cuda,
+    devices,
     evaluate,
     experiment,
     fit,
@@ -290,7 +290,7 @@ def test_what_is_handed_out_is_waited_for(stream, protocol):
     cuda.relu_forward(y, x)
     cuda.write(y, np.zeros(24, np.float32))
     cuda.relu_forward(y, x)  # still pending when the other library takes it
-    shared = backend.share(y)
+    shared = devices.share(y)
     if protocol == "numba":
         taken = _launch.cuda.as_cuda_array(shared)
     else:
@@ -304,7 +304,7 @@ def test_what_is_handed_out_is_waited_for(stream, protocol):
 
 
 def test_what_is_handed_out_is_an_array_to_others():
-    shared = backend.share(cuda.to_device(GRID))
+    shared = devices.share(cuda.to_device(GRID))
     np.testing.assert_array_equal(np.asarray(shared), GRID)
     assert shared.__dlpack_device__() == (2, 0)
     assert (shared.shape, shared.dtype) == ((4, 6), np.float32)
@@ -358,7 +358,7 @@ def test_out_of_memory():
             lambda: cuda.empty((1 << 20,), np.float32),
             lambda: cuda.to_device(np.zeros(1 << 20, np.float32)),
         ):
-            with pytest.raises(backend.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
+            with pytest.raises(devices.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
                 ask()
             assert caught.value.asked == 4 << 20
             assert free <= caught.value.free < 4 << 20  # what was waiting to be freed is, first

@@ -28,7 +28,7 @@ from cuda.core.utils import StridedMemoryView
 from numba import cuda
 
 numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small grids are no mistake here
-PROGRAM = Path(cuda_on_cpu.__file__).parent  # python tests/cuda_on_cpu
+PROGRAM = Path(cuda_on_cpu.__file__).parent  # python tests/support/cuda_on_cpu
 ERROR = driver.CUresult
 NONBLOCKING = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
 MODES = driver.CUstreamCaptureMode
@@ -908,7 +908,7 @@ def test_dlpack():
 
 
 def run(folder, program, *arguments, code=0, **environment):
-    """Run a program's text by `python tests/cuda_on_cpu`; its output."""
+    """Run a program's text by `python tests/support/cuda_on_cpu`; its output."""
     (folder / "program.py").write_text(program)
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *(arguments or ["program.py"])],

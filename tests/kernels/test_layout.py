@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinycnn import Sequential, kernels, layers
-from tinycnn.kernels import _vector, tiled_conv, tiles
+from tinycnn.kernels import _simd, direct_conv, layout
 
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def lanes(dtype):
-    return _vector.BYTES // np.dtype(dtype).itemsize
+    return _simd.BYTES // np.dtype(dtype).itemsize
 
 
 def tiled(x, L, fill=0):
@@ -37,17 +37,17 @@ def test_there_and_back(images, maps, height, width, dtype):
     x = np.random.default_rng(0).standard_normal((images, maps, height, width)).astype(dtype)
     want = tiled(x, lanes(dtype))
     got = np.full(want.shape, np.nan, dtype)
-    tiles.interleave(got, x)
+    layout.interleave(got, x)
     np.testing.assert_array_equal(got, want)
     again = np.full(x.shape, np.nan, dtype)
-    tiles.separate(again, got)
+    layout.separate(again, got)
     np.testing.assert_array_equal(again, x)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float64, 8)])
 def test_few_images_stay_plain(dtype, size):
-    whole = _vector.BYTES // size
-    assert [tiles.images_a_tile(n, dtype) for n in (1, whole // 2 - 1, whole // 2, whole, 1000)] == [
+    whole = _simd.BYTES // size
+    assert [layout.images_a_tile(n, dtype) for n in (1, whole // 2 - 1, whole // 2, whole, 1000)] == [
         1, 1, whole, whole, whole,
     ]  # fmt: skip
 
@@ -149,7 +149,7 @@ def test_gradients_of_maps_that_are_summed_in_strips(channels, outputs, size, st
     x, w = rng.standard_normal((images, channels, *size)), rng.standard_normal((outputs, channels, 5, 5))
     options = stride, (2, 2), (1, 1), 1
     dy = rng.standard_normal((images, outputs, *(-(-n // s) for n, s in zip(size, stride, strict=True))))
-    assert dy[0, 0].size > tiled_conv.STRIP
+    assert dy[0, 0].size > direct_conv.STRIP
     want, got = ([np.empty_like(x), np.empty_like(w), np.empty(outputs)] for _ in range(2))
     kernels.conv2d_backward(*want, dy, x, w, *options)
     L = lanes(dtype)

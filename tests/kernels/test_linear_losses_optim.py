@@ -5,16 +5,12 @@ import inspect
 import numpy as np
 import pytest
 import reference
-import test_augment
-import test_kernels_activations
-import test_kernels_conv
-import test_kernels_norm_dropout
-import test_kernels_pooling
-import test_lecun98
 from hypothesis import example, given
 from hypothesis import strategies as st
 from reference import blank, close
 
+from tests import test_augment, test_lecun98
+from tests.kernels import test_activations, test_conv, test_norm_dropout, test_pooling
 from tinycnn import kernels
 
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -416,15 +412,15 @@ def test_same_bits(name, dtype, same_bits):
 
 # --- completeness -----------------------------------------------------------------------------------------------------
 
-SERVICES = ["capture", "compile_for", "empty", "joined", "tiles", "to_device", "to_host", "write"]
+SERVICES = ["capture", "compile_for", "empty", "fused", "layout", "to_device", "to_host", "write"]
 
 
 def test_every_exported_kernel_has_a_row():
-    """A kernel that is new in tinycnn.kernels belongs in the table CASES of one of the test_kernels_* files, and needs
+    """A kernel that is new in tinycnn.kernels belongs in the table CASES of one of the test_* files, and needs
     a comparison with reference.py."""
-    tables = [test_kernels_activations.CASES, test_kernels_conv.CASES, test_kernels_pooling.CASES]
-    tables += [test_kernels_norm_dropout.CASES, test_lecun98.CASES, test_augment.CASES, CASES, SERVICES]
+    tables = [test_activations.CASES, test_conv.CASES, test_pooling.CASES]
+    tables += [test_norm_dropout.CASES, test_lecun98.CASES, test_augment.CASES, CASES, SERVICES]
     named = sorted(name for table in tables for name in table)
     assert named == sorted(kernels.__all__)
     public = {n for n, f in vars(kernels).items() if inspect.isroutine(f) and not n.startswith("_")}
-    assert public | {"joined", "tiles"} == set(kernels.__all__)
+    assert public | {"fused", "layout"} == set(kernels.__all__)

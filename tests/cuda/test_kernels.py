@@ -7,7 +7,7 @@ import cuda_calls
 import cuda_on_cpu
 import numpy as np
 import pytest
-from conftest import GPU
+from cuda_on_cpu import GPU
 
 from tinycnn import (
     Batches,
@@ -34,7 +34,7 @@ from tinycnn.dataset import Loader
 from tinycnn.recipes import training
 
 pytestmark = pytest.mark.gpu
-SERVICES = {"capture", "compile_for", "empty", "joined", "tiles", "to_device", "to_host", "write"}
+SERVICES = {"capture", "compile_for", "empty", "fused", "layout", "to_device", "to_host", "write"}
 ORDERS = ["forward", "backward", "shuffled"]
 
 
@@ -85,7 +85,7 @@ KERNELS = sorted(set(kernels.__all__) - SERVICES)
 
 def test_the_two_backends_have_the_same_names_and_arguments():
     assert sorted(kernels.__all__) == sorted(cuda.__all__)
-    for name in set(kernels.__all__) - {"joined", "tiles"}:
+    for name in set(kernels.__all__) - {"fused", "layout"}:
         twins = getattr(kernels, name), getattr(cuda, name)
         assert list(inspect.signature(twins[0]).parameters) == list(inspect.signature(twins[1]).parameters), name
 

@@ -6,7 +6,7 @@ gradient is written over the activation's values, which nobody needs after that:
 made.  The maximum is taken first, since the largest of f(x) is f of the largest x if f never falls: then few numbers
 are left for f.
 
-x, dx: (T, C, H, W, L), see tiles.py   y, dy: (T, C, OH, OW, L), of means (T, C, H // 2, W // 2, L)
+x, dx: (T, C, H, W, L), see layout.py   y, dy: (T, C, OH, OW, L), of means (T, C, H // 2, W // 2, L)
 formula: see activations.py   divisor: of a window's sum   indices and the rest: see pooling.py
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._vector import ravel
+from tinycnn.kernels._simd import ravel
 from tinycnn.kernels.activations import activate, descend
 from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, row, spread_row, unpool
 

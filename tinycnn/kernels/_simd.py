@@ -18,7 +18,7 @@ Sums are kept in tuples of vectors, a block of rows and columns laid out row by 
     add_totals(array, i, sums)               array[i + k] += the sum of the lanes of vector k; beyond them, up to a
                                              whole number of registers, zeros are added
 
-Loops that do the same to the pixels of tiles and of images (see tiles.py) say what a pixel is:
+Loops that do the same to the pixels of tiles and of images (see layout.py) say what a pixel is:
 
     none = pixel(plane)                      zero: a vector in the plane (H, W, W) of a tile, a number in (H, W)
     v = load(array, i, none)                 one pixel, and store(array, i, v)

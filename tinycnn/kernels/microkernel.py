@@ -7,12 +7,12 @@ loaded is used several times, which is what keeps the multiply-add units busy.
 
 import numpy as np
 
-from tinycnn.kernels import _vector
+from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import inlined, inner
 
 WIDE, NARROW = 8, 6  # output maps a block; the number that leaves fewer of the last block unused is taken
 
-loads, outer, zeros = _vector.loads, _vector.outer, _vector.zeros
+loads, outer, zeros = _simd.loads, _simd.outer, _simd.zeros
 
 # Blocks are tuples, and tuples have their size in their type: these make one of each.
 wide_block = inner(lambda x: zeros(x, 16))

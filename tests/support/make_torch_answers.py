@@ -1,7 +1,7 @@
-"""Write data/torch_answers.npz: what PyTorch computes, for test_functional.py to compare with.
+"""Write torch_answers.npz: what PyTorch computes, for test_functional.py to compare with.
 
-Run by hand with PyTorch installed (`python tests/make_torch_answers.py`); the tests only read the file.  Inputs are
-float32 numbers, so that they are the same in both precisions; answers are PyTorch's in float64.
+Run by hand with PyTorch installed (`python tests/support/make_torch_answers.py`); the tests only read the file.
+Inputs are float32 numbers, so that they are the same in both precisions; answers are PyTorch's in float64.
 """
 
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-FILE = Path(__file__).parent / "data" / "torch_answers.npz"
+FILE = Path(__file__).with_name("torch_answers.npz")
 rng = np.random.default_rng(20)
 arrays, cases = {}, []
 

@@ -17,7 +17,7 @@ from tinycnn import plot, recipes, runs  # noqa: E402
 from tinycnn.__main__ import main  # noqa: E402
 from tinycnn.recipes import report, sweep, training  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEXT = """
 [small]
 title = "a small search"

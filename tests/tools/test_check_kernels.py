@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numba import cuda
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import check_kernels
 
