@@ -22,7 +22,7 @@ meets are the image itself, shifted by u*dh*pitch + v*dw.  A row of the column m
       ├─ tap (0, 2) from 2*dw further ────►                   too, but not copied to y
                 ├─ tap (1, 0) from dh*pitch further, here dh = 1 ──►
 
-    for o in blocks of MR channels          2*MR accumulators stay in registers for all taps
+    for o in blocks of MR channels            2*MR accumulators stay in registers for all taps
       for positions of the run, two vectors   consecutive: image and run stay in L1 or L2
         for k in taps (c, u, v)               two loads, MR broadcasts, 2*MR multiply-adds
 """
