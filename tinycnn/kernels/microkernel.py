@@ -8,30 +8,30 @@ is used several times, which is what keeps the multiply-add units busy.
 import numpy as np
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inlined, inner
+from tinycnn.kernels._jit import device_function, force_inline
 
 MR_WIDE, MR_NARROW = 8, 6  # output maps a block; the number that leaves fewer of the last block unused is taken
 
 load_strided, fma_broadcast, zeros = _simd.load_strided, _simd.fma_broadcast, _simd.zeros
 
 # Blocks are tuples, and tuples have their size in their type: these make one of each.
-wide_accumulators = inner(lambda x: zeros(x, 16))
-narrow_accumulators = inner(lambda x: zeros(x, 12))
+wide_accumulators = device_function(lambda x: zeros(x, 16))
+narrow_accumulators = device_function(lambda x: zeros(x, 12))
 
 
-@inner
+@device_function
 def round_up(n, multiple):
     """The smallest multiple of `multiple` that is at least n."""
     return (n + multiple - 1) // multiple * multiple
 
 
-@inner
+@device_function
 def choose_mr(n, large, small):
     """The block size of the two that covers n with less to spare."""
     return large if round_up(n, large) <= round_up(n, small) else small
 
 
-@inner
+@device_function
 def tap_offsets(I, J, K, i_step, j_step, k_step):
     """i*i_step + j*j_step + k*k_step for i < I, j < J, k < K, in this order: where the taps of a window are."""
     offset, at = np.empty(I * J * K, np.int64), 0
@@ -43,7 +43,7 @@ def tap_offsets(I, J, K, i_step, j_step, k_step):
     return offset
 
 
-@inlined
+@force_inline
 def microkernel(sums, src, at, offset, first, last, right, weight, w):
     """Add, for taps first ... last of the windows at two vectors, `right` apart, weight times source.
 
@@ -56,7 +56,7 @@ def microkernel(sums, src, at, offset, first, last, right, weight, w):
     return sums
 
 
-@inner
+@device_function
 def pack(w, groups, block, flipped, taps_first):
     """Weights in the order in which they are read: (groups, blocks * C * KH * KW * block), where the last axis of a
     block is the output map, and the one before it the tap or, if `taps_first`, the input map.
