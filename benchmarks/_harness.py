@@ -31,14 +31,14 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 PAUSE = 0.05  # seconds before a turn, until the others' threads sleep
 
 
-class Failed(Exception):
+class WorkerError(Exception):
     """What a competitor could not do, in a line."""
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def work(pipe, make, arguments):
+def worker_main(pipe, make, arguments):
     """The life of a worker's process: make the competitor, then call what it is told to call, until the pipe ends."""
     competitor = None
     while True:
@@ -79,13 +79,13 @@ def repeat(function, arguments, seconds):
 
 
 class Worker:
-    """The near end of `work`: an object made by `make(*arguments)` in another process, with so many threads."""
+    """The near end of `worker_main`: an object made by `make(*arguments)` in another process, with so many threads."""
 
     def __init__(self, threads, make, *arguments):
         context = multiprocessing.get_context("spawn")
         self.pipe, far = context.Pipe()
-        with held_to(threads):  # which the child inherits
-            self.process = context.Process(target=work, args=(far, make, arguments), daemon=True)
+        with limit_threads(threads):  # which the child inherits
+            self.process = context.Process(target=worker_main, args=(far, make, arguments), daemon=True)
             self.process.start()
         far.close()
         self._answer()
@@ -95,9 +95,9 @@ class Worker:
             error, answer = self.pipe.recv()
         except EOFError:
             self.process.join()
-            raise Failed(f"its process ended with exit status {self.process.exitcode}") from None
+            raise WorkerError(f"its process ended with exit status {self.process.exitcode}") from None
         if error:
-            raise Failed(error)
+            raise WorkerError(error)
         return answer
 
     def call(self, method, *arguments):
@@ -117,7 +117,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def held_to(threads):
+def limit_threads(threads):
     """Processes started inside have so many threads, and, where the system can, so many cores, for libraries that do
     not ask (XLA's pool has a thread a core)."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
@@ -149,18 +149,18 @@ def busy(programs):
             loop.wait()
 
 
-def start(threads, kinds, *arguments):
+def start_workers(threads, kinds, *arguments):
     """A worker for each of `kinds` (a dict: name -> class); those that cannot be made are left out, with a line."""
     workers = {}
     for name, make in kinds.items():
         try:
             workers[name] = Worker(threads, make, *arguments)
-        except Failed as error:
+        except WorkerError as error:
             skip(name, error)
     return workers
 
 
-def stop(workers):
+def stop_workers(workers):
     for worker in workers.values():
         worker.stop()
 
@@ -169,13 +169,13 @@ def skip(name, reason):
     print(f"{name} is skipped: {reason}", flush=True)
 
 
-def ask(workers, method, *arguments):
+def call_all(workers, method, *arguments):
     """The answer of each worker; one that fails is stopped and leaves `workers`, with a line."""
     answers = {}
     for name, worker in list(workers.items()):
         try:
             answers[name] = worker.call(method, *arguments)
-        except Failed as error:
+        except WorkerError as error:
             skip(name, error)
             workers.pop(name).stop()
     return answers
@@ -184,7 +184,7 @@ def ask(workers, method, *arguments):
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 
-def take_turns(jobs, turns, seconds):
+def round_robin(jobs, turns, seconds):
     """Run all `jobs` (name -> (worker, method, *arguments)) in turn, `turns` times.
 
     Returns for each a list of turns, each a list of the seconds of its calls.
@@ -225,7 +225,7 @@ def with_ceilings(jobs, ceilings):
     return jobs | {"gemm": (ceilings, "gemm"), "copy": (ceilings, "copy")}
 
 
-def ceiling_figures(times):
+def ceiling_rates(times):
     """GFLOP/s of the matrix product and GB/s, read and written, of the copy."""
     return {
         "gemm_gflops": Ceilings.FLOPS / median(times["gemm"]) / 1e9,
@@ -236,7 +236,7 @@ def ceiling_figures(times):
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def must_agree(what, answers, reference, tolerance):
+def assert_agree(what, answers, reference, tolerance):
     """Stop unless everybody's answer (arrays or numbers) is that of `reference`, to `tolerance` of its largest entry.
 
     answers: name -> answer    reference: a name among them
@@ -291,7 +291,7 @@ def run(command, args, measure):
         "settings": {k: v for k, v in vars(args).items() if k not in ("json", "plots")} | {"only": list(args.only)},
         "rows": [],
     }
-    print(head_line(result))
+    print(header(result))
     with busy(args.busy):
         for threads in args.threads:
             result["rows"] += measure(args, threads)
@@ -321,15 +321,15 @@ def versions():
     return found
 
 
-def head_line(result):
+def header(result):
     machine, what = result["hardware"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     threads = " and ".join(map(str, result["settings"]["threads"]))
     memory = f"{machine['memory_gb']:g} GB, " if "memory_gb" in machine else ""
     where = f"{machine['processor']}, {machine['cores']} cores, {memory}{machine['system']}"
-    return f"{where}; threads: {threads}{company(result)}\n{what}"
+    return f"{where}; threads: {threads}{busy_note(result)}\n{what}"
 
 
-def company(result):
+def busy_note(result):
     """Words on the programs that kept cores busy meanwhile (older files do not say)."""
     programs = result["settings"].get("busy", 0)
     return f", beside {programs} busy program{'s' * (programs > 1)}" if programs > 0 else ""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks import _harness as side
+from benchmarks import _harness as harness
 from tinycnn import plot
 from tinycnn.plot import BLUE, FAINT, GREEN, INK, LABEL, ORANGE, RULE, SMALL
 
@@ -158,7 +158,7 @@ def throughput(result, what):
             from_zero(ax, counts)
             dress(ax, "threads (dotted: in proportion)", "images/s", f"{net}, batch {chosen[0]['batch']}")
         legend(figure, rows)
-        heading(figure, f"LeNet-5, {what}", result["hardware"]["processor"] + side.company(result))
+        heading(figure, f"LeNet-5, {what}", result["hardware"]["processor"] + harness.busy_note(result))
         yield "threads", figure
 
 
@@ -319,7 +319,7 @@ def legend(figure, rows):
 
 def machine(result, row):
     threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
-    return f"{result['hardware']['processor']}, {threads}{side.company(result)}"
+    return f"{result['hardware']['processor']}, {threads}{harness.busy_note(result)}"
 
 
 def near(batch, rows):

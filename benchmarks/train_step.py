@@ -22,7 +22,7 @@ import timeit
 import numpy as np
 
 from benchmarks import _competitors
-from benchmarks import _harness as side
+from benchmarks import _harness as harness
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
 NETS = ["tanh+avg", "relu+max"]
@@ -103,25 +103,25 @@ COMPETITORS = _competitors.TRAINING | {"tinycnn": TinyCNN}
 def measure(args, threads):
     """Rows of the first table, each with the second table of its batch under "parts"."""
     rows = []
-    ceilings = side.Worker(threads, side.Ceilings, threads)
+    ceilings = harness.Worker(threads, harness.Ceilings, threads)
     for net in args.nets:
-        weights = _competitors.first_weights(net)
+        weights = _competitors.initial_weights(net)
         print(f"\nLeNet-5, {net}, {threads} threads; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image")
-        workers = side.start(threads, args.only, net, threads)
+        workers = harness.start_workers(threads, args.only, net, threads)
         head = ["batch", "loss", *(f"{name}/s" for name in workers), *(f"x {name}" for name in list(workers)[1:])]
-        line = side.table([*head, "GEMM", "share"], [5, 9, *(max(9, len(h)) for h in head[2:]), 8, 6])
+        line = harness.table([*head, "GEMM", "share"], [5, 9, *(max(9, len(h)) for h in head[2:]), 8, 6])
         columns = list(workers)
         for batch in args.batches:
-            side.ask(workers, "start", batch, weights)
-            losses = {name: found[-1] for name, found in side.ask(workers, "losses").items()}
-            side.must_agree(
+            harness.call_all(workers, "start", batch, weights)
+            losses = {name: found[-1] for name, found in harness.call_all(workers, "losses").items()}
+            harness.assert_agree(
                 f"batch {batch}: the loss after {_competitors.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE[net]
             )
             jobs = {name: (worker, "next_step") for name, worker in workers.items()}
-            times = side.take_turns(side.with_ceilings(jobs, ceilings), args.turns, args.seconds)
-            rates = {name: batch / side.median(times[name]) for name in workers}
+            times = harness.round_robin(harness.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            rates = {name: batch / harness.median(times[name]) for name in workers}
             row = {"threads": threads, "net": net, "batch": batch, "losses": losses, "images_per_second": rates}
-            row |= side.ceiling_figures(times)
+            row |= harness.ceiling_rates(times)
             row["share_of_gemm"] = {n: r * STEP_FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
             row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
             rows.append(row)
@@ -129,9 +129,9 @@ def measure(args, threads):
             shown = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
             peak, share = row["gemm_gflops"], row["share_of_gemm"]["tinycnn"]
             line(batch, f"{losses['tinycnn']:.6f}", *shown, *ratios, f"{peak:.0f}", f"{share:.0%}")
-        side.stop(workers)
+        harness.stop_workers(workers)
         print_parts([row for row in rows if row["net"] == net and row["threads"] == threads])
-    side.stop({"ceilings": ceilings})
+    harness.stop_workers({"ceilings": ceilings})
     return rows
 
 
@@ -142,7 +142,7 @@ def print_parts(rows):
     took = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
     print(f"\ntinycnn, batch {row['batch']}: {took}")
     head = ["part", "phase", "µs", "share", "alone, µs", "GFLOP/s", "of GEMM", "GB/s"]
-    line = side.table(head, [14, 9, 9, 6, 9, 8, 8, 7])
+    line = harness.table(head, [14, 9, 9, 6, 9, 8, 8, 7])
     for part in row["parts"]:
         gflops = part["flops"] / part["seconds"] / 1e9
         arithmetic = (f"{gflops:.1f}", f"{gflops / row['gemm_gflops']:.0%}") if part["flops"] else (None, None)
@@ -152,10 +152,10 @@ def print_parts(rows):
 
 
 def main(argv=None):
-    parser = side.options("train-step", __doc__, COMPETITORS)
+    parser = harness.options("train-step", __doc__, COMPETITORS)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
-    side.run("train-step", side.parse(parser, argv, COMPETITORS), measure)
+    harness.run("train-step", harness.parse(parser, argv, COMPETITORS), measure)
 
 
 if __name__ == "__main__":
