@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from benchmarks._harness import median
+
 
 class CpuCeilings:
     """A product of two large matrices by NumPy's BLAS, and a copy by all threads."""
@@ -51,14 +53,19 @@ class GpuCeilings:
         self.kernels.copy(self.target, self.source)
 
 
-def with_ceilings(jobs, worker):
-    """`jobs` of `_harness.take_turns` and those of a worker that holds `CpuCeilings`."""
-    return jobs | {"multiply": (worker, "multiply"), "copy": (worker, "copy")}
-
-
 def rates(ceilings, multiply_seconds, copy_seconds):
     """GFLOP/s of `multiply` and GB/s, read and written, of `copy`; ceilings: an object, or `CpuCeilings` itself."""
     return {
         "gemm_gflops": ceilings.flops / multiply_seconds / 1e9,
         "copy_gb_per_s": ceilings.bytes / copy_seconds / 1e9,
     }
+
+
+def with_ceilings(jobs, worker):
+    """`jobs` of `_harness.round_robin`, and those of a worker that holds `CpuCeilings`."""
+    return jobs | {"multiply": (worker, "multiply"), "copy": (worker, "copy")}
+
+
+def ceiling_rates(times):
+    """`rates` of the turns that `_harness.round_robin` returns."""
+    return rates(CpuCeilings, median(times["multiply"]), median(times["copy"]))
