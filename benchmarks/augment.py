@@ -44,9 +44,9 @@ class TinyCNN:
 
     def run(self, images):
         k = self.k
-        k.advance(self.counter)
+        k.increment(self.counter)
         if len(self.matrices):
-            k.affine_draw(self.matrices, self.counter, 1, *AFFINE.values())
+            k.random_affine(self.matrices, self.counter, 1, *AFFINE.values())
         if len(self.field):
             k.elastic_field(self.field, self.weights, self.counter, 2, ALPHA)
         k.warp(self.result, images, self.matrices, self.field, self.background)

@@ -62,7 +62,7 @@ class Setup:
     def restart(self):
         """Back to the first image; a recording goes on reading the order from there."""
         self.run.loader.seek(0)
-        self.batches.k.write(self.run.totals, np.zeros(5))
+        self.batches.k.copy_to(self.run.totals, np.zeros(5))
 
     def losses(self, step, count):
         """The mean loss of each of the next `count` steps."""
@@ -221,11 +221,11 @@ def launches(size):
     step = cuda.empty((1,), np.int64)
     count = size["launches"]
     for _ in range(10):
-        optim.advance_kernel[1](step)
+        optim.increment_kernel[1](step)
     _launch.synchronize()
     start = time.perf_counter()
     for _ in range(count):
-        optim.advance_kernel[1](step)
+        optim.increment_kernel[1](step)
     seconds = (time.perf_counter() - start) / count
     _launch.synchronize()
     if int(cuda.to_host(step)[0]) != count + 10:

@@ -104,7 +104,7 @@ def affine_by_hand(step, seed, image, degrees, translate, scale, squeeze, shear)
 def test_affine_draw(only, dtype):
     ranges = [r if only in (None, k) else still for k, (r, still) in enumerate(zip(RANGES, STILL, strict=True))]
     matrices = blank((9, 2, 3), dtype)
-    kernels.affine_draw(matrices, counter(41), 2**63 - 5, *ranges)
+    kernels.random_affine(matrices, counter(41), 2**63 - 5, *ranges)
     want = np.array([affine_by_hand(41, 2**63 - 5, n, *ranges)[1] for n in range(9)])
     near(matrices, want, dtype, 4)
     assert abs(want - np.eye(2, 3)).max() > 0.1
@@ -114,7 +114,7 @@ def test_affine_draw_keeps_to_its_ranges():
     N = 20_000
     amounts = np.array([affine_by_hand(1, 5, n, *RANGES)[0] for n in range(N)])
     matrices = blank((N, 2, 3), np.float64)
-    kernels.affine_draw(matrices, counter(1), 5, *RANGES)
+    kernels.random_affine(matrices, counter(1), 5, *RANGES)
     # The kernel's own determinant: 1/size**2, whatever the rest.
     np.testing.assert_allclose(np.linalg.det(matrices[:, :, :2]), amounts[:, 3] ** -2, rtol=1e-10)
     low = [-np.radians(30), -2, -3, 0.8, 0.7, -np.radians(20)]
@@ -131,7 +131,7 @@ def test_affine_draw_keeps_to_its_ranges():
 @both_dtypes
 def test_no_motion_is_exactly_none(dtype):
     matrices = blank((5, 2, 3), dtype)
-    kernels.affine_draw(matrices, counter(), 3, *STILL)
+    kernels.random_affine(matrices, counter(), 3, *STILL)
     np.testing.assert_array_equal(matrices, np.broadcast_to(np.eye(2, 3), (5, 2, 3)))
 
 
@@ -139,7 +139,7 @@ def test_other_steps_seeds_and_images_have_other_numbers():
     draws = []
     for step, seed in ((0, 0), (1, 0), (0, 1)):
         matrices = blank((3, 2, 3), np.float64)
-        kernels.affine_draw(matrices, counter(step), seed, *RANGES)
+        kernels.random_affine(matrices, counter(step), seed, *RANGES)
         draws += [m.tobytes() for m in matrices]
     assert len(set(draws)) == 9
 
@@ -298,7 +298,7 @@ def test_a_point_goes_where_the_sign_says(ranges, draw, shown):
     i, j = np.indices((41, 41)) - 20.0
     x = np.exp(-(i**2 + (j - 8) ** 2) / 4)[None, None].repeat(12, 0)
     matrices, y = blank((12, 2, 3), np.float64), blank(x.shape, np.float64)
-    kernels.affine_draw(matrices, counter(), 1, *ranges)
+    kernels.random_affine(matrices, counter(), 1, *ranges)
     kernels.warp(y, x, matrices, np.empty((0, 2, 41, 41)), np.zeros(1))
     for n in range(12):
         weight = y[n, 0].sum()
@@ -371,7 +371,7 @@ def test_a_batch_is_what_the_kernels_make_of_it(images, device):
     batches.gather(plain if device == "cpu" else (there := batches.k.to_device(plain)), batches.k.to_device(order[:7]))
     plain = plain if device == "cpu" else np.array(batches.k.to_host(there))
     matrices, field = blank((7, 2, 3), np.float32), blank((7, 2, 11, 10), np.float32)
-    kernels.affine_draw(matrices, counter(2), affine, 15.0, (2.0, 2.0), (0.9, 1.1), (0.9, 1.1), 10.0)
+    kernels.random_affine(matrices, counter(2), affine, 15.0, (2.0, 2.0), (0.9, 1.1), (0.9, 1.1), 10.0)
     kernels.elastic_field(field, ElasticTransform().weights().astype(np.float32), counter(2), elastic, 34.0)
     want, shift, scale = blank(x.shape, np.float32), -np.divide(mean, std), 1 / np.array(std)
     kernels.warp(want, plain, matrices, field, shift.astype(np.float32))
@@ -445,7 +445,7 @@ def test_the_epoch_that_diverged_is_taken_again_with_the_same_images(images, mon
     """Two clean epochs; in the third an image is infinite.  The second look at it sees the images of then."""
     batches, model, seen = Batches(*images, augment=ALL), small_model(), []
     monkeypatch.setattr(kernels, "capture", lambda step: step)  # every step asks `look`
-    monkeypatch.setattr(kernels, "compile_for", lambda step: None)
+    monkeypatch.setattr(kernels, "precompile", lambda step: None)
     following = Loader.next
 
     def look(self, x):
@@ -469,7 +469,7 @@ def test_a_step_allocates_no_arrays_once_it_has_been_taken(images, monkeypatch):
     """What a GPU records must not: the arrays are made with the first batch of a size."""
     loader = Loader(Batches(*images, augment=ALL), augment=True)
     take(loader, 8)
-    for name in ("empty", "to_device", "to_host", "write"):
+    for name in ("empty", "to_device", "to_host", "copy_to"):
         monkeypatch.setattr(loader.k, name, None)
     x = np.empty((8, *loader.data.image_shape), np.float32)
     loader.next(x)
@@ -543,11 +543,11 @@ def _case(name, dtype):
     rng = np.random.default_rng(5)
     matrices, weights = blank((50, 2, 3), dtype), ElasticTransform(sigma=2).weights().astype(dtype)
     field = blank((50, 2, 13, 11), dtype)
-    if name == "affine_draw":
-        return kernels.affine_draw, (matrices, counter(), 3, *RANGES), (0,)
+    if name == "random_affine":
+        return kernels.random_affine, (matrices, counter(), 3, *RANGES), (0,)
     if name == "elastic_field":
         return kernels.elastic_field, (field, weights, counter(), 3, 34.0), (0,)
-    kernels.affine_draw(matrices, counter(), 3, *RANGES)
+    kernels.random_affine(matrices, counter(), 3, *RANGES)
     kernels.elastic_field(field, weights, counter(), 3, 34.0)
     x, colours = rng.random((50, 2, 9, 10)).astype(dtype), np.array([0.5, 2.0], dtype)
     if name == "warp":
@@ -555,7 +555,7 @@ def _case(name, dtype):
     return kernels.jitter, (x, counter(), 3, 0.5, 0.5, colours, -colours), (0,)
 
 
-CASES = ["affine_draw", "elastic_field", "jitter", "warp"]
+CASES = ["random_affine", "elastic_field", "jitter", "warp"]
 
 
 @both_dtypes

@@ -19,7 +19,7 @@ from tinycnn import SGD, Batches, CrossEntropyLoss, Flatten, Linear, Sequential,
 from tinycnn import plot as plot_module
 from tinycnn.__main__ import main
 from tinycnn._interrupts import put_off
-from tinycnn.kernels._jit import kernel_alone
+from tinycnn.kernels._jit import serial_kernel
 
 FILES = {
     "config.json", "history.csv", "model.npz", "report.json", "curves.png", "confusion.png", "mistakes.png",
@@ -85,7 +85,7 @@ def _(*_):
 
 @pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT is 1")
 def test_ctrl_c_waits_for_the_end_of_a_compilation(handler):
-    @kernel_alone
+    @serial_kernel
     def double(x):
         ctrl_c()
         x[:] *= 2

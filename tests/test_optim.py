@@ -70,7 +70,7 @@ def test_the_average_of_every_step(decay):
         model.grad[...] = rng.standard_normal(model.grad.shape)
         optimizer.step()
         thetas.append(model.theta.astype(np.float64))
-        np.testing.assert_allclose(optimizer.average, reference.averages(thetas, decay)[-1], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(optimizer.average, reference.ema(thetas, decay)[-1], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(thetas, path(*make(lr=0.1, momentum=0.9), 7))  # the steps are those of the inner one
 
 
@@ -165,7 +165,7 @@ def test_an_average_refuses_a_state_that_does_not_fit():
 def test_fit_validates_and_returns_the_average(digits, monkeypatch):
     plain, optimizer = make(lr=0.05)
     monkeypatch.setattr(kernels, "capture", lambda step: step)  # every step is looked at
-    monkeypatch.setattr(kernels, "compile_for", lambda step: None)
+    monkeypatch.setattr(kernels, "precompile", lambda step: None)
     thetas = []
     step = optimizer.step
     optimizer.step = lambda: (step(), thetas.append(plain.theta.astype(np.float64)))
@@ -176,7 +176,7 @@ def test_fit_validates_and_returns_the_average(digits, monkeypatch):
         model, optimizer, digits[0], validation=digits[1],
         on_epoch=lambda record: seen.append((model.theta.copy(), evaluate(model, digits[1])[0])),
     )  # fmt: skip
-    want = reference.averages(thetas, 0.9)
+    want = reference.ema(thetas, 0.9)
     for at, (theta, loss), record in zip((3, 7), seen, history, strict=True):
         np.testing.assert_allclose(theta, want[at], rtol=0, atol=1e-6)
         assert loss == record["val_loss"]

@@ -134,7 +134,7 @@ class Augmentation:
     def begin(self, again):
         """An epoch begins: a new one, or the last one `again`."""
         here, there = (self.counter, self.began) if again else (self.began, self.counter)
-        self.k.write(here, there)
+        self.k.copy_to(here, there)
 
     def input_buffer(self, x):
         """Where a batch is to be gathered that `run` turns into x."""
@@ -146,9 +146,9 @@ class Augmentation:
         if not self.moves and jitter is None:
             return
         images, matrices, field, weights, scale, shift = self.room(x)
-        k.advance(self.counter)
+        k.increment(self.counter)
         if affine is not None:
-            k.affine_draw(
+            k.random_affine(
                 matrices, self.counter, self.affine_seed, affine.degrees, affine.translate, affine.scale,
                 affine.squeeze, affine.shear,
             )  # fmt: skip

@@ -163,15 +163,15 @@ class Loader:
         """
         if self.augmentation is not None:
             self.augmentation.begin(again)
-        self.k.write(self.order[: len(order)], order)
+        self.k.copy_to(self.order[: len(order)], order)
         self.seek(0)
 
     def seek(self, position):
         """Let the epoch go on with the image at `position`."""
-        self.k.write(self.cursor, np.array([position]))
+        self.k.copy_to(self.cursor, np.array([position]))
 
     def next(self, x):
-        """The next len(x) images into x; returns their labels.  The kernel `tally` moves on."""
+        """The next len(x) images into x; returns their labels.  The kernel `accumulate_metrics` moves on."""
         if len(x) > len(self._target):
             self._target = self.k.empty((len(x),), np.int64)
         target = self._target[: len(x)]

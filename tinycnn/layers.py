@@ -151,7 +151,7 @@ def copy_into(k, name, array, values):
     values = _check.array(name, k.to_host(values)) if array.size else np.asarray(values)
     if values.shape != array.shape:
         raise ValueError(f"{name} must have shape {array.shape}, got {values.shape}")
-    k.write(array, values.astype(array.dtype))
+    k.copy_to(array, values.astype(array.dtype))
 
 
 class Parametric(Layer):
@@ -309,12 +309,12 @@ class GaussianRBF(Layer):
         return SimpleNamespace(squares=k.empty((batch, self.out_features), dtype))
 
     def forward(self, y, x):
-        self.k.distance_forward(self.saved.squares, x, self.weight)
+        self.k.squared_distance_forward(self.saved.squares, x, self.weight)
         self.k.gaussian_forward(y, self.saved.squares)
 
     def backward(self, dx, dy, x, y):
         self.k.gaussian_backward(self.saved.squares, dy, y)
-        self.k.distance_backward(dx, self.weight_grad, self.saved.squares, x, self.weight)
+        self.k.squared_distance_backward(dx, self.weight_grad, self.saved.squares, x, self.weight)
 
     def extra(self):
         return f"{self.in_features}, {self.out_features}" + (f", scale={self.scale:g}" if self.scale != 1 else "")
@@ -483,7 +483,7 @@ class BatchNorm2d(_Norm):
             saved.images,
         )  # fmt: skip
         if self.training and self.track_running_stats:
-            self.k.advance(self.num_batches_tracked)
+            self.k.increment(self.num_batches_tracked)
 
     def backward(self, dx, dy, x, y):
         saved = self.saved
@@ -558,7 +558,7 @@ class Dropout(Layer):
     def forward(self, y, x):
         self.saved.p = self.p if self.training else 0.0
         if self.training:
-            self.k.advance(self._counter)
+            self.k.increment(self._counter)
         self.k.dropout(y, x, self._counter, self.seed, self.saved.p, self.span(x))
 
     def backward(self, dx, dy, x, y):

@@ -212,10 +212,10 @@ class Distances(Layer):
         return self.centres.size
 
     def forward(self, y, x):
-        self.k.distance_forward(y, x, self.weight)
+        self.k.squared_distance_forward(y, x, self.weight)
 
     def backward(self, dx, dy, x, y):
-        self.k.distance_backward(dx, self._no_gradient, dy, x, self.weight)
+        self.k.squared_distance_backward(dx, self._no_gradient, dy, x, self.weight)
 
     def curvature(self, criterion, x, y, dy, share):
         """Second derivatives of the loss by x, NumPy: 2 sum of dE/dy_i, as y is quadratic, and what the loss adds."""
@@ -250,7 +250,7 @@ class NearestLoss(Loss):
 
     def run(self, dx, x, target):
         n, rubbish = len(x), -1.0 if self.rubbish is None else self.rubbish
-        self.k.nearest_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
+        self.k.rbf_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
 
     def scores(self, outputs):
         return -outputs
@@ -297,10 +297,10 @@ class SDLM(Optimizer):
     def estimate(self, criterion, batches, index):
         """Measure h on the images `index` of `batches` and set the step sizes for the learning rate of this step."""
         h = second_derivatives(self.model, criterion, batches, index)
-        self.k.write(self.sizes, (self.lr / (self.mu + h)).astype(self.model.dtype))
+        self.k.copy_to(self.sizes, (self.lr / (self.mu + h)).astype(self.model.dtype))
 
     def step(self):
-        self.k.descend_each(self.model.theta, self.model.grad, self.sizes, self._step)
+        self.k.sgd_per_parameter(self.model.theta, self.model.grad, self.sizes, self._step)
 
 
 def second_derivatives(model, criterion, batches, index):
@@ -330,10 +330,10 @@ def second_derivatives(model, criterion, batches, index):
         steps = [step for at, step in enumerate(plan.steps) if at >= plan.first]
         last = plan.steps[-1]
         if isinstance(model.layers[-1], Distances):  # a parabola over its input, which the recursion does not foresee
-            k.write(last.dx, model.layers[-1].curvature(criterion, last.x, last.y, last.dy, share))
+            k.copy_to(last.dx, model.layers[-1].curvature(criterion, last.x, last.y, last.dy, share))
             steps.pop()
         else:
-            k.write(plan.dy, criterion.curvature(np.asarray(k.to_host(plan.y), np.float64), share))
+            k.copy_to(plan.dy, criterion.curvature(np.asarray(k.to_host(plan.y), np.float64), share))
         found: dict[tuple, np.ndarray] = {}
         for step in reversed(steps):
             hx, hy, x, y = step.dx if step is not steps[0] else plan.no_gradient, step.dy, step.x, step.y

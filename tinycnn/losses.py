@@ -74,9 +74,9 @@ class Loss(Shown, Tracked):
         return outputs
 
     def tally(self, totals, cursor, target):
-        """Count the last `run`, whose targets these were; totals and cursor are those of the kernel `tally`."""
+        """Count the last `run`, whose targets these were; totals and cursor: see the kernel `accumulate_metrics`."""
         n = len(target)
-        self.k.tally(totals, cursor, self._loss[:n], self._predicted[:n], target, self._shares)
+        self.k.accumulate_metrics(totals, cursor, self._loss[:n], self._predicted[:n], target, self._shares)
 
     def value(self, batch):
         """The loss of the last `run` on `batch` images, as a float."""

@@ -94,7 +94,7 @@ class Sequential:
         before = {*vars(layer)} - {*theta, *buffers}
         layer.bind(self.k, theta, grad, self.dtype)
         for name, value in buffers.items():
-            self.k.write(getattr(layer, name), value)
+            self.k.copy_to(getattr(layer, name), value)
         vars(layer).update(
             changes=self.changes, training=True, _views=frozenset([*theta, *(f"{n}_grad" for n in theta), *buffers]),
             _shapes=layer.parameter_shapes(),
@@ -252,7 +252,7 @@ class Sequential:
             self._check_shape(x)
             plan = self.plan(len(x))
             self.interrupt()
-            self.k.write(plan.x, x)
+            self.k.copy_to(plan.x, x)
             self.enter()
             try:
                 plan.infer()
@@ -301,7 +301,7 @@ class Sequential:
             plan, _ = self._pending
             if dy.shape != plan.dy.shape:
                 raise ValueError(f"dy must have the shape of the last output, {plan.dy.shape}, got {dy.shape}")
-            self.k.write(plan.dy, dy.astype(self.dtype, copy=False))
+            self.k.copy_to(plan.dy, dy.astype(self.dtype, copy=False))
             plan.backward(input_gradient=True)
             if plan.fused:
                 self.interrupt()
@@ -328,13 +328,13 @@ class Sequential:
             if self.named_buffers():
                 self.interrupt()  # what is drawn or counted in it is not what a backward would expect
             plan = self.plan(len(x), keep=True)
-            self.k.write(plan.x, x)
+            self.k.copy_to(plan.x, x)
             plan.forward()
             if dy is not None:
                 dy = np.asarray(dy(plan.to_host(plan.y)) if callable(dy) else dy, self.dtype)
                 if dy.shape != plan.dy.shape:
                     raise ValueError(f"dy must have the shape of the output, {plan.dy.shape}, got {dy.shape}")
-                self.k.write(plan.dy, dy)
+                self.k.copy_to(plan.dy, dy)
                 plan.backward(input_gradient=True)
             return [
                 Traced(step.layers[0], *(None if dy is None and n > 1 else plan.to_host(array)
@@ -354,7 +354,7 @@ class Sequential:
         if bad(plan.x):
             return "the input"
         before, again = self.snapshot(), self.plan(plan.batch, keep=True)
-        self.k.write(again.x, plan.x)
+        self.k.copy_to(again.x, plan.x)
         try:
             for step in again.steps:
                 step.forward()
@@ -439,7 +439,7 @@ class Sequential:
     def restore(self, snapshot):
         """Undo what has happened since the `snapshot` was taken."""
         for array, values in zip([self.theta, *(a for _, a in self.named_buffers())], snapshot, strict=True):
-            self.k.write(array, values)
+            self.k.copy_to(array, values)
 
     def state_dict(self):
         """Copies of all parameters and buffers by name, NumPy, in torch's layout and order and under torch's keys.
@@ -465,7 +465,7 @@ class Sequential:
         if wrong:
             raise ValueError("state does not fit the model: " + "; ".join(wrong))
         for name, value in new.items():
-            self.k.write(mine[name], value)
+            self.k.copy_to(mine[name], value)
         self.normalization = normalization or self.normalization
         return missing, unexpected
 

@@ -91,7 +91,7 @@ class Optimizer(Shown, Tracked):
         self.schedule.flags.writeable = True
         self.schedule[...] = rates
         self.schedule.flags.writeable = False
-        self.k.write(self.rates, self.schedule.astype(self.model.dtype))
+        self.k.copy_to(self.rates, self.schedule.astype(self.model.dtype))
 
     def settle(self):
         """Leave the weights in model.theta that are meant to be used: here those that are there."""
@@ -128,7 +128,7 @@ class Optimizer(Shown, Tracked):
             self._replace(schedule)
         self._epochs[...] = state.get("_epochs", 0)
         for name in ("_step", *self.vectors):
-            self.k.write(getattr(self, name), np.asarray(state[name]))
+            self.k.copy_to(getattr(self, name), np.asarray(state[name]))
 
 
 class SGD(Optimizer):
@@ -264,12 +264,12 @@ class EMA(Shown, Tracked):
 
     def step(self):
         self.inner.step()
-        self.k.average(self.average, self.model.theta, self._averaged, self.decay)
+        self.k.ema_update(self.average, self.model.theta, self._averaged, self.decay)
 
     def settle(self):
         """Overwrite model.theta with the average, if there has been a step; training would go on from there."""
         if self.k.to_host(self._averaged)[0]:
-            self.k.write(self.model.theta, self.average)
+            self.k.copy_to(self.model.theta, self.average)
 
     @contextlib.contextmanager
     def evaluated(self):
@@ -280,7 +280,7 @@ class EMA(Shown, Tracked):
         try:
             yield
         finally:
-            self.k.write(self.model.theta, trained)
+            self.k.copy_to(self.model.theta, trained)
 
     def state_dict(self):
         """That of the optimizer inside, with the average and how often it was taken."""
@@ -299,7 +299,7 @@ class EMA(Shown, Tracked):
                 )
         self.inner.load_state_dict({name: value for name, value in state.items() if name not in names})
         for name in names:
-            self.k.write(getattr(self, name), np.asarray(state[name]))
+            self.k.copy_to(getattr(self, name), np.asarray(state[name]))
 
 
 class ReduceLROnPlateau(Shown):

@@ -43,7 +43,7 @@ class Run:
 
     loader     reads the images
     optimizer  None where nothing is trained
-    totals     (5,) float64 on the device: see the kernel `tally`
+    totals     (5,) float64 on the device: see the kernel `accumulate_metrics`
 
     `step(n)`, or its halves `loss(n)` and `update(n)`, run as they are written here; `replay(n)` and `replay_loss(n)`
     do the same by captures, one for each batch size, where everything is known to be made of kernels.
@@ -121,7 +121,7 @@ class Run:
         if self.settings != (settings := self.loader.settings()):
             self.settings, self.captures = settings, {}
         self.loader.start_epoch(order, again)
-        self.model.k.write(self.totals, np.zeros(5))
+        self.model.k.copy_to(self.totals, np.zeros(5))
 
     def read(self):
         """(loss, accuracy) of the epoch so far.  ArithmeticError if the loss is not finite."""
@@ -433,7 +433,7 @@ def _compile(run, sizes):
     before, training = _state(model, optimizer), model.training
     model.train()
     try:
-        model.k.compile_for(lambda: [run.step(n, dry=True) for n in sizes])
+        model.k.precompile(lambda: [run.step(n, dry=True) for n in sizes])
     finally:
         model.train(training)
         _restore(model, optimizer, before)

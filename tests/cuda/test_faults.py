@@ -124,7 +124,7 @@ FATAL = {
     ),
     "a freed argument of a captured kernel": (
         "from cuda.bindings import driver\n"
-        "array = cuda.empty((1,), np.int64)\nstep = cuda.capture(lambda: cuda.advance(array))\n"
+        "array = cuda.empty((1,), np.int64)\nstep = cuda.capture(lambda: cuda.increment(array))\n"
         "step()\nstep()\nstep()\n_launch.synchronize()\n"
         "driver.cuMemFree(array.device_ctypes_pointer.value)\nstep()\n",
         "freed",

@@ -34,7 +34,7 @@ from tinycnn.dataset import Loader
 from tinycnn.recipes import training
 
 pytestmark = pytest.mark.gpu
-SERVICES = {"capture", "compile_for", "empty", "fused", "layout", "to_device", "to_host", "write"}
+SERVICES = {"capture", "precompile", "empty", "fused", "layout", "to_device", "to_host", "copy_to"}
 ORDERS = ["forward", "backward", "shuffled"]
 
 
@@ -213,7 +213,7 @@ def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypa
     def refuse(*arguments):
         raise AssertionError("a step allocates, copies or waits")
 
-    for name in ("empty", "to_device", "to_host", "write"):
+    for name in ("empty", "to_device", "to_host", "copy_to"):
         monkeypatch.setattr(cuda, name, refuse)
         monkeypatch.setattr(_launch, name, refuse)
     step.step(4)

@@ -29,7 +29,7 @@ from tinycnn import (
     train,
 )
 from tinycnn.cuda import _launch
-from tinycnn.cuda.optim import advance_kernel
+from tinycnn.cuda.optim import increment_kernel
 
 pytestmark = pytest.mark.gpu
 ON_CPU = pytest.mark.skipif(ON_GPU, reason="a real driver does not fail when it is told to")
@@ -75,7 +75,7 @@ def test_host_arrays_of_any_strides_arrive(name):
     assert there.is_c_contiguous()
     assert _launch.ravel(there).shape == (array.size,)
     other = cuda.empty(shape, np.float32)
-    cuda.write(other, array.reshape(shape) if array.ndim else array)
+    cuda.copy_to(other, array.reshape(shape) if array.ndim else array)
     np.testing.assert_array_equal(cuda.to_host(other), array.reshape(shape))
     if array.size:
         y = cuda.empty(shape, np.float32)
@@ -90,7 +90,7 @@ def test_slices_of_empty_arrays():
     some = cuda.to_device(GRID)
     assert cuda.to_host(some[:0]).shape == (0, 6)
     assert cuda.to_host(some[4:]).shape == (0, 6)
-    cuda.write(none, np.zeros((0, 3, 2)))
+    cuda.copy_to(none, np.zeros((0, 3, 2)))
 
 
 def test_views_are_made_once():
@@ -143,7 +143,7 @@ def test_a_launch_without_elements_does_nothing():
     cuda.linear_forward(cuda.empty((0, 3), np.float32), cuda.empty((0, 4), np.float32),
                         cuda.empty((3, 4), np.float32), cuda.empty((3,), np.float32))  # fmt: skip
     step = counter()
-    advance_kernel[(1, 0)](step)
+    increment_kernel[(1, 0)](step)
     assert value(step) == 0
     cuda.sgd(none, none, none, cuda.to_device(np.ones(1, np.float32)), step, 0.9, 0.0, 0.0, False)
     assert value(step) == 1
@@ -168,7 +168,7 @@ def test_a_step_runs_is_captured_and_is_replayed():
 
     def run():
         ran.append(1)
-        cuda.advance(step)
+        cuda.increment(step)
 
     captured = cuda.capture(run)
     for expected in (1, 2, 3, 4):
@@ -184,7 +184,7 @@ def test_a_step_runs_is_captured_and_is_replayed():
 @pytest.mark.parametrize("call", ["cuGraphInstantiateWithParams", "cuStreamBeginCapture_v2"])
 def test_a_graph_that_cannot_be_made_is_said_and_the_step_runs(call):
     step = counter()
-    captured = cuda.capture(lambda: cuda.advance(step))
+    captured = cuda.capture(lambda: cuda.increment(step))
     captured()
     cuda_on_cpu.inject_error(call, 1)
     with pytest.warns(UserWarning, match="could not be captured and runs kernel by kernel: .*INVALID_VALUE"):
@@ -192,7 +192,7 @@ def test_a_graph_that_cannot_be_made_is_said_and_the_step_runs(call):
     captured()
     assert value(step) == 3
     cuda_on_cpu.problems()
-    again = cuda.capture(lambda: cuda.advance(step))
+    again = cuda.capture(lambda: cuda.increment(step))
     for _ in range(3):
         again()
     assert again.graph
@@ -205,7 +205,7 @@ def test_an_allocation_inside_a_capture_is_said_and_the_step_runs():
 
     def allocate():
         cuda.empty((3,), np.float32)
-        cuda.advance(step)
+        cuda.increment(step)
 
     captured = cuda.capture(allocate)
     captured()
@@ -219,7 +219,7 @@ def test_an_interrupted_capture_leaves_nothing_behind():
     step, interrupt = counter(), []
 
     def interrupted():
-        cuda.advance(step)
+        cuda.increment(step)
         if interrupt:
             raise KeyboardInterrupt
 
@@ -228,7 +228,7 @@ def test_an_interrupted_capture_leaves_nothing_behind():
     interrupt.append(1)
     with pytest.raises(KeyboardInterrupt):
         captured()
-    cuda.advance(step)  # launched, not captured
+    cuda.increment(step)  # launched, not captured
     assert value(step) == 2
 
 
@@ -274,7 +274,7 @@ def test_an_arrays_pending_work_is_waited_for(stream, protocol):
 
     x, y = cuda.to_device(GRID.ravel()), cuda.empty((24,), np.float32)
     cuda.relu_forward(y, x)  # compiles
-    cuda.write(y, np.zeros(24, np.float32))
+    cuda.copy_to(y, np.zeros(24, np.float32))
     launch_on(stream, relu_forward_kernel, 1, y, x)
     taken = cuda.to_device(Other(y, stream, protocol))
     np.testing.assert_array_equal(cuda.to_host(taken), GRID.ravel())
@@ -288,7 +288,7 @@ def test_what_is_handed_out_is_waited_for(stream, protocol):
 
     x, y, out = cuda.to_device(GRID.ravel()), cuda.empty((24,), np.float32), cuda.empty((24,), np.float32)
     cuda.relu_forward(y, x)
-    cuda.write(y, np.zeros(24, np.float32))
+    cuda.copy_to(y, np.zeros(24, np.float32))
     cuda.relu_forward(y, x)  # still pending when the other library takes it
     shared = devices.share(y)
     if protocol == "numba":
@@ -373,9 +373,9 @@ def test_out_of_memory():
 
 
 FAILURES = {
-    "cuLaunchKernelEx": ("the launch of advance_kernel", lambda step: cuda.advance(step)),
+    "cuLaunchKernelEx": ("the launch of increment_kernel", lambda step: cuda.increment(step)),
     "cuMemcpyDtoH_v2": ("a copy from the device", lambda step: cuda.to_host(step)),
-    "cuMemcpyHtoD_v2": ("a copy to the device", lambda step: cuda.write(step, np.zeros(1, np.int64))),
+    "cuMemcpyHtoD_v2": ("a copy to the device", lambda step: cuda.copy_to(step, np.zeros(1, np.int64))),
     "cuCtxSynchronize": ("waiting", lambda step: _launch.synchronize()),
 }
 
@@ -385,7 +385,7 @@ FAILURES = {
 def test_a_failing_call_is_one_line_of_the_command_line(call, capsys):
     what, act = FAILURES[call]
     step = counter()
-    cuda.advance(step)
+    cuda.increment(step)
     cuda_on_cpu.inject_error(call, 719)
     with pytest.raises(_gpu.DeviceError, match=f"{what} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
         act(step)
@@ -398,7 +398,7 @@ def test_a_failing_call_is_one_line_of_the_command_line(call, capsys):
 @ON_CPU
 def test_a_failing_replay_is_one_line_too(capsys):
     step = counter()
-    captured = cuda.capture(lambda: cuda.advance(step))
+    captured = cuda.capture(lambda: cuda.increment(step))
     captured()
     captured()
     cuda_on_cpu.inject_error("cuGraphLaunch", 719)
@@ -414,7 +414,7 @@ def test_one_process_computes_on_one_gpu():
 def test_a_forked_child_is_refused(monkeypatch):
     monkeypatch.setitem(_launch._context, "forked", True)
     with pytest.raises(RuntimeError, match="was forked from one that uses the GPU"):
-        cuda.advance(counter())
+        cuda.increment(counter())
 
 
 # --- programs, from start to end --------------------------------------------------------------------------------------

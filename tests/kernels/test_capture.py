@@ -126,7 +126,7 @@ def test_a_step_that_is_not_made_of_kernels_alone_is_never_captured():
 
 def test_an_error_ends_the_recording():
     def step():
-        kernels.advance(counter)
+        kernels.increment(counter)
         if counter[0] == 1:
             raise KeyboardInterrupt
 

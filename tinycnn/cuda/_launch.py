@@ -33,7 +33,7 @@ import numba.cuda
 
 from tinycnn import _gpu
 from tinycnn.devices import DeviceMemoryError
-from tinycnn.kernels._cache import keep
+from tinycnn.kernels._cache import enable_cache
 
 cuda: Any = numba.cuda  # type checkers see the one that Numba itself still contains
 setattr(numba.config, "CUDA_LOW_OCCUPANCY_WARNINGS", 0)  # noqa: B010 (numba may have been imported before)
@@ -140,7 +140,7 @@ class Kernel:
     def __init__(self, function, threads, registers, double):
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
-        self.compiled = keep(cuda.jit()(function), importlib.import_module("numba.cuda.dispatcher").CUDACache)
+        self.compiled = enable_cache(cuda.jit()(function), importlib.import_module("numba.cuda.dispatcher").CUDACache)
 
     def __getitem__(self, blocks):
         return functools.partial(self.launch, blocks)
@@ -208,7 +208,7 @@ def skip_cleanup_after_fault(code):
         atexit.register(leave)  # the last one registered, and so the first one called
 
 
-def compile_for(step):
+def precompile(step):
     """Nothing: here kernels are compiled one by one, when they are launched first."""
 
 
@@ -333,7 +333,7 @@ def to_host(array):
         return array.copy_to_host()
 
 
-def write(array, values):
+def copy_to(array, values):
     """Overwrite an array of this device with `values` (NumPy or of this device, of the same shape)."""
     if isinstance(values, np.ndarray):
         values = _contiguous(values, array.dtype)

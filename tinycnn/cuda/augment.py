@@ -20,19 +20,23 @@ from tinycnn.cuda._launch import (
 )
 from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
-mix, upper, lower = device_function(scalars.mix), device_function(scalars.upper), device_function(scalars.lower)
+splitmix64 = device_function(scalars.splitmix64)
+uniform_from_high, uniform_from_low = (
+    device_function(scalars.uniform_from_high),
+    device_function(scalars.uniform_from_low),
+)
 sin, cos = overload_by_dtype(scalars.sin32, scalars.sin64), overload_by_dtype(scalars.cos32, scalars.cos64)
 HALF = scalars.HALF
 
 
 @device_function
 def first_draw(counter, seed, n):
-    return mix(mix(mix(seed) + np.uint64(counter[0])) + np.uint64(n))
+    return splitmix64(splitmix64(splitmix64(seed) + np.uint64(counter[0])) + np.uint64(n))
 
 
 @device_function
 def uniform(start, draw, low, high):
-    return (low + high) * HALF + (high - low) * HALF * upper(mix(start + np.uint64(draw)))
+    return (low + high) * HALF + (high - low) * HALF * uniform_from_high(splitmix64(start + np.uint64(draw)))
 
 
 @phase
@@ -52,17 +56,17 @@ def draw_matrix(tid, nt, first, matrices, counter, seed, turn, lean, translate, 
 
 
 @kernel(THREADS, registers=32)
-def affine_draw_kernel(matrices, counter, seed, turn, lean, translate, scale, squeeze):
+def random_affine_kernel(matrices, counter, seed, turn, lean, translate, scale, squeeze):
     first = cuda.blockIdx.x * THREADS
     draw_matrix(cuda.threadIdx.x, THREADS, first, matrices, counter, seed, turn, lean, translate, scale, squeeze)
 
 
-def affine_draw(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
+def random_affine(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
     """A random affine map for every image; see the twin."""
     T = matrices.dtype.type
     turn, lean = T(math.radians(degrees)), T(math.radians(shear))
     pairs = (tuple(map(T, pair)) for pair in (translate, scale, squeeze))
-    affine_draw_kernel[blocks(len(matrices))](ravel(matrices), counter, np.uint64(seed), turn, lean, *pairs)
+    random_affine_kernel[blocks(len(matrices))](ravel(matrices), counter, np.uint64(seed), turn, lean, *pairs)
 
 
 @phase
@@ -71,9 +75,9 @@ def draw_noise(tid, nt, first, field, counter, seed, plane):
     e = first + tid
     if e < field.size // 2:
         n, k = divmod32(e, plane)
-        word = mix(first_draw(counter, seed, n) + np.uint64(k))
+        word = splitmix64(first_draw(counter, seed, n) + np.uint64(k))
         at = 2 * n * plane + k
-        field[at], field[at + plane] = upper(word), lower(word)
+        field[at], field[at + plane] = uniform_from_high(word), uniform_from_low(word)
 
 
 @kernel(THREADS, registers=32)

@@ -43,15 +43,15 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
 
 
 @phase
-def add_up(tid, nt, losses, hits, counts, loss, predicted, target, shares):
+def add_up(tid, nt, losses, hits, counts, loss, predicted, target, class_weight):
     """This thread's share of the batch."""
     loss_sum, right, share = 0.0, 0.0, 0.0
     for b in range(tid, loss.size, nt):
         loss_sum += loss[b]
         if predicted.size > 0 and predicted[b] == target[b]:
             right += 1.0
-        if shares.size > 0:
-            share += shares[target[b]]
+        if class_weight.size > 0:
+            share += class_weight[target[b]]
     losses[tid], hits[tid], counts[tid] = loss_sum, right, share
 
 
@@ -69,7 +69,7 @@ def move_on(tid, nt, few_losses, few_hits, few_counts, totals, cursor, images, m
 
 
 @kernel(THREADS, registers=64, double="the sums over an epoch, one number a batch")
-def tally_kernel(totals, cursor, loss, predicted, target, shares):
+def accumulate_metrics_kernel(totals, cursor, loss, predicted, target, class_weight):
     losses = cuda.shared.array(THREADS, np.float64)
     hits = cuda.shared.array(THREADS, np.float64)
     counts = cuda.shared.array(THREADS, np.float64)
@@ -77,15 +77,15 @@ def tally_kernel(totals, cursor, loss, predicted, target, shares):
     few_hits = cuda.shared.array(PARTIALS, np.float64)
     few_counts = cuda.shared.array(PARTIALS, np.float64)
     tid = cuda.threadIdx.x
-    add_up(tid, THREADS, losses, hits, counts, loss, predicted, target, shares)
+    add_up(tid, THREADS, losses, hits, counts, loss, predicted, target, class_weight)
     cuda.syncthreads()
     block_reduce(tid, THREADS, few_losses, losses)
     block_reduce(tid, THREADS, few_hits, hits)
     block_reduce(tid, THREADS, few_counts, counts)
     cuda.syncthreads()
-    move_on(tid, THREADS, few_losses, few_hits, few_counts, totals, cursor, loss.size, shares.size > 0)
+    move_on(tid, THREADS, few_losses, few_hits, few_counts, totals, cursor, loss.size, class_weight.size > 0)
 
 
-def tally(totals, cursor, loss, predicted, target, shares):
+def accumulate_metrics(totals, cursor, loss, predicted, target, class_weight):
     """Count a batch; see the twin."""
-    tally_kernel[1](totals, cursor, loss, predicted, target, shares)
+    accumulate_metrics_kernel[1](totals, cursor, loss, predicted, target, class_weight)

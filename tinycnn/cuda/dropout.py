@@ -5,7 +5,7 @@ import numpy as np
 from tinycnn import scalars
 from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, divmod32, kernel, phase, ravel
 
-mix = device_function(scalars.mix)
+splitmix64 = device_function(scalars.splitmix64)
 HALF_WORD = np.uint64(32)
 
 
@@ -13,8 +13,8 @@ HALF_WORD = np.uint64(32)
 def drop(tid, nt, first, y, x, counter, seed, threshold, scale, span):
     i = first + tid
     if i < y.size:
-        start = mix(mix(seed) + np.uint64(counter[0]))
-        kept = (mix(start + np.uint64(divmod32(i, span)[0])) >> HALF_WORD) >= threshold
+        start = splitmix64(splitmix64(seed) + np.uint64(counter[0]))
+        kept = (splitmix64(start + np.uint64(divmod32(i, span)[0])) >> HALF_WORD) >= threshold
         y[i] = x[i] * scale if kept else x.dtype.type(0)
 
 

@@ -233,13 +233,13 @@ def measure(tid, nt, first, y, x, w, K, F):
 
 
 @kernel(THREADS, registers=40)
-def distance_forward_kernel(y, x, w, K, F):
+def squared_distance_forward_kernel(y, x, w, K, F):
     measure(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x, w, K, F)
 
 
-def distance_forward(y, x, w):
+def squared_distance_forward(y, x, w):
     """y[n, i] = |x[n] - w[i]|^2"""
-    distance_forward_kernel[blocks(y.size)](ravel(y), ravel(x), ravel(w), len(w), x.shape[1])
+    squared_distance_forward_kernel[blocks(y.size)](ravel(y), ravel(x), ravel(w), len(w), x.shape[1])
 
 
 @phase
@@ -255,17 +255,17 @@ def pull(tid, nt, first, d, dy, here, there, rows, F, step_row, step_other):
 
 
 @kernel(THREADS, registers=48)
-def distance_backward_kernel(d, dy, here, there, rows, F, step_row, step_other):
+def squared_distance_backward_kernel(d, dy, here, there, rows, F, step_row, step_other):
     pull(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, d, dy, here, there, rows, F, step_row, step_other)
 
 
-def distance_backward(dx, dw, dy, x, w):
-    """Gradients of both arguments of `distance_forward`; dx and dw of size 0 are not computed."""
+def squared_distance_backward(dx, dw, dy, x, w):
+    """Gradients of both arguments of `squared_distance_forward`; dx and dw of size 0 are not computed."""
     (N, F), K = x.shape, len(w)
     if dx.size:
-        distance_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(x), ravel(w), K, F, K, 1)
+        squared_distance_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(x), ravel(w), K, F, K, 1)
     if dw.size:
-        distance_backward_kernel[blocks(dw.size)](ravel(dw), ravel(dy), ravel(w), ravel(x), N, F, 1, K)
+        squared_distance_backward_kernel[blocks(dw.size)](ravel(dw), ravel(dy), ravel(w), ravel(x), N, F, 1, K)
 
 
 @phase
@@ -295,15 +295,13 @@ def compare(tid, nt, first, loss, predicted, dx, x, target, K, rubbish, scale):
 
 
 @kernel(THREADS, registers=64)
-def nearest_loss_kernel(loss, predicted, dx, x, target, K, rubbish, scale):
+def rbf_loss_kernel(loss, predicted, dx, x, target, K, rubbish, scale):
     first = cuda.blockIdx.x * THREADS
     compare(cuda.threadIdx.x, THREADS, first, loss, predicted, dx, x, target, K, rubbish, scale)
 
 
-def nearest_loss(loss, predicted, dx, x, target, rubbish, mean):
+def rbf_loss(loss, predicted, dx, x, target, rubbish, mean):
     """Losses of distances, eq. 8 and eq. 9; see the twin."""
     N, K = x.shape
     T = x.dtype.type
-    nearest_loss_kernel[blocks(N)](
-        loss, predicted, ravel(dx), ravel(x), target, K, T(rubbish), T(1 / N if mean else 1.0)
-    )
+    rbf_loss_kernel[blocks(N)](loss, predicted, ravel(dx), ravel(x), target, K, T(rubbish), T(1 / N if mean else 1.0))

@@ -215,18 +215,18 @@ def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets,
 
 
 def batch_norm_forward(
-    y, x, weight, bias, mean, rstd, running_mean, running_var, batches, momentum, eps, training, images
+    y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training, batch_size
 ):  # fmt: skip
     """See the twin."""
     (N, C, H, W), T, affine = x.shape, x.dtype.type, weight.size > 0
     weight, bias = (weight, bias) if affine else (mean, mean)
     norm_forward_kernel[C](
-        ravel(y), ravel(x), weight, bias, affine, mean, rstd, running_mean, running_var, batches, T(momentum), T(eps),
-        1 if training else 2, H * W, H * W, C * H * W, N * H * W, C, H * W,
+        ravel(y), ravel(x), weight, bias, affine, mean, rstd, running_mean, running_var, num_batches_tracked, T(momentum),
+        T(eps), 1 if training else 2, H * W, H * W, C * H * W, N * H * W, C, H * W,
     )  # fmt: skip
 
 
-def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, images):
+def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
     """dx, dweight and dbias of size 0 are not computed."""
     (N, C, H, W), affine = x.shape, weight.size > 0
     if dweight.size:

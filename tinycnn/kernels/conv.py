@@ -20,7 +20,7 @@ the rows.
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels._simd import add_totals, cross, picks, ravel, starts, stores, width, zeros
 from tinycnn.kernels.direct_conv import CHUNKS, conv2d_backward_tiled, conv2d_forward_tiled
 from tinycnn.kernels.layout import on_images
@@ -31,7 +31,7 @@ from tinycnn.kernels.pooling import clear
 MAPS, TAPS = 3, 5  # output maps and taps of a block of weight gradients
 PRODUCTS = MAPS * TAPS
 
-products_block = inner(lambda x: zeros(x, PRODUCTS))
+products_block = device_function(lambda x: zeros(x, PRODUCTS))
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
@@ -81,13 +81,13 @@ def as_rows(array):
 # its end, so whatever a run reads has room for two more.
 
 
-@inner
+@device_function
 def run_length(y, pitch):
     """Of a plane (OH, OW), rounded up to pairs of vectors."""
     return ceil_to((y.shape[0] - 1) * pitch + y.shape[1], 2 * width(y))
 
 
-@inner
+@device_function
 def combine(y, src, at, pitch, weight, bias, shape, steps, like):
     """y[r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[at + i*pitch + j + c*steps[0] + u*steps[1] + v*steps[2]]
 
@@ -107,7 +107,7 @@ def combine(y, src, at, pitch, weight, bias, shape, steps, like):
                     to[j] = run[j]
 
 
-@inner
+@device_function
 def combine_maps(y, src, at, pitch, weight, bias, shape, steps, block):
     """`combine` with blocks of as many maps as the weights are packed in."""
     if block == WIDE:
@@ -116,7 +116,7 @@ def combine_maps(y, src, at, pitch, weight, bias, shape, steps, block):
         combine(y, src, at, pitch, weight, bias, shape, steps, narrow_block(src))
 
 
-@inner
+@device_function
 def correlate(dw, rows, first, between, src, offset, length):
     """dw[o, t] += sum over k < length of rows[first + o*between + k] * src[offset[t] + k].
 
@@ -140,7 +140,7 @@ def correlate(dw, rows, first, between, src, offset, length):
                     dw[o + i, t + k] += totals[i * TAPS + k]
 
 
-@inner
+@device_function
 def lay_out(flat, images, first, count, start, pitch, plane):
     """flat[c*plane + start + i*pitch + j] = images[first + c, i, j]"""
     for c in range(count):
@@ -150,7 +150,7 @@ def lay_out(flat, images, first, count, start, pitch, plane):
                 to[j] = row[j]
 
 
-@inner
+@device_function
 def add_sums(db, dy):
     """db[o] += sum of plane o of one image."""
     for o in range(len(dy)):
@@ -160,7 +160,7 @@ def add_sums(db, dy):
         db[o] += total
 
 
-@inner
+@device_function
 def biases(b, groups, count):
     """b, (O,) or (0,), as (groups, count >= O/groups), filled up with zeros."""
     bias = np.zeros((groups, count), b.dtype)
@@ -169,13 +169,13 @@ def biases(b, groups, count):
     return bias
 
 
-@inner
+@device_function
 def image_of(dx, n):
     """Image n of a gradient, or nothing if it is not wanted."""
     return dx[n] if dx.size else dx.reshape((dx.size, 0, 0))
 
 
-@inner
+@device_function
 def add_parts(to, parts):
     """to = the sum of the parts, in order; both flat, to may be of size 0."""
     for k in range(to.size):
@@ -188,7 +188,7 @@ def add_parts(to, parts):
 # --- stride one: the image is its own column matrix -------------------------------------------------------------------
 
 
-@inner
+@device_function
 def forward_one(y, x, weight, bias, shape, padding, dilation, block):
     """One image.  y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
     (_, KH, KW), (ph, pw), groups = shape, padding, len(weight)
@@ -210,7 +210,7 @@ def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
         forward_one(y[n], x[n], weight, bias, shape, padding, dilation, block)
 
 
-@inner
+@device_function
 def backward_one(dx, dw, dy, x, turned, kernel_size, padding, dilation, block):
     """One image; adds to dw: (O, C/groups * KH * KW).  turned: see `pack`"""
     groups, (KH, KW), (ph, pw), (dh, dw_) = len(turned), kernel_size, padding, dilation
@@ -258,7 +258,7 @@ def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, gro
 # --- any stride: im2col, product, col2im ------------------------------------------------------------------------------
 
 
-@inner
+@device_function
 def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, padding, dilation):
     """columns[((c*KH + u)*KW + v)*OH*OW + i*OW + j] = image[first + c, i*sh + u*dh - ph, j*sw + v*dw - pw] or zero."""
     H, W = image.shape[1], image.shape[2]
@@ -275,7 +275,7 @@ def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, paddi
                         at += 1
 
 
-@inner
+@device_function
 def columns_to_image(image, columns, first, count, KH, KW, OH, OW, stride, padding, dilation):
     """The transpose of `image_to_columns`: adds every column entry to the pixel that it was copied from."""
     H, W = image.shape[1], image.shape[2]
@@ -314,7 +314,7 @@ def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
         columns_to_image(x[n], flat, 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
 
 
-@inner
+@device_function
 def forward_image(y, x, weight, bias, kernel_size, stride, padding, dilation, block):
     """One image.  y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
     (O, OH, OW), (KH, KW), groups = y.shape, kernel_size, len(weight)
@@ -335,7 +335,7 @@ def conv2d_forward_columns(y, x, w, b, stride, padding, dilation, groups):
         forward_image(y[n], x[n], weight, bias, kernel_size, stride, padding, dilation, block)
 
 
-@inner
+@device_function
 def backward_image(dx, dw, dy, x, transposed, kernel_size, stride, padding, dilation, block):
     """One image; adds to dw: (O, C/groups * KH * KW).  transposed: the weights that lead from dy to columns"""
     (O, OH, OW), (KH, KW), groups, W = dy.shape, kernel_size, len(transposed), width(x)

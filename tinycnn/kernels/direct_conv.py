@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inner, kernel, part_of
+from tinycnn.kernels._jit import device_function, inline_ir, kernel
 from tinycnn.kernels.layout import meeting
 from tinycnn.kernels.microkernel import NARROW, WIDE, add_taps, better, ceil_to, narrow_block, offsets, pack, wide_block
 
@@ -34,12 +34,12 @@ load, store, ravel = _simd.load, _simd.store, _simd.ravel
 
 MANY_SUMS, FEW_SUMS = MANY * TAPS, FEW * TAPS
 
-many_block, few_block = inner(lambda x: zeros(x, MANY_SUMS)), inner(lambda x: zeros(x, FEW_SUMS))
-many_maps, few_maps = inner(lambda x: zeros(x, MANY)), inner(lambda x: zeros(x, FEW))
-taps_block = inner(lambda x: zeros(x, TAPS))
+many_block, few_block = device_function(lambda x: zeros(x, MANY_SUMS)), device_function(lambda x: zeros(x, FEW_SUMS))
+many_maps, few_maps = device_function(lambda x: zeros(x, MANY)), device_function(lambda x: zeros(x, FEW))
+taps_block = device_function(lambda x: zeros(x, TAPS))
 
 
-@inner
+@device_function
 def on_lines(size, like):
     """So many numbers, not set, from the beginning of a line of the cache: otherwise every vector would lie on two."""
     room = np.empty(size + BYTES // like.itemsize, like.dtype)
@@ -47,13 +47,13 @@ def on_lines(size, like):
     return room[start : start + size]
 
 
-@inner
+@device_function
 def odd(n):
     """n or n + 1.  Pixels that are 64 lines apart, or another power of two, would share a few places of the cache."""
     return n | 1
 
 
-@inner
+@device_function
 def spread_out(x, first, count, rows, margin, maps_last):
     """Rows `rows` of maps first ... first + count of a tile, flat, with `margin` columns of zeros on both sides:
     (count, rows, W', L) or, `maps_last`, (rows, W', odd(count), L).
@@ -78,7 +78,7 @@ def spread_out(x, first, count, rows, margin, maps_last):
     return flat
 
 
-@inner
+@device_function
 def slide(y, places, first, count, src, lies, weight, bias, shape, stride, padding, dilation, rows, like):
     """y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[c, i*sh + u*dh - ph, j*sw + v*dw - pw], one tile.
 
@@ -117,19 +117,19 @@ def slide(y, places, first, count, src, lies, weight, bias, shape, stride, paddi
                 stores(out, to, OH * width * L, next_to * apart[1] * L, sums, min(block, count - r))
 
 
-@inner
+@device_function
 def bands(x, y, least):
     """How many parts an image has."""
     return max(least, min(y.shape[1], (x.size + y.size) // ROOM))
 
 
-@inner
+@device_function
 def band(part, parts, height):
     """The rows of an image that are its part `part` of `parts`."""
     return part * height // parts, (part + 1) * height // parts
 
 
-@inner
+@device_function
 def source_rows(rows, K, stride, padding, dilation, height):
     """The rows of the image that the windows of output rows `rows` meet."""
     first = rows[0] * stride - padding
@@ -137,13 +137,13 @@ def source_rows(rows, K, stride, padding, dilation, height):
     return min(height, max(0, first)), min(height, max(0, last + 1))
 
 
-@inner
+@device_function
 def edge_columns(out, W, K, stride, padding, dilation):
     """How many columns a window reaches over the edge at most, on either side."""
     return max(padding, (out - 1) * stride + (K - 1) * dilation - padding - (W - 1))
 
 
-@part_of
+@inline_ir
 def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, like):
     """Output rows `rows` of a tile.  weight: (groups, ...), see `pack`   bias: (groups, ...)"""
     H, W = x.shape[1:3]
@@ -176,7 +176,7 @@ def conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups):
             forward_band(y[t], x[t], weight, bias, shape, stride, padding, dilation, rows, narrow_block(x))
 
 
-@inner
+@device_function
 def meeting_taps(place, K, stride, padding, dilation):
     """The taps of K that lead from dy to pixels place, place + stride, ... of dx: the first one, the step to the next
     and, for these pixels and taps on their own, turned, the padding and dilation with which they meet dy."""
@@ -189,7 +189,7 @@ def meeting_taps(place, K, stride, padding, dilation):
     return first, step, (last * dilation - place - padding) // stride, step * dilation // stride
 
 
-@inner
+@device_function
 def pack_turned(w, groups, block, stride, padding, dilation):
     """(sh*sw, groups, ...): the weights that lead to a pixel of dx, see `pack`, for each place modulo the stride."""
     O, per, KH, KW = w.shape
@@ -205,7 +205,7 @@ def pack_turned(w, groups, block, stride, padding, dilation):
     return turned
 
 
-@part_of
+@inline_ir
 def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
     """Rows `rows` of a tile's input gradient: for each place modulo the stride dy convolved with weights, turned.
 
@@ -230,7 +230,7 @@ def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
                 )  # fmt: skip
 
 
-@inner
+@device_function
 def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows, none, left):
     """Add a tile's products of dy's rows `rows` to the weights' gradient, and their sums to the bias's.
 
@@ -285,7 +285,7 @@ def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows
                         bias_part[o] += total
 
 
-@inner
+@device_function
 def sum_parts(dw, db, part, bias_part, groups, maps, fill):
     """dw and db from their parts, added in order."""
     O, per, KH, KW = dw.shape
@@ -312,7 +312,7 @@ def sum_parts(dw, db, part, bias_part, groups, maps, fill):
             db[o] += bias_part[k, o]
 
 
-@part_of
+@inline_ir
 def backward_tile(dx, part, bias_part, dy, x, weight, shape, stride, padding, dilation, band_of, block):
     """A band of a tile; adds to the parts.  shape: (groups, O/groups, KH, KW)   band_of: its number, and of how many"""
     groups, count, KH, KW = shape

@@ -13,16 +13,16 @@ formula: see activations.py   divisor: of a window's sum   indices and the rest:
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels._simd import ravel
-from tinycnn.kernels.activations import activate, descend
-from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, row, spread_row, unpool
+from tinycnn.kernels.activations import apply_activation, apply_derivative
+from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, repeat_pixels, row, unpool
 
 
-@inner
+@device_function
 def forward_plane(y, x, formula, share):
     for i in range(len(y)):
-        activate(ravel(x[2 * i : 2 * i + 2]), formula)
+        apply_activation(ravel(x[2 * i : 2 * i + 2]), formula)
         mean_2x2(y, x, share, i, i + 1)
 
 
@@ -35,15 +35,15 @@ def average_forward(y, x, formula, divisor):
         forward_plane(y[t, c], x[t, c], formula, share)
 
 
-@inner
+@device_function
 def backward_plane(dx, dy, formula, share):
     length = row(dx, 0).size
     slopes = np.zeros(2 * length, dx.dtype)
     for i in range(len(dy)):
         values = ravel(dx[2 * i : 2 * i + 2])
-        spread_row(slopes[:length], row(dy, i), share, dx)
-        spread_row(slopes[length:], row(dy, i), share, dx)
-        descend(slopes, values, formula)
+        repeat_pixels(slopes[:length], row(dy, i), share, dx)
+        repeat_pixels(slopes[length:], row(dy, i), share, dx)
+        apply_derivative(slopes, values, formula)
         for k in range(values.size):
             values[k] = slopes[k]
     clear(dx[2 * len(dy) :])
@@ -65,7 +65,7 @@ def max_forward(y, indices, x, formula, kernel_size, stride, padding, dilation):
     for task in prange(len(x) * C):
         t, c = task // C, task % C
         max_windows(y[t, c], indices[t, c], x[t, c], kernel_size, stride, padding, dilation)
-        activate(ravel(y[t, c]), formula)
+        apply_activation(ravel(y[t, c]), formula)
 
 
 @kernel
@@ -74,5 +74,5 @@ def max_backward(dx, dy, indices, y, formula, kernel_size, stride, padding, dila
     C = dx.shape[1]
     for task in prange(len(dx) * C):
         t, c = task // C, task % C
-        descend(ravel(dy[t, c]), ravel(y[t, c]), formula)
+        apply_derivative(ravel(dy[t, c]), ravel(y[t, c]), formula)
         unpool(dx[t, c], dy[t, c], indices[t, c], kernel_size, stride, padding, dilation)

@@ -12,7 +12,7 @@ from numba import prange
 from numba.extending import overload
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 
 transpose, width, ravel = _simd.transpose, _simd.width, _simd.ravel
 
@@ -33,14 +33,14 @@ def images_a_tile(batch, dtype):
     return size if 2 * batch >= size else 1
 
 
-@inner
+@device_function
 def meeting(start, step, count, size):
     """The range of k < count for which start + k*step lies in 0 ... size."""
     first = min(count, max(0, (step - 1 - start) // step))
     return first, max(first, min(count, (size - start + step - 1) // step))
 
 
-@inner
+@device_function
 def gather_plane(to, x, n, c, count):
     """to[p*L + l] = pixel p of x[n + l, c], with L lanes; lanes from `count` on are zero."""
     L, P, step = to.size // (x.shape[2] * x.shape[3]), x.shape[2] * x.shape[3], x[0].size
@@ -61,7 +61,7 @@ def gather_plane(to, x, n, c, count):
                 to[p * L + lane] = flat[start + lane * step + p] if lane < count else x.dtype.type(0)
 
 
-@inner
+@device_function
 def scatter_plane(y, n, c, count, plane):
     """The opposite: y[n + l, c], pixel p, = plane[p*L + l] for the first `count` lanes."""
     L, P, step = plane.size // (y.shape[2] * y.shape[3]), y.shape[2] * y.shape[3], y[0].size

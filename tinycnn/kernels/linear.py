@@ -10,18 +10,18 @@ sums stay in vector registers until they are complete (see _simd.py).
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels._simd import BYTES, add_totals, cross, loads, outer, ravel, stores, transpose, width, zeros
 
 ALONE = 10  # outputs a block of images that are too few for such sums
 ROWS = 8 if BYTES == 64 else 6  # of a block of sums, each two vectors long; as many as there are registers for
 SUMS = 2 * ROWS
 
-alone_block = inner(lambda x: zeros(x, ALONE))
-rows_block = inner(lambda x: zeros(x, SUMS))
+alone_block = device_function(lambda x: zeros(x, ALONE))
+rows_block = device_function(lambda x: zeros(x, SUMS))
 
 
-@inner
+@device_function
 def at_least(array, rows, columns):
     """The array, (R, C), with zeros added where it has fewer rows or columns."""
     if len(array) >= rows and array.shape[1] >= columns:
@@ -31,7 +31,7 @@ def at_least(array, rows, columns):
     return larger
 
 
-@inner
+@device_function
 def put(to, rows, columns):
     """to[i, j] = rows[i, j] for j < columns.  (As an assignment of slices it takes the compiler seconds longer.)"""
     for i in range(min(len(to), len(rows))):
@@ -39,7 +39,7 @@ def put(to, rows, columns):
             to[i, j] = rows[i, j]
 
 
-@inner
+@device_function
 def one_image(y, x, w, b):
     """y: (O,)   x: (F,)   w: (>= O, F), at least ALONE rows"""
     O, F, W = y.size, x.size, width(x)
@@ -59,7 +59,7 @@ def one_image(y, x, w, b):
             y[o + k] = total
 
 
-@inner
+@device_function
 def strip_of_rows(b, count, length, j):
     """The numbers j ... j + 2W of `length` rows in one piece, since they lie on as many pages.  b: rows of `count`"""
     W, pair = width(b), zeros(b, 2)
@@ -69,7 +69,7 @@ def strip_of_rows(b, count, length, j):
     return strip
 
 
-@inner
+@device_function
 def strip_of_columns(b, length, j):
     """The rows j ... j + 2W as columns.  b: rows of `length`, at least W"""
     W = width(b)
@@ -81,7 +81,7 @@ def strip_of_columns(b, length, j):
     return strip
 
 
-@inner
+@device_function
 def weigh(out, first, last, count, a, row_step, step, strip, j, start):
     """out[i, j + l] = start[j + l] + sum over k of a[i*row_step + k*step] * strip[k, l], two vectors of l wide.
 
@@ -104,7 +104,7 @@ def weigh(out, first, last, count, a, row_step, step, strip, j, start):
         stores(out, i * count + j, count, W, sums, ROWS)
 
 
-@inner
+@device_function
 def start_of(b, count):
     """What `weigh` starts from: b, (O,) or (0,), filled up with zeros, after a one."""
     start = np.zeros(1 + count, b.dtype)

@@ -8,30 +8,30 @@ loaded is used several times, which is what keeps the multiply-add units busy.
 import numpy as np
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inlined, inner
+from tinycnn.kernels._jit import device_function, force_inline
 
 WIDE, NARROW = 8, 6  # output maps a block; the number that leaves fewer of the last block unused is taken
 
 loads, outer, zeros = _simd.loads, _simd.outer, _simd.zeros
 
 # Blocks are tuples, and tuples have their size in their type: these make one of each.
-wide_block = inner(lambda x: zeros(x, 16))
-narrow_block = inner(lambda x: zeros(x, 12))
+wide_block = device_function(lambda x: zeros(x, 16))
+narrow_block = device_function(lambda x: zeros(x, 12))
 
 
-@inner
+@device_function
 def ceil_to(n, multiple):
     """The smallest multiple of `multiple` that is at least n."""
     return (n + multiple - 1) // multiple * multiple
 
 
-@inner
+@device_function
 def better(n, large, small):
     """The block size of the two that covers n with less to spare."""
     return large if ceil_to(n, large) <= ceil_to(n, small) else small
 
 
-@inner
+@device_function
 def offsets(I, J, K, i_step, j_step, k_step):
     """i*i_step + j*j_step + k*k_step for i < I, j < J, k < K, in this order: where the taps of a window are."""
     offset, at = np.empty(I * J * K, np.int64), 0
@@ -43,7 +43,7 @@ def offsets(I, J, K, i_step, j_step, k_step):
     return offset
 
 
-@inlined
+@force_inline
 def add_taps(sums, src, at, offset, first, last, right, weight, w):
     """Add, for taps first ... last of the windows at two vectors, `right` apart, weight times source.
 
@@ -56,7 +56,7 @@ def add_taps(sums, src, at, offset, first, last, right, weight, w):
     return sums
 
 
-@inner
+@device_function
 def pack(w, groups, block, flipped, taps_first):
     """Weights in the order in which they are read: (groups, blocks * C * KH * KW * block), where the last axis of a
     block is the output map, and the one before it the tap or, if `taps_first`, the input map.
