@@ -1,11 +1,11 @@
-"""What all benchmarks share: competitors in processes of their own, turns, ceilings, hardware, tables, files.
+"""What all benchmarks share: competitors in processes of their own, turns, hardware, tables, files.
 
 A competitor is an object of any class; `Worker` makes it in a fresh process and calls its methods from here.  Of its
 own, because the idle threads of one library's pool spin for a while, and would take the processor from the next one's.
 Competitors take turns: each repeats its call for a fraction of a second, then the next one does, round after round, so
 that whatever else the machine is doing meets all of them alike.  The median of the turns is what counts.
 
-What the machine can do at best is measured in the same rounds, as two more competitors: `Ceilings`.
+The machine's ceilings are measured in the same rounds, as two more competitors: `_ceilings.CpuCeilings`.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -199,38 +198,6 @@ def round_robin(jobs, turns, seconds):
 def median(turns):
     """Median over the turns of the mean seconds of a call."""
     return statistics.median(statistics.fmean(turn) for turn in turns)
-
-
-class Ceilings:
-    """What the machine does at best: a large matrix product of NumPy's BLAS, and copying on all threads."""
-
-    SIZE, BYTES = 1024, 2**27  # the copy's source, and again its target: more than caches hold
-    FLOPS = 2 * SIZE**3
-
-    def __init__(self, threads):
-        self.a = np.random.default_rng(0).random((self.SIZE, self.SIZE), dtype=np.float32)
-        self.product = np.empty_like(self.a)
-        self.pool = ThreadPoolExecutor(threads)
-        source, target = (np.array_split(np.ones(self.BYTES // 4, np.float32), threads) for _ in range(2))
-        self.parts = list(zip(target, source, strict=True))
-
-    def gemm(self):
-        np.matmul(self.a, self.a, out=self.product)
-
-    def copy(self):
-        list(self.pool.map(lambda part: np.copyto(*part), self.parts))
-
-
-def with_ceilings(jobs, ceilings):
-    return jobs | {"gemm": (ceilings, "gemm"), "copy": (ceilings, "copy")}
-
-
-def ceiling_rates(times):
-    """GFLOP/s of the matrix product and GB/s, read and written, of the copy."""
-    return {
-        "gemm_gflops": Ceilings.FLOPS / median(times["gemm"]) / 1e9,
-        "copy_gb_per_s": 2 * Ceilings.BYTES / median(times["copy"]) / 1e9,
-    }
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------

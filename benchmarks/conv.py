@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import _competitors
+from benchmarks import _ceilings, _competitors
 from benchmarks import _harness as harness
 
 PHASES = ("forward", "backward")
@@ -284,7 +284,7 @@ def check(shape, batch, workers):
 
 def measure(args, threads):
     rows = []
-    ceilings = harness.Worker(threads, harness.Ceilings, threads)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     workers = harness.start_workers(threads, args.only, threads)
     columns = list(workers)
     print(f"\nbatches of {args.batch}, {threads} threads; GFLOP/s")
@@ -297,14 +297,14 @@ def measure(args, threads):
         for phase, work in zip(PHASES, (1, 2), strict=True):
             able = {name: worker for name, worker in workers.items() if phase == "forward" or name != "onnxruntime"}
             jobs = {name: (worker, phase) for name, worker in able.items()}
-            times = harness.round_robin(harness.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            times = harness.round_robin(_ceilings.with_ceilings(jobs, ceilings), args.turns, args.seconds)
             flops, seconds = work * shape.flops(args.batch), {name: harness.median(times[name]) for name in able}
             gflops = {name: flops / s / 1e9 for name, s in seconds.items()}
             row = {
                 "threads": threads, "name": shape.name, "shape": shape._asdict(), "batch": args.batch, "phase": phase,
                 "flops": flops, "bytes": work * shape.bytes(args.batch), "seconds": seconds, "gflops": gflops,
                 "choices": {name: found[phase] for name, found in choices.items() if phase in found},
-            } | harness.ceiling_rates(times)  # fmt: skip
+            } | _ceilings.ceiling_rates(times)  # fmt: skip
             rows.append(row)
             best = max((rate for name, rate in gflops.items() if name != "tinycnn"), default=None)
             shown = [f"{gflops[name]:.1f}" if name in gflops else None for name in columns]

@@ -81,7 +81,7 @@ def median(function, repeats):
 
     for _ in range(2):
         function()
-    return statistics.median(_launch.seconds(function) for _ in range(repeats))
+    return statistics.median(_launch.elapsed_seconds(function) for _ in range(repeats))
 
 
 def same(what, got, want, tolerance):
@@ -101,16 +101,12 @@ def ceilings(size):
     from benchmarks import _ceilings
     from tinycnn import cuda
 
-    x = cuda.to_device(np.random.default_rng(0).random(size["copy"], dtype=np.float32))
-    y = cuda.empty((size["copy"],), np.float32)
-    seconds = median(lambda: _ceilings.copy(y, x), size["repeats"])
-    same("the copy", cuda.to_host(y), cuda.to_host(x), 0)
-    gigabytes = 2 * x.nbytes / seconds / 1e9
-    few = cuda.empty((size["chains"],), np.float32)
-    seconds = median(lambda: _ceilings.multiply_adds(few, x), size["repeats"])
-    teraflops = 2 * size["chains"] * _ceilings.STEPS * _ceilings.CHAINS / seconds / 1e12
-    figures = {"copy_gb_per_s": gigabytes, "fma_tflop_per_s": teraflops}
-    return figures, [f"copy {gigabytes:,.0f} GB/s, fused multiply-adds {teraflops:.1f} TFLOP/s"]
+    ceiling = _ceilings.GpuCeilings(size["copy"], size["chains"])
+    seconds = [median(call, size["repeats"]) for call in (ceiling.multiply, ceiling.copy)]
+    same("the copy", cuda.to_host(ceiling.target), cuda.to_host(ceiling.source), 0)
+    rates = _ceilings.rates(ceiling, *seconds)
+    line = f"copy {rates['copy_gb_per_s']:,.0f} GB/s, fused multiply-adds {rates['gemm_gflops'] / 1e3:.1f} TFLOP/s"
+    return rates, [line]
 
 
 def kernels(size):
@@ -214,7 +210,7 @@ def steps(size):
 def _seconds(function):
     from tinycnn.cuda import _launch
 
-    return _launch.seconds(function)
+    return _launch.elapsed_seconds(function)
 
 
 def launches(size):
@@ -452,7 +448,7 @@ def main(argv=None):
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    status = _gpu.look()
+    status = _gpu.probe()
     header = f"{name}; {runs.processor()}, {os.cpu_count()} cores; driver for CUDA {status.driver}; " + ", ".join(
         f"{package} {version or 'none'}" for package, version in versions.items()
     )

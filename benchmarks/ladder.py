@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, prange
 
+from benchmarks import _ceilings
 from benchmarks import _harness as harness
 from tinycnn import kernels, set_threads
 from tinycnn.kernels.conv import conv2d_forward_im2col, conv2d_forward_shifted
@@ -173,15 +174,15 @@ class Ladder:
 
 def measure(args, threads):
     ladder = harness.Worker(threads, Ladder, threads, args.images)
-    ceilings = harness.Worker(threads, harness.Ceilings, threads)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     print(f"\n{args.images} images, {threads} threads; {FLOPS / 1e6:.2f} MFLOP an image")
     want = ladder.call("reference")
     for name in VERSIONS:
         got = ladder.call("answer", name)
         harness.assert_agree("the output", {"float64": want[: len(got)], name: got}, "float64", TOLERANCE)
-    jobs = harness.with_ceilings({name: (ladder, "run", name) for name in VERSIONS}, ceilings)
+    jobs = _ceilings.with_ceilings({name: (ladder, "run", name) for name in VERSIONS}, ceilings)
     times, figures, rows = harness.round_robin(jobs, args.turns, args.seconds), {}, []
-    figures = harness.ceiling_rates(times)
+    figures = _ceilings.ceiling_rates(times)
     line = harness.table(["version", "µs an image", "GFLOP/s", "of GEMM", "x before", "x first"], [22, 12, 9, 8, 9, 10])
     for name in VERSIONS:
         seconds = harness.median(times[name]) / (1 if name == "Python loops" else args.images)

@@ -21,7 +21,7 @@ import timeit
 
 import numpy as np
 
-from benchmarks import _competitors
+from benchmarks import _ceilings, _competitors
 from benchmarks import _harness as harness
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
@@ -103,7 +103,7 @@ COMPETITORS = _competitors.TRAINING | {"tinycnn": TinyCNN}
 def measure(args, threads):
     """Rows of the first table, each with the second table of its batch under "parts"."""
     rows = []
-    ceilings = harness.Worker(threads, harness.Ceilings, threads)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     for net in args.nets:
         weights = _competitors.initial_weights(net)
         print(f"\nLeNet-5, {net}, {threads} threads; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image")
@@ -118,10 +118,10 @@ def measure(args, threads):
                 f"batch {batch}: the loss after {_competitors.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE[net]
             )
             jobs = {name: (worker, "next_step") for name, worker in workers.items()}
-            times = harness.round_robin(harness.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            times = harness.round_robin(_ceilings.with_ceilings(jobs, ceilings), args.turns, args.seconds)
             rates = {name: batch / harness.median(times[name]) for name in workers}
             row = {"threads": threads, "net": net, "batch": batch, "losses": losses, "images_per_second": rates}
-            row |= harness.ceiling_rates(times)
+            row |= _ceilings.ceiling_rates(times)
             row["share_of_gemm"] = {n: r * STEP_FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
             row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
             rows.append(row)

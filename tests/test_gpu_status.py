@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from tests.test_experiment import ENVIRONMENT, EXAMPLE, ROOT
 from tinycnn import Batches, Sequential, _gpu, devices, layers
@@ -56,7 +56,7 @@ class Driver:
 @pytest.fixture
 def complete(monkeypatch):
     """Everything but the driver is there."""
-    monkeypatch.setattr(_gpu, "find_toolkit", lambda: dict.fromkeys(_gpu.TOOLKIT, "/somewhere"))
+    monkeypatch.setattr(_gpu, "find_toolkit", lambda: dict.fromkeys(_gpu.TOOLKIT_LIBRARIES, "/somewhere"))
 
 
 @pytest.mark.usefixtures("complete")
@@ -73,7 +73,7 @@ def complete(monkeypatch):
 )
 def test_what_cannot_be_used_is_said(driver, number, words):
     with pytest.raises(_gpu.DeviceError) as caught:
-        _gpu.require(number, _gpu.look(driver))
+        _gpu.require(number, _gpu.probe(driver))
     assert any(re.search(words, line) for line in str(caught.value).splitlines())
 
 
@@ -81,25 +81,25 @@ def test_what_cannot_be_used_is_said(driver, number, words):
 def test_the_extra_is_that_of_the_driver():
     for version, extra in ((12080, "cuda12"), (13000, "cuda13")):
         with pytest.raises(_gpu.DeviceError, match=rf"pip install 'tinycnn\[{extra}\]'"):
-            _gpu.require(0, _gpu.look(Driver(version, gpus=())))
+            _gpu.require(0, _gpu.probe(Driver(version, gpus=())))
 
 
 def test_a_missing_toolkit_is_named(monkeypatch):
     monkeypatch.setattr(_gpu, "find_toolkit", lambda: {"nvvm": "/somewhere", "nvrtc": None, "nvJitLink": None})
     with pytest.raises(_gpu.DeviceError, match="toolkit were not found: nvrtc, nvJitLink"):
-        _gpu.require(0, _gpu.look(Driver()))
+        _gpu.require(0, _gpu.probe(Driver()))
 
 
 @pytest.mark.usefixtures("complete")
 def test_what_is_complete_is_ready():
-    status = _gpu.look(Driver())
+    status = _gpu.probe(Driver())
     _gpu.require(0, status)
-    text = "\n".join(f"{name} {value}" for name, value in _gpu.table(status))
+    text = "\n".join(f"{name} {value}" for name, value in _gpu.status_rows(status))
     assert "cuda:0 H200, compute capability 9.0, 139 GiB" in text
     assert "cuda ready" in text
 
 
-@pytest.mark.skipif(GPU, reason="this machine has a GPU")
+@pytest.mark.skipif(ON_GPU, reason="this machine has a GPU")
 def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
     command = [sys.executable, str(EXAMPLE), "--device", "cuda", "--out", str(tmp_path / "runs")]
     start = time.perf_counter()
@@ -115,7 +115,7 @@ def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
 
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
-    monkeypatch.setattr(_gpu, "_look_once", lambda: _gpu.Status(problem="nothing there"))
+    monkeypatch.setattr(_gpu, "_cached_probe", lambda: _gpu.Status(problem="nothing there"))
     assert devices.choose("auto") == "cpu"
     with pytest.raises(_gpu.DeviceError, match="nothing there"):
         devices.choose("cuda")

@@ -43,7 +43,7 @@ def info():
     from tinycnn import _gpu, runs
 
     rows = [(name, value) for name, value in runs.environment().items() if name != "command"]
-    for name, value in rows + _gpu.table(_gpu.look(everything=True)):
+    for name, value in rows + _gpu.status_rows(_gpu.probe(full=True)):
         print(f"{name:<14} {value}")
     return 0
 

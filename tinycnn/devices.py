@@ -41,7 +41,7 @@ def get(device):
     device = choose(device)
     if device == "cpu":
         return importlib.import_module("tinycnn.kernels")
-    importlib.import_module("tinycnn.cuda._launch").use(int(device.removeprefix("cuda:")))
+    importlib.import_module("tinycnn.cuda._launch").set_device(int(device.removeprefix("cuda:")))
     return importlib.import_module("tinycnn.cuda")
 
 
@@ -64,7 +64,7 @@ def share(array):
     """An array of the GPU's backend as other libraries take it: DLPack and ``__cuda_array_interface__``."""
     from tinycnn.cuda import _launch
 
-    return _launch.share(array)
+    return _launch.ExportedArray(array)
 
 
 def set_threads(threads):

@@ -96,7 +96,7 @@ def in_one_line(command, interrupted="interrupted"):
             if isinstance(error, DeviceError) and "tinycnn.cuda" in sys.modules:
                 from tinycnn.cuda import _launch
 
-                _launch.leave_quietly(1)
+                _launch.skip_cleanup_after_fault(1)
             return 1
         except KeyboardInterrupt:
             print(f"\n{interrupted}", file=sys.stderr)

@@ -146,7 +146,7 @@ def device_name(device):
     if device == "cpu":
         threads = numba.get_num_threads()
         return f"{processor()}, {threads} thread{'s' * (threads > 1)}"
-    return f"{device}, {_gpu.look().gpus[int(device.removeprefix('cuda:'))].name}"
+    return f"{device}, {_gpu.probe().gpus[int(device.removeprefix('cuda:'))].name}"
 
 
 def processor():

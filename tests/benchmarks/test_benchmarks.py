@@ -9,7 +9,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from benchmarks import __main__ as entry
 from benchmarks import _competitors, _plots, augment, conv, ladder, start, train_step
@@ -232,7 +232,7 @@ def test_results_that_are_kept_can_be_drawn(tmp_path, capsys):
 def test_the_gpu_benchmark_rehearsed():
     command = [
         sys.executable,
-        *([] if GPU else [str(ROOT / "tests" / "cuda_on_cpu")]),
+        *([] if ON_GPU else [str(ROOT / "tests" / "support" / "cuda_on_cpu")]),
         "-m",
         "benchmarks.gpu",
         "--rehearse",
@@ -248,7 +248,7 @@ def test_the_gpu_benchmark_rehearsed():
     assert "all parts done" in done.stdout
     for part in ("ceilings:", "launches:", "steps:", "kernels:"):
         assert part in done.stdout
-    assert GPU or "PTX on the CPU" in done.stdout
+    assert ON_GPU or "PTX on the CPU" in done.stdout
 
 
 def test_the_gpu_benchmark_says_what_is_missing(tmp_path):

@@ -7,7 +7,7 @@ import cuda_calls
 import cuda_on_cpu
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from tinycnn import (
     Batches,
@@ -38,18 +38,18 @@ SERVICES = {"capture", "precompile", "empty", "fused", "layout", "to_device", "t
 ORDERS = ["forward", "backward", "shuffled"]
 
 
-@pytest.fixture(params=["any order"] if GPU else ORDERS)
+@pytest.fixture(params=["any order"] if ON_GPU else ORDERS)
 def order(request):
     """The order in which the processor runs threads and blocks; on a GPU it is nobody's choice."""
-    if not GPU:
-        cuda_on_cpu.order(request.param)
+    if not ON_GPU:
+        cuda_on_cpu.set_order(request.param)
         yield request.param
-        cuda_on_cpu.order("forward")
+        cuda_on_cpu.set_order("forward")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    _launch.use(0)
+    _launch.set_device(0)
 
 
 def run(backend, name, arguments, outputs):
@@ -146,15 +146,15 @@ def test_training_gives_the_same_bits_again(monkeypatch):
     """Three times: kernel by kernel, captured, and again; on the processor in three orders of threads and blocks."""
     found = []
     for number, name in enumerate(ORDERS):
-        if not GPU:
-            cuda_on_cpu.order(name)
+        if not ON_GPU:
+            cuda_on_cpu.set_order(name)
         if number == 0:
             monkeypatch.setattr(cuda, "capture", lambda step, outputs=(): step)
         _, parameters, state = lenet5("cuda", "tanh", "avg", OPTIMIZERS["adamw"], 131, 2, 64)
         found.append([a.tobytes() for a in (*parameters.values(), *state.values())])
         monkeypatch.undo()
-    if not GPU:
-        cuda_on_cpu.order("forward")
+    if not ON_GPU:
+        cuda_on_cpu.set_order("forward")
     assert found[0] == found[1] == found[2]
 
 

@@ -8,7 +8,7 @@ import threading
 import cuda_on_cpu
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from tests.test_experiment import ENVIRONMENT, ROOT
 from tinycnn import (
@@ -32,12 +32,12 @@ from tinycnn.cuda import _launch
 from tinycnn.cuda.optim import increment_kernel
 
 pytestmark = pytest.mark.gpu
-ON_CPU = pytest.mark.skipif(GPU, reason="a real driver does not fail when it is told to")
+ON_CPU = pytest.mark.skipif(ON_GPU, reason="a real driver does not fail when it is told to")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    _launch.use(0)
+    _launch.set_device(0)
 
 
 def counter():
@@ -73,7 +73,7 @@ def test_host_arrays_of_any_strides_arrive(name):
     shape = array.shape or (1,)
     np.testing.assert_array_equal(cuda.to_host(there), array.reshape(shape))
     assert there.is_c_contiguous()
-    assert _launch.flat(there).shape == (array.size,)
+    assert _launch.ravel(there).shape == (array.size,)
     other = cuda.empty(shape, np.float32)
     cuda.copy_to(other, array.reshape(shape) if array.ndim else array)
     np.testing.assert_array_equal(cuda.to_host(other), array.reshape(shape))
@@ -95,8 +95,8 @@ def test_slices_of_empty_arrays():
 
 def test_views_are_made_once():
     array = cuda.to_device(GRID)
-    assert _launch.flat(array) is _launch.flat(array)
-    assert _launch.flat(array).ndim == 1
+    assert _launch.ravel(array) is _launch.ravel(array)
+    assert _launch.ravel(array).ndim == 1
 
 
 def test_garbage_may_be_collected_by_any_thread():
@@ -104,7 +104,7 @@ def test_garbage_may_be_collected_by_any_thread():
 
     class Cycle:
         def __init__(self):
-            self.me, self.arrays = self, [cuda.empty((3,), np.float32) for _ in range(2 * _launch.PENDING)]
+            self.me, self.arrays = self, [cuda.empty((3,), np.float32) for _ in range(2 * _launch.MAX_PENDING_FREES)]
 
     def addresses(cycle):
         return {array.device_ctypes_pointer.value for array in cycle.arrays}
@@ -117,7 +117,7 @@ def test_garbage_may_be_collected_by_any_thread():
     thread.start()
     thread.join()
     cuda.empty((1,), np.float32)
-    if not GPU:
+    if not ON_GPU:
         assert not there & {address for address, _ in cuda_on_cpu.allocations()}
 
 
@@ -175,7 +175,7 @@ def test_a_step_runs_is_captured_and_is_replayed():
         captured()
         assert value(step) == expected
     assert len(ran) == 2
-    assert [args[0] for args in captured.held] == [
+    assert [args[0] for args in captured.arguments] == [
         step
     ]  # addresses are part of the graph: the arrays must live as long
 
@@ -186,7 +186,7 @@ def test_a_graph_that_cannot_be_made_is_said_and_the_step_runs(call):
     step = counter()
     captured = cuda.capture(lambda: cuda.increment(step))
     captured()
-    cuda_on_cpu.fail(call, 1)
+    cuda_on_cpu.inject_error(call, 1)
     with pytest.warns(UserWarning, match="could not be captured and runs kernel by kernel: .*INVALID_VALUE"):
         captured()
     captured()
@@ -351,7 +351,7 @@ def test_a_stream_of_another_context(monkeypatch, stream):
 
 @ON_CPU
 def test_out_of_memory():
-    cuda_on_cpu.memory(sum(size for _, size in cuda_on_cpu.allocations()) + (1 << 20))
+    cuda_on_cpu.set_memory(sum(size for _, size in cuda_on_cpu.allocations()) + (1 << 20))
     try:
         free = _launch.free_memory()
         for ask in (
@@ -368,7 +368,7 @@ def test_out_of_memory():
         fits = int(str(caught.value).split("a batch of ")[-1].split(" would")[0].replace(",", ""))
         model.reserve(fits * 9 // 10)
     finally:
-        cuda_on_cpu.memory(4 << 30)
+        cuda_on_cpu.set_memory(4 << 30)
     assert model.forward(np.ones((2, 3))).shape == (2, 2)  # still usable
 
 
@@ -386,10 +386,10 @@ def test_a_failing_call_is_one_line_of_the_command_line(call, capsys):
     what, act = FAILURES[call]
     step = counter()
     cuda.increment(step)
-    cuda_on_cpu.fail(call, 719)
+    cuda_on_cpu.inject_error(call, 719)
     with pytest.raises(_gpu.DeviceError, match=f"{what} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
         act(step)
-    cuda_on_cpu.fail(call, 719)
+    cuda_on_cpu.inject_error(call, 719)
     assert experiment.in_one_line(lambda: act(step)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {what} failed on cuda:0")
@@ -401,25 +401,25 @@ def test_a_failing_replay_is_one_line_too(capsys):
     captured = cuda.capture(lambda: cuda.increment(step))
     captured()
     captured()
-    cuda_on_cpu.fail("cuGraphLaunch", 719)
+    cuda_on_cpu.inject_error("cuGraphLaunch", 719)
     assert experiment.in_one_line(captured) == 1
     assert capsys.readouterr().err.startswith("error: the replay of a captured step failed on cuda:0")
 
 
 def test_one_process_computes_on_one_gpu():
     with pytest.raises(ValueError, match="this process computes on cuda:0 already, got cuda:1"):
-        _launch.use(1)
+        _launch.set_device(1)
 
 
 def test_a_forked_child_is_refused(monkeypatch):
-    monkeypatch.setitem(_launch._state, "forked", True)
+    monkeypatch.setitem(_launch._context, "forked", True)
     with pytest.raises(RuntimeError, match="was forked from one that uses the GPU"):
         cuda.increment(counter())
 
 
 # --- programs, from start to end --------------------------------------------------------------------------------------
 
-PROGRAM = [sys.executable, str(ROOT / "tests" / "cuda_on_cpu")]
+PROGRAM = [sys.executable, str(ROOT / "tests" / "support" / "cuda_on_cpu")]
 LENET5 = '''
 """examples/lenet5.py on the first 2,000 images of MNIST, or of synthetic digits where MNIST is not at hand."""
 import runpy, sys
@@ -438,7 +438,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 def lenet5(tmp_path, device, *options):
     script = tmp_path / "few.py"
     script.write_text(LENET5)
-    command = PROGRAM if device == "cuda" and not GPU else [sys.executable]
+    command = PROGRAM if device == "cuda" and not ON_GPU else [sys.executable]
     arguments = [str(script), str(ROOT / "examples" / "lenet5.py"), "--device", device, "--out", str(tmp_path / device)]
     return subprocess.run(
         [*command, *arguments, *options], capture_output=True, text=True, timeout=900, check=False,
@@ -467,7 +467,7 @@ def test_the_example_on_2000_images_is_the_cpus(tmp_path):
 def test_the_example_says_in_one_line_that_the_gpu_has_failed(tmp_path):
     broken = LENET5.replace("import runpy, sys", "import runpy, sys\nimport cuda_on_cpu\nfrom tinycnn import cuda")
     broken = broken.replace(
-        "runpy.run_path", "cuda_on_cpu.fail('cuGraphLaunch', 719, after=40, times=10**6)\nrunpy.run_path"
+        "runpy.run_path", "cuda_on_cpu.inject_error('cuGraphLaunch', 719, after=40, times=10**6)\nrunpy.run_path"
     )
     script = tmp_path / "few.py"
     script.write_text(broken)
@@ -493,7 +493,7 @@ def test_each_batch_size_is_captured_once_in_a_training(monkeypatch):
     counts = []
     fit(
         model, CrossEntropyLoss(), AdamW(model), training, epochs=5, batch_size=4, validation=validation, rng=0,
-        on_epoch=lambda record: counts.append([cuda_on_cpu.count(call) for call in calls]), progress=False,
+        on_epoch=lambda record: counts.append([cuda_on_cpu.call_count(call) for call in calls]), progress=False,
     )  # fmt: skip
     spent = np.diff(counts, axis=0)
     assert counts[-1][0] - counts[0][0] <= 4  # graphs: 4 and 2 images of training, 4 and 3 of validation
