@@ -79,7 +79,7 @@ class TinyCNN(Net):
         t = self.tinycnn
         self.model = t.models.lenet5(*self.net.split("+"))
         self.model.load_state_dict(weights)
-        self.batches = t.Batches(images, labels, mean=MEAN, std=STD)
+        self.batches = t.DeviceDataset(images, labels, mean=MEAN, std=STD)
         self.optimizer, self.criterion = t.Adam(self.model, RATE), t.CrossEntropyLoss()
         self.run: Any = None
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numba.extending import overload
 
-from tinycnn import SGD, Batches, CrossEntropyLoss, Flatten, Linear, Sequential, _streams, checkpoint, fit, runs
+from tinycnn import SGD, CrossEntropyLoss, DeviceDataset, Flatten, Linear, Sequential, _streams, checkpoint, fit, runs
 from tinycnn import plot as plot_module
 from tinycnn.__main__ import main
 from tinycnn._interrupts import put_off
@@ -221,7 +221,7 @@ def test_a_terminal_without_our_signs(monkeypatch):
 
 @pytest.mark.parametrize("stream", [None, Gone()])
 def test_a_training_without_standard_error(monkeypatch, small_digits, stream):
-    digits = Batches(small_digits.train_images, small_digits.train_labels)
+    digits = DeviceDataset(small_digits.train_images, small_digits.train_labels)
     model = Sequential(Flatten(), Linear(784, 10), input_shape=(1, 28, 28), rng=0)
     monkeypatch.setattr(sys, "stderr", stream)
     history = fit(model, CrossEntropyLoss(), SGD(model, 0.1), digits, epochs=2, rng=0)

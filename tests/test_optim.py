@@ -15,9 +15,9 @@ from tinycnn import (
     EMA,
     SGD,
     Adam,
-    Batches,
     BatchNorm2d,
     CrossEntropyLoss,
+    DeviceDataset,
     DivergedError,
     Flatten,
     Linear,
@@ -27,7 +27,7 @@ from tinycnn import (
     evaluate,
     fit,
     kernels,
-    optim,
+    schedules,
     train_step,
 )
 from tinycnn.train import warm_up
@@ -36,7 +36,7 @@ from tinycnn.train import warm_up
 @pytest.fixture(scope="module")
 def digits():
     images, labels = data.synthetic_digits(300, rng=0)
-    return Batches(images[:256], labels[:256]), Batches(images[256:], labels[256:])
+    return DeviceDataset(images[:256], labels[:256]), DeviceDataset(images[256:], labels[256:])
 
 
 def make(optimizer=SGD, rng=0, **options):
@@ -112,7 +112,7 @@ def test_the_average_stands_in_the_model_for_a_while():
 
 
 def test_an_average_has_the_face_of_its_optimizer():
-    model, inner = make(Adam, lr=optim.cosine(0.1, 5))
+    model, inner = make(Adam, lr=schedules.cosine(0.1, 5))
     optimizer = EMA(inner)
     path(model, optimizer, 2)
     assert optimizer.steps == 2
@@ -317,9 +317,9 @@ def test_a_plateau_refuses_a_state_that_does_not_fit(state, words):
 
 def test_a_cycle_that_only_rises():
     """torch.optim.lr_scheduler.OneCycleLR with pct_start=1.0"""
-    np.testing.assert_allclose(optim.one_cycle(1.0, 3, warmup=1.0, div_factor=5.0), [0.2, 0.6, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(schedules.one_cycle(1.0, 3, warmup=1.0, div_factor=5.0), [0.2, 0.6, 1.0], rtol=1e-12)
     with pytest.raises(ValueError, match="warmup must"):
-        optim.one_cycle(1.0, 3, warmup=1.1)
+        schedules.one_cycle(1.0, 3, warmup=1.1)
 
 
 def test_a_plateau_in_a_training(digits):

@@ -40,9 +40,9 @@ def main(argv=None):
 
 
 def info():
-    from tinycnn import _gpu, runs
+    from tinycnn import _gpu, hardware
 
-    rows = [(name, value) for name, value in runs.environment().items() if name != "command"]
+    rows = [(name, value) for name, value in hardware.environment().items() if name != "command"]
     for name, value in rows + _gpu.table(_gpu.look(everything=True)):
         print(f"{name:<14} {value}")
     return 0

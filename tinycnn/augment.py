@@ -1,4 +1,4 @@
-"""Random distortions of training images, for `Batches(..., augment=(...))`, with torchvision's names."""
+"""Random distortions of training images, for `DeviceDataset(..., augment=(...))`, with torchvision's names."""
 
 import copy
 from typing import Any
@@ -69,8 +69,8 @@ KINDS = RandomAffine, ElasticTransform, ColorJitter
 
 
 class Augmentation:
-    """What `Batches` does to a batch: at most one transformation of each kind.  Affine map and elastic field become one
-    interpolation; brightness and contrast come last, in whatever order the transformations were given.
+    """What `DeviceDataset` does to a batch: at most one transformation of each kind.  Affine map and elastic field
+    become one interpolation; brightness and contrast come last, in whatever order the transformations were given.
 
     k            the backend
     scale, shift a pixel p in 0 ... 1 is p * scale[c] + shift[c] in a batch

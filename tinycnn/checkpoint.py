@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn._files import replacing
+from tinycnn.errors import DamagedCheckpointError
 
 METADATA = "__metadata__"  # reserved key: the metadata as UTF-8 JSON in a uint8 array
 
@@ -28,10 +29,6 @@ _HEADER = re.compile(
     rb"\{'descr': '([<>|][biufc]\d{1,2})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,19}, ?)*(?:\d{1,19})?)\),? ?\}\s*"
 )
-
-
-class DamagedCheckpointError(ValueError):
-    """The file is not a complete, plain checkpoint; the message names the file and the reason."""
 
 
 def save(

@@ -64,7 +64,7 @@ class Normalization:
         return f"trained on {'uint8 pixels / 255' if self.unit == 255 else 'pixels'}, less {mean}, divided by {std}"
 
 
-class Batches(Tracked):
+class DeviceDataset(Tracked):
     """A data set on the device, handed out as normalised batches.
 
     images     (N, H, W) or (N, C, H, W); uint8 is read as 0 ... 1, other types as they are
@@ -127,7 +127,7 @@ class Batches(Tracked):
     def __repr__(self):
         shape = " x ".join(map(str, self.image_shape))
         more = "".join(f", {name}={value}" for name, value in self._options.items() if value)
-        return f"Batches({len(self):,} images of {shape}, {self.classes} classes{more})"
+        return f"DeviceDataset({len(self):,} images of {shape}, {self.classes} classes{more})"
 
     def gather(self, x, index):
         """Write the images `index` (n,) int64 into x (n, *image_shape), as they are; returns their labels (n,)."""

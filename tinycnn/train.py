@@ -9,33 +9,16 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check, _streams
-from tinycnn._gpu import DeviceError
-from tinycnn._repr import Shown
 from tinycnn._tracked import Replay, Tracked, replayable
-from tinycnn.dataset import Batches, Loader, number_of
+from tinycnn.dataset import DeviceDataset, Loader, number_of
+from tinycnn.errors import DeviceError, DivergedError
 from tinycnn.losses import CrossEntropyLoss, Loss
 from tinycnn.model import Sequential
 from tinycnn.optim import EMA, Optimizer
 
-__all__ = ["Batches", "DivergedError", "EarlyStopping", "Run", "evaluate", "fit", "train_step", "warm_up"]
+__all__ = ["DivergedError", "Run", "evaluate", "fit", "train_step", "warm_up"]
 
 EVALUATION_BATCH = 250
-
-
-class DivergedError(ArithmeticError):
-    """The loss or a parameter stopped being finite.
-
-    step, epoch: where, counted from 1 (epoch is None outside `fit`)    layer: name of the first layer with a non-finite
-    number    The model holds the last good weights: in `fit` those of the end of the last complete epoch.
-    """
-
-    def __init__(self, layer, step, epoch=None):
-        self.layer, self.step, self.epoch = layer, step, epoch
-        where = f"step {step}" + (f" (epoch {epoch})" if epoch else "")
-        super().__init__(
-            f"training diverged at {where}: {layer} is the first to hold numbers that are not finite; "
-            "try a smaller learning rate"
-        )
 
 
 class Run:
@@ -178,8 +161,8 @@ def fit(
 ):
     """Train for `epochs` passes over `train`, in a new random order each, and return the history.
 
-    train, validation  `Batches`; the validation set is evaluated after every epoch, by `criterion`, or by plain cross
-                       entropy where it is one with options of its own
+    train, validation  `DeviceDataset`; the validation set is evaluated after every epoch, by `criterion`, or by plain
+                       cross entropy where it is one with options of its own
     steps_per_epoch    so many batches make an epoch, in place of the whole of `train`; the next goes on where it ended
     reshuffle          False: the first epoch's random order in all of them
     rng                seed or generator of the orders
@@ -280,49 +263,6 @@ def fit(
     finally:
         run.loader.close()
     return history
-
-
-class EarlyStopping(Shown):
-    """Ends a training that no longer gets better: ``fit(..., on_epoch=EarlyStopping(...))``.  One for each training.
-
-    monitor       the number in the epochs' records that is watched
-    patience      after so many epochs in a row that were not better than the best, training ends
-    min_delta     less than this is not better
-    mode          "min" or "max": which way is better
-    restore_best  a model: at the end it is given the weights of the best epoch
-
-    best, best_epoch: the best number so far, and when.  Names and definition are those of Keras.
-    """
-
-    def __init__(self, monitor="val_loss", patience=5, min_delta=0.0, mode="min", restore_best=None):
-        if not isinstance(monitor, str):
-            raise TypeError(f"monitor must be the name of a number in the record, got {monitor!r}")
-        if restore_best is not None and not isinstance(restore_best, Sequential):
-            raise TypeError(f"restore_best must be the model that is trained, or None, got {restore_best!r}")
-        self.monitor, self.patience = monitor, _check.integer("patience", patience, 0)
-        self.min_delta = _check.number("min_delta", min_delta, 0)
-        self.mode = _check.choice("mode", mode, ("min", "max"))
-        self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, 0
-        self._model, self._weights, self._waited = restore_best, None, 0
-
-    def __call__(self, record):
-        """Whether to stop after the epoch of this record; NaN is not better.  ValueError if `monitor` is not in it."""
-        if self.monitor not in record:
-            raise ValueError(f"monitor must be one of {', '.join(map(repr, record))}, got {self.monitor!r}")
-        value = record[self.monitor]
-        better = self.best - value if self.mode == "min" else value - self.best
-        if better > self.min_delta:
-            self.best, self.best_epoch, self._waited = value, record["epoch"], 0
-            if self._model is not None:
-                self._weights = self._model.snapshot()
-            return False
-        self._waited += 1
-        return self._waited >= self.patience
-
-    def at_end(self):
-        """Put the weights of the best epoch into the model `restore_best`; `fit` calls this when training ends."""
-        if self._model is not None and self._weights is not None:
-            self._model.restore(self._weights)
 
 
 def _state(model, optimizer):
@@ -442,8 +382,8 @@ def _compile(run, sizes):
 def check_fit(model, batches, name, criterion=None, optimizer=None):
     """ValueError or TypeError unless the parts of a training are what they are called, and fit together."""
     _check.instance("model", model, Sequential, "a Sequential")
-    hint = "make one of images and labels: Batches(images, labels)"
-    _check.instance(name, batches, Batches, "a data set, of the class Batches", hint)
+    hint = "make one of images and labels: DeviceDataset(images, labels)"
+    _check.instance(name, batches, DeviceDataset, "a data set, of the class DeviceDataset", hint)
     for part, what, method in ((criterion, "criterion", "run"), (optimizer, "optimizer", "step")):
         if part is not None and (isinstance(part, type) or not hasattr(part, method)):
             words = "a loss, CrossEntropyLoss() say" if method == "run" else "an optimizer, Adam(model) say"

@@ -9,9 +9,9 @@ from tinycnn import (
     EMA,
     SGD,
     AdamW,
-    Batches,
     ColorJitter,
     CrossEntropyLoss,
+    DeviceDataset,
     ElasticTransform,
     RandomAffine,
     Sequential,
@@ -68,7 +68,7 @@ def images(count):
     distortions = RandomAffine(degrees=10), ElasticTransform(), ColorJitter(brightness=0.1)
     labels = np.arange(count) % 4
     labels.flags.writeable = False  # as those of a file may be
-    return Batches(rng.integers(0, 256, (count, 8, 8), np.uint8), labels, augment=distortions)
+    return DeviceDataset(rng.integers(0, 256, (count, 8, 8), np.uint8), labels, augment=distortions)
 
 
 def made(chain, criterion, optimizer, batch):

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 import pytest
 
-from tinycnn import SGD, Batches, CrossEntropyLoss, Dropout, Flatten, Linear, Sequential, kernels, train
+from tinycnn import SGD, CrossEntropyLoss, DeviceDataset, Dropout, Flatten, Linear, Sequential, kernels, train
 from tinycnn.dataset import Loader
 from tinycnn.kernels import _capture, _jit, _precompile
 
@@ -85,7 +85,7 @@ def test_nothing_is_started_where_everything_is_compiled(monkeypatch):
 
 def test_fit_asks_for_its_smaller_last_batch_and_for_training(monkeypatch):
     model = Sequential(Flatten(), Dropout(0.5), Linear(12, 3), input_shape=(1, 3, 4), rng=0).eval()
-    data = Batches(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
+    data = DeviceDataset(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
     before, asked = model.snapshot(), []
     monkeypatch.setattr(kernels, "compile_for", lambda step: _capture.trace_calls(step, asked, dry_run=True))
     model.set_input_shape(data.image_shape)

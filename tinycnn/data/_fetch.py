@@ -17,7 +17,8 @@ import numpy as np
 from tinycnn._check import shown
 from tinycnn._files import replacing
 from tinycnn._streams import Forgiving
-from tinycnn.data.idx import GZIP_MAGIC, DamagedFileError, parse_idx
+from tinycnn.data.idx import GZIP_MAGIC, parse_idx
+from tinycnn.errors import DamagedFileError, DataUnavailableError
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -28,14 +29,6 @@ FILES = (
 _SHAPES: tuple[tuple[int, ...], ...] = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
 _LARGEST = 60_000 * 28 * 28 + 16  # bytes; no file, compressed or not, is longer
 _TIMEOUT = 10  # seconds, to connect and for every piece of the answer
-
-
-class DataUnavailableError(OSError):
-    """The data set is not on this machine and was not downloaded; `reason` says in one line why not."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class _AnotherDataSet(Exception):

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tinycnn import experiment, recipes
-from tinycnn.recipes import RecipeError
+from tinycnn.errors import RecipeError
 
 
 def add_options(parser):
