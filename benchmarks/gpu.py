@@ -45,15 +45,15 @@ class Setup:
 
     def __init__(self, device, batch, images, activation="relu", pool="max"):
         from tinycnn import Adam, CrossEntropyLoss, DeviceDataset, models
-        from tinycnn.dataset import Loader
-        from tinycnn.train import Run
+        from tinycnn.dataset import DataLoader
+        from tinycnn.train import StepRunner
 
         self.batch = batch
         self.model = models.lenet5(activation, pool, rng=0, device=device)
         self.batches = DeviceDataset(*data_set(images), mean=0.1307, std=0.3081, device=device)
         self.optimizer, self.criterion = Adam(self.model, RATE), CrossEntropyLoss()
-        self.run = Run(self.model, self.criterion, Loader(self.batches), self.optimizer)
-        self.run.prepare(batch)
+        self.run = StepRunner(self.model, self.criterion, DataLoader(self.batches), self.optimizer)
+        self.run.reserve(batch)
         self.model.reserve(batch)
 
     def step(self):
@@ -154,7 +154,7 @@ def calls_of(setup, batch):
     target = setup.run.loader.next(plan.x)
     out: list[tuple] = []
     order, cursor = setup.run.loader.order, setup.run.loader.cursor
-    out.append(("gather", lambda: setup.batches.read(plan.x, target, order, cursor), 0, batch * 784 * 5))
+    out.append(("gather", lambda: setup.batches.gather_batch(plan.x, target, order, cursor), 0, batch * 784 * 5))
     for at, step in enumerate(plan.steps):
         if not step.layers or "Flatten" in repr(step):
             continue
@@ -164,9 +164,10 @@ def calls_of(setup, batch):
         out.append((name + " forward", step.forward, 2 * adds, moved))
         back = 2 if at > plan.first else 1
         out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * back, moved * back))
-    out.append(("loss", lambda: criterion.run(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
+    out.append(("loss", lambda: criterion.forward_backward(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
     out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))
-    out.append(("tally", lambda: criterion.tally(setup.run.totals, setup.run.loader.cursor, target), 0, 12 * batch))
+    totals = setup.run.totals
+    out.append(("tally", lambda: criterion.accumulate_metrics(totals, cursor, target), 0, 12 * batch))
     return [(name, call, flops, moved) for name, call, flops, moved in out if k is not None]
 
 

@@ -38,7 +38,7 @@ from tinycnn import (
     train,
     train_step,
 )
-from tinycnn.dataset import Loader
+from tinycnn.dataset import DataLoader
 from tinycnn.kernels import _capture
 from tinycnn.layers import Layer
 
@@ -164,10 +164,10 @@ class OwnSGD:
     def before_epoch(self, *_):
         pass
 
-    def settle(self):
+    def use_average(self):
         pass
 
-    evaluated = optim.Optimizer.evaluated
+    average_parameters = optim.Optimizer.average_parameters
 
     def state_dict(self):
         return {"steps": self.steps}
@@ -189,14 +189,14 @@ def test_an_own_optimizer_is_asked_at_every_step(averaged):
             order = np.random.default_rng(0)
             for permutation in [order.permutation(60) for _ in range(2)]:
                 for at in range(0, 60, 16):
-                    run = train.Run(model, CrossEntropyLoss(), Loader(digits()), rule)
+                    run = train.StepRunner(model, CrossEntropyLoss(), DataLoader(digits()), rule)
                     run.start_epoch(permutation[at : at + 16])
-                    run.loss(len(permutation[at : at + 16]))
+                    run.compute_loss(len(permutation[at : at + 16]))
                     model.plan(len(permutation[at : at + 16])).backward()
                     if optimizer.steps >= 3:
                         np.clip(model.grad, -1e-3, 1e-3, out=model.grad)
                     rule.step()
-            rule.settle()
+            rule.use_average()
         found.append(model.theta.copy())
     np.testing.assert_array_equal(*found)
 
@@ -211,8 +211,8 @@ def test_an_optimizer_that_is_no_class_of_ours_counts_its_own_steps():
 
 
 class Halved(OneHotMSELoss):
-    def run(self, dx, x, target):
-        super().run(dx, x, target)
+    def forward_backward(self, dx, x, target):
+        super().forward_backward(dx, x, target)
         dx *= 0.5
 
 
@@ -240,8 +240,8 @@ def test_a_class_may_say_that_it_is_made_of_kernels_and_only_for_itself():
 
 
 class Inverted(DeviceDataset):
-    def read(self, x, *where):
-        target = super().read(x, *where)
+    def gather_batch(self, x, *where):
+        target = super().gather_batch(x, *where)
         np.negative(x, out=x)
         return target
 
@@ -767,7 +767,7 @@ def test_a_new_plan_ends_a_forward_of_layers_that_keep_their_buffers():
 
 def test_an_accuracy_that_nobody_knows_is_nan():
     class Squares(losses.Loss):
-        def run(self, dx, x, target):
+        def forward_backward(self, dx, x, target):
             error = x - np.eye(3, dtype=x.dtype)[target]
             dx[...], self._loss[: len(x)] = 2 * error / error.size, (error**2).sum(1) / error.size
 
@@ -787,8 +787,8 @@ def test_class_weights_are_not_changed_in_place():
 
 def test_a_loss_of_ones_own_validates_too():
     class Tenfold(CrossEntropyLoss):
-        def run(self, dx, x, target):
-            super().run(dx, x, target)
+        def forward_backward(self, dx, x, target):
+            super().forward_backward(dx, x, target)
             self._loss *= 10
             dx *= 10
 

@@ -29,7 +29,7 @@ from tinycnn import (
     set_threads,
     train_step,
 )
-from tinycnn.dataset import Loader
+from tinycnn.dataset import DataLoader
 from tinycnn.train import warm_up
 
 TWO_CORES = numba.config.NUMBA_NUM_THREADS > 1
@@ -463,13 +463,13 @@ def test_bad_optimizer_options_are_refused(make, words):
 @pytest.fixture
 def orders(monkeypatch):
     """Which images each epoch was to take, in which order."""
-    seen, start_epoch = [], Loader.start_epoch
+    seen, start_epoch = [], DataLoader.start_epoch
 
     def remember(self, order, again=False):
         seen.append(np.array(order))
         start_epoch(self, order, again)
 
-    monkeypatch.setattr(Loader, "start_epoch", remember)
+    monkeypatch.setattr(DataLoader, "start_epoch", remember)
     return seen
 
 

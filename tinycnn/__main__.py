@@ -68,12 +68,12 @@ def program():
     from tinycnn import _streams
 
     try:
-        with _streams.forgiving() as lost:
+        with _streams.safe_streams() as lost:
             code = main()
             sys.stdout.flush()
             return code or int(lost())
     except KeyboardInterrupt:
-        _streams.note("\ninterrupted")
+        _streams.print_stderr("\ninterrupted")
         return _streams.EXIT_INTERRUPTED
 
 

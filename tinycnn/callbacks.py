@@ -125,8 +125,8 @@ class ReduceLROnPlateau(Shown):
         return sign * metric > sign * self.best + self.threshold
 
     def _reduce(self):
-        rates = self.optimizer.schedule.copy()
+        rates = self.optimizer.lr_schedule.copy()
         coming = rates[min(self.optimizer.steps, len(rates) - 1) :]
         lower = np.maximum(coming * self.factor, self.min_lr)
         coming[...] = np.where(coming - lower > self.eps, lower, coming)
-        self.optimizer.set_rates(rates)
+        self.optimizer.set_lr_schedule(rates)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn._files import replacing
+from tinycnn._files import atomic_write
 from tinycnn.errors import DamagedCheckpointError
 
 METADATA = "__metadata__"  # reserved key: the metadata as UTF-8 JSON in a uint8 array
@@ -44,7 +44,7 @@ def save(
     (objects, text); TypeError for metadata or names of a wrong type; OSError if writing fails.
     """
     data = _pack(arrays, {} if metadata is None else metadata)
-    with replacing(_npz(path)) as file:
+    with atomic_write(_npz(path)) as file:
         file.write(data)
 
 

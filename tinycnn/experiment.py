@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from tinycnn import _streams
-from tinycnn._interrupts import put_off
+from tinycnn._interrupts import defer_interrupt
 from tinycnn._streams import EXIT_INTERRUPTED
 from tinycnn.errors import DeviceError, DivergedError
 
@@ -83,12 +83,12 @@ def run(args, network, name="lenet5"):
 
     Prints what it does; a mistake of the user's is one line on stderr, not a traceback.
     """
-    return in_one_line(lambda: _run(args, network, name))
+    return run_command(lambda: _run(args, network, name))
 
 
-def in_one_line(command, interrupted="interrupted"):
+def run_command(command, interrupted="interrupted"):
     """Call `command`; its exit code.  A user's mistake is one line on stderr, and so is Ctrl-C, in the given words."""
-    with _streams.forgiving():
+    with _streams.safe_streams():
         try:
             return command()
         except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
@@ -181,7 +181,7 @@ def _run(args, network, name):
     seconds = time.perf_counter() - start
 
     # After a Ctrl-C in training, the next one is the second.
-    finishing = contextlib.nullcontext(lambda: True) if interrupted else put_off(FINISHING, raises=False)
+    finishing = contextlib.nullcontext(lambda: True) if interrupted else defer_interrupt(FINISHING, raises=False)
     with finishing as asked:
         loss, _, logits = train.evaluate(model, test)
         extra = {

@@ -38,12 +38,12 @@ class Optimizer(Shown, Tracked):
         self._replace(rates)
 
     def _replace(self, rates):
-        self.schedule, self.rates = rates, self.k.to_device(rates.astype(self.model.dtype))
-        self.schedule.flags.writeable = False  # set_rates and lr know of the device's copy
+        self.lr_schedule, self.device_lr_schedule = rates, self.k.to_device(rates.astype(self.model.dtype))
+        self.lr_schedule.flags.writeable = False  # set_lr_schedule and lr know of the device's copy
 
     def __getstate__(self):
         """For copies: settings and the model, and the rest as `state_dict` has it."""
-        made_anew = ("k", "_run", "schedule", "rates", "_step", "_epochs", *self.vectors)
+        made_anew = ("k", "_run", "lr_schedule", "device_lr_schedule", "_step", "_epochs", *self.vectors)
         settings = {name: value for name, value in super().__getstate__().items() if name not in made_anew}
         return settings | {"_state": self.state_dict()}
 
@@ -61,17 +61,17 @@ class Optimizer(Shown, Tracked):
     @property
     def lr(self):
         """The learning rate of the next step.  What is assigned, a number or an array, holds from that step on."""
-        return float(self.schedule[min(self.steps, len(self.schedule) - 1)])
+        return float(self.lr_schedule[min(self.steps, len(self.lr_schedule) - 1)])
 
     @lr.setter
     def lr(self, lr):
-        past, rates = np.minimum(np.arange(self.steps), len(self.schedule) - 1), _check.rates("lr", lr)
-        self._replace(np.concatenate([self.schedule[past], rates, rates[len(rates) - (len(rates) == 1) :]]))
+        past, rates = np.minimum(np.arange(self.steps), len(self.lr_schedule) - 1), _check.rates("lr", lr)
+        self._replace(np.concatenate([self.lr_schedule[past], rates, rates[len(rates) - (len(rates) == 1) :]]))
 
-    def used_up(self):
+    def schedule_exhausted(self):
         """Whether all rates of a schedule have been used, and the last one was not meant to stay (it is there once)."""
-        last = self.schedule[-2:]
-        return self.steps >= len(self.schedule) and last[0] != last[-1]
+        last = self.lr_schedule[-2:]
+        return self.steps >= len(self.lr_schedule) and last[0] != last[-1]
 
     def before_epoch(self, criterion, batches, rng):
         """What an optimizer has to do before each pass over `batches`; most have nothing to do."""
@@ -81,29 +81,29 @@ class Optimizer(Shown, Tracked):
 
     def shown(self):
         """Of what `repr` shows, what is not an attribute under its name."""
-        return {"lr": self.schedule}
+        return {"lr": self.lr_schedule}
 
-    def set_rates(self, rates):
+    def set_lr_schedule(self, rates):
         """Replace the schedule by `rates`, of the same shape, or one number, in place: a step that a GPU has captured
         sees it."""
-        rates = _check.rates("rates", rates, self.schedule.shape)
-        self.schedule.flags.writeable = True
-        self.schedule[...] = rates
-        self.schedule.flags.writeable = False
-        self.k.write(self.rates, self.schedule.astype(self.model.dtype))
+        rates = _check.rates("rates", rates, self.lr_schedule.shape)
+        self.lr_schedule.flags.writeable = True
+        self.lr_schedule[...] = rates
+        self.lr_schedule.flags.writeable = False
+        self.k.write(self.device_lr_schedule, self.lr_schedule.astype(self.model.dtype))
 
-    def settle(self):
+    def use_average(self):
         """Leave the weights in model.theta that are meant to be used: here those that are there."""
 
     @contextlib.contextmanager
-    def evaluated(self):
-        """The weights that are meant to be used stand in model.theta inside of ``with optimizer.evaluated():``."""
+    def average_parameters(self):
+        """Context manager: inside it model.theta holds the weights that are meant to be used."""
         yield
 
     def state_dict(self):
         """Everything needed to go on: step, rates and the vectors, as NumPy copies."""
         state = {name: np.array(self.k.to_host(getattr(self, name))) for name in ("_step", *self.vectors)}
-        return state | {"rates": self.schedule.copy(), "_epochs": self._epochs.copy()}
+        return state | {"rates": self.lr_schedule.copy(), "_epochs": self._epochs.copy()}
 
     def load_state_dict(self, state):
         """Take over what `state_dict` gave; ValueError where a key or a shape does not fit, and nothing is changed."""
@@ -121,8 +121,8 @@ class Optimizer(Shown, Tracked):
                 f"optimizer state '_step' must be a whole number that is not negative, got {state['_step']}"
             )
         schedule = _check.rates("rates", state["rates"])
-        if schedule.shape == self.schedule.shape:
-            self.set_rates(schedule)
+        if schedule.shape == self.lr_schedule.shape:
+            self.set_lr_schedule(schedule)
         else:
             self._replace(schedule)
         self._epochs[...] = state.get("_epochs", 0)
@@ -147,7 +147,7 @@ class SGD(Optimizer):
     def step(self):
         model = self.model
         self.k.sgd(
-            model.theta, model.grad, self.velocity, self.rates, self._step,
+            model.theta, model.grad, self.velocity, self.device_lr_schedule, self._step,
             self.momentum, self.dampening, self.weight_decay, self.nesterov,
         )  # fmt: skip
 
@@ -170,7 +170,7 @@ class Adam(Optimizer):
     def step(self):
         model = self.model
         self.k.adam(
-            model.theta, model.grad, self.m, self.v, self.rates, self._step,
+            model.theta, model.grad, self.m, self.v, self.device_lr_schedule, self._step,
             *self.betas, self.eps, self.weight_decay, self.decoupled,
         )  # fmt: skip
 
@@ -237,9 +237,9 @@ class EMA(Shown, Tracked):
     def _epochs(self):
         return self.inner._epochs
 
-    def used_up(self):
-        """As `Optimizer.used_up`."""
-        return self.inner.used_up()
+    def schedule_exhausted(self):
+        """As `Optimizer.schedule_exhausted`."""
+        return self.inner.schedule_exhausted()
 
     @property
     def patterns(self):
@@ -250,32 +250,31 @@ class EMA(Shown, Tracked):
         self.inner.before_epoch(criterion, batches, rng)
 
     @property
-    def schedule(self):
-        return self.inner.schedule
+    def lr_schedule(self):
+        return self.inner.lr_schedule
 
     @property
-    def rates(self):
-        return self.inner.rates
+    def device_lr_schedule(self):
+        return self.inner.device_lr_schedule
 
-    def set_rates(self, rates):
-        """As `Optimizer.set_rates`."""
-        self.inner.set_rates(rates)
+    def set_lr_schedule(self, rates):
+        """As `Optimizer.set_lr_schedule`."""
+        self.inner.set_lr_schedule(rates)
 
     def step(self):
         self.inner.step()
         self.k.average(self.average, self.model.theta, self._averaged, self.decay)
 
-    def settle(self):
+    def use_average(self):
         """Overwrite model.theta with the average, if there has been a step; training would go on from there."""
         if self.k.to_host(self._averaged)[0]:
             self.k.write(self.model.theta, self.average)
 
     @contextlib.contextmanager
-    def evaluated(self):
-        """The average stands in model.theta inside of ``with optimizer.evaluated():``, the trained weights again after
-        it."""
+    def average_parameters(self):
+        """Context manager: inside it model.theta holds the average, after it the trained weights again."""
         trained = np.array(self.k.to_host(self.model.theta))
-        self.settle()
+        self.use_average()
         try:
             yield
         finally:

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from tinycnn import checkpoint, metrics, plot
-from tinycnn._files import replacing
-from tinycnn._interrupts import put_off
+from tinycnn._files import atomic_write
+from tinycnn._interrupts import defer_interrupt
 
 
 class RunFolder:
@@ -30,7 +30,7 @@ class RunFolder:
         root = Path(root)
         stem = time.strftime("%Y-%m-%d_%H-%M-%S-") + name
         try:
-            with put_off():
+            with defer_interrupt():
                 root.mkdir(parents=True, exist_ok=True)
                 for number in range(1, 1000):  # runs started in the same second
                     self.path = root / (stem if number == 1 else f"{stem}-{number}")
@@ -46,12 +46,12 @@ class RunFolder:
         self.history = []
 
     def _write(self, name, text):
-        with replacing(self.path / name) as file:
+        with atomic_write(self.path / name) as file:
             file.write(text.encode())
 
     def add_epoch(self, record, model):
         """Append an epoch's record to history.csv and save the weights."""
-        with put_off():  # both files are of one epoch
+        with defer_interrupt():  # both files are of one epoch
             self.history.append(record)
             table = io.StringIO()
             writer = csv.DictWriter(table, list(self.history[0]), lineterminator="\n")

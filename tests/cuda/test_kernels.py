@@ -32,7 +32,7 @@ from tinycnn import (
     train,
 )
 from tinycnn.cuda import _launch
-from tinycnn.dataset import Loader
+from tinycnn.dataset import DataLoader
 from tinycnn.recipes import training
 
 pytestmark = pytest.mark.gpu
@@ -209,7 +209,7 @@ def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypa
     optimizer = optim.AdamW(model, 1e-3)
     optimizer = optim.EMA(optimizer) if averaged else optimizer
     model.set_input_shape(batches.image_shape)
-    step = train.Run(model, criterion, Loader(batches, augment=True), optimizer)
+    step = train.StepRunner(model, criterion, DataLoader(batches, augment=True), optimizer)
     step.step(4)
 
     def refuse(*arguments):

@@ -392,7 +392,7 @@ def test_a_failing_call_is_one_line_of_the_command_line(call, capsys):
     with pytest.raises(errors.DeviceError, match=f"{what} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
         act(step)
     cuda_on_cpu.fail(call, 719)
-    assert experiment.in_one_line(lambda: act(step)) == 1
+    assert experiment.run_command(lambda: act(step)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {what} failed on cuda:0")
 
@@ -404,7 +404,7 @@ def test_a_failing_replay_is_one_line_too(capsys):
     captured()
     captured()
     cuda_on_cpu.fail("cuGraphLaunch", 719)
-    assert experiment.in_one_line(captured) == 1
+    assert experiment.run_command(captured) == 1
     assert capsys.readouterr().err.startswith("error: the replay of a captured step failed on cuda:0")
 
 

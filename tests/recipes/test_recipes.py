@@ -351,7 +351,7 @@ def test_a_fingerprint_changes_with_what_changes_results_only(write):
 def test_rates_of_two_epochs_of_three_steps(write, lr, want):
     (recipe,) = recipes.read(write(TEXT.replace("1e-2", lr))).values()
     model = training.check(recipe)
-    np.testing.assert_allclose(training.optimizer(recipe, model, 3).schedule, want)
+    np.testing.assert_allclose(training.optimizer(recipe, model, 3).lr_schedule, want)
     assert training.optimizer(recipe, model, 3, rate=7.0).lr == 7
 
 

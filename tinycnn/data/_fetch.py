@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from tinycnn._check import shown
-from tinycnn._files import replacing
-from tinycnn._streams import Forgiving
+from tinycnn._files import atomic_write
+from tinycnn._streams import SafeStream
 from tinycnn.data.idx import GZIP_MAGIC, parse_idx
 from tinycnn.errors import DamagedFileError, DataUnavailableError
 
@@ -223,7 +223,7 @@ def _download(source: Source, target: Path, mirrors: Sequence[str], tried: list[
                 array = _read_checked(path, source, index)
             except (FileNotFoundError, DamagedFileError):
                 raw, array = _download_file(source, index, mirrors, tried)
-                with replacing(path) as file:
+                with atomic_write(path) as file:
                     file.write(raw)
             arrays.append(array)
     except DataUnavailableError:
@@ -270,7 +270,7 @@ def _transfer(url: str) -> bytes:
         if size is not None and size > _LARGEST:
             raise OSError(f"expected at most {_LARGEST} bytes, got {shown(length, 20)}")
         name = url.rpartition("/")[2]
-        with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=Forgiving(sys.stderr)) as bar:
+        with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=SafeStream(sys.stderr)) as bar:
             while chunk := response.read(1 << 16):
                 data += chunk
                 bar.update(len(chunk))

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from tinycnn._files import replacing
+from tinycnn._files import atomic_write
 from tinycnn.errors import DamagedFileError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -104,7 +104,7 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
         )
     head = bytes([0, 0, code, array.ndim]) + np.asarray(array.shape, ">u4").tobytes()
     body = array.astype(_DTYPES[code], order="C", copy=False).tobytes()
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         if path.suffix == ".gz":
             # No name and no date inside, so that equal arrays give equal files.
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinycnn import augment, hardware, init, layers, lecun98, losses, metrics, optim, runs, schedules, train
 from tinycnn import data as datasets
-from tinycnn._interrupts import put_off
+from tinycnn._interrupts import defer_interrupt
 from tinycnn.dataset import DeviceDataset
 from tinycnn.errors import DivergedError, RecipeError
 from tinycnn.model import Sequential
@@ -174,7 +174,7 @@ def sizes(recipe, dataset):
 
 
 def _distortions(recipe):
-    known = {cls.__name__: cls for cls in augment.KINDS}
+    known = {cls.__name__: cls for cls in augment.TRANSFORMS}
     return evaluate(recipe.data.get("augment", ""), known, *recipe.where("data.augment"))
 
 
@@ -211,7 +211,7 @@ def check(recipe):
         fail("training.tune_lr", "tune_lr needs data.validation")
     loss = criterion(recipe)
     try:
-        loss.prepare(model.k, 1, model.shapes[-1][0], model.dtype)
+        loss.ensure_allocated(model.k, 1, model.shapes[-1][0], model.dtype)
     except (TypeError, ValueError) as error:
         fail("training.loss", error)
     try:
@@ -289,9 +289,9 @@ def run(
         round(time.perf_counter() - began, 1), round(time.process_time() - worked, 1),
     )  # fmt: skip
     result["training_seconds"] = round(sum(record["seconds"] for record in folder.history), 1)
-    with put_off("interrupted: finishing this seed"):
+    with defer_interrupt("interrupted: finishing this seed"):
         test_loss, accuracy, outputs = train.evaluate(model, ready.test, loss)
-        scores = loss.scores(outputs)
+        scores = loss.logits(outputs)
         matrix = metrics.confusion_matrix(data.test_labels, scores.argmax(axis=1), outputs.shape[1])
         extra = {key: result[key] for key in ("recipe", "seed", "training_seconds")} | {"test_loss": test_loss}
         folder.finish(model, ready.test, scores, data.classes, extra)
