@@ -79,7 +79,7 @@ class TinyCNN(Competitor):
         t = self.tinycnn
         self.model = t.models.lenet5(*self.net.split("+"))
         self.model.load_state_dict(weights)
-        self.batches = t.Batches(images, labels, mean=MEAN, std=STD)
+        self.batches = t.DeviceDataset(images, labels, mean=MEAN, std=STD)
         self.optimizer, self.criterion = t.Adam(self.model, LR), t.CrossEntropyLoss()
         self.run: Any = None
 
@@ -91,10 +91,10 @@ class TinyCNN(Competitor):
         """Begin an epoch of the batches `order`, a row each, with what `fit` does for one: a recorded step."""
         model, (_, self.batch) = self.model, order.shape
         if self.run is None:
-            train, Loader = self.tinycnn.train, self.tinycnn.dataset.Loader
+            train, DataLoader = self.tinycnn.train, self.tinycnn.dataset.DataLoader
             model.reserve(max(self.batch, model.reserved))
             train.warm_up(model, self.criterion, self.optimizer, self.batches, self.batch)
-            self.run = train.Run(model, self.criterion, Loader(self.batches), self.optimizer)
+            self.run = train.StepRunner(model, self.criterion, DataLoader(self.batches), self.optimizer)
         self.run.start_epoch(order.ravel())
         self.left = self.steps = len(order)
 
@@ -116,7 +116,7 @@ class TinyCNN(Competitor):
         self.ready(order)
         for _ in order:
             self.run.replay(self.batch)
-        return self.run.read()[0]
+        return self.run.read_metrics()[0]
 
     def step(self, index):
         return self.tinycnn.train_step(self.model, self.criterion, self.optimizer, self.batches, index)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn.runs import processor
+from tinycnn.hardware import processor
 
 SIZE, BATCH = 28, 100
 AFFINE: dict[str, Any] = {"degrees": 15, "translate": (2, 2), "scale": (0.9, 1.1), "squeeze": (0.9, 1.1), "shear": 10}

@@ -43,7 +43,7 @@ class TinyCNN(_competitors.TinyCNN):
         """What a step does, in order: (name, phase, floating-point operations, bytes read and written, call)."""
         model, batch, criterion = self.model, len(index), self.criterion
         plan = model.plan(batch)
-        criterion.prepare(model.k, batch, 10, model.dtype)
+        criterion.ensure_allocated(model.k, batch, 10, model.dtype)
         yield "gather", "data", 0, plan.x.nbytes * 5 // 4, lambda: self.batches.gather(plan.x, index)
         backward = []
         for at, step in enumerate(plan.steps):
@@ -62,7 +62,10 @@ class TinyCNN(_competitors.TinyCNN):
             call = functools.partial(step.backward, step.dx if wanted else plan.no_gradient)
             backward.append((name, "backward", (1 + wanted) * flops, moved, call))
         y, dy, labels = plan.y, plan.dy, self.batches.gather(plan.x, index)
-        yield "cross entropy", "loss", 0, 2 * y.nbytes, lambda: (criterion.run(dy, y, labels), criterion.value(batch))
+        yield (
+            "cross entropy", "loss", 0, 2 * y.nbytes,
+            lambda: (criterion.forward_backward(dy, y, labels), criterion.batch_loss(batch)),
+        )  # fmt: skip
         yield from reversed(backward)
         yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
 

@@ -11,7 +11,8 @@ import pytest
 from cuda_on_cpu import ON_GPU
 
 from tests.test_experiment import ENVIRONMENT, EXAMPLE, ROOT
-from tinycnn import Batches, Sequential, _gpu, devices, layers
+from tinycnn import DeviceDataset, Sequential, _gpu, devices, layers
+from tinycnn.errors import DeviceError
 
 
 class Driver:
@@ -72,7 +73,7 @@ def complete(monkeypatch):
     ],
 )
 def test_what_cannot_be_used_is_said(driver, number, words):
-    with pytest.raises(_gpu.DeviceError) as caught:
+    with pytest.raises(DeviceError) as caught:
         _gpu.require(number, _gpu.probe(driver))
     assert any(re.search(words, line) for line in str(caught.value).splitlines())
 
@@ -80,13 +81,13 @@ def test_what_cannot_be_used_is_said(driver, number, words):
 @pytest.mark.usefixtures("complete")
 def test_the_extra_is_that_of_the_driver():
     for version, extra in ((12080, "cuda12"), (13000, "cuda13")):
-        with pytest.raises(_gpu.DeviceError, match=rf"pip install 'tinycnn\[{extra}\]'"):
+        with pytest.raises(DeviceError, match=rf"pip install 'tinycnn\[{extra}\]'"):
             _gpu.require(0, _gpu.probe(Driver(version, gpus=())))
 
 
 def test_a_missing_toolkit_is_named(monkeypatch):
     monkeypatch.setattr(_gpu, "find_toolkit", lambda: {"nvvm": "/somewhere", "nvrtc": None, "nvJitLink": None})
-    with pytest.raises(_gpu.DeviceError, match="toolkit were not found: nvrtc, nvJitLink"):
+    with pytest.raises(DeviceError, match="toolkit were not found: nvrtc, nvJitLink"):
         _gpu.require(0, _gpu.probe(Driver()))
 
 
@@ -117,7 +118,7 @@ def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
     monkeypatch.setattr(_gpu, "_cached_probe", lambda: _gpu.Status(problem="nothing there"))
     assert devices.choose("auto") == "cpu"
-    with pytest.raises(_gpu.DeviceError, match="nothing there"):
+    with pytest.raises(DeviceError, match="nothing there"):
         devices.choose("cuda")
 
 
@@ -144,7 +145,7 @@ def test_an_array_on_another_device_is_refused_with_both_names(device, name):
     with pytest.raises(ValueError, match=f"x lies on cuda:1, but this computes on {name}"):
         Sequential(layers.Linear(3, 2), rng=0, device=device).forward(there)
     with pytest.raises(ValueError, match=f"images lies on cuda:1, but this computes on {name}"):
-        Batches(Elsewhere(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
+        DeviceDataset(Elsewhere(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
 
 
 def test_where_an_array_lies():

@@ -13,9 +13,9 @@ from reference import assert_close, blank
 
 from tinycnn import (
     AvgPool2d,
-    Batches,
     Conv2d,
     CrossEntropyLoss,
+    DeviceDataset,
     Flatten,
     Linear,
     MaxPool2d,
@@ -144,7 +144,7 @@ def test_what_is_refused(make, words):
 
 def batches_of(x, target):
     """Images as they are."""
-    return Batches(x, target, mean=0, std=1)
+    return DeviceDataset(x, target, mean=0, std=1)
 
 
 def by_differences(model, criterion, x, target, eps=1e-4):
@@ -293,7 +293,7 @@ def test_a_pass_with_the_papers_method_learns():
 
     images, labels = data.synthetic_digits(400, rng=0)
     span = lecun98.FOREGROUND - lecun98.BACKGROUND
-    batches = Batches(images, labels, mean=-lecun98.BACKGROUND / span, std=1 / span, padding=2)
+    batches = DeviceDataset(images, labels, mean=-lecun98.BACKGROUND / span, std=1 / span, padding=2)
     x = np.empty((1, 1, 32, 32), np.float32)
     batches.gather(x, np.array([0]))
     assert x.min() == pytest.approx(lecun98.BACKGROUND, abs=1e-6)

@@ -9,6 +9,8 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass, field
 
+from tinycnn.errors import DeviceError
+
 MIN_CUDA_VERSION = 12, 0  # CUDA version that a driver must know
 # Compute capabilities below these are not supported by the toolkits 12 and 13.
 MIN_CAPABILITY = {12: (5, 0), 13: (7, 5)}
@@ -17,10 +19,6 @@ DRIVER_LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 TOOLKIT_LIBRARIES = ("nvvm", "nvrtc", "nvJitLink")
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_...
 _POINTER_DEVICE = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-
-
-class DeviceError(RuntimeError):
-    """A GPU that cannot be used; the text says what was looked for, what was found, and what to do."""
 
 
 @dataclass

@@ -34,7 +34,7 @@ class Tracked:
         self.__dict__.update(state)
 
 
-METHODS = ("forward", "backward", "run", "tally", "step", "read")
+METHODS = ("forward", "backward", "forward_backward", "accumulate_metrics", "step", "gather_batch")
 
 
 def is_ours(thing):

@@ -4,16 +4,7 @@ import importlib
 import re
 
 from tinycnn import _check, _gpu
-
-
-class DeviceMemoryError(MemoryError):
-    """The device has no room.  asked, free: bytes"""
-
-    def __init__(self, asked, free, more=""):
-        self.asked, self.free = asked, free
-        super().__init__(
-            f"out of device memory: asked for {asked / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB free{more}"
-        )
+from tinycnn.errors import DeviceError
 
 
 def choose(device):
@@ -30,7 +21,7 @@ def choose(device):
         number = int(match[1] or 0)
         _gpu.require(number)
         return f"cuda:{number}"
-    except _gpu.DeviceError:
+    except DeviceError:
         if device != "auto":
             raise
         return "cpu"

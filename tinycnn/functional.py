@@ -9,14 +9,14 @@ For teaching and for checking: every call allocates, so train with `Sequential`.
 import numpy as np
 
 from tinycnn import _check, kernels
-from tinycnn.losses import CrossEntropyLoss, MSELoss, floating
+from tinycnn.losses import CrossEntropyLoss, MSELoss, as_float
 
 EMPTY = (0,)
 
 
 def _prepare(name, x, ndim=None, axes="", dtype=None):
     x = _check.array(name, x, ndim, axes)
-    return floating(x) if dtype is None else np.require(x, dtype, ["C", "W"])
+    return as_float(x) if dtype is None else np.require(x, dtype, ["C", "W"])
 
 
 def _gradient(dy, y):

@@ -244,15 +244,15 @@ class NearestLoss(Loss):
         self.rubbish = None if rubbish is None else _check.number("rubbish", rubbish, 0)
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum"))
 
-    def bind(self, k, batch, classes, dtype):
-        super().bind(k, batch, classes, dtype)
+    def allocate(self, k, batch, classes, dtype):
+        super().allocate(k, batch, classes, dtype)
         self._predicted = k.empty((batch,), np.int64)
 
-    def run(self, dx, x, target):
+    def forward_backward(self, dx, x, target):
         n, rubbish = len(x), -1.0 if self.rubbish is None else self.rubbish
         self.k.rbf_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
 
-    def scores(self, outputs):
+    def logits(self, outputs):
         return -outputs
 
     def curvature(self, y, share):
@@ -266,7 +266,7 @@ class NearestLoss(Loss):
 
     def __call__(self, distances, target):
         """(value, gradient with respect to the distances)."""
-        return self._of_classes("distances", distances, target)
+        return self._loss_and_grad("distances", distances, target)
 
 
 # --- the stochastic diagonal Levenberg-Marquardt method: section III.B, appendix C ------------------------------------
@@ -324,8 +324,8 @@ def second_derivatives(model, criterion, batches, index):
         plan = model.plan(n, keep=True)
         target = batches.gather(plan.x, k.to_device(np.asarray(index, np.int64)))
         plan.forward()
-        criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
-        criterion.run(plan.dy, plan.y, target)
+        criterion.ensure_allocated(k, n, model.shapes[-1][-1], model.dtype)
+        criterion.forward_backward(plan.dy, plan.y, target)
         share = 1 / n if criterion.reduction == "mean" else 1.0
         steps = [step for at, step in enumerate(plan.steps) if at >= plan.first]
         last = plan.steps[-1]

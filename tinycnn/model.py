@@ -448,13 +448,13 @@ class Sequential:
         """
         state = {name: np.array(self.k.to_host(view)) for name, view in self._saved().items()}
         state = {n: v.reshape(()) if n.endswith(".num_batches_tracked") else v for n, v in state.items()}
-        return state if self.normalization is None else state | self.normalization.state()
+        return state if self.normalization is None else state | self.normalization.state_dict()
 
     def load_state_dict(self, state, strict=True):
         """Set parameters from `state`.  Nothing is changed if a shape is wrong (ValueError lists all), or, if `strict`,
         if keys are missing or unexpected (KeyError lists both).  Returns (missing, unexpected)."""
         _check.mapping("state", state, "checkpoint.load reads one from a file")
-        mine, (state, normalization) = self._saved(), Normalization.taken_from(state)
+        mine, (state, normalization) = self._saved(), Normalization.split_state(state)
         missing, unexpected = [n for n in mine if n not in state], [n for n in state if n not in mine]
         if strict and (missing or unexpected):
             raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")

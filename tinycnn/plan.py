@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _tracked
-from tinycnn.devices import DeviceMemoryError
+from tinycnn.errors import DeviceMemoryError
 from tinycnn.layers import AvgPool2d, MaxPool2d, ReLU, ScaledTanh, Sigmoid, Tanh
 
 

@@ -13,15 +13,15 @@ from cuda_on_cpu import ON_GPU
 from tests.test_experiment import ENVIRONMENT, ROOT
 from tinycnn import (
     AdamW,
-    Batches,
     CrossEntropyLoss,
+    DeviceDataset,
     Flatten,
     Linear,
     ReLU,
     Sequential,
-    _gpu,
     cuda,
     devices,
+    errors,
     evaluate,
     experiment,
     fit,
@@ -129,7 +129,9 @@ def test_an_array_too_large_for_the_kernels_indices():
 def test_images_with_and_without_a_channel_axis():
     images, labels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8), np.arange(5)
     model = Sequential(Flatten(), Linear(16, 5), rng=0, device="cuda")
-    found = [evaluate(model, Batches(x, labels, device="cuda"))[2] for x in (images, images[:, None], images[:, ::-1])]
+    found = [
+        evaluate(model, DeviceDataset(x, labels, device="cuda"))[2] for x in (images, images[:, None], images[:, ::-1])
+    ]
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0] != found[2]).any()
 
@@ -154,7 +156,7 @@ def test_a_model_without_parameters_trains(make):
     images, labels = np.random.default_rng(0).integers(0, 256, (6, 2, 2), np.uint8), np.arange(6) % 4
     model = Sequential(Flatten(), ReLU(), device="cuda")
     optimizer = make(model)
-    batches = Batches(images, labels, device="cuda")
+    batches = DeviceDataset(images, labels, device="cuda")
     history = fit(model, CrossEntropyLoss(), optimizer, batches, epochs=3, batch_size=2, rng=0, progress=False)
     assert optimizer.steps == 9
     assert np.isfinite(history[-1]["train_loss"])
@@ -358,7 +360,7 @@ def test_out_of_memory():
             lambda: cuda.empty((1 << 20,), np.float32),
             lambda: cuda.to_device(np.zeros(1 << 20, np.float32)),
         ):
-            with pytest.raises(devices.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
+            with pytest.raises(errors.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
                 ask()
             assert caught.value.asked == 4 << 20
             assert free <= caught.value.free < 4 << 20  # what was waiting to be freed is, first
@@ -387,10 +389,10 @@ def test_a_failing_call_is_one_line_of_the_command_line(call, capsys):
     step = counter()
     cuda.increment(step)
     cuda_on_cpu.inject_error(call, 719)
-    with pytest.raises(_gpu.DeviceError, match=f"{what} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
+    with pytest.raises(errors.DeviceError, match=f"{what} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
         act(step)
     cuda_on_cpu.inject_error(call, 719)
-    assert experiment.in_one_line(lambda: act(step)) == 1
+    assert experiment.run_command(lambda: act(step)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {what} failed on cuda:0")
 
@@ -402,7 +404,7 @@ def test_a_failing_replay_is_one_line_too(capsys):
     captured()
     captured()
     cuda_on_cpu.inject_error("cuGraphLaunch", 719)
-    assert experiment.in_one_line(captured) == 1
+    assert experiment.run_command(captured) == 1
     assert capsys.readouterr().err.startswith("error: the replay of a captured step failed on cuda:0")
 
 
@@ -487,7 +489,7 @@ def test_each_batch_size_is_captured_once_in_a_training(monkeypatch):
     """Of training and of evaluation, the smaller last batches too, whether there is an `on_epoch` or not."""
     monkeypatch.setattr(train, "EVALUATION_BATCH", 4)
     images, labels = np.random.default_rng(0).integers(0, 256, (17, 4, 4), np.uint8), np.arange(17) % 5
-    training, validation = (Batches(images[at], labels[at], device="cuda") for at in (slice(10), slice(10, 17)))
+    training, validation = (DeviceDataset(images[at], labels[at], device="cuda") for at in (slice(10), slice(10, 17)))
     model = Sequential(Flatten(), Linear(16, 5), rng=0, device="cuda")
     calls = "cuGraphInstantiateWithParams", "cuLaunchKernelEx", "cuGraphLaunch"
     counts = []

@@ -32,7 +32,7 @@ import numba
 import numba.cuda
 
 from tinycnn import _gpu
-from tinycnn.devices import DeviceMemoryError
+from tinycnn.errors import DeviceError, DeviceMemoryError
 from tinycnn.kernels._cache import enable_cache
 
 cuda: Any = numba.cuda  # type checkers see the one that Numba itself still contains
@@ -81,7 +81,7 @@ def _translate_error(error, what, asked=0):
         return error
     if "OUT_OF_MEMORY" in str(error).upper():
         return DeviceMemoryError(asked, free_memory())
-    return _gpu.DeviceError(
+    return DeviceError(
         f"{what} failed on cuda:{_context['device']}: {error} (kernels run asynchronously: one launched earlier may be "
         "the cause; CUDA_LAUNCH_BLOCKING=1 shows which)"
     )
