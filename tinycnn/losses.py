@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check
-from tinycnn._repr import Shown
+from tinycnn._repr import InitRepr
 from tinycnn._tracked import Tracked
 
 
-class Loss(Shown, Tracked):
+class Loss(InitRepr, Tracked):
     """What losses share: buffers, and the call on NumPy arrays.
 
     In training, `bind` gives a loss its backend and buffers once; `run(dx, x, target)` then computes without
     allocating.  Called as a function, a loss checks its arguments and returns (value, gradient) as NumPy.
     """
 
-    k: Any = None
+    ops: Any = None
     reduction = "mean"
     _bound: tuple | None = None  # what `bind` was last called with
     _allocated: frozenset = frozenset()  # names of what it has set
@@ -30,7 +30,7 @@ class Loss(Shown, Tracked):
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
-        if self._bound is not None and not name.startswith("_") and name != "k":
+        if self._bound is not None and not name.startswith("_") and name != "ops":
             self._bound = None  # buffers may depend on it
 
     def __getstate__(self):
@@ -46,7 +46,7 @@ class Loss(Shown, Tracked):
 
     def bind(self, k, batch, classes, dtype):
         """Allocate for batches of up to `batch` outputs of `classes` numbers."""
-        self.k, self._bound = k, (k, batch, classes, dtype)
+        self.ops, self._bound = k, (k, batch, classes, dtype)
         self._loss = k.empty((batch,), dtype)
         self._predicted = k.empty((0,), np.int64)
         self._shares = k.to_device(self.shares(classes) if self.reduction == "mean" else np.zeros(0))
@@ -67,7 +67,7 @@ class Loss(Shown, Tracked):
 
     def predicted(self, batch):
         """The class that the last `run` saw in each of `batch` outputs, NumPy; None if the loss knows no classes."""
-        return self.k.to_host(self._predicted)[:batch] if len(self._predicted) else None
+        return self.ops.to_host(self._predicted)[:batch] if len(self._predicted) else None
 
     def scores(self, outputs):
         """Outputs (N, K) of a model as numbers of which the largest is the prediction."""
@@ -76,11 +76,11 @@ class Loss(Shown, Tracked):
     def tally(self, totals, cursor, target):
         """Count the last `run`, whose targets these were; totals and cursor are those of the kernel `tally`."""
         n = len(target)
-        self.k.tally(totals, cursor, self._loss[:n], self._predicted[:n], target, self._shares)
+        self.ops.tally(totals, cursor, self._loss[:n], self._predicted[:n], target, self._shares)
 
     def value(self, batch):
         """The loss of the last `run` on `batch` images, as a float."""
-        return float(self.k.to_host(self._loss)[:batch].sum(dtype=np.float64))
+        return float(self.ops.to_host(self._loss)[:batch].sum(dtype=np.float64))
 
     def _of_classes(self, name, x, target):
         """(value, gradient with respect to x) for x (images, classes), called `name`, and class numbers (images,)."""
@@ -116,7 +116,7 @@ class CrossEntropyLoss(Loss):
         self.weight = weight
         self.ignore_index = _check.integer("ignore_index", ignore_index)
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum", "none"))
-        self.label_smoothing = _check.number("label_smoothing", label_smoothing, 0, 1 + 1e-12)
+        self.label_smoothing = _check.number("label_smoothing", label_smoothing, 0, maximum=1)
 
     def bind(self, k, batch, classes, dtype):
         super().bind(k, batch, classes, dtype)
@@ -135,7 +135,7 @@ class CrossEntropyLoss(Loss):
     def run(self, dx, x, target):
         n = len(x)
         mean = self.reduction == "mean"
-        self.k.cross_entropy(
+        self.ops.cross_entropy(
             self._loss[:n],
             self._predicted[:n],
             dx,
@@ -184,7 +184,7 @@ class MSELoss(Loss):
             )
         n = len(x)
         rows = (n, -1)
-        self.k.mse_loss(
+        self.ops.mse_loss(
             self._loss[:n], dx.reshape(rows), x.reshape(rows), target.reshape(rows), self.reduction == "mean"
         )
 
@@ -218,8 +218,8 @@ class OneHotMSELoss(Loss):
 
     def run(self, dx, x, target):
         n = len(x)
-        self.k.one_hot(self._rows[:n], self._predicted[:n], x, target)
-        self.k.mse_loss(self._loss[:n], dx, x, self._rows[:n], self.reduction == "mean")
+        self.ops.one_hot(self._rows[:n], self._predicted[:n], x, target)
+        self.ops.mse_loss(self._loss[:n], dx, x, self._rows[:n], self.reduction == "mean")
 
     def __call__(self, x, target):
         """(value, gradient with respect to x) for outputs (images, classes) and class numbers (images,)."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn._check import shown
+from tinycnn._check import short_repr
 from tinycnn._files import replacing
 from tinycnn._streams import Forgiving
 from tinycnn.data.idx import GZIP_MAGIC, DamagedFileError, parse_idx
@@ -275,7 +275,7 @@ def _transfer(url: str) -> bytes:
         length = response.headers.get("Content-Length", "")
         size = int(length[:20]) if length.isdecimal() else None
         if size is not None and size > _LARGEST:
-            raise OSError(f"expected at most {_LARGEST} bytes, got {shown(length, 20)}")
+            raise OSError(f"expected at most {_LARGEST} bytes, got {short_repr(length, 20)}")
         name = url.rpartition("/")[2]
         with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=Forgiving(sys.stderr)) as bar:
             while chunk := response.read(1 << 16):
