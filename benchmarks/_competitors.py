@@ -72,7 +72,7 @@ class TinyCNN(Competitor):
         import tinycnn.dataset
         import tinycnn.train
 
-        tinycnn.set_threads(threads)
+        tinycnn.set_num_threads(threads)
         self.tinycnn, self.net = tinycnn, net
 
     def load(self, weights, images, labels):
@@ -92,7 +92,7 @@ class TinyCNN(Competitor):
         model, (_, self.batch) = self.model, order.shape
         if self.run is None:
             train, DataLoader = self.tinycnn.train, self.tinycnn.dataset.DataLoader
-            model.reserve(max(self.batch, model.reserved))
+            model.reserve(max(self.batch, model.max_batch))
             train.warm_up(model, self.criterion, self.optimizer, self.batches, self.batch)
             self.run = train.StepRunner(model, self.criterion, DataLoader(self.batches), self.optimizer)
         self.run.start_epoch(order.ravel())

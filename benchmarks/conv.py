@@ -78,11 +78,11 @@ class TinyCNN:
     def __init__(self, threads):
         import tinycnn
 
-        tinycnn.set_threads(threads)
-        self.k = tinycnn.kernels
+        tinycnn.set_num_threads(threads)
+        self.ops = tinycnn.kernels
 
     def start(self, shape, batch):
-        k, (x, w, b, dy) = self.k, numbers(shape, batch)
+        k, (x, w, b, dy) = self.ops, numbers(shape, batch)
         self.batch, lanes = batch, k.layout.lanes_for(batch, np.float32)
         x, y, dy, dx = (self.laid_out(a, lanes) for a in (x, np.zeros_like(dy), dy, np.zeros_like(x)))
         options = ((shape.stride,) * 2, (shape.padding,) * 2, (1, 1), 1)
@@ -94,18 +94,18 @@ class TinyCNN:
         """As it lies between the layers of a net: in tiles, if there are images enough, and on a line of the cache."""
         N, C, H, W = a.shape
         if lanes == 1:
-            placed = self.k.empty(a.shape, a.dtype)
+            placed = self.ops.empty(a.shape, a.dtype)
             placed[...] = a
         else:
-            placed = self.k.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
-            self.k.layout.to_blocked(placed, a)
+            placed = self.ops.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
+            self.ops.layout.to_blocked(placed, a)
         return placed
 
     def answers(self):
         self.forward()
         self.backward()
         y, dx, dw, db = self.results
-        return [self.k.layout.as_nchw(y)[: self.batch], self.k.layout.as_nchw(dx)[: self.batch], dw, db]
+        return [self.ops.layout.as_nchw(y)[: self.batch], self.ops.layout.as_nchw(dx)[: self.batch], dw, db]
 
     def choices(self):
         """The functions that did the work: watched, not guessed."""

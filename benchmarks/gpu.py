@@ -62,14 +62,14 @@ class Setup:
     def restart(self):
         """Back to the first image; a recording goes on reading the order from there."""
         self.run.loader.seek(0)
-        self.batches.k.copy_to(self.run.totals, np.zeros(5))
+        self.batches.ops.copy_to(self.run.totals, np.zeros(5))
 
     def losses(self, step, count):
         """The mean loss of each of the next `count` steps."""
         found, before = [], 0.0
         for _ in range(count):
             step()
-            now = float(self.batches.k.to_host(self.run.totals)[0])
+            now = float(self.batches.ops.to_host(self.run.totals)[0])
             found.append((now - before) / self.batch)
             before = now
         return found
@@ -120,7 +120,7 @@ def kernels(size):
             compare_buffers(here.model, there.model, batch)
             for name, call, flops, moved in calls_of(there, batch):
                 repeat = size["in_a_row"]
-                recorded = there.model.k.capture(lambda call=call, n=repeat: [call() for _ in range(n)] and None)
+                recorded = there.model.ops.capture(lambda call=call, n=repeat: [call() for _ in range(n)] and None)
                 seconds = median(recorded, size["repeats"]) / repeat
                 rows.append({"batch": batch, "net": f"{activation} + {pool}", "call": name, "seconds": seconds,
                              "gb_per_s": moved / seconds / 1e9, "gflop_per_s": flops / seconds / 1e9})  # fmt: skip
@@ -140,12 +140,12 @@ def compare_buffers(here, there, batch):
     )
     for number in ours:
         same(f"the output of layer {number}", theirs[number], ours[number], 1e-4)
-    same("the gradient", there.k.to_host(there.grad), here.grad, 1e-4)
+    same("the gradient", there.ops.to_host(there.grad), here.grad, 1e-4)
 
 
 def calls_of(setup, batch):
     """(name, call, floating-point operations, bytes read and written) of everything that a step launches."""
-    model, k, criterion = setup.model, setup.model.k, setup.criterion
+    model, k, criterion = setup.model, setup.model.ops, setup.criterion
     plan = model.plan(batch)
     target = setup.run.loader.next(plan.x)
     out: list[tuple] = []
@@ -156,9 +156,9 @@ def calls_of(setup, batch):
             continue
         (number,), (layer,) = step.numbers, step.layers
         adds, moved = layer.multiply_adds(model.shapes[number]) * batch, step.x.nbytes + step.y.nbytes
-        name, dx = f"{number} {type(layer).__name__}", step.dx if at > plan.first else plan.no_gradient
+        name, dx = f"{number} {type(layer).__name__}", step.dx if at > plan.first_trainable else plan.no_grad_buffer
         out.append((name + " forward", step.forward, 2 * adds, moved))
-        back = 2 if at > plan.first else 1
+        back = 2 if at > plan.first_trainable else 1
         out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * back, moved * back))
     out.append(("loss", lambda: criterion.forward_backward(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
     out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))
@@ -175,7 +175,7 @@ def steps(size):
     )
     for batch in size["batches"]:
         cpu, gpu, again = (Setup(d, batch, size["images"]) for d in ("cpu", "cuda", "cuda"))
-        recorded = again.model.k.capture(again.step)
+        recorded = again.model.ops.capture(again.step)
         want = cpu.losses(cpu.step, size["checked"])
         got, replayed = gpu.losses(gpu.step, size["checked"]), again.losses(recorded, size["checked"])
         if got != replayed:

@@ -20,7 +20,7 @@ from numba import njit, prange
 
 from benchmarks import _ceilings
 from benchmarks import _harness as harness
-from tinycnn import kernels, set_threads
+from tinycnn import kernels, set_num_threads
 from tinycnn.kernels.conv import conv2d_forward_im2col, conv2d_forward_shifted
 
 C, O, K, SIZE, OUT = 6, 16, 5, 14, 10
@@ -134,7 +134,7 @@ class Ladder:
     """All versions, in one process."""
 
     def __init__(self, threads, images):
-        set_threads(threads)
+        set_num_threads(threads)
         rng = np.random.default_rng(0)
         self.x, self.w, self.b = (
             rng.standard_normal(shape, dtype=np.float32) for shape in ((images, C, SIZE, SIZE), (O, C, K, K), (O,))

@@ -341,9 +341,9 @@ def images():
 
 
 def take(loader, n, dtype=np.float32):
-    x = loader.k.empty((n, *loader.data.image_shape), dtype)
+    x = loader.ops.empty((n, *loader.data.image_shape), dtype)
     labels = loader.next(x)
-    return np.array(loader.k.to_host(x)), np.array(loader.k.to_host(labels))
+    return np.array(loader.ops.to_host(x)), np.array(loader.ops.to_host(labels))
 
 
 @both_dtypes
@@ -368,8 +368,10 @@ def test_a_batch_is_what_the_kernels_make_of_it(images, device):
     x, _ = take(loader, 7)
     affine, elastic, jitter = (int(s) for s in np.random.default_rng(5).integers(2**63, size=3))
     plain = blank(x.shape, np.float32)
-    batches.gather(plain if device == "cpu" else (there := batches.k.to_device(plain)), batches.k.to_device(order[:7]))
-    plain = plain if device == "cpu" else np.array(batches.k.to_host(there))
+    batches.gather(
+        plain if device == "cpu" else (there := batches.ops.to_device(plain)), batches.ops.to_device(order[:7])
+    )
+    plain = plain if device == "cpu" else np.array(batches.ops.to_host(there))
     matrices, field = blank((7, 2, 3), np.float32), blank((7, 2, 11, 10), np.float32)
     kernels.random_affine(matrices, counter(2), affine, 15.0, (2.0, 2.0), (0.9, 1.1), (0.9, 1.1), 10.0)
     kernels.elastic_field(field, ElasticTransform().weights().astype(np.float32), counter(2), elastic, 34.0)
@@ -470,7 +472,7 @@ def test_a_step_allocates_no_arrays_once_it_has_been_taken(images, monkeypatch):
     loader = DataLoader(DeviceDataset(*images, augment=ALL), augment=True)
     take(loader, 8)
     for name in ("empty", "to_device", "to_host", "copy_to"):
-        monkeypatch.setattr(loader.k, name, None)
+        monkeypatch.setattr(loader.ops, name, None)
     x = np.empty((8, *loader.data.image_shape), np.float32)
     loader.next(x)
     loader.next(x[:3])

@@ -117,9 +117,9 @@ def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
     monkeypatch.setattr(_gpu, "_cached_probe", lambda: _gpu.Status(problem="nothing there"))
-    assert devices.choose("auto") == "cpu"
+    assert devices.resolve("auto") == "cpu"
     with pytest.raises(DeviceError, match="nothing there"):
-        devices.choose("cuda")
+        devices.resolve("cuda")
 
 
 # --- arrays of other libraries ----------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ class Users(RuleBasedStateMachine):
     def trace(self, n, seed):
         x, before = self.draw(seed, n), getattr(self.twin, "kept", None)
         y = self.twin.forward(x)
-        layers = self.model.trace(x, dy=np.cos)
+        layers = self.model.activations(x, dy=np.cos)
         self.near(layers[-1].output, y)
         self.near(layers[0].input_grad, self.twin.backward(np.cos(y)))
         self.twin.kept = before  # a backward may still follow the forward before it

@@ -515,7 +515,7 @@ CRITERIA = [
     CrossEntropyLoss(ignore_index=2),
     CrossEntropyLoss(weight=[0.1, 2.0, 1.0, 3.0], ignore_index=1, label_smoothing=0.2),
     OneHotMSELoss("sum"),
-    lecun98.NearestLoss(1.0, "sum"),
+    lecun98.RBFLoss(1.0, "sum"),
 ]
 
 
@@ -679,13 +679,14 @@ def test_plans_can_be_read():
     plan = str(models.lenet5(rng=0).plan(64))
     lines = plan.splitlines()
     assert lines[0] == "64 images, float32"
-    assert "to blocks" in lines[2]
+    assert "reorder to blocked" in lines[2]
     assert "0 Conv2d" in lines[3]
     assert lines[4].split("  ")[1] == "1 Tanh() + 2 AvgPool2d(kernel_size=(2, 2), stride=(2, 2))"
     assert lines[4].endswith("fused")
-    assert "to plain order 6 Flatten()" in plan
+    assert "reorder to NCHW 6 Flatten()" in plan
     assert lines[-1].endswith("parameters only")
-    assert "fused" not in str(models.lenet5(rng=0).plan(64, keep=True))
+    unfused = str(models.lenet5(rng=0).plan(64, unfused=True)).splitlines()
+    assert not any(line.endswith(" fused") for line in unfused)
 
 
 # --- what a stranger found in an afternoon ----------------------------------------------------------------------------
@@ -736,12 +737,12 @@ def test_trace_refuses_other_shapes_and_ends_a_forward():
     model, x = net(Flatten(), Dropout(0.5), Linear(64, 3)), np.ones((4, 1, 8, 8))
     for wrong in (x[0], x[:, :, :1]):
         with pytest.raises(ValueError, match="x must have shape"):
-            model.trace(wrong)
+            model.activations(wrong)
     for wrong in (np.ones(3), np.ones((1, 3))):
         with pytest.raises(ValueError, match="dy must have the shape of the output"):
-            model.trace(x, dy=wrong)
+            model.activations(x, dy=wrong)
     model.forward(x)
-    model.trace(x[:2])
+    model.activations(x[:2])
     with pytest.raises(RuntimeError, match="backward needs a forward"):
         model.backward(np.ones((4, 3)))
 

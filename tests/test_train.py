@@ -26,7 +26,7 @@ from tinycnn import (
     models,
     optim,
     schedules,
-    set_threads,
+    set_num_threads,
     train_step,
 )
 from tinycnn.dataset import DataLoader
@@ -111,7 +111,7 @@ def test_32_images_are_learned_by_heart(digits, activation, pool):
 
 
 def train_some(threads, digits, steps_epochs=7):
-    set_threads(threads)
+    set_num_threads(threads)
     try:
         images, labels = digits
         model = models.lenet5(rng=3)
@@ -123,7 +123,7 @@ def train_some(threads, digits, steps_epochs=7):
         assert optimizer.steps == steps_epochs * 16  # the last batch, smaller than the others, counts too
         return model.theta.tobytes(), [record["train_loss"] for record in history]
     finally:
-        set_threads(numba.config.NUMBA_NUM_THREADS)
+        set_num_threads(numba.config.NUMBA_NUM_THREADS)
 
 
 def test_training_gives_the_same_bits_again(digits):
@@ -406,7 +406,7 @@ def test_a_data_set_that_does_not_fit_the_model_is_refused_before_training(digit
 @pytest.mark.parametrize("value", [0, 10_000])
 def test_a_number_of_threads_that_cannot_be_is_refused(value):
     with pytest.raises(ValueError, match="threads must be at"):
-        set_threads(value)
+        set_num_threads(value)
 
 
 # --- optimizers' own state --------------------------------------------------------------------------------------------

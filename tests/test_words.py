@@ -182,7 +182,7 @@ def test_tensors_that_require_grad_are_taken():
         (CrossEntropyLoss([1, 2], label_smoothing=0.1), "CrossEntropyLoss(weight=[1, 2], label_smoothing=0.1)"),
         (MSELoss("sum"), "MSELoss(reduction='sum')"),
         (OneHotMSELoss(), "OneHotMSELoss()"),
-        (lecun98.NearestLoss(1.0), "NearestLoss(rubbish=1.0)"),
+        (lecun98.RBFLoss(1.0), "RBFLoss(rubbish=1.0)"),
         (SGD(MODEL, 0.1, momentum=0.9), "SGD(lr=0.1, momentum=0.9)"),
         (AdamW(MODEL, np.linspace(0.1, 0.2, 20)), "AdamW(lr=array of 20 from 0.1 to 0.2)"),
         (EMA(Adam(MODEL), 0.9), "EMA(Adam(lr=0.001), decay=0.9)"),

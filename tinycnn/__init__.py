@@ -24,7 +24,7 @@ _HOME = {
     "errors": "DivergedError",
     "train": "evaluate fit train_step",
     "augment": "ColorJitter ElasticTransform RandomAffine",
-    "devices": "set_threads",
+    "devices": "set_num_threads",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 _MODULES = (

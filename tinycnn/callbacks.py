@@ -6,12 +6,12 @@ import numbers
 import numpy as np
 
 from tinycnn import _check
-from tinycnn._repr import Shown
+from tinycnn._repr import InitRepr
 from tinycnn.model import Sequential
 from tinycnn.optim import EMA, Optimizer
 
 
-class EarlyStopping(Shown):
+class EarlyStopping(InitRepr):
     """Ends a training that no longer gets better: ``fit(..., on_epoch=EarlyStopping(...))``.  One for each training.
 
     monitor       the number in the epochs' records that is watched
@@ -54,7 +54,7 @@ class EarlyStopping(Shown):
             self._model.restore(self._weights)
 
 
-class ReduceLROnPlateau(Shown):
+class ReduceLROnPlateau(InitRepr):
     """Lowers the learning rate when a number has stopped improving; arguments and definition are torch's.
 
     `step(metric)` is called after each epoch.  Where `metric` was not better than the best by `threshold` (a share of
@@ -80,7 +80,7 @@ class ReduceLROnPlateau(Shown):
     ):
         _check.instance("optimizer", optimizer, (Optimizer, EMA), "a tinycnn optimizer")
         self.optimizer, self.mode = optimizer, _check.choice("mode", mode, ("min", "max"))
-        self.factor, self.patience = _check.number("factor", factor, 0, 1), _check.integer("patience", patience, 0)
+        self.factor, self.patience = _check.number("factor", factor, 0, below=1), _check.integer("patience", patience, 0)
         self.threshold = _check.number("threshold", threshold, 0)
         self.threshold_mode = _check.choice("threshold_mode", threshold_mode, ("rel", "abs"))
         self.cooldown = _check.integer("cooldown", cooldown, 0)

@@ -18,10 +18,10 @@ class DivergedError(ArithmeticError):
 
 
 class DeviceMemoryError(MemoryError):
-    """The device has no room.  asked, free: bytes"""
+    """The device has no room.  requested, free: bytes"""
 
     def __init__(self, asked, free, more=""):
-        self.asked, self.free = asked, free
+        self.requested, self.free = asked, free
         super().__init__(
             f"out of device memory: asked for {asked / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB free{more}"
         )

@@ -110,9 +110,9 @@ def _run(args, network, name):
 
     seeds = np.random.SeedSequence(args.seed).spawn(3)  # weights, split, order
     rng_weights, rng_split, rng_order = map(np.random.default_rng, seeds)
-    device = devices.choose(args.device)
+    device = devices.resolve(args.device)
     devices.get(device)
-    devices.set_threads(args.threads)
+    devices.set_num_threads(args.threads)
     dataset = data.load(args.data, args.data_dir)
     images, labels = dataset.train_images, dataset.train_labels
     chosen, held_out = data.train_val_split(len(images), len(images) // 12, rng_split)

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check
-from tinycnn._repr import Shown
+from tinycnn._repr import InitRepr
 from tinycnn._tracked import Tracked
 
 
-class Loss(Shown, Tracked):
+class Loss(InitRepr, Tracked):
     """What losses share: buffers, and the call on NumPy arrays.
 
     `allocate` gives a loss its backend and buffers once; `forward_backward(dx, x, target)` then allocates nothing.  Called as a function, a loss checks its arguments and returns (value, gradient) as NumPy.
     """
 
-    k: Any = None
+    ops: Any = None
     reduction = "mean"
     _allocated_for: tuple | None = None  # what `allocate` was last called with
     _buffer_names: frozenset = frozenset()  # names of what it has set
@@ -29,7 +29,7 @@ class Loss(Shown, Tracked):
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
-        if self._allocated_for is not None and not name.startswith("_") and name != "k":
+        if self._allocated_for is not None and not name.startswith("_") and name != "ops":
             self._allocated_for = None  # buffers may depend on it
 
     def __getstate__(self):
@@ -49,7 +49,7 @@ class Loss(Shown, Tracked):
 
     def allocate(self, k, batch, classes, dtype):
         """Allocate for batches of up to `batch` outputs of `classes` numbers."""
-        self.k, self._allocated_for = k, (k, batch, classes, dtype)
+        self.ops, self._allocated_for = k, (k, batch, classes, dtype)
         self._loss = k.empty((batch,), dtype)
         self._predicted = k.empty((0,), np.int64)
         self._class_weights = k.to_device(self.class_weights(classes) if self.reduction == "mean" else np.zeros(0))
@@ -74,7 +74,7 @@ class Loss(Shown, Tracked):
 
     def predictions(self, batch):
         """Classes (batch,) that the last `forward_backward` predicted, NumPy; None if the loss predicts none."""
-        return self.k.to_host(self._predicted)[:batch] if self.predicts_classes() else None
+        return self.ops.to_host(self._predicted)[:batch] if self.predicts_classes() else None
 
     def logits(self, outputs):
         """Outputs (N, K) of a model as numbers of which the largest is the prediction."""
@@ -83,11 +83,11 @@ class Loss(Shown, Tracked):
     def accumulate_metrics(self, totals, cursor, target):
         """Add the loss of the last `forward_backward`, whose targets these were, to the totals; move the cursor on."""
         n = len(target)
-        self.k.accumulate_metrics(totals, cursor, self._loss[:n], self._predicted[:n], target, self._class_weights)
+        self.ops.accumulate_metrics(totals, cursor, self._loss[:n], self._predicted[:n], target, self._class_weights)
 
     def batch_loss(self, batch):
         """The loss of the last `forward_backward` on `batch` images, as a float."""
-        return float(self.k.to_host(self._loss)[:batch].sum(dtype=np.float64))
+        return float(self.ops.to_host(self._loss)[:batch].sum(dtype=np.float64))
 
     def _loss_and_grad(self, name, x, target):
         """(value, gradient with respect to x) for x (images, classes), called `name`, and class numbers (images,)."""
@@ -123,7 +123,7 @@ class CrossEntropyLoss(Loss):
         self.weight = weight
         self.ignore_index = _check.integer("ignore_index", ignore_index)
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum", "none"))
-        self.label_smoothing = _check.number("label_smoothing", label_smoothing, 0, 1 + 1e-12)
+        self.label_smoothing = _check.number("label_smoothing", label_smoothing, 0, maximum=1)
 
     def allocate(self, k, batch, classes, dtype):
         super().allocate(k, batch, classes, dtype)
@@ -142,7 +142,7 @@ class CrossEntropyLoss(Loss):
     def forward_backward(self, dx, x, target):
         n = len(x)
         mean = self.reduction == "mean"
-        self.k.cross_entropy(
+        self.ops.cross_entropy(
             self._loss[:n],
             self._predicted[:n],
             dx,
@@ -191,7 +191,7 @@ class MSELoss(Loss):
             )
         n = len(x)
         rows = (n, -1)
-        self.k.mse_loss(
+        self.ops.mse_loss(
             self._loss[:n], dx.reshape(rows), x.reshape(rows), target.reshape(rows), self.reduction == "mean"
         )
 
@@ -225,8 +225,8 @@ class OneHotMSELoss(Loss):
 
     def forward_backward(self, dx, x, target):
         n = len(x)
-        self.k.one_hot(self._rows[:n], self._predicted[:n], x, target)
-        self.k.mse_loss(self._loss[:n], dx, x, self._rows[:n], self.reduction == "mean")
+        self.ops.one_hot(self._rows[:n], self._predicted[:n], x, target)
+        self.ops.mse_loss(self._loss[:n], dx, x, self._rows[:n], self.reduction == "mean")
 
     def __call__(self, x, target):
         """(value, gradient with respect to x) for outputs (images, classes) and class numbers (images,)."""

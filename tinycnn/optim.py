@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check
-from tinycnn._repr import Shown
+from tinycnn._repr import InitRepr
 from tinycnn._tracked import Tracked
 from tinycnn.model import Sequential
 
 
-class Optimizer(Shown, Tracked):
+class Optimizer(InitRepr, Tracked):
     """lr: a number or an array of rates, one a step.  `step()` updates model.theta from model.grad."""
 
     vectors: tuple[str, ...] = ()  # names of the optimizer's own vectors of the size of theta
@@ -24,26 +24,26 @@ class Optimizer(Shown, Tracked):
     def __init__(self, model, lr, weight_decay):
         hint = "an optimizer here is given the whole model, not its parameters"
         _check.instance("model", model, Sequential, "a Sequential", hint)
-        rates = _check.rates("lr", lr)
+        rates = _check.learning_rates("lr", lr)
         self.model = model
         self.weight_decay = _check.number("weight_decay", weight_decay, 0)
         self._allocate(rates)
 
     def _allocate(self, rates):
         model = self.model
-        vars(self)["changes"], self.k = model.changes, model.k
-        self._step, self._epochs = self.k.empty((1,), np.int64), np.zeros(1, np.int64)  # taken so far
+        vars(self)["changes"], self.ops = model.changes, model.ops
+        self._step, self._epochs = self.ops.empty((1,), np.int64), np.zeros(1, np.int64)  # taken so far
         for name in self.vectors:
-            setattr(self, name, self.k.empty(model.theta.shape, model.dtype))
+            setattr(self, name, self.ops.empty(model.theta.shape, model.dtype))
         self._replace(rates)
 
     def _replace(self, rates):
-        self.lr_schedule, self.device_lr_schedule = rates, self.k.to_device(rates.astype(self.model.dtype))
+        self.lr_schedule, self.device_lr_schedule = rates, self.ops.to_device(rates.astype(self.model.dtype))
         self.lr_schedule.flags.writeable = False  # set_lr_schedule and lr know of the device's copy
 
     def __getstate__(self):
         """For copies: settings and the model, and the rest as `state_dict` has it."""
-        made_anew = ("k", "_run", "lr_schedule", "device_lr_schedule", "_step", "_epochs", *self.vectors)
+        made_anew = ("ops", "_run", "lr_schedule", "device_lr_schedule", "_step", "_epochs", *self.vectors)
         settings = {name: value for name, value in super().__getstate__().items() if name not in made_anew}
         return settings | {"_state": self.state_dict()}
 
@@ -56,7 +56,7 @@ class Optimizer(Shown, Tracked):
     @property
     def steps(self):
         """Steps taken so far."""
-        return int(self.k.to_host(self._step)[0])
+        return int(self.ops.to_host(self._step)[0])
 
     @property
     def lr(self):
@@ -65,7 +65,7 @@ class Optimizer(Shown, Tracked):
 
     @lr.setter
     def lr(self, lr):
-        past, rates = np.minimum(np.arange(self.steps), len(self.lr_schedule) - 1), _check.rates("lr", lr)
+        past, rates = np.minimum(np.arange(self.steps), len(self.lr_schedule) - 1), _check.learning_rates("lr", lr)
         self._replace(np.concatenate([self.lr_schedule[past], rates, rates[len(rates) - (len(rates) == 1) :]]))
 
     def schedule_exhausted(self):
@@ -79,18 +79,18 @@ class Optimizer(Shown, Tracked):
     def step(self):
         raise RuntimeError(f"{type(self).__name__} has no step")
 
-    def shown(self):
+    def repr_overrides(self):
         """Of what `repr` shows, what is not an attribute under its name."""
         return {"lr": self.lr_schedule}
 
     def set_lr_schedule(self, rates):
         """Replace the schedule by `rates`, of the same shape, or one number, in place: a step that a GPU has captured
         sees it."""
-        rates = _check.rates("rates", rates, self.lr_schedule.shape)
+        rates = _check.learning_rates("rates", rates, self.lr_schedule.shape)
         self.lr_schedule.flags.writeable = True
         self.lr_schedule[...] = rates
         self.lr_schedule.flags.writeable = False
-        self.k.copy_to(self.device_lr_schedule, self.lr_schedule.astype(self.model.dtype))
+        self.ops.copy_to(self.device_lr_schedule, self.lr_schedule.astype(self.model.dtype))
 
     def use_average(self):
         """Leave the weights in model.theta that are meant to be used: here those that are there."""
@@ -102,7 +102,7 @@ class Optimizer(Shown, Tracked):
 
     def state_dict(self):
         """Everything needed to go on: step, rates and the vectors, as NumPy copies."""
-        state = {name: np.array(self.k.to_host(getattr(self, name))) for name in ("_step", *self.vectors)}
+        state = {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("_step", *self.vectors)}
         return state | {"rates": self.lr_schedule.copy(), "_epochs": self._epochs.copy()}
 
     def load_state_dict(self, state):
@@ -120,14 +120,14 @@ class Optimizer(Shown, Tracked):
             raise ValueError(
                 f"optimizer state '_step' must be a whole number that is not negative, got {state['_step']}"
             )
-        schedule = _check.rates("rates", state["rates"])
+        schedule = _check.learning_rates("rates", state["rates"])
         if schedule.shape == self.lr_schedule.shape:
             self.set_lr_schedule(schedule)
         else:
             self._replace(schedule)
         self._epochs[...] = state.get("_epochs", 0)
         for name in ("_step", *self.vectors):
-            self.k.copy_to(getattr(self, name), np.asarray(state[name]))
+            self.ops.copy_to(getattr(self, name), np.asarray(state[name]))
 
 
 class SGD(Optimizer):
@@ -146,7 +146,7 @@ class SGD(Optimizer):
 
     def step(self):
         model = self.model
-        self.k.sgd(
+        self.ops.sgd(
             model.theta, model.grad, self.velocity, self.device_lr_schedule, self._step,
             self.momentum, self.dampening, self.weight_decay, self.nesterov,
         )  # fmt: skip
@@ -163,13 +163,13 @@ class Adam(Optimizer):
     def __init__(self, model, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
         super().__init__(model, lr, weight_decay)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas must be two numbers such as (0.9, 0.999), got {_check.described(betas)}")
-        self.betas = tuple(_check.number("betas", beta, 0, 1) for beta in betas)
+            raise ValueError(f"betas must be two numbers such as (0.9, 0.999), got {_check.describe(betas)}")
+        self.betas = tuple(_check.number("betas", beta, 0, below=1) for beta in betas)
         self.eps = _check.number("eps", eps, 0)
 
     def step(self):
         model = self.model
-        self.k.adam(
+        self.ops.adam(
             model.theta, model.grad, self.m, self.v, self.device_lr_schedule, self._step,
             *self.betas, self.eps, self.weight_decay, self.decoupled,
         )  # fmt: skip
@@ -184,7 +184,7 @@ class AdamW(Adam):
         super().__init__(model, lr, betas, eps, weight_decay)
 
 
-class EMA(Shown, Tracked):
+class EMA(InitRepr, Tracked):
     """An optimizer that also keeps an exponential moving average of the weights, which is used in place of them.
 
     After each step average = decay*average + (1 - decay)*theta; the first step copies (torch: AveragedModel with
@@ -198,15 +198,15 @@ class EMA(Shown, Tracked):
 
     def __init__(self, optimizer, decay=0.999):
         _check.instance("optimizer", optimizer, Optimizer, "a tinycnn optimizer")
-        self.decay = _check.number("decay", decay, 0, 1)
+        self.decay = _check.number("decay", decay, 0, below=1)
         self.inner = optimizer
         self._allocate()
 
     def _allocate(self):
-        self.model, self.k = self.inner.model, self.inner.k
+        self.model, self.ops = self.inner.model, self.inner.ops
         vars(self)["changes"] = self.model.changes
-        self.average = self.k.empty(self.model.theta.shape, self.model.dtype)
-        self._averaged = self.k.empty((1,), np.int64)
+        self.average = self.ops.empty(self.model.theta.shape, self.model.dtype)
+        self._averaged = self.ops.empty((1,), np.int64)
 
     def __getstate__(self):
         return {"inner": self.inner, "decay": self.decay, "_state": self.state_dict()}
@@ -216,7 +216,7 @@ class EMA(Shown, Tracked):
         self._allocate()
         self.load_state_dict(state["_state"])
 
-    def shown(self):
+    def repr_overrides(self):
         return {"optimizer": self.inner}
 
     @property
@@ -263,26 +263,26 @@ class EMA(Shown, Tracked):
 
     def step(self):
         self.inner.step()
-        self.k.ema_update(self.average, self.model.theta, self._averaged, self.decay)
+        self.ops.ema_update(self.average, self.model.theta, self._averaged, self.decay)
 
     def use_average(self):
         """Overwrite model.theta with the average, if there has been a step; training would go on from there."""
-        if self.k.to_host(self._averaged)[0]:
-            self.k.copy_to(self.model.theta, self.average)
+        if self.ops.to_host(self._averaged)[0]:
+            self.ops.copy_to(self.model.theta, self.average)
 
     @contextlib.contextmanager
     def average_parameters(self):
         """Context manager: inside it model.theta holds the average, after it the trained weights again."""
-        trained = np.array(self.k.to_host(self.model.theta))
+        trained = np.array(self.ops.to_host(self.model.theta))
         self.use_average()
         try:
             yield
         finally:
-            self.k.copy_to(self.model.theta, trained)
+            self.ops.copy_to(self.model.theta, trained)
 
     def state_dict(self):
         """That of the optimizer inside, with the average and how often it was taken."""
-        mine = {name: np.array(self.k.to_host(getattr(self, name))) for name in ("average", "_averaged")}
+        mine = {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("average", "_averaged")}
         return self.inner.state_dict() | mine
 
     def load_state_dict(self, state):
@@ -297,4 +297,4 @@ class EMA(Shown, Tracked):
                 )
         self.inner.load_state_dict({name: value for name, value in state.items() if name not in names})
         for name in names:
-            self.k.copy_to(getattr(self, name), np.asarray(state[name]))
+            self.ops.copy_to(getattr(self, name), np.asarray(state[name]))

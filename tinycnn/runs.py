@@ -66,8 +66,8 @@ class RunFolder:
         Returns the report, a dict.
         """
         images, true, predicted = (
-            batches.k.to_host(batches.images),
-            batches.k.to_host(batches.labels),
+            batches.ops.to_host(batches.images),
+            batches.ops.to_host(batches.labels),
             logits.argmax(axis=1),
         )
         matrix = metrics.confusion_matrix(true, predicted, logits.shape[1])
@@ -95,8 +95,8 @@ def feature_maps(model, batches):
     """What the convolutions (after their activation) and poolings give for the first image: arrays (C, H, W), names."""
     n = min(16, len(batches))  # in company: the kernels for batches are compiled already
     with model.lock, model.evaluating():
-        plan = model.plan(n, keep=True)
-        batches.gather(plan.x, batches.k.to_device(np.arange(n)))
+        plan = model.plan(n, unfused=True)
+        batches.gather(plan.x, batches.ops.to_device(np.arange(n)))
         plan.forward()
     maps: list[np.ndarray] = []
     names: list[str] = []

@@ -27,7 +27,7 @@ def one_cycle(max_lr, steps, warmup=0.3, div_factor=25.0, final_div_factor=1e4):
     """Half a cosine up from max_lr/div_factor over the first `warmup` share of the steps, then half a cosine down to
     max_lr/div_factor/final_div_factor (Smith and Topin 2018, in torch's form OneCycleLR).  Returns (steps,)."""
     steps, max_lr = _check.integer("steps", steps, 1), _check.number("max_lr", max_lr, 0)
-    warmup = _check.number("warmup", warmup, 0, 1 + 1e-12)
+    warmup = _check.number("warmup", warmup, 0, maximum=1)
     start = max_lr / _check.number("div_factor", div_factor, 1)
     end = start / _check.number("final_div_factor", final_div_factor, 1)
     peak, last = warmup * steps - 1, steps - 1

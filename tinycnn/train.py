@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check, _streams
-from tinycnn._tracked import Replay, Tracked, replayable
+from tinycnn._tracked import Replay, Tracked, is_replayable
 from tinycnn.dataset import DataLoader, DeviceDataset, check_indices
 from tinycnn.errors import DeviceError, DivergedError
 from tinycnn.losses import CrossEntropyLoss, Loss
@@ -34,7 +34,7 @@ class StepRunner:
 
     def __init__(self, model, criterion, loader, optimizer=None):
         self.model, self.criterion, self.loader, self.optimizer = model, criterion, loader, optimizer
-        self.totals = model.k.empty((5,), np.float64)
+        self.totals = model.ops.empty((5,), np.float64)
         self.target = loader.target
         self.captures: dict[tuple, Any] = {}
         self.settings = loader.augment_settings()
@@ -45,7 +45,7 @@ class StepRunner:
 
     def reserve(self, n):
         """Let the loss have buffers for n images."""
-        self.criterion.ensure_allocated(self.model.k, n, self.model.shapes[-1][-1], self.model.dtype)
+        self.criterion.ensure_allocated(self.model.ops, n, self.model.shapes[-1][-1], self.model.dtype)
 
     def compute_loss(self, n, dry=False):
         """The loss of the next n images; leaves the outputs and their gradient in the plan's buffers."""
@@ -53,13 +53,13 @@ class StepRunner:
         self.reserve(n)
         self.target = self.loader.next(plan.x)
         plan.forward(dry)
-        if not dry or replayable(criterion):
+        if not dry or is_replayable(criterion):
             criterion.forward_backward(plan.dy, plan.y, self.target)
 
     def update(self, n, dry=False):
         """The gradient, a step of the optimizer, and on to the next images."""
-        self.model.plan(n).backward(dry=dry)
-        if not dry or replayable(self.optimizer):
+        self.model.plan(n).backward(dry_run=dry)
+        if not dry or is_replayable(self.optimizer):
             self.optimizer.step()
         self.criterion.accumulate_metrics(self.totals, self.loader.cursor, self.target)
 
@@ -85,7 +85,7 @@ class StepRunner:
         if made is not plan:  # whose buffers it uses
             self.reserve(n)
             parts = *self.model.layers, self.criterion, self.loader.data, self.optimizer
-            replay = Replay(self.model.k, lambda: step(n), *(part for part in parts if part is not None))
+            replay = Replay(self.model.ops, lambda: step(n), *(part for part in parts if part is not None))
             self.captures[key] = plan, replay
         replay()
 
@@ -94,7 +94,7 @@ class StepRunner:
         self.replay_loss(n)
         loss = self.criterion.batch_loss(n)
         if not math.isfinite(loss):
-            where = self.model.first_not_finite(self.model.plan(n)) or "the loss"
+            where = self.model.find_non_finite(self.model.plan(n)) or "the loss"
             raise DivergedError(where, self.optimizer.steps + 1, epoch)
         self._replay(n, self.update)
         return loss
@@ -104,11 +104,11 @@ class StepRunner:
         if self.settings != (settings := self.loader.augment_settings()):
             self.settings, self.captures = settings, {}
         self.loader.start_epoch(order, repeat)
-        self.model.k.copy_to(self.totals, np.zeros(5))
+        self.model.ops.copy_to(self.totals, np.zeros(5))
 
     def read_metrics(self):
         """(loss, accuracy) of the epoch so far.  ArithmeticError if the loss is not finite."""
-        loss, right, seen, _, shares = self.model.k.to_host(self.totals)
+        loss, right, seen, _, shares = self.model.ops.to_host(self.totals)
         if not math.isfinite(loss):
             raise ArithmeticError
         knows_classes = self.criterion.predicts_classes()
@@ -118,12 +118,12 @@ class StepRunner:
     def exclusive(self):
         """Nobody else runs the model, or the loss, within it."""
         with self.model.lock, getattr(self.criterion, "lock", contextlib.nullcontext()):
-            self.model.interrupt()
-            self.model.enter()
+            self.model.discard_forward()
+            self.model.begin_run()
             try:
                 yield
             finally:
-                self.model._running = False
+                self.model.end_run()
 
 
 def train_step(model, criterion, optimizer, batches, index):
@@ -182,7 +182,7 @@ def fit(
     has a method `at_end`, that is called when training ends otherwise than by an error.
     """
     epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
-    _check.function("on_epoch", on_epoch)
+    _check.optional_callable("on_epoch", on_epoch)
     check_fit(model, train, "train", criterion, optimizer)
     if validation is not None:
         check_fit(model, validation, "validation")
@@ -209,7 +209,7 @@ def fit(
     measure = CrossEntropyLoss() if type(criterion) is CrossEntropyLoss else criterion
     check = None if validation is None else StepRunner(model, measure, DataLoader(validation))
     with run.exclusive():
-        model.reserve(max(most, model.reserved))
+        model.reserve(max(most, model.max_batch))
         run.reserve(most)
         _compile(run, {batch_size, each % batch_size or batch_size})
     model.normalization = train.normalization
@@ -234,8 +234,8 @@ def fit(
                     _restore(model, optimizer, begun)
                     _look_at_every_step(run, order, batch_size, epoch)
                     raise
-                if not np.isfinite(model.k.to_host(model.theta)).all():
-                    where = model.first_not_finite(model.plan(batch_size)) or "the parameters"
+                if not np.isfinite(model.ops.to_host(model.theta)).all():
+                    where = model.find_non_finite(model.plan(batch_size)) or "the parameters"
                     raise DivergedError(where, optimizer.steps, epoch)
             counted[0] += 1
             complete, stop = _state(model, optimizer), False
@@ -331,7 +331,7 @@ def _evaluate(run, batch_size):
     """`evaluate` by a `StepRunner`, which may be used again."""
     model, criterion, batches = run.model, run.criterion, run.loader.data
     total, whole, outputs, right = 0.0, 0.0, [], 0
-    labels = model.k.to_host(batches.labels)
+    labels = model.ops.to_host(batches.labels)
     with run.exclusive(), model.evaluating():
         for at in range(0, len(batches), batch_size):
             n = min(batch_size, len(batches) - at)
@@ -339,7 +339,7 @@ def _evaluate(run, batch_size):
             run.replay_loss(n)
             loss, share = criterion.weighted_sum(criterion.batch_loss(n), labels[at : at + n])
             total, whole = total + loss, whole + share
-            outputs.append(np.array(model.k.to_host(model.plan(n).y)))
+            outputs.append(np.array(model.ops.to_host(model.plan(n).y)))
             predicted = criterion.predictions(n)
             predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
             right += np.count_nonzero(predicted == labels[at : at + n])
@@ -373,7 +373,7 @@ def _compile(run, sizes):
     before, training = _state(model, optimizer), model.training
     model.train()
     try:
-        model.k.precompile(lambda: [run.step(n, dry=True) for n in sizes])
+        model.ops.precompile(lambda: [run.step(n, dry=True) for n in sizes])
     finally:
         model.train(training)
         _restore(model, optimizer, before)
@@ -390,7 +390,7 @@ def check_fit(model, batches, name, criterion=None, optimizer=None):
                 "a loss, CrossEntropyLoss() say" if method == "forward_backward" else "an optimizer, Adam(model) say"
             )
             swapped = "; criterion comes before optimizer" if isinstance(part, (Optimizer, EMA, Loss)) else ""
-            raise TypeError(f"{what} must be {words}, got {_check.described(part)}{swapped}")
+            raise TypeError(f"{what} must be {words}, got {_check.describe(part)}{swapped}")
     if type(model).forward is not Sequential.forward or type(model).backward is not Sequential.backward:
         raise TypeError(
             f"model: {type(model).__name__} has a forward or backward of its own, which training and evaluation would "

@@ -187,7 +187,7 @@ def test_the_first_steps_of_every_recipe_are_the_cpus(name):
             model, training.criterion(recipe), rule, ready.training, epochs=1, batch_size=6, rng=2, progress=False
         )
         losses_found.append(record["train_loss"])
-        gradients.append(np.array(model.k.to_host(model.grad)))
+        gradients.append(np.array(model.ops.to_host(model.grad)))
     assert losses_found[0] == pytest.approx(losses_found[1], rel=1e-3)
     assert np.linalg.norm(gradients[0] - gradients[1]) <= 2e-2 * np.linalg.norm(gradients[1])
 
@@ -241,7 +241,7 @@ def test_averaged_training_of_radial_basis_functions_is_the_cpus():
         found.append([[r["val_loss"] for r in history], [r["lr"] for r in history], *model.state_dict().values(),
                       state["average"], state["rates"], state["velocity"]])  # fmt: skip
         assert optimizer.lr < 0.1
-        np.testing.assert_array_equal(np.array(model.k.to_host(model.theta)), state["average"])
+        np.testing.assert_array_equal(np.array(model.ops.to_host(model.theta)), state["average"])
         assert state["_averaged"] == state["_step"] == 12
     for got, want in zip(*found, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())

@@ -292,7 +292,7 @@ def test_what_is_handed_out_is_waited_for(stream, protocol):
     cuda.relu_forward(y, x)
     cuda.copy_to(y, np.zeros(24, np.float32))
     cuda.relu_forward(y, x)  # still pending when the other library takes it
-    shared = devices.share(y)
+    shared = devices.as_dlpack(y)
     if protocol == "numba":
         taken = _launch.cuda.as_cuda_array(shared)
     else:
@@ -306,7 +306,7 @@ def test_what_is_handed_out_is_waited_for(stream, protocol):
 
 
 def test_what_is_handed_out_is_an_array_to_others():
-    shared = devices.share(cuda.to_device(GRID))
+    shared = devices.as_dlpack(cuda.to_device(GRID))
     np.testing.assert_array_equal(np.asarray(shared), GRID)
     assert shared.__dlpack_device__() == (2, 0)
     assert (shared.shape, shared.dtype) == ((4, 6), np.float32)
@@ -362,7 +362,7 @@ def test_out_of_memory():
         ):
             with pytest.raises(errors.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
                 ask()
-            assert caught.value.asked == 4 << 20
+            assert caught.value.requested == 4 << 20
             assert free <= caught.value.free < 4 << 20  # what was waiting to be freed is, first
         model = Sequential(Linear(3, 2), rng=0, input_shape=(3,), device="cuda")
         with pytest.raises(MemoryError, match=r"a batch of [\d,]+ would fit") as caught:

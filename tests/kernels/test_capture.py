@@ -45,9 +45,9 @@ NETS = {
         [
             layers.Conv2d(1, 3, 3), lecun98.ScaledTanh(), lecun98.Subsample(3, 2), lecun98.MappedConv2d(TABLE, 2),
             layers.Sigmoid(), layers.AvgPool2d(2, 1), layers.Flatten(), layers.Linear(3, 6),
-            lecun98.Distances(np.random.default_rng(0).choice([-1.0, 1.0], (4, 6))),
+            lecun98.EuclideanRBF(np.random.default_rng(0).choice([-1.0, 1.0], (4, 6))),
         ],
-        lecun98.NearestLoss(rubbish=1.0),
+        lecun98.RBFLoss(rubbish=1.0),
         lambda model: SGD(model, 1e-2, momentum=0.9),
     ),
     "functions of a whole row": (
@@ -171,7 +171,7 @@ def chain():
 
 def reference_output(model, x):
     """What a model without captures says."""
-    model.forget_plans()
+    model.clear_plans()
     return model(x)
 
 

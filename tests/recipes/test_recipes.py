@@ -157,7 +157,7 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
         ("lr = 1e-2", "lr = 'one_cicle(1)'", "lr", "unknown name 'one_cicle'; did you mean 'one_cycle'?"),
         ("lr = 1e-2", "lr = 'cosine'", "lr", "cosine is to be called"),
         ("lr = 1e-2", "lr = 'cosine(-1)'", "lr", "cosine(-1): lr must be at least 0, got -1"),
-        ("lr = 1e-2", "lr = 'one_cycle(1, warmup=3)'", "lr", "warmup must be at least 0 and below 1, got 3"),
+        ("lr = 1e-2", "lr = 'one_cycle(1, warmup=3)'", "lr", "warmup must be at least 0 and at most 1, got 3"),
         ("lr = 1e-2", "tune_lr = []", "tune_lr", "tune_lr must not be empty"),
         ("validation = 100\n", "", None, None),
         ("Linear(49, 10)", "Liner(49, 10)", "Liner", "unknown name 'Liner'; did you mean 'Linear'?"),

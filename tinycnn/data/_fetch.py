@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn._check import shown
+from tinycnn._check import short_repr
 from tinycnn._files import atomic_write
 from tinycnn._streams import SafeStream
 from tinycnn.data.idx import GZIP_MAGIC, parse_idx
@@ -268,7 +268,7 @@ def _transfer(url: str) -> bytes:
         length = response.headers.get("Content-Length", "")
         size = int(length[:20]) if length.isdecimal() else None
         if size is not None and size > _LARGEST:
-            raise OSError(f"expected at most {_LARGEST} bytes, got {shown(length, 20)}")
+            raise OSError(f"expected at most {_LARGEST} bytes, got {short_repr(length, 20)}")
         name = url.rpartition("/")[2]
         with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=SafeStream(sys.stderr)) as bar:
             while chunk := response.read(1 << 16):

@@ -31,7 +31,7 @@ def _evaluate(args):
 
     folder = Path(args.run)
     recipe, name, pixels = saved_recipe(folder)
-    device = devices.choose(args.device)
+    device = devices.resolve(args.device)
     model = training.network(recipe, 0, device)
     weights, told = checkpoint.load(folder / "model.npz")
     try:

@@ -24,10 +24,10 @@ def statistics(model, criterion, batches, rate):
                 None after the last layer
     """
     n = min(IMAGES, len(batches))
-    k, before = model.k, model.snapshot()
+    k, before = model.ops, model.snapshot()
     with model.lock:
-        model.interrupt()
-        plan = model.plan(n, keep=True)
+        model.discard_forward()
+        plan = model.plan(n, unfused=True)
         target = batches.gather(plan.x, k.to_device(np.arange(n)))
         plan.forward()
         criterion.ensure_allocated(k, n, model.shapes[-1][-1], model.dtype)

@@ -72,9 +72,9 @@ def _run(args, chosen):
 
     for recipe in chosen:
         training.check(recipe)
-    device = devices.choose(args.device)
+    device = devices.resolve(args.device)
     devices.get(device)
-    devices.set_threads(args.threads)
+    devices.set_num_threads(args.threads)
     if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:  # now, not after hours of training
         raise ValueError("--tensorboard needs tensorboardX: pip install 'tinycnn[tensorboard]'")
     root = args.results if args.data is None else f"{args.results}/{args.data}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn._check import shown
+from tinycnn._check import short_repr
 from tinycnn._files import atomic_write, read_json
 from tinycnn.recipes import HERE
 
@@ -146,7 +146,7 @@ def _need(found, keys):
             raise ValueError(f"{key} is missing or damaged")
         value = found[key]
         if isinstance(value, bool) or (kind is int and value < 0):
-            raise ValueError(f"{key} must not be {shown(value)}")
+            raise ValueError(f"{key} must not be {short_repr(value)}")
         if isinstance(value, float) and not (math.isfinite(value) and 0 <= value <= (1 if key in SHARES else math.inf)):
             raise ValueError(f"{key} must be {'from 0 to 1' if key in SHARES else 'at least 0'}, got {value}")
 
@@ -156,7 +156,7 @@ def _check_result(result):
     _need(result, KEYS)
     _check_environment(result)
     if result["held_out"] not in ("test", "validation"):
-        raise ValueError(f"held_out must be 'test' or 'validation', got {shown(result['held_out'])}")
+        raise ValueError(f"held_out must be 'test' or 'validation', got {short_repr(result['held_out'])}")
     rows = result["confusion"]
     if len(rows) != CLASSES or not all(isinstance(row, list) and len(row) == CLASSES for row in rows):
         raise ValueError(f"confusion must have {CLASSES} rows of {CLASSES} counts")
@@ -164,13 +164,13 @@ def _check_result(result):
         raise ValueError("confusion must hold counts")
     for key, kind in (("diverged", str), ("file", str)):
         if key in result and not isinstance(result[key], kind):
-            raise ValueError(f"{key} must be a string, got {shown(result[key])}")
+            raise ValueError(f"{key} must be a string, got {short_repr(result[key])}")
     for key in CURVES if "diverged" not in result else ():
         curve = result["history"].get(key)
         if not isinstance(curve, list) or not curve or not all(_is_number(value, 1) for value in curve):
             raise ValueError(f"history must have {key}, a share for each epoch")
     if "rate" in result and not _is_number(result["rate"]):
-        raise ValueError(f"rate must be a number, got {shown(result['rate'])}")
+        raise ValueError(f"rate must be a number, got {short_repr(result['rate'])}")
     tuning = result.get("tuning", {})
     if not isinstance(tuning, dict) or not all(_is_number(value, 1) for value in tuning.values()):
         raise ValueError("tuning must hold a share for each rate")

@@ -166,9 +166,9 @@ def _search(args, recipe, study, optuna):
     from tinycnn import devices
     from tinycnn.recipes import report, results, training
 
-    device = devices.choose(args.device)
+    device = devices.resolve(args.device)
     devices.get(device)
-    devices.set_threads(args.threads)
+    devices.set_num_threads(args.threads)
     results.prepare(args.out, recipe)
     is_kept = _is_kept(recipe, study)
     if is_kept:

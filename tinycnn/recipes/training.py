@@ -204,14 +204,14 @@ def check(recipe):
         fail("net.layers", f"the last layer must give {CLASSES} numbers, one a class, got shape {model.shapes[-1]}")
     distortions = _distortions(recipe)
     try:
-        augment.Augmentation(distortions, 0, model.k, np.ones(1), np.zeros(1))
+        augment.Augmentation(distortions, 0, model.ops, np.ones(1), np.zeros(1))
     except (TypeError, ValueError) as error:
         fail("data.augment", error)
     if "tune_lr" in recipe.training and not said.get("validation"):
         fail("training.tune_lr", "tune_lr needs data.validation")
     loss = criterion(recipe)
     try:
-        loss.ensure_allocated(model.k, 1, model.shapes[-1][0], model.dtype)
+        loss.ensure_allocated(model.ops, 1, model.shapes[-1][0], model.dtype)
     except (TypeError, ValueError) as error:
         fail("training.loss", error)
     try:
