@@ -5,7 +5,7 @@ import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import blank, close
+from reference import assert_close, blank
 
 from tinycnn import kernels
 from tinycnn.kernels import conv
@@ -71,7 +71,7 @@ def backward(algorithm, x, w, b, dy, options):
 def check_forward(algorithm, x, w, b, dy, options):
     want = reference.conv2d(x, w, b, *options)
     magnitude = reference.conv2d(abs(x), abs(w), abs(b), *options)
-    close(forward(algorithm, x, w, b, dy, options), want, magnitude, w[0].size + 1)
+    assert_close(forward(algorithm, x, w, b, dy, options), want, magnitude, w[0].size + 1)
 
 
 def check_backward(algorithm, x, w, b, dy, options):
@@ -79,10 +79,10 @@ def check_backward(algorithm, x, w, b, dy, options):
     magnitude = reference.conv2d_backward(abs(dy), abs(x), abs(w), *options)
     positions = dy[:, 0].size
     got = backward(algorithm, x, w, b, dy, options)
-    close(got[0], want[0], magnitude[0], w[:, 0].size)
-    close(got[1], want[1], magnitude[1], positions)
+    assert_close(got[0], want[0], magnitude[0], w[:, 0].size)
+    assert_close(got[1], want[1], magnitude[1], positions)
     if b.size:
-        close(got[2], want[2], magnitude[2], positions)
+        assert_close(got[2], want[2], magnitude[2], positions)
     return got
 
 
@@ -132,9 +132,9 @@ def test_lenet_layers(images, dtype):
             check_backward("public", *case)
         else:  # the reference would take long; its results are compared with im2col's in other tests
             terms = images * case[3][0, 0].size
-            close(forward("shifted", *case), forward("im2col", *case).astype(np.float64), 100, w[1] * 25)
+            assert_close(forward("shifted", *case), forward("im2col", *case).astype(np.float64), 100, w[1] * 25)
             for a, b in zip(backward("shifted", *case), backward("im2col", *case), strict=True):
-                close(a, b.astype(np.float64), 4 * np.sqrt(terms), terms)
+                assert_close(a, b.astype(np.float64), 4 * np.sqrt(terms), terms)
 
 
 @both_dtypes
@@ -213,7 +213,7 @@ def test_im2col_and_col2im(problem, dtype):
     kernels.col2im(back, c, *windows)
     c64 = c.astype(np.float64)
     magnitude = reference.col2im(abs(c64), shape, *windows)
-    close(back, reference.col2im(c64, shape, *windows), magnitude, kernel[0] * kernel[1])
+    assert_close(back, reference.col2im(c64, shape, *windows), magnitude, kernel[0] * kernel[1])
 
     products = np.vdot(columns.astype(np.float64), c), np.vdot(x.astype(np.float64), back)
     scale = np.vdot(abs(columns.astype(np.float64)), abs(c))

@@ -132,7 +132,7 @@ def test_a_model_gives_the_same_for_one_image_and_for_many(images, dtype):
     np.testing.assert_allclose(y, np.concatenate(outputs), **tolerance)
     np.testing.assert_allclose(dx, np.concatenate(grads), **tolerance)
     np.testing.assert_allclose(gradient, total, rtol=0, atol=tolerance["atol"] * np.abs(total).max())
-    activations = [layer.output for layer in model.trace(x)]
+    activations = [layer.output for layer in model.activations(x)]
     assert [a.shape for a in activations] == [(images, *shape) for shape in model.shapes[1:]]
     np.testing.assert_array_equal(activations[-1], y)
 

@@ -31,7 +31,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels.direct_conv import CHUNKS, conv2d_backward_direct, conv2d_forward_direct
 from tinycnn.kernels.layout import via_nchw
 from tinycnn.kernels.linear import linear_backward, linear_forward
@@ -54,7 +54,7 @@ reduce_add, store_block, width, zeros = _simd.reduce_add, _simd.store_block, _si
 GRAD_MR, GRAD_NR = 3, 5  # register block of weight gradients: output channels, and taps
 GRAD_SIZE = GRAD_MR * GRAD_NR
 
-grad_accumulators = inner(lambda x: zeros(x, GRAD_SIZE))
+grad_accumulators = device_function(lambda x: zeros(x, GRAD_SIZE))
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
@@ -104,13 +104,13 @@ def as_rows(array):
 # reach beyond its end, so that buffers from which runs are computed have two vectors to spare.
 
 
-@inner
+@device_function
 def run_length(y, pitch):
     """Length of the run of a plane (OH, OW), rounded up to pairs of vectors."""
     return round_up((y.shape[0] - 1) * pitch + y.shape[1], 2 * width(y))
 
 
-@inner
+@device_function
 def conv_rows(y, src, start, pitch, weight, bias, shape, steps, like):
     """y[r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[start + i*pitch + j + (c, u, v) . steps].
 
@@ -130,7 +130,7 @@ def conv_rows(y, src, start, pitch, weight, bias, shape, steps, like):
                     row[j] = run[j]
 
 
-@inner
+@device_function
 def conv_rows_by_mr(y, src, start, pitch, weight, bias, shape, steps, mr):
     """`conv_rows` with register blocks of `mr` output channels, as the weights are packed."""
     if mr == MR_WIDE:
@@ -139,7 +139,7 @@ def conv_rows_by_mr(y, src, start, pitch, weight, bias, shape, steps, mr):
         conv_rows(y, src, start, pitch, weight, bias, shape, steps, narrow_accumulators(src))
 
 
-@inner
+@device_function
 def weight_grad(dw, dy, dy_start, dy_step, src, offsets, length):
     """dw[o, t] += sum over k < length of dy[dy_start + o*dy_step + k] * src[offsets[t] + k].
 
@@ -164,7 +164,7 @@ def weight_grad(dw, dy, dy_start, dy_step, src, offsets, length):
                     dw[o + i, t + k] += totals[i * GRAD_NR + k]
 
 
-@inner
+@device_function
 def pad_rows(flat, images, first, count, start, pitch, plane):
     """flat[c*plane + start + i*pitch + j] = images[first + c, i, j]; what lies between is left as it is."""
     for c in range(count):
@@ -174,7 +174,7 @@ def pad_rows(flat, images, first, count, start, pitch, plane):
                 to[j] = row[j]
 
 
-@inner
+@device_function
 def add_bias_grad(db, dy):
     """db[o] += sum of plane o of one image."""
     for o in range(len(dy)):
@@ -184,7 +184,7 @@ def add_bias_grad(db, dy):
         db[o] += total
 
 
-@inner
+@device_function
 def pack_bias(b, groups, count):
     """b, (O,) or (0,), as (groups, count), padded with zeros; count >= O/groups."""
     bias = np.zeros((groups, count), b.dtype)
@@ -193,13 +193,13 @@ def pack_bias(b, groups, count):
     return bias
 
 
-@inner
+@device_function
 def image_of(dx, n):
     """Image n of dx, or an empty array if dx is not wanted."""
     return dx[n] if dx.size else dx.reshape((dx.size, 0, 0))
 
 
-@inner
+@device_function
 def reduce_partials(total, partials):
     """total = sum of the partials, in order; total is flat and may be of size 0."""
     for k in range(total.size):
@@ -212,7 +212,7 @@ def reduce_partials(total, partials):
 # --- shifted: stride one, the image is its own column matrix ----------------------------------------------------------
 
 
-@inner
+@device_function
 def forward_shifted_image(y, x, weight, bias, shape, padding, dilation, mr):
     """y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)   shape: (C/groups, KH, KW)"""
     (_, KH, KW), (ph, pw), groups = shape, padding, len(weight)
@@ -234,7 +234,7 @@ def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
         forward_shifted_image(y[n], x[n], weight, bias, shape, padding, dilation, mr)
 
 
-@inner
+@device_function
 def backward_shifted_image(dx, dw, dy, x, flipped, kernel_size, padding, dilation, mr):
     """Input gradient of one image; its weight gradient is added to dw: (O, C/groups * KH * KW).  flipped: see `pack`"""
     groups, (KH, KW), (ph, pw), (dil_h, dil_w) = len(flipped), kernel_size, padding, dilation
@@ -282,7 +282,7 @@ def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, gro
 # --- im2col: any stride; copy, product, and col2im on the way back ----------------------------------------------------
 
 
-@inner
+@device_function
 def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, padding, dilation):
     """columns[((c*KH + u)*KW + v)*OH*OW + i*OW + j] = image[first + c, i*sh + u*dh - ph, j*sw + v*dw - pw] or zero."""
     H, W = image.shape[1], image.shape[2]
@@ -299,7 +299,7 @@ def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, paddi
                         at += 1
 
 
-@inner
+@device_function
 def columns_to_image(image, columns, first, count, KH, KW, OH, OW, stride, padding, dilation):
     """The transpose of `image_to_columns`: adds every column entry to the pixel that it was copied from."""
     H, W = image.shape[1], image.shape[2]
@@ -338,7 +338,7 @@ def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
         columns_to_image(x[n], flat, 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
 
 
-@inner
+@device_function
 def forward_im2col_image(y, x, weight, bias, kernel_size, stride, padding, dilation, mr):
     """y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
     (O, OH, OW), (KH, KW), groups = y.shape, kernel_size, len(weight)
@@ -359,7 +359,7 @@ def conv2d_forward_im2col(y, x, w, b, stride, padding, dilation, groups):
         forward_im2col_image(y[n], x[n], weight, bias, kernel_size, stride, padding, dilation, mr)
 
 
-@inner
+@device_function
 def backward_im2col_image(dx, dw, dy, x, w_t, kernel_size, stride, padding, dilation, mr):
     """One image; dx and dw are added to.  dw: (O, C/groups * KH * KW)   w_t: packed, (C/groups * KH * KW, O/groups)"""
     (O, OH, OW), (KH, KW), groups, W = dy.shape, kernel_size, len(w_t), width(x)

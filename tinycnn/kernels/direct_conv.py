@@ -43,7 +43,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inner, kernel, part_of
+from tinycnn.kernels._jit import device_function, inline_ir, kernel
 from tinycnn.kernels.layout import valid_range
 from tinycnn.kernels.microkernel import (
     MR_NARROW,
@@ -71,12 +71,18 @@ load, store, ravel = _simd.load, _simd.store, _simd.ravel
 
 WIDE_SIZE, NARROW_SIZE = GRAD_MR_WIDE * GRAD_NR, GRAD_MR_NARROW * GRAD_NR
 
-wide_grads, narrow_grads = inner(lambda x: zeros(x, WIDE_SIZE)), inner(lambda x: zeros(x, NARROW_SIZE))
-wide_rows, narrow_rows = inner(lambda x: zeros(x, GRAD_MR_WIDE)), inner(lambda x: zeros(x, GRAD_MR_NARROW))
-tap_vectors = inner(lambda x: zeros(x, GRAD_NR))
+wide_grads, narrow_grads = (
+    device_function(lambda x: zeros(x, WIDE_SIZE)),
+    device_function(lambda x: zeros(x, NARROW_SIZE)),
+)
+wide_rows, narrow_rows = (
+    device_function(lambda x: zeros(x, GRAD_MR_WIDE)),
+    device_function(lambda x: zeros(x, GRAD_MR_NARROW)),
+)
+tap_vectors = device_function(lambda x: zeros(x, GRAD_NR))
 
 
-@inner
+@device_function
 def empty_aligned(size, like):
     """`size` elements, not initialised, that begin on a cache line: otherwise every vector would cross two lines."""
     buffer = np.empty(size + BYTES // like.itemsize, like.dtype)
@@ -84,13 +90,13 @@ def empty_aligned(size, like):
     return buffer[start : start + size]
 
 
-@inner
+@device_function
 def odd(n):
     """n or n + 1: a stride of a power of two would map pixels to a few sets of the cache."""
     return n | 1
 
 
-@inner
+@device_function
 def pack_input(x, first, count, rows, halo, channels_last):
     """Pack `rows` of the channels first ... first + count of a block, with `halo` columns of zeros on both sides.
 
@@ -115,7 +121,7 @@ def pack_input(x, first, count, rows, halo, channels_last):
     return flat
 
 
-@inner
+@device_function
 def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride, padding, dilation, rows, like):
     """Macro-kernel: output rows `rows` of `count` channels of one batch block, from packed input.
 
@@ -157,19 +163,19 @@ def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride,
                 store_block(out, to, OH * y_width * L, second * step[1] * L, acc, min(mr, count - r))
 
 
-@inner
+@device_function
 def bands(x, y, least):
     """The number of bands of an image: at least `least`, more if a band would not fit in the L2 cache."""
     return max(least, min(y.shape[1], (x.size + y.size) // L2_ELEMENTS))
 
 
-@inner
+@device_function
 def band(index, count, height):
     """Rows of band `index` of `count`: (first, end)."""
     return index * height // count, (index + 1) * height // count
 
 
-@inner
+@device_function
 def input_rows(rows, K, stride, padding, dilation, height):
     """The input rows, (first, end), that the windows of output rows `rows` meet."""
     first = rows[0] * stride - padding
@@ -177,13 +183,13 @@ def input_rows(rows, K, stride, padding, dilation, height):
     return min(height, max(0, first)), min(height, max(0, last + 1))
 
 
-@inner
+@device_function
 def halo_columns(out, W, K, stride, padding, dilation):
     """The largest number of columns that a window reaches beyond the image, on either side."""
     return max(padding, (out - 1) * stride + (K - 1) * dilation - padding - (W - 1))
 
 
-@part_of
+@inline_ir
 def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, like):
     """Output rows `rows` of a block.  weight: (groups, ...), see `pack`   bias: (groups, ...)"""
     H, W = x.shape[1:3]
@@ -216,7 +222,7 @@ def conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups):
             forward_band(y[n], x[n], weight, bias, shape, stride, padding, dilation, rows, narrow_accumulators(x))
 
 
-@inner
+@device_function
 def subconv_taps(origin, K, stride, padding, dilation):
     """The taps of K by which dy reaches pixels origin, origin + stride, ... of dx: the first one and the step between
     them; then padding and dilation of the flipped convolution of dy, of stride one, with these taps."""
@@ -229,7 +235,7 @@ def subconv_taps(origin, K, stride, padding, dilation):
     return first, step, (last * dilation - origin - padding) // stride, step * dilation // stride
 
 
-@inner
+@device_function
 def pack_flipped(w, groups, mr, stride, padding, dilation):
     """Flipped weights of each of the sh*sw subconvolutions of the input gradient: (sh*sw, groups, ...), see `pack`."""
     O, per, KH, KW = w.shape
@@ -245,7 +251,7 @@ def pack_flipped(w, groups, mr, stride, padding, dilation):
     return flipped
 
 
-@part_of
+@inline_ir
 def input_grad_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
     """Rows `rows` of a block's input gradient: a subconvolution of dy for each remainder (a, b) modulo the stride.
 
@@ -270,7 +276,7 @@ def input_grad_band(dx, dy, weight, shape, stride, padding, dilation, rows, like
                 )  # fmt: skip
 
 
-@inner
+@device_function
 def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilation, rows, zero, dy_like):
     """Add a block's products of dy's rows `rows` with x to the weight gradient, and their sums to the bias gradient.
 
@@ -326,7 +332,7 @@ def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilat
                         bias_partial[o] += total
 
 
-@inner
+@device_function
 def reduce_partials(dw, db, partial, bias_partial, groups, mr, block_size):
     """dw and db from the partial gradients of the chunks, added in order."""
     O, per, KH, KW = dw.shape
@@ -353,7 +359,7 @@ def reduce_partials(dw, db, partial, bias_partial, groups, mr, block_size):
             db[o] += bias_partial[k, o]
 
 
-@part_of
+@inline_ir
 def backward_band(dx, partial, bias_partial, dy, x, weight, shape, stride, padding, dilation, index, mr):
     """A band of a block.  shape: (groups, O/groups, KH, KW)   index: (number of the band, how many there are)"""
     groups, count, KH, KW = shape

@@ -14,16 +14,16 @@ formula: see activations.py   divisor: of a window's sum   indices and window ar
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels._simd import ravel
-from tinycnn.kernels.activations import activate, descend
-from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, row, spread_row, unpool
+from tinycnn.kernels.activations import apply_activation, apply_derivative
+from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, repeat_pixels, row, unpool
 
 
-@inner
+@device_function
 def avg_pool_forward_plane(y, x, formula, share):
     for i in range(len(y)):
-        activate(ravel(x[2 * i : 2 * i + 2]), formula)
+        apply_activation(ravel(x[2 * i : 2 * i + 2]), formula)
         mean_2x2(y, x, share, i, i + 1)
 
 
@@ -36,15 +36,15 @@ def avg_pool_forward(y, x, formula, divisor):
         avg_pool_forward_plane(y[n, c], x[n, c], formula, share)
 
 
-@inner
+@device_function
 def avg_pool_backward_plane(dx, dy, formula, share):
     length = row(dx, 0).size
     grads = np.zeros(2 * length, dx.dtype)
     for i in range(len(dy)):
         activations = ravel(dx[2 * i : 2 * i + 2])
-        spread_row(grads[:length], row(dy, i), share, dx)
-        spread_row(grads[length:], row(dy, i), share, dx)
-        descend(grads, activations, formula)
+        repeat_pixels(grads[:length], row(dy, i), share, dx)
+        repeat_pixels(grads[length:], row(dy, i), share, dx)
+        apply_derivative(grads, activations, formula)
         for k in range(activations.size):
             activations[k] = grads[k]
     clear(dx[2 * len(dy) :])
@@ -66,7 +66,7 @@ def max_pool_forward(y, indices, x, formula, kernel_size, stride, padding, dilat
     for task in prange(len(x) * C):
         n, c = task // C, task % C
         max_windows(y[n, c], indices[n, c], x[n, c], kernel_size, stride, padding, dilation)
-        activate(ravel(y[n, c]), formula)
+        apply_activation(ravel(y[n, c]), formula)
 
 
 @kernel
@@ -75,5 +75,5 @@ def max_pool_backward(dx, dy, indices, y, formula, kernel_size, stride, padding,
     C = dx.shape[1]
     for task in prange(len(dx) * C):
         n, c = task // C, task % C
-        descend(ravel(dy[n, c]), ravel(y[n, c]), formula)
+        apply_derivative(ravel(dy[n, c]), ravel(y[n, c]), formula)
         unpool(dx[n, c], dy[n, c], indices[n, c], kernel_size, stride, padding, dilation)

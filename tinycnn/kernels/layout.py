@@ -22,7 +22,7 @@ from numba import prange
 from numba.extending import overload
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 
 transpose, width, ravel = _simd.transpose, _simd.width, _simd.ravel
 
@@ -43,14 +43,14 @@ def lanes_for(batch, dtype):
     return size if 2 * batch >= size else 1
 
 
-@inner
+@device_function
 def valid_range(start, step, count, size):
     """The range (first, end) of k < count for which 0 <= start + k*step < size."""
     first = min(count, max(0, (step - 1 - start) // step))
     return first, max(first, min(count, (size - start + step - 1) // step))
 
 
-@inner
+@device_function
 def gather_plane(plane, x, n, c, count):
     """plane[p*L + l] = pixel p of x[n + l, c] for l < count, zero for the other lanes.  plane: (H*W*L,)"""
     L, P, step = plane.size // (x.shape[2] * x.shape[3]), x.shape[2] * x.shape[3], x[0].size
@@ -71,7 +71,7 @@ def gather_plane(plane, x, n, c, count):
                 plane[p * L + lane] = flat[start + lane * step + p] if lane < count else x.dtype.type(0)
 
 
-@inner
+@device_function
 def scatter_plane(y, n, c, count, plane):
     """Inverse of `gather_plane`: pixel p of y[n + l, c] = plane[p*L + l] for l < count."""
     L, P, step = plane.size // (y.shape[2] * y.shape[3]), y.shape[2] * y.shape[3], y[0].size

@@ -38,7 +38,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 
 BYTES, ravel, width, transpose, zeros = _simd.BYTES, _simd.ravel, _simd.width, _simd.transpose, _simd.zeros
 load_strided, store_block, fma_broadcast = _simd.load_strided, _simd.store_block, _simd.fma_broadcast
@@ -48,11 +48,11 @@ MR = 8 if BYTES == 64 else 6  # rows of a register block, each NR_VECTORS = 2 ve
 GEMV_MR = 10  # outputs that `gemv` computes at a time
 ACCUMULATORS = 2 * MR
 
-gemm_accumulators = inner(lambda x: zeros(x, ACCUMULATORS))
-gemv_accumulators = inner(lambda x: zeros(x, GEMV_MR))
+gemm_accumulators = device_function(lambda x: zeros(x, ACCUMULATORS))
+gemv_accumulators = device_function(lambda x: zeros(x, GEMV_MR))
 
 
-@inner
+@device_function
 def pad_to(array, rows, columns):
     """`array`, (R, C), padded with zeros to at least `rows` rows and `columns` columns."""
     if len(array) >= rows and array.shape[1] >= columns:
@@ -62,7 +62,7 @@ def pad_to(array, rows, columns):
     return padded
 
 
-@inner
+@device_function
 def copy_into(dst, src, columns):
     """dst[i, j] = src[i, j] for j < columns.  (An assignment of slices takes the compiler seconds longer.)"""
     for i in range(min(len(dst), len(src))):
@@ -70,7 +70,7 @@ def copy_into(dst, src, columns):
             dst[i, j] = src[i, j]
 
 
-@inner
+@device_function
 def gemv(y, x, w, b):
     """y = w @ x + b for one image, as dot products: vectors lie along F.
 
@@ -93,7 +93,7 @@ def gemv(y, x, w, b):
             y[o + k] = total
 
 
-@inner
+@device_function
 def pack_b_rows(b, count, K, j):
     """Columns j ... j + 2W of B, packed: (K, 2W), contiguous (in B every row lies on another page).  b: (K, count)"""
     W, pair = width(b), zeros(b, 2)
@@ -103,7 +103,7 @@ def pack_b_rows(b, count, K, j):
     return strip
 
 
-@inner
+@device_function
 def pack_b_columns(b, K, j):
     """The same of a B that is stored transposed: rows j ... j + 2W of b.  b: (count, K), K >= W"""
     W = width(b)
@@ -115,7 +115,7 @@ def pack_b_columns(b, K, j):
     return strip
 
 
-@inner
+@device_function
 def gemm_strip(out, first, last, count, a, row_step, k_step, strip, j, bias):
     """out[i, j + l] = bias[j + l] + sum over k of a[i*row_step + k*k_step] * strip[k, l], first <= i < last, l < 2W.
 
@@ -138,7 +138,7 @@ def gemm_strip(out, first, last, count, a, row_step, k_step, strip, j, bias):
         store_block(out, i * count + j, count, W, acc, MR)
 
 
-@inner
+@device_function
 def pack_bias(b, count):
     """(1 + count,): a one, which `gemm_strip` multiplies by, then b, (O,) or (0,), padded with zeros."""
     packed = np.zeros(1 + count, b.dtype)

@@ -8,30 +8,30 @@ multiply-adds; so each loaded vector is used MR times.  direct_conv.py has a dra
 import numpy as np
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inlined, inner
+from tinycnn.kernels._jit import device_function, force_inline
 
 MR_WIDE, MR_NARROW = 8, 6  # output channels of a register block: the one that wastes fewer rows of the last block
 
 load_strided, fma_broadcast, zeros = _simd.load_strided, _simd.fma_broadcast, _simd.zeros
 
 # Accumulators are tuples of vectors, and the length of a tuple is part of its type: one function for each length.
-wide_accumulators = inner(lambda x: zeros(x, 16))  # MR_WIDE * NR_VECTORS
-narrow_accumulators = inner(lambda x: zeros(x, 12))
+wide_accumulators = device_function(lambda x: zeros(x, 16))  # MR_WIDE * NR_VECTORS
+narrow_accumulators = device_function(lambda x: zeros(x, 12))
 
 
-@inner
+@device_function
 def round_up(n, multiple):
     """The smallest multiple of `multiple` that is at least n."""
     return (n + multiple - 1) // multiple * multiple
 
 
-@inner
+@device_function
 def choose_mr(n, wide, narrow):
     """The one of the two block sizes that covers n rows with fewer unused ones; `wide` if both waste the same."""
     return wide if round_up(n, wide) <= round_up(n, narrow) else narrow
 
 
-@inner
+@device_function
 def tap_offsets(I, J, K, i_step, j_step, k_step):
     """Offsets of the taps of a window: i*i_step + j*j_step + k*k_step for i < I, j < J, k < K, k fastest."""
     offsets, n = np.empty(I * J * K, np.int64), 0
@@ -43,7 +43,7 @@ def tap_offsets(I, J, K, i_step, j_step, k_step):
     return offsets
 
 
-@inlined
+@force_inline
 def microkernel(acc, src, start, offsets, first, last, vector_step, weight, w):
     """acc[r, v] += sum over k of weight[w + k*MR + r] * vector at src[start + offsets[k] + v*vector_step].
 
@@ -55,7 +55,7 @@ def microkernel(acc, src, start, offsets, first, last, vector_step, weight, w):
     return acc
 
 
-@inner
+@device_function
 def pack(w, groups, mr, flipped, taps_first):
     """Pack weights into panels of `mr` output channels, in the order in which the micro-kernel reads them.
 
