@@ -71,14 +71,10 @@ load, store, ravel = _simd.load, _simd.store, _simd.ravel
 
 WIDE_SIZE, NARROW_SIZE = GRAD_MR_WIDE * GRAD_NR, GRAD_MR_NARROW * GRAD_NR
 
-wide_grads, narrow_grads = (
-    device_function(lambda x: zeros(x, WIDE_SIZE)),
-    device_function(lambda x: zeros(x, NARROW_SIZE)),
-)
-wide_rows, narrow_rows = (
-    device_function(lambda x: zeros(x, GRAD_MR_WIDE)),
-    device_function(lambda x: zeros(x, GRAD_MR_NARROW)),
-)
+wide_grads = device_function(lambda x: zeros(x, WIDE_SIZE))
+narrow_grads = device_function(lambda x: zeros(x, NARROW_SIZE))
+wide_rows = device_function(lambda x: zeros(x, GRAD_MR_WIDE))
+narrow_rows = device_function(lambda x: zeros(x, GRAD_MR_NARROW))
 tap_vectors = device_function(lambda x: zeros(x, GRAD_NR))
 
 
