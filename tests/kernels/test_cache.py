@@ -15,11 +15,11 @@ from tinycnn.kernels import _cache
 PACKAGE = Path(tinycnn.__file__).parent
 SCRIPT = """
 import numpy as np
-from tinycnn import kernels
+from tinycnn import kernels, scalars
 from tinycnn.kernels._jit import dispatchers
 x = np.array([[0.5, -2.0]], np.float32)
 y = np.empty_like(x)
-kernels.sigmoid_forward(y, x)
+kernels.activation_forward(y, x, scalars.activation(scalars.SIGMOID))
 np.testing.assert_allclose(y, 1 / (1 + np.exp(-x)), rtol=1e-6)
 used = [f.stats for f in dispatchers.values() if f.overloads]
 print(sum(sum(s.cache_hits.values()) for s in used), sum(sum(s.cache_misses.values()) for s in used))

@@ -8,26 +8,28 @@ import numba
 import numpy as np
 import pytest
 
-from tinycnn import SGD, Batches, CrossEntropyLoss, Dropout, Flatten, Linear, Sequential, kernels, train
+from tinycnn import SGD, Batches, CrossEntropyLoss, Dropout, Flatten, Linear, Sequential, kernels, scalars, train
 from tinycnn.dataset import Loader
 from tinycnn.kernels import _capture, _jit, _precompile
 
+RELU = scalars.activation(scalars.RELU)
 # Four kernels and more, for one type each, with an empty cache; prints how many of them came from another process.
 COMPILE = """
 import sys
 import numpy as np
-from tinycnn import kernels
+from tinycnn import kernels, scalars
 from tinycnn.kernels import _precompile, _jit
 _precompile._processors = lambda: 2
 programs = {"dies": "false", "talks and dies": "echo", "says nothing": sys.argv[2], "is not there": "no such program"}
 sys.executable = programs.get(sys.argv[1], sys.executable)
+RELU = scalars.activation(scalars.RELU)
 x, y, z = (kernels.empty((20, 30), np.float32) for _ in range(3))
 def step():
-    kernels.leaky_relu_forward(y[0], x[0], 0.1)
-    kernels.leaky_relu_forward(y, x, 0.1)
-    kernels.leaky_relu_backward(z, y, x, 0.1)
-    kernels.gaussian_forward(y, x)
-    kernels.gaussian_backward(z, y, y)
+    kernels.activation_forward(y[0], x[0], RELU)
+    kernels.activation_forward(y, x, RELU)
+    kernels.activation_backward(z, y, x, RELU)
+    kernels.log_softmax_forward(y, x)
+    kernels.log_softmax_backward(z, y, y)
     kernels.softmax_forward(y, x)
     kernels.softmax_backward(z, y, y)
 fed = []
@@ -63,20 +65,20 @@ def test_a_step_that_fails_without_its_kernels_is_compiled_as_far_as_it_gets():
     x = kernels.empty((20, 30), np.float64)
 
     def step():
-        kernels.relu_forward(x, x)
+        kernels.activation_forward(x, x, RELU)
         np.log(x)
         raise ZeroDivisionError
 
     kernels.precompile(step)
     assert not x.any()
-    kernels.relu_forward(x, x)  # and kernels do what they did
+    kernels.activation_forward(x, x, RELU)  # and kernels do what they did
 
 
 def test_nothing_is_started_where_everything_is_compiled(monkeypatch):
     x = kernels.empty((20, 30), np.float32)
 
     def step():
-        kernels.relu_forward(x, x)
+        kernels.activation_forward(x, x, RELU)
 
     kernels.precompile(step)
     monkeypatch.setattr(_precompile.subprocess, "Popen", None)

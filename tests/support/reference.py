@@ -213,12 +213,23 @@ def leaky_relu_derivative(x, negative_slope):
     return np.where(x > 0, 1.0, negative_slope)
 
 
-def gaussian(x):
-    return np.exp(-x / 2)
+def gaussian(x, a):
+    return np.exp(a * x)
 
 
-def gaussian_derivative(x):
-    return -np.exp(-x / 2) / 2
+def gaussian_derivative(x, a):
+    return a * np.exp(a * x)
+
+
+# name in tinycnn.scalars, in lower case: (value, derivative, what the backward takes beside dy, constants)
+ACTIVATIONS = {
+    "tanh": (tanh, tanh_derivative, "y", ()),
+    "sigmoid": (sigmoid, sigmoid_derivative, "y", ()),
+    "relu": (relu, relu_derivative, "y", ()),
+    "scaled_tanh": (scaled_tanh, scaled_tanh_derivative, "y", (1.7159, 2 / 3)),
+    "leaky_relu": (leaky_relu, leaky_relu_derivative, "x", (0.01,)),
+    "gaussian": (gaussian, gaussian_derivative, "y", (-0.5,)),
+}
 
 
 def softmax(x):
