@@ -38,7 +38,7 @@ def fusable(activation, pool):
 def decide(model, batch, keep=False):
     """The steps of a plan: tuples (class, numbers of layers, whether it works in place)."""
     k, layers, shapes = model.k, model.layers, model.shapes
-    blocks = k.layout is not None and k.layout.images_a_tile(batch, model.dtype) > 1
+    blocks = k.layout is not None and k.layout.lanes_for(batch, model.dtype) > 1
     found: list[tuple] = []
     blocked = free = False  # free: nobody reads the array that the next step is given, once that is done
     number = 0
@@ -129,10 +129,10 @@ class FusedAverage(Step):
         self.activation, self.pool = self.layers
 
     def forward(self):
-        self.k.fused.average_forward(self.y, self.x, self.activation.formula, self.pool.divisor or 4)
+        self.k.fused.avg_pool_forward(self.y, self.x, self.activation.formula, self.pool.divisor or 4)
 
     def backward(self, dx):
-        self.k.fused.average_backward(dx, self.dy, self.activation.formula, self.pool.divisor or 4)
+        self.k.fused.avg_pool_backward(dx, self.dy, self.activation.formula, self.pool.divisor or 4)
 
 
 class FusedMax(Step):
@@ -146,11 +146,11 @@ class FusedMax(Step):
         self.indices = plan.k.empty(y.shape, np.int32)
 
     def forward(self):
-        self.k.fused.max_forward(self.y, self.indices, self.x, self.activation.formula, *self.pool.windows)
+        self.k.fused.max_pool_forward(self.y, self.indices, self.x, self.activation.formula, *self.pool.windows)
 
     def backward(self, dx):
         formula = self.activation.formula
-        self.k.fused.max_backward(dx, self.dy, self.indices, self.y, formula, *self.pool.windows)
+        self.k.fused.max_pool_backward(dx, self.dy, self.indices, self.y, formula, *self.pool.windows)
 
 
 class View(Step):
@@ -167,10 +167,10 @@ class ToBlocks(Step):
     """Reorder: x in plain order, y blocked."""
 
     def forward(self):
-        self.k.layout.interleave(self.y, self.x)
+        self.k.layout.to_blocked(self.y, self.x)
 
     def backward(self, dx):
-        self.k.layout.separate(dx, self.dy)
+        self.k.layout.to_nchw(dx, self.dy)
 
     def __repr__(self):
         return "to blocks"
@@ -180,10 +180,10 @@ class ToPlain(Step):
     """Reorder: x blocked, y in plain order, which may be flat."""
 
     def forward(self):
-        self.k.layout.separate(self.y.reshape((len(self.y), *self.x.shape[1:4])), self.x)
+        self.k.layout.to_nchw(self.y.reshape((len(self.y), *self.x.shape[1:4])), self.x)
 
     def backward(self, dx):
-        self.k.layout.interleave(dx, self.dy.reshape((len(self.dy), *dx.shape[1:4])))
+        self.k.layout.to_blocked(dx, self.dy.reshape((len(self.dy), *dx.shape[1:4])))
 
     def __repr__(self):
         return f"to plain order {super().__repr__()}".rstrip()
@@ -202,7 +202,7 @@ class Plan:
     def __init__(self, model, batch, keep=False):
         self.model, self.k, self.batch, self.keep = model, model.k, batch, keep
         self.decided, self.changes = decide(model, batch, keep), model.changes.count
-        self.lanes = self.k.layout.images_a_tile(batch, model.dtype) if self.k.layout else 1
+        self.lanes = self.k.layout.lanes_for(batch, model.dtype) if self.k.layout else 1
         self.steps: list[Any] = []
         self._replays: dict[bool, _tracked.Replay] = {}
         try:
@@ -285,7 +285,7 @@ class Plan:
 
     def to_host(self, array):
         """One of the steps' arrays as a new NumPy array (batch, ...)."""
-        return np.array(self.k.to_host(self.k.layout.plain(array) if array.ndim == 5 else array)[: self.batch])
+        return np.array(self.k.to_host(self.k.layout.as_nchw(array) if array.ndim == 5 else array)[: self.batch])
 
     def __repr__(self):
         def line(step, text, source, result):

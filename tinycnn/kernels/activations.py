@@ -12,7 +12,7 @@ from numba import prange
 
 from tinycnn import scalars
 from tinycnn.kernels._jit import device_function, force_inline, inline_ir, kernel, kernel_no_reassoc, scalar
-from tinycnn.kernels._simd import whole_registers
+from tinycnn.kernels._simd import full_width
 from tinycnn.scalars import LEAKY_RELU, RELU, SCALED_TANH, SIGMOID, TANH
 
 BLOCK = 2048  # numbers a task
@@ -36,7 +36,7 @@ def sigmoid_inplace(y, a, b):  # LLVM vectorises this loop only in a function of
 @device_function
 def apply_activation(y, activation):
     """y = f(y), flat.  A loop for each f, so that each is vectorised."""
-    whole_registers()
+    full_width()
     code, a, b = activation[0], y.dtype.type(activation[1]), y.dtype.type(activation[2])
     if code == TANH:
         for i in range(y.size):
