@@ -1,4 +1,4 @@
-"""Activations and softmax: against NumPy in float64, and tanh and sigmoid of float32 over the whole line."""
+"""Activations and softmax against NumPy in float64; tanh and sigmoid of float32 over all exponents."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_value_and_gradient(name, image, dtype):
     shape, seed, scale = image
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal(shape) * scale).astype(dtype)
-    x.reshape(-1)[:: 1 + seed % 7] = 0  # the kink of ReLU counts as left of it
+    x.reshape(-1)[:: 1 + seed % 7] = 0  # at 0 the derivative of ReLU is 0
     x = abs(x) if name == "gaussian" else x  # squared distances
     y = forward(name, x, *constants)
     assert_close(y, value(x.astype(np.float64), *constants), 0, 140)  # 7 ulp and the rounding of A and S
@@ -110,10 +110,10 @@ def test_leaky_relu_with_any_slope(slope, dtype):
 @every_activation
 def test_infinity_and_nan(name, dtype):
     value, _, saved, constants = ACTIVATIONS[name]
-    x = np.full((1, 1, 1, 37), 0.5, dtype)  # longer than a vector, so that both its loop and the rest are run
-    places = {3: np.nan, 11: np.inf, 17: -np.inf, 34: np.nan, 35: np.inf, 36: -np.inf}
-    for at, bad in places.items():
-        x[..., at] = bad
+    x = np.full((1, 1, 1, 37), 0.5, dtype)  # longer than a vector, to run the vectorised loop and its remainder
+    special = {3: np.nan, 11: np.inf, 17: -np.inf, 34: np.nan, 35: np.inf, 36: -np.inf}
+    for i, number in special.items():
+        x[..., i] = number
     y = forward(name, x, *constants)
     np.testing.assert_array_equal(np.isnan(y), np.isnan(x))
     want = value(x.astype(np.float64), *constants)
@@ -129,7 +129,7 @@ def test_infinity_and_nan(name, dtype):
 
 
 def whole_line():
-    """Non-negative floats of every exponent with the denormals, in order, and all that lie around the clamps."""
+    """Non-negative floats of every exponent, denormals included, in order, and all floats around the clamps."""
     coarse = np.arange(0, 0x7F800000, 1021, dtype=np.uint32).view(np.float32)
     edges = [scalars.TANH_LIMIT, scalars.EXP_LIMIT, 7.9, 9.01, 88.72, 87.34, 103.97, 2.0**-126, 0.5, 1.0]
     edges += [float(n * np.log(2)) for n in (1, 2, 4, 8, 16, 32, 64, 128)]
@@ -186,7 +186,7 @@ def test_the_end_of_the_line(name):
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid"])
 def test_the_scalars_are_the_same_uncompiled(name):
-    """What stands in scalars.py is also plain Python over np.float32; compiling may fuse multiply-adds, no more."""
+    """The functions in scalars.py also run as Python on np.float32; compiled, they may only fuse multiply-adds."""
     x = np.float32([0, 1e-40, 1e-3, 0.1, 0.7, 1, 2.5, 9, 9.03, 20, 100, 104, 105])
     x = np.concatenate([x, -x])
     with np.errstate(under="ignore"):

@@ -9,8 +9,8 @@ import numpy as np
 
 
 def out_size(size, kernel, stride, padding, dilation=1, ceil_mode=False):
-    """Output length along one axis: the windows that fit; with ceil_mode one more, if the others leave pixels out and it
-    begins before the right padding."""
+    """Output length along one axis: the windows that fit; with ceil_mode one more, if the others leave pixels out and
+    it begins before the right padding."""
     extent = dilation * (kernel - 1) + 1
     starts = list(range(0, size + 2 * padding - extent + 1, stride))
     if ceil_mode and not starts and extent - (size + 2 * padding) < stride:  # a window larger than the image
