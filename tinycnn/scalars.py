@@ -1,6 +1,6 @@
 """Functions of one number, written once and compiled for every target.
 
-NAME32 and NAME64 are the float32 and the float64 version of NAME; a backend's `scalar` makes one function of the two.
+NAME32 and NAME64 are the float32 and the float64 version of NAME; `overload_by_dtype` of a backend makes one of both.
 tanh32 and sigmoid32 are approximations because libm's are calls, which no compiler vectorises: in a LeNet they would
 cost more than the convolutions.  They have no branches (a choice between two values is an instruction, a jump is not)
 and pass NaN and infinities through.  Largest error over all floats, tested: 7 ulp for tanh, 3 ulp for sigmoid.  The
@@ -122,14 +122,15 @@ def scaled_tanh_constants(a, b):
     return a * b, b / a
 
 
-def activations(compiled, scalar):
-    """code -> (value, gradient), compiled by a backend: its decorator for functions that kernels call, its `scalar`.
+def activations(compiled, overload_by_dtype):
+    """code -> (value, gradient), compiled by a backend with its decorator for functions that kernels call.
 
     value(x, a, b) is y = f(x), gradient(dy, y, c, d) is dx = f'(x) * dy as a function of the output y (LEAKY_RELU: of
     the input x).  All constants are arguments, of the type of x: a literal is a float64, and on a GPU so would be all
     arithmetic with it.  RELU and LEAKY_RELU take their zero from b and d.
     """
-    tanh, sigmoid, exp = scalar(tanh32, tanh64), scalar(sigmoid32, sigmoid64), scalar(exp32, exp64)
+    tanh, sigmoid = overload_by_dtype(tanh32, tanh64), overload_by_dtype(sigmoid32, sigmoid64)
+    exp = overload_by_dtype(exp32, exp64)
 
     def tanh_value(x, a, b):
         return tanh(x)

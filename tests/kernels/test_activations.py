@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import ACTIVATIONS, assert_close, blank
 
 from tinycnn import kernels, scalars
-from tinycnn.kernels._jit import scalar
+from tinycnn.kernels._jit import overload_by_dtype
 
 DTYPES = [np.float32, np.float64]
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -277,4 +277,4 @@ def test_same_bits(name, way, dtype, same_bits):
 
 def test_every_activation_has_a_row():
     codes = {getattr(scalars, name.upper()) for name in ACTIVATIONS}
-    assert codes == set(scalars.activations(lambda function: function, scalar))
+    assert codes == set(scalars.activations(lambda function: function, overload_by_dtype))

@@ -133,7 +133,7 @@ def test_a_model_gives_the_same_for_one_image_and_for_many(images, dtype):
     np.testing.assert_allclose(y, np.concatenate(each), **tolerance)
     np.testing.assert_allclose(dx, np.concatenate(slopes), **tolerance)
     np.testing.assert_allclose(gradient, total, rtol=0, atol=tolerance["atol"] * np.abs(total).max())
-    traced = [layer.output for layer in model.trace(x)]
+    traced = [layer.output for layer in model.activations(x)]
     assert [a.shape for a in traced] == [(images, *shape) for shape in model.shapes[1:]]
     np.testing.assert_array_equal(traced[-1], y)
 

@@ -16,10 +16,10 @@ def times(monkeypatch):
     """Seconds of a step by number of threads, and the time now, which steps advance."""
     times = {"now": 0.0, 1: 2.0, 2: 1.0}
     monkeypatch.setattr(_threads, "clock", lambda: times["now"])
-    before = tinycnn.set_threads(None)
-    tinycnn.set_threads(2)
+    before = tinycnn.set_num_threads(None)
+    tinycnn.set_num_threads(2)
     yield times
-    tinycnn.set_threads(before)
+    tinycnn.set_num_threads(before)
 
 
 def run(policy, times, steps):
@@ -76,11 +76,11 @@ def test_one_lost_comparison_may_be_chance(times):
 
 def test_one_thread_is_not_changed(times):
     policy = _threads.ThreadPolicy()
-    tinycnn.set_threads(1)
+    tinycnn.set_num_threads(1)
     for _ in range(50):
         with policy:
             assert numba.get_num_threads() == 1
-    tinycnn.set_threads(2)
+    tinycnn.set_num_threads(2)
 
 
 def test_an_error_leaves_the_threads_as_they_were(times):

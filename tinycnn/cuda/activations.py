@@ -6,11 +6,11 @@ softmax and log_softmax work on the rows of (R, K) arrays, a thread a row.
 import math
 
 from tinycnn import scalars
-from tinycnn.cuda._launch import THREADS, blocks, cuda, device, flat, kernel, phase, scalar
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, kernel, overload_by_dtype, phase, ravel
 from tinycnn.scalars import LEAKY_RELU, RELU, SCALED_TANH, SIGMOID, TANH
 
-exp = scalar(scalars.exp32, scalars.exp64)
-pairs = scalars.activations(device, scalar)
+exp = overload_by_dtype(scalars.exp32, scalars.exp64)
+pairs = scalars.activations(device_function, overload_by_dtype)
 tanh_value, tanh_gradient = pairs[TANH]
 sigmoid_value, sigmoid_gradient = pairs[SIGMOID]
 relu_value, relu_gradient = pairs[RELU]
@@ -19,7 +19,7 @@ leaky_relu_value, leaky_relu_gradient = pairs[LEAKY_RELU]
 gaussian_value, gaussian_gradient = pairs[scalars.GAUSSIAN]
 
 
-@device
+@device_function
 def value(code, x, a, b):
     if code == TANH:
         return tanh_value(x, a, b)
@@ -34,7 +34,7 @@ def value(code, x, a, b):
     return gaussian_value(x, a, b)
 
 
-@device
+@device_function
 def gradient(code, dy, y, c, d):
     if code == TANH:
         return tanh_gradient(dy, y, c, d)
@@ -64,7 +64,7 @@ def activation_forward_kernel(y, x, code, a, b):
 def activation_forward(y, x, activation):
     """y = f(x); y may be x.  activation: see `scalars.activation`"""
     code, a, b = activation
-    activation_forward_kernel[blocks(y.size)](flat(y), flat(x), code, y.dtype.type(a), y.dtype.type(b))
+    activation_forward_kernel[blocks(y.size)](ravel(y), ravel(x), code, y.dtype.type(a), y.dtype.type(b))
 
 
 @phase
@@ -84,10 +84,10 @@ def activation_backward(dx, dy, y, activation):
     code, c, d = activation
     if code == SCALED_TANH:
         c, d = scalars.scaled_tanh_constants(c, d)
-    activation_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(y), code, dx.dtype.type(c), dx.dtype.type(d))
+    activation_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y), code, dx.dtype.type(c), dx.dtype.type(d))
 
 
-@device
+@device_function
 def row_max(x, at, K):
     """The largest number of a row; NaN if it contains NaN."""
     top = x[at]
@@ -116,7 +116,7 @@ def softmax_forward_kernel(y, x, K):
 
 def softmax_forward(y, x):
     """y[r] = exp(x[r]) / sum(exp(x[r])) for every row r; x, y: (R, K)"""
-    softmax_forward_kernel[blocks(len(y))](flat(y), flat(x), y.shape[1])
+    softmax_forward_kernel[blocks(len(y))](ravel(y), ravel(x), y.shape[1])
 
 
 @phase
@@ -137,7 +137,7 @@ def softmax_backward_kernel(dx, dy, y, K):
 
 def softmax_backward(dx, dy, y):
     """dx = y * (dy - sum(dy * y)), row by row."""
-    softmax_backward_kernel[blocks(len(dx))](flat(dx), flat(dy), flat(y), dx.shape[1])
+    softmax_backward_kernel[blocks(len(dx))](ravel(dx), ravel(dy), ravel(y), dx.shape[1])
 
 
 @phase
@@ -159,7 +159,7 @@ def log_softmax_forward_kernel(y, x, K):
 
 def log_softmax_forward(y, x):
     """y[r] = x[r] - log(sum(exp(x[r]))) for every row r; x, y: (R, K)"""
-    log_softmax_forward_kernel[blocks(len(y))](flat(y), flat(x), y.shape[1])
+    log_softmax_forward_kernel[blocks(len(y))](ravel(y), ravel(x), y.shape[1])
 
 
 @phase
@@ -180,4 +180,4 @@ def log_softmax_backward_kernel(dx, dy, y, K):
 
 def log_softmax_backward(dx, dy, y):
     """dx = dy - exp(y) * sum(dy), row by row."""
-    log_softmax_backward_kernel[blocks(len(dx))](flat(dx), flat(dy), flat(y), dx.shape[1])
+    log_softmax_backward_kernel[blocks(len(dx))](ravel(dx), ravel(dy), ravel(y), dx.shape[1])

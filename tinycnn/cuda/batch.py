@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tinycnn.cuda._launch import THREADS, blocks, cuda, divmod32, flat, kernel, phase
-from tinycnn.cuda.reduce import FEW, fold, total
+from tinycnn.cuda._launch import THREADS, blocks, cuda, divmod32, kernel, phase, ravel
+from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 
 @phase
@@ -38,7 +38,7 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
     """x[b, c, i + ph, j + pw] = images[n, c, i, j] * scale[c] + shift[c] and target[b] = labels[n], with n =
     order[cursor[0] + b]; shapes are at the twin's."""
     gather_kernel[blocks(x.size)](
-        flat(x), target, flat(images), labels, order, cursor, scale, shift, x.shape[1:], images.shape[2:], padding
+        ravel(x), target, ravel(images), labels, order, cursor, scale, shift, x.shape[1:], images.shape[2:], padding
     )
 
 
@@ -58,7 +58,7 @@ def add_up(tid, nt, losses, hits, counts, loss, predicted, target, class_weight)
 @phase
 def move_on(tid, nt, few_losses, few_hits, few_counts, totals, cursor, images, mean):
     if tid == 0:
-        loss, right, share = total(few_losses), total(few_hits), total(few_counts)
+        loss, right, share = reduce(few_losses), reduce(few_hits), reduce(few_counts)
         totals[0] += loss * share if mean else loss
         totals[1] += right
         totals[2] += images
@@ -73,15 +73,15 @@ def accumulate_metrics_kernel(totals, cursor, loss, predicted, target, class_wei
     losses = cuda.shared.array(THREADS, np.float64)
     hits = cuda.shared.array(THREADS, np.float64)
     counts = cuda.shared.array(THREADS, np.float64)
-    few_losses = cuda.shared.array(FEW, np.float64)
-    few_hits = cuda.shared.array(FEW, np.float64)
-    few_counts = cuda.shared.array(FEW, np.float64)
+    few_losses = cuda.shared.array(PARTIALS, np.float64)
+    few_hits = cuda.shared.array(PARTIALS, np.float64)
+    few_counts = cuda.shared.array(PARTIALS, np.float64)
     tid = cuda.threadIdx.x
     add_up(tid, THREADS, losses, hits, counts, loss, predicted, target, class_weight)
     cuda.syncthreads()
-    fold(tid, THREADS, few_losses, losses)
-    fold(tid, THREADS, few_hits, hits)
-    fold(tid, THREADS, few_counts, counts)
+    block_reduce(tid, THREADS, few_losses, losses)
+    block_reduce(tid, THREADS, few_hits, hits)
+    block_reduce(tid, THREADS, few_counts, counts)
     cuda.syncthreads()
     move_on(tid, THREADS, few_losses, few_hits, few_counts, totals, cursor, loss.size, class_weight.size > 0)
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from tinycnn import scalars
-from tinycnn.cuda._launch import THREADS, blocks, cuda, device, divmod32, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, divmod32, kernel, phase, ravel
 
-splitmix64 = device(scalars.splitmix64)
+splitmix64 = device_function(scalars.splitmix64)
 HALF_WORD = np.uint64(32)
 
 
@@ -27,4 +27,6 @@ def dropout_kernel(y, x, counter, seed, threshold, scale, span):
 def dropout(y, x, counter, seed, p, span):
     """y = x / (1 - p) where kept, else 0; see the twin."""
     scale = x.dtype.type(1 / (1 - p) if p < 1 else 0.0)
-    dropout_kernel[blocks(x.size)](flat(y), flat(x), counter, np.uint64(seed), np.uint64(p * 4294967296.0), scale, span)
+    dropout_kernel[blocks(x.size)](
+        ravel(y), ravel(x), counter, np.uint64(seed), np.uint64(p * 4294967296.0), scale, span
+    )

@@ -6,10 +6,10 @@ the step number, so a kernel of its own advances it afterwards.
 
 import math
 
-from tinycnn.cuda._launch import THREADS, blocks, cuda, device, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, kernel, phase
 
 
-@device
+@device_function
 def rate(lr_schedule, t):
     """The learning rate of step t (from 0)."""
     return lr_schedule[min(t, lr_schedule.size - 1)]

@@ -18,7 +18,7 @@ from typing import Any
 
 from numba.core.caching import FunctionCache
 
-from tinycnn._streams import note
+from tinycnn._streams import print_stderr
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Files beside the kernels that run as Python and are compiled into none of them.
@@ -43,7 +43,7 @@ def source_hash(folder: Path) -> str:
 
 @functools.cache
 def note_once(text: str) -> None:
-    note(f"tinycnn: {text}")
+    print_stderr(f"tinycnn: {text}")
 
 
 class CacheEntries:
@@ -80,7 +80,7 @@ class CacheEntries:
 
     def discard(self, key: Any) -> None:
         """Remove the damaged file of a key, with a note."""
-        note(f"tinycnn: the compiled kernel in {self.path(key)} is damaged; it is removed and compiled anew")
+        print_stderr(f"tinycnn: the compiled kernel in {self.path(key)} is damaged; it is removed and compiled anew")
         with contextlib.suppress(OSError):
             self.path(key).unlink()
 

@@ -30,7 +30,7 @@ from numba.core.compiler import Compiler
 from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
-from tinycnn._interrupts import put_off
+from tinycnn._interrupts import defer_interrupt
 from tinycnn.kernels import _threads
 from tinycnn.kernels._cache import enable_cache
 from tinycnn.kernels._capture import trace, traced
@@ -113,7 +113,7 @@ def _dispatcher(function: Function, options: Options) -> Any:
         numba.njit(pipeline_class=KernelCompiler, **options)(function)
     )
     if hasattr(dispatcher, "compile"):  # with NUMBA_DISABLE_JIT it is the function itself
-        dispatcher.compile = put_off()(dispatcher.compile)
+        dispatcher.compile = defer_interrupt()(dispatcher.compile)
     return dispatcher
 
 
@@ -153,7 +153,7 @@ def inline_ir(function: Function) -> Any:
     return numba.njit(inline="always")(function)
 
 
-def scalar(single: Function, double: Function) -> Any:
+def overload_by_dtype(single: Function, double: Function) -> Any:
     """One name for two functions of one number, `single` for float32 and `double` for float64.
 
     The choice is made when the caller is compiled.  Sums are not reordered here, unlike in kernels: the approximations

@@ -11,13 +11,13 @@ import math
 from numba import prange
 
 from tinycnn import scalars
-from tinycnn.kernels._jit import device_function, force_inline, inline_ir, kernel, kernel_no_reassoc, scalar
+from tinycnn.kernels._jit import device_function, force_inline, inline_ir, kernel, kernel_no_reassoc, overload_by_dtype
 from tinycnn.kernels._simd import full_width
 from tinycnn.scalars import LEAKY_RELU, RELU, SCALED_TANH, SIGMOID, TANH
 
 BLOCK = 2048  # numbers a task
 
-pairs = scalars.activations(inline_ir, scalar)
+pairs = scalars.activations(inline_ir, overload_by_dtype)
 tanh_value, tanh_gradient = pairs[TANH]
 sigmoid_value, sigmoid_gradient = pairs[SIGMOID]
 relu_value, relu_gradient = pairs[RELU]

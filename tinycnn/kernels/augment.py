@@ -12,12 +12,12 @@ import numpy as np
 from numba import prange
 
 from tinycnn import scalars
-from tinycnn.kernels._jit import device_function, kernel, scalar
+from tinycnn.kernels._jit import device_function, kernel, overload_by_dtype
 
 splitmix64 = device_function(scalars.splitmix64)
 uniform_from_high = device_function(scalars.uniform_from_high)
 uniform_from_low = device_function(scalars.uniform_from_low)
-sin, cos = scalar(scalars.sin32, scalars.sin64), scalar(scalars.cos32, scalars.cos64)
+sin, cos = overload_by_dtype(scalars.sin32, scalars.sin64), overload_by_dtype(scalars.cos32, scalars.cos64)
 HALF = scalars.HALF
 TAPS = 4  # weights on either side that one pass of `smooth` applies
 
