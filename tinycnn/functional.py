@@ -8,7 +8,7 @@ For teaching and for checking: every call allocates, so train with `Sequential`.
 
 import numpy as np
 
-from tinycnn import _check, kernels
+from tinycnn import _check, kernels, scalars
 from tinycnn.losses import CrossEntropyLoss, MSELoss, as_float
 
 EMPTY = (0,)
@@ -152,68 +152,74 @@ def linear_backward(dy, input, weight, bias=None):
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
-def _activate(kernel, input, *options):
+TANH, SIGMOID, RELU = map(scalars.activation, (scalars.TANH, scalars.SIGMOID, scalars.RELU))
+
+
+def _activate(activation, input):
     x = _prepare("input", input)
     y = np.empty_like(x)
-    kernel(y.reshape(-1), x.reshape(-1), *options)
+    kernels.activation_forward(y.reshape(-1), x.reshape(-1), activation)
     return y
 
 
-def _activate_backward(kernel, dy, y_or_x, *options):
+def _activate_backward(activation, dy, y_or_x):
     dx = np.empty_like(y_or_x)
-    kernel(dx.reshape(-1), _gradient(dy, y_or_x).reshape(-1), y_or_x.reshape(-1), *options)
+    kernels.activation_backward(dx.reshape(-1), _gradient(dy, y_or_x).reshape(-1), y_or_x.reshape(-1), activation)
     return dx
 
 
 def tanh(input):
     """Element by element, any shape."""
-    return _activate(kernels.tanh_forward, input)
+    return _activate(TANH, input)
 
 
 def tanh_backward(dy, input):
     """Gradient of input."""
-    return _activate_backward(kernels.tanh_backward, dy, tanh(input))
+    return _activate_backward(TANH, dy, tanh(input))
 
 
 def scaled_tanh(input, A=1.7159, S=2 / 3):
     """A * tanh(S * input), LeCun et al. 1998, appendix A."""
-    return _activate(kernels.scaled_tanh_forward, input, _check.number("A", A), _check.number("S", S))
+    A, S = _check.number("A", A), _check.number("S", S)
+    return _activate(scalars.activation(scalars.SCALED_TANH, A, S), input)
 
 
 def scaled_tanh_backward(dy, input, A=1.7159, S=2 / 3):
     """Gradient of input."""
-    return _activate_backward(kernels.scaled_tanh_backward, dy, scaled_tanh(input, A, S), float(A), float(S))
+    y = scaled_tanh(input, A, S)
+    return _activate_backward(scalars.activation(scalars.SCALED_TANH, A, S), dy, y)
 
 
 def sigmoid(input):
     """Element by element, any shape."""
-    return _activate(kernels.sigmoid_forward, input)
+    return _activate(SIGMOID, input)
 
 
 def sigmoid_backward(dy, input):
     """Gradient of input."""
-    return _activate_backward(kernels.sigmoid_backward, dy, sigmoid(input))
+    return _activate_backward(SIGMOID, dy, sigmoid(input))
 
 
 def relu(input):
     """Element by element, any shape."""
-    return _activate(kernels.relu_forward, input)
+    return _activate(RELU, input)
 
 
 def relu_backward(dy, input):
     """Gradient of input; 0 where input is 0."""
-    return _activate_backward(kernels.relu_backward, dy, relu(input))
+    return _activate_backward(RELU, dy, relu(input))
 
 
 def leaky_relu(input, negative_slope=0.01):
     """Element by element, any shape."""
-    return _activate(kernels.leaky_relu_forward, input, _check.number("negative_slope", negative_slope))
+    slope = _check.number("negative_slope", negative_slope)
+    return _activate(scalars.activation(scalars.LEAKY_RELU, slope), input)
 
 
 def leaky_relu_backward(dy, input, negative_slope=0.01):
     """Gradient of input."""
     slope = _check.number("negative_slope", negative_slope)
-    return _activate_backward(kernels.leaky_relu_backward, dy, _prepare("input", input), slope)
+    return _activate_backward(scalars.activation(scalars.LEAKY_RELU, slope), dy, _prepare("input", input))
 
 
 def _along(kernel, dim, *arrays):

@@ -44,7 +44,7 @@ class Layer(Tracked):
     is_view = False  # the output is the input under another shape; no kernel runs
     in_place = False
     reads_output = False
-    activation_code: Any = None  # of an activation: code and constants for fused kernels
+    activation_code: Any = None  # of an activation: see `scalars.activation`
     _bound: frozenset = frozenset()  # names of all that `bind` has set
     _shapes: dict | None = None  # of the parameters, in a model
     _views: frozenset = frozenset()  # those of them that are parameters, gradients and buffers
@@ -276,6 +276,9 @@ class Linear(Parametric):
         return f"{self.in_features}, {self.out_features}" + ("" if self.has_bias else ", bias=False")
 
 
+GAUSSIAN = scalars.activation(scalars.GAUSSIAN, -0.5)  # exp(-x/2), of squared distances
+
+
 class GaussianRBF(Layer):
     """Gaussian radial basis functions: (F,) -> (O,), y[k] = exp(-|x - weight[k]|^2 / 2) (Broomhead and Lowe 1988).
 
@@ -314,10 +317,10 @@ class GaussianRBF(Layer):
 
     def forward(self, y, x):
         self.ops.squared_distance_forward(self.saved.squares, x, self.weight)
-        self.ops.gaussian_forward(y, self.saved.squares)
+        self.ops.activation_forward(y, self.saved.squares, GAUSSIAN)
 
     def backward(self, dx, dy, x, y):
-        self.ops.gaussian_backward(self.saved.squares, dy, y)
+        self.ops.activation_backward(self.saved.squares, dy, y, GAUSSIAN)
         self.ops.squared_distance_backward(dx, self.weight_grad, self.saved.squares, x, self.weight)
 
     def extra_repr(self):
@@ -597,13 +600,13 @@ class Tanh(Layer):
     """Hyperbolic tangent."""
 
     in_place = reads_output = True
-    activation_code = scalars.TANH, 1.0, 1.0
+    activation_code = scalars.activation(scalars.TANH)
 
     def forward(self, y, x):
-        self.ops.tanh_forward(y, x)
+        self.ops.activation_forward(y, x, self.activation_code)
 
     def backward(self, dx, dy, x, y):
-        self.ops.tanh_backward(dx, dy, y)
+        self.ops.activation_backward(dx, dy, y, self.activation_code)
 
 
 class ScaledTanh(Layer):
@@ -618,13 +621,13 @@ class ScaledTanh(Layer):
 
     @property
     def activation_code(self):
-        return scalars.SCALED_TANH, self.A, self.S
+        return scalars.activation(scalars.SCALED_TANH, self.A, self.S)
 
     def forward(self, y, x):
-        self.ops.scaled_tanh_forward(y, x, self.A, self.S)
+        self.ops.activation_forward(y, x, self.activation_code)
 
     def backward(self, dx, dy, x, y):
-        self.ops.scaled_tanh_backward(dx, dy, y, self.A, self.S)
+        self.ops.activation_backward(dx, dy, y, self.activation_code)
 
     def extra_repr(self):
         return f"A={self.A:g}, S={self.S:g}"
@@ -634,26 +637,26 @@ class Sigmoid(Layer):
     """1 / (1 + exp(-x))."""
 
     in_place = reads_output = True
-    activation_code = scalars.SIGMOID, 1.0, 1.0
+    activation_code = scalars.activation(scalars.SIGMOID)
 
     def forward(self, y, x):
-        self.ops.sigmoid_forward(y, x)
+        self.ops.activation_forward(y, x, self.activation_code)
 
     def backward(self, dx, dy, x, y):
-        self.ops.sigmoid_backward(dx, dy, y)
+        self.ops.activation_backward(dx, dy, y, self.activation_code)
 
 
 class ReLU(Layer):
     """max(x, 0); the derivative at 0 is 0, as in torch."""
 
     in_place = reads_output = True
-    activation_code = scalars.RELU, 1.0, 1.0
+    activation_code = scalars.activation(scalars.RELU)
 
     def forward(self, y, x):
-        self.ops.relu_forward(y, x)
+        self.ops.activation_forward(y, x, self.activation_code)
 
     def backward(self, dx, dy, x, y):
-        self.ops.relu_backward(dx, dy, y)
+        self.ops.activation_backward(dx, dy, y, self.activation_code)
 
 
 class LeakyReLU(Layer):
@@ -662,11 +665,15 @@ class LeakyReLU(Layer):
     def __init__(self, negative_slope=0.01):
         self.negative_slope = _check.number("negative_slope", negative_slope)
 
+    @property
+    def activation_code(self):
+        return scalars.activation(scalars.LEAKY_RELU, self.negative_slope)
+
     def forward(self, y, x):
-        self.ops.leaky_relu_forward(y, x, self.negative_slope)
+        self.ops.activation_forward(y, x, self.activation_code)
 
     def backward(self, dx, dy, x, y):
-        self.ops.leaky_relu_backward(dx, dy, x, self.negative_slope)
+        self.ops.activation_backward(dx, dy, x, self.activation_code)
 
     def extra_repr(self):
         return f"negative_slope={self.negative_slope:g}"

@@ -6,6 +6,7 @@ import reference
 
 import tinycnn
 from tinycnn import layers as nn
+from tinycnn import scalars
 from tinycnn.model import Sequential
 
 ACTIVATIONS = [nn.Tanh, nn.Sigmoid, nn.ReLU, nn.ScaledTanh, lambda: nn.ScaledTanh(-0.7, 1.3)]

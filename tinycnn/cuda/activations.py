@@ -63,8 +63,8 @@ def activation_forward_kernel(y, x, code, a, b):
 
 def activation_forward(y, x, activation):
     """y = f(x); y may be x.  activation: see `scalars.activation`"""
-    code, a, b = activation
-    activation_forward_kernel[blocks(y.size)](ravel(y), ravel(x), code, y.dtype.type(a), y.dtype.type(b))
+    (code, a, b), T = activation, y.dtype.type
+    activation_forward_kernel[blocks(y.size)](ravel(y), ravel(x), code, T(a), T(b))
 
 
 @phase
@@ -81,10 +81,10 @@ def activation_backward_kernel(dx, dy, y, code, c, d):
 
 def activation_backward(dx, dy, y, activation):
     """dx = f'(x) * dy; dx may be dy.  y: the output of activation_forward, for LEAKY_RELU its input"""
-    code, c, d = activation
+    (code, c, d), T = activation, dx.dtype.type
     if code == SCALED_TANH:
         c, d = scalars.scaled_tanh_constants(c, d)
-    activation_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y), code, dx.dtype.type(c), dx.dtype.type(d))
+    activation_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y), code, T(c), T(d))
 
 
 @device_function

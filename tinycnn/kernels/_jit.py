@@ -160,13 +160,14 @@ def overload_by_dtype(single: Function, double: Function) -> Any:
     in scalars.py rely on the order of their operations.
     """
 
-    def choose(x: Any) -> Any:
+    # No annotations: Numba compares the signatures of `_choose` and of what it returns.
+    def choose(x):
         return single(x) if isinstance(x, np.float32) else double(x)
 
     options: Any = OPTIONS | NO_REASSOC
 
     @overload(choose, jit_options=options)
-    def _choose(x: Any) -> Any:
+    def _choose(x):
         return single if x == numba.float32 else double
 
     return choose
