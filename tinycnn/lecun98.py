@@ -151,14 +151,15 @@ class MappedConv2d(Layer):
         self.in_channels, self.out_channels = table.shape
         self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
         self.table = table
-        self._inputs_per_map = table.sum(axis=0)  # (out_channels,)
+        self._inputs_per_map: Array = table.sum(axis=0)  # (out_channels,)
 
     def parameter_shapes(self) -> dict[str, Shape]:
         return {"weight": (int(self.table.sum()), *self.kernel_size), "bias": (self.out_channels,)}
 
     def fan_in(self) -> Array:
         """Inputs of a unit of each output map, (out_channels,)."""
-        return self._inputs_per_map * math.prod(self.kernel_size)
+        fan_in: Array = self._inputs_per_map * math.prod(self.kernel_size)
+        return fan_in
 
     def broadcast_to_weight(self, values: Array) -> Array:
         return np.repeat(values, self._inputs_per_map)[:, None, None]
@@ -228,11 +229,12 @@ class EuclideanRBF(Layer):
         """Second derivatives of the loss with respect to x, NumPy: sum over i of dE/dy_i y_i'' + d2E/dy_i2 (y_i')^2,
         with y_i'' = 2."""
         x, y, dy = (np.asarray(self.ops.to_host(a), np.float64) for a in (x, y, dy))
-        h = np.broadcast_to(2 * dy.sum(axis=1, keepdims=True), x.shape).copy()
+        h: Array = np.broadcast_to(2 * dy.sum(axis=1, keepdims=True), x.shape).copy()
         hy = criterion.curvature(y, share)
         for i, centre in enumerate(self.centres):
             h += hy[:, i : i + 1] * (2 * (x - centre)) ** 2
-        return np.maximum(h, 0)
+        positive: Array = np.maximum(h, 0)
+        return positive
 
     def extra_repr(self) -> str:
         return f"{self.centres.shape[1]}, {self.centres.shape[0]}"
@@ -268,9 +270,10 @@ class RBFLoss(Loss):
         if self.rubbish is None:
             return np.zeros_like(y)  # eq. 8 is linear
         smallest = np.minimum(y.min(axis=1, keepdims=True), self.rubbish)
-        p: Array = np.exp(smallest - y)
+        p = np.exp(smallest - y)
         p /= p.sum(axis=1, keepdims=True) + np.exp(smallest - self.rubbish)
-        return share * p * (1 - p)
+        curvature: Array = share * p * (1 - p)
+        return curvature
 
     def __call__(self, distances: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
         """(value, gradient with respect to the distances)."""
