@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn.runs import processor
+from tinycnn.hardware import processor
 
 SIZE, BATCH = 28, 100
 AFFINE: dict[str, Any] = {"degrees": 15, "translate": (2, 2), "scale": (0.9, 1.1), "squeeze": (0.9, 1.1), "shear": 10}
@@ -44,9 +44,9 @@ class TinyCNN:
 
     def run(self, images):
         k = self.ops
-        k.advance(self.counter)
+        k.increment(self.counter)
         if len(self.matrices):
-            k.affine_draw(self.matrices, self.counter, 1, *AFFINE.values())
+            k.random_affine(self.matrices, self.counter, 1, *AFFINE.values())
         if len(self.field):
             k.elastic_field(self.field, self.weights, self.counter, 2, ALPHA)
         k.warp(self.result, images, self.matrices, self.field, self.background)

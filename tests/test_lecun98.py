@@ -9,13 +9,13 @@ import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import blank, close
+from reference import assert_close, blank
 
 from tinycnn import (
     AvgPool2d,
-    Batches,
     Conv2d,
     CrossEntropyLoss,
+    DeviceDataset,
     Flatten,
     Linear,
     MaxPool2d,
@@ -144,7 +144,7 @@ def test_what_is_refused(make, words):
 
 def batches_of(x, target):
     """Images as they are."""
-    return Batches(x, target, mean=0, std=1)
+    return DeviceDataset(x, target, mean=0, std=1)
 
 
 def by_differences(model, criterion, x, target, eps=1e-4):
@@ -293,7 +293,7 @@ def test_a_pass_with_the_papers_method_learns():
 
     images, labels = data.synthetic_digits(400, rng=0)
     span = lecun98.FOREGROUND - lecun98.BACKGROUND
-    batches = Batches(images, labels, mean=-lecun98.BACKGROUND / span, std=1 / span, padding=2)
+    batches = DeviceDataset(images, labels, mean=-lecun98.BACKGROUND / span, std=1 / span, padding=2)
     x = np.empty((1, 1, 32, 32), np.float32)
     batches.gather(x, np.array([0]))
     assert x.min() == pytest.approx(lecun98.BACKGROUND, abs=1e-6)
@@ -329,7 +329,7 @@ def test_subsample(shape, kernel, seed, dtype):
     cut = x[:, :, : out[0] * kernel[0], : out[1] * kernel[1]].astype(np.float64)
     windows = cut.reshape(N, C, out[0], kernel[0], out[1], kernel[1]).sum((3, 5))
     want = 0.5 * weight[:, None, None] * windows + bias[:, None, None]
-    close(y, want, 1 + abs(weight).max() * abs(cut).max() * math.prod(kernel), math.prod(kernel))
+    assert_close(y, want, 1 + abs(weight).max() * abs(cut).max() * math.prod(kernel), math.prod(kernel))
 
 
 @both_dtypes
@@ -338,9 +338,9 @@ def test_distances(rows, classes, features, seed, dtype):
     rng = np.random.default_rng(seed)
     x, w = rng.standard_normal((rows, features)).astype(dtype), rng.standard_normal((classes, features)).astype(dtype)
     y = blank((rows, classes), dtype)
-    kernels.distance_forward(y, x, w)
+    kernels.squared_distance_forward(y, x, w)
     want = ((x[:, None].astype(np.float64) - w) ** 2).sum(2)
-    close(y, want, want.max(), features)
+    assert_close(y, want, want.max(), features)
 
 
 @both_dtypes
@@ -350,7 +350,7 @@ def test_nearest_loss(rubbish, dtype):
     x, target = (80 + 10 * rng.standard_normal((7, 10))).astype(dtype), rng.integers(0, 10, 7)
     x[0] = 1e4 + np.arange(10)  # exp(-x) of these is nothing in any precision
     loss, predicted, dx = blank(7, dtype), blank(7, np.int64), blank(x.shape, dtype)
-    kernels.nearest_loss(loss, predicted, dx, x, target, rubbish, False)
+    kernels.rbf_loss(loss, predicted, dx, x, target, rubbish, False)
     np.testing.assert_array_equal(predicted, x.argmin(axis=1))
     of_target = x[np.arange(7), target].astype(np.float64)
     if rubbish < 0:
@@ -368,7 +368,7 @@ def test_nearest_loss(rubbish, dtype):
 def test_the_smallest_distance_wins_and_nan_is_seen():
     x = np.array([[3.0, 1.0, 2.0], [3.0, np.nan, 2.0]])
     loss, predicted, dx = blank(2, np.float64), blank(2, np.int64), blank(x.shape, np.float64)
-    kernels.nearest_loss(loss, predicted, dx, x, np.array([0, 1]), 1.0, True)
+    kernels.rbf_loss(loss, predicted, dx, x, np.array([0, 1]), 1.0, True)
     assert list(predicted) == [1, 1]
     assert np.isfinite(loss[0])
     assert np.isnan(loss[1])
@@ -395,17 +395,17 @@ def _case(name, dtype):
         gradients = (blank(a.shape, dtype) for a in (x, w, b))
         return kernels.conv2d_map_backward, (*gradients, dy, x, w, sources, starts), (0, 1, 2)
     x, w, dy = (rng.standard_normal(s).astype(dtype) for s in ((90, 84), (10, 84), (90, 10)))
-    if name == "distance_forward":
-        return kernels.distance_forward, (blank(dy.shape, dtype), x, w), (0,)
-    if name == "distance_backward":
-        return kernels.distance_backward, (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
+    if name == "squared_distance_forward":
+        return kernels.squared_distance_forward, (blank(dy.shape, dtype), x, w), (0,)
+    if name == "squared_distance_backward":
+        return kernels.squared_distance_backward, (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
     outputs = blank(90, dtype), blank(90, np.int64), blank(dy.shape, dtype)
-    return kernels.nearest_loss, (*outputs, 80 + dy, rng.integers(0, 10, 90), 1.0, True), (0, 1, 2)
+    return kernels.rbf_loss, (*outputs, 80 + dy, rng.integers(0, 10, 90), 1.0, True), (0, 1, 2)
 
 
 CASES = [
-    "subsample_forward", "subsample_backward", "conv2d_map_forward", "conv2d_map_backward", "distance_forward",
-    "distance_backward", "nearest_loss",
+    "subsample_forward", "subsample_backward", "conv2d_map_forward", "conv2d_map_backward", "squared_distance_forward",
+    "squared_distance_backward", "rbf_loss",
 ]  # fmt: skip
 
 

@@ -19,8 +19,10 @@ from tinycnn.augment import (
     ElasticTransform as ElasticTransform,
     RandomAffine as RandomAffine,
 )
-from tinycnn.dataset import Batches as Batches
+from tinycnn.callbacks import EarlyStopping as EarlyStopping, ReduceLROnPlateau as ReduceLROnPlateau
+from tinycnn.dataset import DeviceDataset as DeviceDataset
 from tinycnn.devices import set_num_threads as set_num_threads
+from tinycnn.errors import DivergedError as DivergedError
 from tinycnn.layers import (
     AvgPool2d as AvgPool2d,
     BatchNorm2d as BatchNorm2d,
@@ -43,14 +45,8 @@ from tinycnn.layers import (
 )
 from tinycnn.losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss, OneHotMSELoss as OneHotMSELoss
 from tinycnn.model import Sequential as Sequential
-from tinycnn.optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW, ReduceLROnPlateau as ReduceLROnPlateau
-from tinycnn.train import (
-    DivergedError as DivergedError,
-    EarlyStopping as EarlyStopping,
-    evaluate as evaluate,
-    fit as fit,
-    train_step as train_step,
-)
+from tinycnn.optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW
+from tinycnn.train import evaluate as evaluate, fit as fit, train_step as train_step
 
 if TYPE_CHECKING:
     from tinycnn import (
@@ -65,6 +61,7 @@ if TYPE_CHECKING:
         models as models,
         plot as plot,
         runs as runs,
+        schedules as schedules,
     )
 else:
 

@@ -30,12 +30,12 @@ def activations(
 ) -> list[LayerActivations]:
     """`Sequential.activations` of prepared images x; the caller holds the lock."""
     plan = model.plan(len(x), unfused=True)
-    model.ops.write(plan.x, x)
+    model.ops.copy_to(plan.x, x)
     plan.forward()
     if dy is not None:
         dy = np.asarray(dy(plan.to_host(plan.y)) if callable(dy) else dy, model.dtype)
         _check.shape("dy", dy, plan.dy.shape, "the output")
-        model.ops.write(plan.dy, dy)
+        model.ops.copy_to(plan.dy, dy)
         plan.backward(input_gradient=True)
     found = []
     for step in plan.steps:
@@ -54,7 +54,7 @@ def find_non_finite(model: "Sequential", plan: Plan) -> str | None:
     if bad(plan.x):
         return "the input"
     snapshot, unfused = model.snapshot(), model.plan(plan.batch, unfused=True)
-    model.ops.write(unfused.x, plan.x)
+    model.ops.copy_to(unfused.x, plan.x)
     try:
         for step in unfused.steps:
             step.forward()

@@ -55,7 +55,7 @@ def allocate(
         own_names = {*vars(layer)} - {*views, *buffers}
         layer.bind(ops, views, grad_views, dtype)
         for name, value in buffers.items():
-            ops.write(getattr(layer, name), value)
+            ops.copy_to(getattr(layer, name), value)
         set_here = {"saved", "_bound_names", "_bound_shapes", "_array_names", "_copied"}
         vars(layer).update(
             changes=changes,
@@ -78,13 +78,13 @@ def state_dict(model: "Sequential") -> State:
     """`Sequential.state_dict`."""
     state = {name: np.array(model.ops.to_host(view)) for name, view in saved_arrays(model).items()}
     state = {name: value.reshape(()) if name.endswith(COUNTER) else value for name, value in state.items()}
-    return state if model.normalization is None else state | model.normalization.state()
+    return state if model.normalization is None else state | model.normalization.state_dict()
 
 
 def load_state_dict(model: "Sequential", state: Mapping[str, Any], strict: bool) -> tuple[list[str], list[str]]:
     """`Sequential.load_state_dict`."""
     _check.mapping("state", state, "checkpoint.load reads one from a file")
-    arrays, (state, normalization) = saved_arrays(model), Normalization.taken_from(state)
+    arrays, (state, normalization) = saved_arrays(model), Normalization.split_state(state)
     missing, unexpected = [n for n in arrays if n not in state], [n for n in state if n not in arrays]
     if strict and (missing or unexpected):
         raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
@@ -99,6 +99,6 @@ def load_state_dict(model: "Sequential", state: Mapping[str, Any], strict: bool)
     if wrong:
         raise ValueError("state does not fit the model: " + "; ".join(wrong))
     for name, value in values.items():
-        model.ops.write(arrays[name], value)
+        model.ops.copy_to(arrays[name], value)
     model.normalization = normalization or model.normalization
     return missing, unexpected

@@ -41,7 +41,8 @@ class Tracked:
         self.__dict__.update(state)
 
 
-STEP_METHODS = ("forward", "backward", "run", "tally", "step", "read")  # all that a training step calls
+# All that a training step calls.
+STEP_METHODS = ("forward", "backward", "forward_backward", "accumulate_metrics", "step", "gather_batch")
 
 
 def is_builtin(thing: object) -> bool:

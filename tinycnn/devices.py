@@ -5,16 +5,7 @@ import re
 
 from tinycnn import _check, _gpu
 from tinycnn._typing import Backend, DeviceArray
-
-
-class DeviceMemoryError(MemoryError):
-    """The device is out of memory.  requested, free: bytes"""
-
-    def __init__(self, requested: int, free: int, hint: str = "") -> None:
-        self.requested, self.free = requested, free
-        super().__init__(
-            f"out of device memory: asked for {requested / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB free{hint}"
-        )
+from tinycnn.errors import DeviceError
 
 
 def resolve(device: str) -> str:
@@ -31,7 +22,7 @@ def resolve(device: str) -> str:
         number = int(match[1] or 0)
         _gpu.require(number)
         return f"cuda:{number}"
-    except _gpu.DeviceError:
+    except DeviceError:
         if device != "auto":
             raise
         return "cpu"
@@ -42,7 +33,7 @@ def get(device: str) -> Backend:
     device = resolve(device)
     if device == "cpu":
         return importlib.import_module("tinycnn.kernels")
-    importlib.import_module("tinycnn.cuda._launch").use(int(device.removeprefix("cuda:")))
+    importlib.import_module("tinycnn.cuda._launch").set_device(int(device.removeprefix("cuda:")))
     return importlib.import_module("tinycnn.cuda")
 
 
@@ -65,7 +56,7 @@ def as_dlpack(array: DeviceArray) -> DeviceArray:
     """An array of the GPU's backend as one that other libraries take: DLPack and ``__cuda_array_interface__``."""
     from tinycnn.cuda import _launch
 
-    return _launch.share(array)
+    return _launch.ExportedArray(array)
 
 
 def set_num_threads(threads: int | None) -> int:

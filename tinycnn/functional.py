@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike
 
 from tinycnn import _check, kernels
 from tinycnn._typing import Array, DType, Padding, Pair
-from tinycnn.losses import CrossEntropyLoss, MSELoss, floating
+from tinycnn.losses import CrossEntropyLoss, MSELoss, as_float
 
 
 def _prepare(name: str, x: ArrayLike, ndim: int | None = None, axes: str = "", dtype: DType | None = None) -> Array:
     """x as an array that kernels take, of `dtype` or, without one, of the floating-point type that x has."""
     x = _check.array(name, x, ndim, axes)
-    return floating(x) if dtype is None else np.require(x, dtype, ["C", "W"])
+    return as_float(x) if dtype is None else np.require(x, dtype, ["C", "W"])
 
 
 def _prepare_bias(bias: ArrayLike | None, weight: Array) -> Array:

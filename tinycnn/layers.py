@@ -154,7 +154,7 @@ def copy_into(ops: Backend, name: str, array: DeviceArray, values: Any) -> None:
     """Overwrite a device array with `values`; ValueError, with both shapes, if theirs is another."""
     values = _check.array(name, ops.to_host(values)) if array.size else np.asarray(values)
     _check.shape(name, values, array.shape)
-    ops.write(array, values.astype(array.dtype))
+    ops.copy_to(array, values.astype(array.dtype))
 
 
 def check_unbound(layers: tuple[Layer, ...]) -> None:
@@ -322,12 +322,12 @@ class GaussianRBF(Layer):
         return SimpleNamespace(squares=ops.empty((batch, self.out_features), dtype))  # |x - c|^2, then its gradient
 
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.distance_forward(self.saved.squares, x, self.weight)
+        self.ops.squared_distance_forward(self.saved.squares, x, self.weight)
         self.ops.gaussian_forward(y, self.saved.squares)
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
         self.ops.gaussian_backward(self.saved.squares, dy, y)
-        self.ops.distance_backward(dx, self.weight_grad, self.saved.squares, x, self.weight)
+        self.ops.squared_distance_backward(dx, self.weight_grad, self.saved.squares, x, self.weight)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}" + (f", scale={self.scale:g}" if self.scale != 1 else "")
@@ -518,7 +518,7 @@ class BatchNorm2d(_Norm):
             saved.images,
         )  # fmt: skip
         if self.training and self.track_running_stats:
-            self.ops.advance(self.num_batches_tracked)
+            self.ops.increment(self.num_batches_tracked)
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
         saved = self.saved
@@ -591,7 +591,7 @@ class Dropout(Layer):
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
         self.saved.p = self.p if self.training else 0.0
         if self.training:
-            self.ops.advance(self._counter)
+            self.ops.increment(self._counter)
         self.ops.dropout(y, x, self._counter, self.seed, self.saved.p, self.elements_per_mask(x))
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from tinycnn import _check, init
 from tinycnn._typing import Array, Backend, DeviceArray, DType, Pair, Rng, Shape, Views
-from tinycnn.dataset import Batches
+from tinycnn.dataset import DeviceDataset
 from tinycnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ScaledTanh
 from tinycnn.losses import Loss
 from tinycnn.model import Sequential
@@ -220,10 +220,10 @@ class EuclideanRBF(Layer):
         return self.centres.size
 
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.distance_forward(y, x, self.weight)
+        self.ops.squared_distance_forward(y, x, self.weight)
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.distance_backward(dx, self._no_grad_buffer, dy, x, self.weight)
+        self.ops.squared_distance_backward(dx, self._no_grad_buffer, dy, x, self.weight)
 
     def input_curvature(self, criterion: Any, x: DeviceArray, y: DeviceArray, dy: DeviceArray, share: float) -> Array:
         """Second derivatives of the loss with respect to x, NumPy: sum over i of dE/dy_i y_i'' + d2E/dy_i2 (y_i')^2,
@@ -254,15 +254,15 @@ class RBFLoss(Loss):
         self.rubbish = None if rubbish is None else _check.number("rubbish", rubbish, 0)
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum"))
 
-    def bind(self, ops: Backend, batch: int, classes: int, dtype: DType) -> None:
-        super().bind(ops, batch, classes, dtype)
+    def allocate(self, ops: Backend, batch: int, classes: int, dtype: DType) -> None:
+        super().allocate(ops, batch, classes, dtype)
         self._predicted = ops.empty((batch,), np.int64)
 
-    def run(self, dx: DeviceArray, x: DeviceArray, target: DeviceArray) -> None:
+    def forward_backward(self, dx: DeviceArray, x: DeviceArray, target: DeviceArray) -> None:
         n, rubbish = len(x), -1.0 if self.rubbish is None else self.rubbish
-        self.ops.nearest_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
+        self.ops.rbf_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
 
-    def scores(self, outputs: Array) -> Array:
+    def logits(self, outputs: Array) -> Array:
         return -outputs
 
     def curvature(self, y: Array, share: float) -> Array:
@@ -277,7 +277,7 @@ class RBFLoss(Loss):
 
     def __call__(self, distances: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
         """(value, gradient with respect to the distances)."""
-        return self._of_classes("distances", distances, target)
+        return self._loss_and_grad("distances", distances, target)
 
 
 # --- the stochastic diagonal Levenberg-Marquardt method: section III.B, appendix C ------------------------------------
@@ -305,19 +305,19 @@ class SDLM(Optimizer):
         self.mu = _check.number("mu", mu, 1e-12)
         self.patterns = _check.integer("patterns", patterns, 1)
 
-    def before_epoch(self, criterion: Any, batches: Batches, rng: np.random.Generator) -> None:
-        self.estimate_step_sizes(criterion, batches, rng.integers(0, len(batches), self.patterns))
+    def before_epoch(self, criterion: Any, dataset: DeviceDataset, rng: np.random.Generator) -> None:
+        self.estimate_step_sizes(criterion, dataset, rng.integers(0, len(dataset), self.patterns))
 
-    def estimate_step_sizes(self, criterion: Any, batches: Batches, index: Array) -> None:
-        """Estimate h on the images `index` of `batches` and set the step sizes for the learning rate of this step."""
-        h = gauss_newton_diagonal(self.model, criterion, batches, index)
-        self.ops.write(self.step_sizes, (self.lr / (self.mu + h)).astype(self.model.dtype))
+    def estimate_step_sizes(self, criterion: Any, dataset: DeviceDataset, index: Array) -> None:
+        """Estimate h on the images `index` of `dataset` and set the step sizes for the learning rate of this step."""
+        h = gauss_newton_diagonal(self.model, criterion, dataset, index)
+        self.ops.copy_to(self.step_sizes, (self.lr / (self.mu + h)).astype(self.model.dtype))
 
     def step(self) -> None:
-        self.ops.descend_each(self.model.theta, self.model.grad, self.step_sizes, self._step)
+        self.ops.sgd_per_parameter(self.model.theta, self.model.grad, self.step_sizes, self._step)
 
 
-def gauss_newton_diagonal(model: Sequential, criterion: Any, batches: Batches, index: Array) -> Array:
+def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceDataset, index: Array) -> Array:
     """Diagonal Gauss-Newton approximation of the Hessian of the loss, float64, (P,): the mean over the images `index`.
 
     With h the second derivative with respect to a unit's weighted sum a or its output x, and u its weights, the
@@ -332,22 +332,22 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, batches: Batches, i
     if not hasattr(criterion, "curvature"):
         raise ValueError(f"the second derivatives of {type(criterion).__name__} by its arguments are not known here")
     if model.input_shape is None:
-        model.set_input_shape(batches.image_shape)
+        model.set_input_shape(dataset.image_shape)
     with model.lock:
         model.discard_forward()
         plan = model.plan(n, unfused=True)
-        target = batches.gather(plan.x, ops.to_device(np.asarray(index, np.int64)))
+        target = dataset.gather(plan.x, ops.to_device(np.asarray(index, np.int64)))
         plan.forward()
-        criterion.prepare(ops, n, model.shapes[-1][-1], model.dtype)
-        criterion.run(plan.dy, plan.y, target)
+        criterion.ensure_allocated(ops, n, model.shapes[-1][-1], model.dtype)
+        criterion.forward_backward(plan.dy, plan.y, target)
         share = 1 / n if criterion.reduction == "mean" else 1.0
         steps, output = plan.steps[plan.first_trainable :], model.layers[-1]
         if isinstance(output, EuclideanRBF):  # quadratic in its input: outside the recursion
             last = plan.steps[-1]
-            ops.write(last.dx, output.input_curvature(criterion, last.x, last.y, last.dy, share))
+            ops.copy_to(last.dx, output.input_curvature(criterion, last.x, last.y, last.dy, share))
             steps.pop()
         else:
-            ops.write(plan.dy, criterion.curvature(np.asarray(ops.to_host(plan.y), np.float64), share))
+            ops.copy_to(plan.dy, criterion.curvature(np.asarray(ops.to_host(plan.y), np.float64), share))
         diagonal: dict[tuple[int, str], Array] = {}  # by number of the layer and name of the parameter
         for step in reversed(steps):
             hx, hy, x, y = step.dx if step is not steps[0] else plan.no_grad_buffer, step.dy, step.x, step.y

@@ -226,7 +226,7 @@ class Sequential:
             self._check_input(x)
             plan = self.plan(len(x))
             self.discard_forward()
-            self.ops.write(plan.x, x)
+            self.ops.copy_to(plan.x, x)
             self.begin_run()
             try:
                 plan.replay_forward()
@@ -255,7 +255,7 @@ class Sequential:
                 )
             plan, _ = self._pending
             _check.shape("dy", dy, plan.dy.shape, "the last output")
-            self.ops.write(plan.dy, dy.astype(self.dtype, copy=False))
+            self.ops.copy_to(plan.dy, dy.astype(self.dtype, copy=False))
             plan.backward(input_gradient=True)
             if plan.fused:
                 self.discard_forward()
@@ -338,7 +338,7 @@ class Sequential:
     def restore(self, snapshot: list[Array]) -> None:
         """Set parameters and buffers to those of a `snapshot`."""
         for array, values in zip(self._state_arrays(), snapshot, strict=True):
-            self.ops.write(array, values)
+            self.ops.copy_to(array, values)
 
     def _state_arrays(self) -> list[DeviceArray]:
         return [self.theta, *(array for _, array in self.named_buffers())]

@@ -21,7 +21,7 @@ import numpy as np
 
 from tinycnn._tracked import Replay, is_builtin, is_replayable
 from tinycnn._typing import Array, DeviceArray, Shape
-from tinycnn.devices import DeviceMemoryError
+from tinycnn.errors import DeviceMemoryError
 from tinycnn.layers import AvgPool2d, Layer, MaxPool2d, ReLU, ScaledTanh, Sigmoid, Tanh
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def can_fuse(activation: Layer, pool: Layer) -> bool:
 def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list[StepSpec]:
     """The steps of a plan."""
     ops, layers, shapes = model.ops, model.layers, model.shapes
-    use_blocks = ops.layout is not None and ops.layout.images_a_tile(batch, model.dtype) > 1
+    use_blocks = ops.layout is not None and ops.layout.lanes_for(batch, model.dtype) > 1
     specs: list[StepSpec] = []
     blocked = free = False  # free: nobody reads the input of the next step after that step
     number = 0
@@ -137,10 +137,10 @@ class FusedAvgPool2d(Step):
         self.activation, self.pool = self.layers
 
     def forward(self) -> None:
-        self.ops.fused.average_forward(self.y, self.x, self.activation.activation_code, self.pool.divisor or 4)
+        self.ops.fused.avg_pool_forward(self.y, self.x, self.activation.activation_code, self.pool.divisor or 4)
 
     def backward(self, dx: DeviceArray) -> None:
-        self.ops.fused.average_backward(dx, self.dy, self.activation.activation_code, self.pool.divisor or 4)
+        self.ops.fused.avg_pool_backward(dx, self.dy, self.activation.activation_code, self.pool.divisor or 4)
 
 
 class FusedMaxPool2d(Step):
@@ -156,11 +156,12 @@ class FusedMaxPool2d(Step):
         self.indices = plan.ops.empty(y.shape, np.int32)
 
     def forward(self) -> None:
-        self.ops.fused.max_forward(self.y, self.indices, self.x, self.activation.activation_code, *self.pool.options)
+        code = self.activation.activation_code
+        self.ops.fused.max_pool_forward(self.y, self.indices, self.x, code, *self.pool.options)
 
     def backward(self, dx: DeviceArray) -> None:
         code = self.activation.activation_code
-        self.ops.fused.max_backward(dx, self.dy, self.indices, self.y, code, *self.pool.options)
+        self.ops.fused.max_pool_backward(dx, self.dy, self.indices, self.y, code, *self.pool.options)
 
 
 class Reshape(Step):
@@ -177,10 +178,10 @@ class ReorderToBlocked(Step):
     """x is NCHW, y blocked."""
 
     def forward(self) -> None:
-        self.ops.layout.interleave(self.y, self.x)
+        self.ops.layout.to_blocked(self.y, self.x)
 
     def backward(self, dx: DeviceArray) -> None:
-        self.ops.layout.separate(dx, self.dy)
+        self.ops.layout.to_nchw(dx, self.dy)
 
     def __repr__(self) -> str:
         return "reorder to blocked"
@@ -190,10 +191,10 @@ class ReorderToNCHW(Step):
     """x is blocked, y NCHW or, with the work of a Flatten, flat."""
 
     def forward(self) -> None:
-        self.ops.layout.separate(self.y.reshape((len(self.y), *self.x.shape[1:4])), self.x)
+        self.ops.layout.to_nchw(self.y.reshape((len(self.y), *self.x.shape[1:4])), self.x)
 
     def backward(self, dx: DeviceArray) -> None:
-        self.ops.layout.interleave(dx, self.dy.reshape((len(self.dy), *dx.shape[1:4])))
+        self.ops.layout.to_blocked(dx, self.dy.reshape((len(self.dy), *dx.shape[1:4])))
 
     def __repr__(self) -> str:
         return f"reorder to NCHW {super().__repr__()}".rstrip()
@@ -212,7 +213,7 @@ class Plan:
     def __init__(self, model: "Sequential", batch: int, unfused: bool = False) -> None:
         self.model, self.ops, self.batch, self.unfused = model, model.ops, batch, unfused
         self.specs, self.changes = choose_steps(model, batch, unfused), model.changes.count
-        self.lanes: int = self.ops.layout.images_a_tile(batch, model.dtype) if self.ops.layout else 1
+        self.lanes: int = self.ops.layout.lanes_for(batch, model.dtype) if self.ops.layout else 1
         self.steps: list[Step] = []
         self._replays: dict[bool, Replay] = {}
         try:
@@ -300,7 +301,7 @@ class Plan:
 
     def to_host(self, array: DeviceArray) -> Array:
         """An array of a step as a new NumPy array (batch, ...)."""
-        return np.array(self.ops.to_host(self.ops.layout.plain(array) if array.ndim == 5 else array)[: self.batch])
+        return np.array(self.ops.to_host(self.ops.layout.as_nchw(array) if array.ndim == 5 else array)[: self.batch])
 
     def __repr__(self) -> str:
         def line(step: Step, source: DeviceArray, result: DeviceArray) -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from tinycnn._check import short_repr
-from tinycnn.recipes._calls import RecipeError, nearest
+from tinycnn.errors import RecipeError
+from tinycnn.recipes._calls import nearest
 
 if sys.version_info >= (3, 11):
     import tomllib

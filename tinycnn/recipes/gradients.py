@@ -30,8 +30,8 @@ def statistics(model, criterion, batches, rate):
         plan = model.plan(n, unfused=True)
         target = batches.gather(plan.x, k.to_device(np.arange(n)))
         plan.forward()
-        criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
-        criterion.run(plan.dy, plan.y, target)
+        criterion.ensure_allocated(k, n, model.shapes[-1][-1], model.dtype)
+        criterion.forward_backward(plan.dy, plan.y, target)
         plan.backward()
         scale = n if criterion.reduction == "mean" else 1  # the loss of one image
         steps = {step.numbers[0]: step for step in plan.steps if step.layers}

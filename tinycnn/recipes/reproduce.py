@@ -48,7 +48,7 @@ def listing():
 def main(args):
     """Run what is missing of the recipes in `args`, and print claimed and obtained; returns the exit code."""
     interrupted = "interrupted: finished seeds are kept, and the same command goes on with the next"
-    return experiment.in_one_line(lambda: _run(args, _chosen(args.names)), interrupted)
+    return experiment.run_command(lambda: _run(args, _chosen(args.names)), interrupted)
 
 
 def _chosen(names):

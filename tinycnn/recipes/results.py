@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tinycnn._check import short_repr
-from tinycnn._files import read_json, replacing
+from tinycnn._files import atomic_write, read_json
 from tinycnn.recipes import HERE
 
 # Student's t for a two-sided confidence of 95 %, by degrees of freedom from 1; beyond, the normal distribution's.
@@ -46,7 +46,7 @@ def prepare(root, recipe):
     """Make a recipe's folder under `root`; OSError now, not after hours of training, if it cannot be written."""
     folder = path_of(root, recipe, 0).parent
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "try") as file:
+    with atomic_write(folder / "try") as file:
         file.write(b"")
     (folder / "try").unlink()
 
@@ -54,7 +54,7 @@ def prepare(root, recipe):
 def save(root, recipe, result):
     """Write a seed's result; whatever stood there is replaced."""
     path = path_of(root, recipe, result["seed"])
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(result) + "\n").encode())
     return path
 
@@ -79,7 +79,7 @@ def save_trials(root, recipe, trials):
     path = Path(root) / recipe.name / "trials.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"recipe": recipe.name, "fingerprint": recipe.fingerprint, "trials": trials}
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(found) + "\n").encode())
     return path
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tinycnn import experiment, recipes
-from tinycnn.recipes import RecipeError
+from tinycnn.errors import RecipeError
 
 
 def add_options(parser):
@@ -51,7 +51,7 @@ def main(args):
         return 1
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     interrupted = "interrupted: the study is kept, and the same command goes on"
-    return experiment.in_one_line(lambda: _sweep(args, optuna), interrupted)
+    return experiment.run_command(lambda: _sweep(args, optuna), interrupted)
 
 
 def _sweep(args, optuna):
