@@ -112,7 +112,7 @@ def exp64(x):
 TANH, SIGMOID, RELU, SCALED_TANH, LEAKY_RELU, GAUSSIAN = range(6)
 
 
-def activation(code, a=0.0, b=0.0):
+def activation(code: int, a: float = 0.0, b: float = 0.0) -> tuple[int, float, float]:
     """(code, a, b), as kernels take it.  LEAKY_RELU: slope a.  SCALED_TANH: a * tanh(b * x).  GAUSSIAN: exp(a * x)."""
     return code, float(a), float(b)
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from numba import prange
 
+from tinycnn._typing import Array
 from tinycnn.kernels._jit import device_function, kernel
 
 BOX = 20  # pixels; a digit is scaled to fit, its aspect kept
@@ -14,7 +15,7 @@ SIZE = 28  # pixels; its centre of mass is moved to (SIZE / 2, SIZE / 2), counti
 # image: (SIZE, SIZE) uint8, path: (S, 2), lifted: (S,) bool
 # pen: (S,) radius and soft: width of the grey edge, in pixels
 @device_function
-def _draw(image, path, lifted, pen, soft):
+def _draw(image: Array, path: Array, lifted: Array, pen: Array, soft: float) -> None:
     S = len(path)
     margin = pen.max() + 0.5 * soft
     x0, x1 = path[:, 0].min(), path[:, 0].max()
@@ -62,7 +63,9 @@ def _draw(image, path, lifted, pen, soft):
 # points: (N, P, 2), shape: (N, 2, 2) linear map, waves: (N, W, 5) wave vector, phase, amplitude x and y
 # pen: (N, 5) radius in pixels, then amplitude, frequency and phase of its change, width of the edge in pixels
 @kernel
-def draw_digits(images, style, basis, lifted, points, shape, waves, pen):
+def draw_digits(
+    images: Array, style: Array, basis: Array, lifted: Array, points: Array, shape: Array, waves: Array, pen: Array
+) -> None:
     N = len(images)
     S, P = basis.shape[1:]
     for n in prange(N):
