@@ -2,63 +2,71 @@
 
     from tinycnn import Adam, CrossEntropyLoss, data, fit, models
 
-Names are looked up when first used, so that importing the package costs next to nothing: Numba and matplotlib load with
-the first thing that needs them.
+Submodules load when first used: Numba with `tinycnn.kernels`, matplotlib with the first picture of `tinycnn.plot`.
 """
 
 import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "layers": (
-        "AvgPool2d BatchNorm2d Conv2d Dropout Dropout2d Flatten GaussianRBF GroupNorm Layer LeakyReLU Linear "
-        "LogSoftmax MaxPool2d ReLU ScaledTanh Sigmoid Softmax Tanh"
-    ),
-    "model": "Sequential",
-    "losses": "CrossEntropyLoss MSELoss OneHotMSELoss",
-    "optim": "SGD Adam AdamW EMA",
-    "_gradcheck": "gradcheck gradcheck_model",
-    "dataset": "DeviceDataset",
-    "callbacks": "EarlyStopping ReduceLROnPlateau",
-    "errors": "DivergedError",
-    "train": "evaluate fit train_step",
-    "augment": "ColorJitter ElasticTransform RandomAffine",
-    "devices": "set_num_threads",
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
-_MODULES = (
-    "augment",
-    "callbacks",
-    "checkpoint",
-    "data",
-    "errors",
-    "experiment",
-    "functional",
-    "init",
-    "kernels",
-    "lecun98",
-    "metrics",
-    "models",
-    "optim",
-    "plot",
-    "runs",
-    "schedules",
+# "X as X" marks what is exported, for type checkers and editors.
+# isort: off
+from tinycnn._gradcheck import gradcheck as gradcheck, gradcheck_model as gradcheck_model
+from tinycnn.augment import (
+    ColorJitter as ColorJitter,
+    ElasticTransform as ElasticTransform,
+    RandomAffine as RandomAffine,
 )
+from tinycnn.callbacks import EarlyStopping as EarlyStopping, ReduceLROnPlateau as ReduceLROnPlateau
+from tinycnn.dataset import DeviceDataset as DeviceDataset
+from tinycnn.devices import set_num_threads as set_num_threads
+from tinycnn.errors import DivergedError as DivergedError
+from tinycnn.layers import (
+    AvgPool2d as AvgPool2d,
+    BatchNorm2d as BatchNorm2d,
+    Conv2d as Conv2d,
+    Dropout as Dropout,
+    Dropout2d as Dropout2d,
+    Flatten as Flatten,
+    GaussianRBF as GaussianRBF,
+    GroupNorm as GroupNorm,
+    Layer as Layer,
+    LeakyReLU as LeakyReLU,
+    Linear as Linear,
+    LogSoftmax as LogSoftmax,
+    MaxPool2d as MaxPool2d,
+    ReLU as ReLU,
+    ScaledTanh as ScaledTanh,
+    Sigmoid as Sigmoid,
+    Softmax as Softmax,
+    Tanh as Tanh,
+)
+from tinycnn.losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss, OneHotMSELoss as OneHotMSELoss
+from tinycnn.model import Sequential as Sequential
+from tinycnn.optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW
+from tinycnn.train import evaluate as evaluate, fit as fit, train_step as train_step
 
-__all__ = sorted([*_MODULE_OF, *_MODULES])
+if TYPE_CHECKING:
+    from tinycnn import (
+        checkpoint as checkpoint,
+        data as data,
+        experiment as experiment,
+        functional as functional,
+        init as init,
+        kernels as kernels,
+        lecun98 as lecun98,
+        metrics as metrics,
+        models as models,
+        plot as plot,
+        runs as runs,
+        schedules as schedules,
+    )
+else:
 
-
-def __getattr__(name):
-    if name in _MODULE_OF:
-        value = getattr(importlib.import_module(f"tinycnn.{_MODULE_OF[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"tinycnn.{name}")
-    else:
+    def __getattr__(name: str) -> Any:
+        """`tinycnn.name` for a submodule that is not loaded yet."""
+        if not name.startswith("_") and importlib.util.find_spec(f"tinycnn.{name}"):
+            return importlib.import_module(f"tinycnn.{name}")
         raise AttributeError(f"module 'tinycnn' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return __all__

@@ -1,15 +1,22 @@
-"""Checks of what a caller hands in: every message names the argument, what was expected and what came."""
+"""Checks of arguments.  Every message names the argument, what was expected and what came: "x must be ..., got ..."."""
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from tinycnn._typing import Array, DType, Padding, Pair, Shape
+
+T = TypeVar("T")
 REAL = "fiub"  # NumPy's kinds of real numbers: floats, signed and unsigned integers, booleans
 
 
-def short_repr(value, length=200):
-    """`repr(value)` for a message, cut at `length`; some values, integers of 5,000 digits for one, have none."""
+# --- how a message shows a value --------------------------------------------------------------------------------------
+
+
+def short_repr(value: object, length: int = 200) -> str:
+    """`repr(value)`, cut at `length`.  Some values have no repr: integers of 5,000 digits."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):
@@ -17,8 +24,8 @@ def short_repr(value, length=200):
     return text if len(text) <= length else text[:length] + "…"
 
 
-def describe(value):
-    """What came, for a message: its repr if that is short, otherwise its kind and shape."""
+def describe(value: object) -> str:
+    """The repr of `value` if that is short, otherwise its type and shape."""
     if isinstance(value, type):
         return f"the class {value.__name__}: call it, {value.__name__}(...)"
     shape, text = getattr(value, "shape", None), short_repr(value, 60)
@@ -27,46 +34,107 @@ def describe(value):
     return f"{type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
 
 
-def instance(name, value, kinds, what, hint=""):
-    """`value` if it is one of `kinds`, a class or several; `what` says in words what that is."""
-    if not isinstance(value, kinds):
-        raise TypeError(f"{name} must be {what}, got {describe(value)}{hint and '; ' + hint}")
+# --- objects ----------------------------------------------------------------------------------------------------------
+
+
+def instance(name: str, value: T, types: type | tuple[type, ...], expected: str, hint: str = "") -> T:
+    """`value` if it is an instance of `types`, which the message calls `expected`."""
+    if not isinstance(value, types):
+        raise TypeError(f"{name} must be {expected}, got {describe(value)}{hint and '; ' + hint}")
     return value
 
 
-def optional_callable(name, value):
-    """`value` if it can be called, or is None."""
+def optional_callable(name: str, value: T) -> T:
+    """`value` if it can be called or is None."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be a function or None, got {describe(value)}")
     return value
 
 
-def mapping(name, value, hint=""):
+def mapping(name: str, value: Mapping[str, T], hint: str = "") -> Mapping[str, T]:
     """`value` if it is a dictionary of any kind."""
     return instance(name, value, Mapping, "a dictionary, as state_dict() gives it", hint)
 
 
-def generator(name, value):
+def generator(name: str, value: Any) -> np.random.Generator:
     """np.random.default_rng(value)"""
     try:
         return np.random.default_rng(value)
     except (TypeError, ValueError):
-        words = "a seed (an integer that is not negative, or several), a NumPy generator or None"
-        kind = ValueError if isinstance(value, numbers.Integral) else TypeError
-        raise kind(f"{name} must be {words}, got {describe(value)}") from None
+        expected = "a seed (an integer that is not negative, or several), a NumPy generator or None"
+        error = ValueError if isinstance(value, numbers.Integral) else TypeError
+        raise error(f"{name} must be {expected}, got {describe(value)}") from None
 
 
-def image_shape(name, value):
-    """`value` as the shape of one image or row of numbers, a tuple of positive integers."""
-    if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{name} must be a tuple of integers such as (1, 28, 28), got {describe(value)}")
-    if not value:
-        raise ValueError(f"{name} must be a tuple of integers such as (1, 28, 28), got an empty one")
-    return tuple(integer(name, n, 1) for n in value)
+def float_dtype(name: str, value: Any) -> DType:
+    """float32 or float64 as a NumPy dtype."""
+    if value not in (np.float32, np.float64, np.dtype("f4"), np.dtype("f8"), "float32", "float64"):
+        raise ValueError(f"{name} must be float32 or float64, got {value!r}")
+    dtype: DType = np.dtype(value)
+    return dtype
 
 
-def learning_rates(name, value, shape=None):
-    """A learning rate, or an array of them, as a (steps,) array of its own, float64; `shape`, if it has to have one."""
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def integer(name: str, value: Any, minimum: int | None = None) -> int:
+    """`value` as an int.  Raises TypeError if it is not an integer, ValueError below `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def number(
+    name: str,
+    value: Any,
+    minimum: float | None = None,
+    *,
+    maximum: float | None = None,
+    below: float | None = None,
+) -> float:
+    """`value` as a finite float with minimum <= value <= maximum and value < below."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        value = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        value = np.inf
+    within = np.isfinite(value), minimum is None or value >= minimum, maximum is None or value <= maximum
+    if not all(within) or (below is not None and value >= below):
+        limits = (("at least", minimum), ("at most", maximum), ("below", below))
+        bounds = " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+        raise ValueError(f"{name} must be {bounds or 'finite'}, got {value:g}")
+    return float(value)
+
+
+def pair(name: str, value: Any, minimum: int) -> tuple[int, int]:
+    """An integer, or two (height, width), as a pair of ints."""
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be an integer or a pair (height, width), got {value!r}")
+        return integer(name, value[0], minimum), integer(name, value[1], minimum)
+    value = integer(name, value, minimum)
+    return value, value
+
+
+def choice(name: str, value: T, choices: Sequence[T]) -> T:
+    """`value` if it is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def divisible(name: str, value: int, divisor_name: str, divisor: int) -> int:
+    """`value` if it is a multiple of `divisor`."""
+    if value % divisor:
+        raise ValueError(f"{name} must be divisible by {divisor_name}, got {value} and {divisor}")
+    return value
+
+
+def learning_rates(name: str, value: Any, shape: Shape | None = None) -> Array:
+    """A learning rate or an array of them as a new array (steps,), float64, with `shape` if given."""
     try:
         values = np.atleast_1d(np.asarray(value))
         if values.dtype.kind == "O" and isinstance(value, int):  # beyond 64 bits
@@ -84,89 +152,71 @@ def learning_rates(name, value, shape=None):
     return values
 
 
-def per_channel(name, value, channels):
-    """A number, or one a channel, as (channels,) float64."""
-    value = array(name, value).astype(np.float64)
-    if value.shape not in ((), (1,), (channels,)):
-        raise ValueError(f"{name} must be a number or {channels}, one a channel, got shape {value.shape}")
-    return np.broadcast_to(finite(name, value), (channels,))
+# --- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def detach(value):
-    """`value` without the record that torch keeps of how it was computed, which NumPy would not take."""
+def detach(value: Any) -> Any:
+    """`value` without torch's autograd graph: NumPy does not take a tensor that has one."""
     return value.detach() if getattr(value, "requires_grad", False) and hasattr(value, "detach") else value
 
 
-def _as_array(name, value):
+def _as_array(name: str, value: Any) -> Array:
     try:
         return np.asarray(detach(value))
     except ValueError:  # lists of different lengths
         raise ValueError(f"{name} must be an array, got lists of different lengths") from None
 
 
-def integer(name, value, minimum=None):
-    """`value` as an int; TypeError if it is none, ValueError below `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}")
-    return int(value)
+def array(name: str, value: Any, ndim: int | None = None, axes: str = "") -> Array:
+    """`value` as a non-empty array of real numbers with `ndim` axes, which the message calls `axes`."""
+    result = _as_array(name, value)
+    if result.dtype.kind not in REAL:
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {result.dtype}")
+    if ndim is not None and result.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes{axes and ' ' + axes}, got shape {result.shape}")
+    if result.size == 0:
+        raise ValueError(f"{name} must not be empty, got shape {result.shape}")
+    return result
 
 
-def number(name, value, minimum=None, *, maximum=None, below=None):
-    """`value` as a finite float with minimum <= value <= maximum and value < below."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    try:
-        value = float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        value = np.inf
-    within = np.isfinite(value), minimum is None or value >= minimum, maximum is None or value <= maximum
-    if not all(within) or (below is not None and value >= below):
-        limits = (("at least", minimum), ("at most", maximum), ("below", below))
-        bounds = " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
-        raise ValueError(f"{name} must be {bounds or 'finite'}, got {value:g}")
-    return value
+def shape(name: str, value: Any, expected: Shape, of: str = "") -> None:
+    """ValueError unless the array `value` has the shape `expected`, that of the array which the message calls `of`."""
+    if tuple(value.shape) != tuple(expected):
+        what = f"the shape of {of}," if of else "shape"
+        raise ValueError(f"{name} must have {what} {tuple(expected)}, got {tuple(value.shape)}")
 
 
-def pair(name, value, minimum):
-    """An integer, or two (height, width), as a pair of ints."""
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ValueError(f"{name} must be an integer or a pair (height, width), got {value!r}")
-        return integer(name, value[0], minimum), integer(name, value[1], minimum)
-    value = integer(name, value, minimum)
-    return value, value
-
-
-def choice(name, value, choices):
-    """`value` if it is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
-
-
-def array(name, value, ndim=None, axes=""):
-    """`value` as a non-empty array of real numbers with `ndim` axes (`axes` says which, for the message)."""
-    value = _as_array(name, value)
-    if value.dtype.kind not in REAL:
-        raise TypeError(f"{name} must be an array of real numbers, got dtype {value.dtype}")
-    if ndim is not None and value.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} axes{axes and ' ' + axes}, got shape {value.shape}")
-    if value.size == 0:
-        raise ValueError(f"{name} must not be empty, got shape {value.shape}")
-    return value
-
-
-def finite(name, value):
-    """`value` if it holds no NaN and no infinity; names the first bad entry otherwise."""
+def finite(name: str, value: Array) -> Array:
+    """`value` if it has no NaN and no infinity; the message names the first."""
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         at = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
         raise ValueError(f"{name} must be finite, got {value[at]} at index {at}")
     return value
 
 
-def labels(name, value, count, classes=None, ignore_index=None):
+def cast(name: str, value: Any, dtype: DType) -> Array:
+    """`value` as an array of `dtype`, finite after the conversion."""
+    given = array(name, value)
+    if given.dtype == dtype:
+        return finite(name, given)
+    with np.errstate(all="ignore"):
+        converted = given.astype(dtype)
+    if dtype.kind == "i" and (converted != given).any():
+        raise ValueError(f"{name} must hold whole numbers below 2**63, got {given.flat[0]}")
+    return finite(name, converted)
+
+
+def per_channel(name: str, value: Any, channels: int) -> Array:
+    """A number, or one per channel, as (channels,) float64."""
+    value = array(name, value).astype(np.float64)
+    if value.shape not in ((), (1,), (channels,)):
+        raise ValueError(f"{name} must be a number or {channels}, one a channel, got shape {value.shape}")
+    return np.broadcast_to(finite(name, value), (channels,))
+
+
+def labels(
+    name: str, value: Any, count: int, classes: int | None = None, ignore_index: int | None = None
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     """`value` as (count,) int64 class numbers 0 ... classes-1 (or ignore_index); classes: None for any."""
     value = _as_array(name, value)
     if value.dtype.kind not in "iu":
@@ -180,13 +230,43 @@ def labels(name, value, count, classes=None, ignore_index=None):
         at = int(np.flatnonzero(bad)[0])
         bounds = "not be negative" if classes is None else f"lie in 0 ... {classes - 1}"
         raise ValueError(f"{name} must {bounds}, got {value[at]} at index {at}")
-    return value.astype(np.int64, copy=False)
+    return np.asarray(value.astype(np.int64, copy=False))
 
 
-def conv_padding(padding, kernel, stride, dilation):
-    """`padding` as a pair: numbers, "valid" for none, or "same", which keeps the size; the others are pairs.
+# --- shapes of images, layers' inputs and outputs ---------------------------------------------------------------------
 
-    "same" is what lies before the image; after it one more is needed where dilation * (kernel - 1) is odd, as in torch.
+
+def image_shape(name: str, value: Any) -> Shape:
+    """`value` as the shape of one image or vector, a tuple of positive integers."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple of integers such as (1, 28, 28), got {describe(value)}")
+    if not value:
+        raise ValueError(f"{name} must be a tuple of integers such as (1, 28, 28), got an empty one")
+    return tuple(integer(name, n, 1) for n in value)
+
+
+def map_input(layer: object, shape: Shape, channels: int | None = None) -> Shape:
+    """`shape` if it is (channels, height, width): of any number of channels if that is None."""
+    if len(shape) != 3 or channels not in (None, shape[0]):
+        raise ValueError(f"{layer!r} takes ({channels or 'channels'}, height, width), got {tuple(shape)}")
+    return tuple(shape)
+
+
+def vector_input(layer: object, shape: Shape, features: int) -> Shape:
+    """`shape` if it is (features,)."""
+    if tuple(shape) != (features,):
+        hint = "; put Flatten() before it" if len(shape) > 1 and np.prod(shape) == features else ""
+        raise ValueError(f"{layer!r} takes ({features},), got {tuple(shape)}{hint}")
+    return (features,)
+
+
+def conv_padding(
+    padding: Padding, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int]:
+    """`padding` as a pair; "valid" is 0, "same" keeps the size of the image.
+
+    For "same" the pair is the padding before the image.  If dilation * (kernel - 1) is odd, one more pixel is needed
+    after it, as in torch.
     """
     if isinstance(padding, str):
         choice("padding", padding, ("same", "valid"))
@@ -194,20 +274,24 @@ def conv_padding(padding, kernel, stride, dilation):
             return 0, 0
         if stride != (1, 1):
             raise ValueError(f"padding='same' needs a stride of 1, got {stride}")
-        return tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+        return dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2
     return pair("padding", padding, 0)
 
 
-def conv_output_size(size, kernel, stride, padding, dilation, same=False):
-    """Output (height, width) of a convolution of an input of (height, width) `size`; all arguments are pairs.
+def conv_output_size(
+    size: Sequence[int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    same: bool = False,
+) -> tuple[int, int]:
+    """Output (height, width) of a convolution of an input of (height, width) `size`; `same` for padding="same"."""
+    return (size[0], size[1]) if same else _output_size(size, kernel, stride, padding, dilation, (0, 0))
 
-    same: whether `padding` is what "same" asked for
-    """
-    return tuple(size) if same else _window_sizes(size, kernel, stride, padding, dilation, (0, 0))
 
-
-def pool_padding(padding, kernel):
-    """`padding` as a pair of at most half of the window `kernel`, a pair."""
+def pool_padding(padding: Pair, kernel: tuple[int, int]) -> tuple[int, int]:
+    """`padding` as a pair of at most half of the window `kernel`."""
     padding = pair("padding", padding, 0)
     for pixels, length in zip(padding, kernel, strict=True):
         if pixels > length // 2:
@@ -215,25 +299,40 @@ def pool_padding(padding, kernel):
     return padding
 
 
-def pool_output_size(size, kernel, stride, padding, dilation, ceil_mode):
-    """Output (height, width) of a pooling, as torch counts it."""
-    return _window_sizes(size, kernel, stride, padding, dilation, [n - 1 for n in stride] if ceil_mode else (0, 0))
+def pool_output_size(
+    size: Sequence[int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    ceil_mode: bool,
+) -> tuple[int, int]:
+    """Output (height, width) of a pooling, by torch's rule."""
+    overhang = (stride[0] - 1, stride[1] - 1) if ceil_mode else (0, 0)
+    return _output_size(size, kernel, stride, padding, dilation, overhang)
 
 
-def _window_sizes(size, kernel, stride, padding, dilation, beyond):
-    """How many windows there are along each axis, which may reach over the padded image by `beyond` pixels."""
-    out = []
+def _output_size(
+    size: Sequence[int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    overhang: tuple[int, int],
+) -> tuple[int, int]:
+    """Number of windows along each axis; the last may reach `overhang` pixels beyond the padded image."""
+    counts = []
     for axis, name in enumerate(("height", "width")):
         reach = dilation[axis] * (kernel[axis] - 1) + 1
         padded = size[axis] + 2 * padding[axis]
-        count = (padded + beyond[axis] - reach) // stride[axis] + 1
+        count = (padded + overhang[axis] - reach) // stride[axis] + 1
         # A last window that would start in the padding on the right is dropped.
-        if beyond[axis] and (count - 1) * stride[axis] >= size[axis] + padding[axis]:
+        if overhang[axis] and (count - 1) * stride[axis] >= size[axis] + padding[axis]:
             count -= 1
         if count < 1:
             raise ValueError(
                 f"kernel_size {kernel[axis]} with dilation {dilation[axis]} reaches over {reach} pixels, "
                 f"but the padded {name} of the input is {padded}"
             )
-        out.append(count)
-    return tuple(out)
+        counts.append(count)
+    return counts[0], counts[1]

@@ -1,28 +1,42 @@
-"""Checking gradients by central differences along random directions.
+"""Gradient check by central differences along random directions.
 
 For y = f(x, ...), random v on all inputs at once and random u on the output, the backward must give
 
     v . J^T u  =  (u . f(x + eps v) - u . f(x - eps v)) / (2 eps)
 
-Two evaluations of f test every entry of every gradient at once.  In float64 the two sides agree to about 1e-9; an error
-of 1e-5 in a single bias gradient stands out.  Gradients that are all zero fail: zero against zero proves nothing.
+Two evaluations of f test every entry of every gradient at once.  In float64 the two sides agree to about 1e-9, so an
+error of 1e-5 in a single bias gradient is found.  Gradients that are all zero fail: comparing zeros proves nothing.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from tinycnn import _check
+from tinycnn._typing import Array, Rng
+from tinycnn.model import Sequential
 
 
-def gradcheck(forward, backward, inputs, *, eps=1e-5, rtol=1e-6, directions=3, rng=None):
+def gradcheck(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    inputs: Sequence[Array],
+    *,
+    eps: float = 1e-5,
+    rtol: float = 1e-6,
+    directions: int = 3,
+    rng: Rng = None,
+) -> float:
     """Compare a backward function with finite differences of its forward.
 
     forward   ``forward(*inputs)`` -> array
-    backward  ``backward(dy, *inputs)`` -> one gradient for each input, in order; None for one that has none
+    backward  ``backward(dy, *inputs)`` -> one gradient per input, in order; None for an input without one
     inputs    float64 arrays
 
     Returns the largest relative difference found, which is at most rtol.
-    Raises AssertionError where the two differ by more, or a gradient is all zero, not finite, or of the wrong shape;
-    ValueError if inputs are not float64.
+    Raises AssertionError if the two differ by more, or if a gradient is all zero, not finite or of the wrong shape.
+    Raises ValueError if inputs are not float64.
     """
     inputs = [np.asarray(x) for x in inputs]
     if any(x.dtype != np.float64 for x in inputs):
@@ -36,11 +50,11 @@ def gradcheck(forward, backward, inputs, *, eps=1e-5, rtol=1e-6, directions=3, r
         gradients = gradients if isinstance(gradients, tuple | list) else (gradients,)
         if len(gradients) != len(inputs):
             raise AssertionError(f"backward must give one gradient an input, {len(inputs)}, got {len(gradients)}")
-        v, product, scale = [], 0.0, 0.0
+        v, analytic, scale = [], 0.0, 0.0
         for number, (x, g) in enumerate(zip(inputs, gradients, strict=True)):
-            step = rng.standard_normal(x.shape)
+            direction = rng.standard_normal(x.shape)
             if g is None:
-                step = np.zeros(x.shape)
+                direction = np.zeros(x.shape)
             elif np.shape(g) != x.shape:
                 raise AssertionError(f"gradient {number} must have shape {x.shape}, got {np.shape(g)}")
             elif not np.isfinite(g).all():
@@ -48,45 +62,39 @@ def gradcheck(forward, backward, inputs, *, eps=1e-5, rtol=1e-6, directions=3, r
             elif not np.any(g):
                 raise AssertionError(f"gradient {number} is all zero")
             else:
-                product += float(np.vdot(g, step))
-                scale += float(np.linalg.norm(g) * np.linalg.norm(step) / np.sqrt(x.size))
-            v.append(step)
+                analytic += float(np.vdot(g, direction))
+                scale += float(np.linalg.norm(g) * np.linalg.norm(direction) / np.sqrt(x.size))
+            v.append(direction)
         above = np.vdot(u, forward(*(x + eps * d for x, d in zip(inputs, v, strict=True))))
         below = np.vdot(u, forward(*(x - eps * d for x, d in zip(inputs, v, strict=True))))
         numeric = float(above - below) / (2 * eps)
-        error = abs(product - numeric) / max(abs(product), abs(numeric), scale)
+        error = abs(analytic - numeric) / max(abs(analytic), abs(numeric), scale)
         worst = max(worst, error)
         if not error <= rtol:
             raise AssertionError(
-                f"backward and finite differences disagree: {product:.10g} against {numeric:.10g}, "
+                f"backward and finite differences disagree: {analytic:.10g} against {numeric:.10g}, "
                 f"relative difference {error:.2g}, allowed {rtol:.2g}"
             )
     return worst
 
 
-def gradcheck_model(model, x, **options):
-    """`gradcheck` of a float64 `Sequential` in its input x (N, ...) and all of its parameters."""
-    before = model.snapshot()  # put back before each forward: masks and running statistics move on with every one
-    theta = before[0]
+def gradcheck_model(model: Sequential, x: Array, **options: Any) -> float:
+    """`gradcheck` of a float64 `Sequential` with respect to its input x (N, ...) and all of its parameters."""
+    snapshot = model.snapshot()  # restored before each forward, which changes masks and running statistics
+    theta = snapshot[0]
 
-    def forward(x, parameters):
-        model.restore([parameters, *before[1:]])
-        return model.forward(x)
+    def forward(x: Array, parameters: Array) -> Array:
+        model.restore([parameters, *snapshot[1:]])
+        output: Array = model.forward(x)
+        return output
 
-    def backward(dy, x, parameters):
+    def backward(dy: Array, x: Array, parameters: Array) -> tuple[Array, Array]:
         forward(x, parameters)
         return model.backward(dy), np.array(model.ops.to_host(model.grad))
-
-    def forward_only(x):
-        return forward(x, theta)
-
-    def without_parameters(dy, x):
-        forward(x, theta)
-        return model.backward(dy)
 
     try:
         if theta.size:
             return gradcheck(forward, backward, [x, theta], **options)
-        return gradcheck(forward_only, without_parameters, [x], **options)
+        return gradcheck(lambda x: forward(x, theta), lambda dy, x: backward(dy, x, theta)[0], [x], **options)
     finally:
-        model.restore(before)
+        model.restore(snapshot)

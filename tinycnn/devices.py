@@ -1,16 +1,17 @@
-"""From a device's name to the module that computes on it."""
+"""From the name of a device to the module that computes on it."""
 
 import importlib
 import re
 
 from tinycnn import _check, _gpu
+from tinycnn._typing import Backend, DeviceArray
 from tinycnn.errors import DeviceError
 
 
-def resolve(device):
-    """`device` ("auto", "cpu", "cuda", "cuda:N") as "cpu" or "cuda:N".  "auto" is cuda:0 where it can be used.
+def resolve(device: str) -> str:
+    """`device` ("auto", "cpu", "cuda", "cuda:N") as "cpu" or "cuda:N".  "auto" is cuda:0 if it can be used.
 
-    ValueError for other names, DeviceError, saying what is missing, for a GPU that cannot be used.
+    Raises ValueError for other names, and DeviceError, with what is missing, for a GPU that cannot be used.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device) if isinstance(device, str) else None
     if match is None:
@@ -27,8 +28,8 @@ def resolve(device):
         return "cpu"
 
 
-def get(device):
-    """The backend module of `device`; errors are those of `resolve`."""
+def get(device: str) -> Backend:
+    """The backend module of `device`; raises what `resolve` does."""
     device = resolve(device)
     if device == "cpu":
         return importlib.import_module("tinycnn.kernels")
@@ -36,10 +37,10 @@ def get(device):
     return importlib.import_module("tinycnn.cuda")
 
 
-def as_host(name, array, device):
-    """(array, False) for what lies in main memory, (a copy there, True) for an array on the GPU `device`.
+def as_host(name: str, array: DeviceArray, device: str) -> tuple[DeviceArray, bool]:
+    """(array, False) for an array in host memory, (a host copy, True) for one on the GPU `device`.
 
-    ValueError, naming both, for an array on another device.
+    Raises ValueError, with both devices, for an array on another one.
     """
     array = _check.detach(array)
     number = _gpu.device_of(array)
@@ -47,19 +48,19 @@ def as_host(name, array, device):
         return array, False
     if device != f"cuda:{number}":
         raise ValueError(f"{name} lies on cuda:{number}, but this computes on {device}")
-    k = get(device)
-    return k.to_host(k.to_device(array)), True
+    ops = get(device)
+    return ops.to_host(ops.to_device(array)), True
 
 
-def as_dlpack(array):
-    """An array of the GPU's backend as other libraries take it: DLPack and ``__cuda_array_interface__``."""
+def as_dlpack(array: DeviceArray) -> DeviceArray:
+    """An array of the GPU's backend as one that other libraries take: DLPack and ``__cuda_array_interface__``."""
     from tinycnn.cuda import _launch
 
     return _launch.ExportedArray(array)
 
 
-def set_num_threads(threads):
-    """Use so many CPU threads from now on; None leaves the choice to Numba.  Returns the number in use."""
+def set_num_threads(threads: int | None) -> int:
+    """Use `threads` CPU threads from now on; None leaves the choice to Numba.  Returns the number in use."""
     import numba
 
     if threads is not None:
@@ -67,4 +68,4 @@ def set_num_threads(threads):
         if _check.integer("threads", threads, 1) > most:
             raise ValueError(f"threads must be at most {most} on this machine, got {threads}")
         numba.set_num_threads(threads)
-    return numba.get_num_threads()
+    return int(numba.get_num_threads())

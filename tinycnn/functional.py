@@ -6,66 +6,106 @@ that was not given).  float32 and float64 are kept, other real types become floa
 For teaching and for checking: every call allocates, so train with `Sequential`.
 """
 
-import numpy as np
+from collections.abc import Callable
+from typing import Any
 
-from tinycnn import _check, kernels
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tinycnn import _check, kernels, scalars
+from tinycnn._typing import Array, DType, Padding, Pair
 from tinycnn.losses import CrossEntropyLoss, MSELoss, as_float
 
-EMPTY = (0,)
 
-
-def _prepare(name, x, ndim=None, axes="", dtype=None):
+def _prepare(name: str, x: ArrayLike, ndim: int | None = None, axes: str = "", dtype: DType | None = None) -> Array:
+    """x as an array that kernels take, of `dtype` or, without one, of the floating-point type that x has."""
     x = _check.array(name, x, ndim, axes)
     return as_float(x) if dtype is None else np.require(x, dtype, ["C", "W"])
 
 
-def _gradient(dy, y):
+def _prepare_bias(bias: ArrayLike | None, weight: Array) -> Array:
+    """The bias (O,) that belongs to a weight (O, ...); empty for None."""
+    if bias is None:
+        return np.empty(0, weight.dtype)
+    b = _prepare("bias", bias, 1, "(O,)", weight.dtype)
+    _check.shape("bias", b, weight.shape[:1])
+    return b
+
+
+def _prepare_gradient(dy: ArrayLike, y: Array) -> Array:
     dy = _check.array("dy", dy)
-    if dy.shape != y.shape:
-        raise ValueError(f"dy must have the shape of the output, {y.shape}, got {dy.shape}")
+    _check.shape("dy", dy, y.shape, "the output")
     return np.require(dy, y.dtype, ["C", "W"])
 
 
 # --- convolution ------------------------------------------------------------------------------------------------------
 
 
-def _conv_arguments(input, weight, bias, stride, padding, dilation, groups):
+def _conv_arguments(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    stride: Pair,
+    padding: Padding,
+    dilation: Pair,
+    groups: int,
+) -> tuple[Array, Array, Array, Array, tuple[Any, ...]]:
+    """An output, the arrays and the options of the kernels of a convolution."""
     x = _prepare("input", input, 4, "(N, C, H, W)")
     w = _prepare("weight", weight, 4, "(O, C/groups, KH, KW)", x.dtype)
-    b = np.empty(EMPTY, x.dtype) if bias is None else _prepare("bias", bias, 1, "(O,)", x.dtype)
     stride, dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
     groups, same = _check.integer("groups", groups, 1), isinstance(padding, str) and padding == "same"
-    padding = _check.conv_padding(padding, w.shape[2:], stride, dilation)
+    kernel_size = w.shape[2], w.shape[3]
+    padding = _check.conv_padding(padding, kernel_size, stride, dilation)
     if x.shape[1] % groups or w.shape[0] % groups:
         raise ValueError(f"channels must be divisible by groups {groups}, got {x.shape[1]} in and {w.shape[0]} out")
     if w.shape[1] != x.shape[1] // groups:
         raise ValueError(f"weight must have {x.shape[1] // groups} input channels a group, got shape {w.shape}")
-    if bias is not None and b.shape != w.shape[:1]:
-        raise ValueError(f"bias must have shape {w.shape[:1]}, got {b.shape}")
-    sizes = _check.conv_output_size(x.shape[2:], w.shape[2:], stride, padding, dilation, same)
-    y = np.empty((len(x), len(w), *sizes), x.dtype)
+    b = _prepare_bias(bias, w)
+    size = _check.conv_output_size(x.shape[2:], kernel_size, stride, padding, dilation, same)
+    y = np.empty((len(x), len(w), *size), x.dtype)
     return y, x, w, b, (stride, padding, dilation, groups)
 
 
-def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv2d(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Array:
     """(N, C, H, W), (O, C/groups, KH, KW), (O,) -> (N, O, OH, OW)."""
     y, x, w, b, options = _conv_arguments(input, weight, bias, stride, padding, dilation, groups)
     kernels.conv2d_forward(y, x, w, b, *options)
     return y
 
 
-def conv2d_backward(dy, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv2d_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Pair = 1,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> tuple[Array, Array, Array | None]:
     """Gradients (input, weight, bias)."""
     y, x, w, b, options = _conv_arguments(input, weight, bias, stride, padding, dilation, groups)
     dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty_like(b)
-    kernels.conv2d_backward(dx, dw, db, _gradient(dy, y), x, w, *options)
+    kernels.conv2d_backward(dx, dw, db, _prepare_gradient(dy, y), x, w, *options)
     return dx, dw, None if bias is None else db
 
 
 # --- pooling ----------------------------------------------------------------------------------------------------------
 
 
-def _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode):
+def _pool_arguments(
+    input: ArrayLike, kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool
+) -> tuple[Array, Array, tuple[Any, ...]]:
+    """An output, the input and the options of the kernels of a pooling."""
     x = _prepare("input", input, 4, "(N, C, H, W)")
     kernel_size = _check.pair("kernel_size", kernel_size, 1)
     stride = kernel_size if stride is None else _check.pair("stride", stride, 1)
@@ -76,8 +116,14 @@ def _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode):
 
 
 def avg_pool2d(
-    input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
-):
+    input: ArrayLike,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
     """(N, C, H, W) -> (N, C, OH, OW)."""
     y, x, options = _pool_arguments(input, kernel_size, stride, padding, 1, ceil_mode)
     divisor = 0 if divisor_override is None else _check.integer("divisor_override", divisor_override, 1)
@@ -86,24 +132,32 @@ def avg_pool2d(
 
 
 def avg_pool2d_backward(
-    dy,
-    input,
-    kernel_size,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
-    divisor_override=None,
-):
+    dy: ArrayLike,
+    input: ArrayLike,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Array:
     """Gradient of input."""
     y, x, options = _pool_arguments(input, kernel_size, stride, padding, 1, ceil_mode)
     divisor = 0 if divisor_override is None else _check.integer("divisor_override", divisor_override, 1)
     dx = np.empty_like(x)
-    kernels.avg_pool2d_backward(dx, _gradient(dy, y), *options[:3], bool(count_include_pad), divisor)
+    kernels.avg_pool2d_backward(dx, _prepare_gradient(dy, y), *options[:3], bool(count_include_pad), divisor)
     return dx
 
 
-def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+def max_pool2d(
+    input: ArrayLike,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Array | tuple[Array, Array]:
     """(N, C, H, W) -> (N, C, OH, OW), and, if asked for, where in its plane each maximum stood (h*W + w, int64)."""
     y, x, options = _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode)
     indices = np.empty(y.shape, np.int32)
@@ -111,113 +165,128 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     return (y, indices.astype(np.int64)) if return_indices else y
 
 
-def max_pool2d_backward(dy, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+def max_pool2d_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+) -> Array:
     """Gradient of input."""
     y, x, options = _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode)
     indices, dx = np.empty(y.shape, np.int32), np.empty_like(x)
     kernels.max_pool2d_forward(y, indices, x, *options)
-    kernels.max_pool2d_backward(dx, _gradient(dy, y), indices, *options)
+    kernels.max_pool2d_backward(dx, _prepare_gradient(dy, y), indices, *options)
     return dx
 
 
 # --- linear -----------------------------------------------------------------------------------------------------------
 
 
-def _linear_arguments(input, weight, bias):
+def _linear_arguments(input: ArrayLike, weight: ArrayLike, bias: ArrayLike | None) -> tuple[Array, Array, Array, Array]:
+    """An output (..., O), the input as rows (R, F), weight and bias."""
     x = _prepare("input", input)
     w = _prepare("weight", weight, 2, "(O, F)", x.dtype)
-    b = np.empty(EMPTY, x.dtype) if bias is None else _prepare("bias", bias, 1, "(O,)", x.dtype)
     if not x.ndim or x.shape[-1] != w.shape[1]:
         raise ValueError(f"input must end in an axis of {w.shape[1]} features, got shape {x.shape}")
-    if bias is not None and b.shape != w.shape[:1]:
-        raise ValueError(f"bias must have shape {w.shape[:1]}, got {b.shape}")
-    return np.empty((*x.shape[:-1], len(w)), x.dtype), x.reshape(-1, x.shape[-1]), w, b
+    return np.empty((*x.shape[:-1], len(w)), x.dtype), x.reshape(-1, x.shape[-1]), w, _prepare_bias(bias, w)
 
 
-def linear(input, weight, bias=None):
+def linear(input: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Array:
     """(..., F), (O, F), (O,) -> (..., O)."""
     y, x, w, b = _linear_arguments(input, weight, bias)
     kernels.linear_forward(y.reshape(-1, len(w)), x, w, b)
     return y
 
 
-def linear_backward(dy, input, weight, bias=None):
+def linear_backward(
+    dy: ArrayLike, input: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None
+) -> tuple[Array, Array, Array | None]:
     """Gradients (input, weight, bias)."""
     y, x, w, b = _linear_arguments(input, weight, bias)
     dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty_like(b)
-    kernels.linear_backward(dx, dw, db, _gradient(dy, y).reshape(-1, len(w)), x, w)
+    kernels.linear_backward(dx, dw, db, _prepare_gradient(dy, y).reshape(-1, len(w)), x, w)
     return dx.reshape(*y.shape[:-1], x.shape[-1]), dw, None if bias is None else db
 
 
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
-def _activate(kernel, input, *options):
+TANH, SIGMOID, RELU = map(scalars.activation, (scalars.TANH, scalars.SIGMOID, scalars.RELU))
+
+
+def _activate(activation: tuple[int, float, float], input: ArrayLike) -> Array:
     x = _prepare("input", input)
     y = np.empty_like(x)
-    kernel(y.reshape(-1), x.reshape(-1), *options)
+    kernels.activation_forward(y.reshape(-1), x.reshape(-1), activation)
     return y
 
 
-def _activate_backward(kernel, dy, y_or_x, *options):
+def _activate_backward(activation: tuple[int, float, float], dy: ArrayLike, y_or_x: Array) -> Array:
     dx = np.empty_like(y_or_x)
-    kernel(dx.reshape(-1), _gradient(dy, y_or_x).reshape(-1), y_or_x.reshape(-1), *options)
+    dy = _prepare_gradient(dy, y_or_x)
+    kernels.activation_backward(dx.reshape(-1), dy.reshape(-1), y_or_x.reshape(-1), activation)
     return dx
 
 
-def tanh(input):
+def tanh(input: ArrayLike) -> Array:
     """Element by element, any shape."""
-    return _activate(kernels.tanh_forward, input)
+    return _activate(TANH, input)
 
 
-def tanh_backward(dy, input):
+def tanh_backward(dy: ArrayLike, input: ArrayLike) -> Array:
     """Gradient of input."""
-    return _activate_backward(kernels.tanh_backward, dy, tanh(input))
+    return _activate_backward(TANH, dy, tanh(input))
 
 
-def scaled_tanh(input, A=1.7159, S=2 / 3):
+def scaled_tanh(input: ArrayLike, A: float = 1.7159, S: float = 2 / 3) -> Array:
     """A * tanh(S * input), LeCun et al. 1998, appendix A."""
-    return _activate(kernels.scaled_tanh_forward, input, _check.number("A", A), _check.number("S", S))
+    A, S = _check.number("A", A), _check.number("S", S)
+    return _activate(scalars.activation(scalars.SCALED_TANH, A, S), input)
 
 
-def scaled_tanh_backward(dy, input, A=1.7159, S=2 / 3):
+def scaled_tanh_backward(dy: ArrayLike, input: ArrayLike, A: float = 1.7159, S: float = 2 / 3) -> Array:
     """Gradient of input."""
-    return _activate_backward(kernels.scaled_tanh_backward, dy, scaled_tanh(input, A, S), float(A), float(S))
+    y = scaled_tanh(input, A, S)
+    return _activate_backward(scalars.activation(scalars.SCALED_TANH, A, S), dy, y)
 
 
-def sigmoid(input):
+def sigmoid(input: ArrayLike) -> Array:
     """Element by element, any shape."""
-    return _activate(kernels.sigmoid_forward, input)
+    return _activate(SIGMOID, input)
 
 
-def sigmoid_backward(dy, input):
+def sigmoid_backward(dy: ArrayLike, input: ArrayLike) -> Array:
     """Gradient of input."""
-    return _activate_backward(kernels.sigmoid_backward, dy, sigmoid(input))
+    return _activate_backward(SIGMOID, dy, sigmoid(input))
 
 
-def relu(input):
+def relu(input: ArrayLike) -> Array:
     """Element by element, any shape."""
-    return _activate(kernels.relu_forward, input)
+    return _activate(RELU, input)
 
 
-def relu_backward(dy, input):
+def relu_backward(dy: ArrayLike, input: ArrayLike) -> Array:
     """Gradient of input; 0 where input is 0."""
-    return _activate_backward(kernels.relu_backward, dy, relu(input))
+    return _activate_backward(RELU, dy, relu(input))
 
 
-def leaky_relu(input, negative_slope=0.01):
+def leaky_relu(input: ArrayLike, negative_slope: float = 0.01) -> Array:
     """Element by element, any shape."""
-    return _activate(kernels.leaky_relu_forward, input, _check.number("negative_slope", negative_slope))
+    slope = _check.number("negative_slope", negative_slope)
+    return _activate(scalars.activation(scalars.LEAKY_RELU, slope), input)
 
 
-def leaky_relu_backward(dy, input, negative_slope=0.01):
+def leaky_relu_backward(dy: ArrayLike, input: ArrayLike, negative_slope: float = 0.01) -> Array:
     """Gradient of input."""
     slope = _check.number("negative_slope", negative_slope)
-    return _activate_backward(kernels.leaky_relu_backward, dy, _prepare("input", input), slope)
+    return _activate_backward(scalars.activation(scalars.LEAKY_RELU, slope), dy, _prepare("input", input))
 
 
-def _along(kernel, dim, *arrays):
-    """Run a kernel on rows (R, K) made of the axis `dim`."""
+def _along_axis(kernel: Callable[..., None], dim: int, *arrays: Array) -> Array:
+    """The output of a kernel on rows (R, K), with the axis `dim` of the arrays as K."""
     axis = _check.integer("dim", dim)
     if not -arrays[0].ndim <= axis < arrays[0].ndim:
         raise ValueError(f"dim must be an axis of an array with {arrays[0].ndim} axes, got {dim}")
@@ -227,49 +296,66 @@ def _along(kernel, dim, *arrays):
     return np.ascontiguousarray(np.moveaxis(out, -1, axis))
 
 
-def softmax(input, dim):
+def softmax(input: ArrayLike, dim: int) -> Array:
     """exp(x) / sum(exp(x)) along axis `dim`."""
-    return _along(kernels.softmax_forward, dim, _prepare("input", input))
+    return _along_axis(kernels.softmax_forward, dim, _prepare("input", input))
 
 
-def softmax_backward(dy, input, dim):
+def softmax_backward(dy: ArrayLike, input: ArrayLike, dim: int) -> Array:
     """Gradient of input."""
     y = softmax(input, dim)
-    return _along(kernels.softmax_backward, dim, _gradient(dy, y), y)
+    return _along_axis(kernels.softmax_backward, dim, _prepare_gradient(dy, y), y)
 
 
-def log_softmax(input, dim):
+def log_softmax(input: ArrayLike, dim: int) -> Array:
     """x - log(sum(exp(x))) along axis `dim`."""
-    return _along(kernels.log_softmax_forward, dim, _prepare("input", input))
+    return _along_axis(kernels.log_softmax_forward, dim, _prepare("input", input))
 
 
-def log_softmax_backward(dy, input, dim):
+def log_softmax_backward(dy: ArrayLike, input: ArrayLike, dim: int) -> Array:
     """Gradient of input."""
     y = log_softmax(input, dim)
-    return _along(kernels.log_softmax_backward, dim, _gradient(dy, y), y)
+    return _along_axis(kernels.log_softmax_backward, dim, _prepare_gradient(dy, y), y)
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def cross_entropy(
+    input: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> float | Array:
     """Logits (N, K) and class numbers (N,) -> float, or (N,) for reduction "none"."""
     return CrossEntropyLoss(weight, ignore_index, reduction, label_smoothing)(input, target)[0]
 
 
-def cross_entropy_backward(dy, input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def cross_entropy_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Array:
     """Gradient of input; dy is a number, or (N,) for reduction "none"."""
     value, dx = CrossEntropyLoss(weight, ignore_index, reduction, label_smoothing)(input, target)
-    return dx * _gradient(dy, np.asarray(value, dx.dtype)).reshape(-1, 1)
+    return dx * _prepare_gradient(dy, np.asarray(value, dx.dtype)).reshape(-1, 1)
 
 
-def mse_loss(input, target, reduction="mean"):
+def mse_loss(input: ArrayLike, target: ArrayLike, reduction: str = "mean") -> float | Array:
     """Two arrays of one shape -> float, or that shape for reduction "none"."""
     return MSELoss(reduction)(input, target)[0]
 
 
-def mse_loss_backward(dy, input, target, reduction="mean"):
+def mse_loss_backward(
+    dy: ArrayLike, input: ArrayLike, target: ArrayLike, reduction: str = "mean"
+) -> tuple[Array, Array]:
     """Gradients (input, target)."""
     value, dx = MSELoss(reduction)(input, target)
-    dx = dx * _gradient(dy, np.asarray(value, dx.dtype))
+    dx = dx * _prepare_gradient(dy, np.asarray(value, dx.dtype))
     return dx, -dx

@@ -4,93 +4,105 @@
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from tinycnn import _check
-from tinycnn.layers import Parametric
+from tinycnn._typing import Array, Rng, Shape
+from tinycnn.layers import Layer, Parametric
+from tinycnn.model import Sequential
 
-# What a nonlinearity takes from the spread of its input, as torch.nn.init.calculate_gain has it.
+# Factor on the standard deviation of the weights before a nonlinearity, as torch.nn.init.calculate_gain has it.
 GAIN = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2)}
 
+Rule: TypeAlias = Callable[[np.random.Generator, Shape, int, int], Array]  # (rng, shape, fan_in, fan_out)
+Only: TypeAlias = type[Layer] | None
 
-def xavier_uniform(model, gain=1.0, *, only=None, rng=None):
+
+def xavier_uniform(model: Sequential, gain: float = 1.0, *, only: Only = None, rng: Rng = None) -> None:
     """U(-a, a) with a = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
     _draw(model, only, rng, lambda r, shape, i, o: _uniform(r, shape, gain * math.sqrt(6 / (i + o))))
 
 
-def xavier_normal(model, gain=1.0, *, only=None, rng=None):
+def xavier_normal(model: Sequential, gain: float = 1.0, *, only: Only = None, rng: Rng = None) -> None:
     """N(0, s^2) with s = gain * sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
     _draw(model, only, rng, lambda r, shape, i, o: gain * math.sqrt(2 / (i + o)) * r.standard_normal(shape))
 
 
-def kaiming_uniform(model, nonlinearity="relu", *, only=None, rng=None):
+def kaiming_uniform(model: Sequential, nonlinearity: str = "relu", *, only: Only = None, rng: Rng = None) -> None:
     """U(-a, a) with a = GAIN[nonlinearity] * sqrt(3 / fan_in) (He et al. 2015)."""
     gain = GAIN[_check.choice("nonlinearity", nonlinearity, tuple(GAIN))]
     _draw(model, only, rng, lambda r, shape, fan_in, _: _uniform(r, shape, gain * math.sqrt(3 / fan_in)))
 
 
-def kaiming_normal(model, nonlinearity="relu", *, only=None, rng=None):
+def kaiming_normal(model: Sequential, nonlinearity: str = "relu", *, only: Only = None, rng: Rng = None) -> None:
     """N(0, s^2) with s = GAIN[nonlinearity] / sqrt(fan_in) (He et al. 2015)."""
     gain = GAIN[_check.choice("nonlinearity", nonlinearity, tuple(GAIN))]
     _draw(model, only, rng, lambda r, shape, fan_in, _: gain / math.sqrt(fan_in) * r.standard_normal(shape))
 
 
-def truncated_normal(model, std=0.1, *, only=None, rng=None):
-    """N(0, std^2) without what lies beyond two standard deviations, which is drawn again (TensorFlow's default)."""
+def truncated_normal(model: Sequential, std: float = 0.1, *, only: Only = None, rng: Rng = None) -> None:
+    """N(0, std^2); values beyond two standard deviations are drawn again (TensorFlow's default)."""
     std = _check.number("std", std, 0)
 
-    def draw(r, shape, *_):
-        values = r.standard_normal(shape)
+    def draw(rng: np.random.Generator, shape: Shape, fan_in: int, fan_out: int) -> Array:
+        values = rng.standard_normal(shape)
         while (beyond := np.abs(values) > 2).any():
-            values[beyond] = r.standard_normal(np.count_nonzero(beyond))
+            values[beyond] = rng.standard_normal(np.count_nonzero(beyond))
         return std * values
 
     _draw(model, only, rng, draw)
 
 
-def constant_bias(model, value=0.0, *, only=None):
-    """Every bias of a convolution or fully connected layer."""
+def constant_bias(model: Sequential, value: float = 0.0, *, only: Only = None) -> None:
+    """Set every bias of a convolution or fully connected layer to `value`."""
     value = _check.number("value", value)
     _set(model, only, "bias", lambda shape: np.full(shape, value))
 
 
-def lecun1998(model, root=False, *, rng=None):
+def lecun1998(model: Sequential, root: bool = False, *, rng: Rng = None) -> None:
     """U(-2.4/F, 2.4/F) with F the number of inputs of a unit (LeCun et al. 1998, appendix A), in every layer with a
-    weight and a bias.
+    bias and a fan-in: not in normalisations.
 
-    With `root`, as some read the paper, U(-2.4/sqrt(F), 2.4/sqrt(F)).  It has no rule for biases: they are zero here.
+    With `root`, as some read the paper, U(-2.4/sqrt(F), 2.4/sqrt(F)).  The paper has no rule for biases: they are zero
+    here.
     """
     rng = _check.generator("rng", rng)
     state = model.state_dict()
-    for number, layer in enumerate(model.layers):
-        if f"{number}.bias" in state:
-            bound = layer.broadcast_to_weight(2.4 / (np.sqrt(layer.fan_in()) if root else layer.fan_in()))
+    layers: tuple[Any, ...] = model.layers
+    for number, layer in enumerate(layers):
+        if f"{number}.bias" in state and hasattr(layer, "fan_in"):
+            fan_in = layer.fan_in()
+            bound = layer.broadcast_to_weight(2.4 / (np.sqrt(fan_in) if root else fan_in))
             state[f"{number}.weight"] = bound * rng.uniform(-1, 1, state[f"{number}.weight"].shape)
             state[f"{number}.bias"] = np.zeros_like(state[f"{number}.bias"])
     model.load_state_dict(state)
 
 
-def _uniform(rng, shape, bound):
+def _uniform(rng: np.random.Generator, shape: Shape, bound: float) -> Array:
     return rng.uniform(-bound, bound, shape)
 
 
-def _draw(model, only, rng, rule):
-    rng = _check.generator("rng", rng)
+def _draw(model: Sequential, only: Only, rng: Rng, rule: Rule) -> None:
+    """Set every weight by `rule`."""
+    generator = _check.generator("rng", rng)
 
-    def weight(shape):
-        each = math.prod(shape[2:])  # positions of the kernel; 1 for a fully connected layer
-        return rule(rng, shape, shape[1] * each, shape[0] * each)
+    def weight(shape: Shape) -> Array:
+        taps = math.prod(shape[2:])  # KH * KW; 1 for a fully connected layer
+        return rule(generator, shape, shape[1] * taps, shape[0] * taps)
 
     _set(model, only, "weight", weight)
 
 
-def _set(model, only, attribute, values):
-    kind = Parametric if only is None else only
+def _set(model: Sequential, only: Only, attribute: str, values: Callable[[Shape], Array]) -> None:
+    """Set a parameter of every layer of the class `only` to values(its shape)."""
+    layer_class = Parametric if only is None else only
     state = {
         f"{number}.{attribute}": values(layer.parameter_shapes()[attribute])
         for number, layer in enumerate(model.layers)
-        if isinstance(layer, kind) and attribute in layer.parameter_shapes()
+        if isinstance(layer, layer_class) and attribute in layer.parameter_shapes()
     }
     if not state:
         what = "convolution or fully connected layer" if only is None else only.__name__

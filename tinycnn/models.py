@@ -1,21 +1,33 @@
 """Ready-made networks."""
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import DTypeLike
 
 from tinycnn import _check
-from tinycnn.layers import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
+from tinycnn._typing import Rng
+from tinycnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
 from tinycnn.model import Sequential
 
-ACTIVATIONS = {"tanh": Tanh, "sigmoid": Sigmoid, "relu": ReLU}
-POOLS = {"avg": AvgPool2d, "max": MaxPool2d}
+ACTIVATIONS: dict[str, Callable[[], Layer]] = {"tanh": Tanh, "sigmoid": Sigmoid, "relu": ReLU}
+POOLS: dict[str, Callable[[int], Layer]] = {"avg": AvgPool2d, "max": MaxPool2d}
 
 
-def lenet5(activation="tanh", pool="avg", *, classes=10, rng=None, dtype=np.float32, device="cpu"):
+def lenet5(
+    activation: str = "tanh",
+    pool: str = "avg",
+    *,
+    classes: int = 10,
+    rng: Rng = None,
+    dtype: DTypeLike = np.float32,
+    device: str = "cpu",
+) -> Sequential:
     """LeNet-5 as it is built today, for images (1, 28, 28): 61,706 parameters with ten classes.
 
-    After LeCun, Bottou, Bengio and Haffner 1998, section II.B.  Today's form, used by nearly every framework's example,
-    differs from the paper's in that C3 is connected to all maps, subsampling has no parameters, the activation follows
-    the convolution, and the output is linear with a softmax in the loss.
+    After LeCun, Bottou, Bengio and Haffner 1998, section II.B.  This form, the example of nearly every framework,
+    differs from the paper's (`lecun98.lenet5`): C3 is connected to all maps, subsampling has no parameters, the
+    activation follows the convolution, and the output is linear with a softmax in the loss.
 
     activation: "tanh", "sigmoid" or "relu"    pool: "avg" or "max"
     """

@@ -4,141 +4,142 @@
 
 A plan is the one place that knows
 
-- layouts: on the CPU, maps (C, H, W) of all but the smallest batches are *blocked*, (N / lanes, C, H, W, lanes): as
-  many images as a vector register has lanes, interleaved pixel by pixel (kernels/layout.py).  Reorder steps lead there
-  from plain order (N, C, H, W), and back.  Layers that are not this library's own work in plain order.
+- layouts: on the CPU, maps (C, H, W) of all but the smallest batches are *batch-blocked*, (N / lanes, C, H, W, lanes):
+  as many images as a vector register has lanes, interleaved pixel by pixel (kernels/layout.py).  Reorder steps convert
+  from and to NCHW.  Layers that are not this library's own work in NCHW.
 - fusion: an activation and the pooling after it become one step, which writes its gradients over its input.
-- in-place use: an activation writes over its input where nobody reads that again.
+- in-place use: an activation overwrites its input if nobody reads that again.
 - buffers: all but the smallest are shared by the plans of a model, which run one at a time.
 
 An `unfused` plan does none of the last three.  After a pass, all inputs, outputs and gradients of layers can be read.
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from tinycnn import _tracked
+from tinycnn._tracked import Replay, is_builtin, is_replayable
+from tinycnn._typing import Array, DeviceArray, Shape
 from tinycnn.errors import DeviceMemoryError
-from tinycnn.layers import AvgPool2d, MaxPool2d, ReLU, ScaledTanh, Sigmoid, Tanh
+from tinycnn.layers import AvgPool2d, Layer, MaxPool2d, ReLU, ScaledTanh, Sigmoid, Tanh
+
+if TYPE_CHECKING:
+    from tinycnn.model import Sequential
+
+StepSpec: TypeAlias = tuple[type["Step"], tuple[int, ...], bool]  # class, numbers of its layers, whether in place
 
 
-def can_fuse(activation, pool):
-    """Whether one kernel can do the work of both."""
+def can_fuse(activation: Layer, pool: Layer) -> bool:
+    """Whether a fused kernel exists for the two layers."""
     if type(pool) is AvgPool2d:
-        halves = pool.kernel_size == pool.stride == (2, 2) and pool.padding == (0, 0) and not pool.ceil_mode
-        return halves and type(activation) in (Tanh, Sigmoid, ReLU, ScaledTanh)
-    # The maximum is taken first, so f must not fall: max f(x) = f(max x).
-    apart = type(pool) is MaxPool2d and pool.kernel_size == pool.stride and pool.padding == (0, 0)
-    return apart and type(activation) in (Tanh, Sigmoid, ReLU)
+        is_2x2 = pool.kernel_size == pool.stride == (2, 2) and pool.padding == (0, 0) and not pool.ceil_mode
+        return is_2x2 and type(activation) in (Tanh, Sigmoid, ReLU, ScaledTanh)
+    # max f(x) = f(max x) for non-decreasing f, so the pooling comes first.
+    disjoint = type(pool) is MaxPool2d and pool.kernel_size == pool.stride and pool.padding == (0, 0)
+    return disjoint and type(activation) in (Tanh, Sigmoid, ReLU)
 
 
-def choose_steps(model, batch, unfused=False):
-    """The steps of a plan: tuples (class, numbers of layers, whether it works in place)."""
-    k, layers, shapes = model.ops, model.layers, model.shapes
-    blocks = k.layout is not None and k.layout.lanes_for(batch, model.dtype) > 1
-    found: list[tuple] = []
-    blocked = free = False  # free: nobody reads the array that the next step is given, once that is done
+def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list[StepSpec]:
+    """The steps of a plan."""
+    ops, layers, shapes = model.ops, model.layers, model.shapes
+    use_blocks = ops.layout is not None and ops.layout.lanes_for(batch, model.dtype) > 1
+    specs: list[StepSpec] = []
+    blocked = free = False  # free: nobody reads the input of the next step after that step
     number = 0
     while number < len(layers):
-        layer, ours = layers[number], _tracked.is_builtin(layers[number])
-        if layer.is_view and ours:
-            found.append((ReorderToNCHW if blocked else Reshape, (number,), not blocked))
+        layer, builtin = layers[number], is_builtin(layers[number])
+        if layer.is_view and builtin:
+            specs.append((ReorderToNCHW if blocked else Reshape, (number,), not blocked))
             blocked, number = False, number + 1
             continue
-        if blocked != (blocks and ours and len(shapes[number]) == len(shapes[number + 1]) == 3):
-            found.append((ReorderToNCHW if blocked else ReorderToBlocked, (), False))
+        if blocked != (use_blocks and builtin and len(shapes[number]) == len(shapes[number + 1]) == 3):
+            specs.append((ReorderToNCHW if blocked else ReorderToBlocked, (), False))
             blocked, free = not blocked, number > 0
-        in_place = free and not unfused and _says(layer, ours, "in_place", False)
+        in_place = free and not unfused and _flag(layer, builtin, "in_place", False)
         pair = layers[number : number + 2]
-        if (
-            in_place
-            and blocked
-            and k.fused
-            and len(pair) == 2
-            and all(map(_tracked.is_builtin, pair))
-            and can_fuse(*pair)
-        ):
+        fuse = in_place and blocked and ops.fused and len(pair) == 2 and all(map(is_builtin, pair)) and can_fuse(*pair)
+        if fuse:
             average = type(pair[1]) is AvgPool2d
-            found.append((FusedAvgPool2d if average else FusedMaxPool2d, (number, number + 1), False))
+            specs.append((FusedAvgPool2d if average else FusedMaxPool2d, (number, number + 1), False))
             free, number = average, number + 2
         else:
-            found.append((LayerStep, (number,), in_place))
-            free, number = not in_place and not _says(layer, ours, "reads_output", True), number + 1
-    return [*found, (ReorderToNCHW, (), False)] if blocked else found
+            specs.append((LayerStep, (number,), in_place))
+            free, number = not in_place and not _flag(layer, builtin, "reads_output", True), number + 1
+    return [*specs, (ReorderToNCHW, (), False)] if blocked else specs
 
 
-def _says(layer, ours, name, default):
-    """What a layer says of itself; a class that is not ours has to say it in its own body."""
-    return getattr(layer, name) if ours else vars(type(layer)).get(name, default)
+def _flag(layer: Layer, builtin: bool, name: str, default: bool) -> bool:
+    """A flag of a layer's class.  The class of a user's layer must set it itself: flags are not inherited."""
+    return bool(getattr(layer, name) if builtin else vars(type(layer)).get(name, default))
 
 
 class Step:
-    """What is done at once, forward and backward.
+    """A unit of work of a plan, forward and backward.
 
-    layers    whose work it does, with their `numbers`; none for a reorder
-    x, y      input and output     dx, dy   gradients of the loss by them
-    All four are arrays as the kernels take them; `Plan.to_host` gives NumPy (N, ...).
+    layers    whose work it does, with their `numbers` in the model; none for a reorder
+    x, y      input and output     dx, dy   gradients of the loss with respect to them
+    All four are arrays in the layout of the kernels; `Plan.to_host` gives NumPy (N, ...).
     """
 
     fused = False
-    dx: Any = None
-    dy: Any = None
+    dx: DeviceArray = None
+    dy: DeviceArray = None
 
-    def __init__(self, plan, numbers, x, y):
+    def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
         self.ops, self.plan, self.numbers, self.x, self.y = plan.ops, plan, numbers, x, y
         self.layers = [plan.model.layers[number] for number in numbers]
-        self.builtin = all(map(_tracked.is_builtin, self.layers))
-        self.replayable = all(map(_tracked.is_replayable, self.layers))
+        self.builtin, self.replayable = (all(map(f, self.layers)) for f in (is_builtin, is_replayable))
 
-    def forward(self):
+    def forward(self) -> None:
         raise NotImplementedError
 
-    def backward(self, dx):
-        """Write the gradient of x into dx; one of size 0 is not wanted."""
+    def backward(self, dx: DeviceArray) -> None:
+        """Write the gradient of x into dx; it is not wanted if dx has size 0."""
         raise NotImplementedError
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return " + ".join(f"{n} {layer!r}" for n, layer in zip(self.numbers, self.layers, strict=True))
 
 
 class LayerStep(Step):
-    """A layer does its own work."""
+    """One layer."""
 
-    def __init__(self, plan, numbers, x, y):
+    def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
         super().__init__(plan, numbers, x, y)
         (self.layer,) = self.layers
-        rooms = [len(x) * (plan.lanes if x.ndim == 5 else 1), plan.model.max_batch]
-        what = plan.model.shapes[numbers[0]], plan.model.dtype
-        self.saved = self.layer.reserve(plan.ops, rooms[0], *what)
+        padded_batch = len(x) * (plan.lanes if x.ndim == 5 else 1)
+        shape, dtype = plan.model.shapes[numbers[0]], plan.model.dtype
+        self.saved = self.layer.reserve(plan.ops, padded_batch, shape, dtype)
         if self.saved is not None:
             self.saved.images = plan.batch
-        elif not self.builtin:  # it keeps its buffers itself, and serves other plans too
-            self.layer.reserve(plan.ops, max(rooms), *what)
+        elif not self.builtin:  # it keeps its buffers itself, and for all plans
+            self.layer.reserve(plan.ops, max(padded_batch, plan.model.max_batch), shape, dtype)
 
-    def forward(self):
+    def forward(self) -> None:
         vars(self.layer)["saved"] = self.saved
         self.layer.forward(self.y, self.x)
 
-    def backward(self, dx):
+    def backward(self, dx: DeviceArray) -> None:
         vars(self.layer)["saved"] = self.saved
         self.layer.backward(dx, self.dy, self.x, self.y)
 
 
 class FusedAvgPool2d(Step):
-    """An activation, which writes over x, and the mean of windows of 2 x 2."""
+    """An activation, which overwrites x, and the mean of 2 x 2 windows."""
 
     fused = True
 
-    def __init__(self, plan, numbers, x, y):
+    def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
         super().__init__(plan, numbers, x, y)
+        self.activation: Any
+        self.pool: Any
         self.activation, self.pool = self.layers
 
-    def forward(self):
+    def forward(self) -> None:
         self.ops.fused.avg_pool_forward(self.y, self.x, self.activation.activation_code, self.pool.divisor or 4)
 
-    def backward(self, dx):
+    def backward(self, dx: DeviceArray) -> None:
         self.ops.fused.avg_pool_backward(dx, self.dy, self.activation.activation_code, self.pool.divisor or 4)
 
 
@@ -147,172 +148,176 @@ class FusedMaxPool2d(Step):
 
     fused = True
 
-    def __init__(self, plan, numbers, x, y):
+    def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
         super().__init__(plan, numbers, x, y)
+        self.activation: Any
+        self.pool: Any
         self.activation, self.pool = self.layers
         self.indices = plan.ops.empty(y.shape, np.int32)
 
-    def forward(self):
-        self.ops.fused.max_pool_forward(self.y, self.indices, self.x, self.activation.activation_code, *self.pool.window)
+    def forward(self) -> None:
+        code = self.activation.activation_code
+        self.ops.fused.max_pool_forward(self.y, self.indices, self.x, code, *self.pool.options)
 
-    def backward(self, dx):
-        formula = self.activation.activation_code
-        self.ops.fused.max_pool_backward(dx, self.dy, self.indices, self.y, formula, *self.pool.window)
+    def backward(self, dx: DeviceArray) -> None:
+        code = self.activation.activation_code
+        self.ops.fused.max_pool_backward(dx, self.dy, self.indices, self.y, code, *self.pool.options)
 
 
 class Reshape(Step):
-    """The same numbers under another shape."""
+    """The same array with another shape."""
 
-    def forward(self):
+    def forward(self) -> None:
         pass
 
-    def backward(self, dx):
+    def backward(self, dx: DeviceArray) -> None:
         pass
 
 
 class ReorderToBlocked(Step):
-    """Reorder: x in plain order, y blocked."""
+    """x is NCHW, y blocked."""
 
-    def forward(self):
+    def forward(self) -> None:
         self.ops.layout.to_blocked(self.y, self.x)
 
-    def backward(self, dx):
+    def backward(self, dx: DeviceArray) -> None:
         self.ops.layout.to_nchw(dx, self.dy)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "reorder to blocked"
 
 
 class ReorderToNCHW(Step):
-    """Reorder: x blocked, y in plain order, which may be flat."""
+    """x is blocked, y NCHW or, with the work of a Flatten, flat."""
 
-    def forward(self):
+    def forward(self) -> None:
         self.ops.layout.to_nchw(self.y.reshape((len(self.y), *self.x.shape[1:4])), self.x)
 
-    def backward(self, dx):
+    def backward(self, dx: DeviceArray) -> None:
         self.ops.layout.to_blocked(dx, self.dy.reshape((len(self.dy), *dx.shape[1:4])))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"reorder to NCHW {super().__repr__()}".rstrip()
 
 
 class Plan:
     """The steps of `model` for `batch` images.
 
-    unfused   nothing is fused, written over or shared: one `forward` serves as many `backward` as wanted
-    x      where `forward` reads images: (batch, *input_shape)
-    y, dy  where it leaves the output, and where `backward` reads its gradient
-    dx     where `backward` leaves the gradient of x, if asked to
-    fused  whether a step is, so that one `forward` serves one `backward`
+    unfused  nothing is fused, in place or shared: one `forward` serves any number of `backward`
+    x        the input of `forward`: (batch, *input_shape)
+    y, dy    the output of `forward`, and its gradient, the input of `backward`
+    dx       the gradient of x, an output of `backward` if asked for
+    fused    whether a step is fused: one `forward` serves one `backward` only
     """
 
-    def __init__(self, model, batch, unfused=False):
+    def __init__(self, model: "Sequential", batch: int, unfused: bool = False) -> None:
         self.model, self.ops, self.batch, self.unfused = model, model.ops, batch, unfused
         self.specs, self.changes = choose_steps(model, batch, unfused), model.changes.count
-        self.lanes = self.ops.layout.lanes_for(batch, model.dtype) if self.ops.layout else 1
-        self.steps: list[Any] = []
-        self._replays: dict[bool, _tracked.Replay] = {}
+        self.lanes: int = self.ops.layout.lanes_for(batch, model.dtype) if self.ops.layout else 1
+        self.steps: list[Step] = []
+        self._replays: dict[bool, Replay] = {}
         try:
             self._build()
         except DeviceMemoryError as error:
             model.clear_plans()
-            sizes = [math.prod(shape) for shape in model.shapes]
-            made = [numbers[-1] for _, numbers, in_place in self.specs if numbers and not in_place]
-            image, free = (
-                model.dtype.itemsize * (sizes[0] + sum(sizes[n + 1] for n in made) + 2 * max(sizes)),
-                error.free,
-            )
-            more = f"; the buffers of a batch of {batch} need {image * batch / 2**20:,.1f} MiB, "
-            more += f"a batch of {free // image} would fit" if free >= image else "and not even one image fits"
-            raise DeviceMemoryError(error.requested, free, more) from error
+            raise DeviceMemoryError(error.requested, error.free, self._memory_hint(error.free)) from error
 
-    def _build(self):
+    def _build(self) -> None:
         shapes = self.model.shapes
-        # Gradients are needed by one step only, and take turns in two arrays: what lies in the cache is not fetched
-        # from memory.
-        most, turn, shape = max(map(math.prod, shapes)), 0, shapes[0]
+        # A gradient is read by one step only: two buffers, used in turn, stay in the cache.
+        largest, turn, shape = max(map(math.prod, shapes)), 0, shapes[0]
         self.x = value = self._array("x", shape, False)
-        self.dx = gradient = self._array("gradient 0", shape, False, most)
-        for at, (kind, numbers, in_place) in enumerate(self.specs):
+        self.dx = gradient = self._array("gradient 0", shape, False, largest)
+        for index, (step_class, numbers, in_place) in enumerate(self.specs):
             x, dx, blocked = value, gradient, value.ndim == 5
             shape = shapes[numbers[-1] + 1] if numbers else shape
-            if kind is Reshape:
+            if step_class is Reshape:
                 value, gradient = (array.reshape((self.batch, *shape)) for array in (x, dx))
             elif not in_place:
-                blocked, turn = (blocked or kind is ReorderToBlocked) and kind is not ReorderToNCHW, 1 - turn
-                value = self._array(f"output {at}", shape, blocked)
-                gradient = self._array(f"gradient {turn}", shape, blocked, most)
-            step = kind(self, numbers, x, value)
+                blocked = (blocked or step_class is ReorderToBlocked) and step_class is not ReorderToNCHW
+                turn = 1 - turn
+                value = self._array(f"output {index}", shape, blocked)
+                gradient = self._array(f"gradient {turn}", shape, blocked, largest)
+            step = step_class(self, numbers, x, value)
             if step.fused:
                 dx = self.steps[-1].dy = x
             step.dx, step.dy = dx, gradient
             self.steps.append(step)
         self.y, self.dy = value, gradient
         self.fused = any(step.fused for step in self.steps)
-        trainable = (at for at, step in enumerate(self.steps) if any(one.parameter_shapes() for one in step.layers))
-        self.first_trainable = next(trainable, len(self.steps))  # of the steps that training goes back to
-        last = self.steps[min(self.first_trainable, len(self.steps) - 1)]
-        self.no_grad_buffer = self.ops.empty((0, *last.x.shape[1:]), self.model.dtype)
+        trainable = [i for i, step in enumerate(self.steps) if any(layer.parameter_shapes() for layer in step.layers)]
+        self.first_trainable = trainable[0] if trainable else len(self.steps)  # index of the step
+        first = self.steps[min(self.first_trainable, len(self.steps) - 1)]
+        self.no_grad_buffer = self.ops.empty((0, *first.x.shape[1:]), self.model.dtype)  # its dx in training: unwanted
 
-    def _array(self, name, shape, blocked, most=0):
-        """Room for a batch of `shape`; shared, and large enough for `most` numbers an image, unless all is kept."""
-        slots = -(-self.batch // self.lanes) * self.lanes
-        size = math.prod(shape) * (slots if blocked else self.batch)
-        flat = (
-            self.ops.empty((size,), self.model.dtype)
-            if self.unfused
-            else self.model.shared_buffer(name, max(size, slots * most))
-        )
-        return flat[:size].reshape((slots // self.lanes, *shape, self.lanes) if blocked else (self.batch, *shape))
+    def _array(self, name: str, shape: Shape, blocked: bool, min_size: int = 0) -> DeviceArray:
+        """An array for a batch of `shape`; a shared buffer with at least `min_size` elements an image, unless
+        unfused."""
+        padded_batch = -(-self.batch // self.lanes) * self.lanes
+        size = math.prod(shape) * (padded_batch if blocked else self.batch)
+        if self.unfused:
+            flat = self.ops.empty((size,), self.model.dtype)
+        else:
+            flat = self.model.shared_buffer(name, max(size, padded_batch * min_size))
+        blocks = (padded_batch // self.lanes, *shape, self.lanes)
+        return flat[:size].reshape(blocks if blocked else (self.batch, *shape))
 
-    def is_current(self):
-        """Whether it would be the same if it were made now."""
-        if self.changes != self.model.changes.count and self.specs == choose_steps(
-            self.model, self.batch, self.unfused
-        ):
-            self.changes = self.model.changes.count
-        return self.changes == self.model.changes.count
+    def _memory_hint(self, free: int) -> str:
+        """For the message of a DeviceMemoryError."""
+        sizes = [math.prod(shape) for shape in self.model.shapes]
+        outputs = [numbers[-1] for _, numbers, in_place in self.specs if numbers and not in_place]
+        elements = sizes[0] + sum(sizes[number + 1] for number in outputs) + 2 * max(sizes)
+        per_image = self.model.dtype.itemsize * elements
+        fits = f"a batch of {free // per_image} would fit" if free >= per_image else "and not even one image fits"
+        return f"; the buffers of a batch of {self.batch} need {per_image * self.batch / 2**20:,.1f} MiB, {fits}"
 
-    def forward(self, dry_run=False):
-        """From x to y.   dry_run: only what is known to be made of kernels"""
+    def is_current(self) -> bool:
+        """Whether a new plan would be the same."""
+        count = self.model.changes.count
+        if self.changes != count and self.specs == choose_steps(self.model, self.batch, self.unfused):
+            self.changes = count
+        return self.changes == count
+
+    def forward(self, dry_run: bool = False) -> None:
+        """From x to y.   dry_run: only the steps that are known to consist of kernels"""
         for step in self.steps:
             if step.replayable or not dry_run:
                 step.forward()
 
-    def replay_forward(self):
-        """`forward`, replayed on the CPU, where finding the kernels for a single image takes as long as they do."""
-        mode = self.model.training
-        if mode not in self._replays:
-            self._replays[mode] = _tracked.Replay(self.ops, self.forward, *self.model.layers)
-        self._replays[mode]() if self.ops.layout else self.forward()
+    def replay_forward(self) -> None:
+        """`forward`, replayed on the CPU: for a single image, calls from Python take as long as the kernels."""
+        training = self.model.training
+        if training not in self._replays:
+            self._replays[training] = Replay(self.ops, self.forward, *self.model.layers)
+        self._replays[training]() if self.ops.layout else self.forward()
 
-    def backward(self, input_gradient=False, dry_run=False):
+    def backward(self, input_gradient: bool = False, dry_run: bool = False) -> None:
         """From dy to the parameters' gradients in `model.grad`, and, with `input_gradient`, to dx."""
         first = 0 if input_gradient else self.first_trainable
-        for at in range(len(self.steps) - 1, first - 1, -1):
-            step = self.steps[at]
+        for index in range(len(self.steps) - 1, first - 1, -1):
+            step = self.steps[index]
             if step.replayable or not dry_run:
-                step.backward(step.dx if at > first or input_gradient else self.no_grad_buffer)
+                step.backward(step.dx if index > first or input_gradient else self.no_grad_buffer)
 
-    def to_host(self, array):
-        """One of the steps' arrays as a new NumPy array (batch, ...)."""
+    def to_host(self, array: DeviceArray) -> Array:
+        """An array of a step as a new NumPy array (batch, ...)."""
         return np.array(self.ops.to_host(self.ops.layout.as_nchw(array) if array.ndim == 5 else array)[: self.batch])
 
-    def __repr__(self):
-        def line(step, text, source, result):
-            how = "fused" if step.fused else "view" if type(step) is Reshape else "in place" if source is result else ""
-            shapes = f"{tuple(source.shape)!s:>{shape}} -> {tuple(result.shape)!s:<{shape}}"
-            return f"  {text:<{width}}  {shapes}  {how}".rstrip()
+    def __repr__(self) -> str:
+        def line(step: Step, source: DeviceArray, result: DeviceArray) -> str:
+            note = (
+                "fused" if step.fused else "view" if type(step) is Reshape else "in place" if source is result else ""
+            )
+            shapes = f"{tuple(source.shape)!s:>{shape_width}} -> {tuple(result.shape)!s:<{shape_width}}"
+            return f"  {step!r:<{width}}  {shapes}  {note}".rstrip()
 
         width = max(len(repr(step)) for step in self.steps)
-        shape = max(len(str(tuple(a.shape))) for step in self.steps for a in (step.x, step.y))
+        shape_width = max(len(str(tuple(a.shape))) for step in self.steps for a in (step.x, step.y))
         lines = [f"{self.batch} images, {self.model.dtype}{', unfused' if self.unfused else ''}", "forward"]
-        lines += [line(step, repr(step), step.x, step.y) for step in self.steps]
+        lines += [line(step, step.x, step.y) for step in self.steps]
         lines += ["backward"]
-        lines += [line(step, repr(step), step.dy, step.dx) for step in self.steps[: self.first_trainable : -1]]
-        lines += (
-            [f"  {self.steps[self.first_trainable]!r}  parameters only"]
-            if self.first_trainable < len(self.steps)
-            else []
-        )
+        lines += [line(step, step.dy, step.dx) for step in self.steps[: self.first_trainable : -1]]
+        lines += [
+            f"  {step!r}  parameters only" for step in self.steps[self.first_trainable : self.first_trainable + 1]
+        ]
         return "\n".join(lines)

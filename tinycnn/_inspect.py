@@ -1,0 +1,93 @@
+"""Reading a model: the layers' activations, the first number that is not finite, the table of layers."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tinycnn import _check
+from tinycnn._typing import Array, DeviceArray, Shape
+from tinycnn.layers import Layer
+from tinycnn.plan import Plan
+
+if TYPE_CHECKING:
+    from tinycnn.model import Sequential
+
+
+class LayerActivations(NamedTuple):
+    """Arrays of one layer, NumPy (N, ...); the gradients are None if no backward was asked for."""
+
+    layer: Layer
+    input: Array
+    output: Array
+    input_grad: Array | None
+    output_grad: Array | None
+
+
+def activations(
+    model: "Sequential", x: Array, dy: Array | Callable[[Array], Array] | None = None
+) -> list[LayerActivations]:
+    """`Sequential.activations` of prepared images x; the caller holds the lock."""
+    plan = model.plan(len(x), unfused=True)
+    model.ops.copy_to(plan.x, x)
+    plan.forward()
+    if dy is not None:
+        dy = np.asarray(dy(plan.to_host(plan.y)) if callable(dy) else dy, model.dtype)
+        _check.shape("dy", dy, plan.dy.shape, "the output")
+        model.ops.copy_to(plan.dy, dy)
+        plan.backward(input_gradient=True)
+    found = []
+    for step in plan.steps:
+        if step.layers:
+            gradients = (None, None) if dy is None else (plan.to_host(step.dx), plan.to_host(step.dy))
+            found.append(LayerActivations(step.layers[0], plan.to_host(step.x), plan.to_host(step.y), *gradients))
+    return found
+
+
+def find_non_finite(model: "Sequential", plan: Plan) -> str | None:
+    """`Sequential.find_non_finite`."""
+
+    def bad(array: DeviceArray) -> bool:
+        return not np.isfinite(model.ops.to_host(array)).all()
+
+    if bad(plan.x):
+        return "the input"
+    snapshot, unfused = model.snapshot(), model.plan(plan.batch, unfused=True)
+    model.ops.copy_to(unfused.x, plan.x)
+    try:
+        for step in unfused.steps:
+            step.forward()
+            for parameter in model.parameter_table:
+                if parameter.layer in step.layers and bad(parameter.view):
+                    return f"parameter {parameter.name} of layer {step!r}"
+            if step.layers and bad(step.y):
+                return f"the output of layer {step!r}"
+    finally:
+        model.restore(snapshot)
+    return None
+
+
+def summary(model: "Sequential") -> str:
+    """`Sequential.summary` of a model whose input shape is known."""
+    rows = [
+        ("layer", "output shape", "parameters", "multiply-adds"),
+        ("input", _join(model.shapes[0]), "", ""),
+    ]
+    parameters = adds = 0
+    for number, layer in enumerate(model.layers):
+        count = sum(math.prod(shape) for shape in layer.parameter_shapes().values())
+        cost = layer.multiply_adds(model.shapes[number])
+        parameters, adds = parameters + count, adds + cost
+        shape = _join(model.shapes[number + 1])
+        rows.append((f"{number} {layer!r}", shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
+    rows.append(("total", "", f"{parameters:,}", f"{adds:,}"))
+    w = [max(len(row[column]) for row in rows) for column in range(4)]
+    rule = "-" * (sum(w) + 6)
+    lines = [f"{a:<{w[0]}}  {b:<{w[1]}}  {c:>{w[2]}}  {d:>{w[3]}}".rstrip() for a, b, c, d in rows]
+    normalization: list[Any] = [] if model.normalization is None else [str(model.normalization)]
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], *normalization])
+
+
+def _join(shape: Shape) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,104 @@
+"""The parameters and buffers of a model: flat vectors, the layers' views into them, and what a state_dict holds."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tinycnn import _check, devices
+from tinycnn._tracked import ChangeCounter
+from tinycnn._typing import Backend, DeviceArray, DType, Shape, State, Views
+from tinycnn.dataset import Normalization
+from tinycnn.layers import Layer
+
+if TYPE_CHECKING:
+    from tinycnn.model import Sequential
+
+COUNTER = ".num_batches_tracked"  # (1,) on the device, without axes in torch's state_dict
+
+
+class Parameter(NamedTuple):
+    """A parameter of a layer, and where it is in the flat vectors: from `start` to `stop`."""
+
+    name: str  # in a state_dict
+    layer: Layer
+    attribute: str
+    shape: Shape
+    start: int
+    stop: int
+
+    @property
+    def view(self) -> DeviceArray:
+        return getattr(self.layer, self.attribute)
+
+
+def allocate(
+    layers: tuple[Layer, ...], rng: np.random.Generator, ops: Backend, dtype: DType, changes: ChangeCounter
+) -> tuple[list[Parameter], DeviceArray, DeviceArray]:
+    """Draw the parameters and bind the layers to them.  Returns (table of the parameters, theta, grad)."""
+    states = [layer.initial_state(rng, dtype) for layer in layers]
+    table: list[Parameter] = []
+    values, start = [np.empty(0)], 0
+    for number, (layer, (parameters, _)) in enumerate(zip(layers, states, strict=True)):
+        for name, shape in layer.parameter_shapes().items():
+            stop = start + math.prod(shape)
+            table.append(Parameter(f"{number}.{name}", layer, name, shape, start, stop))
+            values.append(np.ravel(parameters[name]))
+            start = stop
+    theta, grad = ops.to_device(np.concatenate(values).astype(dtype)), ops.empty(start, dtype)
+    for layer, (_, buffers) in zip(layers, states, strict=True):
+        views, grad_views = (
+            {p.attribute: vector[p.start : p.stop].reshape(p.shape) for p in table if p.layer is layer}
+            for vector in (theta, grad)
+        )
+        own_names = {*vars(layer)} - {*views, *buffers}
+        layer.bind(ops, views, grad_views, dtype)
+        for name, value in buffers.items():
+            ops.copy_to(getattr(layer, name), value)
+        set_here = {"saved", "_bound_names", "_bound_shapes", "_array_names", "_copied"}
+        vars(layer).update(
+            changes=changes,
+            training=True,
+            _array_names=frozenset([*views, *(f"{name}_grad" for name in views), *buffers]),
+            _bound_shapes=layer.parameter_shapes(),
+            _bound_names=frozenset({*vars(layer)} | set_here) - own_names,
+        )
+    return table, theta, grad
+
+
+def saved_arrays(model: "Sequential") -> Views:
+    """The arrays of a state_dict by name, on the device, layer by layer."""
+    arrays = dict(model.named_parameters() + model.named_buffers())
+    names = sorted((name for name in arrays if "._" not in name), key=lambda name: int(name.partition(".")[0]))
+    return {name: arrays[name] for name in names}
+
+
+def state_dict(model: "Sequential") -> State:
+    """`Sequential.state_dict`."""
+    state = {name: np.array(model.ops.to_host(view)) for name, view in saved_arrays(model).items()}
+    state = {name: value.reshape(()) if name.endswith(COUNTER) else value for name, value in state.items()}
+    return state if model.normalization is None else state | model.normalization.state_dict()
+
+
+def load_state_dict(model: "Sequential", state: Mapping[str, Any], strict: bool) -> tuple[list[str], list[str]]:
+    """`Sequential.load_state_dict`."""
+    _check.mapping("state", state, "checkpoint.load reads one from a file")
+    arrays, (state, normalization) = saved_arrays(model), Normalization.split_state(state)
+    missing, unexpected = [n for n in arrays if n not in state], [n for n in state if n not in arrays]
+    if strict and (missing or unexpected):
+        raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
+    given = {name: devices.as_host(name, state[name], model.device)[0] for name in arrays if name in state}
+    values = {name: _check.cast(name, value, arrays[name].dtype) for name, value in given.items()}
+    values = {n: v.reshape(1) if n.endswith(COUNTER) and v.size == 1 else v for n, v in values.items()}
+    wrong = [
+        f"{name}: expected {arrays[name].shape}, got {value.shape}"
+        for name, value in values.items()
+        if value.shape != arrays[name].shape
+    ]
+    if wrong:
+        raise ValueError("state does not fit the model: " + "; ".join(wrong))
+    for name, value in values.items():
+        model.ops.copy_to(arrays[name], value)
+    model.normalization = normalization or model.normalization
+    return missing, unexpected
