@@ -27,7 +27,7 @@ from cuda.core import Device
 from cuda.core.utils import StridedMemoryView
 from numba import cuda
 
-numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small grids are no mistake here
+numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # tests use small grids
 PROGRAM = Path(cuda_on_cpu.__file__).parent  # python tests/support/cuda_on_cpu
 ERROR = driver.CUresult
 NONBLOCKING = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
@@ -40,7 +40,7 @@ INVALIDATED = driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_INVALIDATED
 
 
 def ok(result):
-    """What a driver function gives back besides success."""
+    """Assert success of a driver call; returns its other results."""
     error, *values = result
     assert error == ERROR.CUDA_SUCCESS, error
     return values[0] if len(values) == 1 else tuple(values)
@@ -52,7 +52,7 @@ def error_of(result):
 
 @pytest.fixture(autouse=True)
 def clean():
-    """A current context, no problems before, and none left behind."""
+    """A current context, and no problems before and after the test."""
     Device(0).set_current()
     cuda_on_cpu.run_pending()
     assert cuda_on_cpu.problems() == []
@@ -285,7 +285,7 @@ def test_a_translation_with_other_parameters(monkeypatch):
 
 def test_an_image_that_is_no_cubin():
     assert error_of(driver.cuLibraryLoadData(b"no image at all", [], [], 0, [], [], 0)) == "INVALID_IMAGE"
-    assert cuda_on_cpu.problems() == ["cuLibraryLoadData: the image is no cubin with kernels"]
+    assert cuda_on_cpu.problems() == ["cuLibraryLoadData: the image is not a cubin with kernels"]
 
 
 def test_a_kernel_of_an_unloaded_library():
@@ -805,9 +805,9 @@ def test_a_call_fails_when_it_is_told_to(stream):
         cuda_on_cpu.inject_error("cuMemAllocate", 1)
 
 
-def test_a_function_that_is_not_played():
+def test_a_function_that_is_not_implemented():
     assert error_of(driver.cuMemAllocManaged(4, 1)) == "NOT_SUPPORTED"
-    assert cuda_on_cpu.problems() == ["the driver function cuMemAllocManaged is not played"]
+    assert cuda_on_cpu.problems() == ["the driver function cuMemAllocManaged is not implemented"]
 
 
 def test_names_and_texts_of_errors():
@@ -939,7 +939,7 @@ def test_a_program_with_problems_ends_with_99(tmp_path):
         """
     program = textwrap.dedent(program)
     _, err = run(tmp_path, program + "driver.cuMemFree(4096)", code=99)
-    assert "cuMemFree of 0x1000, which is no allocation" in err
+    assert "cuMemFree of 0x1000, which is not an allocation" in err
     late = "import atexit, ctypes\natexit.register(ctypes.memset, address + 4, 0, 1)"
     _, err = run(tmp_path, program + late, code=99)  # when the interpreter has ended
     assert "bytes after the end of an allocation of 4 bytes were written" in err
