@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn.runs import git_revision, processor
+from tinycnn.hardware import git_revision, processor
 
 PACKAGES = ("tinycnn", "numpy", "numba", "torch", "jax", "onnxruntime", "onnx", "scipy")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC")

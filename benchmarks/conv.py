@@ -78,12 +78,12 @@ class TinyCNN:
     def __init__(self, threads):
         import tinycnn
 
-        tinycnn.set_threads(threads)
-        self.k = tinycnn.kernels
+        tinycnn.set_num_threads(threads)
+        self.ops = tinycnn.kernels
 
     def start(self, shape, batch):
-        k, (x, w, b, dy) = self.k, numbers(shape, batch)
-        self.batch, lanes = batch, k.layout.images_a_tile(batch, np.float32)
+        k, (x, w, b, dy) = self.ops, numbers(shape, batch)
+        self.batch, lanes = batch, k.layout.lanes_for(batch, np.float32)
         x, y, dy, dx = (self.laid_out(a, lanes) for a in (x, np.zeros_like(dy), dy, np.zeros_like(x)))
         options = ((shape.stride,) * 2, (shape.padding,) * 2, (1, 1), 1)
         self.results = y, dx, *(k.empty(a.shape, a.dtype) for a in (w, b))
@@ -94,18 +94,18 @@ class TinyCNN:
         """As it lies between the layers of a net: in tiles, if there are images enough, and on a line of the cache."""
         N, C, H, W = a.shape
         if lanes == 1:
-            placed = self.k.empty(a.shape, a.dtype)
+            placed = self.ops.empty(a.shape, a.dtype)
             placed[...] = a
         else:
-            placed = self.k.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
-            self.k.layout.interleave(placed, a)
+            placed = self.ops.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
+            self.ops.layout.to_blocked(placed, a)
         return placed
 
     def answers(self):
         self.forward()
         self.backward()
         y, dx, dw, db = self.results
-        return [self.k.layout.plain(y)[: self.batch], self.k.layout.plain(dx)[: self.batch], dw, db]
+        return [self.ops.layout.as_nchw(y)[: self.batch], self.ops.layout.as_nchw(dx)[: self.batch], dw, db]
 
     def choices(self):
         """The functions that did the work: watched, not guessed."""
@@ -114,7 +114,7 @@ class TinyCNN:
     def watch(self, call):
         """Names of the functions that the dispatching function, called by `call`, calls in turn."""
         home, seen = call.func.__globals__, []
-        paths = {n: home[n] for n in call.func.__code__.co_names if callable(home.get(n)) and n != "covers"}
+        paths = {n: home[n] for n in call.func.__code__.co_names if callable(home.get(n)) and n != "is_full_window"}
 
         def watched(name, *arguments):
             seen.append(name)

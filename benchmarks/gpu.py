@@ -44,16 +44,16 @@ class Setup:
     """LeNet-5 with loss, Adam and data on one device."""
 
     def __init__(self, device, batch, images, activation="relu", pool="max"):
-        from tinycnn import Adam, Batches, CrossEntropyLoss, models
-        from tinycnn.dataset import Loader
-        from tinycnn.train import Run
+        from tinycnn import Adam, CrossEntropyLoss, DeviceDataset, models
+        from tinycnn.dataset import DataLoader
+        from tinycnn.train import StepRunner
 
         self.batch = batch
         self.model = models.lenet5(activation, pool, rng=0, device=device)
-        self.batches = Batches(*data_set(images), mean=0.1307, std=0.3081, device=device)
+        self.batches = DeviceDataset(*data_set(images), mean=0.1307, std=0.3081, device=device)
         self.optimizer, self.criterion = Adam(self.model, RATE), CrossEntropyLoss()
-        self.run = Run(self.model, self.criterion, Loader(self.batches), self.optimizer)
-        self.run.prepare(batch)
+        self.run = StepRunner(self.model, self.criterion, DataLoader(self.batches), self.optimizer)
+        self.run.reserve(batch)
         self.model.reserve(batch)
 
     def step(self):
@@ -62,14 +62,14 @@ class Setup:
     def restart(self):
         """Go back to the first image and clear the totals; valid for a captured step too."""
         self.run.loader.seek(0)
-        self.batches.k.copy_to(self.run.totals, np.zeros(5))
+        self.batches.ops.copy_to(self.run.totals, np.zeros(5))
 
     def losses(self, step, count):
         """The mean loss of each of the next `count` steps."""
         losses, previous = [], 0.0
         for _ in range(count):
             step()
-            total = float(self.batches.k.to_host(self.run.totals)[0])
+            total = float(self.batches.ops.to_host(self.run.totals)[0])
             losses.append((total - previous) / self.batch)
             previous = total
         return losses
@@ -120,7 +120,7 @@ def kernels(size):
             compare_buffers(cpu.model, gpu.model, batch)
             for name, call, flops, moved in calls_of(gpu, batch):
                 repeat = size["in_a_row"]
-                captured = gpu.model.k.capture(lambda call=call, n=repeat: [call() for _ in range(n)] and None)
+                captured = gpu.model.ops.capture(lambda call=call, n=repeat: [call() for _ in range(n)] and None)
                 seconds = median(captured, size["repeats"]) / repeat
                 rows.append({"batch": batch, "net": f"{activation} + {pool}", "call": name, "seconds": seconds,
                              "gb_per_s": moved / seconds / 1e9, "gflop_per_s": flops / seconds / 1e9})  # fmt: skip
@@ -140,29 +140,30 @@ def compare_buffers(cpu, gpu, batch):
     )
     for number in want:
         assert_agree(f"the output of layer {number}", got[number], want[number], 1e-4)
-    assert_agree("the gradient", gpu.k.to_host(gpu.grad), cpu.grad, 1e-4)
+    assert_agree("the gradient", gpu.ops.to_host(gpu.grad), cpu.grad, 1e-4)
 
 
 def calls_of(setup, batch):
     """(name, call, floating-point operations, bytes read and written) of every call of a step."""
-    model, k, criterion = setup.model, setup.model.k, setup.criterion
+    model, k, criterion = setup.model, setup.model.ops, setup.criterion
     plan = model.plan(batch)
     target = setup.run.loader.next(plan.x)
     out: list[tuple] = []
     order, cursor = setup.run.loader.order, setup.run.loader.cursor
-    out.append(("gather", lambda: setup.batches.read(plan.x, target, order, cursor), 0, batch * 784 * 5))
+    out.append(("gather", lambda: setup.batches.gather_batch(plan.x, target, order, cursor), 0, batch * 784 * 5))
     for at, step in enumerate(plan.steps):
         if not step.layers or "Flatten" in repr(step):
             continue
         (number,), (layer,) = step.numbers, step.layers
         adds, moved = layer.multiply_adds(model.shapes[number]) * batch, step.x.nbytes + step.y.nbytes
-        name, dx = f"{number} {type(layer).__name__}", step.dx if at > plan.first else plan.no_gradient
+        name, dx = f"{number} {type(layer).__name__}", step.dx if at > plan.first_trainable else plan.no_grad_buffer
         out.append((name + " forward", step.forward, 2 * adds, moved))
-        back = 2 if at > plan.first else 1
+        back = 2 if at > plan.first_trainable else 1
         out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * back, moved * back))
-    out.append(("loss", lambda: criterion.run(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
+    out.append(("loss", lambda: criterion.forward_backward(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
     out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))
-    out.append(("tally", lambda: criterion.tally(setup.run.totals, setup.run.loader.cursor, target), 0, 12 * batch))
+    totals = setup.run.totals
+    out.append(("tally", lambda: criterion.accumulate_metrics(totals, cursor, target), 0, 12 * batch))
     return [(name, call, flops, moved) for name, call, flops, moved in out if k is not None]
 
 
@@ -174,7 +175,7 @@ def steps(size):
     )
     for batch in size["batches"]:
         cpu, gpu, captured_setup = (Setup(d, batch, size["images"]) for d in ("cpu", "cuda", "cuda"))
-        captured = captured_setup.model.k.capture(captured_setup.step)
+        captured = captured_setup.model.ops.capture(captured_setup.step)
         want = cpu.losses(cpu.step, size["checked"])
         got, replayed = gpu.losses(gpu.step, size["checked"]), captured_setup.losses(captured, size["checked"])
         if got != replayed:
@@ -235,21 +236,21 @@ def launches(size):
 
 def epochs(size):
     """Time of an epoch of MNIST, and time to 99 % test accuracy, with the data on the device."""
-    from tinycnn import AdamW, Batches, CrossEntropyLoss, data, evaluate, fit, models, optim, train
+    from tinycnn import AdamW, CrossEntropyLoss, DeviceDataset, data, evaluate, fit, models, schedules, train
 
     try:
         mnist = data.mnist(download=False)
     except (OSError, ValueError) as error:
         return None, [f"skipped: {error}"]
     count = size["mnist"]
-    training = Batches(mnist.train_images[:count], mnist.train_labels[:count], device="cuda")
-    test = Batches(mnist.test_images[:count], mnist.test_labels[:count], mean=training.mean, std=training.std,
+    training = DeviceDataset(mnist.train_images[:count], mnist.train_labels[:count], device="cuda")
+    test = DeviceDataset(mnist.test_images[:count], mnist.test_labels[:count], mean=training.mean, std=training.std,
                    device="cuda")  # fmt: skip
     rows = []
     for seed in range(size["seeds"]):
         model = models.lenet5("relu", "max", rng=seed, device="cuda")
         batch, epochs = 128, size["epochs"]
-        rates = optim.one_cycle(4e-3, epochs * -(-len(training) // batch), warmup=0.2)
+        rates = schedules.one_cycle(4e-3, epochs * -(-len(training) // batch), warmup=0.2)
         optimizer, criterion = AdamW(model, rates, weight_decay=0.05), CrossEntropyLoss()
         train.warm_up(model, criterion, optimizer, training, batch)
         spent: list[float] = []
@@ -433,15 +434,16 @@ def main(argv=None):
     args = parser.parse_args(argv)
     begin = time.monotonic()
 
-    from tinycnn import _gpu, devices, runs
+    from tinycnn import _gpu, devices, hardware
+    from tinycnn.errors import DeviceError
 
     try:
         devices.get("cuda")
-    except _gpu.DeviceError as error:
+    except DeviceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     size: dict[str, Any] = (REHEARSAL if args.rehearse else SIZES) | {"until": begin + 60 * (args.minutes - 1)}
-    name = runs.device_name("cuda:0")
+    name = hardware.device_name("cuda:0")
     versions: dict[str, str | None] = {}
     for package in ("numpy", "numba", "numba-cuda", "torch"):
         try:
@@ -449,11 +451,11 @@ def main(argv=None):
         except metadata.PackageNotFoundError:
             versions[package] = None
     status = _gpu.probe()
-    header = f"{name}; {runs.processor()}, {os.cpu_count()} cores; driver for CUDA {status.driver}; " + ", ".join(
+    header = f"{name}; {hardware.processor()}, {os.cpu_count()} cores; driver for CUDA {status.driver}; " + ", ".join(
         f"{package} {version or 'none'}" for package, version in versions.items()
     )
-    result = {"device": name, "processor": runs.processor(), "driver": status.driver, "versions": versions,
-              "git_revision": runs.git_revision(), "parts": {}}  # fmt: skip
+    result = {"device": name, "processor": hardware.processor(), "driver": status.driver, "versions": versions,
+              "git_revision": hardware.git_revision(), "parts": {}}  # fmt: skip
     text = ["# tinycnn on a GPU", "", header, ""]
     print(header)
     failed = []

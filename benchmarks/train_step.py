@@ -43,7 +43,7 @@ class TinyCNN(_competitors.TinyCNN):
         """What a step does, in order: (name, phase, floating-point operations, bytes read and written, call)."""
         model, batch, criterion = self.model, len(index), self.criterion
         plan = model.plan(batch)
-        criterion.prepare(model.k, batch, 10, model.dtype)
+        criterion.ensure_allocated(model.ops, batch, 10, model.dtype)
         yield "gather", "data", 0, plan.x.nbytes * 5 // 4, lambda: self.batches.gather(plan.x, index)
         backward = []
         for at, step in enumerate(plan.steps):
@@ -54,15 +54,18 @@ class TinyCNN(_competitors.TinyCNN):
             shapes = [shape for layer in step.layers for shape in layer.parameter_shapes().values()]
             weights = 4 * sum(int(np.prod(shape)) for shape in shapes)
             yield name, "forward", flops, x.nbytes + y.nbytes + weights, step.forward
-            if at < plan.first:
+            if at < plan.first_trainable:
                 continue
-            wanted = at > plan.first
+            wanted = at > plan.first_trainable
             # Layers with weights read x and dy; the others read dy and about as much again as their output.
             moved = (x.nbytes if flops else y.nbytes) + y.nbytes + wanted * x.nbytes + 2 * weights
-            call = functools.partial(step.backward, step.dx if wanted else plan.no_gradient)
+            call = functools.partial(step.backward, step.dx if wanted else plan.no_grad_buffer)
             backward.append((name, "backward", (1 + wanted) * flops, moved, call))
         y, dy, labels = plan.y, plan.dy, self.batches.gather(plan.x, index)
-        yield "cross entropy", "loss", 0, 2 * y.nbytes, lambda: (criterion.run(dy, y, labels), criterion.value(batch))
+        yield (
+            "cross entropy", "loss", 0, 2 * y.nbytes,
+            lambda: (criterion.forward_backward(dy, y, labels), criterion.batch_loss(batch)),
+        )  # fmt: skip
         yield from reversed(backward)
         yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
 

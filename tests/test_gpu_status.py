@@ -11,7 +11,8 @@ import pytest
 from cuda_on_cpu import ON_GPU
 
 from tests.test_experiment import ENVIRONMENT, EXAMPLE, ROOT
-from tinycnn import Batches, Sequential, _gpu, devices, layers
+from tinycnn import DeviceDataset, Sequential, _gpu, devices, layers
+from tinycnn.errors import DeviceError
 
 
 class Driver:
@@ -72,7 +73,7 @@ def complete(monkeypatch):
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_refused(driver, number, message):
-    with pytest.raises(_gpu.DeviceError) as caught:
+    with pytest.raises(DeviceError) as caught:
         _gpu.require(number, _gpu.probe(driver))
     assert any(re.search(message, line) for line in str(caught.value).splitlines())
 
@@ -80,21 +81,21 @@ def test_a_gpu_that_cannot_be_used_is_refused(driver, number, message):
 @pytest.mark.usefixtures("complete")
 def test_the_extra_is_that_of_the_driver():
     for version, extra in ((12080, "cuda12"), (13000, "cuda13")):
-        with pytest.raises(_gpu.DeviceError, match=rf"pip install 'tinycnn\[{extra}\]'"):
+        with pytest.raises(DeviceError, match=rf"pip install 'tinycnn\[{extra}\]'"):
             _gpu.require(0, _gpu.probe(Driver(version, gpus=())))
 
 
 @pytest.mark.usefixtures("complete")
 def test_an_old_gpu_does_not_rule_out_the_next_one():
     status = _gpu.probe(Driver(gpus=(("V100", (7, 0), 16 << 30), ("H200", (9, 0), 139 << 30))))
-    with pytest.raises(_gpu.DeviceError, match="V100 has compute capability"):
+    with pytest.raises(DeviceError, match="V100 has compute capability"):
         _gpu.require(0, status)
     _gpu.require(1, status)
 
 
 def test_a_missing_toolkit_is_named(monkeypatch):
     monkeypatch.setattr(_gpu, "find_toolkit", lambda: {"nvvm": "/somewhere", "nvrtc": None, "nvJitLink": None})
-    with pytest.raises(_gpu.DeviceError, match="toolkit were not found: nvrtc, nvJitLink"):
+    with pytest.raises(DeviceError, match="toolkit were not found: nvrtc, nvJitLink"):
         _gpu.require(0, _gpu.probe(Driver()))
 
 
@@ -124,9 +125,9 @@ def test_without_a_gpu_the_example_stops_with_the_reason(tmp_path):
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
     monkeypatch.setattr(_gpu, "_cached_probe", lambda: _gpu.Status(problem="no GPU"))
-    assert devices.choose("auto") == "cpu"
-    with pytest.raises(_gpu.DeviceError, match="no GPU"):
-        devices.choose("cuda")
+    assert devices.resolve("auto") == "cpu"
+    with pytest.raises(DeviceError, match="no GPU"):
+        devices.resolve("cuda")
 
 
 # --- arrays of other libraries ----------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def test_an_array_on_another_device_is_refused_with_both_names(device, name):
     with pytest.raises(ValueError, match=f"x lies on cuda:1, but this computes on {name}"):
         Sequential(layers.Linear(3, 2), rng=0, device=device).forward(array)
     with pytest.raises(ValueError, match=f"images lies on cuda:1, but this computes on {name}"):
-        Batches(ForeignArray(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
+        DeviceDataset(ForeignArray(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
 
 
 def test_the_device_of_an_array():

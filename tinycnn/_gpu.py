@@ -10,6 +10,8 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinycnn.errors import DeviceError
+
 MIN_CUDA_VERSION = 12, 0  # supported by the driver
 # The lowest compute capabilities that CUDA toolkits 12 and 13 support.
 MIN_CAPABILITY = {12: (5, 0), 13: (7, 5)}
@@ -18,10 +20,6 @@ DRIVER_LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 TOOLKIT_LIBRARIES = ("nvvm", "nvrtc", "nvJitLink")
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_...
 _POINTER_DEVICE = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-
-
-class DeviceError(RuntimeError):
-    """A GPU that cannot be used.  The message names what was looked for, what was found, and what to do."""
 
 
 @dataclass

@@ -67,14 +67,15 @@ def launches():
 
     from benchmarks import _ceilings_cuda
     from tinycnn import cuda, models, optim, train
+    from tinycnn.dataset import DataLoader, DeviceDataset
     from tinycnn.losses import CrossEntropyLoss
 
     images, labels = np.zeros((70, 28, 28), np.uint8), np.arange(70) % 10
     for activation, pool, optimizer in (("tanh", "avg", optim.AdamW), ("relu", "max", optim.SGD)):
         model = models.lenet5(activation, pool, rng=0, device="cuda")
-        batches = train.Batches(images, labels, mean=0, std=1, device="cuda")
+        batches = DeviceDataset(images, labels, mean=0, std=1, device="cuda")
         criterion = CrossEntropyLoss()
-        train.Run(model, criterion, train.Loader(batches), optimizer(model)).step(64)
+        train.StepRunner(model, criterion, DataLoader(batches), optimizer(model)).step(64)
     array = np.zeros(300, np.float32).view(HostArray)
     _ceilings_cuda.copy(array, array)
     _ceilings_cuda.multiply_adds(array, array)

@@ -155,7 +155,7 @@ def test_inference_and_the_latency_of_one_image(run):
     assert set(pictures) == {"inference-batch.png", "inference-latency.png"}
 
 
-@pytest.mark.parametrize(("batch", "path"), [(2, "shifted"), (16, "tiled")])
+@pytest.mark.parametrize(("batch", "path"), [(2, "shifted"), (16, "direct")])
 def test_convolutions_and_the_path_that_ran(run, batch, path):
     shapes = ["C3", "8-channels", "4-channels"] if batch == 2 else ["C5"]
     result, pictures = run("conv", "--only", "numpy", "--batch", str(batch), "--shapes", *shapes)

@@ -13,15 +13,15 @@ from cuda_on_cpu import ON_GPU
 from tests.test_experiment import ENVIRONMENT, ROOT
 from tinycnn import (
     AdamW,
-    Batches,
     CrossEntropyLoss,
+    DeviceDataset,
     Flatten,
     Linear,
     ReLU,
     Sequential,
-    _gpu,
     cuda,
     devices,
+    errors,
     evaluate,
     experiment,
     fit,
@@ -129,7 +129,9 @@ def test_an_array_too_large_for_the_kernels_indices():
 def test_images_with_and_without_a_channel_axis():
     images, labels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8), np.arange(5)
     model = Sequential(Flatten(), Linear(16, 5), rng=0, device="cuda")
-    logits = [evaluate(model, Batches(x, labels, device="cuda"))[2] for x in (images, images[:, None], images[:, ::-1])]
+    logits = [
+        evaluate(model, DeviceDataset(x, labels, device="cuda"))[2] for x in (images, images[:, None], images[:, ::-1])
+    ]
     np.testing.assert_array_equal(logits[0], logits[1])
     assert (logits[0] != logits[2]).any()
 
@@ -154,7 +156,7 @@ def test_a_model_without_parameters_trains(make):
     images, labels = np.random.default_rng(0).integers(0, 256, (6, 2, 2), np.uint8), np.arange(6) % 4
     model = Sequential(Flatten(), ReLU(), device="cuda")
     optimizer = make(model)
-    batches = Batches(images, labels, device="cuda")
+    batches = DeviceDataset(images, labels, device="cuda")
     history = fit(model, CrossEntropyLoss(), optimizer, batches, epochs=3, batch_size=2, rng=0, progress=False)
     assert optimizer.steps == 9
     assert np.isfinite(history[-1]["train_loss"])
@@ -288,7 +290,7 @@ def test_an_exported_array_waits_for_pending_work(stream, protocol):
     cuda.relu_forward(y, x)
     cuda.copy_to(y, np.zeros(24, np.float32))
     cuda.relu_forward(y, x)  # still pending when the other library takes it
-    shared = devices.share(y)
+    shared = devices.as_dlpack(y)
     if protocol == "numba":
         taken = _launch.cuda.as_cuda_array(shared)
     else:
@@ -302,7 +304,7 @@ def test_an_exported_array_waits_for_pending_work(stream, protocol):
 
 
 def test_an_exported_array_is_an_array():
-    shared = devices.share(cuda.to_device(GRID))
+    shared = devices.as_dlpack(cuda.to_device(GRID))
     np.testing.assert_array_equal(np.asarray(shared), GRID)
     assert shared.__dlpack_device__() == (2, 0)
     assert (shared.shape, shared.dtype) == ((4, 6), np.float32)
@@ -356,9 +358,9 @@ def test_out_of_memory():
             lambda: cuda.empty((1 << 20,), np.float32),
             lambda: cuda.to_device(np.zeros(1 << 20, np.float32)),
         ):
-            with pytest.raises(devices.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
+            with pytest.raises(errors.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
                 ask()
-            assert caught.value.asked == 4 << 20
+            assert caught.value.requested == 4 << 20
             assert free <= caught.value.free < 4 << 20  # deferred frees run first
         model = Sequential(Linear(3, 2), rng=0, input_shape=(3,), device="cuda")
         with pytest.raises(MemoryError, match=r"a batch of [\d,]+ would fit") as caught:
@@ -385,10 +387,10 @@ def test_a_failing_call_is_one_line_on_stderr(call, capsys):
     step = counter()
     cuda.increment(step)
     cuda_on_cpu.inject_error(call, 719)
-    with pytest.raises(_gpu.DeviceError, match=f"{action} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
+    with pytest.raises(errors.DeviceError, match=f"{action} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
         call_backend(step)
     cuda_on_cpu.inject_error(call, 719)
-    assert experiment.in_one_line(lambda: call_backend(step)) == 1
+    assert experiment.run_command(lambda: call_backend(step)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {action} failed on cuda:0")
 
@@ -400,7 +402,7 @@ def test_a_failing_replay_is_one_line_on_stderr(capsys):
     captured()
     captured()
     cuda_on_cpu.inject_error("cuGraphLaunch", 719)
-    assert experiment.in_one_line(captured) == 1
+    assert experiment.run_command(captured) == 1
     assert capsys.readouterr().err.startswith("error: the replay of a captured step failed on cuda:0")
 
 
@@ -485,7 +487,7 @@ def test_each_batch_size_is_captured_once_in_a_training(monkeypatch):
     """Training and evaluation, with smaller last batches."""
     monkeypatch.setattr(train, "EVALUATION_BATCH", 4)
     images, labels = np.random.default_rng(0).integers(0, 256, (17, 4, 4), np.uint8), np.arange(17) % 5
-    training, validation = (Batches(images[at], labels[at], device="cuda") for at in (slice(10), slice(10, 17)))
+    training, validation = (DeviceDataset(images[at], labels[at], device="cuda") for at in (slice(10), slice(10, 17)))
     model = Sequential(Flatten(), Linear(16, 5), rng=0, device="cuda")
     calls = "cuGraphInstantiateWithParams", "cuLaunchKernelEx", "cuGraphLaunch"
     counts = []

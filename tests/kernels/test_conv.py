@@ -15,7 +15,7 @@ both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 WAYS = {  # the public names choose by stride; any stride may take the columns, only stride one the shifted rows
     "public": (conv.conv2d_forward, conv.conv2d_backward),
     "shifted": (conv.conv2d_forward_shifted, conv.conv2d_backward_shifted),
-    "columns": (conv.conv2d_forward_columns, conv.conv2d_backward_columns),
+    "columns": (conv.conv2d_forward_im2col, conv.conv2d_backward_im2col),
 }
 
 
@@ -254,8 +254,8 @@ CASES = {
     "col2im": _columns_case(True),
 }
 OTHER_CASES = {
-    "conv2d_forward_columns": _conv_case("columns", False),
-    "conv2d_backward_columns": _conv_case("columns", True),
+    "conv2d_forward_im2col": _conv_case("columns", False),
+    "conv2d_backward_im2col": _conv_case("columns", True),
     "conv2d_forward, stride 2": _conv_case("public", False, (2, 3)),
     "conv2d_backward, stride 2": _conv_case("public", True, (2, 3)),
 }

@@ -105,7 +105,7 @@ def test_gradients_of_many_numbers_in_float32(device):
         x64, dy64 = x.astype(np.float64), dy.astype(np.float64) + 1
         xhat = (x64 - x64.mean()) / np.sqrt(x64.var() + 1e-5)
         want = [(dy64 * xhat).sum(), dy64.sum()]
-        np.testing.assert_allclose(model.k.to_host(model.grad), want, rtol=0, atol=0.1)
+        np.testing.assert_allclose(model.ops.to_host(model.grad), want, rtol=0, atol=0.1)
 
 
 @devices

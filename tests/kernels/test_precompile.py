@@ -8,8 +8,8 @@ import numba
 import numpy as np
 import pytest
 
-from tinycnn import SGD, Batches, CrossEntropyLoss, Dropout, Flatten, Linear, Sequential, kernels, train
-from tinycnn.dataset import Loader
+from tinycnn import SGD, CrossEntropyLoss, DeviceDataset, Dropout, Flatten, Linear, Sequential, kernels, train
+from tinycnn.dataset import DataLoader
 from tinycnn.kernels import _capture, _jit, _precompile
 
 # Four kernels and more, for one type each, with an empty cache; prints how many of them came from another process.
@@ -85,11 +85,11 @@ def test_nothing_is_started_where_everything_is_compiled(monkeypatch):
 
 def test_fit_asks_for_its_smaller_last_batch_and_for_training(monkeypatch):
     model = Sequential(Flatten(), Dropout(0.5), Linear(12, 3), input_shape=(1, 3, 4), rng=0).eval()
-    data = Batches(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
+    data = DeviceDataset(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
     before, asked = model.snapshot(), []
     monkeypatch.setattr(kernels, "precompile", lambda step: _capture.trace_calls(step, asked, dry_run=True))
     model.set_input_shape(data.image_shape)
-    train._compile(train.Run(model, CrossEntropyLoss(), Loader(data), SGD(model, 0.1)), {16, 4})
+    train._compile(train.StepRunner(model, CrossEntropyLoss(), DataLoader(data), SGD(model, 0.1)), {16, 4})
     assert {len(args[0]) for function, args in asked if function.__name__.startswith("gather")} == {16, 4}
     assert any(function.__name__ == "increment" for function, _ in asked)  # dropout's masks, in training only
     assert not model.training

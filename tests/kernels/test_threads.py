@@ -16,10 +16,10 @@ def world(monkeypatch):
     """What a step takes, by threads; steps move the clock on."""
     took = {"now": 0.0, 1: 2.0, 2: 1.0}
     monkeypatch.setattr(_threads, "clock", lambda: took["now"])
-    before = tinycnn.set_threads(None)
-    tinycnn.set_threads(2)
+    before = tinycnn.set_num_threads(None)
+    tinycnn.set_num_threads(2)
     yield took
-    tinycnn.set_threads(before)
+    tinycnn.set_num_threads(before)
 
 
 def run(pace, world, steps):
@@ -77,11 +77,11 @@ def test_a_single_defeat_may_be_chance(world):
 
 def test_one_thread_is_left_alone(world):
     pace = _threads.ThreadPolicy()
-    tinycnn.set_threads(1)
+    tinycnn.set_num_threads(1)
     for _ in range(50):
         with pace:
             assert numba.get_num_threads() == 1
-    tinycnn.set_threads(2)
+    tinycnn.set_num_threads(2)
 
 
 def test_an_error_leaves_the_threads_as_they_were(world):

@@ -33,7 +33,7 @@ import numba
 import numba.cuda
 
 from tinycnn import _gpu
-from tinycnn.devices import DeviceMemoryError
+from tinycnn.errors import DeviceError, DeviceMemoryError
 from tinycnn.kernels._cache import enable_cache
 
 cuda: Any = numba.cuda  # type checkers see Numba's own, deprecated module
@@ -82,7 +82,7 @@ def _translate_error(error, action, requested=0):
         return error
     if "OUT_OF_MEMORY" in str(error).upper():
         return DeviceMemoryError(requested, free_memory())
-    return _gpu.DeviceError(
+    return DeviceError(
         f"{action} failed on cuda:{_context['device']}: {error} (kernels run asynchronously: one launched earlier may "
         "be the cause; CUDA_LAUNCH_BLOCKING=1 shows which)"
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 from numba.core.caching import FunctionCache
 
-from tinycnn._streams import note
+from tinycnn._streams import print_stderr
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # What runs as Python beside the kernels, and is in none of them.
@@ -42,7 +42,7 @@ def stamp(folder):
 
 @functools.cache
 def note_once(text):
-    note(f"tinycnn: {text}")
+    print_stderr(f"tinycnn: {text}")
 
 
 class CacheEntries:
@@ -78,7 +78,7 @@ class CacheEntries:
 
     def damaged(self, key):
         """Remove the file of a key, and say so."""
-        note(f"tinycnn: the compiled kernel in {self.path(key)} is damaged; it is removed and compiled anew")
+        print_stderr(f"tinycnn: the compiled kernel in {self.path(key)} is damaged; it is removed and compiled anew")
         with contextlib.suppress(OSError):
             self.path(key).unlink()
 

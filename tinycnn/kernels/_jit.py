@@ -21,7 +21,7 @@ from numba.core.compiler import Compiler
 from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
-from tinycnn._interrupts import put_off
+from tinycnn._interrupts import defer_interrupt
 from tinycnn.kernels import _threads
 from tinycnn.kernels._cache import enable_cache
 from tinycnn.kernels._capture import trace, traced
@@ -101,7 +101,7 @@ def _dispatcher(function, options):
         numba.njit(pipeline_class=KernelCompiler, **options)(function)
     )
     if hasattr(dispatcher, "compile"):  # with NUMBA_DISABLE_JIT it is the function itself
-        dispatcher.compile = put_off()(dispatcher.compile)
+        dispatcher.compile = defer_interrupt()(dispatcher.compile)
     return dispatcher
 
 

@@ -14,7 +14,7 @@ from numba import prange
 from tinycnn import scalars
 from tinycnn.kernels._capture import traced
 from tinycnn.kernels._jit import device_function, force_inline, kernel, kernel_no_reassoc, scalar
-from tinycnn.kernels._simd import whole_registers
+from tinycnn.kernels._simd import full_width
 
 tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
@@ -55,7 +55,7 @@ def sigmoid_inplace(y):  # LLVM vectorises this loop only if it is force_inline 
 @device_function
 def apply_activation(y, formula):
     """y = f(y), flat.  formula: which f, and its two constants"""
-    whole_registers()
+    full_width()
     which, a, s, zero = formula[0], y.dtype.type(formula[1]), y.dtype.type(formula[2]), y.dtype.type(0)
     if which == TANH:
         for i in range(y.size):

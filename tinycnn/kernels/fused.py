@@ -27,7 +27,7 @@ def forward_plane(y, x, formula, share):
 
 
 @kernel
-def average_forward(y, x, formula, divisor):
+def avg_pool_forward(y, x, formula, divisor):
     """x = f(x), y = the means of that."""
     C, share = x.shape[1], x.dtype.type(1 / divisor)
     for task in prange(len(x) * C):
@@ -50,8 +50,8 @@ def backward_plane(dx, dy, formula, share):
 
 
 @kernel
-def average_backward(dx, dy, formula, divisor):
-    """dx: before, what `average_forward` left in x; after, the gradient of what it was given there."""
+def avg_pool_backward(dx, dy, formula, divisor):
+    """dx: before, what `avg_pool_forward` left in x; after, the gradient of what it was given there."""
     C, share = dx.shape[1], dx.dtype.type(1 / divisor)
     for task in prange(len(dx) * C):
         t, c = task // C, task % C
@@ -59,7 +59,7 @@ def average_backward(dx, dy, formula, divisor):
 
 
 @kernel
-def max_forward(y, indices, x, formula, kernel_size, stride, padding, dilation):
+def max_pool_forward(y, indices, x, formula, kernel_size, stride, padding, dilation):
     """y = f(the largest entry of each window of x)."""
     C = x.shape[1]
     for task in prange(len(x) * C):
@@ -69,8 +69,8 @@ def max_forward(y, indices, x, formula, kernel_size, stride, padding, dilation):
 
 
 @kernel
-def max_backward(dx, dy, indices, y, formula, kernel_size, stride, padding, dilation):
-    """dx from dy, which is overwritten; y: what `max_forward` left."""
+def max_pool_backward(dx, dy, indices, y, formula, kernel_size, stride, padding, dilation):
+    """dx from dy, which is overwritten; y: what `max_pool_forward` left."""
     C = dx.shape[1]
     for task in prange(len(dx) * C):
         t, c = task // C, task % C

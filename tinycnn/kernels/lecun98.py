@@ -8,7 +8,7 @@ from numba import prange
 
 from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels._simd import ravel
-from tinycnn.kernels.layout import on_images
+from tinycnn.kernels.layout import via_nchw
 from tinycnn.kernels.pooling import clear, mean_2x2, mean_2x2_backward
 
 # Windows lie side by side; those of LeNet-5, 2 x 2, are written out in pooling.py.
@@ -39,7 +39,7 @@ def subsample_plane(y, x, factor, offset, KH, KW):
         flat[k] = factor * flat[k] + offset
 
 
-@on_images(0)
+@via_nchw(0)
 @kernel
 def subsample_forward(y, x, weight, bias, kernel_size, scale):
     """y[n, c] = weight[c] * scale * (sum of each window) + bias[c]; scale is 1 for the sum, 1/(KH*KW) for the mean.
@@ -82,7 +82,7 @@ def subsample_spread(dx, dy, factor, KH, KW):
                 to[j * KW + v] = factor * g[j]
 
 
-@on_images(0)
+@via_nchw(0)
 @kernel
 def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
     """Gradients of all three arguments of `subsample_forward`; dx of size 0 is not computed."""
@@ -157,7 +157,7 @@ def map_output(y, x, w, bias, sources, first, last):
             to[j] = got[j]
 
 
-@on_images(0)
+@via_nchw(0)
 @kernel
 def conv2d_map_forward(y, x, w, b, sources, starts):
     """y[n, o] = b[o] + sum of x[n, sources[p]] convolved with w[p] over the pairs p = starts[o] ... starts[o + 1] - 1.
@@ -206,7 +206,7 @@ def map_input(dx, dy, w, sources, starts):
             spread_pair(ravel(plane), run, w[p], pitch)
 
 
-@on_images(0)
+@via_nchw(0)
 @kernel
 def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
     """Gradients of all three arguments of `conv2d_map_forward`; dx of size 0 is not computed."""

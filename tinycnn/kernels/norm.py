@@ -22,7 +22,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import device_function, kernel
-from tinycnn.kernels._simd import fma, load, pixel, ravel, spread, store
+from tinycnn.kernels._simd import fma, load, pixel_zero, ravel, splat, store
 from tinycnn.kernels.layout import lanes
 
 RUN = 2048
@@ -31,8 +31,8 @@ RUN = 2048
 @device_function
 def add_lanes(sums, plane):
     """sums[n] += the numbers in lane n of a plane."""
-    flat, total, none = ravel(plane), load(sums, 0, pixel(plane)), pixel(plane)
-    one = spread(plane.dtype.type(1), none)
+    flat, total, none = ravel(plane), load(sums, 0, pixel_zero(plane)), pixel_zero(plane)
+    one = splat(plane.dtype.type(1), none)
     for k in range(0, flat.size, sums.size):
         total = fma(one, load(flat, k, none), total)
     store(sums, 0, total)
@@ -41,8 +41,8 @@ def add_lanes(sums, plane):
 @device_function
 def add_squares(sums, plane, mean):
     """sums[n] += the squared distances of lane n from mean[n]."""
-    flat, total, none = ravel(plane), load(sums, 0, pixel(plane)), pixel(plane)
-    m, minus = load(mean, 0, none), spread(plane.dtype.type(-1), none)
+    flat, total, none = ravel(plane), load(sums, 0, pixel_zero(plane)), pixel_zero(plane)
+    m, minus = load(mean, 0, none), splat(plane.dtype.type(-1), none)
     for k in range(0, flat.size, sums.size):
         far = fma(minus, m, load(flat, k, none))
         total = fma(far, far, total)
@@ -83,9 +83,9 @@ def add_wide(sums, plane, mean, squared, exact):
 @device_function
 def add_slopes(straight, bent, dy, x, mean, rstd, weight):
     """straight[n] += weight * dy and bent[n] += weight * dy * xhat over lane n of a plane."""
-    g, flat, none, T = ravel(dy), ravel(x), pixel(x), x.dtype.type
-    total, total_bent, w = load(straight, 0, none), load(bent, 0, none), spread(weight, none)
-    m, r, one, minus = load(mean, 0, none), load(rstd, 0, none), spread(T(1), none), spread(T(-1), none)
+    g, flat, none, T = ravel(dy), ravel(x), pixel_zero(x), x.dtype.type
+    total, total_bent, w = load(straight, 0, none), load(bent, 0, none), splat(weight, none)
+    m, r, one, minus = load(mean, 0, none), load(rstd, 0, none), splat(T(1), none), splat(T(-1), none)
     for k in range(0, flat.size, straight.size):
         slope, far = fma(w, load(g, k, none), none), fma(minus, m, load(flat, k, none))
         total, total_bent = fma(one, slope, total), fma(fma(far, r, none), slope, total_bent)
@@ -109,9 +109,9 @@ def add_slopes_wide(straight, bent, dy, x, mean, rstd, weight):
 @device_function
 def normalise(y, x, mean, rstd, weight, bias):
     """y = (x - mean[n]) * rstd[n] * weight + bias, one plane."""
-    to, flat, none = ravel(y), ravel(x), pixel(x)
-    m, minus = load(mean, 0, none), spread(x.dtype.type(-1), none)
-    scale, b = fma(load(rstd, 0, none), spread(weight, none), none), spread(bias, none)
+    to, flat, none = ravel(y), ravel(x), pixel_zero(x)
+    m, minus = load(mean, 0, none), splat(x.dtype.type(-1), none)
+    scale, b = fma(load(rstd, 0, none), splat(weight, none), none), splat(bias, none)
     for k in range(0, flat.size, mean.size):
         store(to, k, fma(fma(minus, m, load(flat, k, none)), scale, b))
 
@@ -119,9 +119,9 @@ def normalise(y, x, mean, rstd, weight, bias):
 @device_function
 def bend(dx, dy, x, mean, rstd, weight, straight, bent, count):
     """dx of a plane whose mean and variance depend on x, from the sums over its set of `count` numbers."""
-    to, g, flat, none = ravel(dx), ravel(dy), ravel(x), pixel(x)
-    m, r, w = load(mean, 0, none), load(rstd, 0, none), spread(weight, none)
-    minus, share = spread(x.dtype.type(-1), none), spread(-1 / count, none)
+    to, g, flat, none = ravel(dx), ravel(dy), ravel(x), pixel_zero(x)
+    m, r, w = load(mean, 0, none), load(rstd, 0, none), splat(weight, none)
+    minus, share = splat(x.dtype.type(-1), none), splat(-1 / count, none)
     level, slant = fma(load(straight, 0, none), share, none), fma(load(bent, 0, none), share, none)
     for k in range(0, flat.size, mean.size):
         xhat = fma(fma(minus, m, load(flat, k, none)), r, none)

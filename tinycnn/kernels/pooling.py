@@ -12,8 +12,8 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import device_function, inline_ir, kernel
-from tinycnn.kernels._simd import fma, load, load_where, pixel, ravel, spread, store
-from tinycnn.kernels.layout import lanes, meeting
+from tinycnn.kernels._simd import fma, load, load_where, pixel_zero, ravel, splat, store
+from tinycnn.kernels.layout import lanes, valid_range
 
 
 @device_function
@@ -52,8 +52,8 @@ def row(plane, i):
 @device_function
 def mean_2x2(y, x, share, first, last):
     """Rows first ... last of one plane.  y: (OH, OW) or (OH, OW, L)   x: (H, W) or (H, W, L)"""
-    OW, L, none = y.shape[1], lanes(x), pixel(x)
-    factor = spread(share, none)
+    OW, L, none = y.shape[1], lanes(x), pixel_zero(x)
+    factor = splat(share, none)
     for i in range(first, last):
         out, top, low = row(y, i), row(x, 2 * i), row(x, 2 * i + 1)
         for j in range(OW):
@@ -73,7 +73,7 @@ def mean_plane(y, x, rows, columns, kernel_size, stride, padding, divisor):
         for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
             one = row(x, h)
             for v in range(KW):
-                j0, j1 = meeting(v - pw, sw, OW, W)
+                j0, j1 = valid_range(v - pw, sw, OW, W)
                 for j in range(j0, j1):
                     k = (j * sw + v - pw) * L
                     for n in range(L):
@@ -103,8 +103,8 @@ def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, di
 @device_function
 def repeat_pixels(to, out, share, like):
     """Every number of a row `out`, times share, twice."""
-    L, none = lanes(like), pixel(like)
-    factor = spread(share, none)
+    L, none = lanes(like), pixel_zero(like)
+    factor = splat(share, none)
     for j in range(out.size // L):
         part = fma(load(out, j * L, none), factor, none)
         store(to, 2 * j * L, part)
@@ -133,7 +133,7 @@ def mean_plane_backward(dx, dy, rows, columns, kernel_size, stride, padding, div
         for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
             to = row(dx, h)
             for v in range(KW):
-                j0, j1 = meeting(v - pw, sw, OW, W)
+                j0, j1 = valid_range(v - pw, sw, OW, W)
                 for j in range(j0, j1):
                     k = (j * sw + v - pw) * L
                     share = dx.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
@@ -191,7 +191,7 @@ def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
                 continue
             one = row(x, h)
             for v in range(KW):
-                j0, j1 = meeting(v * dw - pw, sw, OW, W)
+                j0, j1 = valid_range(v * dw - pw, sw, OW, W)
                 for j in range(j0, j1):
                     w = j * sw + v * dw - pw
                     for n in range(L):
@@ -223,7 +223,7 @@ def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
 @device_function
 def unpool_2x2(dx, dy, indices):
     """One plane, the transpose of `max_2x2`."""
-    (H, W), (OH, OW), L, none = dx.shape[:2], dy.shape[:2], lanes(dx), pixel(dx)
+    (H, W), (OH, OW), L, none = dx.shape[:2], dy.shape[:2], lanes(dx), pixel_zero(dx)
     if H > 2 * OH or W > 2 * OW:
         clear(dx)
     for i in range(OH):
