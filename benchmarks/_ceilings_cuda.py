@@ -20,7 +20,7 @@ def copy_kernel(y, x):
 
 @phase
 def chain_phase(tid, nt, first, y, x):
-    """Eight chains that do not wait for one another."""
+    """CHAINS independent chains of multiply-adds, so that the latency of one is hidden by the others."""
     m = x[0]
     a, b, c, d, e, f, g, h = x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8]
     for _ in range(STEPS):

@@ -1,15 +1,15 @@
-"""Everything there is to check and to measure on a machine with an NVIDIA GPU, in one command.
+"""All checks and measurements for a machine with an NVIDIA GPU.
 
     make gpu-check        or        python -m benchmarks gpu [--minutes 8] [--skip-tests] [--out benchmarks/results]
 
-First the tests on the device (pytest -m gpu), and a part of them under compute-sanitizer where that is installed.  Then
-the benchmarks, each checked against the CPU before a time is taken: the card's ceilings, single kernels, whole steps
-(kernel by kernel and recorded), host time per launch, CPU against GPU, an epoch and the time to 99 % on MNIST, and
-PyTorch on the same card.  Times are the device's own (events), medians after a warm-up.  A part that fails, or for
-which there is no time left, says so, and the others go on.  Figures go to gpu.json and gpu.md in the folder of --out.
+First the tests on the device (pytest -m gpu), and some of them under compute-sanitizer if that is installed.  Then the
+benchmarks: the ceilings of the GPU, single kernels, whole steps (eager and captured) on GPU and CPU, host time of a
+launch, an epoch and the time to 99 % on MNIST, and PyTorch on the same GPU.  Results are compared with the CPU's before
+times are taken.  Times are medians after a warm-up, measured by CUDA events.  A part that fails, or for which no time
+is left, is reported, and the others run.  Results go to gpu.json and gpu.md in the folder of --out.
 
---rehearse runs the same code on tiny sizes; its times mean nothing and are not kept.  Without a GPU, as PTX on the
-processor: python tests/support/cuda_on_cpu -m benchmarks.gpu --rehearse
+--rehearse runs the same code on tiny sizes and saves nothing; its times are meaningless.  Without a GPU, as PTX on the
+CPU: python tests/support/cuda_on_cpu -m benchmarks.gpu --rehearse
 """
 
 import argparse
@@ -35,13 +35,13 @@ STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no 
 
 
 def data_set(images):
-    """Random images and labels: the time of a step does not depend on what they show."""
+    """Random images and labels; the time of a step does not depend on their content."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (images, 28, 28), dtype=np.uint8), rng.integers(0, 10, images)
 
 
 class Setup:
-    """LeNet-5, its loss, Adam and data on one device."""
+    """LeNet-5 with loss, Adam and data on one device."""
 
     def __init__(self, device, batch, images, activation="relu", pool="max"):
         from tinycnn import Adam, CrossEntropyLoss, DeviceDataset, models
@@ -60,23 +60,23 @@ class Setup:
         self.run.step(self.batch)
 
     def restart(self):
-        """Back to the first image; a recording goes on reading the order from there."""
+        """Go back to the first image and clear the totals; valid for a captured step too."""
         self.run.loader.seek(0)
         self.batches.ops.copy_to(self.run.totals, np.zeros(5))
 
     def losses(self, step, count):
         """The mean loss of each of the next `count` steps."""
-        found, before = [], 0.0
+        losses, previous = [], 0.0
         for _ in range(count):
             step()
-            now = float(self.batches.ops.to_host(self.run.totals)[0])
-            found.append((now - before) / self.batch)
-            before = now
-        return found
+            total = float(self.batches.ops.to_host(self.run.totals)[0])
+            losses.append((total - previous) / self.batch)
+            previous = total
+        return losses
 
 
 def median(function, repeats):
-    """Median seconds of `function` on the device, after two calls that do not count."""
+    """Median seconds of `function` on the device, after two calls to warm up."""
     from tinycnn.cuda import _launch
 
     for _ in range(2):
@@ -84,44 +84,44 @@ def median(function, repeats):
     return statistics.median(_launch.elapsed_seconds(function) for _ in range(repeats))
 
 
-def same(what, got, want, tolerance):
-    """Stop unless two arrays agree."""
+def assert_agree(name, got, want, tolerance):
+    """Raise ValueError unless two arrays agree within `tolerance` (relative, in the Euclidean norm)."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     error = np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30)
     if not error <= tolerance:
-        raise ValueError(f"{what} differs from the CPU's by {error:.1e}, allowed {tolerance:.1e}")
+        raise ValueError(f"{name} differs from the CPU's by {error:.1e}, allowed {tolerance:.1e}")
     return error
 
 
-# --- the parts: each takes the sizes and returns (figures for the JSON, lines of the table) ---------------------------
+# --- the parts: each takes the sizes and returns (results for the JSON, lines of the table) ---------------------------
 
 
 def ceilings(size):
-    """What the card does at best: bytes copied and fused multiply-adds a second, with kernels like ours."""
+    """Upper limits of the GPU: bytes copied and fused multiply-adds a second."""
     from benchmarks import _ceilings
     from tinycnn import cuda
 
     ceiling = _ceilings.GpuCeilings(size["copy"], size["chains"])
     seconds = [median(call, size["repeats"]) for call in (ceiling.multiply, ceiling.copy)]
-    same("the copy", cuda.to_host(ceiling.target), cuda.to_host(ceiling.source), 0)
+    assert_agree("the copy", cuda.to_host(ceiling.target), cuda.to_host(ceiling.source), 0)
     rates = _ceilings.rates(ceiling, *seconds)
     line = f"copy {rates['copy_gb_per_s']:,.0f} GB/s, fused multiply-adds {rates['gemm_gflops'] / 1e3:.1f} TFLOP/s"
     return rates, [line]
 
 
 def kernels(size):
-    """Time, bandwidth and arithmetic of every call of a step, from recordings of many calls in a row."""
+    """Time, bandwidth and arithmetic of every call of a step, from captures of many calls in a row."""
     rows, lines = [], [f"{'batch':>5} {'call':<26} {'us':>8} {'GB/s':>8} {'GFLOP/s':>9}"]
     for batch in size["kernel_batches"]:
         for activation, pool in (("tanh", "avg"), ("relu", "max")):
-            here, there = (Setup(d, batch, size["images"], activation, pool) for d in ("cpu", "cuda"))
-            losses = [s.losses(s.step, 1)[0] for s in (here, there)]
-            same("the loss", losses[1], losses[0], 1e-4)
-            compare_buffers(here.model, there.model, batch)
-            for name, call, flops, moved in calls_of(there, batch):
+            cpu, gpu = (Setup(d, batch, size["images"], activation, pool) for d in ("cpu", "cuda"))
+            losses = [s.losses(s.step, 1)[0] for s in (cpu, gpu)]
+            assert_agree("the loss", losses[1], losses[0], 1e-4)
+            compare_buffers(cpu.model, gpu.model, batch)
+            for name, call, flops, moved in calls_of(gpu, batch):
                 repeat = size["in_a_row"]
-                recorded = there.model.ops.capture(lambda call=call, n=repeat: [call() for _ in range(n)] and None)
-                seconds = median(recorded, size["repeats"]) / repeat
+                captured = gpu.model.ops.capture(lambda call=call, n=repeat: [call() for _ in range(n)] and None)
+                seconds = median(captured, size["repeats"]) / repeat
                 rows.append({"batch": batch, "net": f"{activation} + {pool}", "call": name, "seconds": seconds,
                              "gb_per_s": moved / seconds / 1e9, "gflop_per_s": flops / seconds / 1e9})  # fmt: skip
     for row in rows:
@@ -132,19 +132,19 @@ def kernels(size):
     return rows, lines
 
 
-def compare_buffers(here, there, batch):
-    """After the same step, everything that the two models hold."""
-    ours, theirs = (
+def compare_buffers(cpu, gpu, batch):
+    """Compare all outputs and gradients of two models after the same step."""
+    want, got = (
         {step.numbers[-1]: plan.to_host(step.y) for step in plan.steps if step.layers}
-        for plan in (here.plan(batch), there.plan(batch))
+        for plan in (cpu.plan(batch), gpu.plan(batch))
     )
-    for number in ours:
-        same(f"the output of layer {number}", theirs[number], ours[number], 1e-4)
-    same("the gradient", there.ops.to_host(there.grad), here.grad, 1e-4)
+    for number in want:
+        assert_agree(f"the output of layer {number}", got[number], want[number], 1e-4)
+    assert_agree("the gradient", gpu.ops.to_host(gpu.grad), cpu.grad, 1e-4)
 
 
 def calls_of(setup, batch):
-    """(name, call, floating-point operations, bytes read and written) of everything that a step launches."""
+    """(name, call, floating-point operations, bytes read and written) of every call of a step."""
     model, k, criterion = setup.model, setup.model.ops, setup.criterion
     plan = model.plan(batch)
     target = setup.run.loader.next(plan.x)
@@ -168,31 +168,31 @@ def calls_of(setup, batch):
 
 
 def steps(size):
-    """A whole training step, kernel by kernel and recorded, against the CPU's: the same weights, batches and losses."""
+    """A training step, eager and captured, on GPU and CPU, with the same weights, batches and losses."""
     rows, lines = (
         [],
-        [f"{'batch':>5} {'eager us':>10} {'recorded us':>12} {'images/s':>12} {'TFLOP/s':>8} {'CPU images/s':>13}"],
+        [f"{'batch':>5} {'eager us':>10} {'captured us':>12} {'images/s':>12} {'TFLOP/s':>8} {'CPU images/s':>13}"],
     )
     for batch in size["batches"]:
-        cpu, gpu, again = (Setup(d, batch, size["images"]) for d in ("cpu", "cuda", "cuda"))
-        recorded = again.model.ops.capture(again.step)
+        cpu, gpu, captured_setup = (Setup(d, batch, size["images"]) for d in ("cpu", "cuda", "cuda"))
+        captured = captured_setup.model.ops.capture(captured_setup.step)
         want = cpu.losses(cpu.step, size["checked"])
-        got, replayed = gpu.losses(gpu.step, size["checked"]), again.losses(recorded, size["checked"])
+        got, replayed = gpu.losses(gpu.step, size["checked"]), captured_setup.losses(captured, size["checked"])
         if got != replayed:
-            raise ValueError(f"batch {batch}: recorded and eager steps differ: {got} and {replayed}")
-        same(f"batch {batch}: the losses", got, want, 1e-3)
+            raise ValueError(f"batch {batch}: captured and eager steps differ: {got} and {replayed}")
+        assert_agree(f"batch {batch}: the losses", got, want, 1e-3)
         seconds = {}
-        for name, setup, step in (("eager", gpu, gpu.step), ("recorded", again, recorded)):
+        for name, setup, step in (("eager", gpu, gpu.step), ("captured", captured_setup, captured)):
             count = max(1, min(size["in_a_row"], size["images"] // batch - 2))
 
-            def many(step=step, count=count):
+            def run_steps(step=step, count=count):
                 for _ in range(count):
                     step()
 
             times = []
             for _ in range(size["repeats"] + 1):
                 setup.restart()
-                times.append(_seconds(many) / count)
+                times.append(_seconds(run_steps) / count)
             seconds[name] = statistics.median(times[1:])
         cpu.restart()
         start = time.perf_counter()
@@ -200,9 +200,9 @@ def steps(size):
             cpu.step()
         seconds["cpu"] = (time.perf_counter() - start) / count
         rows.append({"batch": batch, "seconds": seconds, "losses": {"cpu": want, "gpu": got}})
-        rate = batch / seconds["recorded"]
+        rate = batch / seconds["captured"]
         lines.append(
-            f"{batch:5d} {seconds['eager'] * 1e6:10.1f} {seconds['recorded'] * 1e6:12.1f} {rate:12,.0f} "
+            f"{batch:5d} {seconds['eager'] * 1e6:10.1f} {seconds['captured'] * 1e6:12.1f} {rate:12,.0f} "
             f"{rate * STEP_FLOPS / 1e12:8.2f} {batch / seconds['cpu']:13,.0f}"
         )
     return rows, lines
@@ -215,7 +215,7 @@ def _seconds(function):
 
 
 def launches(size):
-    """Host time of a launch: the Python it takes, not the kernel."""
+    """Host time of a launch, without the kernel."""
     from tinycnn import cuda
     from tinycnn.cuda import _launch, optim
 
@@ -235,33 +235,33 @@ def launches(size):
 
 
 def epochs(size):
-    """An epoch of MNIST, and the time to 99 % of test accuracy, with the data on the device."""
+    """Time of an epoch of MNIST, and time to 99 % test accuracy, with the data on the device."""
     from tinycnn import AdamW, CrossEntropyLoss, DeviceDataset, data, evaluate, fit, models, schedules, train
 
     try:
         mnist = data.mnist(download=False)
     except (OSError, ValueError) as error:
         return None, [f"skipped: {error}"]
-    many = size["mnist"]
-    training = DeviceDataset(mnist.train_images[:many], mnist.train_labels[:many], device="cuda")
-    test = DeviceDataset(mnist.test_images[:many], mnist.test_labels[:many], mean=training.mean, std=training.std,
+    count = size["mnist"]
+    training = DeviceDataset(mnist.train_images[:count], mnist.train_labels[:count], device="cuda")
+    test = DeviceDataset(mnist.test_images[:count], mnist.test_labels[:count], mean=training.mean, std=training.std,
                    device="cuda")  # fmt: skip
     rows = []
     for seed in range(size["seeds"]):
         model = models.lenet5("relu", "max", rng=seed, device="cuda")
-        batch, count = 128, size["epochs"]
-        rates = schedules.one_cycle(4e-3, count * -(-len(training) // batch), warmup=0.2)
+        batch, epochs = 128, size["epochs"]
+        rates = schedules.one_cycle(4e-3, epochs * -(-len(training) // batch), warmup=0.2)
         optimizer, criterion = AdamW(model, rates, weight_decay=0.05), CrossEntropyLoss()
         train.warm_up(model, criterion, optimizer, training, batch)
         spent: list[float] = []
         reached = None
 
-        def look(record, model=model, spent=spent):
+        def on_epoch(record, model=model, spent=spent):
             spent.append(record["seconds"])
             record["test_accuracy"] = evaluate(model, test, batch_size=1000)[1]
 
         history = fit(
-            model, criterion, optimizer, training, epochs=count, batch_size=batch, rng=seed, on_epoch=look,
+            model, criterion, optimizer, training, epochs=epochs, batch_size=batch, rng=seed, on_epoch=on_epoch,
             progress=False,
         )  # fmt: skip
         for number, record in enumerate(history, 1):
@@ -279,7 +279,7 @@ def epochs(size):
 
 
 def torch_steps(size):
-    """PyTorch's step on the same card: eager, compiled, and as a CUDA graph; data preloaded, losses compared."""
+    """PyTorch's step on the same GPU: eager, compiled, and as a CUDA graph; data preloaded, losses compared."""
     try:
         import torch
         from torch import nn
@@ -289,7 +289,7 @@ def torch_steps(size):
     if device == "cpu" and not size["rehearsal"]:
         return None, ["skipped: this torch sees no GPU"]
     images, labels = (torch.from_numpy(a).to(device) for a in data_set(size["images"]))
-    rows, lines = [], [f"{'batch':>5} {'way':<22} {'us':>10} {'images/s':>12}"]
+    rows, lines = [], [f"{'batch':>5} {'mode':<22} {'us':>10} {'images/s':>12}"]
 
     def build(batch, tf32):
         from tinycnn import models
@@ -301,8 +301,8 @@ def torch_steps(size):
         ).to(device)  # fmt: skip
         state = models.lenet5("relu", "max", rng=0).state_dict()
         net.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-        there = device == "cuda"
-        optimizer = torch.optim.Adam(net.parameters(), RATE, fused=there, capturable=there)
+        on_gpu = device == "cuda"
+        optimizer = torch.optim.Adam(net.parameters(), RATE, fused=on_gpu, capturable=on_gpu)
         criterion = nn.CrossEntropyLoss()
         index = torch.arange(batch, device=device)
 
@@ -352,17 +352,17 @@ def torch_steps(size):
         return graph.replay
 
     for batch in size["torch_batches"]:
-        ours = Setup("cuda", batch, size["images"])
-        want = ours.losses(ours.step, 3)
-        ways = [("eager", False), ("compiled", False), ("graph", False), ("eager, tf32", True), ("graph, tf32", True)]
-        for name, tf32 in ways:
+        setup = Setup("cuda", batch, size["images"])
+        want = setup.losses(setup.step, 3)
+        modes = [("eager", False), ("compiled", False), ("graph", False), ("eager, tf32", True), ("graph, tf32", True)]
+        for name, tf32 in modes:
             if name != "eager" and (device == "cpu" or time.monotonic() > size["until"]):
                 continue
             try:
                 step, index, net = build(batch, tf32)
                 losses = [step().item() for _ in range(3)]
                 if not tf32:
-                    same(f"torch, batch {batch}: the losses", losses, want, 1e-3)
+                    assert_agree(f"torch, batch {batch}: the losses", losses, want, 1e-3)
                 if name.startswith("compiled"):
                     net.compile()
                     step()
@@ -370,9 +370,9 @@ def torch_steps(size):
                 seconds = timed(run, index, batch)
             except Exception as error:
                 lines.append(f"{batch:5d} {name:<22} failed: {str(error).splitlines()[0][:80]}")
-                rows.append({"batch": batch, "way": name, "error": str(error)[:400]})
+                rows.append({"batch": batch, "mode": name, "error": str(error)[:400]})
                 continue
-            rows.append({"batch": batch, "way": name, "seconds": seconds})
+            rows.append({"batch": batch, "mode": name, "seconds": seconds})
             lines.append(f"{batch:5d} {name:<22} {seconds * 1e6:10.1f} {batch / seconds:12,.0f}")
     return rows, lines
 
@@ -394,11 +394,11 @@ REHEARSAL: dict[str, Any] = {
 }  # fmt: skip
 
 
-# --- tests, and putting it together -----------------------------------------------------------------------------------
+# --- tests and main ---------------------------------------------------------------------------------------------------
 
 
 def run_tests(limit):
-    """pytest on the device, and the small cases under compute-sanitizer; lines for the report."""
+    """Run pytest on the device, and small cases under compute-sanitizer; returns lines for the report."""
     environment = {**os.environ, "TINYCNN_CUDA": "gpu"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     lines = []
@@ -424,13 +424,13 @@ def run_tests(limit):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8, help="start no part after so many minutes, less one")
+    parser.add_argument("--minutes", type=float, default=8, help="time limit; no part starts in the last minute")
     parser.add_argument("--skip-tests", action="store_true")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts only")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for gpu.json and gpu.md"
     )
-    parser.add_argument("--rehearse", action="store_true", help="on tiny sizes, keeping nothing")
+    parser.add_argument("--rehearse", action="store_true", help="run on tiny sizes and save nothing")
     args = parser.parse_args(argv)
     begin = time.monotonic()
 
@@ -482,7 +482,7 @@ def main(argv=None):
         result["parts"][part] = figures
         text += [f"## {part}", "", title, "", "```", *lines, "```", ""]
         print(f"\n{part}: {title}", *lines, sep="\n", flush=True)
-        if not args.rehearse:  # kept after every part: what is measured is not lost
+        if not args.rehearse:  # after every part, so that nothing is lost
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
             (args.out / "gpu.md").write_text("\n".join(text))

@@ -1,4 +1,4 @@
-"""What --device cuda says where something is missing: with a driver made up for the purpose."""
+"""The messages of --device cuda when something is missing, with a fake driver."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from tinycnn.errors import DeviceError
 
 
 class Driver:
-    """A driver that answers as a test wants it to."""
+    """A fake driver with the version, GPUs and error that a test chooses."""
 
     def __init__(self, version=13000, gpus=(("H200", (9, 0), 139 << 30),), error=0):
         self.version, self.gpus, self.error = version, gpus, error
@@ -56,15 +56,15 @@ class Driver:
 
 @pytest.fixture
 def complete(monkeypatch):
-    """Everything but the driver is there."""
+    """A machine on which only the driver may be missing."""
     monkeypatch.setattr(_gpu, "find_toolkit", lambda: dict.fromkeys(_gpu.TOOLKIT_LIBRARIES, "/somewhere"))
 
 
 @pytest.mark.usefixtures("complete")
 @pytest.mark.parametrize(
-    ("driver", "number", "words"),
+    ("driver", "number", "message"),
     [
-        (Driver(version=11080), 0, "driver is too old: it knows CUDA 11.8, at least 12.0 is needed"),
+        (Driver(version=11080), 0, "driver is too old: it supports CUDA 11.8, at least 12.0 is needed"),
         (Driver(), 2, r"there is no cuda:2; this machine has cuda:0 \(H200\)"),
         (Driver(gpus=()), 0, "sees no GPU"),
         (Driver(error=100), 0, "sees no GPU$"),
@@ -72,10 +72,10 @@ def complete(monkeypatch):
         (Driver(gpus=(("V100", (7, 0), 16 << 30),)), 0, "V100 has compute capability 7.0, at least 7.5 is needed"),
     ],
 )
-def test_what_cannot_be_used_is_said(driver, number, words):
+def test_a_gpu_that_cannot_be_used_is_refused(driver, number, message):
     with pytest.raises(DeviceError) as caught:
         _gpu.require(number, _gpu.probe(driver))
-    assert any(re.search(words, line) for line in str(caught.value).splitlines())
+    assert any(re.search(message, line) for line in str(caught.value).splitlines())
 
 
 @pytest.mark.usefixtures("complete")
@@ -85,6 +85,14 @@ def test_the_extra_is_that_of_the_driver():
             _gpu.require(0, _gpu.probe(Driver(version, gpus=())))
 
 
+@pytest.mark.usefixtures("complete")
+def test_an_old_gpu_does_not_rule_out_the_next_one():
+    status = _gpu.probe(Driver(gpus=(("V100", (7, 0), 16 << 30), ("H200", (9, 0), 139 << 30))))
+    with pytest.raises(DeviceError, match="V100 has compute capability"):
+        _gpu.require(0, status)
+    _gpu.require(1, status)
+
+
 def test_a_missing_toolkit_is_named(monkeypatch):
     monkeypatch.setattr(_gpu, "find_toolkit", lambda: {"nvvm": "/somewhere", "nvrtc": None, "nvJitLink": None})
     with pytest.raises(DeviceError, match="toolkit were not found: nvrtc, nvJitLink"):
@@ -92,7 +100,7 @@ def test_a_missing_toolkit_is_named(monkeypatch):
 
 
 @pytest.mark.usefixtures("complete")
-def test_what_is_complete_is_ready():
+def test_a_complete_machine_is_ready():
     status = _gpu.probe(Driver())
     _gpu.require(0, status)
     text = "\n".join(f"{name} {value}" for name, value in _gpu.status_rows(status))
@@ -101,7 +109,7 @@ def test_what_is_complete_is_ready():
 
 
 @pytest.mark.skipif(ON_GPU, reason="this machine has a GPU")
-def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
+def test_without_a_gpu_the_example_stops_with_the_reason(tmp_path):
     command = [sys.executable, str(EXAMPLE), "--device", "cuda", "--out", str(tmp_path / "runs")]
     start = time.perf_counter()
     done = subprocess.run(
@@ -116,17 +124,17 @@ def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
 
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
-    monkeypatch.setattr(_gpu, "_cached_probe", lambda: _gpu.Status(problem="nothing there"))
+    monkeypatch.setattr(_gpu, "_cached_probe", lambda: _gpu.Status(problem="no GPU"))
     assert devices.resolve("auto") == "cpu"
-    with pytest.raises(DeviceError, match="nothing there"):
+    with pytest.raises(DeviceError, match="no GPU"):
         devices.resolve("cuda")
 
 
 # --- arrays of other libraries ----------------------------------------------------------------------------------------
 
 
-class Elsewhere:
-    """An array of another library on some GPU, as far as this package looks at it."""
+class ForeignArray:
+    """A stand-in for another library's array on a GPU."""
 
     def __init__(self, array, number):
         self.array, self.number = array, number
@@ -141,14 +149,14 @@ class Elsewhere:
 
 @pytest.mark.parametrize(("device", "name"), [("cpu", "cpu"), pytest.param("cuda", "cuda:0", marks=pytest.mark.gpu)])
 def test_an_array_on_another_device_is_refused_with_both_names(device, name):
-    there = Elsewhere(np.ones((1, 3), np.float32), 1)
+    array = ForeignArray(np.ones((1, 3), np.float32), 1)
     with pytest.raises(ValueError, match=f"x lies on cuda:1, but this computes on {name}"):
-        Sequential(layers.Linear(3, 2), rng=0, device=device).forward(there)
+        Sequential(layers.Linear(3, 2), rng=0, device=device).forward(array)
     with pytest.raises(ValueError, match=f"images lies on cuda:1, but this computes on {name}"):
-        DeviceDataset(Elsewhere(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
+        DeviceDataset(ForeignArray(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
 
 
-def test_where_an_array_lies():
+def test_the_device_of_an_array():
     class Interface:
         __cuda_array_interface__ = None
 
@@ -157,7 +165,7 @@ def test_where_an_array_lies():
     assert _gpu.device_of(Interface()) == 0
     Interface.__cuda_array_interface__ = {"data": (4096, False)}
     assert _gpu.device_of(Interface(), Driver()) == 1
-    assert _gpu.device_of(Elsewhere(np.ones(1), 3)) == 3
+    assert _gpu.device_of(ForeignArray(np.ones(1), 3)) == 3
 
 
 def test_only_one_module_calls_numba_cuda():

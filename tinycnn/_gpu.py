@@ -1,6 +1,6 @@
-"""What this machine has of what --device cuda needs: driver, GPU, toolkit.  Looks before numba-cuda is asked anything.
+"""Detection of what `--device cuda` needs: driver, GPU, numba-cuda and toolkit.
 
-The driver is asked through ctypes, so this works, and says what is missing, where nothing else is installed.
+The driver is queried through ctypes, so that this works, and reports what is missing, without numba-cuda.
 """
 
 import ctypes
@@ -8,14 +8,15 @@ import functools
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass, field
+from typing import Any
 
 from tinycnn.errors import DeviceError
 
-MIN_CUDA_VERSION = 12, 0  # CUDA version that a driver must know
-# Compute capabilities below these are not supported by the toolkits 12 and 13.
+MIN_CUDA_VERSION = 12, 0  # supported by the driver
+# The lowest compute capabilities that CUDA toolkits 12 and 13 support.
 MIN_CAPABILITY = {12: (5, 0), 13: (7, 5)}
 DRIVER_LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
-# What numba-cuda compiles with, by the name under which NVIDIA's finder knows it.
+# The libraries with which numba-cuda compiles, as cuda.pathfinder names them.
 TOOLKIT_LIBRARIES = ("nvvm", "nvrtc", "nvJitLink")
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_...
 _POINTER_DEVICE = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
@@ -23,7 +24,7 @@ _POINTER_DEVICE = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 @dataclass
 class Gpu:
-    """name, compute capability, bytes of memory"""
+    """A GPU.  memory: in bytes"""
 
     name: str
     capability: tuple[int, int]
@@ -32,7 +33,7 @@ class Gpu:
 
 @dataclass
 class Status:
-    """driver: the CUDA version that the driver knows, None without a driver   problem: what is in the way, or None"""
+    """driver: the CUDA version that the driver supports, or None   problem: why the GPU cannot be used, or None"""
 
     driver: tuple[int, int] | None = None
     gpus: list[Gpu] = field(default_factory=list)
@@ -41,13 +42,13 @@ class Status:
     problem: str | None = None
 
     @property
-    def extra(self):
-        """The extra to install, by the driver's version."""
+    def extra(self) -> str:
+        """The extra of this package to install, by the version of the driver."""
         return "cuda12" if self.driver is not None and self.driver < (13, 0) else "cuda13"
 
 
-def load_driver():
-    """The driver's library, or None."""
+def load_driver() -> Any:
+    """The driver's library, or None if there is no driver."""
     for name in DRIVER_LIBRARIES:
         try:
             return ctypes.CDLL(name)
@@ -56,8 +57,8 @@ def load_driver():
     return None
 
 
-def find_toolkit():
-    """Where each part of the toolkit was found, None for what is missing."""
+def find_toolkit() -> dict[str, str | None]:
+    """The path of each library of the toolkit, None for one that is missing."""
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
     except ImportError:
@@ -66,24 +67,25 @@ def find_toolkit():
     for name in TOOLKIT_LIBRARIES:
         try:
             found[name] = load_nvidia_dynamic_lib(name).abs_path
-        except Exception:  # the class of the error differs between versions
+        except Exception:  # its class differs between versions
             found[name] = None
     return found
 
 
-def probe(driver=None, full=False):
-    """What can be told without computing.
+def probe(driver: Any = None, full: bool = False) -> Status:
+    """The status of this machine, without running anything on the GPU.
 
-    driver      the driver's library, looked for if not given
-    full  look for the toolkit even where something else is missing already
+    driver  the driver's library; None: search for it
+    full    look for the toolkit even if something else is missing
     """
     status = Status()
     if importlib.util.find_spec("numba_cuda") is not None:
         status.numba_cuda = importlib.metadata.version("numba-cuda")
     driver = load_driver() if driver is None else driver
-    looked = f"looked for {', '.join(DRIVER_LIBRARIES)}"
     if driver is None:
-        status.problem = f"no NVIDIA driver was found ({looked}); install the driver of your GPU"
+        status.problem = (
+            f"no NVIDIA driver was found (looked for {', '.join(DRIVER_LIBRARIES)}); install the driver of your GPU"
+        )
     else:
         _query_driver(driver, status)
     if status.numba_cuda is not None and (full or status.problem is None):
@@ -96,8 +98,8 @@ def probe(driver=None, full=False):
     return status
 
 
-def _query_driver(driver, status):
-    """The driver's version and its GPUs."""
+def _query_driver(driver: Any, status: Status) -> None:
+    """Fill in the driver's version and its GPUs, or the problem."""
     number = ctypes.c_int(0)
     if driver.cuDriverGetVersion(ctypes.byref(number)) != 0:
         status.problem = "the NVIDIA driver does not answer"
@@ -105,7 +107,7 @@ def _query_driver(driver, status):
     status.driver = number.value // 1000, number.value % 1000 // 10
     if status.driver < MIN_CUDA_VERSION:
         status.problem = (
-            f"the NVIDIA driver is too old: it knows CUDA {_version_text(status.driver)}, "
+            f"the NVIDIA driver is too old: it supports CUDA {_version_text(status.driver)}, "
             f"at least {_version_text(MIN_CUDA_VERSION)} is needed; update the driver"
         )
         return
@@ -132,51 +134,46 @@ def _query_driver(driver, status):
 _cached_probe = functools.cache(probe)
 
 
-def require(number, status=None):
-    """DeviceError, saying what was looked for, what was found and what to do, unless GPU `number` can be used."""
+def require(number: int, status: Status | None = None) -> None:
+    """Raise DeviceError unless GPU `number` can be used."""
     status = _cached_probe() if status is None else status
-    if status.problem is None and number >= len(status.gpus):
-        there = ", ".join(f"cuda:{i} ({gpu.name})" for i, gpu in enumerate(status.gpus))
-        raise DeviceError(f"there is no cuda:{number}; this machine has {there}")
-    if status.problem is None:
-        least = MIN_CAPABILITY[13 if status.driver >= (13, 0) else 12]
+    problem = status.problem
+    if problem is None and number >= len(status.gpus):
+        available = ", ".join(f"cuda:{i} ({gpu.name})" for i, gpu in enumerate(status.gpus))
+        raise DeviceError(f"there is no cuda:{number}; this machine has {available}")
+    if problem is None:
+        minimum = MIN_CAPABILITY[13 if status.driver is not None and status.driver >= (13, 0) else 12]
         gpu = status.gpus[number]
-        if gpu.capability < least:
-            status.problem = (
-                f"{gpu.name} has compute capability {_version_text(gpu.capability)}, "
-                f"at least {_version_text(least)} is needed"
-            )
-    if status.problem is not None:
-        raise DeviceError(f"device cuda cannot be used: {status.problem}\n{_summary(status)}\n{hint(status)}")
+        if gpu.capability < minimum:
+            capability = _version_text(gpu.capability)
+            problem = f"{gpu.name} has compute capability {capability}, at least {_version_text(minimum)} is needed"
+    if problem is not None:
+        raise DeviceError(f"device cuda cannot be used: {problem}\n{_summary(status)}\n{hint(status)}")
 
 
-def _summary(status):
-    parts = [f"driver {'CUDA ' + _version_text(status.driver) if status.driver else 'none'}"]
-    parts.append(f"GPUs {', '.join(gpu.name for gpu in status.gpus) or 'none'}")
-    parts.append(f"numba-cuda {status.numba_cuda or 'none'}")
-    parts += [f"{name} {'found' if path else 'none'}" for name, path in status.toolkit.items()]
-    return "found: " + "; ".join(parts)
+def _summary(status: Status) -> str:
+    found = [f"driver {'CUDA ' + _version_text(status.driver) if status.driver else 'none'}"]
+    found.append(f"GPUs {', '.join(gpu.name for gpu in status.gpus) or 'none'}")
+    found.append(f"numba-cuda {status.numba_cuda or 'none'}")
+    found += [f"{name} {'found' if path else 'none'}" for name, path in status.toolkit.items()]
+    return "found: " + "; ".join(found)
 
 
-def hint(status):
-    """What to type."""
+def hint(status: Status) -> str:
+    """How to install the missing packages."""
     return f"with a GPU and its driver in place: pip install 'tinycnn[{status.extra}]'  (--device cpu always works)"
 
 
-def _version_text(version):
+def _version_text(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
-def status_rows(status):
-    """Lines (name, value) for `python -m tinycnn info`."""
-    rows = [("cuda driver", f"knows CUDA {_version_text(status.driver)}" if status.driver else "none")]
+def status_rows(status: Status) -> list[tuple[str, str]]:
+    """Rows (name, value) for `python -m tinycnn info`."""
+    rows = [("cuda driver", f"supports CUDA {_version_text(status.driver)}" if status.driver else "none")]
     for i, gpu in enumerate(status.gpus):
-        rows.append(
-            (
-                f"cuda:{i}",
-                f"{gpu.name}, compute capability {_version_text(gpu.capability)}, {gpu.memory / 2**30:.0f} GiB",
-            )
-        )
+        capability, size = _version_text(gpu.capability), gpu.memory / 2**30
+        rows.append((f"cuda:{i}", f"{gpu.name}, compute capability {capability}, {size:.0f} GiB"))
     rows.append(("numba-cuda", status.numba_cuda or "none"))
     rows += [(name, path or "none") for name, path in status.toolkit.items()]
     rows.append(("cuda", "ready" if status.problem is None else f"no: {status.problem}"))
@@ -185,12 +182,12 @@ def status_rows(status):
     return rows
 
 
-def device_of(array, driver=None):
-    """The number of the GPU on which an array of another library lies; None if it lies in main memory."""
+def device_of(array: Any, driver: Any = None) -> int | None:
+    """The number of the GPU that holds an array of another library; None for an array in main memory."""
     if hasattr(array, "__dlpack_device__"):
         kind, number = array.__dlpack_device__()
         return int(number) if int(kind) == 2 else None  # kDLCUDA
-    if hasattr(array, "__cuda_array_interface__"):  # which does not say where: the driver knows
+    if hasattr(array, "__cuda_array_interface__"):  # does not name the GPU: ask the driver
         address, number = (array.__cuda_array_interface__ or {}).get("data", (0,))[0], ctypes.c_int(0)
         driver = load_driver() if driver is None else driver
         if driver is not None and address:

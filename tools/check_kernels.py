@@ -1,12 +1,12 @@
-"""Compile every CUDA kernel, as it is launched, to machine code, on a machine that needs no GPU and no driver.
+"""Compile every CUDA kernel to machine code and check the result.  Needs no GPU and no driver.
 
     pip install 'tinycnn[cuda13]'
     python tools/check_kernels.py [--only NAME] [--json FILE]
 
-Prints a table of registers, shared and local memory and spills, and fails if a kernel spills, keeps anything in local
-memory, computes in float64 on float32 arrays (unless its decorator says why), divides in 64 bits, or takes more
-registers than its decorator states.  What is compiled are the argument types with which kernels are really launched:
-training steps of LeNet-5 and the calls of tests/support/cuda_calls.py are run with launches noted instead of made.
+Prints registers, shared memory, local memory and spills of each kernel.  Fails if a kernel spills, uses local memory,
+computes in float64 on float32 arrays (unless its decorator gives the reason), divides in 64 bits, or uses more
+registers than its decorator allows.  Argument types are those of real launches: training steps of LeNet-5 and the calls
+of tests/support/cuda_calls.py run with a launch function that records the call.
 """
 
 import argparse
@@ -26,15 +26,15 @@ ARCHITECTURES = {"sm_75": (7, 5), "sm_80": (8, 0), "sm_90": (9, 0), "sm_90a": (9
 FIGURES = ("registers", "shared", "local", "spills", "float64", "divide64")
 
 
-class Fake(np.ndarray):
-    """What stands for a device array while launches are noted."""
+class HostArray(np.ndarray):
+    """A NumPy array in place of a device array."""
 
     def copy_to_device(self, values):
         self[...] = values
 
 
 def type_of(value):
-    """The Numba type of an argument, as text."""
+    """Numba's name for the type of an argument."""
     if isinstance(value, np.ndarray):
         return (
             f"{value.dtype}[::1]" if value.ndim == 1 else f"{value.dtype}[{', '.join([':'] * (value.ndim - 1))}, ::1]"
@@ -47,20 +47,20 @@ def type_of(value):
 
 
 def launches():
-    """{(kernel, signature)} of everything that is launched."""
+    """{(name, signature): kernel} of all launches."""
     sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT)]
     from tinycnn import _gpu
     from tinycnn.cuda import _launch
 
-    noted = {}
+    recorded = {}
 
-    def note(self, blocks, *args):
-        noted.setdefault((self.__name__, f"void({', '.join(map(type_of, args))})"), self)
+    def record(self, grid, *args):
+        recorded.setdefault((self.__name__, f"void({', '.join(map(type_of, args))})"), self)
 
-    # Nothing below touches a device: arrays are NumPy's, and a launch is a note.
+    # Nothing below uses a device: arrays are NumPy arrays, and launches are recorded.
     _gpu.require = lambda number, status=None: None
-    _launch.Kernel.launch = note
-    _launch._upload = lambda array: np.array(array).view(Fake)
+    _launch.Kernel.launch = record
+    _launch._upload = lambda array: np.array(array).view(HostArray)
     _launch.set_device = lambda number: None
 
     import cuda_calls
@@ -76,23 +76,23 @@ def launches():
         batches = DeviceDataset(images, labels, mean=0, std=1, device="cuda")
         criterion = CrossEntropyLoss()
         train.StepRunner(model, criterion, DataLoader(batches), optimizer(model)).step(64)
-    numbers = np.zeros(300, np.float32).view(Fake)
-    _ceilings_cuda.copy(numbers, numbers)
-    _ceilings_cuda.multiply_adds(numbers, numbers)
+    array = np.zeros(300, np.float32).view(HostArray)
+    _ceilings_cuda.copy(array, array)
+    _ceilings_cuda.multiply_adds(array, array)
     for name, _, arguments, _ in cuda_calls.calls(np.float32, cuda_calls.SMALL):
-        there = [np.array(a).view(Fake) if isinstance(a, np.ndarray) else a for a in arguments]
-        getattr(cuda, name)(*there)
-    return noted
+        device_arguments = [np.array(a).view(HostArray) if isinstance(a, np.ndarray) else a for a in arguments]
+        getattr(cuda, name)(*device_arguments)
+    return recorded
 
 
 def compile_offline(function, signature, architecture, max_registers=None):
-    """The compiler's own figures of one kernel, as a dict of FIGURES."""
+    """FIGURES of one kernel, from the compiler's log and the PTX."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from numba import cuda
     from numba.cuda import dispatcher
 
     cc = ARCHITECTURES[architecture]
-    # Functions that kernels call are compiled for "the current device"; there is none here.
+    # numba-cuda compiles device functions for the current device; this machine may have none.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc[:2])
     code, _ = cuda.compile(function, signature, device=False, abi="numba", cc=cc, output="ltoir")
     ptx, _ = cuda.compile(function, signature, device=False, abi="numba", cc=cc, output="ptx")
@@ -103,21 +103,21 @@ def compile_offline(function, signature, architecture, max_registers=None):
     linker.link("cubin")
     log = linker.get_info_log()
 
-    def most(pattern):
+    def largest(pattern):
         return max(map(int, re.findall(pattern, log)), default=0)
 
     return {
-        "registers": most(r"Used (\d+) registers"),
-        "shared": most(r"(\d+) bytes smem"),
-        "local": most(r"(\d+) bytes stack frame"),
-        "spills": most(r"(\d+) bytes spill stores") + most(r"(\d+) bytes spill loads"),
+        "registers": largest(r"Used (\d+) registers"),
+        "shared": largest(r"(\d+) bytes smem"),
+        "local": largest(r"(\d+) bytes stack frame"),
+        "spills": largest(r"(\d+) bytes spill stores") + largest(r"(\d+) bytes spill loads"),
         "float64": len(re.findall(r"^\s*\S*\.f64", ptx, re.MULTILINE)),
         "divide64": len(re.findall(r"\b(?:div|rem)\.[su]64", ptx)),
     }
 
 
 def faults(figures, registers, double):
-    """What is wrong with a kernel, in words."""
+    """The faults of a kernel, as values."""
     found = []
     if figures["spills"]:
         found.append(f"spills {figures['spills']} bytes")
@@ -128,7 +128,7 @@ def faults(figures, registers, double):
     if figures["divide64"]:
         found.append(f"{figures['divide64']} 64-bit divisions")
     if figures["registers"] > registers:
-        found.append(f"{figures['registers']} registers, at most {registers} are allowed")
+        found.append(f"{figures['registers']} registers, at largest {registers} are allowed")
     return found
 
 
@@ -150,27 +150,27 @@ def main(argv=None):
     parser.add_argument("--only", help="kernels whose name contains this")
     parser.add_argument("--json", help="write all figures to this file")
     args = parser.parse_args(argv)
-    noted = launches()
+    recorded = launches()
     if tuple(map(int, metadata.version("numba-cuda").split(".")[:2])) < (0, 24):
-        del ARCHITECTURES["sm_90a"]  # not known there
+        del ARCHITECTURES["sm_90a"]  # unknown to these versions
     jobs = [
         (kernel.function.__module__, name, signature, architecture)
-        for (name, signature), kernel in sorted(noted.items(), key=lambda item: item[0])
+        for (name, signature), kernel in sorted(recorded.items(), key=lambda item: item[0])
         if args.only is None or args.only in name
         for architecture in ARCHITECTURES
     ]
     print(f"{'kernel':<28} {'arch':<7}   " + "  ".join(f"{key[:7]:>7}" for key in FIGURES))
-    bad, rows = 0, []
+    failed, rows = 0, []
     with multiprocessing.get_context("spawn").Pool(min(4, os.cpu_count() or 1)) as pool:
-        for (_, name, signature, architecture), (figures, wrong) in zip(jobs, pool.imap(_job, jobs), strict=True):
-            text = "  ".join(f"{figures[key]:7d}" for key in FIGURES) if figures else ""
-            print(f"{name:<28} {architecture:<7}   {text}", "; ".join(wrong), flush=True)
-            bad += bool(wrong)
+        for (_, name, signature, architecture), (figures, problems) in zip(jobs, pool.imap(_job, jobs), strict=True):
+            values = "  ".join(f"{figures[key]:7d}" for key in FIGURES) if figures else ""
+            print(f"{name:<28} {architecture:<7}   {values}", "; ".join(problems), flush=True)
+            failed += bool(problems)
             rows.append({"kernel": name, "signature": signature, "architecture": architecture, **(figures or {})})
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"{bad} of {len(jobs)} FAILED" if bad else f"{len(jobs)} compiled, nothing wrong")
-    return 1 if bad else 0
+    print(f"{failed} of {len(jobs)} FAILED" if failed else f"{len(jobs)} compiled, no faults")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

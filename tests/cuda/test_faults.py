@@ -1,4 +1,4 @@
-"""What the tests of the CUDA path are there to find: each test plants one fault and sees that it is found."""
+"""The CUDA tests find faults: each test plants one and checks that it is detected."""
 
 import subprocess
 import sys
@@ -15,43 +15,43 @@ from tinycnn.cuda import _launch
 from tinycnn.cuda._launch import THREADS, blocks, kernel, phase, ravel
 from tinycnn.cuda._launch import cuda as numba_cuda
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(ON_GPU, reason="a GPU that has met a fault is of no use any more")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(ON_GPU, reason="a fault makes the context of a GPU unusable")]
 
 
 @phase
-def put(tid, nt, room, x):
-    room[tid] = x[tid]
+def store(tid, nt, shared, x):
+    shared[tid] = x[tid]
 
 
 @phase
-def take_reversed(tid, nt, y, room):
-    y[tid] = room[nt - 1 - tid]
+def load_reversed(tid, nt, y, shared):
+    y[tid] = shared[nt - 1 - tid]
 
 
 @kernel(THREADS, registers=32)
 def reverse(y, x):
-    room = numba_cuda.shared.array(THREADS, np.float32)
-    put(numba_cuda.threadIdx.x, THREADS, room, x)
+    shared = numba_cuda.shared.array(THREADS, np.float32)
+    store(numba_cuda.threadIdx.x, THREADS, shared, x)
     numba_cuda.syncthreads()
-    take_reversed(numba_cuda.threadIdx.x, THREADS, y, room)
+    load_reversed(numba_cuda.threadIdx.x, THREADS, y, shared)
 
 
 @kernel(THREADS, registers=32)
 def reverse_without_barrier(y, x):
-    room = numba_cuda.shared.array(THREADS, np.float32)
-    put(numba_cuda.threadIdx.x, THREADS, room, x)
-    take_reversed(numba_cuda.threadIdx.x, THREADS, y, room)
+    shared = numba_cuda.shared.array(THREADS, np.float32)
+    store(numba_cuda.threadIdx.x, THREADS, shared, x)
+    load_reversed(numba_cuda.threadIdx.x, THREADS, y, shared)
 
 
 @kernel(THREADS, registers=32)
-def move_up(y, x):
-    """Every thread reads what another one writes."""
+def read_neighbour(y, x):
+    """Every thread reads an entry that another one writes."""
     tid = numba_cuda.threadIdx.x
     y[(tid + 1) % THREADS] = y[tid] + x[tid]
 
 
 @phase
-def wrong_sign(tid, nt, first, dx, dy, y):
+def tanh_backward_wrong_sign(tid, nt, first, dx, dy, y):
     i = first + tid
     if i < dx.size:
         dx[i] = dy[i] + dy[i] * y[i] * y[i]
@@ -59,7 +59,7 @@ def wrong_sign(tid, nt, first, dx, dy, y):
 
 @kernel(THREADS, registers=32)
 def wrong_backward_kernel(dx, dy, y):
-    wrong_sign(numba_cuda.threadIdx.x, THREADS, numba_cuda.blockIdx.x * THREADS, dx, dy, y)
+    tanh_backward_wrong_sign(numba_cuda.threadIdx.x, THREADS, numba_cuda.blockIdx.x * THREADS, dx, dy, y)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,14 +71,14 @@ X = np.arange(THREADS, dtype=np.float32)
 
 
 def in_every_order(launch):
-    found = []
+    results = []
     for order in test_kernels.ORDERS:
         cuda_on_cpu.set_order(order)
         y, x = cuda.to_device(np.zeros(THREADS, np.float32)), cuda.to_device(X)
         launch[1](y, x)
-        found.append(cuda.to_host(y))
+        results.append(cuda.to_host(y))
     cuda_on_cpu.set_order("forward")
-    return found
+    return results
 
 
 def test_a_missing_barrier_shows_as_nan():
@@ -89,11 +89,11 @@ def test_a_missing_barrier_shows_as_nan():
 
 
 def test_a_race_gives_different_results():
-    found = in_every_order(move_up)
-    assert not np.array_equal(found[0], found[1])
+    results = in_every_order(read_neighbour)
+    assert not np.array_equal(results[0], results[1])
 
 
-def test_a_wrong_sign_is_no_twin(monkeypatch):
+def test_a_wrong_sign_differs_from_the_cpu(monkeypatch):
     test_kernels.compare("activation_backward", np.float32, test_kernels.cuda_calls.SMALL)
 
     def activation_backward(dx, dy, y, activation):
@@ -109,13 +109,13 @@ def test_a_slice_of_an_empty_array_is_refused():
         numba_cuda.to_device(np.zeros(0, np.float32))[:2]
 
 
-def test_strides_that_numba_cuda_does_not_call_contiguous_are_refused():
-    there = numba_cuda.to_device(np.zeros((4, 6), np.float32)[:, None])
+def test_strides_that_numba_cuda_calls_non_contiguous_are_refused():
+    array = numba_cuda.to_device(np.zeros((4, 6), np.float32)[:, None])
     with pytest.raises(NotImplementedError, match="operation requires copying"):
-        there.reshape(24)
+        array.reshape(24)
 
 
-# A fault in a kernel ends a context, so each of these has a process of its own.
+# A fault in a kernel makes the context unusable, so each of these runs in its own process.
 FATAL = {
     "an input half as long": (
         "y, x = cuda.empty((2048,), np.float32), cuda.empty((1024,), np.float32)\n"
@@ -145,7 +145,7 @@ FATAL = {
 
 
 @pytest.mark.parametrize("name", FATAL)
-def test_a_fault_ends_the_context_and_is_named(name, tmp_path):
+def test_a_fault_makes_the_context_unusable_and_is_reported(name, tmp_path):
     code, text, error = FATAL[name]
     script = tmp_path / "fault.py"
     script.write_text(
@@ -154,7 +154,7 @@ def test_a_fault_ends_the_context_and_is_named(name, tmp_path):
         f"{code}"
         "for _ in range(2):\n"
         "    try:\n        _launch.synchronize()\n        print('no error')\n"
-        "    except RuntimeError as found:\n        print(found)\n"
+        "    except RuntimeError as error:\n        print(error)\n"
     )
     command = [sys.executable, str(ROOT / "tests" / "support" / "cuda_on_cpu"), str(script)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The CUDA kernels against their CPU twins, on a GPU or, as PTX, on the processor (see conftest.py)."""
+"""The CUDA kernels against the CPU kernels, on a GPU or as PTX on the CPU (see conftest.py)."""
 
 import dataclasses
 import inspect
@@ -42,7 +42,7 @@ ORDERS = ["forward", "backward", "shuffled"]
 
 @pytest.fixture(params=["any order"] if ON_GPU else ORDERS)
 def order(request):
-    """The order in which the processor runs threads and blocks; on a GPU it is nobody's choice."""
+    """The order of threads and blocks on the CPU; a GPU chooses its own."""
     if not ON_GPU:
         cuda_on_cpu.set_order(request.param)
         yield request.param
@@ -55,31 +55,32 @@ def device():
 
 
 def run(backend, name, arguments, outputs):
-    """The call on copies of the arguments; the outputs."""
-    there = [backend.to_device(np.array(a)) if isinstance(a, np.ndarray) else a for a in arguments]
-    getattr(backend, name)(*there)
-    return [np.array(backend.to_host(there[i])) for i in outputs]
+    """Call a kernel on copies of the arguments; returns the outputs."""
+    copies = [backend.to_device(np.array(a)) if isinstance(a, np.ndarray) else a for a in arguments]
+    getattr(backend, name)(*copies)
+    return [np.array(backend.to_host(copies[i])) for i in outputs]
 
 
-def close(what, got, want, dtype):
-    """Equal up to rounding, in an order of its own, relative to the largest number."""
-    assert got.shape == want.shape, what
+def assert_close(description, got, want, dtype):
+    """Equal up to rounding, relative to the largest entry."""
+    assert got.shape == want.shape, description
     if got.dtype.kind != "f":
-        np.testing.assert_array_equal(got, want, what)
+        np.testing.assert_array_equal(got, want, description)
         return
-    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want), what)
-    there = np.isfinite(want)
-    scale = np.abs(want[there]).max(initial=1e-30)
-    np.testing.assert_allclose(got[there], want[there], rtol=0, atol=100 * np.finfo(dtype).eps * scale, err_msg=what)
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want), description)
+    finite = np.isfinite(want)
+    scale = np.abs(want[finite]).max(initial=1e-30)
+    atol = 100 * np.finfo(dtype).eps * scale
+    np.testing.assert_allclose(got[finite], want[finite], rtol=0, atol=atol, err_msg=description)
 
 
 def compare(kernel, dtype, sizes):
-    """Every call of `kernel` on both backends."""
-    for name, about, arguments, outputs in cuda_calls.calls(dtype, sizes):
+    """Run every call of `kernel` on both backends."""
+    for name, description, arguments, outputs in cuda_calls.calls(dtype, sizes):
         if name == kernel:
-            twins = run(cuda, name, arguments, outputs), run(kernels, name, arguments, outputs)
-            for got, want in zip(*twins, strict=True):
-                close(f"{name}: {about}", got, want, dtype)
+            results = run(cuda, name, arguments, outputs), run(kernels, name, arguments, outputs)
+            for got, want in zip(*results, strict=True):
+                assert_close(f"{name}: {description}", got, want, dtype)
 
 
 KERNELS = sorted(set(kernels.__all__) - SERVICES)
@@ -88,8 +89,8 @@ KERNELS = sorted(set(kernels.__all__) - SERVICES)
 def test_the_two_backends_have_the_same_names_and_arguments():
     assert sorted(kernels.__all__) == sorted(cuda.__all__)
     for name in set(kernels.__all__) - {"fused", "layout"}:
-        twins = getattr(kernels, name), getattr(cuda, name)
-        assert list(inspect.signature(twins[0]).parameters) == list(inspect.signature(twins[1]).parameters), name
+        parameters = [list(inspect.signature(getattr(backend, name)).parameters) for backend in (kernels, cuda)]
+        assert parameters[0] == parameters[1], name
 
 
 def test_every_kernel_is_called():
@@ -111,7 +112,7 @@ def test_large(name, order):
 
 
 def lenet5(device, activation, pool, make_optimizer, images, epochs, batch_size):
-    """Train on a few synthetic digits; (history, parameters, optimizer's state)."""
+    """Train on synthetic digits; returns history, parameters and the optimizer's state."""
     x, labels = data.synthetic_digits(images, rng=0)
     batches = DeviceDataset(x, labels, device=device)
     model = models.lenet5(activation, pool, rng=1, device=device)
@@ -123,7 +124,7 @@ def lenet5(device, activation, pool, make_optimizer, images, epochs, batch_size)
 
 OPTIMIZERS = {
     "sgd": lambda model: optim.SGD(model, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
-    # Not the usual eps of 1e-8: where a gradient is as small as that, the step is what rounding makes of it.
+    # eps is larger than the usual 1e-8: the step of a gradient of that size would be rounding noise.
     "adamw": lambda model: optim.AdamW(model, schedules.one_cycle(3e-3, 6), eps=1e-4),
 }
 
@@ -132,11 +133,11 @@ OPTIMIZERS = {
     ("activation", "pool", "optimizer"), [("tanh", "avg", "adamw"), ("relu", "max", "sgd"), ("sigmoid", "avg", "sgd")]
 )
 def test_training_lenet5_is_the_cpus(activation, pool, optimizer, order):
-    """Steps of an epoch, the last one on a smaller batch, with the loss and accuracy of the epoch."""
+    """One epoch with a smaller last batch: loss, accuracy, parameters and the step count."""
     images, batch_size = 131, 64
-    what = activation, pool, OPTIMIZERS[optimizer], images, 1, batch_size
-    (got,), parameters, state = lenet5("cuda", *what)
-    (want,), parameters_cpu, state_cpu = lenet5("cpu", *what)
+    arguments = activation, pool, OPTIMIZERS[optimizer], images, 1, batch_size
+    (got,), parameters, state = lenet5("cuda", *arguments)
+    (want,), parameters_cpu, state_cpu = lenet5("cpu", *arguments)
     assert got["train_accuracy"] == want["train_accuracy"]
     assert got["train_loss"] == pytest.approx(want["train_loss"], rel=1e-5)
     for name, value in parameters_cpu.items():
@@ -145,22 +146,22 @@ def test_training_lenet5_is_the_cpus(activation, pool, optimizer, order):
 
 
 def test_training_gives_the_same_bits_again(monkeypatch):
-    """Three times: kernel by kernel, captured, and again; on the processor in three orders of threads and blocks."""
-    found = []
+    """Train three times, without and with capture; on the CPU in three orders of threads and blocks."""
+    runs = []
     for number, name in enumerate(ORDERS):
         if not ON_GPU:
             cuda_on_cpu.set_order(name)
         if number == 0:
             monkeypatch.setattr(cuda, "capture", lambda step, outputs=(): step)
         _, parameters, state = lenet5("cuda", "tanh", "avg", OPTIMIZERS["adamw"], 131, 2, 64)
-        found.append([a.tobytes() for a in (*parameters.values(), *state.values())])
+        runs.append([a.tobytes() for a in (*parameters.values(), *state.values())])
         monkeypatch.undo()
     if not ON_GPU:
         cuda_on_cpu.set_order("forward")
-    assert found[0] == found[1] == found[2]
+    assert runs[0] == runs[1] == runs[2]
 
 
-NETS = {}  # one recipe for every network, loss and optimizer that the recipes train
+NETS = {}  # one recipe for each combination of network, loss, optimizer and augmentation
 for _name, _recipe in recipes.shipped().items():
     _options = _recipe.net["layers"], _recipe.training.get("loss"), _recipe.training["optimizer"]
     if not _recipe.space:
@@ -178,7 +179,7 @@ def test_the_first_steps_of_every_recipe_are_the_cpus(name):
     )
     images, labels = data.synthetic_digits(20, rng=0)
     digits = data.Dataset("digits", images[:12], labels[:12], images[12:], labels[12:], tuple("0123456789"))
-    losses_found, gradients = [], []
+    train_losses, gradients = [], []
     for device in ("cuda", "cpu"):
         model = training.network(recipe, 0, device)
         ready = training.prepare(recipe, digits, np.random.default_rng(1), device)
@@ -186,9 +187,9 @@ def test_the_first_steps_of_every_recipe_are_the_cpus(name):
         (record,) = fit(
             model, training.criterion(recipe), rule, ready.training, epochs=1, batch_size=6, rng=2, progress=False
         )
-        losses_found.append(record["train_loss"])
+        train_losses.append(record["train_loss"])
         gradients.append(np.array(model.ops.to_host(model.grad)))
-    assert losses_found[0] == pytest.approx(losses_found[1], rel=1e-3)
+    assert train_losses[0] == pytest.approx(train_losses[1], rel=1e-3)
     assert np.linalg.norm(gradients[0] - gradients[1]) <= 2e-2 * np.linalg.norm(gradients[1])
 
 
@@ -200,7 +201,7 @@ RADIAL = [layers.Linear(27, 6), layers.GaussianRBF(6, 4, 0.3)]
     [([layers.Linear(27, 4)], CrossEntropyLoss(), False), (RADIAL, losses.OneHotMSELoss(), True)],
 )
 def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypatch):
-    """Only then can it be recorded.  The first one may: it compiles, and makes room."""
+    """Required for capture.  The first step may: it compiles and allocates."""
     x, labels = np.random.default_rng(2).integers(0, 256, (9, 8, 8), np.uint8), np.arange(9) % 4
     chain = layers.Conv2d(1, 3, 3), layers.Tanh(), layers.MaxPool2d(2), layers.Flatten(), *last
     distortions = RandomAffine(degrees=10), ElasticTransform(), ColorJitter(brightness=0.1)
@@ -224,9 +225,9 @@ def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypa
 
 
 def test_averaged_training_of_radial_basis_functions_is_the_cpus():
-    """With rates that are lowered on the way, where a recorded step reads them."""
+    """With learning rates that change during training, which a captured step reads from the device."""
     x, labels = data.synthetic_digits(70, rng=0)
-    found = []
+    results = []
     for device in ("cpu", "cuda"):
         chain = layers.AvgPool2d(4), layers.Flatten(), layers.Linear(49, 8), layers.GaussianRBF(8, 10, 0.3)
         model = Sequential(*chain, rng=1, device=device)
@@ -238,12 +239,12 @@ def test_averaged_training_of_radial_basis_functions_is_the_cpus():
             on_epoch=lambda record, plateau=plateau: plateau.step(record["val_loss"]), progress=False,
         )  # fmt: skip
         state = optimizer.state_dict()
-        found.append([[r["val_loss"] for r in history], [r["lr"] for r in history], *model.state_dict().values(),
+        results.append([[r["val_loss"] for r in history], [r["lr"] for r in history], *model.state_dict().values(),
                       state["average"], state["rates"], state["velocity"]])  # fmt: skip
         assert optimizer.lr < 0.1
         np.testing.assert_array_equal(np.array(model.ops.to_host(model.theta)), state["average"])
         assert state["_averaged"] == state["_step"] == 12
-    for got, want in zip(*found, strict=True):
+    for got, want in zip(*results, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 

@@ -1,4 +1,4 @@
-"""tinycnn/cuda/_launch.py through the real numba-cuda and cuda.core: arrays, capture, other libraries, errors."""
+"""tinycnn/cuda/_launch.py with the real numba-cuda and cuda.core: arrays, capture, other libraries, errors."""
 
 import gc
 import subprocess
@@ -33,7 +33,7 @@ from tinycnn.cuda import _launch
 from tinycnn.cuda.optim import increment_kernel
 
 pytestmark = pytest.mark.gpu
-ON_CPU = pytest.mark.skipif(ON_GPU, reason="a real driver does not fail when it is told to")
+ON_CPU = pytest.mark.skipif(ON_GPU, reason="errors of a real driver cannot be injected")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,28 +72,28 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 def test_host_arrays_of_any_strides_arrive(name):
     array = ODD[name]
-    there = cuda.to_device(array)
+    device_array = cuda.to_device(array)
     shape = array.shape or (1,)
-    np.testing.assert_array_equal(cuda.to_host(there), array.reshape(shape))
-    assert there.is_c_contiguous()
-    assert _launch.ravel(there).shape == (array.size,)
+    np.testing.assert_array_equal(cuda.to_host(device_array), array.reshape(shape))
+    assert device_array.is_c_contiguous()
+    assert _launch.ravel(device_array).shape == (array.size,)
     other = cuda.empty(shape, np.float32)
     cuda.copy_to(other, array.reshape(shape) if array.ndim else array)
     np.testing.assert_array_equal(cuda.to_host(other), array.reshape(shape))
     if array.size:
         y = cuda.empty(shape, np.float32)
-        cuda.activation_forward(y, there, RELU)
+        cuda.activation_forward(y, device_array, RELU)
         np.testing.assert_array_equal(cuda.to_host(y), np.maximum(array.reshape(shape), 0))
 
 
 def test_slices_of_empty_arrays():
-    none = cuda.empty((0, 3, 2), np.float32)
-    assert none[:5].shape == none[:0].shape == (0, 3, 2)
-    assert cuda.to_host(none[:5].reshape((4, 0))).shape == (4, 0)
-    some = cuda.to_device(GRID)
-    assert cuda.to_host(some[:0]).shape == (0, 6)
-    assert cuda.to_host(some[4:]).shape == (0, 6)
-    cuda.copy_to(none, np.zeros((0, 3, 2)))
+    empty = cuda.empty((0, 3, 2), np.float32)
+    assert empty[:5].shape == empty[:0].shape == (0, 3, 2)
+    assert cuda.to_host(empty[:5].reshape((4, 0))).shape == (4, 0)
+    array = cuda.to_device(GRID)
+    assert cuda.to_host(array[:0]).shape == (0, 6)
+    assert cuda.to_host(array[4:]).shape == (0, 6)
+    cuda.copy_to(empty, np.zeros((0, 3, 2)))
 
 
 def test_views_are_made_once():
@@ -103,7 +103,7 @@ def test_views_are_made_once():
 
 
 def test_garbage_may_be_collected_by_any_thread():
-    """One without a context cannot free memory, as NVIDIA's driver has it."""
+    """A thread without a context cannot free device memory."""
 
     class Cycle:
         def __init__(self):
@@ -114,14 +114,14 @@ def test_garbage_may_be_collected_by_any_thread():
 
     gc.collect()
     cycle = Cycle()
-    there = addresses(cycle)
+    freed = addresses(cycle)
     del cycle
     thread = threading.Thread(target=gc.collect)
     thread.start()
     thread.join()
     cuda.empty((1,), np.float32)
     if not ON_GPU:
-        assert not there & {address for address, _ in cuda_on_cpu.allocations()}
+        assert not freed & {address for address, _ in cuda_on_cpu.allocations()}
 
 
 def test_an_array_too_large_for_the_kernels_indices():
@@ -132,25 +132,25 @@ def test_an_array_too_large_for_the_kernels_indices():
 def test_images_with_and_without_a_channel_axis():
     images, labels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8), np.arange(5)
     model = Sequential(Flatten(), Linear(16, 5), rng=0, device="cuda")
-    found = [
+    logits = [
         evaluate(model, DeviceDataset(x, labels, device="cuda"))[2] for x in (images, images[:, None], images[:, ::-1])
     ]
-    np.testing.assert_array_equal(found[0], found[1])
-    assert (found[0] != found[2]).any()
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert (logits[0] != logits[2]).any()
 
 
 # --- launches over nothing --------------------------------------------------------------------------------------------
 
 
 def test_a_launch_without_elements_does_nothing():
-    none = cuda.empty((0,), np.float32)
-    cuda.activation_forward(none, none, RELU)
+    empty = cuda.empty((0,), np.float32)
+    cuda.activation_forward(empty, empty, RELU)
     cuda.linear_forward(cuda.empty((0, 3), np.float32), cuda.empty((0, 4), np.float32),
                         cuda.empty((3, 4), np.float32), cuda.empty((3,), np.float32))  # fmt: skip
     step = counter()
     increment_kernel[(1, 0)](step)
     assert value(step) == 0
-    cuda.sgd(none, none, none, cuda.to_device(np.ones(1, np.float32)), step, 0.9, 0.0, 0.0, False)
+    cuda.sgd(empty, empty, empty, cuda.to_device(np.ones(1, np.float32)), step, 0.9, 0.0, 0.0, False)
     assert value(step) == 1
 
 
@@ -169,25 +169,23 @@ def test_a_model_without_parameters_trains(make):
 
 
 def test_a_step_runs_is_captured_and_is_replayed():
-    step, ran = counter(), []
+    step, calls = counter(), []
 
     def run():
-        ran.append(1)
+        calls.append(1)
         cuda.increment(step)
 
     captured = cuda.capture(run)
     for expected in (1, 2, 3, 4):
         captured()
         assert value(step) == expected
-    assert len(ran) == 2
-    assert [args[0] for args in captured.arguments] == [
-        step
-    ]  # addresses are part of the graph: the arrays must live as long
+    assert len(calls) == 2
+    assert [args[0] for args in captured.arguments] == [step]  # keeps the arrays of the graph alive
 
 
 @ON_CPU
 @pytest.mark.parametrize("call", ["cuGraphInstantiateWithParams", "cuStreamBeginCapture_v2"])
-def test_a_graph_that_cannot_be_made_is_said_and_the_step_runs(call):
+def test_a_failed_capture_warns_and_the_step_runs(call):
     step = counter()
     captured = cuda.capture(lambda: cuda.increment(step))
     captured()
@@ -205,7 +203,7 @@ def test_a_graph_that_cannot_be_made_is_said_and_the_step_runs(call):
 
 
 @ON_CPU
-def test_an_allocation_inside_a_capture_is_said_and_the_step_runs():
+def test_an_allocation_during_capture_warns_and_the_step_runs():
     step = counter()
 
     def allocate():
@@ -240,8 +238,8 @@ def test_an_interrupted_capture_leaves_nothing_behind():
 # --- arrays of other libraries ----------------------------------------------------------------------------------------
 
 
-class Other:
-    """An array of a library that works on a stream of its own, which does not wait for the default one."""
+class ForeignArray:
+    """An array of another library, which uses its own stream, not synchronised with the default one."""
 
     def __init__(self, array, stream, protocol):
         self.array, self.stream, self.protocol = array, stream, protocol
@@ -256,7 +254,7 @@ class Other:
         from cuda.core.utils import StridedMemoryView
 
         if stream != -1:
-            self.stream.sync()  # what is launched on the asker's stream comes after ours
+            self.stream.sync()  # our work is done before what the consumer launches
         return StridedMemoryView.from_cuda_array_interface(self.array, stream_ptr=-1).__dlpack__(**options)
 
 
@@ -274,19 +272,19 @@ def launch_on(stream, kernel, blocks, *args):
 
 
 @pytest.mark.parametrize("protocol", ["interface", "dlpack"])
-def test_an_arrays_pending_work_is_waited_for(stream, protocol):
+def test_to_device_waits_for_pending_work(stream, protocol):
     from tinycnn.cuda.activations import activation_forward_kernel
 
     x, y = cuda.to_device(GRID.ravel()), cuda.empty((24,), np.float32)
     cuda.activation_forward(y, x, RELU)  # compiles
     cuda.copy_to(y, np.zeros(24, np.float32))
     launch_on(stream, activation_forward_kernel, 1, y, x, *RELU_ARGUMENTS)
-    taken = cuda.to_device(Other(y, stream, protocol))
+    taken = cuda.to_device(ForeignArray(y, stream, protocol))
     np.testing.assert_array_equal(cuda.to_host(taken), GRID.ravel())
 
 
 @pytest.mark.parametrize("protocol", ["interface", "dlpack", "numba"])
-def test_what_is_handed_out_is_waited_for(stream, protocol):
+def test_an_exported_array_waits_for_pending_work(stream, protocol):
     from cuda.core.utils import StridedMemoryView
 
     from tinycnn.cuda.activations import activation_forward_kernel
@@ -308,16 +306,16 @@ def test_what_is_handed_out_is_waited_for(stream, protocol):
     np.testing.assert_array_equal(cuda.to_host(out), GRID.ravel())
 
 
-def test_what_is_handed_out_is_an_array_to_others():
+def test_an_exported_array_is_an_array():
     shared = devices.as_dlpack(cuda.to_device(GRID))
     np.testing.assert_array_equal(np.asarray(shared), GRID)
     assert shared.__dlpack_device__() == (2, 0)
     assert (shared.shape, shared.dtype) == ((4, 6), np.float32)
 
 
-def test_what_is_not_in_c_order_is_copied(stream):
-    there = cuda.to_device(GRID).T
-    taken = cuda.to_device(Other(there, stream, "interface"))
+def test_an_array_that_is_not_c_contiguous_is_copied(stream):
+    array = cuda.to_device(GRID).T
+    taken = cuda.to_device(ForeignArray(array, stream, "interface"))
     assert taken.is_c_contiguous()
     np.testing.assert_array_equal(cuda.to_host(taken), GRID.T)
 
@@ -327,19 +325,19 @@ def test_a_model_takes_an_array_of_its_gpu_and_gives_one_back(stream):
     model = Sequential(Linear(3, 2), rng=0, device="cuda")
     want = model.forward(x)
     for protocol in ("interface", "dlpack"):
-        there = cuda.to_device(x)
-        found = model.forward(Other(there, stream, protocol))
-        assert found.__dlpack_device__() == (2, 0)
-        np.testing.assert_array_equal(np.asarray(found), want)
+        array = cuda.to_device(x)
+        y = model.forward(ForeignArray(array, stream, protocol))
+        assert y.__dlpack_device__() == (2, 0)
+        np.testing.assert_array_equal(np.asarray(y), want)
     with pytest.raises(ValueError, match="x must be finite"):
-        model.forward(Other(cuda.to_device(x * np.nan), stream, "interface"))
+        model.forward(ForeignArray(cuda.to_device(x * np.nan), stream, "interface"))
 
 
 def test_an_array_on_another_gpu_is_refused(stream):
-    there = Other(cuda.to_device(GRID), stream, "dlpack")
-    there.__class__ = type("Elsewhere", (Other,), {"__dlpack_device__": lambda self: (2, 1)})
+    array = ForeignArray(cuda.to_device(GRID), stream, "dlpack")
+    array.__class__ = type("Elsewhere", (ForeignArray,), {"__dlpack_device__": lambda self: (2, 1)})
     with pytest.raises(ValueError, match="the array lies on cuda:1, this process computes on cuda:0"):
-        cuda.to_device(there)
+        cuda.to_device(array)
 
 
 def test_a_stream_of_another_context(monkeypatch, stream):
@@ -348,7 +346,7 @@ def test_a_stream_of_another_context(monkeypatch, stream):
 
     monkeypatch.setattr(_launch.cuda, "as_cuda_array", as_cuda_array)
     with pytest.raises(ValueError, match="the array's stream belongs to another CUDA context"):
-        cuda.to_device(Other(cuda.empty((3,), np.float32), stream, "interface"))
+        cuda.to_device(ForeignArray(cuda.empty((3,), np.float32), stream, "interface"))
 
 
 # --- errors of the driver ---------------------------------------------------------------------------------------------
@@ -366,7 +364,7 @@ def test_out_of_memory():
             with pytest.raises(errors.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
                 ask()
             assert caught.value.requested == 4 << 20
-            assert free <= caught.value.free < 4 << 20  # what was waiting to be freed is, first
+            assert free <= caught.value.free < 4 << 20  # deferred frees run first
         model = Sequential(Linear(3, 2), rng=0, input_shape=(3,), device="cuda")
         with pytest.raises(MemoryError, match=r"a batch of [\d,]+ would fit") as caught:
             model.reserve(10**6)
@@ -387,21 +385,21 @@ FAILURES = {
 
 @ON_CPU
 @pytest.mark.parametrize("call", FAILURES)
-def test_a_failing_call_is_one_line_of_the_command_line(call, capsys):
-    what, act = FAILURES[call]
+def test_a_failing_call_is_one_line_on_stderr(call, capsys):
+    action, call_backend = FAILURES[call]
     step = counter()
     cuda.increment(step)
     cuda_on_cpu.inject_error(call, 719)
-    with pytest.raises(errors.DeviceError, match=f"{what} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
-        act(step)
+    with pytest.raises(errors.DeviceError, match=f"{action} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
+        call_backend(step)
     cuda_on_cpu.inject_error(call, 719)
-    assert experiment.run_command(lambda: act(step)) == 1
+    assert experiment.run_command(lambda: call_backend(step)) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {what} failed on cuda:0")
+    assert line.startswith(f"error: {action} failed on cuda:0")
 
 
 @ON_CPU
-def test_a_failing_replay_is_one_line_too(capsys):
+def test_a_failing_replay_is_one_line_on_stderr(capsys):
     step = counter()
     captured = cuda.capture(lambda: cuda.increment(step))
     captured()
@@ -426,22 +424,22 @@ def test_a_forked_child_is_refused(monkeypatch):
 
 PROGRAM = [sys.executable, str(ROOT / "tests" / "support" / "cuda_on_cpu")]
 LENET5 = '''
-"""examples/lenet5.py on the first 2,000 images of MNIST, or of synthetic digits where MNIST is not at hand."""
+"""examples/lenet5.py on the first 2,000 images of MNIST, or of synthetic digits without MNIST."""
 import runpy, sys
 from tinycnn import data
 try:
     digits = data.mnist(download=False)
 except (OSError, ValueError):
     digits = data.load("synthetic")
-few = data.Dataset("digits", digits.train_images[:2000], digits.train_labels[:2000], digits.test_images[:500],
+subset = data.Dataset("digits", digits.train_images[:2000], digits.train_labels[:2000], digits.test_images[:500],
                    digits.test_labels[:500], digits.classes)
-data.load = lambda name, *_: few
+data.load = lambda name, *_: subset
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 '''
 
 
-def lenet5(tmp_path, device, *options):
-    script = tmp_path / "few.py"
+def run_lenet5(tmp_path, device, *options):
+    script = tmp_path / "subset.py"
     script.write_text(LENET5)
     command = PROGRAM if device == "cuda" and not ON_GPU else [sys.executable]
     arguments = [str(script), str(ROOT / "examples" / "lenet5.py"), "--device", device, "--out", str(tmp_path / device)]
@@ -452,9 +450,9 @@ def lenet5(tmp_path, device, *options):
 
 
 def test_the_example_on_2000_images_is_the_cpus(tmp_path):
-    found = {}
+    results = {}
     for device in ("cuda", "cpu"):
-        done = lenet5(tmp_path, device, "--epochs", "2")
+        done = run_lenet5(tmp_path, device, "--epochs", "2")
         assert done.returncode == 0, done.stdout + done.stderr
         lines = [line.split() for line in done.stdout.splitlines()]
         epochs = [
@@ -463,18 +461,18 @@ def test_the_example_on_2000_images_is_the_cpus(tmp_path):
             if line[:1] in (["1"], ["2"]) and len(line) == 6
         ]
         (test,) = [float(line[2].rstrip("%")) for line in lines if line[:2] == ["test", "accuracy"]]
-        found[device] = np.array([*epochs[0], *epochs[1], test])
-    np.testing.assert_allclose(found["cuda"], found["cpu"], rtol=0, atol=1e-3)
-    assert found["cuda"][-1] > 60
+        results[device] = np.array([*epochs[0], *epochs[1], test])
+    np.testing.assert_allclose(results["cuda"], results["cpu"], rtol=0, atol=1e-3)
+    assert results["cuda"][-1] > 60
 
 
 @ON_CPU
-def test_the_example_says_in_one_line_that_the_gpu_has_failed(tmp_path):
+def test_the_example_reports_a_gpu_failure_in_one_line(tmp_path):
     broken = LENET5.replace("import runpy, sys", "import runpy, sys\nimport cuda_on_cpu\nfrom tinycnn import cuda")
     broken = broken.replace(
         "runpy.run_path", "cuda_on_cpu.inject_error('cuGraphLaunch', 719, after=40, times=10**6)\nrunpy.run_path"
     )
-    script = tmp_path / "few.py"
+    script = tmp_path / "subset.py"
     script.write_text(broken)
     done = subprocess.run(
         [*PROGRAM, str(script), str(ROOT / "examples" / "lenet5.py"), "--device", "cuda", "--epochs", "9", "--out",
@@ -489,7 +487,7 @@ def test_the_example_says_in_one_line_that_the_gpu_has_failed(tmp_path):
 
 @ON_CPU
 def test_each_batch_size_is_captured_once_in_a_training(monkeypatch):
-    """Of training and of evaluation, the smaller last batches too, whether there is an `on_epoch` or not."""
+    """Training and evaluation, with smaller last batches."""
     monkeypatch.setattr(train, "EVALUATION_BATCH", 4)
     images, labels = np.random.default_rng(0).integers(0, 256, (17, 4, 4), np.uint8), np.arange(17) % 5
     training, validation = (DeviceDataset(images[at], labels[at], device="cuda") for at in (slice(10), slice(10, 17)))
@@ -503,5 +501,5 @@ def test_each_batch_size_is_captured_once_in_a_training(monkeypatch):
     spent = np.diff(counts, axis=0)
     assert counts[-1][0] - counts[0][0] <= 4  # graphs: 4 and 2 images of training, 4 and 3 of validation
     np.testing.assert_array_equal(spent[-2:, 0], 0)
-    np.testing.assert_array_equal(spent[-2:, 1], 0)  # nothing is launched kernel by kernel any more
+    np.testing.assert_array_equal(spent[-2:, 1], 0)  # no launches outside of graphs
     np.testing.assert_array_equal(spent[-2:, 2], 5)

@@ -1,7 +1,7 @@
-"""Calls of every kernel: name, arguments as NumPy arrays and plain values, and which arguments are outputs.
+"""Calls of every kernel: name, arguments as NumPy arrays and scalars, and which arguments are outputs.
 
-The CUDA tests make each call on the CPU and on what plays the GPU, and compare; the compile gate compiles what these
-calls launch.  No size here is a multiple of a block or a tile, unless it is small.
+The CUDA tests compare the results of each call on both backends, and tools/check_kernels.py compiles the kernels that
+the calls launch.  Sizes are no multiple of a block or a tile, except small ones.
 """
 
 import numpy as np
@@ -14,12 +14,12 @@ LARGE = {"N": 9, "H": 17, "W": 13, "rows": 131, "classes": 11, "features": 1201,
 
 
 def blank(shape, dtype):
-    """What an output holds before: garbage."""
+    """An output before the call: NaN, or a number that no kernel writes."""
     return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 12345, dtype)
 
 
 def calls(dtype, sizes, seed=0):
-    """Yields (name, what it is about, arguments, positions of outputs)."""
+    """Yield (name, description, arguments, indices of outputs)."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -33,7 +33,7 @@ def calls(dtype, sizes, seed=0):
         (3, 17, (3, 2), (1, 1), (0, 0), (1, 1), 1, True),
         (4, 6, (2, 3), (2, 3), (1, 2), (2, 1), 2, False),
         (6, 38, (3, 3), (3, 1), (0, 3), (1, 2), 2, True),
-        (16, 3, (2, 2), (1, 1), (0, 0), (1, 1), 1, True),  # as many taps as a tile has columns, or a multiple of it
+        (16, 3, (2, 2), (1, 1), (0, 0), (1, 1), 1, True),  # the number of taps is a multiple of a tile's columns
     ]
     for C, O, kernel, stride, padding, dilation, groups, bias in conv:
         x, w, b = normal(N, C, H, W), normal(O, C // groups, *kernel), normal(O if bias else 0)
@@ -42,16 +42,16 @@ def calls(dtype, sizes, seed=0):
             for n, k, s, p, d in zip((H, W), kernel, stride, padding, dilation, strict=True)
         )
         options = stride, padding, dilation, groups
-        about = f"{C} to {O}, kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
+        label = f"{C} to {O}, kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}, groups {groups}"
         dy = normal(N, O, *out)
-        yield "conv2d_forward", about, (blank(dy.shape, dtype), x, w, b, *options), (0,)
+        yield "conv2d_forward", label, (blank(dy.shape, dtype), x, w, b, *options), (0,)
         gradients = [blank(a.shape, dtype) for a in (x, w, b)]
-        yield "conv2d_backward", about, (*gradients, dy, x, w, *options), (0, 1, 2)
+        yield "conv2d_backward", label, (*gradients, dy, x, w, *options), (0, 1, 2)
         gradients[0] = np.zeros((0, *x.shape[1:]), dtype)
-        yield "conv2d_backward", about + ", no dx", (*gradients, dy, x, w, *options), (1, 2)
+        yield "conv2d_backward", label + ", no dx", (*gradients, dy, x, w, *options), (1, 2)
         columns, where = normal(N, C * kernel[0] * kernel[1], out[0] * out[1]), (kernel, out, *options[:3])
-        yield "im2col", about, (blank(columns.shape, dtype), x, *where), (0,)
-        yield "col2im", about, (blank(x.shape, dtype), columns, *where), (0,)
+        yield "im2col", label, (blank(columns.shape, dtype), x, *where), (0,)
+        yield "col2im", label, (blank(x.shape, dtype), columns, *where), (0,)
 
     pool = [  # kernel, stride, padding, dilation, one more output (ceil_mode)
         ((2, 2), (2, 2), (0, 0), (1, 1), 0),
@@ -67,17 +67,20 @@ def calls(dtype, sizes, seed=0):
             (n + 2 * p - d * (k - 1) - 1) // s + 1 + more
             for n, k, s, p, d in zip((H, W), kernel, stride, padding, dilation, strict=True)
         )
-        dy, about = normal(N, 3, *out), f"kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}"
+        dy, label = (
+            normal(N, 3, *out),
+            f"kernel {kernel}, stride {stride}, padding {padding}, dilation {dilation}",
+        )
         if dilation == (1, 1):
             for include, divisor in ((True, 0), (False, 0), (True, 7)):
                 options = kernel, stride, padding, include, divisor
-                yield "avg_pool2d_forward", about, (blank(dy.shape, dtype), x, *options), (0,)
-                yield "avg_pool2d_backward", about, (blank(x.shape, dtype), dy, *options), (0,)
+                yield "avg_pool2d_forward", label, (blank(dy.shape, dtype), x, *options), (0,)
+                yield "avg_pool2d_backward", label, (blank(x.shape, dtype), dy, *options), (0,)
         options = kernel, stride, padding, dilation
         indices = blank(dy.shape, np.int32)
-        yield "max_pool2d_forward", about, (blank(dy.shape, dtype), indices, x, *options), (0, 1)
+        yield "max_pool2d_forward", label, (blank(dy.shape, dtype), indices, x, *options), (0, 1)
         kernels.max_pool2d_forward(blank(dy.shape, dtype), indices, x, *options)
-        yield "max_pool2d_backward", about, (blank(x.shape, dtype), dy, indices, *options), (0,)
+        yield "max_pool2d_backward", label, (blank(x.shape, dtype), dy, indices, *options), (0,)
 
     F, O = sizes["features"], sizes["outputs"]
     for n, bias in ((rows, True), (N, False)):

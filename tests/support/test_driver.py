@@ -19,7 +19,7 @@ if os.environ.get("TINYCNN_CUDA") == "gpu":
 elif cuda_on_cpu.unavailable():
     pytest.skip(cuda_on_cpu.unavailable(), allow_module_level=True)
 else:
-    cuda_on_cpu.install()  # conftest.py has done it
+    cuda_on_cpu.install()  # no-op after conftest.py
 
 import numba
 from cuda.bindings import driver
@@ -27,7 +27,7 @@ from cuda.core import Device
 from cuda.core.utils import StridedMemoryView
 from numba import cuda
 
-numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small grids are no mistake here
+numba.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # tests use small grids
 PROGRAM = Path(cuda_on_cpu.__file__).parent  # python tests/support/cuda_on_cpu
 ERROR = driver.CUresult
 NONBLOCKING = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
@@ -40,7 +40,7 @@ INVALIDATED = driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_INVALIDATED
 
 
 def ok(result):
-    """What a driver function gives back besides success."""
+    """Assert success of a driver call; returns its other results."""
     error, *values = result
     assert error == ERROR.CUDA_SUCCESS, error
     return values[0] if len(values) == 1 else tuple(values)
@@ -52,7 +52,7 @@ def error_of(result):
 
 @pytest.fixture(autouse=True)
 def clean():
-    """A current context, no problems before, and none left behind."""
+    """A current context, and no problems before and after the test."""
     Device(0).set_current()
     cuda_on_cpu.run_pending()
     assert cuda_on_cpu.problems() == []
@@ -65,7 +65,7 @@ def clean():
 
 @pytest.fixture
 def fault():
-    """Check that the one problem so far is a fault that says `texts`, that all calls fail by it; then go on."""
+    """Check that the only problem is a fault with these texts and that all calls fail; then recover."""
 
     def check(error, *texts):
         for call in (driver.cuCtxSynchronize(), driver.cuMemAlloc(4), driver.cuStreamCreate(0)):
@@ -131,7 +131,7 @@ def pointer(device_array):
 
 
 def read(address, count, stream=None):
-    """`count` floats by a synchronous copy, or by one in `stream`, which is then waited for."""
+    """Copy `count` floats to the host, synchronously or in `stream` with a wait."""
     values = np.zeros(count, np.float32)
     if stream is None:
         ok(driver.cuMemcpyDtoH(values.ctypes.data, address, values.nbytes))
@@ -141,7 +141,7 @@ def read(address, count, stream=None):
     return values.tolist()
 
 
-add[1, 32](array([0.0]), np.float32(1))  # compiles, loads
+add[1, 32](array([0.0]), np.float32(1))  # compiles and loads
 put[1, 1](array([0.0]), 0, np.float32(1))
 cuda.synchronize()
 
@@ -168,14 +168,14 @@ def test_threads_and_blocks_run_in_the_order_that_was_set():
 
 
 class Call:
-    """add(a, value) as the driver sees it."""
+    """add(a, value) as a launch of the driver API."""
 
     def __init__(self, a, value):
         library = add.overloads[add.signatures[0]]._codelibrary
         self.handle = driver.CUfunction(int(library.get_cufunc().handle))
         size, itemsize, none = ctypes.c_int64(a.size), ctypes.c_int64(4), ctypes.c_uint64(0)
         self.address, self.value = ctypes.c_uint64(pointer(a)), ctypes.c_float(value)
-        # An array of one axis: two fields that are of no use here, size, item size, address, shape, strides.
+        # An array of one axis: two unused fields, size, item size, address, shape, strides.
         self.arguments = [none, none, size, itemsize, self.address, size, itemsize, self.value]
         self.pointers = (ctypes.c_void_p * 8)(*map(ctypes.addressof, self.arguments))
 
@@ -209,11 +209,11 @@ def test_limits_of_a_launch(shape):
     call = Call(a, 2)
     assert error_of(call.launch(**shape)) == "INVALID_VALUE"
     ok(call.launch(grid=(3, 65535, 1), block=(16, 1, 64), shared=48 * 1024))
-    cuda_on_cpu.recover()  # it need not run
+    cuda_on_cpu.recover()  # drop the queued launch
     assert a.copy_to_host() == [1]
 
 
-def test_more_shared_memory_for_those_who_ask():
+def test_more_shared_memory_needs_an_attribute():
     call = Call(array([1.0]), 2)
     most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     kernel = driver.CUkernel(int(call.handle))
@@ -234,8 +234,8 @@ def test_a_launch_without_parameters_or_on_an_unknown_stream():
     assert "0x1000 is not a live stream" in cuda_on_cpu.problems()[0]
 
 
-def test_more_registers_than_there_are():
-    """Not by the number of threads alone: what the cubin says of its registers counts."""
+def test_more_registers_than_the_device_has():
+    """The limit depends on the registers of the cubin, not only on the threads."""
     from cuda.core import ObjectCode
 
     cubin = bytearray(bytes(put.overloads[put.signatures[0]]._codelibrary.get_cubin().code))
@@ -266,7 +266,7 @@ def test_a_kernel_without_a_translation(monkeypatch):
 
 
 def test_a_translation_with_other_parameters(monkeypatch):
-    """Two kernels of one name are told apart by their parameters."""
+    """Two kernels of one name differ in their parameters."""
     from cuda_on_cpu import ptx
 
     @cuda.jit
@@ -283,9 +283,9 @@ def test_a_translation_with_other_parameters(monkeypatch):
     assert "no translation" in launched
 
 
-def test_an_image_that_is_no_cubin():
+def test_an_image_that_is_not_a_cubin():
     assert error_of(driver.cuLibraryLoadData(b"no image at all", [], [], 0, [], [], 0)) == "INVALID_IMAGE"
-    assert cuda_on_cpu.problems() == ["cuLibraryLoadData: the image is no cubin with kernels"]
+    assert cuda_on_cpu.problems() == ["cuLibraryLoadData: the image is not a cubin with kernels"]
 
 
 def test_a_kernel_of_an_unloaded_library():
@@ -328,7 +328,7 @@ WAITS = {
 def test_what_waits_for_a_nonblocking_stream(stream, wait):
     a = array([0.0])
     launch(add, stream, a, np.float32(1))
-    assert read(pointer(a), 1) == [0]  # a synchronous copy does not: the synchronisation is missing
+    assert read(pointer(a), 1) == [0]  # a synchronous copy does not wait: synchronisation is missing
     ok(WAITS[wait](stream))
     assert read(pointer(a), 1) == [1]
 
@@ -375,7 +375,7 @@ def test_the_host_does_not_wait_for_copies_and_fills_on_the_device():
     assert read(pointer(a), 1) == [0]
 
 
-def test_the_work_of_a_destroyed_stream_is_done():
+def test_the_work_of_a_destroyed_stream_still_runs():
     handle, a = ok(driver.cuStreamCreate(NONBLOCKING)), array([0.0])
     launch(add, handle, a, np.float32(1))
     ok(driver.cuStreamDestroy(handle))
@@ -393,7 +393,7 @@ def test_a_stream_waits_for_an_event_of_another(stream):
     ok(driver.cuEventRecord(event, producer))
     launch(add, producer, a, np.float32(10))
     ok(driver.cuStreamWaitEvent(stream, event, 0))
-    ok(driver.cuEventDestroy(event))  # the wait does not need it any more
+    ok(driver.cuEventDestroy(event))  # the queued wait keeps what it needs
     assert read(pointer(a), 1, stream) == [1]
     assert cuda_on_cpu.pending_work() == 1
     ok(driver.cuStreamDestroy(producer))
@@ -437,12 +437,12 @@ def test_numbas_events_and_streams():
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_new_memory_is_no_number():
+def test_new_memory_is_nan():
     assert np.isnan(cuda.device_array(7, np.float32).copy_to_host()).all()
     assert (cuda.device_array(7, np.int64).copy_to_host() == -1).all()
 
 
-def test_memory_that_is_freed_is_not_used_again():
+def test_freed_addresses_are_not_reused():
     seen = set()
     for _ in range(100):
         address = ok(driver.cuMemAlloc(4096))
@@ -452,7 +452,7 @@ def test_memory_that_is_freed_is_not_used_again():
     assert not seen & {address for address, _ in cuda_on_cpu.allocations()}
 
 
-def test_the_device_has_a_size():
+def test_out_of_device_memory():
     used = sum(size for _, size in cuda_on_cpu.allocations())
     cuda_on_cpu.set_memory(used + 1000)
     assert ok(driver.cuMemGetInfo()) == (1000, used + 1000)
@@ -548,14 +548,14 @@ def test_a_fault_stops_what_follows(fault, stream):
     assert read(pointer(a), 1) == [0]
 
 
-def test_a_copy_to_an_address_that_is_none(fault, stream):
+def test_a_copy_to_an_invalid_address(fault, stream):
     ok(driver.cuMemcpyDtoHAsync(64, pointer(array([0.0])), 4, stream))
     assert error_of(driver.cuStreamSynchronize(stream)) == "ILLEGAL_ADDRESS"
     fault("ILLEGAL_ADDRESS", "memory fault in cuMemcpyDtoHAsync at 0x40")
 
 
 class Interface:
-    """One float at an address, as other libraries tell of their arrays."""
+    """One float at an address, as an array of another library."""
 
     def __init__(self, address, **more):
         self.__cuda_array_interface__ = {
@@ -595,7 +595,7 @@ def test_a_graph_runs_what_was_captured(stream):
     ok(driver.cuGraphLaunch(executable, stream))
     launch(add, stream, a, np.float32(41))  # after the graph
     ok(driver.cuGraphLaunch(executable, stream))
-    ok(driver.cuGraphExecDestroy(executable))  # while its launches are queued
+    ok(driver.cuGraphExecDestroy(executable))  # its launches are still queued
     assert host == [0]
     ok(driver.cuStreamSynchronize(stream))
     assert cuda_on_cpu.kernels_run() - before == 3
@@ -622,7 +622,7 @@ def test_a_graph_may_outlive_its_memory(stream, fault):
     launch(put, stream, cuda.as_cuda_array(Interface(address)), 0, np.float32(1))
     executable = instantiate(ok(driver.cuStreamEndCapture(stream)))
     ok(driver.cuGraphLaunch(executable, stream))
-    ok(driver.cuMemFree(address))  # waits for the launch, which is right
+    ok(driver.cuMemFree(address))  # waits for the launch
     ok(driver.cuGraphLaunch(executable, stream))
     fault("ILLEGAL_ADDRESS", "byte 0 of a freed allocation of 4 bytes")
 
@@ -651,8 +651,8 @@ def test_unsafe_calls_invalidate_a_capture(stream, call, mode):
 
 
 @pytest.mark.parametrize("call", HARMFUL)
-def test_a_relaxed_capture_does_not_notice_unsafe_calls(stream, call):
-    """But what goes to the legacy stream is told: a graph lacks it."""
+def test_a_relaxed_capture_allows_unsafe_calls(stream, call):
+    """But work in the legacy stream is reported, because the graph does not contain it."""
     address = ok(driver.cuMemAlloc(4))
     begin(stream, RELAXED)
     ok(HARMFUL[call](address))
@@ -660,13 +660,13 @@ def test_a_relaxed_capture_does_not_notice_unsafe_calls(stream, call):
     ok(driver.cuGraphDestroy(ok(driver.cuStreamEndCapture(stream))))
     problems = cuda_on_cpu.problems()
     assert len(problems) == (call not in ("cuMemAlloc", "cuMemFree"))
-    assert all("is no part of the graph" in problem for problem in problems)
+    assert all("is not part of the graph" in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
     ("mode", "error"), [(GLOBAL, "STREAM_CAPTURE_UNSUPPORTED"), (THREAD_LOCAL, None), (RELAXED, None)]
 )
-def test_other_threads_and_a_capture(stream, mode, error):
+def test_calls_of_other_threads_during_a_capture(stream, mode, error):
     found = []
 
     def allocate():
@@ -689,7 +689,7 @@ def test_other_threads_and_a_capture(stream, mode, error):
         assert (status(stream) == INVALIDATED) == (mode == GLOBAL)
 
 
-def test_what_a_capture_cannot_do(stream):
+def test_calls_that_a_capture_refuses(stream):
     event, captured = (ok(driver.cuEventCreate(0)) for _ in range(2))
     ok(driver.cuEventRecord(event, 0))
     cases = [
@@ -718,7 +718,7 @@ def test_the_legacy_stream_while_a_blocking_stream_captures(blocking):
     a = array([0.0])
     begin(blocking)
     assert error_of(driver.cuStreamIsCapturing(0)) == "STREAM_CAPTURE_IMPLICIT"
-    assert status(blocking) == ACTIVE  # to ask does no harm
+    assert status(blocking) == ACTIVE  # a query is allowed
     with pytest.raises(Exception, match="STREAM_CAPTURE_IMPLICIT"):
         launch(add, 0, a, np.float32(1))
     assert status(blocking) == INVALIDATED
@@ -763,7 +763,7 @@ def test_captures_that_fork_and_join(stream):
     ok(driver.cuStreamDestroy(side))
 
 
-def test_what_a_graph_holds_on_to_is_let_go_with_it(stream):
+def test_a_graph_releases_its_user_objects(stream):
     gone = []
     destroy = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(gone.append)
     address = ctypes.cast(destroy, ctypes.c_void_p).value
@@ -782,7 +782,7 @@ def test_what_a_graph_holds_on_to_is_let_go_with_it(stream):
 # --- errors on purpose ------------------------------------------------------------------------------------------------
 
 
-def test_a_call_fails_when_it_is_told_to(stream):
+def test_injected_errors(stream):
     cuda_on_cpu.inject_error("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", after=1)
     before = cuda_on_cpu.call_count("cuMemAlloc")
     addresses = [ok(driver.cuMemAlloc(4))]
@@ -805,12 +805,12 @@ def test_a_call_fails_when_it_is_told_to(stream):
         cuda_on_cpu.inject_error("cuMemAllocate", 1)
 
 
-def test_a_function_that_is_not_played():
+def test_a_function_that_is_not_implemented():
     assert error_of(driver.cuMemAllocManaged(4, 1)) == "NOT_SUPPORTED"
-    assert cuda_on_cpu.problems() == ["the driver function cuMemAllocManaged is not played"]
+    assert cuda_on_cpu.problems() == ["the driver function cuMemAllocManaged is not implemented"]
 
 
-def test_names_and_texts_of_errors():
+def test_error_names_and_strings():
     source = (PROGRAM / "driver.cpp").read_text()
     for error in ERROR:
         if f"return {error.name};" in source or f", {error.name})" in source:
@@ -838,7 +838,7 @@ def test_a_thread_has_its_own_context():
 
     def work():
         found.append(error_of(driver.cuMemAlloc(4)))
-        a = cuda.to_device(np.array([1], np.float32))  # numba-cuda sees to it
+        a = cuda.to_device(np.array([1], np.float32))  # numba-cuda makes the context current
         for _ in range(20):
             add[1, 32](a, np.float32(1))
         found.append(a.copy_to_host()[0])
@@ -876,7 +876,7 @@ class Foreign(Interface):
 
 
 @pytest.mark.parametrize("kind", [None, 1, 2, "nonblocking"])
-def test_arrays_come_in_with_their_stream(stream, kind):
+def test_imported_arrays_wait_for_their_stream(stream, kind):
     a = array([1.0])
     handle = int(stream) if kind == "nonblocking" else kind
     launch(add, handle or 0, a, np.float32(1))
@@ -908,7 +908,7 @@ def test_dlpack():
 
 
 def run(folder, program, *arguments, code=0, **environment):
-    """Run a program's text by `python tests/support/cuda_on_cpu`; its output."""
+    """Run a program with `python tests/support/cuda_on_cpu`; returns its output."""
     (folder / "program.py").write_text(program)
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *(arguments or ["program.py"])],
@@ -930,7 +930,7 @@ def test_a_program_runs_as_on_a_gpu(tmp_path):
     assert "ZeroDivisionError" in err
 
 
-def test_a_program_with_problems_ends_with_99(tmp_path):
+def test_a_program_with_problems_exits_with_99(tmp_path):
     program = """
         from cuda.bindings import driver
         driver.cuInit(0)
@@ -939,15 +939,15 @@ def test_a_program_with_problems_ends_with_99(tmp_path):
         """
     program = textwrap.dedent(program)
     _, err = run(tmp_path, program + "driver.cuMemFree(4096)", code=99)
-    assert "cuMemFree of 0x1000, which is no allocation" in err
+    assert "cuMemFree of 0x1000, which is not an allocation" in err
     late = "import atexit, ctypes\natexit.register(ctypes.memset, address + 4, 0, 1)"
-    _, err = run(tmp_path, program + late, code=99)  # when the interpreter has ended
+    _, err = run(tmp_path, program + late, code=99)  # after the interpreter has ended
     assert "bytes after the end of an allocation of 4 bytes were written" in err
     _, err = run(tmp_path, program + "print(driver.cuMemAlloc(1001))", code=0, CUDA_ON_CPU_MEMORY="1000")
     assert err == ""
 
 
-def test_a_reset_is_the_end_of_what_there_was(tmp_path):
+def test_a_reset_destroys_everything(tmp_path):
     program = """
         from cuda.bindings import driver
         context = [driver.cuInit(0), driver.cuDevicePrimaryCtxRetain(0)][1][1]
@@ -966,7 +966,7 @@ def test_a_reset_is_the_end_of_what_there_was(tmp_path):
     assert "1 problems" in err
 
 
-def test_a_crash_outside_of_a_kernel_is_a_crash(tmp_path):
+def test_a_crash_outside_of_a_kernel_is_not_caught(tmp_path):
     program = """
         import ctypes, faulthandler
         from cuda.bindings import driver
@@ -983,7 +983,7 @@ def test_a_crash_outside_of_a_kernel_is_a_crash(tmp_path):
     assert "Fatal Python error: Segmentation fault" in err
 
 
-def test_why_it_is_not_available(monkeypatch):
+def test_reasons_for_unavailability(monkeypatch):
     assert cuda_on_cpu.unavailable() is None
     monkeypatch.setattr(cuda_on_cpu, "NUMBA_CUDA", (99, 0))
     assert "is older than 99.0" in cuda_on_cpu.unavailable()

@@ -1,5 +1,5 @@
-"""PTX in C (cuda_on_cpu/ptx.py) on small texts, against what the instructions are defined to give.  Needs gcc, but
-neither the CUDA toolkit nor a GPU."""
+"""The translation of PTX to C (cuda_on_cpu/ptx.py) on small kernels, against the definitions of the instructions.
+Needs gcc, but neither the CUDA toolkit nor a GPU."""
 
 import ctypes
 import shutil
@@ -13,7 +13,7 @@ from cuda_on_cpu import ptx
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 FORWARD, BACKWARD, SHUFFLED = ORDERS = range(3)
 
-# What the kernels need of the stand-in libcuda: a list of allocations, and a way out of a kernel that is at fault.
+# Replaces the stand-in libcuda: a list of allocations, and a jump out of a kernel after a fault.
 STUB = r"""
 #include <setjmp.h>
 #include <stdint.h>
@@ -74,16 +74,16 @@ def load(tmp_path_factory):
 @pytest.fixture
 def run(load):
     """run(body, arrays ...): a kernel on NumPy arrays, whose addresses are in %a0, %a1 ...; %t is the thread in the
-    block, %i in the grid.  Gives the fault, or None."""
+    block, %i in the grid.  Returns the fault, or None."""
 
     def run(body, *arrays, block=1, grid=1, order=FORWARD, outside="", dynamic_shared=0):
         library = load(module(body, len(arrays), outside))
-        places = (ctypes.c_uint64 * len(arrays))(*[array.ctypes.data for array in arrays])
+        addresses = (ctypes.c_uint64 * len(arrays))(*[array.ctypes.data for array in arrays])
         sizes = (ctypes.c_uint64 * len(arrays))(*[array.nbytes for array in arrays])
-        library.stub_allocate(len(arrays), places, sizes)
-        pointers = [ctypes.addressof(places) + 8 * k for k in range(len(arrays))]
-        threes = [(ctypes.c_uint * 3)(*(n if isinstance(n, tuple) else (n, 1, 1))) for n in (grid, block)]
-        launch = Launch((ctypes.c_void_p * len(arrays))(*pointers), *threes, dynamic_shared, order)
+        library.stub_allocate(len(arrays), addresses, sizes)
+        pointers = [ctypes.addressof(addresses) + 8 * k for k in range(len(arrays))]
+        dimensions = [(ctypes.c_uint * 3)(*(n if isinstance(n, tuple) else (n, 1, 1))) for n in (grid, block)]
+        launch = Launch((ctypes.c_void_p * len(arrays))(*pointers), *dimensions, dynamic_shared, order)
         fault = library.stub_launch(ctypes.byref(launch))
         return fault and fault.decode()
 
@@ -148,14 +148,14 @@ def pairs(values, dtype, others=None):
 
 
 def wrap(number, dtype):
-    """A Python integer modulo 2**bits, as the dtype."""
+    """A Python integer modulo 2**bits, in the dtype."""
     bits = 8 * np.dtype(dtype).itemsize
     number &= (1 << bits) - 1
     return number - (1 << bits) if np.dtype(dtype).kind == "i" and number >> (bits - 1) else number
 
 
 def same(got, want):
-    """Equal, NaN where NaN is, and with the same sign of zero."""
+    """Assert equal bits up to the payload of NaN."""
     want = np.asarray(want, got.dtype)
     np.testing.assert_array_equal(got, want)
     if got.dtype.kind == "f":
@@ -325,7 +325,7 @@ def test_carries(run):
     products = [a * b for a, b in zip(x.tolist(), y.tolist(), strict=True)]
     same(out[0], [p % 2**64 for p in products])
     same(out[1], [p >> 64 for p in products])
-    assert not out[2:].any()  # what is subtracted and added again
+    assert not out[2:].any()  # differences that are added again
 
 
 # --- floats -----------------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ SPECIAL = [0.0, -0.0, 1.0, -1.5, np.inf, -np.inf, np.nan, 3e38, 1e-38, -1e-40, 1
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_float_arithmetic_is_that_of_ieee754(evaluate, dtype):
+def test_float_arithmetic_is_ieee754(evaluate, dtype):
     t, (x, y) = ptx_type(dtype), pairs([*SPECIAL, np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal], dtype)
     names = ["add", "sub", "mul", "div.rn", "neg", "abs", "sqrt.rn", "rcp.rn", "copysign"]
     texts = [f"{name}.{t} %d, {'%x' if name in ('neg', 'abs', 'sqrt.rn', 'rcp.rn') else '%x, %y'};" for name in names]
@@ -365,7 +365,7 @@ def test_rounding_modes(evaluate, dtype):
     x, y, z = (
         rng.standard_normal(50).astype(dtype) * dtype(2) ** rng.integers(-3, 30, 50).astype(dtype) for _ in "xyz"
     )
-    z[:10] = -x[:10] * y[:10]  # what an fma leaves of its product's rounding error
+    z[:10] = -x[:10] * y[:10]  # an fma leaves the rounding error of the product
     definitions = {
         "add": lambda a, b, c: a + b,
         "sub": lambda a, b, c: a - b,
@@ -383,7 +383,7 @@ def test_rounding_modes(evaluate, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_least_and_greatest_with_nan_and_zeros(evaluate, dtype):
+def test_min_and_max_with_nan_and_zeros(evaluate, dtype):
     t, (x, y) = ptx_type(dtype), pairs(SPECIAL, dtype)
     got = evaluate([f"{name}.{t} %d, %x, %y;" for name in ("min", "max")], dtype, x, y)
     for row, sign in zip(got, (1, -1), strict=True):
@@ -484,7 +484,7 @@ def test_float_to_integer_rounds_and_saturates(evaluate, source, to):
     modes = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
     got = evaluate([f"cvt.{mode}.{ptx_type(to)}.{ptx_type(source)} %d, %x;" for mode in modes], to, x)
     low, high, bits = int(np.iinfo(to).min), int(np.iinfo(to).max), 8 * np.dtype(to).itemsize
-    nan = wrap(1 << bits - 1, to) if source is np.float64 or bits == 64 else 0  # as PTX ISA 9.0 says
+    nan = wrap(1 << bits - 1, to) if source is np.float64 or bits == 64 else 0  # PTX ISA 9.0
 
     def convert(value):
         if np.isnan(value):
@@ -529,7 +529,7 @@ def test_between_integers(evaluate):
     x = np.array([0, 1, -1, 127, 128, 255, 256, -129, 40000, 2**31 - 1, -(2**31)], np.int32)
     for to in (np.int8, np.uint8, np.int16, np.uint16, np.int64, np.uint64):
         info = np.iinfo(to)
-        wide = np.int32 if info.bits < 32 else to  # a narrow result fills a 32-bit register with its sign or with zeros
+        wide = np.int32 if info.bits < 32 else to  # a narrow result is extended to 32 bits
         got = evaluate([f"cvt.{ptx_type(to)}.s32 %d, %x;", f"cvt.sat.{ptx_type(to)}.s32 %d, %x;"], wide, x)
         same(got[0], [wrap(int(value), to) for value in x])
         same(got[1], [min(max(int(value), int(info.min)), int(info.max)) for value in x])
@@ -619,7 +619,7 @@ def test_module_variables(run):
 
 def test_local_memory_and_generic_addresses(run):
     out = np.zeros((3, 5), np.float32)
-    # Nobody writes the first element of a thread's array; %SP is its generic address.
+    # The first element of a thread's array is not written; %SP is its generic address.
     body = """.local .align 8 .b8 depot[16]; .reg .b64 %SP, %SPL; .shared .align 4 .b8 box[12];
     mov.u64 %SPL, depot; cvta.local.u64 %SP, %SPL; cvt.rn.f32.u32 %f1, %t;
     ld.local.f32 %f2, [%SPL];
@@ -644,7 +644,7 @@ def test_shared_addresses_of_32_bits(run):
     assert out[0] == 77
 
 
-def test_a_register_that_nobody_wrote_is_nan(run):
+def test_an_unwritten_register_is_nan(run):
     out = np.zeros(2)
     assert run("setp.eq.s32 %p1, %t, 5; @%p1 mov.f64 %fd1, 0d0000000000000000; st.global.f64 [%a0], %fd1;", out) is None
     assert np.isnan(out[0])
@@ -676,15 +676,15 @@ FAULTS = {
 @pytest.mark.parametrize("body", FAULTS)
 def test_faults(run, body):
     room = np.zeros(80, np.uint8)
-    start = -room.ctypes.data % 16  # aligned, with bytes on both sides that are not part of the allocations
+    start = -room.ctypes.data % 16  # aligned, with unallocated bytes on both sides
     arrays = room[start + 16 : start + 32], room[start + 48 : start + 60]
     assert run(body, *arrays) == FAULTS[body] + " in kernel"
     harmless = "ld.global.f32 %f1, [%a0+12]; st.global.f32 [%a0], %f1; ld.global.v2.f32 {%f1, %f2}, [%a1];"
-    assert run(harmless, *arrays) is None  # a fault leaves nothing behind
+    assert run(harmless, *arrays) is None  # the next launch works
 
 
 def test_faults_after_good_accesses_by_the_same_instruction(run):
-    room = np.zeros(8, np.uint64).view(np.float32)  # aligned, and more than the allocation
+    room = np.zeros(8, np.uint64).view(np.float32)  # aligned, and larger than the allocation
     body = "mad.wide.u32 %rd1, %t, 8, %a0; ld.global.v2.f32 {%f1, %f2}, [%rd1];"
     assert run(body, room[:4], block=2) is None
     for size in (3, 2):
@@ -693,7 +693,7 @@ def test_faults_after_good_accesses_by_the_same_instruction(run):
     assert run(body, room, block=2) == "misaligned global access in kernel"
 
 
-def test_a_freed_allocation_is_not_remembered(run):
+def test_a_freed_allocation_is_not_cached(run):
     x, y = np.zeros(4), np.zeros(4)
     body = "ld.global.u64 %rd1, [%a0]; ld.global.f64 %fd1, [%rd1]; st.global.f64 [%a0+8], %fd1;"
     x.view(np.uint64)[0] = y.ctypes.data
@@ -735,7 +735,7 @@ def test_barriers(run, order):
     out = np.zeros(96)
     assert run(SUM, x, out, grid=3, block=32, order=order) is None
     same(out.reshape(3, 32), x.reshape(3, 32).sum(1, keepdims=True) - x.reshape(3, 32))
-    # Without the first barrier, somebody adds what has not been written: not if the threads that are added come first.
+    # Without the first barrier, a thread adds values that are not written yet, unless the other threads run first.
     assert run(SUM.replace("bar.sync 0;", "", 1), x, out, grid=3, block=32, order=order) is None
     assert np.isnan(out).any() == (order != BACKWARD)
 
@@ -835,7 +835,7 @@ def test_device_functions(run):
     out = np.zeros((4, 2))
     assert run(CALL.replace("INDEX", "0"), out, block=4, outside=DEVICE) is None
     same(out, [[2 * (t + 1), 2] for t in range(4)])
-    # A local array is new in every call: elements that were not written are no number.
+    # A local array is new in every call: unwritten elements are NaN.
     assert run(CALL.replace("INDEX", "%t"), out, block=4, outside=DEVICE) is None
     same(out, [[2, 2], *([(t + 1) * (2.0**32 - 1), 2**32 - 1] for t in range(1, 4))])
     assert run(CALL.replace("INDEX", "4"), out, outside=DEVICE) == "global read outside of an allocation in kernel"
@@ -879,7 +879,7 @@ brx.idx %r1, table;
 
 
 @pytest.mark.parametrize("body", REFUSED.strip().splitlines())
-def test_what_is_not_known_is_refused_by_name(body):
+def test_unsupported_ptx_is_refused_by_name(body):
     with pytest.raises(NotImplementedError) as error:
         ptx.translate(module(body, 1))
     words = body.replace("@%p1 ", "").split()
@@ -899,7 +899,7 @@ def test_refused_functions():
         ptx.translate(module("", 0, ".entry another() { ret; }"))
 
 
-def test_what_a_kernel_says_of_itself(load, tmp_path):
+def test_the_properties_that_a_kernel_exports(load, tmp_path):
     text = """.entry some_$kernel(.param .u8 a, .param .align 8 .b8 b[12],
     .param .u64 .ptr .global .align 4 c, .param .u16 d)
     { .shared .align 8 .b8 x[5]; .shared .f64 y; ret; } // .entry other()"""

@@ -1,4 +1,4 @@
-"""The compile gate (tools/check_kernels.py) on kernels with one planted fault each.  Needs the toolkit, not a GPU."""
+"""tools/check_kernels.py on kernels with one planted fault each.  Needs the toolkit, not a GPU."""
 
 import sys
 from pathlib import Path
@@ -20,38 +20,38 @@ SIGNATURE = "void(float32[::1], float32[::1], int64)"
 HALF = np.float32(0.5)
 
 
-def right(y, x, n):
+def correct(y, x, n):
     i = cuda.grid(1)
     if i < n:
         y[i] = x[i] * HALF
 
 
-def literal(y, x, n):
+def float64_literal(y, x, n):
     i = cuda.grid(1)
     if i < n:
-        y[i] = x[i] * 0.1  # (0.5 would do no harm: LLVM sees that float32 holds it)
+        y[i] = x[i] * 0.1  # LLVM would convert 0.5, which is exact in float32
 
 
 def indexed_at_run_time(y, x, n):
-    kept = cuda.local.array(64, np.float32)
+    local = cuda.local.array(64, np.float32)
     for k in range(64):
-        kept[k * n % 64] = x[k]
-    y[cuda.grid(1)] = kept[n // 2 % 64]
+        local[k * n % 64] = x[k]
+    y[cuda.grid(1)] = local[n // 2 % 64]
 
 
-def divided(y, x, n):
+def divides_64_bits(y, x, n):
     i = cuda.grid(1)
     y[i] = x[i // n]
 
 
-def crowded(y, x, n):
-    kept = cuda.local.array(64, np.float32)
+def uses_many_registers(y, x, n):
+    local = cuda.local.array(64, np.float32)
     for k in range(64):
-        kept[k] = x[k]
+        local[k] = x[k]
     cuda.syncthreads()
-    total = kept[0]
+    total = local[0]
     for k in range(1, 64):
-        total = total * kept[k] + kept[63 - k]
+        total = total * local[k] + local[63 - k]
     y[cuda.grid(1)] = total
 
 
@@ -62,13 +62,13 @@ def check(function, registers=32, double=None, **options):
 
 
 def test_a_kernel_without_fault_passes():
-    assert check(right) == []
+    assert check(correct) == []
 
 
 def test_float64_in_a_float32_kernel():
-    (fault,) = check(literal)
+    (fault,) = check(float64_literal)
     assert "float64 instructions" in fault
-    assert check(literal, double="as its decorator says") == []
+    assert check(float64_literal, double="as its decorator says") == []
 
 
 def test_local_memory():
@@ -76,21 +76,21 @@ def test_local_memory():
 
 
 def test_spills():
-    assert check(crowded, registers=128) == []
-    assert any(fault.startswith("spills") for fault in check(crowded, registers=128, max_registers=24))
+    assert check(uses_many_registers, registers=128) == []
+    assert any(fault.startswith("spills") for fault in check(uses_many_registers, registers=128, max_registers=24))
 
 
 def test_a_64_bit_division():
-    (fault,) = check(divided)
+    (fault,) = check(divides_64_bits)
     assert fault == "1 64-bit divisions"
 
 
-def test_more_registers_than_stated():
-    (fault,) = check(crowded)
+def test_more_registers_than_allowed():
+    (fault,) = check(uses_many_registers)
     assert "registers, at most 32 are allowed" in fault
 
 
-def test_what_does_not_compile_is_a_fault_and_not_a_crash(monkeypatch):
+def test_a_kernel_that_does_not_compile_is_reported(monkeypatch):
     import tinycnn.cuda.optim
 
     class Broken:
@@ -100,6 +100,6 @@ def test_what_does_not_compile_is_a_fault_and_not_a_crash(monkeypatch):
             y.nonsense()
 
     monkeypatch.setattr(tinycnn.cuda.optim, "broken", Broken, raising=False)
-    figures, wrong = check_kernels._job(("tinycnn.cuda.optim", "broken", "void(float32[::1])", "sm_90"))
+    figures, faults = check_kernels._job(("tinycnn.cuda.optim", "broken", "void(float32[::1])", "sm_90"))
     assert figures is None
-    assert wrong[0].startswith("does not compile")
+    assert faults[0].startswith("does not compile")

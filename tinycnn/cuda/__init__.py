@@ -1,6 +1,6 @@
-"""The CUDA kernels: the names of tinycnn.kernels, with the same arguments, on an NVIDIA GPU.
+"""The CUDA backend: the functions of tinycnn.kernels, with the same names and arguments, on an NVIDIA GPU.
 
-`tinycnn.devices.get("cuda")` chooses the GPU and returns this module.
+`tinycnn.devices.get("cuda")` selects the GPU and returns this module.
 """
 
 from tinycnn.cuda._launch import capture, copy_to, empty, precompile, to_device, to_host
@@ -36,8 +36,8 @@ from tinycnn.cuda.pooling import (
     max_pool2d_forward,
 )
 
-fused = None  # every layer does its own work here
-layout = None  # maps lie in plain order here
+fused = None  # this backend has no fused kernels
+layout = None  # this backend uses NCHW only
 
 __all__ = [
     "accumulate_metrics",

@@ -1,13 +1,14 @@
-"""Where tinycnn meets numba-cuda: how kernels are compiled, launched and captured, and what their arrays are made of.
+"""The interface to numba-cuda: compiling, launching and capturing kernels, arrays on the device, errors of the driver.
 
-It is the only module that calls numba-cuda.  A kernel is a list of *phases* with barriers between them.  A phase is the
-work of one thread from one barrier to the next: a function of (tid, nt, arrays ...), the thread's number in its block
-and the number of threads.  It does not know whether its arrays lie in global or in shared memory.
+No other module calls numba-cuda.  A kernel is a list of *phases* with barriers between them.  A phase is the work of
+one thread between two barriers: a function of (tid, nt, arrays ...), where tid is the index of the thread in its block,
+nt the number of threads.  A phase works on global and on shared arrays alike.
 
-Rules for phases and kernels, enforced by tools/check_kernels.py or by the tests: constants are of the arrays' dtype (a
-Python float is float64 and drags the arithmetic with it); arrays that stay in registers (`cuda.local.array`) are
-indexed by constants; hot loops index slices by constants, or by U32 (Numba tests signed indices for being negative);
-integers are divided by `divmod32` (a GPU has no instruction for a 64-bit division: each is a call).
+Rules for phases and kernels, enforced by tools/check_kernels.py or by the tests:
+- Constants have the arrays' dtype.  A Python float is float64 and makes the arithmetic float64.
+- Arrays in registers (`cuda.local.array`) are indexed by constants.
+- Hot loops index slices by constants, or by U32: Numba adds a test for a negative index to every signed one.
+- Integers are divided by `divmod32`: a GPU has no instruction for a 64-bit division, so each is a call.
 """
 
 import atexit
@@ -22,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-if not hasattr(np, "row_stack"):  # numba-cuda up to 0.30 asks for it when it first compiles; NumPy 2.5 has dropped it
+if not hasattr(np, "row_stack"):  # removed in NumPy 2.5, used by numba-cuda up to 0.30
     setattr(np, "row_stack", np.vstack)  # noqa: B010 (type checkers know that NumPy has no such name)
 
-# The small grids of small networks are no mistake: no warning about each of them.
+# Small networks have small grids; numba-cuda would warn about each.
 os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
 import numba
@@ -35,23 +36,23 @@ from tinycnn import _gpu
 from tinycnn.errors import DeviceError, DeviceMemoryError
 from tinycnn.kernels._cache import enable_cache
 
-cuda: Any = numba.cuda  # type checkers see the one that Numba itself still contains
+cuda: Any = numba.cuda  # type checkers see Numba's own, deprecated module
 setattr(numba.config, "CUDA_LOW_OCCUPANCY_WARNINGS", 0)  # noqa: B010 (numba may have been imported before)
 
-THREADS = 128  # of a block, where a kernel has no reason for another number
-ALIGN = 16  # bytes: where shared arrays start that are read four floats at a time
-MAX_PENDING_FREES = 10  # allocations that wait to be freed, at most
-U32 = np.uint32  # around an index in a hot loop: Numba tests every signed index for being negative
+THREADS = 128  # of a block, unless a kernel needs another number
+ALIGN = 16  # bytes; alignment of shared arrays, for 128-bit loads
+MAX_PENDING_FREES = 10  # deferred frees that are allowed to accumulate
+U32 = np.uint32  # type of indices in hot loops
 
 _context: dict[str, Any] = {
     "device": None,  # number of the GPU in use
-    "forked": False,  # whether this is a forked child of a process that uses the GPU
-    "deferred_frees": None,  # what keeps numba-cuda from freeing memory by itself
+    "forked": False,  # this process was forked from one that uses the GPU
+    "deferred_frees": None,  # the context manager that keeps numba-cuda from freeing memory
 }
 
 
 class _Capture(threading.local):
-    """What this thread captures: the stream in place of the default one, and all arguments that were launched."""
+    """The capture of this thread: the stream that replaces the default one, and the arguments of all launches."""
 
     stream: Any = 0
     arguments: list | None = None
@@ -64,26 +65,26 @@ _capture = _Capture()
 
 
 @contextlib.contextmanager
-def _driver_errors(what, asked=0):
-    """Errors of the driver, of whichever library, as this package's own: DeviceMemoryError, DeviceError.
+def _driver_errors(action, requested=0):
+    """Raise errors of the driver, from numba-cuda or cuda.core, as DeviceMemoryError or DeviceError.
 
-    what   for the message, what was being done        asked  bytes, where memory is asked for
+    action  for the message        requested  bytes of an allocation
     """
     try:
         yield
     except Exception as error:
-        raise _translate_error(error, what, asked) from error
+        raise _translate_error(error, action, requested) from error
 
 
-def _translate_error(error, what, asked=0):
+def _translate_error(error, action, requested=0):
     names = {cls.__name__ for cls in type(error).__mro__}
     if not names & {"CudaAPIError", "CUDAError"}:
         return error
     if "OUT_OF_MEMORY" in str(error).upper():
-        return DeviceMemoryError(asked, free_memory())
+        return DeviceMemoryError(requested, free_memory())
     return DeviceError(
-        f"{what} failed on cuda:{_context['device']}: {error} (kernels run asynchronously: one launched earlier may be "
-        "the cause; CUDA_LAUNCH_BLOCKING=1 shows which)"
+        f"{action} failed on cuda:{_context['device']}: {error} (kernels run asynchronously: one launched earlier may "
+        "be the cause; CUDA_LAUNCH_BLOCKING=1 shows which)"
     )
 
 
@@ -106,35 +107,35 @@ def divmod32(a, b):
 
 
 def overload_by_dtype(single, double):
-    """One name for two functions of one number, `single` for float32 and `double` for float64."""
+    """A function of one number that calls `single` for float32 and `double` for float64."""
 
-    def choose(x):
+    def dispatch(x):
         return single(x) if isinstance(x, np.float32) else double(x)
 
     compiled32, compiled64 = device_function(single), device_function(double)
     extending: Any = importlib.import_module("numba.cuda.extending")
-    if not hasattr(extending, "overload"):  # numba-cuda before it parted from Numba
+    if not hasattr(extending, "overload"):  # older numba-cuda
         extending = importlib.import_module("numba.extending")
 
-    @extending.overload(choose, target="cuda")
-    def _choose(x):
+    @extending.overload(dispatch, target="cuda")
+    def _dispatch(x):
         return (lambda x: compiled32(x)) if x == numba.float32 else (lambda x: compiled64(x))
 
-    return choose
+    return dispatch
 
 
 def blocks(count):
-    """Blocks of THREADS threads for `count` elements, one a thread."""
+    """Number of blocks of THREADS threads for `count` elements, one a thread."""
     return -(-count // THREADS)
 
 
 class Kernel:
-    """A compiled kernel; `kernel[blocks](...)` launches it, blocks: a number or a tuple of up to three.
+    """A compiled kernel; `kernel[grid](...)` launches it, grid: the number of blocks, or a tuple of up to three.
 
-    function   a list of phases and barriers        threads    of each block
-    registers  a thread may take at most so many    double     why it computes in float64 on float32 arrays, if it does
+    function   phases and barriers                       threads  of each block
+    registers  maximum of a thread, for check_kernels    double   why it computes in float64 on float32 arrays, or None
 
-    A grid without blocks, as for an array without elements, launches nothing: the driver refuses one.
+    An empty grid, as for an array without elements, launches nothing: the driver refuses it.
     """
 
     def __init__(self, function, threads, registers, double):
@@ -142,21 +143,21 @@ class Kernel:
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
         self.compiled = enable_cache(cuda.jit()(function), importlib.import_module("numba.cuda.dispatcher").CUDACache)
 
-    def __getitem__(self, blocks):
-        return functools.partial(self.launch, blocks)
+    def __getitem__(self, grid):
+        return functools.partial(self.launch, grid)
 
-    def launch(self, blocks, *args):
+    def launch(self, grid, *args):
         if _context["forked"]:
             raise RuntimeError(
                 f"{self.__name__}: this process was forked from one that uses the GPU, and a GPU context "
                 'does not survive a fork; start workers with multiprocessing.get_context("spawn")'
             )
-        if 0 in (blocks if isinstance(blocks, tuple) else (blocks,)):
+        if 0 in (grid if isinstance(grid, tuple) else (grid,)):
             return
         if _capture.arguments is not None:
             _capture.arguments.append(args)
         try:
-            self.compiled[blocks, self.threads, _capture.stream](*args)
+            self.compiled[grid, self.threads, _capture.stream](*args)
         except Exception as error:
             raise _translate_error(error, f"the launch of {self.__name__}") from error
 
@@ -170,7 +171,7 @@ def kernel(threads, registers, double=None):
 
 
 def set_device(number):
-    """Compute on GPU `number` from now on; one process works on one GPU."""
+    """Use GPU `number` from now on; ValueError if this process uses another one."""
     if _context["device"] not in (None, number):
         raise ValueError(f"this process computes on cuda:{_context['device']} already, got cuda:{number}")
     with _driver_errors("the start"):
@@ -182,7 +183,7 @@ def set_device(number):
 
 
 def synchronize():
-    """Wait until everything launched so far is done."""
+    """Wait for everything that has been launched."""
     with _driver_errors("waiting"):
         cuda.synchronize()
 
@@ -193,10 +194,10 @@ def free_memory():
 
 
 def skip_cleanup_after_fault(code):
-    """If the GPU has met an error after which it does nothing any more: when the interpreter ends, let it end at once,
-    with this exit code.  Freeing what was on the GPU would fail, with a traceback for every kernel."""
+    """After an error that makes the context unusable, let the interpreter exit with `code` and without cleanup: freeing
+    arrays and kernels would fail, with a traceback for each."""
 
-    def leave():
+    def exit_now():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
@@ -205,11 +206,11 @@ def skip_cleanup_after_fault(code):
     try:
         cuda.synchronize()
     except Exception:
-        atexit.register(leave)  # the last one registered, and so the first one called
+        atexit.register(exit_now)  # registered last, so called first
 
 
 def precompile(step):
-    """Nothing: here kernels are compiled one by one, when they are launched first."""
+    """Does nothing: kernels are compiled when they are first launched."""
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -226,45 +227,48 @@ def _upload(array):
             f"the kernels index with 32 bits: an array must have fewer than 2**32 entries, got {array.shape}"
         )
     with _driver_errors("a copy to the device", array.nbytes), _cleaning_up():
-        # numba-cuda refuses to slice an array that has no memory: an empty one is the beginning of one that has.
+        # numba-cuda refuses to slice an array without memory, so an empty array is a slice of an array with one entry.
         if array.size == 0:
             return cuda.device_array(1, array.dtype)[:0].reshape(array.shape)
         return cuda.to_device(array)
 
 
 def _defer_cleanup():
-    """Keep numba-cuda from freeing memory by itself: Python collects garbage in any thread, and the driver frees memory
-    only for one with a context."""
+    """Keep numba-cuda from freeing memory when Python collects garbage: that may happen in a thread without a context,
+    where the driver refuses it."""
     _context["deferred_frees"] = cuda.defer_cleanup()
     _context["deferred_frees"].__enter__()
 
 
 @contextlib.contextmanager
 def _cleaning_up():
-    """Free what waits for it, unless this thread captures; within it, where memory runs out, numba-cuda may, too."""
+    """Run deferred frees, unless this thread captures.  Inside, numba-cuda may free memory itself if none is left."""
     if _capture.arguments is not None or _context["deferred_frees"] is None:
         yield
         return
     _context["deferred_frees"].__exit__(None, None, None)
     try:
-        garbage = cuda.current_context().memory_manager.deallocations
-        if len(garbage) > MAX_PENDING_FREES:
-            garbage.clear()
+        pending = cuda.current_context().memory_manager.deallocations
+        if len(pending) > MAX_PENDING_FREES:
+            pending.clear()
         yield
     finally:
         _defer_cleanup()
 
 
 def _contiguous(array, dtype=None):
-    """`array` in C order, with the strides that its shape implies.  NumPy lets an axis of length 1 have any stride, and
-    calls the array contiguous; numba-cuda does not."""
+    """`array` in C order, with canonical strides.  NumPy calls an array contiguous whatever the stride of an axis of
+    length 1; numba-cuda does not."""
     array = np.ascontiguousarray(array, dtype)
     return np.ndarray(array.shape, array.dtype, array)
 
 
 def to_device(array):
-    """`array` as a C-contiguous array of this device: NumPy, or what another library holds on this GPU (shared, not
-    copied, if it is C-contiguous)."""
+    """`array` as a C-contiguous array of this device.  An array of another library on this GPU is shared, and copied
+    only if it is not C-contiguous.
+
+    ValueError for an array on another GPU, or whose stream belongs to another CUDA context.
+    """
     if isinstance(array, np.ndarray | np.generic | list | tuple | int | float):
         return _upload(_contiguous(array))
     device = _gpu.device_of(array)
@@ -273,8 +277,10 @@ def to_device(array):
     if device != _context["device"]:
         raise ValueError(f"the array lies on cuda:{device}, this process computes on cuda:{_context['device']}")
     try:
-        # It waits for the array's stream, and is no longer bound to it: a bound array is copied without waiting.
-        array = cuda.as_cuda_array(array if hasattr(array, "__cuda_array_interface__") else _Interface(array)).bind(0)
+        # as_cuda_array waits for the array's stream.  bind(0): an array bound to a stream is copied without waiting.
+        array = cuda.as_cuda_array(array if hasattr(array, "__cuda_array_interface__") else _DLPackAdapter(array)).bind(
+            0
+        )
     except Exception as error:
         if "CONTEXT" in str(error).upper() or "INVALID_HANDLE" in str(error).upper():
             raise ValueError(f"the array's stream belongs to another CUDA context: {error}") from error
@@ -282,16 +288,16 @@ def to_device(array):
     return array if array.is_c_contiguous() else to_device(to_host(array))
 
 
-LEGACY_STREAM = 1  # CUDA's number of the default stream, where kernels are launched
+LEGACY_STREAM = 1  # CUDA's handle of the default stream, where kernels are launched
 
 
-class _Interface:
-    """An array that speaks DLPack only, as one that speaks CUDA's array interface."""
+class _DLPackAdapter:
+    """CUDA array interface for an array that has only DLPack."""
 
     def __init__(self, array):
         from cuda.core.utils import StridedMemoryView
 
-        # The other library makes its own work on the array come before what is launched on our stream.
+        # The other library orders its pending work on the array before what is launched on our stream.
         view = StridedMemoryView.from_dlpack(array, stream_ptr=LEGACY_STREAM)
         self.keep = array, view
         size = np.dtype(view.dtype).itemsize
@@ -302,14 +308,14 @@ class _Interface:
 
 
 class ExportedArray:
-    """A GPU array for other libraries: torch.as_tensor, cupy.asarray, jax.dlpack.from_dlpack, numpy.asarray take it."""
+    """A GPU array for other libraries, through DLPack, the CUDA array interface and `numpy.asarray`."""
 
     def __init__(self, array):
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
 
     @property
     def __cuda_array_interface__(self):
-        # Names the stream whose work the other library has to wait for.
+        # The stream whose work the other library must wait for.
         return {**self.array.__cuda_array_interface__, "stream": LEGACY_STREAM}
 
     def __dlpack_device__(self):
@@ -318,7 +324,7 @@ class ExportedArray:
     def __dlpack__(self, **options):
         from cuda.core.utils import StridedMemoryView
 
-        synchronize()  # whatever stream the other library works on, our work is done
+        synchronize()  # the other library may use any stream
         return StridedMemoryView.from_cuda_array_interface(self.array, stream_ptr=-1).__dlpack__(**options)
 
     def __array__(self, dtype=None, copy=None):
@@ -326,7 +332,7 @@ class ExportedArray:
 
 
 def to_host(array):
-    """An array of this device as NumPy; waits for the kernels that write it."""
+    """An array of this device as NumPy array; waits for pending kernels."""
     if not hasattr(array, "copy_to_host"):
         return np.asarray(array)
     with _driver_errors("a copy from the device"):
@@ -342,19 +348,19 @@ def copy_to(array, values):
 
 
 def ravel(array):
-    """`array` as one axis.  Remembered on the array, since making a view costs as much time as a launch."""
+    """`array` as a 1-D view.  Cached on the array: creating a view takes as long as a launch."""
     if array.ndim == 1:
         return array
-    view = getattr(array, "_flat", None)
+    view = getattr(array, "_raveled", None)
     if view is None:
-        view = array._flat = array.reshape(array.size)
+        view = array._raveled = array.reshape(array.size)
     return view
 
 
 @functools.cache
-def workspace(size, dtype, use):
-    """`size` numbers of room for a kernel; the same array for the same size, dtype and use, as kernels run one after
-    another.  Allocated once, and never freed: a captured step may hold on to it."""
+def workspace(size, dtype, name):
+    """A temporary array of `size` entries, the same one for the same arguments, because kernels run one after another.
+    Never freed: a captured step may use it."""
     return empty((size,), dtype)
 
 
@@ -368,7 +374,7 @@ def constant(values):
 
 
 def elapsed_seconds(function):
-    """Seconds that the device takes for what `function` launches, by events on the device."""
+    """Seconds on the device of what `function` launches, measured by CUDA events."""
     start, stop = cuda.event(timing=True), cuda.event(timing=True)
     start.record()
     function()
@@ -381,18 +387,18 @@ def elapsed_seconds(function):
 
 
 def capture(step):
-    """`step` as one CUDA graph: called without arguments, it does what `step()` does with one launch.
+    """`step` as a callable that replays it as one CUDA graph.
 
-    step  a function that launches kernels, and neither allocates, copies, nor waits.  It is run once before the
-          recording, so that everything is compiled; what changes from call to call must live in device memory
+    step  a function that launches kernels and neither allocates, copies nor waits.  It runs once before the capture, so
+          that everything is compiled.  Values that change from call to call must be in device memory
     """
     return CapturedStep(step)
 
 
 class CapturedStep:
-    """The first call runs the step as it is, which compiles and allocates; the second records it, and replays.
+    """The first call runs the step, which compiles and allocates.  The second captures it, and later ones replay it.
 
-    Addresses are part of a recording, so this object keeps all arrays alive that the kernels were given.
+    Addresses are part of a graph, so this object keeps the arguments of all launches alive.
     """
 
     def __init__(self, step):
@@ -403,26 +409,26 @@ class CapturedStep:
         if self.calls == 1:
             return self.step()
         if self.graph is None:
-            self.record()
+            self.capture()
         if not self.graph:
             return self.step()
         with _driver_errors("the replay of a captured step"):
             return self.graph()
 
-    def record(self):
-        from cuda.core import Device  # numba-cuda depends on it
+    def capture(self):
+        from cuda.core import Device  # a dependency of numba-cuda
 
         device = Device(_context["device"])
         device.set_current()
-        builder, building = device.create_graph_builder(), True
+        builder, capturing = device.create_graph_builder(), True
         try:
-            builder.begin_building("thread_local")  # the driver refuses what cannot be part of a graph
-            # numba-cuda takes the builder in place of a stream since 0.29; before, its stream does the same.
-            newer = tuple(map(int, numba_cuda_version().split(".")[:2])) >= (0, 29)
-            _capture.stream = builder if newer else cuda.external_stream(int(builder.stream.handle))
+            builder.begin_building("thread_local")  # the driver refuses calls that cannot be captured
+            # numba-cuda takes the builder in place of a stream since 0.29; older versions take the builder's stream.
+            takes_builder = tuple(map(int, numba_cuda_version().split(".")[:2])) >= (0, 29)
+            _capture.stream = builder if takes_builder else cuda.external_stream(int(builder.stream.handle))
             _capture.arguments = self.arguments
             self.step()
-            building = False
+            capturing = False
             graph = builder.end_building().complete()
             self.graph = functools.partial(graph.launch, device.default_stream)
         except Exception as error:
@@ -430,13 +436,13 @@ class CapturedStep:
             self.graph, self.arguments = False, []
         finally:
             _capture.stream, _capture.arguments = 0, None
-            if building:  # until the capture ends, this thread may not even allocate
+            if capturing:  # until it ends, this thread may not even allocate
                 with contextlib.suppress(Exception):
                     builder.end_building()
 
 
 def numba_cuda_version():
-    """numba-cuda's version, as text."""
+    """The version of numba-cuda, as text."""
     from importlib.metadata import version
 
     return version("numba-cuda")

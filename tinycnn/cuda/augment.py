@@ -1,4 +1,4 @@
-"""Random distortions of a batch.  Twin of tinycnn/kernels/augment.py, with the same random numbers."""
+"""Random distortions of a batch.  GPU version of tinycnn/kernels/augment.py, with the same random numbers."""
 
 import math
 
@@ -21,34 +21,34 @@ from tinycnn.cuda._launch import (
 from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 splitmix64 = device_function(scalars.splitmix64)
-uniform_from_high, uniform_from_low = (
-    device_function(scalars.uniform_from_high),
-    device_function(scalars.uniform_from_low),
-)
+uniform_from_high = device_function(scalars.uniform_from_high)
+uniform_from_low = device_function(scalars.uniform_from_low)
 sin, cos = overload_by_dtype(scalars.sin32, scalars.sin64), overload_by_dtype(scalars.cos32, scalars.cos64)
 HALF = scalars.HALF
 
 
 @device_function
-def first_draw(counter, seed, n):
+def image_seed(counter, seed, n):
+    """The seed of image n."""
     return splitmix64(splitmix64(splitmix64(seed) + np.uint64(counter[0])) + np.uint64(n))
 
 
 @device_function
 def uniform(start, draw, low, high):
+    """Random number `draw` of an image, uniform in (low, high); start: the image's seed."""
     return (low + high) * HALF + (high - low) * HALF * uniform_from_high(splitmix64(start + np.uint64(draw)))
 
 
 @phase
-def draw_matrix(tid, nt, first, matrices, counter, seed, turn, lean, translate, scale, squeeze):
-    """A thread an image."""
+def draw_affine(tid, nt, first, matrices, counter, seed, max_angle, max_shear, translate, scale, squeeze):
+    """The affine map of an image, one thread an image."""
     n = first + tid
     if n < matrices.size // 6:
-        start, m = first_draw(counter, seed, n), matrices[6 * n :]
-        angle, slant = uniform(start, 0, -turn, turn), uniform(start, 5, -lean, lean)
+        start, m = image_seed(counter, seed, n), matrices[6 * n :]
+        angle, shear = uniform(start, 0, -max_angle, max_angle), uniform(start, 5, -max_shear, max_shear)
         x, y = uniform(start, 1, -translate[0], translate[0]), uniform(start, 2, -translate[1], translate[1])
         size, e = uniform(start, 3, scale[0], scale[1]), uniform(start, 4, squeeze[0], squeeze[1])
-        s, c, slope = sin(angle), cos(angle), sin(slant) / cos(slant)
+        s, c, slope = sin(angle), cos(angle), sin(shear) / cos(shear)
         ii, ij = c * e / size, -s * e / size
         ji, jj = (s + slope * c) / (size * e), (c - slope * s) / (size * e)
         m[0], m[1], m[2] = ii, ij, -(ii * y + ij * x)
@@ -56,72 +56,74 @@ def draw_matrix(tid, nt, first, matrices, counter, seed, turn, lean, translate, 
 
 
 @kernel(THREADS, registers=32)
-def random_affine_kernel(matrices, counter, seed, turn, lean, translate, scale, squeeze):
+def random_affine_kernel(matrices, counter, seed, max_angle, max_shear, translate, scale, squeeze):
     first = cuda.blockIdx.x * THREADS
-    draw_matrix(cuda.threadIdx.x, THREADS, first, matrices, counter, seed, turn, lean, translate, scale, squeeze)
+    draw_affine(
+        cuda.threadIdx.x, THREADS, first, matrices, counter, seed, max_angle, max_shear, translate, scale, squeeze
+    )
 
 
 def random_affine(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
-    """A random affine map for every image; see the twin."""
+    """A random affine map for every image; the CPU version has the formulas."""
     T = matrices.dtype.type
-    turn, lean = T(math.radians(degrees)), T(math.radians(shear))
+    max_angle, max_shear = T(math.radians(degrees)), T(math.radians(shear))
     pairs = (tuple(map(T, pair)) for pair in (translate, scale, squeeze))
-    random_affine_kernel[blocks(len(matrices))](ravel(matrices), counter, np.uint64(seed), turn, lean, *pairs)
+    random_affine_kernel[blocks(len(matrices))](ravel(matrices), counter, np.uint64(seed), max_angle, max_shear, *pairs)
 
 
 @phase
-def draw_noise(tid, nt, first, field, counter, seed, plane):
-    """Both numbers of a pixel, a thread."""
+def draw_noise_pixel(tid, nt, first, field, counter, seed, plane):
+    """Both components of the noise of a pixel."""
     e = first + tid
     if e < field.size // 2:
         n, k = divmod32(e, plane)
-        word = splitmix64(first_draw(counter, seed, n) + np.uint64(k))
+        word = splitmix64(image_seed(counter, seed, n) + np.uint64(k))
         at = 2 * n * plane + k
         field[at], field[at + plane] = uniform_from_high(word), uniform_from_low(word)
 
 
 @kernel(THREADS, registers=32)
-def draw_noise_kernel(field, counter, seed, plane):
-    draw_noise(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, field, counter, seed, plane)
+def noise_kernel(field, counter, seed, plane):
+    draw_noise_pixel(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, field, counter, seed, plane)
 
 
 @phase
-def smooth(tid, nt, first, out, src, weights, size, stride, factor):
-    """One number of `out`, filtered along an axis with `size` entries that are `stride` apart, times `factor`."""
+def convolve_axis(tid, nt, first, out, src, weights, size, stride, factor):
+    """One entry of `out`: src convolved along an axis of `size` entries that are `stride` apart, times `factor`."""
     e = first + tid
     if e < out.size:
-        at, radius = divmod32(divmod32(e, stride)[0], size)[1], weights.size - 1
-        sum_ = src.dtype.type(0)
-        for k in range(max(0, at - radius), min(size, at + radius + 1)):
-            sum_ += weights[U32(abs(k - at))] * src[U32(e + (k - at) * stride)]
-        out[e] = sum_ * factor
+        position, radius = divmod32(divmod32(e, stride)[0], size)[1], weights.size - 1
+        total = src.dtype.type(0)
+        for k in range(max(0, position - radius), min(size, position + radius + 1)):
+            total += weights[U32(abs(k - position))] * src[U32(e + (k - position) * stride)]
+        out[e] = total * factor
 
 
 @kernel(THREADS, registers=40)
-def smooth_kernel(out, src, weights, size, stride, factor):
-    smooth(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, out, src, weights, size, stride, factor)
+def convolve_axis_kernel(out, src, weights, size, stride, factor):
+    convolve_axis(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, out, src, weights, size, stride, factor)
 
 
 def elastic_field(field, weights, counter, seed, alpha):
-    """Smoothed noise; see the twin."""
+    """Smoothed noise; the CPU version has the formulas."""
     N, _, H, W = field.shape
     T, out = field.dtype.type, ravel(field)
-    between = workspace(out.size, field.dtype, "elastic")
-    draw_noise_kernel[blocks(N * H * W)](out, counter, np.uint64(seed), H * W)
-    smooth_kernel[blocks(out.size)](between, out, weights, W, 1, T(1))
-    smooth_kernel[blocks(out.size)](out, between, weights, H, W, T(alpha))
+    temporary = workspace(out.size, field.dtype, "elastic")
+    noise_kernel[blocks(N * H * W)](out, counter, np.uint64(seed), H * W)
+    convolve_axis_kernel[blocks(out.size)](temporary, out, weights, W, 1, T(1))
+    convolve_axis_kernel[blocks(out.size)](out, temporary, weights, H, W, T(alpha))
 
 
 @device_function
 def pixel(x, first, p, q, H, W, background):
-    """Pixel (p - 1, q - 1) of the image that begins at `first`."""
+    """Pixel (p - 1, q - 1) of the image that starts at `first`."""
     inside = p >= 1 and p <= H and q >= 1 and q <= W
     return x[first + (p - 1) * W + q - 1] if inside else background
 
 
 @phase
 def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size, out, middle, centre, last):
-    """One pixel of y.  Places count from the frame of background that the twin puts round an image."""
+    """One pixel of y.  Coordinates count from a border of background, one pixel wide, around the image."""
     e = first + tid
     if e < y.size:
         zero = x.dtype.type(0)
@@ -137,17 +139,17 @@ def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size
         if field.size > 0:
             at = 2 * n * OH * OW + k
             r, s = r + field[at], s + field[at + OH * OW]
-        r = r if r > zero else zero  # NaN too
+        r = r if r > zero else zero  # NaN becomes 0
         s = s if s > zero else zero
         r = r if r < last[0] else last[0]
         s = s if s < last[1] else last[1]
         p, q = int(r), int(s)
-        down, across = r - x.dtype.type(p), s - x.dtype.type(q)
-        begin, around = plane * H * W, background[c]
-        top, bottom = pixel(x, begin, p, q, H, W, around), pixel(x, begin, p + 1, q, H, W, around)
-        top += across * (pixel(x, begin, p, q + 1, H, W, around) - top)
-        bottom += across * (pixel(x, begin, p + 1, q + 1, H, W, around) - bottom)
-        y[e] = top + down * (bottom - top)
+        fraction_h, fraction_w = r - x.dtype.type(p), s - x.dtype.type(q)
+        start, outside = plane * H * W, background[c]
+        top, bottom = pixel(x, start, p, q, H, W, outside), pixel(x, start, p + 1, q, H, W, outside)
+        top += fraction_w * (pixel(x, start, p, q + 1, H, W, outside) - top)
+        bottom += fraction_w * (pixel(x, start, p + 1, q + 1, H, W, outside) - bottom)
+        y[e] = top + fraction_h * (bottom - top)
 
 
 @kernel(THREADS, registers=40)
@@ -159,7 +161,7 @@ def warp_kernel(y, x, matrices, field, background, channels, size, out, middle, 
 
 
 def warp(y, x, matrices, field, background):
-    """y[n, c] = x[n, c] seen through an affine map and a field; see the twin."""
+    """y[n, c] = x[n, c] sampled at the positions of an affine map and a field; the CPU version has the formulas."""
     T, size, out = x.dtype.type, x.shape[2:], y.shape[2:]
     middle, centre = (T((out[0] - 1) / 2), T((out[1] - 1) / 2)), (T((size[0] + 1) / 2), T((size[1] + 1) / 2))
     warp_kernel[blocks(y.size)](
@@ -169,29 +171,29 @@ def warp(y, x, matrices, field, background):
 
 
 @phase
-def brighten(tid, nt, some, x, counter, seed, low, high, scale, shift, image, count, plane):
-    """x becomes the brighter pixels; the sum of this thread's in `some`."""
+def apply_brightness(tid, nt, values, x, counter, seed, low, high, scale, shift, image, count, plane):
+    """Change the brightness of an image, and sum this thread's pixels in `values`."""
     T = x.dtype.type
-    bright, sum_ = uniform(first_draw(counter, seed, image), 0, low, high), T(0)
+    factor, total = uniform(image_seed(counter, seed, image), 0, low, high), T(0)
     for e in range(tid, count, nt):
         at, c = U32(image * count + e), U32(e) // U32(plane)
-        value = (x[at] - shift[c]) / scale[c] * bright
+        value = (x[at] - shift[c]) / scale[c] * factor
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
         x[at] = value
-        sum_ += value
-    some[tid] = sum_
+        total += value
+    values[tid] = total
 
 
 @phase
-def blend(tid, nt, few, x, counter, seed, low, high, scale, shift, image, count, plane):
-    """Pixels blended with their mean, whose sum is in `few`, and back to what a batch holds."""
+def apply_contrast(tid, nt, partials, x, counter, seed, low, high, scale, shift, image, count, plane):
+    """Blend the pixels with their mean, whose sum is in `partials`, and normalise them again."""
     T = x.dtype.type
-    strong = uniform(first_draw(counter, seed, image), 1, low, high)
-    grey = (T(1) - strong) * reduce(few) / T(count)
+    factor = uniform(image_seed(counter, seed, image), 1, low, high)
+    offset = (T(1) - factor) * reduce(partials) / T(count)
     for e in range(tid, count, nt):
         at, c = U32(image * count + e), U32(e) // U32(plane)
-        value = x[at] * strong + grey
+        value = x[at] * factor + offset
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
         x[at] = value * scale[c] + shift[c]
@@ -199,21 +201,23 @@ def blend(tid, nt, few, x, counter, seed, low, high, scale, shift, image, count,
 
 @kernel(THREADS, registers=40)
 def jitter_kernel(x, counter, seed, brightness, contrast, scale, shift, count, plane):
-    """A block an image."""
-    some = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(PARTIALS, x.dtype)
+    """One block an image."""
+    values = cuda.shared.array(THREADS, x.dtype)
+    partials = cuda.shared.array(PARTIALS, x.dtype)
     tid, image = cuda.threadIdx.x, cuda.blockIdx.x
-    brighten(
-        tid, THREADS, some, x, counter, seed, brightness[0], brightness[1], scale, shift, image, count, plane
+    apply_brightness(
+        tid, THREADS, values, x, counter, seed, brightness[0], brightness[1], scale, shift, image, count, plane
     )  # fmt: skip
     cuda.syncthreads()
-    block_reduce(tid, THREADS, few, some)
+    block_reduce(tid, THREADS, partials, values)
     cuda.syncthreads()
-    blend(tid, THREADS, few, x, counter, seed, contrast[0], contrast[1], scale, shift, image, count, plane)
+    apply_contrast(
+        tid, THREADS, partials, x, counter, seed, contrast[0], contrast[1], scale, shift, image, count, plane
+    )
 
 
 def jitter(x, counter, seed, brightness, contrast, scale, shift):
-    """Change brightness and contrast of every image; see the twin."""
+    """Change brightness and contrast of every image; the CPU version has the formulas."""
     N, C, H, W = x.shape
     T = x.dtype.type
     ranges = ((T(max(0.0, 1 - a)), T(1 + a)) for a in (brightness, contrast))

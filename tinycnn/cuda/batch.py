@@ -1,4 +1,4 @@
-"""Gathering a batch from the data set, and keeping count, both on the device.  Twin of tinycnn/kernels/batch.py."""
+"""Gathering a batch from the data set, and the epoch's metrics.  GPU version of tinycnn/kernels/batch.py."""
 
 import numpy as np
 
@@ -7,8 +7,8 @@ from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 
 @phase
-def take(tid, nt, first, x, target, images, labels, order, cursor, scale, shift, shape, size, padding):
-    """One pixel of x, and with an image's first pixel its label."""
+def gather_pixel(tid, nt, first, x, target, images, labels, order, cursor, scale, shift, shape, size, padding):
+    """One pixel of x; the thread of an image's first pixel also copies the label."""
     e = first + tid
     if e < x.size:
         C, H, W = shape
@@ -29,63 +29,65 @@ def take(tid, nt, first, x, target, images, labels, order, cursor, scale, shift,
 @kernel(THREADS, registers=64)
 def gather_kernel(x, target, images, labels, order, cursor, scale, shift, shape, size, padding):
     first = cuda.blockIdx.x * THREADS
-    take(
+    gather_pixel(
         cuda.threadIdx.x, THREADS, first, x, target, images, labels, order, cursor, scale, shift, shape, size, padding
     )  # fmt: skip
 
 
 def gather(x, target, images, labels, order, cursor, scale, shift, padding):
     """x[b, c, i + ph, j + pw] = images[n, c, i, j] * scale[c] + shift[c] and target[b] = labels[n], with n =
-    order[cursor[0] + b]; shapes are at the twin's."""
+    order[cursor[0] + b]; the CPU version has the shapes."""
     gather_kernel[blocks(x.size)](
         ravel(x), target, ravel(images), labels, order, cursor, scale, shift, x.shape[1:], images.shape[2:], padding
     )
 
 
 @phase
-def add_up(tid, nt, losses, hits, counts, loss, predicted, target, class_weight):
-    """This thread's share of the batch."""
-    loss_sum, right, share = 0.0, 0.0, 0.0
+def sum_batch(tid, nt, losses, corrects, weights, loss, predicted, target, class_weight):
+    """This thread's part of the sums over the batch."""
+    loss_sum, correct, weight = 0.0, 0.0, 0.0
     for b in range(tid, loss.size, nt):
         loss_sum += loss[b]
         if predicted.size > 0 and predicted[b] == target[b]:
-            right += 1.0
+            correct += 1.0
         if class_weight.size > 0:
-            share += class_weight[target[b]]
-    losses[tid], hits[tid], counts[tid] = loss_sum, right, share
+            weight += class_weight[target[b]]
+    losses[tid], corrects[tid], weights[tid] = loss_sum, correct, weight
 
 
 @phase
-def move_on(tid, nt, few_losses, few_hits, few_counts, totals, cursor, images, mean):
+def add_to_totals(tid, nt, loss_partials, correct_partials, weight_partials, totals, cursor, images, mean):
     if tid == 0:
-        loss, right, share = reduce(few_losses), reduce(few_hits), reduce(few_counts)
-        totals[0] += loss * share if mean else loss
-        totals[1] += right
+        loss, correct, weight = reduce(loss_partials), reduce(correct_partials), reduce(weight_partials)
+        totals[0] += loss * weight if mean else loss
+        totals[1] += correct
         totals[2] += images
-        if totals[0] - totals[0] == 0.0:  # neither NaN nor infinite
+        if totals[0] - totals[0] == 0.0:  # finite
             totals[3] += 1.0
-        totals[4] += share
+        totals[4] += weight
         cursor[0] += images
 
 
-@kernel(THREADS, registers=64, double="the sums over an epoch, one number a batch")
+@kernel(THREADS, registers=64, double="sums over a whole epoch, one term a batch")
 def accumulate_metrics_kernel(totals, cursor, loss, predicted, target, class_weight):
     losses = cuda.shared.array(THREADS, np.float64)
-    hits = cuda.shared.array(THREADS, np.float64)
-    counts = cuda.shared.array(THREADS, np.float64)
-    few_losses = cuda.shared.array(PARTIALS, np.float64)
-    few_hits = cuda.shared.array(PARTIALS, np.float64)
-    few_counts = cuda.shared.array(PARTIALS, np.float64)
+    corrects = cuda.shared.array(THREADS, np.float64)
+    weights = cuda.shared.array(THREADS, np.float64)
+    loss_partials = cuda.shared.array(PARTIALS, np.float64)
+    correct_partials = cuda.shared.array(PARTIALS, np.float64)
+    weight_partials = cuda.shared.array(PARTIALS, np.float64)
     tid = cuda.threadIdx.x
-    add_up(tid, THREADS, losses, hits, counts, loss, predicted, target, class_weight)
+    sum_batch(tid, THREADS, losses, corrects, weights, loss, predicted, target, class_weight)
     cuda.syncthreads()
-    block_reduce(tid, THREADS, few_losses, losses)
-    block_reduce(tid, THREADS, few_hits, hits)
-    block_reduce(tid, THREADS, few_counts, counts)
+    block_reduce(tid, THREADS, loss_partials, losses)
+    block_reduce(tid, THREADS, correct_partials, corrects)
+    block_reduce(tid, THREADS, weight_partials, weights)
     cuda.syncthreads()
-    move_on(tid, THREADS, few_losses, few_hits, few_counts, totals, cursor, loss.size, class_weight.size > 0)
+    add_to_totals(
+        tid, THREADS, loss_partials, correct_partials, weight_partials, totals, cursor, loss.size, class_weight.size > 0
+    )
 
 
 def accumulate_metrics(totals, cursor, loss, predicted, target, class_weight):
-    """Count a batch; see the twin."""
+    """Add a batch to the totals of the epoch; the CPU version has the formulas."""
     accumulate_metrics_kernel[1](totals, cursor, loss, predicted, target, class_weight)

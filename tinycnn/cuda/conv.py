@@ -1,13 +1,13 @@
-"""2-D convolution, forward and backward.  Twin of tinycnn/kernels/conv.py, where the formula and all shapes are.
+"""2-D convolution, forward and backward.  GPU version of tinycnn/kernels/conv.py, which has formula and shapes.
 
-All three products are those of gemm.py over a column matrix that is never made: when a slice of it is copied into
-shared memory, each entry is fetched from the image where im2col would have taken it.
+All three are implicit GEMMs: the matrix products of gemm.py over a column matrix that is never stored.  The phase that
+loads a tile of it into shared memory reads each entry from the image where im2col would have read it.
 
     y   rows: outputs o           columns: pixels of y        k: taps (c, u, v)
     dx  rows: channels c          columns: pixels of x        k: taps (o, u, v), from dy
-    dw  rows: outputs o           columns: taps, then ones    k: pixels of y; the ones give db
+    dw  rows: outputs o           columns: taps, then ones    k: pixels of y; the column of ones gives db
 
-Where a tap stands, relative to the pixel, is looked up in a small table, made once for each layer.
+A small table, made once for each layer, has the offset of each tap relative to the pixel.
 """
 
 import functools
@@ -32,53 +32,53 @@ from tinycnn.cuda.gemm import (
     store_tile,
 )
 
-FAR = -(2**22)  # a row that is outside of every image
-TAP = 5  # numbers in a row of the table of taps
-STEP_K = THREADS // TILE_N  # a thread copies one pixel's entries for every second k
+OUTSIDE = -(2**22)  # a row that is outside of every image
+TAP = 5  # entries of a tap in the table of taps
+STEP_K = THREADS // TILE_N  # a thread loads the entries of one pixel for every second k
 
 
 @functools.cache
-def tap_table(channels, kernel_size, dilation, plane, step, beyond=FAR, stride=(1, 1)):
-    """For tap (c, u, v): c*plane, u*dh // sh, v*dw // sw, c*step + u*KW + v, and both remainders as one; then taps that
-    meet nothing, at least one (for the ones that give db), up to a full tile.
+def tap_table(channels, kernel_size, dilation, plane, step, outside=OUTSIDE, stride=(1, 1)):
+    """For tap (c, u, v): c*plane, u*dh // sh, v*dw // sw, c*step + u*KW + v, and both remainders as one; then taps
+    outside of the image, at least one (for the ones that give db), up to a full tile.
 
-    int32, TAP numbers a tap.  `beyond` is the row of the taps that meet nothing.
+    int32, TAP entries a tap.  `outside` is the row of the taps outside.
     """
     (KH, KW), (dh, dw), (sh, sw) = kernel_size, dilation, stride
     taps = [
         (c * plane, u * dh // sh, v * dw // sw, c * step + u * KW + v, u * dh % sh * sw + v * dw % sw)
         for c in range(channels) for u in range(KH) for v in range(KW)
     ]  # fmt: skip
-    taps += [(0, beyond, 0, 0, 0)] * (TILE_N - len(taps) % TILE_N)
+    taps += [(0, outside, 0, 0, 0)] * (TILE_N - len(taps) % TILE_N)
     return constant(tuple(entry for tap in taps for entry in tap))
 
 
 @phase
-def place(tid, nt, where, p0, P, shape, image, first, stride, padding):
-    """Pixel p0 + tid % 64 of P, in images of `shape`: where = its image's start (+ first), and row and column under the
-    corner of its window.  Neighbouring images are `image` numbers apart."""
+def locate_pixel(tid, nt, position, p0, P, shape, image, first, stride, padding):
+    """Pixel p0 + tid % 64 of P, in images of `shape`: position = the start of its image (+ first), and row and column
+    of the corner of its window.  Neighbouring images are `image` entries apart."""
     p = p0 + tid % TILE_N
     n, rest = divmod32(p, shape[0] * shape[1])
     i, j = divmod32(rest, shape[1])
-    where[0] = n * image + first
-    where[1] = i * stride[0] + padding[0] if p < P else FAR
-    where[2] = j * stride[1] + padding[1]
+    position[0] = n * image + first
+    position[1] = i * stride[0] + padding[0] if p < P else OUTSIDE
+    position[2] = j * stride[1] + padding[1]
 
 
 # --- y ----------------------------------------------------------------------------------------------------------------
 
 
 @phase
-def load_windows(tid, nt, where, b, x, taps, k0, size):
-    """b[k, p] = the pixel of x that tap k0 + k meets at p."""
-    # Fetch first and choose afterwards: without branches, all of a thread's loads are under way at once.
+def load_windows(tid, nt, position, b, x, taps, k0, size):
+    """b[k, p] = the pixel of x under tap k0 + k of output pixel p."""
+    # Load first and select afterwards: without branches, all loads of a thread are in flight at once.
     first, column = tid // TILE_N, tid % TILE_N
     for i in range(TILE_K // STEP_K):
         k = k0 + first + i * STEP_K
-        h, w = where[1] + taps[U32(TAP * k + 1)], where[2] + taps[U32(TAP * k + 2)]
+        h, w = position[1] + taps[U32(TAP * k + 1)], position[2] + taps[U32(TAP * k + 2)]
         inside = (U32(h) < U32(size[0])) & (U32(w) < U32(size[1]))
-        at = where[0] + taps[U32(TAP * k)] + h * size[1] + w
-        pixel = x[U32(at if inside else 0)]
+        index = position[0] + taps[U32(TAP * k)] + h * size[1] + w
+        pixel = x[U32(index if inside else 0)]
         b[U32((first + i * STEP_K) * PITCH_B + column)] = pixel if inside else x.dtype.type(0)
 
 
@@ -93,48 +93,48 @@ def load_weights(tid, nt, a, w, k0, K, m0, M, first):
 
 
 @phase
-def store_planes(tid, nt, acc, y, b, biased, p0, P, m0, M, first, plane, image):
-    """acc into planes first + m of every image of y, with the bias of the plane."""
+def store_planes(tid, nt, acc, y, b, with_bias, p0, P, m0, M, first, plane, image):
+    """Store acc in planes first + m of the images of y, with the bias of the plane added."""
     for s in range(2):
         p = p0 + tid % 32 + 32 * s
         if p < P:
             n, rest = divmod32(p, plane)
-            at = n * image + rest
+            index = n * image + rest
             for r in range(4):
                 m = m0 + tid // 32 * 4 + r
                 if m < M:
-                    y[at + (first + m) * plane] = acc[2 * r + s] + b[first + m] if biased else acc[2 * r + s]
+                    y[index + (first + m) * plane] = acc[2 * r + s] + b[first + m] if with_bias else acc[2 * r + s]
 
 
 @kernel(THREADS, registers=72)
-def forward_kernel(y, x, w, b, biased, taps, P, M, K, C, size, out, stride, padding):
+def forward_kernel(y, x, w, b, with_bias, taps, P, M, K, C, size, out, stride, padding):
     """Block (x, y, z): pixels 64 x ..., outputs 16 y ..., group z.  M outputs and C channels a group."""
     a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
-    acc, where = cuda.local.array(ACCUMULATORS, x.dtype), cuda.local.array(3, np.int64)
+    acc, position = cuda.local.array(ACCUMULATORS, x.dtype), cuda.local.array(3, np.int64)
     tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
     p0, m0 = cuda.blockIdx.x * TILE_N, cuda.blockIdx.y * TILE_M
     plane = size[0] * size[1]
     clear_accumulators(tid, THREADS, acc)
-    place(tid, THREADS, where, p0, P, out, groups * C * plane, group * C * plane, stride, padding)
+    locate_pixel(tid, THREADS, position, p0, P, out, groups * C * plane, group * C * plane, stride, padding)
     for k0 in range(0, K, TILE_K):
         load_weights(tid, THREADS, a, w, k0, K, m0, M, group * M)
-        load_windows(tid, THREADS, where, columns, x, taps, k0, size)
+        load_windows(tid, THREADS, position, columns, x, taps, k0, size)
         cuda.syncthreads()
         multiply_accumulate(tid, THREADS, acc, a, columns)
         cuda.syncthreads()
     plane = out[0] * out[1]
-    store_planes(tid, THREADS, acc, y, b, biased, p0, P, m0, M, group * M, plane, groups * M * plane)
+    store_planes(tid, THREADS, acc, y, b, with_bias, p0, P, m0, M, group * M, plane, groups * M * plane)
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
     """y = conv(x, w) + b."""
     (N, _, H, W), (O, C, KH, KW) = x.shape, w.shape
-    out, biased = y.shape[2:], b.size > 0
+    out, with_bias = y.shape[2:], b.size > 0
     P, M, K = N * out[0] * out[1], O // groups, C * KH * KW
     taps = tap_table(C, (KH, KW), dilation, H * W, 0)
     forward_kernel[(-(-P // TILE_N), -(-M // TILE_M), groups)](
-        ravel(y), ravel(x), ravel(w), b if biased else ravel(w), biased, taps,
+        ravel(y), ravel(x), ravel(w), b if with_bias else ravel(w), with_bias, taps,
         P, M, K, C, (H, W), out, stride, (-padding[0], -padding[1]),
     )  # fmt: skip
 
@@ -143,53 +143,53 @@ def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
 
 
 @phase
-def divide_by_stride(tid, nt, where, stride):
-    """Row and column of a pixel in steps of the stride, and the remainders, as in the table of taps."""
-    if where[1] >= 0:
-        (where[1], row), (where[2], column) = divmod32(where[1], stride[0]), divmod32(where[2], stride[1])
-        where[3] = row * stride[1] + column
+def divide_by_stride(tid, nt, position, stride):
+    """Divide row and column of a pixel by the stride; the remainders are combined as in the table of taps."""
+    if position[1] >= 0:
+        (position[1], row), (position[2], column) = divmod32(position[1], stride[0]), divmod32(position[2], stride[1])
+        position[3] = row * stride[1] + column
 
 
 @phase
-def load_slopes(tid, nt, where, b, dy, taps, k0, out):
-    """b[k, p] = the entry of dy in which pixel p met tap k0 + k, if there is one: the window began at a multiple of the
-    stride, so pixel and tap leave the same remainder."""
+def load_gradients(tid, nt, position, b, dy, taps, k0, out):
+    """b[k, p] = the entry of dy whose window has pixel p under tap k0 + k, or zero.  Windows start at multiples of
+    the stride, so pixel and tap must have the same remainder."""
     first, column = tid // TILE_N, tid % TILE_N
     for i in range(TILE_K // STEP_K):
         k = k0 + first + i * STEP_K
-        h, w = where[1] - taps[U32(TAP * k + 1)], where[2] - taps[U32(TAP * k + 2)]
-        inside = (U32(h) < U32(out[0])) & (U32(w) < U32(out[1])) & (taps[U32(TAP * k + 4)] == where[3])
-        at = where[0] + taps[U32(TAP * k)] + h * out[1] + w
-        slope = dy[U32(at if inside else 0)]
-        b[U32((first + i * STEP_K) * PITCH_B + column)] = slope if inside else dy.dtype.type(0)
+        h, w = position[1] - taps[U32(TAP * k + 1)], position[2] - taps[U32(TAP * k + 2)]
+        inside = (U32(h) < U32(out[0])) & (U32(w) < U32(out[1])) & (taps[U32(TAP * k + 4)] == position[3])
+        index = position[0] + taps[U32(TAP * k)] + h * out[1] + w
+        value = dy[U32(index if inside else 0)]
+        b[U32((first + i * STEP_K) * PITCH_B + column)] = value if inside else dy.dtype.type(0)
 
 
 @phase
-def load_weights_across(tid, nt, a, w, taps, k0, K, m0, M, first, taps_each):
-    """a[k, m] = w[o, m0 + m, u, v] for tap k0 + k = (o, u, v) of the group whose weights begin at `first`."""
+def load_transposed_weights(tid, nt, a, w, taps, k0, K, m0, M, first, taps_per_map):
+    """a[k, m] = w[o, m0 + m, u, v] for tap k0 + k = (o, u, v) of the group whose weights start at `first`."""
     k = tid % TILE_K
-    at = first + taps[U32(TAP * (k0 + k) + 3)]
+    index = first + taps[U32(TAP * (k0 + k) + 3)]
     for i in range(TILE_M // WARPS):
         m = tid // TILE_K + i * WARPS
         inside = U32(k0 + k) < U32(K) and U32(m0 + m) < U32(M)
-        a[U32(k * PITCH_A + m)] = w[U32(at + (m0 + m) * taps_each)] if inside else w.dtype.type(0)
+        a[U32(k * PITCH_A + m)] = w[U32(index + (m0 + m) * taps_per_map)] if inside else w.dtype.type(0)
 
 
 @kernel(THREADS, registers=72)
-def input_gradient_kernel(dx, dy, w, taps, P, M, K, O, taps_each, size, out, stride, padding):
+def input_gradient_kernel(dx, dy, w, taps, P, M, K, O, taps_per_map, size, out, stride, padding):
     """Block (x, y, z): pixels 64 x ..., channels 16 y ..., group z.  M channels and O outputs a group."""
     a = cuda.shared.array(SIZE_A, dy.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, dy.dtype, alignment=ALIGN)
-    acc, where = cuda.local.array(ACCUMULATORS, dy.dtype), cuda.local.array(4, np.int64)
+    acc, position = cuda.local.array(ACCUMULATORS, dy.dtype), cuda.local.array(4, np.int64)
     tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
     p0, m0 = cuda.blockIdx.x * TILE_N, cuda.blockIdx.y * TILE_M
     plane = out[0] * out[1]
     clear_accumulators(tid, THREADS, acc)
-    place(tid, THREADS, where, p0, P, size, groups * O * plane, group * O * plane, (1, 1), padding)
-    divide_by_stride(tid, THREADS, where, stride)
+    locate_pixel(tid, THREADS, position, p0, P, size, groups * O * plane, group * O * plane, (1, 1), padding)
+    divide_by_stride(tid, THREADS, position, stride)
     for k0 in range(0, K, TILE_K):
-        load_weights_across(tid, THREADS, a, w, taps, k0, K, m0, M, group * O * M * taps_each, taps_each)
-        load_slopes(tid, THREADS, where, columns, dy, taps, k0, out)
+        load_transposed_weights(tid, THREADS, a, w, taps, k0, K, m0, M, group * O * M * taps_per_map, taps_per_map)
+        load_gradients(tid, THREADS, position, columns, dy, taps, k0, out)
         cuda.syncthreads()
         multiply_accumulate(tid, THREADS, acc, a, columns)
         cuda.syncthreads()
@@ -204,45 +204,44 @@ def input_gradient_kernel(dx, dy, w, taps, P, M, K, O, taps_each, size, out, str
 def load_pixels(
     tid, nt, a, b, dy, x, taps, k0, k1, m0, M, c0, C, O, first_o, first_x, image, size, out, stride, padding
 ):
-    """a[k, m] = dy of output m0 + m at pixel k0 + k, b[k, c] = what tap c0 + c meets there; after the taps a one."""
+    """a[k, m] = dy of output m0 + m at pixel k0 + k; b[k, c] = the pixel of x under tap c0 + c, 1 after the taps."""
     k = tid % TILE_K
     p, plane = k0 + k, out[0] * out[1]
     n, rest = divmod32(p, plane)
     i, j = divmod32(rest, out[1])
-    h0, w0 = i * stride[0] + padding[0] if p < k1 else FAR, j * stride[1] + padding[1]
+    h0, w0 = i * stride[0] + padding[0] if p < k1 else OUTSIDE, j * stride[1] + padding[1]
     start = (n * O + first_o) * plane + rest
     for i in range(TILE_M // WARPS):
         m = tid // TILE_K + i * WARPS
-        a[U32(k * PITCH_A + m)] = (
-            dy[U32(start + (m0 + m) * plane)] if p < k1 and U32(m0 + m) < U32(M) else x.dtype.type(0)
-        )
+        inside = p < k1 and U32(m0 + m) < U32(M)
+        a[U32(k * PITCH_A + m)] = dy[U32(start + (m0 + m) * plane)] if inside else x.dtype.type(0)
     start = n * image + first_x
     for i in range(TILE_N // WARPS):
         column = tid // TILE_K + i * WARPS
         c = c0 + column
         h, w = h0 + taps[U32(TAP * c + 1)], w0 + taps[U32(TAP * c + 2)]
         inside = (U32(h) < U32(size[0])) & (U32(w) < U32(size[1]))
-        at = start + taps[U32(TAP * c)] + h * size[1] + w
-        pixel = x[U32(at if inside else 0)]
+        index = start + taps[U32(TAP * c)] + h * size[1] + w
+        pixel = x[U32(index if inside else 0)]
         b[U32(k * PITCH_B + column)] = pixel if inside else x.dtype.type(c == C)
 
 
 @kernel(THREADS, registers=64)
 def weight_gradient_kernel(
-    dw, db, bias, with_ones, with_bias, dy, x, taps, K, M, C, channels, row_tiles, size, out, stride, padding, span
+    dw, db, bias, with_sums, with_bias, dy, x, taps, K, M, C, channels, row_tiles, size, out, stride, padding, length
 ):  # fmt: skip
-    """Block (x, y, z): taps 64 x ..., outputs 16 y ... of one group, part z of the sum over K pixels, `span` long."""
+    """Block (x, y, z): taps 64 x ..., outputs 16 y ... of a group, split z of the sum over K pixels, `length` long."""
     a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
     acc = cuda.local.array(ACCUMULATORS, x.dtype)
-    tid, part = cuda.threadIdx.x, cuda.blockIdx.z
+    tid, split = cuda.threadIdx.x, cuda.blockIdx.z
     group, row_tile = divmod32(cuda.blockIdx.y, row_tiles)
     groups = divmod32(cuda.gridDim.y, row_tiles)[0]
     c0, m0 = cuda.blockIdx.x * TILE_N, row_tile * TILE_M
     plane = size[0] * size[1]
-    k1 = min(K, (part + 1) * span)
+    k1 = min(K, (split + 1) * length)
     clear_accumulators(tid, THREADS, acc)
-    for k0 in range(part * span, k1, TILE_K):
+    for k0 in range(split * length, k1, TILE_K):
         load_pixels(
             tid, THREADS, a, columns, dy, x, taps, k0, k1, m0, M, c0, C, groups * M, group * M,
             group * channels * plane, groups * channels * plane, size, out, stride, padding,
@@ -250,49 +249,50 @@ def weight_gradient_kernel(
         cuda.syncthreads()
         multiply_accumulate(tid, THREADS, acc, a, columns)
         cuda.syncthreads()
-    # The rows of all groups follow one another: row m of this group is row group*M + m of the whole.
+    # Groups are stacked along the rows: row m of this group is row group*M + m of dw.
     store_tile(
-        tid, THREADS, acc, dw, db, bias, with_ones, with_bias, group * M + m0, (group + 1) * M, c0, C,
-        part, groups * M,
+        tid, THREADS, acc, dw, db, bias, with_sums, with_bias, group * M + m0, (group + 1) * M, c0, C,
+        split, groups * M,
     )  # fmt: skip
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
     (N, _, H, W), (O, C, KH, KW) = x.shape, w.shape
-    out, taps_each, M = dy.shape[2:], KH * KW, O // groups
-    minus = (-padding[0], -padding[1])
+    out, taps_per_map, M = dy.shape[2:], KH * KW, O // groups
+    corner = (-padding[0], -padding[1])
     taps = tap_table(C, (KH, KW), dilation, H * W, 0)
     K, row_tiles = N * out[0] * out[1], -(-M // TILE_M)
-    span, parts = split_k(K, 256, 512)
-    grid = (-(-(C * taps_each + (db.size > 0)) // TILE_N), groups * row_tiles, parts)
+    length, splits = split_k(K, 256, 512)
+    grid = (-(-(C * taps_per_map + (db.size > 0)) // TILE_N), groups * row_tiles, splits)
 
-    def tiles(*outputs):
+    def compute(*outputs):
         weight_gradient_kernel[grid](
-            *outputs, ravel(dy), ravel(x), taps, K, M, C * taps_each, C, row_tiles, (H, W), out, stride, minus, span
-        )
+            *outputs, ravel(dy), ravel(x), taps, K, M, C * taps_per_map, C, row_tiles, (H, W), out, stride, corner,
+            length,
+        )  # fmt: skip
 
-    run_split_k(tiles, O * C * taps_each, O, parts, C * taps_each, ravel(dw), db if db.size else None, None)
+    run_split_k(compute, O * C * taps_per_map, O, splits, C * taps_per_map, ravel(dw), db if db.size else None, None)
     if dx.size:
         P = N * H * W
-        taps = tap_table(M, (KH, KW), dilation, out[0] * out[1], C * taps_each, -FAR, stride)
+        taps = tap_table(M, (KH, KW), dilation, out[0] * out[1], C * taps_per_map, -OUTSIDE, stride)
         input_gradient_kernel[(-(-P // TILE_N), -(-C // TILE_M), groups)](
-            ravel(dx), ravel(dy), ravel(w), taps, P, C, M * taps_each, M, taps_each, (H, W), out, stride, padding
+            ravel(dx), ravel(dy), ravel(w), taps, P, C, M * taps_per_map, M, taps_per_map, (H, W), out, stride, padding
         )
 
 
-# --- im2col and col2im, for looking at and for checking ---------------------------------------------------------------
+# --- im2col and col2im, for teaching and for tests --------------------------------------------------------------------
 
 
 @phase
-def fetch(tid, nt, first, columns, x, kernel_size, size, out, stride, padding, dilation):
+def im2col_entry(tid, nt, first, columns, x, kernel_size, size, out, stride, padding, dilation):
     """One entry of the column matrix."""
     e = first + tid
     if e < columns.size:
-        tap, at = divmod32(e, out[0] * out[1])  # tap: ((n*C + c)*KH + u)*KW + v
+        tap, index = divmod32(e, out[0] * out[1])  # tap: ((n*C + c)*KH + u)*KW + v
         row, v = divmod32(tap, kernel_size[1])
         image, u = divmod32(row, kernel_size[0])
-        i, j = divmod32(at, out[1])
+        i, j = divmod32(index, out[1])
         h, w = i * stride[0] + u * dilation[0] - padding[0], j * stride[1] + v * dilation[1] - padding[1]
         inside = h >= 0 and h < size[0] and w >= 0 and w < size[1]
         columns[e] = x[(image * size[0] + h) * size[1] + w] if inside else x.dtype.type(0)
@@ -301,7 +301,7 @@ def fetch(tid, nt, first, columns, x, kernel_size, size, out, stride, padding, d
 @kernel(THREADS, registers=64)
 def im2col_kernel(columns, x, kernel_size, size, out, stride, padding, dilation):
     first = cuda.blockIdx.x * THREADS
-    fetch(cuda.threadIdx.x, THREADS, first, columns, x, kernel_size, size, out, stride, padding, dilation)
+    im2col_entry(cuda.threadIdx.x, THREADS, first, columns, x, kernel_size, size, out, stride, padding, dilation)
 
 
 def im2col(columns, x, kernel_size, out_size, stride, padding, dilation):
@@ -312,8 +312,8 @@ def im2col(columns, x, kernel_size, out_size, stride, padding, dilation):
 
 
 @phase
-def collect(tid, nt, first, x, columns, kernel_size, size, out, stride, padding, dilation):
-    """One pixel: the sum of its copies in the column matrix."""
+def col2im_pixel(tid, nt, first, x, columns, kernel_size, size, out, stride, padding, dilation):
+    """One pixel of x: the sum of its copies in the column matrix."""
     e = first + tid
     if e < x.size:
         image, rest = divmod32(e, size[0] * size[1])
@@ -333,7 +333,7 @@ def collect(tid, nt, first, x, columns, kernel_size, size, out, stride, padding,
 @kernel(THREADS, registers=64)
 def col2im_kernel(x, columns, kernel_size, size, out, stride, padding, dilation):
     first = cuda.blockIdx.x * THREADS
-    collect(cuda.threadIdx.x, THREADS, first, x, columns, kernel_size, size, out, stride, padding, dilation)
+    col2im_pixel(cuda.threadIdx.x, THREADS, first, x, columns, kernel_size, size, out, stride, padding, dilation)
 
 
 def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):

@@ -1,4 +1,4 @@
-"""Dropout, a thread an element.  Twin of tinycnn/kernels/dropout.py, whose masks these are."""
+"""Dropout, one thread an element.  GPU version of tinycnn/kernels/dropout.py, with the same masks."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ HALF_WORD = np.uint64(32)
 
 
 @phase
-def drop(tid, nt, first, y, x, counter, seed, threshold, scale, span):
+def dropout_element(tid, nt, first, y, x, counter, seed, threshold, scale, span):
     i = first + tid
     if i < y.size:
         start = splitmix64(splitmix64(seed) + np.uint64(counter[0]))
@@ -21,11 +21,11 @@ def drop(tid, nt, first, y, x, counter, seed, threshold, scale, span):
 @kernel(THREADS, registers=32)
 def dropout_kernel(y, x, counter, seed, threshold, scale, span):
     first = cuda.blockIdx.x * THREADS
-    drop(cuda.threadIdx.x, THREADS, first, y, x, counter, seed, threshold, scale, span)
+    dropout_element(cuda.threadIdx.x, THREADS, first, y, x, counter, seed, threshold, scale, span)
 
 
 def dropout(y, x, counter, seed, p, span):
-    """y = x / (1 - p) where kept, else 0; see the twin."""
+    """y = x / (1 - p) where kept, else 0; the CPU version explains the mask."""
     scale = x.dtype.type(1 / (1 - p) if p < 1 else 0.0)
     dropout_kernel[blocks(x.size)](
         ravel(y), ravel(x), counter, np.uint64(seed), np.uint64(p * 4294967296.0), scale, span

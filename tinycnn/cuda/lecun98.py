@@ -1,6 +1,6 @@
-"""What LeNet-5 of 1998 has and later nets do not.  Twin of tinycnn/kernels/lecun98.py, where all shapes are.
+"""The layers and losses of the 1998 LeNet-5.  GPU version of tinycnn/kernels/lecun98.py, which has all shapes.
 
-Forward, a thread an output.  Backward, a thread an input, or a block a sum.
+Forward: one thread an output.  Backward: one thread an input, or one block a sum.
 """
 
 import math
@@ -10,33 +10,33 @@ from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 
 @phase
-def write_two(tid, nt, first, second, at, few_first, few_second, share):
-    """The two sums of a block, the first times `share`."""
+def write_gradients(tid, nt, dweight, dbias, c, weight_partials, bias_partials, scale):
+    """The gradients of map c; dweight's sum is multiplied by `scale`."""
     if tid == 0:
-        first[at], second[at] = reduce(few_first) * share, reduce(few_second)
+        dweight[c], dbias[c] = reduce(weight_partials) * scale, reduce(bias_partials)
 
 
 # --- subsampling ------------------------------------------------------------------------------------------------------
 
 
 @phase
-def gather_windows(tid, nt, first, y, x, weight, bias, C, size, out, kernel_size, scale):
+def sum_window(tid, nt, first, y, x, weight, bias, C, size, out, kernel_size, scale):
     e = first + tid
     if e < y.size:
         plane, at = divmod32(e, out[0] * out[1])
         (i, j), c = divmod32(at, out[1]), divmod32(plane, C)[1]
         h, w = i * kernel_size[0], j * kernel_size[1]
-        sum_ = x.dtype.type(0)
+        total = x.dtype.type(0)
         for u in range(kernel_size[0]):
             for v in range(kernel_size[1]):
-                sum_ += x[(plane * size[0] + h + u) * size[1] + w + v]
-        y[e] = weight[c] * scale * sum_ + bias[c]
+                total += x[(plane * size[0] + h + u) * size[1] + w + v]
+        y[e] = weight[c] * scale * total + bias[c]
 
 
 @kernel(THREADS, registers=64)
 def subsample_forward_kernel(y, x, weight, bias, C, size, out, kernel_size, scale):
     first = cuda.blockIdx.x * THREADS
-    gather_windows(cuda.threadIdx.x, THREADS, first, y, x, weight, bias, C, size, out, kernel_size, scale)
+    sum_window(cuda.threadIdx.x, THREADS, first, y, x, weight, bias, C, size, out, kernel_size, scale)
 
 
 def subsample_forward(y, x, weight, bias, kernel_size, scale):
@@ -47,7 +47,7 @@ def subsample_forward(y, x, weight, bias, kernel_size, scale):
 
 
 @phase
-def spread_windows(tid, nt, first, dx, dy, weight, C, size, out, kernel_size, scale):
+def spread_gradient(tid, nt, first, dx, dy, weight, C, size, out, kernel_size, scale):
     e = first + tid
     if e < dx.size:
         plane, at = divmod32(e, size[0] * size[1])
@@ -62,41 +62,41 @@ def spread_windows(tid, nt, first, dx, dy, weight, C, size, out, kernel_size, sc
 @kernel(THREADS, registers=64)
 def subsample_input_kernel(dx, dy, weight, C, size, out, kernel_size, scale):
     first = cuda.blockIdx.x * THREADS
-    spread_windows(cuda.threadIdx.x, THREADS, first, dx, dy, weight, C, size, out, kernel_size, scale)
+    spread_gradient(cuda.threadIdx.x, THREADS, first, dx, dy, weight, C, size, out, kernel_size, scale)
 
 
 @phase
-def add_windows(tid, nt, some, others, dy, x, c, N, C, size, out, kernel_size):
-    """This thread's share of the sums of dy * window and of dy over map c."""
-    slope, offset = x.dtype.type(0), x.dtype.type(0)
+def sum_weight_gradients(tid, nt, weight_sums, bias_sums, dy, x, c, N, C, size, out, kernel_size):
+    """This thread's part of the sums of dy * window and of dy over map c."""
+    weight_sum, bias_sum = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, N * out[0] * out[1], nt):
         n, at = divmod32(e, out[0] * out[1])
         i, j = divmod32(at, out[1])
         h, w = i * kernel_size[0], j * kernel_size[1]
-        sum_ = x.dtype.type(0)
+        total = x.dtype.type(0)
         for u in range(kernel_size[0]):
             for v in range(kernel_size[1]):
-                sum_ += x[((n * C + c) * size[0] + h + u) * size[1] + w + v]
+                total += x[((n * C + c) * size[0] + h + u) * size[1] + w + v]
         g = dy[(n * C + c) * out[0] * out[1] + at]
-        slope += g * sum_
-        offset += g
-    some[tid], others[tid] = slope, offset
+        weight_sum += g * total
+        bias_sum += g
+    weight_sums[tid], bias_sums[tid] = weight_sum, bias_sum
 
 
 @kernel(THREADS, registers=64)
 def subsample_weight_kernel(dweight, dbias, dy, x, N, C, size, out, kernel_size, scale):
     """Block x: map x."""
-    some = cuda.shared.array(THREADS, x.dtype)
-    others = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(PARTIALS, x.dtype)
-    few_others = cuda.shared.array(PARTIALS, x.dtype)
+    weight_sums = cuda.shared.array(THREADS, x.dtype)
+    bias_sums = cuda.shared.array(THREADS, x.dtype)
+    weight_partials = cuda.shared.array(PARTIALS, x.dtype)
+    bias_partials = cuda.shared.array(PARTIALS, x.dtype)
     tid, c = cuda.threadIdx.x, cuda.blockIdx.x
-    add_windows(tid, THREADS, some, others, dy, x, c, N, C, size, out, kernel_size)
+    sum_weight_gradients(tid, THREADS, weight_sums, bias_sums, dy, x, c, N, C, size, out, kernel_size)
     cuda.syncthreads()
-    block_reduce(tid, THREADS, few, some)
-    block_reduce(tid, THREADS, few_others, others)
+    block_reduce(tid, THREADS, weight_partials, weight_sums)
+    block_reduce(tid, THREADS, bias_partials, bias_sums)
     cuda.syncthreads()
-    write_two(tid, THREADS, dweight, dbias, c, few, few_others, scale)
+    write_gradients(tid, THREADS, dweight, dbias, c, weight_partials, bias_partials, scale)
 
 
 def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
@@ -108,28 +108,28 @@ def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
         subsample_input_kernel[blocks(dx.size)](ravel(dx), ravel(dy), weight, C, *window)
 
 
-# --- convolution along a table ----------------------------------------------------------------------------------------
+# --- convolution with a connection table ------------------------------------------------------------------------------
 
 
 @phase
-def meet_pairs(tid, nt, first, y, x, w, b, sources, starts, C, O, size, out, kernel_size):
+def convolve_pixel(tid, nt, first, y, x, w, b, sources, starts, C, O, size, out, kernel_size):
     e = first + tid
     if e < y.size:
         plane, at = divmod32(e, out[0] * out[1])
         (n, o), (i, j) = divmod32(plane, O), divmod32(at, out[1])
-        sum_ = b[o]
+        total = b[o]
         for p in range(starts[o], starts[o + 1]):
             for u in range(kernel_size[0]):
                 row = ((n * C + sources[p]) * size[0] + i + u) * size[1] + j
                 for v in range(kernel_size[1]):
-                    sum_ += w[(p * kernel_size[0] + u) * kernel_size[1] + v] * x[row + v]
-        y[e] = sum_
+                    total += w[(p * kernel_size[0] + u) * kernel_size[1] + v] * x[row + v]
+        y[e] = total
 
 
 @kernel(THREADS, registers=80)
 def conv2d_map_forward_kernel(y, x, w, b, sources, starts, C, O, size, out, kernel_size):
     first = cuda.blockIdx.x * THREADS
-    meet_pairs(cuda.threadIdx.x, THREADS, first, y, x, w, b, sources, starts, C, O, size, out, kernel_size)
+    convolve_pixel(cuda.threadIdx.x, THREADS, first, y, x, w, b, sources, starts, C, O, size, out, kernel_size)
 
 
 def conv2d_map_forward(y, x, w, b, sources, starts):
@@ -140,70 +140,74 @@ def conv2d_map_forward(y, x, w, b, sources, starts):
 
 
 @phase
-def meet_back(tid, nt, first, dx, dy, w, sources, starts, C, O, size, out, kernel_size):
+def convolve_gradient(tid, nt, first, dx, dy, w, sources, starts, C, O, size, out, kernel_size):
     e = first + tid
     if e < dx.size:
         plane, at = divmod32(e, size[0] * size[1])
         (n, c), (h, k) = divmod32(plane, C), divmod32(at, size[1])
-        sum_ = dx.dtype.type(0)
+        total = dx.dtype.type(0)
         for o in range(O):
             for p in range(starts[o], starts[o + 1]):
                 if sources[p] == c:
                     for u in range(max(0, h - out[0] + 1), min(kernel_size[0], h + 1)):
                         row = ((n * O + o) * out[0] + h - u) * out[1] + k
                         for v in range(max(0, k - out[1] + 1), min(kernel_size[1], k + 1)):
-                            sum_ += w[(p * kernel_size[0] + u) * kernel_size[1] + v] * dy[row - v]
-        dx[e] = sum_
+                            total += w[(p * kernel_size[0] + u) * kernel_size[1] + v] * dy[row - v]
+        dx[e] = total
 
 
 @kernel(THREADS, registers=80)
 def conv2d_map_input_kernel(dx, dy, w, sources, starts, C, O, size, out, kernel_size):
     first = cuda.blockIdx.x * THREADS
-    meet_back(cuda.threadIdx.x, THREADS, first, dx, dy, w, sources, starts, C, O, size, out, kernel_size)
+    convolve_gradient(cuda.threadIdx.x, THREADS, first, dx, dy, w, sources, starts, C, O, size, out, kernel_size)
 
 
 @phase
-def add_products(tid, nt, some, others, dy, x, sources, starts, p, tap, N, C, O, size, out, kernel_size):
-    """This thread's share of the sums of dy*x for tap `tap` of pair p, and of dy of the pair's output."""
+def sum_tap_gradient(tid, nt, weight_sums, bias_sums, dy, x, sources, starts, p, tap, N, C, O, size, out, kernel_size):
+    """This thread's part of the sums of dy*x for tap `tap` of pair p, and of dy of the pair's output."""
     o = 0
     while starts[o + 1] <= p:
         o += 1
     u, v = divmod32(tap, kernel_size[1])
-    slope, offset = x.dtype.type(0), x.dtype.type(0)
+    weight_sum, bias_sum = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, N * out[0] * out[1], nt):
         n, at = divmod32(e, out[0] * out[1])
         i, j = divmod32(at, out[1])
         g = dy[(n * O + o) * out[0] * out[1] + at]
-        slope += g * x[((n * C + sources[p]) * size[0] + i + u) * size[1] + j + v]
-        offset += g
-    some[tid], others[tid] = slope, offset
+        weight_sum += g * x[((n * C + sources[p]) * size[0] + i + u) * size[1] + j + v]
+        bias_sum += g
+    weight_sums[tid], bias_sums[tid] = weight_sum, bias_sum
 
 
 @phase
-def write_tap(tid, nt, dw, db, few, few_others, starts, O, p, tap, taps):
-    """The sums of a tap; those of the first tap of an output's first pair give its bias."""
+def write_tap_gradient(tid, nt, dw, db, weight_partials, bias_partials, starts, O, p, tap, taps):
+    """The gradient of a tap; the block of the first tap of an output's first pair also writes db."""
     if tid == 0:
-        dw[p * taps + tap] = reduce(few)
+        dw[p * taps + tap] = reduce(weight_partials)
         if tap == 0:
             for o in range(O):
                 if starts[o] == p and starts[o + 1] > p:
-                    db[o] = reduce(few_others)
+                    db[o] = reduce(bias_partials)
 
 
 @kernel(THREADS, registers=64)
 def conv2d_map_weight_kernel(dw, db, dy, x, sources, starts, N, C, O, size, out, kernel_size):
     """Block (x, y): tap x of pair y."""
-    some = cuda.shared.array(THREADS, x.dtype)
-    others = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(PARTIALS, x.dtype)
-    few_others = cuda.shared.array(PARTIALS, x.dtype)
+    weight_sums = cuda.shared.array(THREADS, x.dtype)
+    bias_sums = cuda.shared.array(THREADS, x.dtype)
+    weight_partials = cuda.shared.array(PARTIALS, x.dtype)
+    bias_partials = cuda.shared.array(PARTIALS, x.dtype)
     tid, tap, p = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y
-    add_products(tid, THREADS, some, others, dy, x, sources, starts, p, tap, N, C, O, size, out, kernel_size)
+    sum_tap_gradient(
+        tid, THREADS, weight_sums, bias_sums, dy, x, sources, starts, p, tap, N, C, O, size, out, kernel_size
+    )
     cuda.syncthreads()
-    block_reduce(tid, THREADS, few, some)
-    block_reduce(tid, THREADS, few_others, others)
+    block_reduce(tid, THREADS, weight_partials, weight_sums)
+    block_reduce(tid, THREADS, bias_partials, bias_sums)
     cuda.syncthreads()
-    write_tap(tid, THREADS, dw, db, few, few_others, starts, O, p, tap, kernel_size[0] * kernel_size[1])
+    write_tap_gradient(
+        tid, THREADS, dw, db, weight_partials, bias_partials, starts, O, p, tap, kernel_size[0] * kernel_size[1]
+    )
 
 
 def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
@@ -221,20 +225,20 @@ def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
 
 
 @phase
-def measure(tid, nt, first, y, x, w, K, F):
+def squared_distance(tid, nt, first, y, x, w, K, F):
     e = first + tid
     if e < y.size:
         n, i = divmod32(e, K)
-        sum_ = x.dtype.type(0)
+        total = x.dtype.type(0)
         for f in range(F):
-            step = x[n * F + f] - w[i * F + f]
-            sum_ += step * step
-        y[e] = sum_
+            difference = x[n * F + f] - w[i * F + f]
+            total += difference * difference
+        y[e] = total
 
 
 @kernel(THREADS, registers=40)
 def squared_distance_forward_kernel(y, x, w, K, F):
-    measure(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x, w, K, F)
+    squared_distance(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x, w, K, F)
 
 
 def squared_distance_forward(y, x, w):
@@ -243,20 +247,21 @@ def squared_distance_forward(y, x, w):
 
 
 @phase
-def pull(tid, nt, first, d, dy, here, there, rows, F, step_row, step_other):
-    """d[r, f] = 2 sum over q of dy[r*step_row + q*step_other] * (here[r, f] - there[q, f])"""
+def accumulate_differences(tid, nt, first, da, dy, a, b, rows, F, stride_row, stride_other):
+    """da[r, f] = 2 sum over q of dy[r*stride_row + q*stride_other] * (a[r, f] - b[q, f])"""
     e = first + tid
-    if e < d.size:
+    if e < da.size:
         r, f = divmod32(e, F)
-        sum_ = d.dtype.type(0)
+        total = da.dtype.type(0)
         for q in range(rows):
-            sum_ += dy[r * step_row + q * step_other] * (here[e] - there[q * F + f])
-        d[e] = sum_ + sum_
+            total += dy[r * stride_row + q * stride_other] * (a[e] - b[q * F + f])
+        da[e] = total + total
 
 
 @kernel(THREADS, registers=48)
-def squared_distance_backward_kernel(d, dy, here, there, rows, F, step_row, step_other):
-    pull(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, d, dy, here, there, rows, F, step_row, step_other)
+def squared_distance_backward_kernel(da, dy, a, b, rows, F, stride_row, stride_other):
+    first = cuda.blockIdx.x * THREADS
+    accumulate_differences(cuda.threadIdx.x, THREADS, first, da, dy, a, b, rows, F, stride_row, stride_other)
 
 
 def squared_distance_backward(dx, dw, dy, x, w):
@@ -269,7 +274,7 @@ def squared_distance_backward(dx, dw, dy, x, w):
 
 
 @phase
-def compare(tid, nt, first, loss, predicted, dx, x, target, K, rubbish, scale):
+def image_loss(tid, nt, first, loss, predicted, dx, x, target, K, rubbish, scale):
     n = first + tid
     if n < loss.size:
         T, t = x.dtype.type, target[n]
@@ -283,25 +288,25 @@ def compare(tid, nt, first, loss, predicted, dx, x, target, K, rubbish, scale):
             for k in range(K):
                 grad[k] = scale if k == t else T(0)
         else:
-            least = min(row[best], rubbish)
-            norm = T(math.exp(least - rubbish))
+            minimum = min(row[best], rubbish)
+            norm = T(math.exp(minimum - rubbish))
             for k in range(K):
-                norm += T(math.exp(least - row[k]))
-            value += T(math.log(norm)) - least
+                norm += T(math.exp(minimum - row[k]))
+            value += T(math.log(norm)) - minimum
             for k in range(K):
-                share = T(math.exp(least - row[k])) / norm
-                grad[k] = ((T(1) if k == t else T(0)) - share) * scale
+                probability = T(math.exp(minimum - row[k])) / norm
+                grad[k] = ((T(1) if k == t else T(0)) - probability) * scale
         loss[n] = value * scale
 
 
 @kernel(THREADS, registers=64)
 def rbf_loss_kernel(loss, predicted, dx, x, target, K, rubbish, scale):
     first = cuda.blockIdx.x * THREADS
-    compare(cuda.threadIdx.x, THREADS, first, loss, predicted, dx, x, target, K, rubbish, scale)
+    image_loss(cuda.threadIdx.x, THREADS, first, loss, predicted, dx, x, target, K, rubbish, scale)
 
 
 def rbf_loss(loss, predicted, dx, x, target, rubbish, mean):
-    """Losses of distances, eq. 8 and eq. 9; see the twin."""
+    """Losses of squared distances, eq. 8 and eq. 9; the CPU version has the formulas."""
     N, K = x.shape
     T = x.dtype.type
     rbf_loss_kernel[blocks(N)](loss, predicted, ravel(dx), ravel(x), target, K, T(rubbish), T(1 / N if mean else 1.0))

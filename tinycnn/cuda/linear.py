@@ -1,8 +1,6 @@
-"""Fully connected layer: y[n, o] = b[o] + sum_f x[n, f] * w[o, f].  Twin of tinycnn/kernels/linear.py.
+"""Fully connected layer: y[n, o] = b[o] + sum_f x[n, f] * w[o, f].  GPU version of tinycnn/kernels/linear.py.
 
 x: (N, F)   w: (O, F)   b: (O,) or (0,) for none   y: (N, O)
-
-All three are products of matrices that exist, so only the steps differ: along k, and along rows or columns.
 """
 
 from tinycnn.cuda._launch import ravel
@@ -17,6 +15,6 @@ def linear_forward(y, x, w, b):
 def linear_backward(dx, dw, db, dy, x, w):
     """Gradients of all three arguments of `linear_forward`; dx and db of size 0 are not computed."""
     (N, F), O = x.shape, len(w)
-    gemm(ravel(dw), ravel(dy), ravel(x), (O, F, N), (O, 1), (F, 1), ones=db if db.size else None)
+    gemm(ravel(dw), ravel(dy), ravel(x), (O, F, N), (O, 1), (F, 1), row_sums=db if db.size else None)
     if dx.size:
         gemm(ravel(dx), ravel(dy), ravel(w), (N, F, O), (1, O), (F, 1))

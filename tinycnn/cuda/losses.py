@@ -1,4 +1,4 @@
-"""Losses: the value and its gradient in one pass, a thread an image.  Twin of tinycnn/kernels/losses.py."""
+"""Losses: the value and its gradient in one pass, one thread an image.  GPU version of tinycnn/kernels/losses.py."""
 
 import math
 
@@ -7,25 +7,25 @@ from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 
 @phase
-def weigh(tid, nt, some, target, weight, ignore_index):
-    """This thread's share of the sum of weight[target]."""
-    share = weight.dtype.type(0)
+def sum_weights(tid, nt, values, target, weight, ignore_index):
+    """This thread's part of the sum of weight[target]."""
+    total = weight.dtype.type(0)
     for n in range(tid, target.size, nt):
         if target[n] != ignore_index:
-            share += weight[target[n]]
-    some[tid] = share
+            total += weight[target[n]]
+    values[tid] = total
 
 
 @phase
-def judge(
-    tid, nt, first, few, loss, predicted, dx, x, target, weight, K, ignore_index, smooth, hit, mean
+def image_cross_entropy(
+    tid, nt, first, partials, loss, predicted, dx, x, target, weight, K, ignore_index, smooth, hit, mean
 ):  # fmt: skip
-    """One image: loss, class and gradient."""
+    """Loss, predicted class and gradient of one image."""
     n = first + tid
     if n < loss.size:
         scale, zero = x.dtype.type(1), x.dtype.type(0)
         if mean:
-            scale = scale / reduce(few)
+            scale = scale / reduce(partials)
         row, grad, t = x[n * K :], dx[n * K :], target[n]
         top, best = row[0], 0
         for k in range(1, K):
@@ -43,35 +43,35 @@ def judge(
                 grad[k] = e
                 norm += e
             log_norm = x.dtype.type(math.log(norm))
-            value, share = zero, zero
+            value, total = zero, zero
             for k in range(K):
                 a = weight[k] * (smooth + hit if k == t else smooth)
-                if a != zero:  # so that a logit of -inf may stand where no probability is asked for
+                if a != zero:  # a logit of -inf is allowed where the target probability is 0
                     value -= a * ((row[k] - top) - log_norm)
-                share += a
+                total += a
             for k in range(K):
                 a = weight[k] * (smooth + hit if k == t else smooth)
-                grad[k] = (grad[k] / norm * share - a) * scale
+                grad[k] = (grad[k] / norm * total - a) * scale
             loss[n] = value * scale
 
 
 @kernel(THREADS, registers=64)
 def cross_entropy_kernel(loss, predicted, dx, x, target, weight, K, ignore_index, smooth, hit, mean):
-    """Every block sums the weights of the whole batch, in the same order, and then does its own images."""
-    some = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(PARTIALS, x.dtype)
+    """Every block sums the weights of the whole batch in the same order, then computes its own images."""
+    values = cuda.shared.array(THREADS, x.dtype)
+    partials = cuda.shared.array(PARTIALS, x.dtype)
     tid, first = cuda.threadIdx.x, cuda.blockIdx.x * THREADS
-    weigh(tid, THREADS, some, target, weight, ignore_index)
+    sum_weights(tid, THREADS, values, target, weight, ignore_index)
     cuda.syncthreads()
-    block_reduce(tid, THREADS, few, some)
+    block_reduce(tid, THREADS, partials, values)
     cuda.syncthreads()
-    judge(
-        tid, THREADS, first, few, loss, predicted, dx, x, target, weight, K, ignore_index, smooth, hit, mean
+    image_cross_entropy(
+        tid, THREADS, first, partials, loss, predicted, dx, x, target, weight, K, ignore_index, smooth, hit, mean
     )  # fmt: skip
 
 
 def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_smoothing, mean):
-    """Softmax cross entropy of logits and the class with the largest logit; formula and shapes are at the twin."""
+    """Softmax cross entropy of logits, and the class with the largest logit; the CPU version has formula and shapes."""
     T, K = x.dtype.type, x.shape[1]
     smooth, hit = T(label_smoothing / K), T(1 - label_smoothing)
     cross_entropy_kernel[blocks(len(x))](
@@ -80,7 +80,7 @@ def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_sm
 
 
 @phase
-def square(tid, nt, first, loss, dx, x, target, F, scale):
+def image_squared_error(tid, nt, first, loss, dx, x, target, F, scale):
     n = first + tid
     if n < loss.size:
         value = x.dtype.type(0)
@@ -93,7 +93,7 @@ def square(tid, nt, first, loss, dx, x, target, F, scale):
 
 @kernel(THREADS, registers=40)
 def mse_loss_kernel(loss, dx, x, target, F, scale):
-    square(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, loss, dx, x, target, F, scale)
+    image_squared_error(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, loss, dx, x, target, F, scale)
 
 
 def mse_loss(loss, dx, x, target, mean):
@@ -104,7 +104,7 @@ def mse_loss(loss, dx, x, target, mean):
 
 
 @phase
-def mark(tid, nt, first, rows, predicted, x, labels, K):
+def one_hot_row(tid, nt, first, rows, predicted, x, labels, K):
     n = first + tid
     if n < labels.size:
         zero, one, best = x.dtype.type(0), x.dtype.type(1), n * K
@@ -117,9 +117,9 @@ def mark(tid, nt, first, rows, predicted, x, labels, K):
 
 @kernel(THREADS, registers=40)
 def one_hot_kernel(rows, predicted, x, labels, K):
-    mark(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, rows, predicted, x, labels, K)
+    one_hot_row(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, rows, predicted, x, labels, K)
 
 
 def one_hot(rows, predicted, x, labels):
-    """rows[n, k] = 1 where k = labels[n], else 0, and the class with the largest of x[n]; shapes are at the twin."""
+    """rows[n, k] = 1 where k = labels[n], else 0, and the class with the largest x[n]; shapes: see the CPU version."""
     one_hot_kernel[blocks(len(x))](ravel(rows), predicted, ravel(x), labels, x.shape[1])

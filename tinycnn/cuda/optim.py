@@ -1,7 +1,7 @@
-"""Optimizers: one thread a parameter.  Twin of tinycnn/kernels/optim.py.
+"""Optimizers: one thread a parameter.  GPU version of tinycnn/kernels/optim.py.
 
-Step number and learning rates are read from device memory, so that a recorded step goes on by itself.  All threads read
-the step number, so a kernel of its own advances it afterwards.
+Kernels read the step number and the learning rates from device memory, so that a captured step can be replayed.  All
+threads read the step number, so a separate kernel increments it afterwards.
 """
 
 import math
@@ -10,20 +10,20 @@ from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, kernel,
 
 
 @device_function
-def rate(lr_schedule, t):
+def learning_rate(lr_schedule, t):
     """The learning rate of step t (from 0)."""
     return lr_schedule[min(t, lr_schedule.size - 1)]
 
 
 @phase
-def count(tid, nt, step):
+def increment_phase(tid, nt, step):
     if tid == 0:
         step[0] += 1
 
 
 @kernel(32, registers=16)
 def increment_kernel(step):
-    count(cuda.threadIdx.x, 32, step)
+    increment_phase(cuda.threadIdx.x, 32, step)
 
 
 def increment(step):
@@ -32,24 +32,26 @@ def increment(step):
 
 
 @phase
-def descend(tid, nt, first, theta, grad, velocity, lr_schedule, step, momentum, damped, weight_decay, heavy, nesterov):
+def sgd_phase(
+    tid, nt, first, theta, grad, velocity, lr_schedule, step, momentum, damping, weight_decay, use_velocity, nesterov
+):
     i = first + tid
     if i < theta.size:
-        lr, fresh = rate(lr_schedule, step[0]), theta.dtype.type(1) if step[0] == 0 else damped
+        lr, grad_scale = learning_rate(lr_schedule, step[0]), theta.dtype.type(1) if step[0] == 0 else damping
         g = grad[i] + weight_decay * theta[i]
-        if heavy:
-            v = momentum * velocity[i] + fresh * g
+        if use_velocity:
+            v = momentum * velocity[i] + grad_scale * g
             velocity[i] = v
             g = g + momentum * v if nesterov else v
         theta[i] -= lr * g
 
 
 @kernel(THREADS, registers=32)
-def sgd_kernel(theta, grad, velocity, lr_schedule, step, momentum, damped, weight_decay, heavy, nesterov):
+def sgd_kernel(theta, grad, velocity, lr_schedule, step, momentum, damping, weight_decay, use_velocity, nesterov):
     first = cuda.blockIdx.x * THREADS
-    descend(
-        cuda.threadIdx.x, THREADS, first, theta, grad, velocity, lr_schedule, step, momentum, damped, weight_decay,
-        heavy, nesterov,
+    sgd_phase(
+        cuda.threadIdx.x, THREADS, first, theta, grad, velocity, lr_schedule, step, momentum, damping, weight_decay,
+        use_velocity, nesterov,
     )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def sgd(theta, grad, velocity, lr_schedule, step, momentum, dampening, weight_de
 
 
 @phase
-def follow(tid, nt, first, theta, grad, step_sizes):
+def sgd_per_parameter_phase(tid, nt, first, theta, grad, step_sizes):
     i = first + tid
     if i < theta.size:
         theta[i] -= step_sizes[i] * grad[i]
@@ -72,7 +74,7 @@ def follow(tid, nt, first, theta, grad, step_sizes):
 
 @kernel(THREADS, registers=32)
 def sgd_per_parameter_kernel(theta, grad, step_sizes):
-    follow(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, theta, grad, step_sizes)
+    sgd_per_parameter_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, theta, grad, step_sizes)
 
 
 def sgd_per_parameter(theta, grad, step_sizes, step):
@@ -82,14 +84,14 @@ def sgd_per_parameter(theta, grad, step_sizes, step):
 
 
 @phase
-def adapt(
+def adam_phase(
     tid, nt, first, theta, grad, m, v, lr_schedule, step, b1, b2, a1, a2, log_b1, log_b2, eps, weight_decay, decoupled
 ):
     """1 - beta**t is computed as -expm1(t log(beta)), which keeps its digits in float32 where beta is nearly 1."""
     i = first + tid
     if i < theta.size:
         one = theta.dtype.type(1)
-        lr, t = rate(lr_schedule, step[0]), theta.dtype.type(step[0] + 1)
+        lr, t = learning_rate(lr_schedule, step[0]), theta.dtype.type(step[0] + 1)
         size = lr / -theta.dtype.type(math.expm1(t * log_b1))
         root = one / theta.dtype.type(math.sqrt(-math.expm1(t * log_b2)))
         g = grad[i] if decoupled else grad[i] + weight_decay * theta[i]
@@ -103,14 +105,14 @@ def adapt(
 @kernel(THREADS, registers=64)
 def adam_kernel(theta, grad, m, v, lr_schedule, step, b1, b2, a1, a2, log_b1, log_b2, eps, weight_decay, decoupled):
     first = cuda.blockIdx.x * THREADS
-    adapt(
+    adam_phase(
         cuda.threadIdx.x, THREADS, first, theta, grad, m, v, lr_schedule, step, b1, b2, a1, a2, log_b1, log_b2, eps,
         weight_decay, decoupled,
     )  # fmt: skip
 
 
 def adam(theta, grad, m, v, lr_schedule, step, beta1, beta2, eps, weight_decay, decoupled):
-    """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or taken off theta if `decoupled` (AdamW)."""
+    """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or shrinks theta if `decoupled` (AdamW)."""
     T = theta.dtype.type
     logs = [T(math.log(beta)) if beta > 0 else T("-inf") for beta in (beta1, beta2)]
     adam_kernel[blocks(theta.size)](
@@ -121,15 +123,15 @@ def adam(theta, grad, m, v, lr_schedule, step, beta1, beta2, eps, weight_decay, 
 
 
 @phase
-def mix(tid, nt, first, average, theta, step, decay, share):
+def ema_update_phase(tid, nt, first, average, theta, step, decay, complement):
     i = first + tid
     if i < theta.size:
-        average[i] = theta[i] if step[0] == 0 else decay * average[i] + share * theta[i]
+        average[i] = theta[i] if step[0] == 0 else decay * average[i] + complement * theta[i]
 
 
 @kernel(THREADS, registers=32)
-def ema_update_kernel(average, theta, step, decay, share):
-    mix(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, average, theta, step, decay, share)
+def ema_update_kernel(average, theta, step, decay, complement):
+    ema_update_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, average, theta, step, decay, complement)
 
 
 def ema_update(average, theta, step, decay):

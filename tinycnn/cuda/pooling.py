@@ -1,15 +1,15 @@
-"""Average and max pooling, forward and backward.  Twin of tinycnn/kernels/pooling.py, where all shapes are.
+"""Average and max pooling, forward and backward.  GPU version of tinycnn/kernels/pooling.py, which has all shapes.
 
-Forward, a thread computes one output from its window.  Backward, a thread computes one input pixel's gradient from the
-windows that the pixel lies in: nothing is added to by two threads, so the result does not depend on their order.
+Forward, a thread computes one output from its window.  Backward, a thread computes the gradient of one input pixel from
+the windows that contain it.  No two threads add to the same entry, so the result does not depend on their order.
 """
 
 from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, divmod32, kernel, phase, ravel
 
 
 @device_function
-def entries(i, size, step, pad, length, count_include_pad):
-    """How many entries window i has along one axis of `length`; padding counts if it is to."""
+def window_length(i, size, step, pad, length, count_include_pad):
+    """Number of entries of window i along an axis of `length`, with or without the padding."""
     start = i * step - pad
     stop = min(start + size, length + pad)
     if not count_include_pad:
@@ -18,13 +18,13 @@ def entries(i, size, step, pad, length, count_include_pad):
 
 
 @device_function
-def windows_over(i, size, step, count):
-    """(first, last + 1) of the `count` windows, from row w*step to w*step + size - 1, that row i lies in."""
+def windows_containing(i, size, step, count):
+    """(first, last + 1) of the windows that contain row i; `count` windows, w has rows w*step ... w*step + size - 1."""
     return divmod32(max(i - size + step, 0), step)[0], min(divmod32(i, step)[0] + 1, count)
 
 
 @phase
-def average(tid, nt, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+def average_window(tid, nt, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor):
     e = first + tid
     if e < y.size:
         plane, at = divmod32(e, out[0] * out[1])
@@ -37,15 +37,17 @@ def average(tid, nt, first, y, x, size, out, kernel_size, stride, padding, count
                 total += x[row + w]
         count = divisor
         if divisor == 0:
-            count = entries(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
-            count *= entries(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
+            count = window_length(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
+            count *= window_length(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
         y[e] = total / x.dtype.type(count)
 
 
 @kernel(THREADS, registers=64)
 def avg_pool2d_forward_kernel(y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor):
     first = cuda.blockIdx.x * THREADS
-    average(cuda.threadIdx.x, THREADS, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor)
+    average_window(
+        cuda.threadIdx.x, THREADS, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor
+    )
 
 
 def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, divisor):
@@ -56,17 +58,17 @@ def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, di
 
 
 @phase
-def share(tid, nt, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+def spread_average(tid, nt, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor):
     e = first + tid
     if e < dx.size:
         plane, at = divmod32(e, size[0] * size[1])
         h, w = divmod32(at, size[1])
         h, w = h + padding[0], w + padding[1]
         total = dx.dtype.type(0)
-        for i in range(*windows_over(h, kernel_size[0], stride[0], out[0])):
-            rows = entries(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
-            for j in range(*windows_over(w, kernel_size[1], stride[1], out[1])):
-                columns = entries(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
+        for i in range(*windows_containing(h, kernel_size[0], stride[0], out[0])):
+            rows = window_length(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
+            for j in range(*windows_containing(w, kernel_size[1], stride[1], out[1])):
+                columns = window_length(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
                 count = divisor if divisor > 0 else rows * columns
                 total += dy[(plane * out[0] + i) * out[1] + j] / dx.dtype.type(count)
         dx[e] = total
@@ -75,7 +77,9 @@ def share(tid, nt, first, dx, dy, size, out, kernel_size, stride, padding, count
 @kernel(THREADS, registers=64)
 def avg_pool2d_backward_kernel(dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor):
     first = cuda.blockIdx.x * THREADS
-    share(cuda.threadIdx.x, THREADS, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor)
+    spread_average(
+        cuda.threadIdx.x, THREADS, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor
+    )
 
 
 def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad, divisor):
@@ -85,36 +89,36 @@ def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad,
 
 
 @phase
-def largest(tid, nt, first, y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation):
+def max_of_window(tid, nt, first, y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation):
     e = first + tid
     if e < y.size:
         plane, at = divmod32(e, out[0] * out[1])
         i, j = divmod32(at, out[1])
         h0, w0 = i * stride[0] - padding[0], j * stride[1] - padding[1]
-        best, where = lowest, -1
+        best, argmax = lowest, -1
         for u in range(kernel_size[0]):
             h = h0 + u * dilation[0]
             for v in range(kernel_size[1]):
                 w = w0 + v * dilation[1]
                 if h >= 0 and h < size[0] and w >= 0 and w < size[1]:
                     value = x[(plane * size[0] + h) * size[1] + w]
-                    if value > best or value != value or where < 0:
-                        best, where = value, h * size[1] + w
+                    if value > best or value != value or argmax < 0:
+                        best, argmax = value, h * size[1] + w
         y[e] = best
-        indices[e] = where
+        indices[e] = argmax
 
 
 @kernel(THREADS, registers=64)
 def max_pool2d_forward_kernel(y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation):
     first = cuda.blockIdx.x * THREADS
-    largest(
+    max_of_window(
         cuda.threadIdx.x, THREADS, first, y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation
     )  # fmt: skip
 
 
 def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
-    """y = largest entry of each window, indices = its position h*W + w in the plane; the first one where several are
-    equal, and NaN where there is one, as in torch.  indices: int32, shape of y."""
+    """y = largest entry of each window, indices = its position h*W + w in the plane.  As in torch, the first of equal
+    entries, and NaN if there is one.  indices: int32, shape of y."""
     max_pool2d_forward_kernel[blocks(y.size)](
         ravel(y), ravel(indices), ravel(x), x.dtype.type("-inf"), x.shape[2:], y.shape[2:],
         kernel_size, stride, padding, dilation,
@@ -122,15 +126,15 @@ def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
 
 
 @phase
-def credit(tid, nt, first, dx, dy, indices, size, out, reach, stride, padding):
+def route_gradient(tid, nt, first, dx, dy, indices, size, out, extent, stride, padding):
     e = first + tid
     if e < dx.size:
         plane, at = divmod32(e, size[0] * size[1])
         h, w = divmod32(at, size[1])
         h, w = h + padding[0], w + padding[1]
         total = dx.dtype.type(0)
-        for i in range(*windows_over(h, reach[0], stride[0], out[0])):
-            for j in range(*windows_over(w, reach[1], stride[1], out[1])):
+        for i in range(*windows_containing(h, extent[0], stride[0], out[0])):
+            for j in range(*windows_containing(w, extent[1], stride[1], out[1])):
                 o = (plane * out[0] + i) * out[1] + j
                 if indices[o] == at:
                     total += dy[o]
@@ -138,13 +142,13 @@ def credit(tid, nt, first, dx, dy, indices, size, out, reach, stride, padding):
 
 
 @kernel(THREADS, registers=64)
-def max_pool2d_backward_kernel(dx, dy, indices, size, out, reach, stride, padding):
+def max_pool2d_backward_kernel(dx, dy, indices, size, out, extent, stride, padding):
     first = cuda.blockIdx.x * THREADS
-    credit(cuda.threadIdx.x, THREADS, first, dx, dy, indices, size, out, reach, stride, padding)
+    route_gradient(cuda.threadIdx.x, THREADS, first, dx, dy, indices, size, out, extent, stride, padding)
 
 
 def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation):
-    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
+    extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
     max_pool2d_backward_kernel[blocks(dx.size)](
-        ravel(dx), ravel(dy), ravel(indices), dx.shape[2:], dy.shape[2:], reach, stride, padding
+        ravel(dx), ravel(dy), ravel(indices), dx.shape[2:], dy.shape[2:], extent, stride, padding
     )

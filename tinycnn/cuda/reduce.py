@@ -1,24 +1,29 @@
-"""Sums over what all threads of a block hold, in an order that is always the same."""
+"""Sums over the threads of a block, in two steps and in a fixed order, so that the result has the same bits every time.
+
+values[tid] = ...;  cuda.syncthreads()
+block_reduce(tid, nt, partials, values);  cuda.syncthreads()
+reduce(partials)        in any thread
+"""
 
 from tinycnn.cuda._launch import device_function, phase
 
-PARTIALS = 8  # threads that add what the others have summed
+PARTIALS = 8  # partial sums of a block
 
 
 @phase
-def block_reduce(tid, nt, few, some):
-    """few[t] = some[t] + some[t + PARTIALS] + ...; some: (nt,)"""
+def block_reduce(tid, nt, partials, values):
+    """partials[t] = values[t] + values[t + PARTIALS] + ...; values: (nt,), partials: (PARTIALS,), both shared"""
     if tid < PARTIALS:
-        total = some[tid]
+        total = values[tid]
         for t in range(tid + PARTIALS, nt, PARTIALS):
-            total += some[t]
-        few[tid] = total
+            total += values[t]
+        partials[tid] = total
 
 
 @device_function
-def reduce(few):
-    """What `block_reduce` has left, added."""
-    sum_ = few[0]
+def reduce(partials):
+    """The sum of the partial sums."""
+    total = partials[0]
     for i in range(1, PARTIALS):
-        sum_ += few[i]
-    return sum_
+        total += partials[i]
+    return total

@@ -1,11 +1,11 @@
-"""Run numba-cuda's whole path on the CPU: the real numba-cuda and cuda.core, a stand-in for the driver (driver.cpp),
-and the PTX that a GPU would be given, translated to C (ptx.py).
+"""Run CUDA kernels on the CPU: the real numba-cuda and cuda.core on a stand-in for the driver (driver.cpp), which runs
+the kernels' PTX translated to C (ptx.py).
 
     import cuda_on_cpu
-    cuda_on_cpu.install()        before anything imports numba.cuda
+    cuda_on_cpu.install()        # before numba.cuda is imported
 
 Environment: CUDA_ON_CPU_CC=75|80|90   compute capability         CUDA_ON_CPU_MEMORY=BYTES   of the device (4 GiB)
-             CUDA_ON_CPU_ORDER=forward|backward|shuffled           CUDA_ON_CPU_LOG=FILE       every call of the driver
+             CUDA_ON_CPU_ORDER=forward|backward|shuffled           CUDA_ON_CPU_LOG=FILE       log of all driver calls
 """
 
 import ctypes
@@ -21,7 +21,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-ON_GPU = os.environ.get("TINYCNN_CUDA") == "gpu"  # tests run on a GPU, not here
+ON_GPU = os.environ.get("TINYCNN_CUDA") == "gpu"  # the tests use a real GPU
 SOURCE = Path(__file__).with_name("driver.cpp")
 FOLDER = Path(__file__).parents[3] / ".cuda_on_cpu"
 FLAGS = [
@@ -35,14 +35,14 @@ FLAGS = [
     "-fvisibility=hidden",
     "-Wl,-soname,libcuda.so.1",
 ]
-NUMBA_CUDA = (0, 30)  # the oldest version
+NUMBA_CUDA = (0, 30)  # the oldest supported version
 ORDERS = "forward", "backward", "shuffled"
 
 _state = {"driver": None, "folder": FOLDER}
 
 
 def unavailable():
-    """Why this machine cannot do it, or None."""
+    """The reason why this machine cannot run kernels on the CPU, or None."""
     if not sys.platform.startswith("linux"):
         return "only on Linux"
     if shutil.which("g++") is None:
@@ -75,11 +75,11 @@ def _header():
 
 
 def install(folder=None):
-    """Make this process see one GPU, whose kernels run on the CPU.  Call it before numba.cuda is imported.
+    """Give this process one GPU, whose kernels run on the CPU.  Call it before numba.cuda is imported.
 
-    folder   for what is compiled; by default .cuda_on_cpu in the project's folder
+    folder   the cache of compiled files; by default .cuda_on_cpu in the project's folder
 
-    RuntimeError, saying why, where that cannot be done.
+    RuntimeError with the reason if that is impossible.
     """
     if _state["driver"] is not None:
         return
@@ -91,7 +91,7 @@ def install(folder=None):
     if _loaded("libcuda.so.1"):
         raise RuntimeError("cuda_on_cpu: another libcuda.so.1 has been loaded already")
     _state["folder"] = folder = Path(folder or FOLDER)
-    driver = ctypes.CDLL(str(_build(folder)), mode=ctypes.RTLD_GLOBAL)  # kernels find its functions
+    driver = ctypes.CDLL(str(_build(folder)), mode=ctypes.RTLD_GLOBAL)  # kernels link to its functions
     driver.driver_problem.restype = ctypes.c_char_p
     driver.driver_count.restype = ctypes.c_long
     for name in ("executed", "pending", "allocations"):
@@ -112,7 +112,7 @@ def _loaded(name):
 
 
 def _build(folder):
-    """The driver's shared object.  It calls itself libcuda.so.1: who loads that is given this one, loaded already."""
+    """Build the driver's shared object.  Its soname is libcuda.so.1, so a later load of that name returns it."""
     header = _header()
     command = ["g++", *FLAGS, f"-I{header.parent}", str(SOURCE)]
     key = hashlib.sha256(SOURCE.read_bytes() + header.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
@@ -126,7 +126,7 @@ def _build(folder):
 
 
 def _with_translation(get_cufunc):
-    """numba-cuda's method that loads a kernel, for one that translates the kernel before it."""
+    """Wrap numba-cuda's method that loads a kernel: translate the kernel first."""
 
     @functools.wraps(get_cufunc)
     def wrapped(library):
@@ -143,8 +143,8 @@ def _with_translation(get_cufunc):
 
 
 def _ptx(library):
-    """The PTX of a numba-cuda kernel after all optimisation.  Kept by the hash of its machine code: Numba, too, keeps
-    machine code from run to run, and making the PTX takes as long as making the machine code."""
+    """The optimised PTX of a numba-cuda kernel, cached by the hash of its machine code: Numba caches machine code, and
+    generating the PTX takes as long as generating that."""
     cubin = bytes(library.get_cubin().code)
     path = _state["folder"] / f"{hashlib.sha256(cubin).hexdigest()[:24]}.ptx"
     if not path.exists():
@@ -158,32 +158,32 @@ def _ptx(library):
 
 
 def register(kernel, shared_object):
-    """Run the kernel of this name, in libraries loaded from now on, by a translation."""
+    """Set the translation of the kernel of this name, for libraries loaded from now on."""
     _state["driver"].driver_register(kernel.encode(), str(shared_object).encode())
 
 
 def set_order(name):
-    """Run threads and blocks "forward" (as at first), "backward" or "shuffled"."""
+    """Set the order of threads and blocks: "forward" (the default), "backward" or "shuffled"."""
     _state["driver"].driver_set_order(ORDERS.index(name))
 
 
 def inject_error(call, error, after=0, times=1):
-    """Let a function of the driver ("cuMemAlloc") return an error (a number, or "CUDA_ERROR_...") instead of doing its
-    work, `times` times, after it was called `after` more times."""
+    """Make a function of the driver ("cuMemAlloc") return an error (a number, or "CUDA_ERROR_...") instead of working,
+    `times` times, after `after` more successful calls."""
     if isinstance(error, str):
         from cuda.bindings import driver as binding
 
         error = getattr(binding.CUresult, error)
-    _state["driver"].driver_fail(_known(call), int(error), ctypes.c_long(after), ctypes.c_long(times))
+    _state["driver"].driver_fail(_checked_name(call), int(error), ctypes.c_long(after), ctypes.c_long(times))
 
 
 def call_count(call):
-    """How many times a function of the driver was called."""
-    return _state["driver"].driver_count(_known(call))
+    """Number of calls of a function of the driver."""
+    return _state["driver"].driver_count(_checked_name(call))
 
 
-def _known(call):
-    if not _state["driver"].driver_plays(call.encode()):
+def _checked_name(call):
+    if not _state["driver"].driver_implements(call.encode()):
         raise ValueError(f"the stand-in driver has no function {call!r}")
     return call.encode()
 
@@ -202,32 +202,32 @@ def allocations():
 
 
 def kernels_run():
-    """How many kernels have run, those of graphs included."""
+    """Number of kernels that have run, including those of graphs."""
     return _state["driver"].driver_executed()
 
 
 def pending_work():
-    """How much is queued, and runs when something waits for it."""
+    """Number of queued items; they run when something waits for them."""
     return _state["driver"].driver_pending()
 
 
 def run_pending():
-    """Run what is queued, as if the program had waited for it."""
+    """Run all queued work, as if the program had waited for it."""
     _state["driver"].driver_run_all()
 
 
 def problems():
-    """What has gone wrong since the last call: texts about what a GPU's driver would have overlooked or died of."""
+    """Problems since the last call, as text: misuse that a real driver would miss or crash on."""
     driver = _state["driver"]
     driver.driver_check()
     return [text.decode() for text in iter(driver.driver_problem, None)]
 
 
 def recover():
-    """Go on after a fault, which is the end of a context on a GPU; forgets what is queued."""
+    """Make the context usable again after a fault, and drop queued work; a GPU cannot do this."""
     _state["driver"].driver_recover()
 
 
 def fail_on_problems():
-    """From now on, let the process end with 99 if there are problems that nobody asked for."""
+    """From now on, exit with 99 if problems remain that `problems` has not returned."""
     _state["driver"].driver_strict()

@@ -3,7 +3,7 @@
 python tests/support/cuda_on_cpu PROGRAM.py ARGUMENTS...
 python tests/support/cuda_on_cpu -m MODULE ARGUMENTS...
 
-Ends as the program does; with 99 if the stand-in driver has seen problems, which are told on stderr.
+Exits with the program's exit code, or with 99 after problems of the stand-in driver, which are printed on stderr.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def run(arguments):
-    """Run the program; its exit code."""
+    """Run the program; returns its exit code."""
     try:
         if arguments[0] == "-m":
             sys.argv, sys.path[0] = arguments[1:], str(Path.cwd())
@@ -42,7 +42,7 @@ def main():
     cuda_on_cpu.install()
     cuda_on_cpu.fail_on_problems()
     code = run(arguments)
-    cuda_on_cpu.run_pending()  # a fault in the last kernels counts, also if nobody has waited for them
+    cuda_on_cpu.run_pending()  # faults of kernels for which nothing has waited
     found = cuda_on_cpu.problems()
     if found:
         print(f"cuda_on_cpu: {len(found)} problems", *found, sep="\n  ", file=sys.stderr)

@@ -1,17 +1,18 @@
-// A stand-in for NVIDIA's driver library, libcuda.so.1: main memory is the device's memory, and a kernel is its PTX,
-// translated to C (ptx.py).  What NVIDIA documents as an error is an error here.  What a GPU leaves to chance is made
-// to go wrong, so that a test sees it:
+// A stand-in for NVIDIA's driver library, libcuda.so.1.  Device memory is main memory, and kernels run as PTX
+// translated to C (ptx.py).  Errors follow NVIDIA's documentation.  Behaviour that is undefined or depends on timing on
+// a GPU fails here, so that tests detect it:
 //
 //   queues   launches, copies and event records run when something waits for them, and never earlier
-//   memory   an allocation begins as bytes 0xFF, ends at a page that cannot be touched, and is used once only
-//   faults   end the launch with the error that a GPU gives, which every later call of the context returns
+//   memory   an allocation starts as 0xFF bytes, ends at a guard page, and its address is never used again
+//   faults   end the launch with the error of a GPU, which every later call of the context returns
 //   capture  follows the rules of the documentation, with the modes of cuThreadExchangeStreamCaptureMode
 //
-// A *problem* is a text about what no correct program does: a fault, bytes written past an allocation, a dead handle, a
-// kernel without a translation, a driver function that is not played.  Tests ask for them (driver_problem).
+// A *problem* is a message about something that no correct program does: a fault, bytes written beside an allocation,
+// an invalid handle, a kernel without a translation, an unimplemented driver function.  Tests read them
+// (driver_problem).
 //
-// There are one device, its primary context, streams, events, graphs by capture, and libraries from cubins.  There are
-// no memory pools, managed or pinned memory, textures, modules, other contexts, or graphs made node by node.
+// Implemented: one device, its primary context, streams, events, graphs by capture, and libraries from cubins.  Not
+// implemented: memory pools, managed or pinned memory, textures, modules, other contexts, graphs built node by node.
 
 #include <cuda.h>
 #include <cxxabi.h>
@@ -44,7 +45,7 @@
 #define API EXPORT CUresult
 #define PRINTF(text, first) __attribute__((format(printf, text, first)))
 
-// --- what translated kernels and this driver know of each other ------------------------------------------------------
+// --- the interface to translated kernels -----------------------------------------------------------------------------
 
 struct Launch {
   void **parameters;
@@ -60,10 +61,10 @@ EXPORT [[noreturn]] void driver_fault(const char *kind, const char *kernel, uint
 
 // --- state -----------------------------------------------------------------------------------------------------------
 
-using Work = std::function<CUresult()>;  // what a queue or a graph holds; an error is the context's for good
+using Work = std::function<CUresult()>;  // an item of a queue or a graph; an error becomes the context's
 
 struct Item {
-  uint64_t serial;  // counts what all queues were given, in the order of the calls
+  uint64_t serial;  // position in the order of all submissions
   Work work;
 };
 
@@ -96,32 +97,32 @@ struct Stream {
   bool blocking;  // towards the legacy default stream
   int priority;
   std::deque<Item> queue = {};
-  bool asked = false;  // cuStreamQuery has said "not ready" about this work
+  bool queried = false;  // cuStreamQuery has returned "not ready" for this work
   std::shared_ptr<Capture> capture = nullptr;
-  size_t captured = 0;  // nodes that this stream gave to a graph
+  size_t captured = 0;  // number of nodes from this stream in the graph
   const void *handle = nullptr;
 };
 
 struct Record {
   std::shared_ptr<Stream> stream;
   uint64_t serial;
-  bool done = false, asked = false;
+  bool done = false, queried = false;
   double time = 0;
 };
 
 struct Event {
   unsigned flags;
   std::shared_ptr<Record> record = nullptr;
-  std::shared_ptr<Capture> capture = nullptr;  // if the event was recorded in one, the stream, and its nodes until then
+  std::shared_ptr<Capture> capture = nullptr;  // if recorded in one, with the stream and its number of nodes
   Stream *stream = nullptr;
   size_t captured = 0;
   const void *handle = nullptr;
 };
 
 struct Kernel {
-  std::string name, title;  // as numba-cuda mangles it, and to read
+  std::string name, title;  // mangled by numba-cuda, and readable
   int registers = 0, shared = 0, local = 0, threads = 1024;
-  int dynamic = 0;  // shared memory that was asked for beyond SHARED_PER_BLOCK
+  int dynamic = 0;  // dynamic shared memory allowed beyond SHARED_PER_BLOCK
   std::map<unsigned, std::pair<unsigned, unsigned>> parameters = {};  // offset, size
   void (*run)(const Launch *) = nullptr;
   const void *handle = nullptr;
@@ -140,7 +141,7 @@ using Allocations = std::map<uint64_t, Allocation>;  // by address
 
 struct Function {  // of the driver
   std::string name;
-  long calls = 0, after = 0, times = 0;  // the call after `after` more ones fails, `times` times
+  long calls = 0, after = 0, times = 0;  // fails `times` times after `after` more calls
   CUresult failure = CUDA_SUCCESS;
 };
 
@@ -152,17 +153,17 @@ struct State {
   bool initialized = false, forked = false, active = false, strict = false;
   int retained = 0, capability = 90, order = 0;
   const char *call = "";          // the driver function that runs
-  CUresult error = CUDA_SUCCESS;  // left by a fault
+  CUresult error = CUDA_SUCCESS;  // set by a fault
   uint64_t serial = 0, captures = 0, executed = 0, handles = 0;
   size_t limit = (size_t)4 << 30, used = 0;
-  char *arena = nullptr, *arena_end = nullptr, *next = nullptr;  // addresses, none of them given out twice
+  char *arena = nullptr, *arena_end = nullptr, *next = nullptr;  // address range, no part is used twice
   std::map<std::string, Function> functions;
   std::map<std::string, std::string> translations;  // a kernel's name to its shared object
   std::deque<std::string> problems;
-  std::vector<std::pair<CUhostFn, void *>> callbacks;  // to be called when the lock is free
+  std::vector<std::pair<CUhostFn, void *>> callbacks;  // called after the lock is released
   Allocations live, freed;
   std::shared_ptr<Stream> legacy = std::make_shared<Stream>(Stream{false, 0});
-  std::vector<std::shared_ptr<Stream>> queues = {legacy};  // all streams, also destroyed ones that still have work
+  std::vector<std::shared_ptr<Stream>> queues = {legacy};  // all streams, including destroyed ones with pending work
   Registry<Stream> streams;
   Registry<Event> events;
   Registry<Library> libraries;
@@ -171,9 +172,9 @@ struct State {
   Registry<UserObject> objects;
 };
 
-static State &state = *new State;  // never destroyed: the last calls come after the destructors of this library
+static State &state = *new State;  // never destroyed: calls may come after the destructors of this library
 static const CUcontext PRIMARY = (CUcontext)&state;
-static thread_local int contexts = 0;  // on the thread's stack of contexts, all of them the primary one
+static thread_local int contexts = 0;  // depth of the thread's context stack; all are the primary one
 static thread_local auto &thread_stream = *new std::shared_ptr<Stream>;
 
 static const size_t PAGE = sysconf(_SC_PAGESIZE), ALIGNMENT = 256;
@@ -257,11 +258,11 @@ static const Error ERRORS[] = {
 #undef ERROR
 };
 
-// --- the beginning and the end of every call -------------------------------------------------------------------------
+// --- entry and exit of every call ------------------------------------------------------------------------------------
 
-enum Needs { NOTHING, INITIALIZED, CONTEXT, CURRENT };  // CONTEXT: one exists; CURRENT: the calling thread has it
+enum Needs { NOTHING, INITIALIZED, CONTEXT, CURRENT };  // CONTEXT: one exists; CURRENT: in this thread
 
-static Function &function(std::string name) {  // cuMemAlloc_v2 and cuMemAlloc are one
+static Function &function(std::string name) {  // cuMemAlloc_v2 and cuMemAlloc are the same
   if (name.size() > 3 && name.compare(name.size() - 3, 2, "_v") == 0) name.resize(name.size() - 3);
   std::lock_guard<std::recursive_mutex> lock(state.mutex);
   Function &found = state.functions[name];
@@ -271,7 +272,7 @@ static Function &function(std::string name) {  // cuMemAlloc_v2 and cuMemAlloc a
 
 class Entry {
  public:
-  CUresult error = CUDA_SUCCESS;  // what the call has to return at once
+  CUresult error = CUDA_SUCCESS;  // to be returned at once
 
   Entry(Function &called, Needs needs) {
     state.mutex.lock();
@@ -293,7 +294,7 @@ class Entry {
   ~Entry() {
     auto callbacks = std::exchange(state.callbacks, {});
     state.mutex.unlock();
-    for (auto &[call, argument] : callbacks) call(argument);  // without the lock: they may wait for Python's
+    for (auto &[call, argument] : callbacks) call(argument);  // unlocked: they may wait for Python's lock
   }
 };
 
@@ -307,19 +308,19 @@ class Entry {
 #define REQUIRE(condition, error) \
   if (!(condition)) return error
 
-template <class T> static CUresult give(T *place, T value) {
+template <class T> static CUresult assign(T *place, T value) {
   if (place) *place = value;
   return CUDA_SUCCESS;
 }
 
-// Give an object a handle.  No two objects ever have the same one, so that a dead handle is known as such.
-template <class T> static const void *enroll(Registry<T> &registry, std::shared_ptr<T> object) {
+// Assign a handle to an object.  Handles are never reused, so that an invalid one is detected.
+template <class T> static const void *register_object(Registry<T> &registry, std::shared_ptr<T> object) {
   if (!object->handle) object->handle = (const void *)(0xCA000000 + 16 * ++state.handles);
   return (registry[object->handle] = object)->handle;
 }
 
-// The object behind a handle.  For the real driver a handle is an address, so a dead one is a problem, and not only
-// an error.
+// The object of a handle.  In the real driver a handle is an address, so an invalid one is a problem, not just an
+// error.
 template <class T> static std::shared_ptr<T> find(Registry<T> &registry, const void *handle, const char *what) {
   auto found = registry.find(handle);
   if (found != registry.end()) return found->second;
@@ -329,7 +330,7 @@ template <class T> static std::shared_ptr<T> find(Registry<T> &registry, const v
 
 // --- allocations -----------------------------------------------------------------------------------------------------
 
-// The allocation that begins last before or at `address`, or the end.
+// The last allocation that starts at or before `address`, or the end.
 static Allocations::iterator below(Allocations &allocations, uint64_t address) {
   auto at = allocations.upper_bound(address);
   return at == allocations.begin() ? allocations.end() : --at;
@@ -352,7 +353,7 @@ static bool on_device(uint64_t address) {
   return address >= (uint64_t)state.arena && address < (uint64_t)state.arena_end;
 }
 
-// Where an address lies, in words.
+// A text that locates an address relative to the nearest allocation.
 static std::string describe(uint64_t address) {
   if (!on_device(address)) return "not an address of the device";
   uint64_t nearest = UINT64_MAX;
@@ -377,7 +378,7 @@ static std::string describe(uint64_t address) {
 static CUresult allocate(uint64_t *address, size_t size) {
   REQUIRE(size && size <= state.limit && state.used + size <= state.limit,
           size ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE);
-  for (size_t most = (size_t)1 << 44; !state.arena && most > state.limit; most /= 2) {  // as the system allows
+  for (size_t most = (size_t)1 << 44; !state.arena && most > state.limit; most /= 2) {  // what the system allows
     void *arena = mmap(nullptr, most, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (arena == MAP_FAILED) continue;
     state.arena = state.next = (char *)arena;
@@ -386,10 +387,10 @@ static CUresult allocate(uint64_t *address, size_t size) {
   size_t room = (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, span = (room + PAGE - 1) / PAGE * PAGE;
   char *pages = state.next + PAGE, *first = pages + span - room;
   if (!state.arena || pages + span + PAGE > state.arena_end || mprotect(pages, span, PROT_READ | PROT_WRITE)) {
-    problem("%s: the stand-in driver has no addresses left, or the system no memory", state.call);
+    problem("%s: the stand-in driver is out of addresses, or the system out of memory", state.call);
     return CUDA_ERROR_OUT_OF_MEMORY;
   }
-  state.next = pages + span;  // a page that cannot be touched follows
+  state.next = pages + span;  // a guard page follows
   memset(pages, CANARY, first - pages);
   memset(first, 0xFF, size);  // NaN, -1
   memset(first + size, CANARY, room - size);
@@ -401,8 +402,8 @@ static CUresult allocate(uint64_t *address, size_t size) {
 }
 
 static void release(Allocations::iterator at) {
-  // A new mapping in place of the old one gives the memory back, and joins its neighbours, so that the system's number
-  // of mappings does not limit how many allocations there have been.
+  // Mapping anew returns the memory and merges with neighbouring mappings, so that the system's limit on mappings does
+  // not limit the number of allocations.
   Allocation &block = at->second;
   mmap(block.pages, block.span, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   state.used -= block.size;
@@ -410,9 +411,9 @@ static void release(Allocations::iterator at) {
   state.freed.insert(state.live.extract(at));
 }
 
-// Look for bytes that were written beside allocations, as copies and kernels do that are not checked.
+// Report bytes written beside allocations, by accesses that are not checked.
 static void check_canaries() {
-  static const std::string &untouched = *new std::string(PAGE, (char)CANARY);  // at_exit needs it, too
+  static const std::string &untouched = *new std::string(PAGE, (char)CANARY);  // used in at_exit too
   for (auto &[first, block] : state.live) {
     char *start = (char *)first, *end = start + block.size, *stop = block.pages + block.span;
     bool before = memcmp(block.pages, untouched.data(), start - block.pages);
@@ -425,7 +426,7 @@ static void check_canaries() {
   }
 }
 
-// `size` bytes must be an allocation's.
+// Check that `size` bytes are inside one allocation.
 static CUresult check_range(uint64_t address, size_t size) {
   if (live(address, size)) return CUDA_SUCCESS;
   problem("%s: %zu bytes at %#zx are not inside a live allocation: %s", state.call, size, (size_t)address,
@@ -440,41 +441,42 @@ static thread_local struct {
   bool armed;
   char kind[200];
   uint64_t address;
-} landing;
-static struct sigaction handlers[2];  // those in force outside of guarded(), for SIGSEGV and SIGBUS
+} fault_state;
+static struct sigaction handlers[2];  // the previous handlers of SIGSEGV and SIGBUS
 
 EXPORT void driver_fault(const char *kind, const char *kernel, uint64_t address) {
-  if (!landing.armed) {
-    fprintf(stderr, "cuda_on_cpu: %s in %s, on a thread that launched nothing\n", kind, kernel);
+  if (!fault_state.armed) {
+    fprintf(stderr, "cuda_on_cpu: %s in %s, on a thread without a launch\n", kind, kernel);
     abort();
   }
-  landing.armed = false;
-  landing.address = address;
-  snprintf(landing.kind, sizeof landing.kind, "%s", kind);
-  siglongjmp(landing.place, 1);
+  fault_state.armed = false;
+  fault_state.address = address;
+  snprintf(fault_state.kind, sizeof fault_state.kind, "%s", kind);
+  siglongjmp(fault_state.place, 1);
 }
 
 static void on_signal(int number, siginfo_t *information, void *) {
-  if (landing.armed) driver_fault("memory fault", "", (uint64_t)information->si_addr);
-  sigaction(number, &handlers[number == SIGBUS], nullptr);  // not ours: the instruction runs again, and meets them
+  if (fault_state.armed) driver_fault("memory fault", "", (uint64_t)information->si_addr);
+  sigaction(number, &handlers[number == SIGBUS], nullptr);  // not ours: rerun with the previous handler
 }
 
-// Run `body` for `name`; a fault inside ends it, and is told.
-static CUresult guarded(const char *name, const std::function<void()> &body) {
+// Run `body` for `name`; a fault ends it and is reported as a problem.
+static CUresult run_guarded(const char *name, const std::function<void()> &body) {
   struct sigaction action = {};
   action.sa_sigaction = on_signal;
   action.sa_flags = SA_SIGINFO;
   sigaction(SIGSEGV, &action, &handlers[0]);
   sigaction(SIGBUS, &action, &handlers[1]);
-  landing.armed = true;
-  bool faulted = sigsetjmp(landing.place, 1);
+  fault_state.armed = true;
+  bool faulted = sigsetjmp(fault_state.place, 1);
   if (!faulted) body();
-  landing.armed = false;
+  fault_state.armed = false;
   sigaction(SIGSEGV, &handlers[0], nullptr);
   sigaction(SIGBUS, &handlers[1], nullptr);
   if (!faulted) return CUDA_SUCCESS;
-  problem("%s in %s at %#zx, %s", landing.kind, name, (size_t)landing.address, describe(landing.address).c_str());
-  auto mentions = [](const char *word) { return strstr(landing.kind, word) != nullptr; };
+  std::string where = describe(fault_state.address);
+  problem("%s in %s at %#zx, %s", fault_state.kind, name, (size_t)fault_state.address, where.c_str());
+  auto mentions = [](const char *word) { return strstr(fault_state.kind, word) != nullptr; };
   return mentions("misaligned")                    ? CUDA_ERROR_MISALIGNED_ADDRESS
          : mentions("barrier") || mentions("trap") ? CUDA_ERROR_LAUNCH_FAILED
                                                    : CUDA_ERROR_ILLEGAL_ADDRESS;
@@ -490,7 +492,7 @@ static void run_blocking(uint64_t last = UINT64_MAX) {
     if (stream->blocking) run(*stream, last);
 }
 
-// Run what `stream` was given up to the item `last`.
+// Run the queue of `stream` up to the item `last`.
 static void run(Stream &stream, uint64_t last) {
   while (!stream.queue.empty() && stream.queue.front().serial <= last) {
     uint64_t serial = stream.queue.front().serial;
@@ -500,7 +502,7 @@ static void run(Stream &stream, uint64_t last) {
     stream.queue.pop_front();
     if (!state.error) state.error = work();
   }
-  stream.asked = false;
+  stream.queried = false;
 }
 
 static CUresult run_all() {
@@ -535,7 +537,7 @@ static CUresult invalidate(Capture &capture, CUresult error) {
   return error;
 }
 
-// For a call that may wait for the device, or is not ordered by a stream.
+// For calls that may wait for the device or are not ordered by a stream.
 static CUresult check_unsafe() {
   CUresult error = CUDA_SUCCESS;
   for (auto &stream : state.queues) {
@@ -548,7 +550,7 @@ static CUresult check_unsafe() {
   return error;
 }
 
-// For a use of the legacy default stream, which a capture never records.
+// For uses of the legacy default stream, which cannot be captured.
 static CUresult check_legacy(const Stream &used) {
   CUresult error = CUDA_SUCCESS;
   if (&used != state.legacy.get()) return error;
@@ -557,7 +559,7 @@ static CUresult check_legacy(const Stream &used) {
     if (stream->blocking) {
       error = invalidate(*stream->capture, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
     } else if (stream->capture->origin == stream.get() && pthread_equal(stream->capture->thread, pthread_self())) {
-      problem("%s on the legacy default stream while this thread captures: it is no part of the graph", state.call);
+      problem("%s on the legacy default stream while this thread captures: it is not part of the graph", state.call);
     }
   }
   return error;
@@ -568,7 +570,7 @@ static CUresult check_synchronize(const Stream &stream) {
   return check_legacy(stream);
 }
 
-// Waiting for the context waits for all its streams, and none of them may capture.
+// Synchronising the context waits for all streams, so none of them may capture.
 static CUresult check_synchronize_all() {
   CUresult error = CUDA_SUCCESS;
   for (auto &stream : state.queues)
@@ -576,7 +578,7 @@ static CUresult check_synchronize_all() {
   return error;
 }
 
-// Put work into a stream's queue, or into the graph that it captures.
+// Add work to a stream's queue, or to the graph that it captures.
 static CUresult submit(const std::shared_ptr<Stream> &stream, Work work) {
   REQUIRE(stream, CUDA_ERROR_INVALID_HANDLE);
   TRY(check_legacy(*stream));
@@ -611,7 +613,7 @@ static const bool loaded = [] {
   if (order) state.order = !strcmp(order, "backward") ? 1 : !strcmp(order, "shuffled") ? 2 : 0;
   pthread_atfork(nullptr, nullptr, [] {
     state.forked = state.initialized;
-    new (&state.mutex) std::recursive_mutex;  // another thread of the parent may have had it
+    new (&state.mutex) std::recursive_mutex;  // a thread of the parent may have held it
   });
   return !atexit(at_exit);
 }();
@@ -626,7 +628,7 @@ API cuInit(unsigned flags) {
 
 API cuDriverGetVersion(int *version) {
   ENTER(NOTHING);
-  return give(version, 13000);
+  return assign(version, 13000);
 }
 
 static CUresult error_text(CUresult error, const char *Error::*part, const char **text) {
@@ -641,12 +643,12 @@ API cuGetErrorString(CUresult error, const char **text) { return error_text(erro
 
 API cuDeviceGetCount(int *count) {
   ENTER(INITIALIZED);
-  return give(count, 1);
+  return assign(count, 1);
 }
 
 API cuDeviceGet(CUdevice *device, int ordinal) {
   ENTER(INITIALIZED, "%d", ordinal);
-  return ordinal ? CUDA_ERROR_INVALID_DEVICE : give(device, 0);
+  return ordinal ? CUDA_ERROR_INVALID_DEVICE : assign(device, 0);
 }
 
 API cuDeviceGetName(char *name, int size, CUdevice device) {
@@ -663,10 +665,10 @@ API cuDeviceGetUuid(CUuuid *uuid, CUdevice device) {
 
 API cuDeviceTotalMem(size_t *bytes, CUdevice device) {
   ENTER(INITIALIZED);
-  return device ? CUDA_ERROR_INVALID_DEVICE : give(bytes, state.limit);
+  return device ? CUDA_ERROR_INVALID_DEVICE : assign(bytes, state.limit);
 }
 
-// Of a multiprocessor, by compute capability: threads, and KiB of shared memory, of which the system takes one for each
+// Limits of a multiprocessor by compute capability: threads and shared memory, of which the system reserves 1 KiB a
 // block from 8.0 on.
 static bool capability_in(std::initializer_list<int> some) {
   return std::count(some.begin(), some.end(), state.capability);
@@ -710,12 +712,12 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice devi
     IS(ASYNC_ENGINE_COUNT, 3);
     IS(CONCURRENT_KERNELS, 1); IS(UNIFIED_ADDRESSING, 1); IS(STREAM_PRIORITIES_SUPPORTED, 1);
 #undef IS
-    default: *value = 0;  // not there: memory pools, managed and mapped memory, cooperative launches
+    default: *value = 0;  // unsupported: memory pools, managed and mapped memory, cooperative launches
   }
   return CUDA_SUCCESS;
 }
 
-// All work is done, and everything of the context goes.
+// Finish all work and destroy everything of the context.
 static void destroy_context() {
   run_all();
   check_canaries();
@@ -734,7 +736,7 @@ API cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
   REQUIRE(!device, CUDA_ERROR_INVALID_DEVICE);
   ++state.retained;
   state.active = true;
-  return give(context, PRIMARY);
+  return assign(context, PRIMARY);
 }
 
 API cuDevicePrimaryCtxRelease(CUdevice device) {
@@ -754,16 +756,16 @@ API cuDevicePrimaryCtxReset(CUdevice device) {
 
 API cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *active) {
   ENTER(INITIALIZED);
-  give(flags, 0u);
-  return device ? CUDA_ERROR_INVALID_DEVICE : give(active, (int)state.active);
+  assign(flags, 0u);
+  return device ? CUDA_ERROR_INVALID_DEVICE : assign(active, (int)state.active);
 }
 
 API cuCtxGetCurrent(CUcontext *context) {
   ENTER(INITIALIZED);
-  return give(context, contexts ? PRIMARY : nullptr);
+  return assign(context, contexts ? PRIMARY : nullptr);
 }
 
-API cuCtxSetCurrent(CUcontext context) {  // replaces the top of the stack
+API cuCtxSetCurrent(CUcontext context) {  // replaces the top of the context stack
   ENTER(INITIALIZED, "%p", (void *)context);
   REQUIRE(!context || context == PRIMARY, CUDA_ERROR_INVALID_CONTEXT);
   if (contexts) --contexts;
@@ -782,23 +784,23 @@ API cuCtxPopCurrent(CUcontext *context) {
   ENTER(INITIALIZED);
   REQUIRE(contexts, CUDA_ERROR_INVALID_CONTEXT);
   --contexts;
-  return give(context, PRIMARY);
+  return assign(context, PRIMARY);
 }
 
 API cuCtxGetDevice(CUdevice *device) {
   ENTER(INITIALIZED);
-  return contexts ? give(device, 0) : CUDA_ERROR_INVALID_CONTEXT;
+  return contexts ? assign(device, 0) : CUDA_ERROR_INVALID_CONTEXT;
 }
 
 API cuCtxGetDevice_v2(CUdevice *device, CUcontext context) {
   ENTER(INITIALIZED);
-  return !context || context == PRIMARY ? give(device, 0) : CUDA_ERROR_INVALID_CONTEXT;
+  return !context || context == PRIMARY ? assign(device, 0) : CUDA_ERROR_INVALID_CONTEXT;
 }
 
 API cuCtxGetStreamPriorityRange(int *least, int *greatest) {
   ENTER(CURRENT);
-  give(least, 0);
-  return give(greatest, -5);
+  assign(least, 0);
+  return assign(greatest, -5);
 }
 
 API cuCtxSynchronize() {
@@ -811,8 +813,8 @@ API cuCtxSynchronize() {
 
 API cuMemGetInfo(size_t *unused, size_t *total) {
   ENTER(CURRENT);
-  give(total, state.limit);
-  return give(unused, state.limit > state.used ? state.limit - state.used : 0);
+  assign(total, state.limit);
+  return assign(unused, state.limit > state.used ? state.limit - state.used : 0);
 }
 
 API cuMemAlloc(CUdeviceptr *address, size_t size) {
@@ -820,7 +822,7 @@ API cuMemAlloc(CUdeviceptr *address, size_t size) {
   TRY(check_unsafe());
   uint64_t first = 0;
   TRY(allocate(&first, size));
-  return give(address, (CUdeviceptr)first);
+  return assign(address, (CUdeviceptr)first);
 }
 
 API cuMemFree(CUdeviceptr address) {
@@ -831,7 +833,7 @@ API cuMemFree(CUdeviceptr address) {
   check_canaries();
   auto at = state.live.find(address);
   if (at == state.live.end()) {
-    problem("cuMemFree of %#llx, which is no allocation: %s", address, describe(address).c_str());
+    problem("cuMemFree of %#llx, which is not an allocation: %s", address, describe(address).c_str());
     return CUDA_ERROR_INVALID_VALUE;
   }
   release(at);
@@ -842,8 +844,8 @@ API cuMemGetAddressRange(CUdeviceptr *first, size_t *size, CUdeviceptr address) 
   ENTER(CURRENT, "%#llx", address);
   uint64_t start, room;
   REQUIRE(driver_allocation(address, &start, &room), CUDA_ERROR_NOT_FOUND);
-  give(first, (CUdeviceptr)start);
-  return give(size, room);
+  assign(first, (CUdeviceptr)start);
+  return assign(size, room);
 }
 
 static CUresult pointer_attribute(void *value, CUpointer_attribute attribute, CUdeviceptr address) {
@@ -863,7 +865,7 @@ static CUresult pointer_attribute(void *value, CUpointer_attribute attribute, CU
     case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: *(CUdeviceptr *)value = first; break;
     case CU_POINTER_ATTRIBUTE_RANGE_SIZE: *(size_t *)value = size; break;
     case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE: *(CUmemoryPool *)value = nullptr; break;
-    default: return CUDA_ERROR_INVALID_VALUE;  // the host's address among them: the host must not touch this memory
+    default: return CUDA_ERROR_INVALID_VALUE;  // such as the host address: the host must not access this memory
   }
   return CUDA_SUCCESS;
 }
@@ -877,7 +879,7 @@ API cuPointerGetAttributes(unsigned count, CUpointer_attribute *attributes, void
   ENTER(CURRENT, "%u, %#llx", count, address);
   for (unsigned i = 0; i < count; ++i) {
     if (pointer_attribute(values[i], attributes[i], address) == CUDA_SUCCESS) continue;
-    switch (attributes[i]) {  // no error, but the value that stands for "none", of the attribute's size
+    switch (attributes[i]) {  // not an error: the attribute's value for "none"
       case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: *(unsigned *)values[i] = 0; break;
       case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *(int *)values[i] = -2; break;
       case CU_POINTER_ATTRIBUTE_IS_MANAGED: *(bool *)values[i] = false; break;
@@ -888,7 +890,7 @@ API cuPointerGetAttributes(unsigned count, CUpointer_attribute *attributes, void
       case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
       case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
       case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE: *(uint64_t *)values[i] = 0; break;
-      default: problem("pointer attribute %d is not played", (int)attributes[i]); return CUDA_ERROR_NOT_SUPPORTED;
+      default: problem("pointer attribute %d is not implemented", (int)attributes[i]); return CUDA_ERROR_NOT_SUPPORTED;
     }
   }
   return CUDA_SUCCESS;
@@ -896,12 +898,12 @@ API cuPointerGetAttributes(unsigned count, CUpointer_attribute *attributes, void
 
 // --- copies ----------------------------------------------------------------------------------------------------------
 
-// A copy or a fill of `size` bytes that runs later, and looks then whether its memory is still there.
+// Submit a copy or fill of `size` bytes, which checks when it runs that its memory is still allocated.
 static CUresult transfer(const std::shared_ptr<Stream> &stream, uint64_t to, uint64_t from, size_t size,
                          const std::function<void()> &body) {
   std::string name = state.call;
   return submit(stream, [=] {
-    return guarded(name.c_str(), [&] {
+    return run_guarded(name.c_str(), [&] {
       for (uint64_t address : {to, from})
         if (on_device(address) && !live(address, size)) driver_fault("memory that is not allocated", "", address);
       body();
@@ -915,7 +917,7 @@ static CUresult copy_later(CUstream handle, uint64_t to, uint64_t from, size_t s
   return transfer(stream_of(handle), to, from, size, [=] { memmove((void *)to, (void *)from, size); });
 }
 
-// Also waits for the streams that the legacy default stream waits for, and for no others.
+// Waits for the streams that the legacy default stream waits for, and for no others.
 static CUresult copy_now(uint64_t to, uint64_t from, size_t size) {
   TRY(check_unsafe());
   TRY(check_legacy(*state.legacy));
@@ -938,7 +940,7 @@ API cuMemcpyDtoH(void *to, CUdeviceptr from, size_t size) {
   return copy_now((uint64_t)to, from, size);
 }
 
-API cuMemcpyDtoD(CUdeviceptr to, CUdeviceptr from, size_t size) {  // the host does not wait for it
+API cuMemcpyDtoD(CUdeviceptr to, CUdeviceptr from, size_t size) {  // asynchronous to the host
   ENTER(CURRENT, "%#llx, %#llx, %zu", to, from, size);
   TRY(check_unsafe());
   TRY(check_range(to, size));
@@ -975,7 +977,7 @@ static CUresult fill(CUstream stream, CUdeviceptr to, unsigned char value, size_
   return transfer(stream_of(stream), to, to, size, [=] { memset((void *)to, value, size); });
 }
 
-API cuMemsetD8(CUdeviceptr to, unsigned char value, size_t size) {  // the host does not wait for it
+API cuMemsetD8(CUdeviceptr to, unsigned char value, size_t size) {  // asynchronous to the host
   ENTER(CURRENT, "%#llx, %d, %zu", to, value, size);
   TRY(check_unsafe());
   return fill(nullptr, to, value, size);
@@ -992,7 +994,7 @@ static CUresult create_stream(CUstream *handle, unsigned flags, int priority) {
   REQUIRE(flags <= CU_STREAM_NON_BLOCKING, CUDA_ERROR_INVALID_VALUE);
   auto stream = std::make_shared<Stream>(Stream{flags != CU_STREAM_NON_BLOCKING, priority});
   state.queues.push_back(stream);
-  *handle = (CUstream)enroll(state.streams, stream);
+  *handle = (CUstream)register_object(state.streams, stream);
   return CUDA_SUCCESS;
 }
 
@@ -1006,7 +1008,7 @@ API cuStreamCreateWithPriority(CUstream *handle, unsigned flags, int priority) {
   return create_stream(handle, flags, priority);
 }
 
-API cuStreamDestroy(CUstream handle) {  // what is queued still runs, when something waits for it
+API cuStreamDestroy(CUstream handle) {  // queued work still runs
   ENTER(CONTEXT, "%p", (void *)handle);
   auto stream = find(state.streams, handle, "stream");
   REQUIRE(stream, CUDA_ERROR_INVALID_HANDLE);
@@ -1026,24 +1028,24 @@ API cuStreamSynchronize(CUstream handle) {
   return wait_for(*stream);
 }
 
-API cuStreamQuery(CUstream handle) {  // "not ready" once, so that a program has to ask again
+API cuStreamQuery(CUstream handle) {  // returns "not ready" once, so that a program must query again
   ENTER(CURRENT, "%p", (void *)handle);
   auto stream = stream_of(handle);
   REQUIRE(stream, CUDA_ERROR_INVALID_HANDLE);
   TRY(check_synchronize(*stream));
-  if (!idle(*stream) && !std::exchange(stream->asked, true)) return CUDA_ERROR_NOT_READY;
+  if (!idle(*stream) && !std::exchange(stream->queried, true)) return CUDA_ERROR_NOT_READY;
   return wait_for(*stream);
 }
 
 API cuStreamGetCtx(CUstream handle, CUcontext *context) {
   ENTER(CONTEXT, "%p", (void *)handle);
-  return stream_of(handle) ? give(context, PRIMARY) : CUDA_ERROR_INVALID_HANDLE;
+  return stream_of(handle) ? assign(context, PRIMARY) : CUDA_ERROR_INVALID_HANDLE;
 }
 
 API cuStreamGetCtx_v2(CUstream handle, CUcontext *context, CUgreenCtx *green) {
   ENTER(CONTEXT, "%p", (void *)handle);
-  give(green, (CUgreenCtx) nullptr);
-  return stream_of(handle) ? give(context, PRIMARY) : CUDA_ERROR_INVALID_HANDLE;
+  assign(green, (CUgreenCtx) nullptr);
+  return stream_of(handle) ? assign(context, PRIMARY) : CUDA_ERROR_INVALID_HANDLE;
 }
 
 API cuStreamGetFlags(CUstream handle, unsigned *flags) {
@@ -1051,18 +1053,18 @@ API cuStreamGetFlags(CUstream handle, unsigned *flags) {
   auto stream = stream_of(handle);
   REQUIRE(stream, CUDA_ERROR_INVALID_HANDLE);
   bool synchronizes = stream->blocking || stream == state.legacy;
-  return give(flags, (unsigned)(synchronizes ? CU_STREAM_DEFAULT : CU_STREAM_NON_BLOCKING));
+  return assign(flags, (unsigned)(synchronizes ? CU_STREAM_DEFAULT : CU_STREAM_NON_BLOCKING));
 }
 
 API cuStreamGetPriority(CUstream handle, int *priority) {
   ENTER(CONTEXT, "%p", (void *)handle);
   auto stream = stream_of(handle);
-  return stream ? give(priority, stream->priority) : CUDA_ERROR_INVALID_HANDLE;
+  return stream ? assign(priority, stream->priority) : CUDA_ERROR_INVALID_HANDLE;
 }
 
 API cuStreamGetDevice(CUstream handle, CUdevice *device) {
   ENTER(CONTEXT, "%p", (void *)handle);
-  return stream_of(handle) ? give(device, 0) : CUDA_ERROR_INVALID_HANDLE;
+  return stream_of(handle) ? assign(device, 0) : CUDA_ERROR_INVALID_HANDLE;
 }
 
 // --- events ----------------------------------------------------------------------------------------------------------
@@ -1075,11 +1077,11 @@ static double now() {
 
 API cuEventCreate(CUevent *handle, unsigned flags) {
   ENTER(CURRENT, "%u", flags);
-  *handle = (CUevent)enroll(state.events, std::make_shared<Event>(Event{flags}));
+  *handle = (CUevent)register_object(state.events, std::make_shared<Event>(Event{flags}));
   return CUDA_SUCCESS;
 }
 
-API cuEventDestroy(CUevent handle) {  // queued records and waits hold on to what they need
+API cuEventDestroy(CUevent handle) {  // queued records and waits keep what they need
   ENTER(CONTEXT, "%p", (void *)handle);
   REQUIRE(find(state.events, handle, "event"), CUDA_ERROR_INVALID_HANDLE);
   state.events.erase(handle);
@@ -1110,7 +1112,7 @@ API cuEventRecord(CUevent handle, CUstream stream_handle) {
   return CUDA_SUCCESS;
 }
 
-// An event that a capture recorded stands for no work, and can be waited for only inside of the capture.
+// An event recorded in a capture has no work, and can be waited for only inside of the capture.
 static CUresult check_captured(Event &event) {
   REQUIRE(event.capture, CUDA_SUCCESS);
   return event.capture->ended ? CUDA_ERROR_CAPTURED_EVENT : invalidate(*event.capture, CUDA_ERROR_CAPTURED_EVENT);
@@ -1130,7 +1132,7 @@ API cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned flags) {
       return invalidate(*joined, CUDA_ERROR_STREAM_CAPTURE_MERGE);
     }
     stream->capture = joined;
-    bool all = event->captured == event->stream->captured;  // and not only its first nodes
+    bool all = event->captured == event->stream->captured;  // not just its first nodes
     if (all && joined->unjoined.erase(event->stream) && stream.get() != joined->origin)
       joined->unjoined.insert(stream.get());
     return joined->valid ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
@@ -1159,7 +1161,7 @@ API cuEventQuery(CUevent handle) {
   TRY(check_captured(*event));
   auto record = event->record;
   if (!record || record->done) return CUDA_SUCCESS;
-  if (!std::exchange(record->asked, true)) return CUDA_ERROR_NOT_READY;
+  if (!std::exchange(record->queried, true)) return CUDA_ERROR_NOT_READY;
   run(*record->stream, record->serial);
   return state.error;
 }
@@ -1186,7 +1188,7 @@ API cuStreamBeginCapture(CUstream handle, CUstreamCaptureMode mode) {
   REQUIRE(stream != state.legacy, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
   REQUIRE(!stream->capture, CUDA_ERROR_ILLEGAL_STATE);
   auto graph = std::make_shared<Graph>();
-  enroll(state.graphs, graph);
+  register_object(state.graphs, graph);
   stream->capture =
       std::make_shared<Capture>(Capture{graph, stream.get(), mode, pthread_self(), ++state.captures});
   return CUDA_SUCCESS;
@@ -1195,10 +1197,10 @@ API cuStreamBeginCapture(CUstream handle, CUstreamCaptureMode mode) {
 static CUresult capture_status(CUstream handle, CUstreamCaptureStatus *status, std::shared_ptr<Capture> *capture) {
   auto stream = stream_of(handle);
   REQUIRE(stream, CUDA_ERROR_INVALID_HANDLE);
-  if (stream == state.legacy)  // to ask is no use of it, and leaves the capture valid
+  if (stream == state.legacy)  // a query is not a use, and keeps the capture valid
     for (auto &other : state.queues) REQUIRE(!other->blocking || !other->capture, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
   *capture = stream->capture;
-  return give(status, !*capture           ? CU_STREAM_CAPTURE_STATUS_NONE
+  return assign(status, !*capture           ? CU_STREAM_CAPTURE_STATUS_NONE
                       : (*capture)->valid ? CU_STREAM_CAPTURE_STATUS_ACTIVE
                                           : CU_STREAM_CAPTURE_STATUS_INVALIDATED);
 }
@@ -1214,16 +1216,16 @@ API cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus *status, cuuin
   ENTER(CURRENT, "%p", (void *)handle);
   std::shared_ptr<Capture> capture;
   TRY(capture_status(handle, status, &capture));
-  give(number, (cuuint64_t)(capture ? capture->number : 0));
-  give(graph, capture ? (CUgraph)capture->graph->handle : nullptr);
-  give(dependencies, (const CUgraphNode *)nullptr);  // the nodes have no handles
-  give(edges, (const CUgraphEdgeData *)nullptr);
-  return give(count, (size_t)0);
+  assign(number, (cuuint64_t)(capture ? capture->number : 0));
+  assign(graph, capture ? (CUgraph)capture->graph->handle : nullptr);
+  assign(dependencies, (const CUgraphNode *)nullptr);  // the nodes have no handles
+  assign(edges, (const CUgraphEdgeData *)nullptr);
+  return assign(count, (size_t)0);
 }
 
 API cuStreamEndCapture(CUstream handle, CUgraph *graph) {
   ENTER(CURRENT, "%p", (void *)handle);
-  give(graph, (CUgraph) nullptr);
+  assign(graph, (CUgraph) nullptr);
   auto stream = stream_of(handle);
   REQUIRE(stream, CUDA_ERROR_INVALID_HANDLE);
   auto capture = stream->capture;
@@ -1265,7 +1267,7 @@ API cuGraphInstantiateWithParams(CUgraphExec *handle, CUgraph graph_handle, CUDA
   REQUIRE(graph, CUDA_ERROR_INVALID_VALUE);
   auto copy = std::make_shared<Graph>(Graph{graph->nodes, graph->objects});
   for (auto &[object, count] : copy->objects) object->count += count;
-  *handle = (CUgraphExec)enroll(state.executables, copy);
+  *handle = (CUgraphExec)register_object(state.executables, copy);
   parameters->result_out = CUDA_GRAPH_INSTANTIATE_SUCCESS;
   return CUDA_SUCCESS;
 }
@@ -1280,7 +1282,7 @@ API cuGraphLaunch(CUgraphExec handle, CUstream stream) {
   ENTER(CURRENT, "%p, %p", (void *)handle, (void *)stream);
   auto graph = find(state.executables, handle, "executable graph");
   REQUIRE(graph, CUDA_ERROR_INVALID_VALUE);
-  return submit(stream_of(stream), [graph] {  // nodes run in the order in which they were captured
+  return submit(stream_of(stream), [graph] {  // nodes run in capture order
     for (auto &node : graph->nodes) TRY(node());
     return CUDA_SUCCESS;
   });
@@ -1303,7 +1305,7 @@ API cuGraphDestroy(CUgraph handle) {
   return destroy(state.graphs, handle);
 }
 
-API cuGraphExecDestroy(CUgraphExec handle) {  // launches of it that are queued still run
+API cuGraphExecDestroy(CUgraphExec handle) {  // queued launches still run
   ENTER(CONTEXT, "%p", (void *)handle);
   return destroy(state.executables, handle);
 }
@@ -1311,7 +1313,7 @@ API cuGraphExecDestroy(CUgraphExec handle) {  // launches of it that are queued 
 API cuUserObjectCreate(CUuserObject *handle, void *pointer, CUhostFn destroy, unsigned count, unsigned flags) {
   ENTER(INITIALIZED, "%p, %u, %u", pointer, count, flags);
   auto object = std::make_shared<UserObject>(UserObject{pointer, destroy, (long)count});
-  *handle = (CUuserObject)enroll(state.objects, object);
+  *handle = (CUuserObject)register_object(state.objects, object);
   return CUDA_SUCCESS;
 }
 
@@ -1340,7 +1342,7 @@ API cuGraphReleaseUserObject(CUgraph graph_handle, CUuserObject handle, unsigned
 
 // --- libraries and kernels -------------------------------------------------------------------------------------------
 
-// Of a name that numba-cuda mangled, the function with its modules.
+// The qualified function name of a name that numba-cuda mangled.
 static std::string title_of(const std::string &name) {
   char *text = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, nullptr);
   std::string title = text ? text : name;
@@ -1348,7 +1350,7 @@ static std::string title_of(const std::string &name) {
   return title.substr(0, title.find_first_of("[("));
 }
 
-// What a cubin says about its kernels: sections .text.NAME, .nv.shared.NAME (static shared memory), .nv.info (of each
+// The properties of a cubin's kernels: sections .text.NAME, .nv.shared.NAME (static shared memory), .nv.info (of each
 // function, attributes as format, number, size, value) and .nv.info.NAME (parameters).
 class Cubin {
   const char *image;
@@ -1417,7 +1419,7 @@ class Cubin {
   }
 };
 
-// Load the translation of a kernel, if there is one, and compare what both say about the kernel.
+// Load the translation of a kernel, if there is one, and check that it matches the cubin.
 static void translate(Kernel &kernel) {
   auto found = state.translations.find(kernel.name);
   if (kernel.run || found == state.translations.end()) return;
@@ -1445,14 +1447,14 @@ API cuLibraryLoadData(CUlibrary *handle, const void *code, CUjit_option *, void 
   auto library = std::make_shared<Library>();
   Cubin(code).read(*library);
   if (library->kernels.empty()) {
-    problem("cuLibraryLoadData: the image is no cubin with kernels");
+    problem("cuLibraryLoadData: the image is not a cubin with kernels");
     return CUDA_ERROR_INVALID_IMAGE;
   }
-  *handle = (CUlibrary)enroll(state.libraries, library);
+  *handle = (CUlibrary)register_object(state.libraries, library);
   return CUDA_SUCCESS;
 }
 
-API cuLibraryUnload(CUlibrary handle) {  // launches that are queued, and graphs, hold on to their kernels
+API cuLibraryUnload(CUlibrary handle) {  // queued launches and graphs keep their kernels
   ENTER(CONTEXT, "%p", (void *)handle);
   auto library = find(state.libraries, handle, "library");
   REQUIRE(library, CUDA_ERROR_INVALID_HANDLE);
@@ -1468,17 +1470,17 @@ API cuLibraryGetKernel(CUkernel *handle, CUlibrary library_handle, const char *n
   auto found = library->kernels.find(name);
   REQUIRE(found != library->kernels.end(), CUDA_ERROR_NOT_FOUND);
   translate(*found->second);
-  *handle = (CUkernel)enroll(state.kernels, found->second);
+  *handle = (CUkernel)register_object(state.kernels, found->second);
   return CUDA_SUCCESS;
 }
 
 API cuKernelGetFunction(CUfunction *function_handle, CUkernel handle) {
   ENTER(CURRENT, "%p", (void *)handle);
-  *function_handle = (CUfunction)handle;  // here a kernel is its function
+  *function_handle = (CUfunction)handle;  // a kernel is its own function here
   return find(state.kernels, handle, "kernel") ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
-// Registers are given to warps, 256 at a time.
+// Registers are allocated to warps in units of 256.
 static int registers_of(const Kernel &kernel, unsigned threads) {
   return (kernel.registers * 32 + 255) / 256 * 256 * ((threads + 31) / 32);
 }
@@ -1532,7 +1534,7 @@ static CUresult launch(const void *handle, Launch what, CUstream stream, void **
     return CUDA_ERROR_INVALID_IMAGE;
   }
   if (extra) {
-    problem("%s: parameters in one buffer are not played", name);
+    problem("%s: parameters in one buffer are not implemented", name);
     return CUDA_ERROR_NOT_SUPPORTED;
   }
   static const unsigned most_blocks[] = {2147483647, 65535, 65535}, most_threads[] = {1024, 1024, 64};
@@ -1544,7 +1546,7 @@ static CUresult launch(const void *handle, Launch what, CUstream stream, void **
   REQUIRE(threads <= (unsigned)kernel->threads && registers_of(*kernel, threads) <= REGISTERS,
           CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES);
 
-  std::vector<char> bytes(8);  // the arguments as they are now: what the caller does to them later is not seen
+  std::vector<char> bytes(8);  // a copy of the arguments: the caller may change them after the call
   for (auto &[i, parameter] : kernel->parameters) {
     REQUIRE(parameters && parameters[i], CUDA_ERROR_INVALID_VALUE);
     bytes.resize(std::max<size_t>(bytes.size(), parameter.first + parameter.second));
@@ -1552,13 +1554,13 @@ static CUresult launch(const void *handle, Launch what, CUstream stream, void **
   }
   return submit(stream_of(stream), [kernel, what, bytes] {
     Launch launch = what;
-    std::vector<char> copy = bytes;  // a kernel may write to its parameters, and a graph runs it again
+    std::vector<char> copy = bytes;  // a kernel may write to its parameters, and a graph may run it again
     std::vector<void *> pointers(kernel->parameters.size() + 1);
     for (auto &[i, parameter] : kernel->parameters) pointers[i] = copy.data() + parameter.first;
     launch.parameters = pointers.data();
     launch.order = state.order;
     ++state.executed;
-    return guarded(kernel->title.c_str(), [&] { kernel->run(&launch); });
+    return run_guarded(kernel->title.c_str(), [&] { kernel->run(&launch); });
   });
 }
 
@@ -1573,7 +1575,7 @@ API cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, unsigned
 API cuLaunchKernelEx(const CUlaunchConfig *how, CUfunction handle, void **parameters, void **extra) {
   ENTER(CURRENT, "%p, %u attributes", (void *)handle, how->numAttrs);
   if (how->numAttrs) {
-    problem("the launch attribute %d is not played", (int)how->attrs[0].id);
+    problem("the launch attribute %d is not implemented", (int)how->attrs[0].id);
     return CUDA_ERROR_NOT_SUPPORTED;
   }
   Launch what = {nullptr,
@@ -1586,7 +1588,7 @@ API cuLaunchKernelEx(const CUlaunchConfig *how, CUfunction handle, void **parame
 
 // --- addresses of functions ------------------------------------------------------------------------------------------
 
-// A newer form of a function that has other arguments belongs to those who ask for it by the version of CUDA.
+// Newer variants of a function with other arguments, and the CUDA version from which callers get them.
 static const struct {
   const char *symbol;
   int version;
@@ -1608,12 +1610,12 @@ static void *played(const char *name, int version) {
   return nullptr;
 }
 
-// The functions that are asked for and not played have an address each, and say their name when they are called.
+// Each unimplemented function that is requested gets an address, and reports its name when it is called.
 static const int STUBS = 600;
 static std::vector<std::string> &stub_names = *new std::vector<std::string>;
 
 template <int N> static CUresult stub() {
-  problem("the driver function %s is not played", stub_names[N].c_str());
+  problem("the driver function %s is not implemented", stub_names[N].c_str());
   return CUDA_ERROR_NOT_SUPPORTED;
 }
 
@@ -1626,7 +1628,7 @@ API cuGetProcAddress(const char *name, void **address, int version, cuuint64_t f
                      CUdriverProcAddressQueryResult *status) {
   ENTER(NOTHING, "%s, %d, %llu", name, version, (unsigned long long)flags);
   if (flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM)
-    problem("%s: functions that use the per-thread default stream are not played", name);
+    problem("%s: functions that use the per-thread default stream are not implemented", name);
   *address = played(name, version);
   if (!*address && !strncmp(name, "cu", 2) && stub_names.size() < STUBS) {
     *address = stub_address(stub_names.size(), std::make_integer_sequence<int, STUBS>());
@@ -1651,7 +1653,7 @@ EXPORT void driver_register(const char *kernel, const char *shared_object) {
   state.translations[kernel] = shared_object;
 }
 
-EXPORT int driver_plays(const char *name) { return played(name, INT32_MAX) != nullptr; }
+EXPORT int driver_implements(const char *name) { return played(name, INT32_MAX) != nullptr; }
 
 EXPORT long driver_count(const char *name) { return function(name).calls; }
 
@@ -1685,7 +1687,7 @@ EXPORT int driver_run_all() {
   return run_all();
 }
 
-// The oldest problem that was not asked for yet, or null.
+// The oldest problem that has not been read, or null.
 EXPORT const char *driver_problem() {
   LOCK;
   static std::string &text = *new std::string;
@@ -1695,7 +1697,7 @@ EXPORT const char *driver_problem() {
   return text.c_str();
 }
 
-// Addresses and sizes of the live allocations, in turn, as far as `room` pairs go; the number of allocations.
+// Writes (address, size) of up to `room` live allocations; returns the number of allocations.
 EXPORT uint64_t driver_allocations(uint64_t *pairs, uint64_t room) {
   LOCK;
   uint64_t count = 0;
@@ -1706,12 +1708,12 @@ EXPORT uint64_t driver_allocations(uint64_t *pairs, uint64_t room) {
   return count;
 }
 
-// What no GPU can do: go on after a fault, without the work that was queued.
+// Make the context usable again after a fault, without the queued work; a GPU cannot do this.
 EXPORT void driver_recover() {
   LOCK;
   for (auto &stream : state.queues) stream->queue.clear();
   state.error = CUDA_SUCCESS;
 }
 
-// From now on, problems that nobody has asked for make the process end with 99.
+// From now on, problems that have not been read make the process exit with 99.
 EXPORT void driver_strict() { state.strict = true; }

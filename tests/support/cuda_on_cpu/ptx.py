@@ -1,12 +1,12 @@
 """PTX to C: run a CUDA kernel on the CPU.
 
-compile_kernel(ptx, folder) translates a kernel, as nvJitLink gives it after link-time optimisation, to C and compiles
-it with gcc; runtime.h says what the shared object exports and needs.  A register becomes a C variable, an instruction
-a C statement.  A thread runs until a barrier: there its live registers are saved, its function returns the barrier's
-number, and the next thread follows.
+compile_kernel(ptx, folder) translates a kernel, as nvJitLink returns it after link-time optimisation, to C and compiles
+it with gcc; runtime.h documents what the shared object exports and needs.  A register becomes a C variable, an
+instruction a C statement.  A thread runs until a barrier.  There its live registers are saved, its function returns the
+barrier's number, and the next thread runs.
 
-What is not known here raises NotImplementedError and names it.  Instructions that only approximate (ex2.approx,
-rcp.approx, tanh.approx ...) are computed with libm, so the accuracy of a GPU's special function unit is not shown.
+Unsupported PTX raises NotImplementedError with its text.  Approximate instructions (ex2.approx, rcp.approx, tanh.approx
+...) are computed with libm, so the errors of a GPU's special function unit do not appear.
 """
 
 import functools
@@ -28,7 +28,7 @@ C_TYPE |= {"f32": "float", "f64": "double", "s128": "__int128", "u128": "unsigne
 SPACES = {"param", "global", "const", "shared", "local"}
 SPECIAL = {f"%{name}.{axis}": f"{name}[{k}]" for name in ("ntid", "ctaid", "nctaid") for k, axis in enumerate("xyz")}
 SPECIAL |= {f"%tid.{axis}": f"thread->tid[{k}]" for k, axis in enumerate("xyz")}
-CARRY = "%cc"  # the condition code, a register like any other
+CARRY = "%cc"  # the condition code, treated as a register
 
 
 def refuse(what):
@@ -54,7 +54,7 @@ ADDRESS = re.compile(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+)\s*)?\]")
 
 @dataclass
 class Variable:
-    """A variable of any space; the offset is its place in shared, local or parameter memory."""
+    """A variable of any state space; offset: in shared, local or parameter memory."""
 
     name: str
     space: str
@@ -67,7 +67,7 @@ class Variable:
 
 
 def variables_in(text):
-    """The variables that a text declares."""
+    """The variables that `text` declares."""
     found = []
     for extern, space, align, type_, name, count, values in VARIABLE.findall(text):
         size = BITS[type_] // 8 if type_ in BITS else refuse(f"variable {name} of type .{type_}")
@@ -77,7 +77,7 @@ def variables_in(text):
 
 
 def place(variables, end=0):
-    """Give each variable its offset; the first free byte."""
+    """Assign the offset of each variable; returns the first free byte."""
     for variable in variables:
         variable.offset = -(-end // variable.align) * variable.align
         end = variable.offset + variable.bytes
@@ -97,7 +97,7 @@ class Instruction:
         self.operands = OPERAND.findall(operands)
 
     def uses_and_results(self, registers):
-        """The registers that are read, and those that are written."""
+        """[registers read, registers written]"""
         results = 0 if self.base in WITHOUT_RESULT else 1
         names = [{n for text in part for n in NAME.findall(text) if n in registers}
                  for part in (self.operands[results:], self.operands[:results])]  # fmt: skip
@@ -111,8 +111,8 @@ WITHOUT_RESULT = {"st", "bra", "ret", "exit", "trap", "bar", "barrier", "membar"
 
 
 class Function:
-    """A kernel ("entry") or a device function ("func").  A name declared in an inner scope gets a suffix, so that every
-    name has one meaning; a statement is an instruction, or a label as a string."""
+    """A kernel ("entry") or a device function ("func").  A name declared in an inner scope gets a suffix, so that names
+    are unique.  A statement is an instruction, or a label as a string."""
 
     def __init__(self, kind, name, parameters, results):
         if ".reg" in (parameters or "") + (results or ""):
@@ -122,8 +122,8 @@ class Function:
         self.registers, self.variables, self.statements = {CARRY: "pred"}, [], []
 
     def parse(self, text, position):
-        """Read the body from after its opening brace; the position after the closing one."""
-        scopes = [{}]  # new names of what is declared in each
+        """Parse the body, starting after its opening brace; returns the position after the closing one."""
+        scopes = [{}]  # for each: declared name -> unique name
         while scopes:
             match = STATEMENT.match(text, position) or refuse(f"{self.name}: {text[position : position + 100]}")
             label, brace, statement = match.groups()
@@ -162,11 +162,11 @@ class Function:
             refuse(text)
 
     def live_registers(self):
-        """The registers that are live before each statement, and none at the end."""
+        """The live registers before each statement, as bit sets, with none after the last."""
         bit = {name: 1 << k for k, name in enumerate(self.registers)}
         labels = [(label, k) for k, label in enumerate(self.statements) if isinstance(label, str)]
         place = dict(labels) if len(dict(labels)) == len(labels) else refuse(f"labels twice in {self.name}")
-        flow = []  # of each statement: registers read, registers that keep their value, where it may go on
+        flow = []  # of each statement: registers read, registers not written, successors
         for k, statement in enumerate(self.statements):
             if isinstance(statement, str):
                 flow.append((0, -1, [k + 1]))
@@ -190,7 +190,7 @@ class Function:
 
 
 class Module:
-    """What a PTX text declares; it has one kernel."""
+    """The declarations of a PTX text with one kernel."""
 
     def __init__(self, ptx):
         self.functions, outside, position = {}, [], 0
@@ -211,7 +211,7 @@ class Module:
         self.static_shared = place([v for v in shared if v.bytes])
         self.dynamic_start = None
         for variable in shared:
-            if not variable.bytes:  # dynamic: they all begin behind the others
+            if not variable.bytes:  # dynamic: all start after the static ones
                 self.dynamic_start = place([variable], self.static_shared)
         self.local_bytes = place([v for v in every if v.space == "local"])  # a frame for each function: no recursion
         place(self.entry.parameters)
@@ -236,7 +236,7 @@ OTHER = {
         "mul.lo": "{a} * {b}", "mul.hi": "({W}){a} * {b} >> {n}", "mul.wide": "({W}){a} * {b}",
         "mad.lo": "{a} * {b} + {c}", "mad.hi": "({T})(({W}){a} * {b} >> {n}) + {c}",
         "mad.wide": "({W}){a} * {b} + {c:wide}",
-        # Division by zero gives all ones; that of the least integer by -1 would trap on a CPU.
+        # Division by zero gives all ones.  The smallest integer divided by -1 would trap on a CPU.
         "div": "{b} == 0 ? -1 : ({T})-1 < 0 && {b} == -1 ? -{a} : {a} / {b}",
         "rem": "{b} == 0 ? -1 : ({T})-1 < 0 && {b} == -1 ? 0 : {a} % {b}",
         "and": "{a} & {b}", "or": "{a} | {b}", "xor": "{a} ^ {b}", "not": "~{a}",
@@ -270,7 +270,7 @@ FAMILIES = {}  # (instruction, kind of its first type): function of (Body, Instr
 
 
 def family(names, kinds, modifiers=""):
-    """Register what translates these instructions; kinds are f (floats), i (integers), p (predicates), - (no type)."""
+    """Register the translation of these instructions.  kinds: f (floats), i (integers), p (predicates), - (no type)"""
 
     def register(translate):
         for name in names.split():
@@ -282,12 +282,12 @@ def family(names, kinds, modifiers=""):
 
 
 def choose(modifiers, table):
-    """What the table says of the one modifier that it knows, or None."""
+    """The entry of the table for the first modifier that it has, or None."""
     return next((table[modifier] for modifier in modifiers if modifier in table), None)
 
 
 def rounded(modifiers, template, values, **others):
-    """The C expression of a template under the rounding mode that the modifiers name."""
+    """The C expression of a template, evaluated in the rounding mode of the modifiers."""
     mode = choose(modifiers, DIRECTED)
     if mode is None:
         return template.format(**dict(zip("abc", values, strict=False)), **others)
@@ -303,7 +303,7 @@ def _float(body, i, d, *operands):
     if "NaN" in modifiers:
         template = f"({{a}} != {{a}} || {{b}} != {{b}} ? {{a}} + {{b}} : {template})"
     result = rounded(modifiers, template, values, f="f" if t == "f32" else "", t=t)
-    if t == "f64" and "ftz" in modifiers:  # reciprocals only, of which the upper half is computed
+    if t == "f64" and "ftz" in modifiers:  # supported for reciprocals, which compute the upper half only
         result = f"upper_half({result})" if i.base in ("rcp", "rsqrt") else refuse(i.text)
     if "sat" in modifiers:
         result = f"sat_{t}({result})"
@@ -312,7 +312,7 @@ def _float(body, i, d, *operands):
 
 @family("addc subc madc", "i", "lo hi cc")
 def _carry(body, i, d, a, b, c=None):
-    """add, sub and mad with the condition code as carry in (the c of addc), out (.cc), or both."""
+    """add, sub and mad with carry in (addc ...), carry out (.cc), or both."""
     t, bits = "u" + i.type[1:], BITS[i.type]
     if bits < 32 or (i.type[0] == "s" and "hi" in i.modifiers):
         refuse(i.text)
@@ -333,7 +333,7 @@ def _compare(body, i, d, a, b, other=None):
     template = choose(i.modifiers, COMPARE_FLOAT if i.kind == "f" else COMPARE) or refuse(i.text)
     result = template.format(a=ftz.format(body.read(a, i.type)), b=ftz.format(body.read(b, i.type)))
     combine = f" {choose(i.modifiers, LOGIC)} {body.read(other, 'pred')}" if other else ""
-    values = f"({result}){combine}", f"!({result}){combine}"  # setp p|q: q is of the opposite
+    values = f"({result}){combine}", f"!({result}){combine}"  # setp p|q: q is the negation
     return " ".join(body.write(p, "pred", value) for p, value in zip(d.split("|"), values, strict=False))
 
 
@@ -425,7 +425,7 @@ def _call(body, i, *operands):
     arguments = elements(rest[0]) if rest else []
     function = body.module.functions.get(name)
     if function is None or len(rest) > 1:
-        refuse(f"call of {name}, which is no function of this module")
+        refuse(f"call of {name}, which is not a function of this module")
     sizes = [body.variables[variable].bytes for variable in results + arguments]
     if sizes != [variable.bytes for variable in function.results + function.parameters]:
         refuse(f"{i.text}: the arguments do not fit")
@@ -461,7 +461,7 @@ def literal(text, t):
 
 
 class Operand:
-    """An operand in a template: {a} is its value as the instruction's type, {a:u32} as another."""
+    """An operand in a template: {a} is its value in the instruction's type, {a:u32} in another."""
 
     def __init__(self, body, text, t):
         self.body, self.text, self.type = body, text, t
@@ -471,7 +471,7 @@ class Operand:
 
 
 class Body:
-    """Translates the body of one function; `sites` counts the instructions that may touch global memory."""
+    """Translates the body of one function; `sites` collects the instructions that may access global memory."""
 
     def __init__(self, module, function, sites):
         self.module, self.function, self.sites = module, function, sites
@@ -541,7 +541,7 @@ class Body:
         return f"{space.replace('const', 'global')}_at({thread}{address}, {size}, {store:d})"
 
     def parameter(self, i, name, offset, size):
-        """A pointer into a parameter, a result, or what a call is given."""
+        """A pointer into a parameter, a result, or an argument of a call."""
         own = {v.name: k for k, v in enumerate(self.function.parameters)}
         known = {v.name: v for v in (*self.variables.values(), *self.function.parameters, *self.function.results)}
         if name not in known or not 0 <= offset <= known[name].bytes - size:
@@ -581,7 +581,7 @@ class Body:
         start = [f"{t} {', '.join(name for name in names if names[name] == t)};" for t in sorted(set(names.values()))]
         start += [f"_Alignas({v.align}) unsigned char {c_name(v.name)}[{v.bytes}];"
                   for v in function.variables if v.space == "param"]  # fmt: skip
-        # What may be read before it is written holds 0xFF bytes, as memory does.
+        # Registers that may be read before they are written hold 0xFF bytes, like memory.
         start += [f"__builtin_memset(&{c_name(name)}, 0xFF, sizeof {c_name(name)});"
                   for name, bit in self.bit.items() if live[0] & bit]  # fmt: skip
         start += [f"if (thread->resume == {k}) goto barrier_{k};" for k in range(1, self.barriers + 1)]
@@ -636,7 +636,7 @@ def define(variable):
 
 
 def refuse_recursion(calls, callers=()):
-    """Local memory has one frame for each function."""
+    """Recursion is not supported: local memory has one frame for each function."""
     for name in calls if not callers else calls[callers[-1]]:
         if name in callers:
             refuse(f"recursion in {name}")
@@ -650,7 +650,7 @@ def entry_name(ptx):
 
 @functools.cache
 def machine():
-    """What a compiled kernel depends on besides its PTX: this translator, the flags, the CPU."""
+    """The inputs of a compiled kernel besides its PTX: this translator, the flags, the CPU."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     model = {line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))}
@@ -658,10 +658,10 @@ def machine():
 
 
 def compile_kernel(ptx, folder, link=()):
-    """The path of the shared object for a PTX text with one kernel, compiled if it is not yet in the folder.  `link`:
-    more arguments for gcc, as objects that have what is otherwise the stand-in libcuda's.
+    """The path of the shared object of a PTX text with one kernel, compiled unless it is in the folder.  link: more
+    arguments for gcc, such as objects that replace the functions of the stand-in libcuda.
 
-    NotImplementedError: the PTX has what this module does not translate.  RuntimeError: gcc refuses the C text."""
+    NotImplementedError for unsupported PTX, RuntimeError if gcc fails."""
     key = hashlib.sha256(machine() + repr(link).encode() + ptx.encode()).hexdigest()[:32]
     target = Path(folder) / f"{key}.so"
     if target.exists():
@@ -675,5 +675,5 @@ def compile_kernel(ptx, folder, link=()):
     if done.returncode:
         Path(temporary).unlink()
         raise RuntimeError(f"gcc: {done.stderr[:3000]}")
-    Path(temporary).replace(target)  # another process may have made the same
+    Path(temporary).replace(target)  # atomic: another process may do the same
     return target

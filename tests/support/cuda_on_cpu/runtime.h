@@ -1,9 +1,9 @@
-// What every kernel that ptx.py translates to C begins with: memory with checks, the operations that C lacks, and the
+// The header of every kernel that ptx.py translates to C: checked memory accesses, operations that C lacks, and the
 // loop over blocks and threads.
 //
 // Memory: a global address is an address of this process.  A shared or local address is an offset into the block's or
-// the thread's memory, and its generic form is the address of that byte here.  Shared and local memory begin as 0xFF
-// bytes, which are NaN in every float type.  Every access is checked; what is wrong goes to driver_fault.
+// the thread's memory; its generic form is the address of that byte in this process.  Shared and local memory start as
+// 0xFF bytes, which are NaN in every float type.  Every access is checked; driver_fault reports errors.
 //
 // Before this file, the translation defines KERNEL (its name), SHARED_BYTES (may use dynamic_shared), LOCAL_BYTES,
 // ACCESS_SITES (instructions that may touch global memory) and SAVED_REGISTERS (fields of struct Thread).
@@ -22,12 +22,12 @@ struct Launch {
   int order;  // of threads and of blocks: 0 forward, 1 backward, 2 shuffled
 };
 
-// The stand-in libcuda.  driver_fault does not return: it jumps back to where the kernel was launched.
+// Functions of the stand-in libcuda.  driver_fault does not return: it jumps back to the launch of the kernel.
 extern int driver_allocation(uint64_t address, uint64_t *first, uint64_t *size);
 extern unsigned long driver_epoch;
 extern _Noreturn void driver_fault(const char *kind, const char *kernel, uint64_t address);
 
-enum { ENDED = -1, START = 0 };  // of Thread.resume; otherwise the number of the barrier after which to go on
+enum { ENDED = -1, START = 0 };  // of Thread.resume; otherwise the number of the barrier after which the thread resumes
 
 struct Thread {
   int resume;
@@ -36,7 +36,7 @@ struct Thread {
   _Alignas(16) unsigned char local[LOCAL_BYTES];
 };
 
-// `address` may be accessed if address - first < room.  One for each access site: the allocation that was last used.
+// `address` may be accessed if address - first < room.  Each access site caches the allocation that it used last.
 struct Range {
   uint64_t first, room;
 };
@@ -47,7 +47,7 @@ static struct Range ranges[ACCESS_SITES + 1];
 static uint32_t ntid[3], ctaid[3], nctaid[3], dynamic_shared;
 static void *const *parameters;
 
-// Of the translation: run a thread to its next barrier (returns its number) or to its end; find a module's variable.
+// Defined by the translation: run a thread to its next barrier (returns its number) or its end; find a variable.
 static int run_thread(struct Thread *thread);
 static int module_variable(uint64_t address, uint64_t *first, uint64_t *size);
 
@@ -132,11 +132,11 @@ INLINE double sat_f64(double x) { return x > 0 ? x < 1 ? x : 1 : 0; }
 MIN_MAX(float, f32)
 MIN_MAX(double, f64)
 
-// What rcp.approx.ftz.f64 and rsqrt.approx.ftz.f64 give of a result.
+// rcp.approx.ftz.f64 and rsqrt.approx.ftz.f64 compute the upper half of a result.
 INLINE double upper_half(double x) { return f64_of(bits_of_f64(x) & ~0xffffffffull); }
 
-// An expression of a, b and c under another rounding mode.  The compiler does not know that fesetround changes what
-// arithmetic gives; volatile keeps the arithmetic between the two calls.
+// An expression of a, b and c in another rounding mode.  The compiler does not know that fesetround changes the results
+// of arithmetic; volatile keeps the arithmetic between the two calls.
 #define ROUNDED(mode, expression, a_, b_, c_)                                                                          \
   ({                                                                                                                   \
     volatile __typeof__(a_) a = a_;                                                                                    \
@@ -240,7 +240,7 @@ static void run_block(uint64_t count, struct Order order) {
   __builtin_memset(shared, 0xFF, SHARED_BYTES);
   for (uint64_t i = 0; i < count; ++i) threads[i].resume = START;
   int barrier;
-  do {  // every thread runs up to its next barrier; all must meet the same one
+  do {  // every thread runs to its next barrier, which must be the same for all
     uint64_t next = order.start;
     for (uint64_t i = 0; i < count; ++i, next = after(next, count, order)) {
       int reached = run_thread(&threads[next]);
