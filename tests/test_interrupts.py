@@ -65,7 +65,7 @@ def test_ctrl_c_waits_for_the_end(handler, capsys):
             call()
     assert done == [1, 2, 3]
     assert capsys.readouterr().err == "".join(
-        f"\n{word} (Ctrl-C again to leave it)\n" for word in ("finishing", "outer")
+        f"\n{word} (press Ctrl-C again to stop at once)\n" for word in ("finishing", "outer")
     )
     with defer_interrupt(raises=False) as asked:
         assert not asked()
@@ -113,7 +113,7 @@ def test_ctrl_c_while_pictures_are_drawn(home, handler, monkeypatch, capsys):
     monkeypatch.setattr(plot_module, "confusion", interrupted)
     assert main(["train", "--epochs", "1"]) == 130
     out, err = capsys.readouterr()
-    assert err.split("interrupted", 1)[1] == ": finishing the run folder (Ctrl-C again to leave it)\n"
+    assert err.split("interrupted", 1)[1] == ": finishing the run folder (press Ctrl-C again to stop at once)\n"
     assert "report and pictures in" in out
     (folder,) = (home / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == FILES

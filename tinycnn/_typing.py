@@ -1,4 +1,4 @@
-"""Types that several modules name."""
+"""Type aliases that several modules use."""
 
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -8,7 +8,11 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]  # NumPy's
 DeviceArray: TypeAlias = Any  # a backend's array: NumPy's on the CPU, numba-cuda's on a GPU
+Views: TypeAlias = dict[str, DeviceArray]  # of a layer, into the flat vectors, by name
+DType: TypeAlias = np.dtype[Any]
 Backend: TypeAlias = ModuleType  # tinycnn.kernels or tinycnn.cuda
 Shape: TypeAlias = tuple[int, ...]
 Pair: TypeAlias = int | tuple[int, int]  # one number for both directions, or one each
+Padding: TypeAlias = Pair | str  # or "same" or "valid"
 Rng: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None  # what np.random.default_rng takes
+State: TypeAlias = dict[str, Array]  # a state_dict

@@ -153,7 +153,9 @@ class FusedMaxPool2d(Step):
         self.indices = plan.ops.empty(y.shape, np.int32)
 
     def forward(self):
-        self.ops.fused.max_pool_forward(self.y, self.indices, self.x, self.activation.activation_code, *self.pool.window)
+        self.ops.fused.max_pool_forward(
+            self.y, self.indices, self.x, self.activation.activation_code, *self.pool.window
+        )
 
     def backward(self, dx):
         formula = self.activation.activation_code
