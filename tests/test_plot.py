@@ -1,4 +1,4 @@
-"""Every picture draws without a warning, says what it must, and leaves no trace behind."""
+"""Every picture draws without a warning, shows the expected text, and changes no global state."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def rng():
 
 
 @pytest.fixture(autouse=True)
-def no_global_state_is_touched():
+def no_global_state_changes():
     before = dict(matplotlib.rcParams)
     yield
     assert dict(matplotlib.rcParams) == before
@@ -101,7 +101,7 @@ def test_learning_curves_with_gaps_and_perfect_epochs():
         del row["val_loss"]
         row["val_accuracy"] = None
     for row in rows[27:]:
-        row["train_accuracy"] = 1.0  # no place on a log axis
+        row["train_accuracy"] = 1.0  # error 0 is not on a log axis
     text = words(plot.learning_curves(rows))
     assert "training: 0" in text
     assert "not finite" not in text

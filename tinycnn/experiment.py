@@ -77,7 +77,7 @@ def run(args: argparse.Namespace, network: Callable[..., Any], name: str = "lene
 
 
 def run_command(command: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """Call `command` and return its exit code.  A user's error is one line on stderr; after Ctrl-C, so is `interrupted`."""
+    """Call `command` and return its exit code.  After a user's error, or Ctrl-C (`interrupted`), print one line."""
     with _streams.safe_streams():
         try:
             return command()

@@ -475,7 +475,7 @@ def _images(images: ArrayLike) -> Array:
     if array.ndim == 4 and array.shape[1] == 1:
         return array[:, 0]
     if array.ndim == 4 and array.shape[1] == 3:
-        return array.transpose(0, 2, 3, 1)
+        return np.moveaxis(array, 1, 3)
     if array.ndim != 3:
         raise ValueError(f"images: expected (N, H, W), (N, 1, H, W) or (N, 3, H, W), got {array.shape}")
     return array

@@ -42,4 +42,5 @@ def one_cycle(
     t = np.arange(steps)
     up = start + (max_lr - start) * (1 - np.cos(np.pi * t / max(peak, 1e-12))) / 2
     down = end + (max_lr - end) * (1 + np.cos(np.pi * (t - peak) / max(last - peak, 1e-12))) / 2
-    return np.where(t <= peak, up, down)
+    rates: Array = np.where(t <= peak, up, down)
+    return rates
