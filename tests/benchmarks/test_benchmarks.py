@@ -230,7 +230,7 @@ def test_gpu_benchmark_rehearsal():
     command = [
         sys.executable,
         *([] if GPU else [str(ROOT / "tests" / "support" / "cuda_on_cpu")]),
-        *"-m benchmarks.gpu --rehearse --only ceilings launches steps kernels".split(),
+        *["-m", "benchmarks.gpu", "--rehearse", "--only", "ceilings", "launches", "steps", "kernels"],
     ]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment, check=False)
