@@ -72,14 +72,14 @@ class TinyCNN(Competitor):
         import tinycnn.dataset
         import tinycnn.train
 
-        tinycnn.set_threads(threads)
+        tinycnn.set_num_threads(threads)
         self.tinycnn, self.net = tinycnn, net
 
     def load(self, weights, images, labels):
         t = self.tinycnn
         self.model = t.models.lenet5(*self.net.split("+"))
         self.model.load_state_dict(weights)
-        self.batches = t.Batches(images, labels, mean=MEAN, std=STD)
+        self.batches = t.DeviceDataset(images, labels, mean=MEAN, std=STD)
         self.optimizer, self.criterion = t.Adam(self.model, LR), t.CrossEntropyLoss()
         self.run: Any = None
 
@@ -91,10 +91,10 @@ class TinyCNN(Competitor):
         """Start an epoch of the batches in the rows of `order`. Steps are captured and replayed, as in `fit`."""
         model, (_, self.batch) = self.model, order.shape
         if self.run is None:
-            train, Loader = self.tinycnn.train, self.tinycnn.dataset.Loader
-            model.reserve(max(self.batch, model.reserved))
+            train, DataLoader = self.tinycnn.train, self.tinycnn.dataset.DataLoader
+            model.reserve(max(self.batch, model.max_batch))
             train.warm_up(model, self.criterion, self.optimizer, self.batches, self.batch)
-            self.run = train.Run(model, self.criterion, Loader(self.batches), self.optimizer)
+            self.run = train.StepRunner(model, self.criterion, DataLoader(self.batches), self.optimizer)
         self.run.start_epoch(order.ravel())
         self.remaining = self.steps = len(order)
 
@@ -116,7 +116,7 @@ class TinyCNN(Competitor):
         self.start_epoch(order)
         for _ in order:
             self.run.replay(self.batch)
-        return self.run.read()[0]
+        return self.run.read_metrics()[0]
 
     def step(self, index):
         return self.tinycnn.train_step(self.model, self.criterion, self.optimizer, self.batches, index)

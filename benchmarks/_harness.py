@@ -1,11 +1,11 @@
-"""The measuring part of all benchmarks: competitors in separate processes, round robin, ceilings, checks, options.
+"""The measuring part of all benchmarks: competitors in separate processes, round robin, checks, options.
 
 A competitor is an object of any class; `Worker` makes it in a fresh process and calls its methods from this one. The
 processes are separate because the idle threads of a library's pool spin for a while and would slow down the next one.
 Competitors run round robin: each repeats its call for a fraction of a second, then the next one does. Load from
 outside then slows down all of them alike. The result is the median over the turns.
 
-The best that the machine can do is measured in the same rounds, as two more competitors: `Ceilings`.
+The machine's ceilings are measured in the same rounds, as two more competitors: `_ceilings.CpuCeilings`.
 """
 
 import argparse
@@ -18,14 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import _plots, _report
-from tinycnn.runs import git_revision
+from tinycnn.hardware import git_revision
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC")
 PAUSE = 0.05  # seconds before a turn, until the threads of the other competitors sleep
@@ -200,38 +199,6 @@ def round_robin(jobs: Mapping[str, tuple], turns: int, seconds: float) -> dict[s
 def median(turns: Sequence[Sequence[float]]) -> float:
     """Median over the turns of the mean seconds of a call."""
     return statistics.median(statistics.fmean(turn) for turn in turns)
-
-
-class Ceilings:
-    """The best that the machine can do: a large matrix product of NumPy's BLAS, and a copy by all threads."""
-
-    SIZE, BYTES = 1024, 2**27  # the copy's source and target have BYTES each, more than caches hold
-    FLOPS = 2 * SIZE**3
-
-    def __init__(self, threads: int) -> None:
-        self.a = np.random.default_rng(0).random((self.SIZE, self.SIZE), dtype=np.float32)
-        self.product = np.empty_like(self.a)
-        self.pool = ThreadPoolExecutor(threads)
-        source, target = (np.array_split(np.ones(self.BYTES // 4, np.float32), threads) for _ in range(2))
-        self.chunks = list(zip(target, source, strict=True))
-
-    def gemm(self) -> None:
-        np.matmul(self.a, self.a, out=self.product)
-
-    def copy(self) -> None:
-        list(self.pool.map(lambda chunk: np.copyto(*chunk), self.chunks))
-
-
-def with_ceilings(jobs: dict[str, tuple], ceilings: Worker) -> dict[str, tuple]:
-    return jobs | {"gemm": (ceilings, "gemm"), "copy": (ceilings, "copy")}
-
-
-def ceiling_rates(times: Mapping[str, list[list[float]]]) -> dict[str, float]:
-    """GFLOP/s of the matrix product, and GB/s of the copy, reads and writes counted."""
-    return {
-        "gemm_gflops": Ceilings.FLOPS / median(times["gemm"]) / 1e9,
-        "copy_gb_per_s": 2 * Ceilings.BYTES / median(times["copy"]) / 1e9,
-    }
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
-from tinycnn.runs import processor
+from tinycnn.hardware import processor
 
 PACKAGES = ("tinycnn", "numpy", "numba", "torch", "jax", "onnxruntime", "onnx", "scipy")
 

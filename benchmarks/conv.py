@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import _competitors, _report
+from benchmarks import _ceilings, _competitors, _report
 from benchmarks import _harness as harness
 
 PHASES = ("forward", "backward")
@@ -78,12 +78,12 @@ class TinyCNN:
     def __init__(self, threads):
         import tinycnn
 
-        tinycnn.set_threads(threads)
-        self.k = tinycnn.kernels
+        tinycnn.set_num_threads(threads)
+        self.ops = tinycnn.kernels
 
     def start(self, shape, batch):
-        k, (x, w, b, dy) = self.k, random_arrays(shape, batch)
-        self.batch, lanes = batch, k.layout.images_a_tile(batch, np.float32)
+        k, (x, w, b, dy) = self.ops, random_arrays(shape, batch)
+        self.batch, lanes = batch, k.layout.lanes_for(batch, np.float32)
         x, y, dy, dx = (self.to_layout(a, lanes) for a in (x, np.zeros_like(dy), dy, np.zeros_like(x)))
         options = ((shape.stride,) * 2, (shape.padding,) * 2, (1, 1), 1)
         self.results = y, dx, *(k.empty(a.shape, a.dtype) for a in (w, b))
@@ -94,18 +94,18 @@ class TinyCNN:
         """A copy as between the layers of a net: aligned to cache lines, and blocked if the batch is large enough."""
         N, C, H, W = a.shape
         if lanes == 1:
-            copy = self.k.empty(a.shape, a.dtype)
+            copy = self.ops.empty(a.shape, a.dtype)
             copy[...] = a
         else:
-            copy = self.k.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
-            self.k.layout.interleave(copy, a)
+            copy = self.ops.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
+            self.ops.layout.to_blocked(copy, a)
         return copy
 
     def outputs(self):
         self.forward()
         self.backward()
         y, dx, dw, db = self.results
-        return [self.k.layout.plain(y)[: self.batch], self.k.layout.plain(dx)[: self.batch], dw, db]
+        return [self.ops.layout.as_nchw(y)[: self.batch], self.ops.layout.as_nchw(dx)[: self.batch], dw, db]
 
     def path(self):
         """The functions that did the work, from a traced call."""
@@ -114,7 +114,7 @@ class TinyCNN:
     def trace(self, call):
         """Names of the functions that the dispatching function in `call` calls."""
         module, called = call.func.__globals__, []
-        paths = {n: module[n] for n in call.func.__code__.co_names if callable(module.get(n)) and n != "covers"}
+        paths = {n: module[n] for n in call.func.__code__.co_names if callable(module.get(n)) and n != "is_full_window"}
 
         def traced(name, *arguments):
             called.append(name)
@@ -285,7 +285,7 @@ def check(shape, batch, workers):
 
 def measure(args, threads):
     rows = []
-    ceilings = harness.Worker(threads, harness.Ceilings, threads)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     workers = harness.start_workers(threads, args.only, threads)
     columns = list(workers)
     print(f"\nbatches of {args.batch}, {threads} threads; GFLOP/s")
@@ -298,14 +298,14 @@ def measure(args, threads):
         for phase, passes in zip(PHASES, (1, 2), strict=True):
             timed = {name: worker for name, worker in workers.items() if phase == "forward" or name != "onnxruntime"}
             jobs = {name: (worker, phase) for name, worker in timed.items()}
-            times = harness.round_robin(harness.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            times = harness.round_robin(_ceilings.with_ceilings(jobs, ceilings), args.turns, args.seconds)
             flops, seconds = passes * shape.flops(args.batch), {name: harness.median(times[name]) for name in timed}
             gflops = {name: flops / s / 1e9 for name, s in seconds.items()}
             row = {
                 "threads": threads, "name": shape.name, "shape": shape._asdict(), "batch": args.batch, "phase": phase,
                 "flops": flops, "bytes": passes * shape.bytes(args.batch), "seconds": seconds, "gflops": gflops,
                 "choices": {name: phases[phase] for name, phases in paths.items() if phase in phases},
-            } | harness.ceiling_rates(times)  # fmt: skip
+            } | _ceilings.ceiling_rates(times)  # fmt: skip
             rows.append(row)
             best = max((rate for name, rate in gflops.items() if name != "tinycnn"), default=None)
             cells = [f"{gflops[name]:.1f}" if name in gflops else None for name in columns]

@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from benchmarks import _competitors, _report
+from benchmarks import _ceilings, _competitors, _report
 from benchmarks import _harness as harness
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # of the largest logit
 
 def measure(args, threads):
     rows = []
-    ceilings = harness.Worker(threads, harness.Ceilings, threads)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     for net in args.nets:
         weights = _competitors.initial_weights(net)
         print(f"\nLeNet-5, {net}, {threads} threads; {FLOPS / 1e6:.2f} MFLOP an image; images/s")
@@ -37,10 +37,10 @@ def measure(args, threads):
             answers = harness.call_all(workers, "infer")
             harness.assert_agree(f"batch {batch}: the logits", answers, "tinycnn", TOLERANCE)
             jobs = {name: (worker, "infer") for name, worker in workers.items()}
-            times = harness.round_robin(harness.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            times = harness.round_robin(_ceilings.with_ceilings(jobs, ceilings), args.turns, args.seconds)
             rates = {name: batch / harness.median(times[name]) for name in workers}
             row = {"threads": threads, "net": net, "batch": batch, "images_per_second": rates}
-            row |= harness.ceiling_rates(times)
+            row |= _ceilings.ceiling_rates(times)
             row["share_of_gemm"] = {n: r * FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
             if batch == 1:
                 row["latency"] = latencies = {name: latency(times[name]) for name in workers}

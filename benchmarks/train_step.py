@@ -20,7 +20,7 @@ import timeit
 
 import numpy as np
 
-from benchmarks import _competitors, _report
+from benchmarks import _ceilings, _competitors, _report
 from benchmarks import _harness as harness
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
@@ -42,7 +42,7 @@ class TinyCNN(_competitors.TinyCNN):
         """The parts of a step in order: (name, phase, floating-point operations, bytes read and written, call)."""
         model, batch, criterion = self.model, len(index), self.criterion
         plan = model.plan(batch)
-        criterion.prepare(model.k, batch, 10, model.dtype)
+        criterion.ensure_allocated(model.ops, batch, 10, model.dtype)
         yield "gather", "data", 0, plan.x.nbytes * 5 // 4, lambda: self.batches.gather(plan.x, index)
         backward = []
         for i, step in enumerate(plan.steps):
@@ -53,15 +53,18 @@ class TinyCNN(_competitors.TinyCNN):
             shapes = [shape for layer in step.layers for shape in layer.parameter_shapes().values()]
             weights = 4 * sum(int(np.prod(shape)) for shape in shapes)
             yield name, "forward", flops, x.nbytes + y.nbytes + weights, step.forward
-            if i < plan.first:
+            if i < plan.first_trainable:
                 continue
-            needs_dx = i > plan.first
+            needs_dx = i > plan.first_trainable
             # Layers with weights read x and dy; the others read dy and about as much as their output.
             moved = (x.nbytes if flops else y.nbytes) + y.nbytes + needs_dx * x.nbytes + 2 * weights
-            call = functools.partial(step.backward, step.dx if needs_dx else plan.no_gradient)
+            call = functools.partial(step.backward, step.dx if needs_dx else plan.no_grad_buffer)
             backward.append((name, "backward", (1 + needs_dx) * flops, moved, call))
         y, dy, labels = plan.y, plan.dy, self.batches.gather(plan.x, index)
-        yield "cross entropy", "loss", 0, 2 * y.nbytes, lambda: (criterion.run(dy, y, labels), criterion.value(batch))
+        yield (
+            "cross entropy", "loss", 0, 2 * y.nbytes,
+            lambda: (criterion.forward_backward(dy, y, labels), criterion.batch_loss(batch)),
+        )  # fmt: skip
         yield from reversed(backward)
         yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
 
@@ -102,7 +105,7 @@ COMPETITORS = _competitors.TRAINING | {"tinycnn": TinyCNN}
 def measure(args, threads):
     """Rows of the first table; "parts" holds the second table of the batch."""
     rows = []
-    ceilings = harness.Worker(threads, harness.Ceilings, threads)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     for net in args.nets:
         weights = _competitors.initial_weights(net)
         print(f"\nLeNet-5, {net}, {threads} threads; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image")
@@ -117,10 +120,10 @@ def measure(args, threads):
                 f"batch {batch}: the loss after {_competitors.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE[net]
             )
             jobs = {name: (worker, "next_step") for name, worker in workers.items()}
-            times = harness.round_robin(harness.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            times = harness.round_robin(_ceilings.with_ceilings(jobs, ceilings), args.turns, args.seconds)
             rates = {name: batch / harness.median(times[name]) for name in workers}
             row = {"threads": threads, "net": net, "batch": batch, "losses": losses, "images_per_second": rates}
-            row |= harness.ceiling_rates(times)
+            row |= _ceilings.ceiling_rates(times)
             row["share_of_gemm"] = {n: r * STEP_FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
             row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
             rows.append(row)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from benchmarks import __main__ as entry
 from benchmarks import _competitors, _plots, augment, conv, ladder, start, train_step
@@ -153,7 +153,7 @@ def test_inference_and_the_latency_of_one_image(run):
     assert set(plots) == {"inference-batch.png", "inference-latency.png"}
 
 
-@pytest.mark.parametrize(("batch", "path"), [(2, "shifted"), (16, "tiled")])
+@pytest.mark.parametrize(("batch", "path"), [(2, "shifted"), (16, "direct")])
 def test_convolutions_and_their_path(run, batch, path):
     shapes = ["C3", "8-channels", "4-channels"] if batch == 2 else ["C5"]
     result, plots = run("conv", "--only", "numpy", "--batch", str(batch), "--shapes", *shapes)
@@ -229,7 +229,7 @@ def test_committed_results_can_be_plotted(tmp_path, capsys):
 def test_gpu_benchmark_rehearsal():
     command = [
         sys.executable,
-        *([] if GPU else [str(ROOT / "tests" / "support" / "cuda_on_cpu")]),
+        *([] if ON_GPU else [str(ROOT / "tests" / "support" / "cuda_on_cpu")]),
         *["-m", "benchmarks.gpu", "--rehearse", "--only", "ceilings", "launches", "steps", "kernels"],
     ]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
@@ -238,7 +238,7 @@ def test_gpu_benchmark_rehearsal():
     assert "all parts done" in done.stdout
     for part in ("ceilings:", "launches:", "steps:", "kernels:"):
         assert part in done.stdout
-    assert GPU or "PTX on the CPU" in done.stdout
+    assert ON_GPU or "PTX on the CPU" in done.stdout
 
 
 def test_gpu_benchmark_without_driver_is_refused(tmp_path):
