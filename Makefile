@@ -15,7 +15,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: lenet5 lenet5-cuda test lint bench cuda-on-cpu check-kernels gpu-check clean clean-kernels
+.PHONY: lenet5 lenet5-cuda test smoke lint bench cuda-on-cpu check-kernels gpu-check dist check-dist clean
 
 lenet5: $(VENV)/installed
 	$(BIN)/python examples/lenet5.py $(ARGS)
@@ -45,11 +45,20 @@ check-kernels: $(VENV)/installed-cuda
 gpu-check: $(VENV)/installed-test $(VENV)/installed-cuda
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
-clean-kernels:
-	rm -rf tinycnn/kernels/__pycache__ tinycnn/cuda/__pycache__ tinycnn/data/__pycache__
+# Wheel and sdist in dist/, with their metadata checked.
+dist: $(VENV)/installed-release
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
-clean: clean-kernels
-	rm -rf $(VENV) .cuda_on_cpu .pytest_cache .mypy_cache .ruff_cache .hypothesis
+# Installs both into empty environments outside the checkout and trains with them.
+check-dist: dist
+	$(BIN)/python tools/check_dist.py
+
+# Compiled kernels are in the __pycache__ folders, unless NUMBA_CACHE_DIR is set.
+clean:
+	rm -rf $(VENV) dist .cuda_on_cpu .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find tinycnn tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit("tinycnn needs Python >= 3.10, $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
@@ -65,6 +74,11 @@ $(VENV)/installed: $(VENV)/created pyproject.toml
 $(VENV)/installed-test: $(VENV)/installed
 	@echo "installing the test tools into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-release: $(VENV)/installed
+	@echo "installing the build tools into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[release]'
 	@touch $@
 
 # make CUDA=cuda12 ... for a driver that knows CUDA 12 only.

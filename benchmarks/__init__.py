@@ -1,1 +1,1 @@
-"""Benchmarks.  Every script checks its result before it takes a time, and prints the hardware and the threads."""
+"""Benchmarks. Each one checks its results before it measures times, and prints the hardware and the threads."""

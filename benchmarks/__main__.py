@@ -1,8 +1,8 @@
-"""Benchmarks: tinycnn against other libraries.  Results are checked before times are taken.
+"""Benchmarks of tinycnn and other libraries. Results are checked before times are measured.
 
     python -m benchmarks COMMAND [options]
 
-Commands (COMMAND --help says more):
+Commands (see COMMAND --help):
 """
 
 import importlib
@@ -15,7 +15,7 @@ COMMANDS = {
     "ladder": "one convolution, from Python loops to the kernel in use",
     "start": "import, first step, memory, installed size",
     "epoch": "time to finish an epoch of MNIST, and to reach 99 %",
-    "plot": "the pictures of JSON files that the other commands wrote",
+    "plot": "plots of the JSON files that the other commands wrote",
     "accuracy": "test accuracy of LeNet-5 over several seeds",
     "augment": "random distortions",
     "gpu": "everything on an NVIDIA GPU",
@@ -26,7 +26,7 @@ def main(argv=None):
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(__doc__.strip())
-        print("\n".join(f"    {command:<12} {what}" for command, what in COMMANDS.items()))
+        print("\n".join(f"    {command:<12} {text}" for command, text in COMMANDS.items()))
         return None
     if name not in COMMANDS:
         sys.exit(f"there is no command {name!r}; there are {', '.join(COMMANDS)}")

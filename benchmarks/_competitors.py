@@ -1,14 +1,14 @@
-"""LeNet-5 as each competitor's user would write it: the same weights, data and arithmetic, one class a library.
+"""LeNet-5 as a user of each library would write it: the same weights, data and arithmetic, one class per library.
 
 Every class has these methods.
 
-    load(weights, images, labels)     a fresh start: weights (a state_dict of tinycnn's), data set (uint8, int64)
+    load(weights, images, labels)     start afresh: weights (a state_dict of tinycnn's), data set (uint8, int64)
     step(index)                       a training step on the images `index`: gather, normalise, forward, loss,
                                       backward, Adam.  Returns the loss, a float
     logits(x)                         inference: float32 images (N, 1, 28, 28) -> (N, 10), NumPy to NumPy
-    start, losses, next_step, train_steps, infer   what `Competitor` makes of them, for timing
+    start, losses, next_step, train_steps, infer   the methods that are timed, by default those of `Competitor`
 
-Nothing is imported before an object is made: a class whose library is missing raises ModuleNotFoundError then.
+Libraries are imported when an object is made: a class whose library is missing raises ModuleNotFoundError then.
 """
 
 import itertools
@@ -25,41 +25,41 @@ CHECK_STEPS = 20
 
 
 def dataset():
-    """Random images and labels: the time of a step does not depend on what they show."""
+    """Random images and labels: the time of a step does not depend on them."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (IMAGES, 28, 28), dtype=np.uint8), rng.integers(0, 10, IMAGES)
 
 
 def initial_weights(net, seed=0):
-    """The weights that all nets start from: torch's initialisation, drawn by tinycnn."""
+    """Initial weights of all competitors: torch's distribution, drawn by tinycnn."""
     from tinycnn import models
 
     return models.lenet5(*net.split("+"), rng=seed).state_dict()
 
 
 class Competitor:
-    """net: "tanh+avg" or "relu+max"; threads: how many the library may use."""
+    """net: "tanh+avg" or "relu+max"; threads: the number that the library may use."""
 
     load: Any
     step: Any
     logits: Any
 
     def start(self, batch, weights, use="next_step"):
-        """Ready for `losses` and `next_step`, or for `infer`, with batches of this size, the same for everybody."""
+        """Prepare `losses` and `next_step`, or `infer`. All competitors get the same batches of this size."""
         self.load(weights, *dataset())
         rng = np.random.default_rng(batch)
         self.indices = [rng.permutation(IMAGES)[:batch] for _ in range(CHECK_STEPS)]
-        self.coming = itertools.cycle(self.indices)
+        self.index_cycle = itertools.cycle(self.indices)
         self.x = rng.standard_normal((batch, 1, 28, 28), dtype=np.float32)
 
     def losses(self):
         return [self.step(index) for index in self.indices]
 
     def next_step(self):
-        self.step(next(self.coming))
+        self.step(next(self.index_cycle))
 
     def train_steps(self, order):
-        """A step on each row of `order`; the mean loss."""
+        """A step on each row of `order`; returns the mean loss."""
         return float(np.mean([self.step(index) for index in order]))
 
     def infer(self):
@@ -85,10 +85,10 @@ class TinyCNN(Competitor):
 
     def start(self, batch, weights, use="next_step"):
         super().start(batch, weights, use)
-        self.ready(np.array(self.indices))
+        self.start_epoch(np.array(self.indices))
 
-    def ready(self, order):
-        """Begin an epoch of the batches `order`, a row each, with what `fit` does for one: a recorded step."""
+    def start_epoch(self, order):
+        """Start an epoch of the batches in the rows of `order`. Steps are captured and replayed, as in `fit`."""
         model, (_, self.batch) = self.model, order.shape
         if self.run is None:
             train, DataLoader = self.tinycnn.train, self.tinycnn.dataset.DataLoader
@@ -96,13 +96,13 @@ class TinyCNN(Competitor):
             train.warm_up(model, self.criterion, self.optimizer, self.batches, self.batch)
             self.run = train.StepRunner(model, self.criterion, DataLoader(self.batches), self.optimizer)
         self.run.start_epoch(order.ravel())
-        self.left = self.steps = len(order)
+        self.remaining = self.steps = len(order)
 
     def next_step(self):
-        if not self.left:
+        if not self.remaining:
             self.run.loader.seek(0)
-            self.left = self.steps
-        self.left -= 1
+            self.remaining = self.steps
+        self.remaining -= 1
         self.run.replay(self.batch)
 
     def losses(self):
@@ -113,7 +113,7 @@ class TinyCNN(Competitor):
         return list(np.diff(sums))
 
     def train_steps(self, order):
-        self.ready(order)
+        self.start_epoch(order)
         for _ in order:
             self.run.replay(self.batch)
         return self.run.read_metrics()[0]
@@ -126,7 +126,7 @@ class TinyCNN(Competitor):
 
 
 class Torch(Competitor):
-    """Eager, with the fused Adam, in the faster of two memory formats (which one it is, depends on the batch)."""
+    """Eager, with the fused Adam, in the faster of two memory formats (it depends on the batch)."""
 
     formats: tuple[str, ...] = ("contiguous_format", "channels_last")
 
@@ -138,11 +138,11 @@ class Torch(Competitor):
 
     def start(self, batch, weights, use="next_step"):
         seconds = {}
-        for form in self.formats:
-            self.format = form
+        for name in self.formats:
+            self.format = name
             super().start(batch, weights)
-            seconds[form] = min(timeit.repeat(getattr(self, use), number=1, repeat=8))
-        self.format = min(seconds, key=lambda form: seconds[form])
+            seconds[name] = min(timeit.repeat(getattr(self, use), number=1, repeat=8))
+        self.format = min(seconds, key=lambda name: seconds[name])
         super().start(batch, weights)
 
     def load(self, weights, images, labels):
@@ -157,9 +157,9 @@ class Torch(Competitor):
         self.model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
         self.images, self.labels = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
         self.optimizer = torch.optim.Adam(self.model.parameters(), LR, fused=True)
-        self.loss, self.forward = self.compiled(self.loss_of), self.compiled(self.model)
+        self.loss, self.forward = self.compile(self.loss_of), self.compile(self.model)
 
-    def compiled(self, function):
+    def compile(self, function):
         return function
 
     def loss_of(self, index):
@@ -179,34 +179,34 @@ class Torch(Competitor):
 
 
 class TorchCompiled(Torch):
-    """torch.compile of all but the optimizer, whose fused step is one call already.  Formats it chooses itself."""
+    """torch.compile of all but the optimizer, whose fused step is one call already. It chooses the memory format."""
 
     formats = ("contiguous_format",)
 
     def start(self, batch, weights, use="next_step"):
         Competitor.start(self, batch, weights)
 
-    def compiled(self, function):
+    def compile(self, function):
         self.torch._dynamo.reset()
         return self.torch.compile(function, dynamic=False)
 
 
 class Jax(Competitor):
-    """The whole step under one jit, its state donated.  NHWC, which XLA's convolutions are faster in; pooling by
-    reshaping, whose gradient is faster than reduce_window's."""
+    """The whole step under one jit with donated state. XLA's convolutions are faster in NHWC, and the gradient of a
+    pooling by reshape is faster than that of reduce_window."""
 
     def __init__(self, net, threads):
         import jax
 
-        jax.config.update("jax_platforms", "cpu")  # its threads: see limit_threads
+        jax.config.update("jax_platforms", "cpu")  # limit_threads sets its threads
         self.jax = jax
-        activation, pool = net.split("+")
+        activation, pooling = net.split("+")
         activate = {"tanh": jax.numpy.tanh, "relu": jax.nn.relu}[activation]
 
-        def halve(x):
+        def pool_2x2(x):
             n, h, w, c = x.shape
             x = x.reshape(n, h // 2, 2, w // 2, 2, c)
-            return x.mean((2, 4)) if pool == "avg" else x.max((2, 4))
+            return x.mean((2, 4)) if pooling == "avg" else x.max((2, 4))
 
         def forward(parameters, x):  # (N, 28, 28, 1)
             convs, linears = parameters
@@ -214,40 +214,40 @@ class Jax(Competitor):
                 x = jax.lax.conv_general_dilated(
                     x, w, (1, 1), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
                 )
-                x = halve(activate(x + b))
+                x = pool_2x2(activate(x + b))
             x = x.reshape(len(x), -1)
-            for number, (w, b) in enumerate(linears):
+            for i, (w, b) in enumerate(linears):
                 x = x @ w + b
-                x = activate(x) if number < 2 else x
+                x = activate(x) if i < 2 else x
             return x
 
         def loss_of(parameters, x, labels):
-            scores = jax.nn.log_softmax(forward(parameters, x))
-            return -jax.numpy.take_along_axis(scores, labels[:, None], 1).mean()
+            log_probabilities = jax.nn.log_softmax(forward(parameters, x))
+            return -jax.numpy.take_along_axis(log_probabilities, labels[:, None], 1).mean()
 
         def step(state, images, labels, index):
             parameters, means, squares, t = state
             x = (images[index].astype(np.float32) * np.float32(1 / (255 * STD)) - np.float32(MEAN / STD))[..., None]
-            loss, slopes = jax.value_and_grad(loss_of)(parameters, x, labels[index])
-            t, each = t + 1, jax.tree.map
-            means = each(lambda m, g: BETA1 * m + (1 - BETA1) * g, means, slopes)
-            squares = each(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, squares, slopes)
-            size, scale = LR / (1 - BETA1**t), jax.numpy.sqrt(1 - BETA2**t)
-            parameters = each(
-                lambda p, m, v: p - size * m / (jax.numpy.sqrt(v) / scale + EPS), parameters, means, squares
+            loss, grads = jax.value_and_grad(loss_of)(parameters, x, labels[index])
+            t, tree_map = t + 1, jax.tree.map
+            means = tree_map(lambda m, g: BETA1 * m + (1 - BETA1) * g, means, grads)
+            squares = tree_map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, squares, grads)
+            step_size, scale = LR / (1 - BETA1**t), jax.numpy.sqrt(1 - BETA2**t)
+            parameters = tree_map(
+                lambda p, m, v: p - step_size * m / (jax.numpy.sqrt(v) / scale + EPS), parameters, means, squares
             )
             return (parameters, means, squares, t), loss
 
         self.forward, self.train = jax.jit(forward), jax.jit(step, donate_argnums=0)
 
     def load(self, weights, images, labels):
-        put, each = self.jax.device_put, self.jax.tree.map
+        put, zeros = self.jax.device_put, lambda tree: self.jax.tree.map(np.zeros_like, tree)
         convs = [(weights[n + ".weight"].transpose(2, 3, 1, 0), weights[n + ".bias"]) for n, _ in CONVS]
         linears = [(weights[n + ".weight"].T, weights[n + ".bias"]) for n in LINEARS]
-        # Flattening (H, W, C) in place of (C, H, W): the first linear layer's inputs come in another order.
+        # The flattened order is (H, W, C), not (C, H, W): permute the inputs of the first linear layer.
         linears[0] = (linears[0][0].reshape(16, 5, 5, 120).transpose(1, 2, 0, 3).reshape(400, 120), linears[0][1])
         parameters = put((convs, linears))
-        self.state = put((parameters, each(np.zeros_like, parameters), each(np.zeros_like, parameters), np.float32(0)))
+        self.state = put((parameters, zeros(parameters), zeros(parameters), np.float32(0)))
         self.images, self.labels = put(images), put(labels)
 
     def step(self, index):
@@ -259,7 +259,7 @@ class Jax(Competitor):
 
 
 class OnnxRuntime(Competitor):
-    """Inference only; the graph is built here."""
+    """Inference only, of a graph that is built here."""
 
     def __init__(self, net, threads):
         import onnx.helper
@@ -272,12 +272,10 @@ class OnnxRuntime(Competitor):
         activation = {"tanh": "Tanh", "relu": "Relu"}[self.net.split("+")[0]]
         pool = {"avg": "AveragePool", "max": "MaxPool"}[self.net.split("+")[1]]
         nodes: list[Any] = []
-        at = "x"
 
-        def add(kind, *parameters, **attributes):
-            nonlocal at
-            nodes.append(make.make_node(kind, [at, *parameters], [f"y{len(nodes)}"], **attributes))
-            at = f"y{len(nodes) - 1}"
+        def add(op, *parameters, **attributes):
+            source = nodes[-1].output[0] if nodes else "x"
+            nodes.append(make.make_node(op, [source, *parameters], [f"y{len(nodes)}"], **attributes))
 
         for name, padding in CONVS:
             add("Conv", name + ".weight", name + ".bias", kernel_shape=[5, 5], pads=[padding] * 4)
@@ -288,15 +286,15 @@ class OnnxRuntime(Competitor):
             add("Gemm", name + ".weight", name + ".bias", transB=1)
             if name != LINEARS[-1]:
                 add(activation)
-        kind = self.onnx.TensorProto.FLOAT
-        inputs = [make.make_tensor_value_info("x", kind, ["N", 1, 28, 28])]
-        outputs = [make.make_tensor_value_info(at, kind, ["N", 10])]
+        dtype = self.onnx.TensorProto.FLOAT
+        inputs = [make.make_tensor_value_info("x", dtype, ["N", 1, 28, 28])]
+        outputs = [make.make_tensor_value_info(nodes[-1].output[0], dtype, ["N", 10])]
         graph = make.make_graph(nodes, "lenet5", inputs, outputs, [tensor(v, n) for n, v in weights.items()])
         model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
-        choices = self.runtime.SessionOptions()
-        choices.intra_op_num_threads, choices.inter_op_num_threads = self.threads, 1
+        settings = self.runtime.SessionOptions()
+        settings.intra_op_num_threads, settings.inter_op_num_threads = self.threads, 1
         self.session = self.runtime.InferenceSession(
-            model.SerializeToString(), choices, providers=["CPUExecutionProvider"]
+            model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
         )
 
     def logits(self, x):
@@ -306,26 +304,26 @@ class OnnxRuntime(Competitor):
 # --- plain NumPy ------------------------------------------------------------------------------------------------------
 
 
-def columns(x, size, stride, padding):
-    """im2col, a window a row: (N, C, H, W) -> (N, OH, OW, C, KH, KW), a copy"""
+def im2col(x, size, stride, padding):
+    """One window per row: (N, C, H, W) -> (N, OH, OW, C, KH, KW), a copy"""
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding))) if padding else x
     windows = np.lib.stride_tricks.sliding_window_view(x, size, (2, 3))[:, :, ::stride, ::stride]
     return np.ascontiguousarray(windows.transpose(0, 2, 3, 1, 4, 5))
 
 
 def conv_forward(x, w, b, stride=1, padding=0):
-    """(y, what conv_backward needs)"""
-    cols = columns(x, w.shape[2:], stride, padding)
+    """Returns y and the columns, which conv_backward needs."""
+    cols = im2col(x, w.shape[2:], stride, padding)
     y = cols.reshape(-1, w[0].size) @ w.reshape(len(w), -1).T + b
     return np.ascontiguousarray(y.reshape(*cols.shape[:3], len(w)).transpose(0, 3, 1, 2)), cols
 
 
-def conv_backward(dy, cols, x, w, stride=1, padding=0, input_gradient=True):
-    """(dx, dw, db)"""
+def conv_backward(dy, cols, x, w, stride=1, padding=0, needs_dx=True):
+    """Returns dx (or None), dw, db."""
     N, OH, OW, C, KH, KW = cols.shape
     rows = dy.transpose(0, 2, 3, 1).reshape(-1, len(w))
     dw, db = (rows.T @ cols.reshape(len(rows), -1)).reshape(w.shape), rows.sum(axis=0)
-    if not input_gradient:
+    if not needs_dx:
         return None, dw, db
     dcols = (rows @ w.reshape(len(w), -1)).reshape(cols.shape).transpose(0, 3, 4, 5, 1, 2)
     H, W = x.shape[2] + 2 * padding, x.shape[3] + 2 * padding
@@ -337,7 +335,7 @@ def conv_backward(dy, cols, x, w, stride=1, padding=0, input_gradient=True):
 
 
 class NumPy(Competitor):
-    """im2col and matrix products; the matrix products have threads, nothing else has."""
+    """im2col and matrix products, the only part with threads."""
 
     def __init__(self, net, threads):
         self.activation, self.pool = net.split("+")
@@ -350,7 +348,7 @@ class NumPy(Competitor):
     def activate(self, x):
         return np.tanh(x) if self.activation == "tanh" else np.maximum(x, 0)
 
-    def slope(self, y):
+    def derivative(self, y):
         return 1 - y * y if self.activation == "tanh" else y > 0
 
     def windows(self, x):
@@ -358,20 +356,20 @@ class NumPy(Competitor):
         return x.reshape(N, C, H // 2, 2, W // 2, 2)
 
     def forward(self, x):
-        """The logits, and what the backward pass needs of each layer."""
-        p, kept = self.parameters, []
+        """The logits, and for each layer (x, columns, y) for the backward pass."""
+        p, saved = self.parameters, []
         for name, padding in CONVS:
             y, cols = conv_forward(x, p[name + ".weight"], p[name + ".bias"], 1, padding)
             y = self.activate(y)
-            kept.append((x, cols, y))
+            saved.append((x, cols, y))
             x = self.windows(y).mean(axis=(3, 5)) if self.pool == "avg" else self.windows(y).max(axis=(3, 5))
         x = x.reshape(len(x), -1)
         for name in LINEARS:
             y = x @ p[name + ".weight"].T + p[name + ".bias"]
             y = y if name == LINEARS[-1] else self.activate(y)
-            kept.append((x, None, y))
+            saved.append((x, None, y))
             x = y
-        return x, kept
+        return x, saved
 
     def logits(self, x):
         return self.forward(x)[0]
@@ -379,43 +377,42 @@ class NumPy(Competitor):
     def step(self, index):
         x = (self.images[index].astype(np.float32) * np.float32(1 / (255 * STD)) - np.float32(MEAN / STD))[:, None]
         labels, rows = self.labels[index], np.arange(len(index))
-        y, kept = self.forward(x)
+        y, saved = self.forward(x)
         y = y - y.max(axis=1, keepdims=True)
-        scores = y - np.log(np.exp(y).sum(axis=1, keepdims=True))
-        dy = np.exp(scores)
+        log_probabilities = y - np.log(np.exp(y).sum(axis=1, keepdims=True))
+        dy = np.exp(log_probabilities)
         dy[rows, labels] -= 1
-        self.descend(self.gradients(dy / np.float32(len(x)), kept))
-        return float(-scores[rows, labels].mean())
+        self.adam(self.backward(dy / np.float32(len(x)), saved))
+        return float(-log_probabilities[rows, labels].mean())
 
-    def gradients(self, dy, kept):
-        p, found = self.parameters, {}
+    def backward(self, dy, saved):
+        p, grads = self.parameters, {}
         for name in reversed(LINEARS):
-            x, _, y = kept.pop()
-            dy = dy if name == LINEARS[-1] else dy * self.slope(y)
-            found[name + ".weight"], found[name + ".bias"] = dy.T @ x, dy.sum(axis=0)
+            x, _, y = saved.pop()
+            dy = dy if name == LINEARS[-1] else dy * self.derivative(y)
+            grads[name + ".weight"], grads[name + ".bias"] = dy.T @ x, dy.sum(axis=0)
             dy = dy @ p[name + ".weight"]
         dy = dy.reshape(-1, 16, 5, 5)
         for name, padding in reversed(CONVS):
-            x, cols, y = kept.pop()
+            x, cols, y = saved.pop()
             if self.pool == "avg":
                 dy = np.broadcast_to(dy[:, :, :, None, :, None] / 4, self.windows(y).shape)
-            else:  # all of several largest: they are zeros, and ReLU lets nothing through
+            else:  # ties are all zeros, whose gradient ReLU stops
                 windows = self.windows(y)
                 dy = dy[:, :, :, None, :, None] * (windows == windows.max(axis=(3, 5), keepdims=True))
-            dy = dy.reshape(y.shape) * self.slope(y)
+            dy = dy.reshape(y.shape) * self.derivative(y)
             dy, dw, db = conv_backward(dy, cols, x, p[name + ".weight"], 1, padding, name != "0")
-            found[name + ".weight"], found[name + ".bias"] = dw, db
-        return found
+            grads[name + ".weight"], grads[name + ".bias"] = dw, db
+        return grads
 
-    def descend(self, gradients):
-        """Adam."""
+    def adam(self, grads):
         self.steps += 1
-        size, scale = LR / (1 - BETA1**self.steps), (1 - BETA2**self.steps) ** 0.5
-        for name, gradient in gradients.items():
+        step_size, scale = LR / (1 - BETA1**self.steps), (1 - BETA2**self.steps) ** 0.5
+        for name, grad in grads.items():
             mean, square = self.moments[name]
-            mean += (1 - BETA1) * (gradient - mean)
-            square += (1 - BETA2) * (gradient * gradient - square)
-            self.parameters[name] -= size * mean / (np.sqrt(square) / scale + EPS)
+            mean += (1 - BETA1) * (grad - mean)
+            square += (1 - BETA2) * (grad * grad - square)
+            self.parameters[name] -= step_size * mean / (np.sqrt(square) / scale + EPS)
 
 
 ALL = {
@@ -426,4 +423,4 @@ ALL = {
     "onnxruntime": OnnxRuntime,
     "numpy": NumPy,
 }
-TRAINING = {name: kind for name, kind in ALL.items() if kind is not OnnxRuntime}
+TRAINING = {name: make for name, make in ALL.items() if make is not OnnxRuntime}

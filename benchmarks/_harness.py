@@ -1,9 +1,9 @@
-"""What all benchmarks share: competitors in processes of their own, turns, hardware, tables, files.
+"""The measuring part of all benchmarks: competitors in separate processes, round robin, checks, options.
 
-A competitor is an object of any class; `Worker` makes it in a fresh process and calls its methods from here.  Of its
-own, because the idle threads of one library's pool spin for a while, and would take the processor from the next one's.
-Competitors take turns: each repeats its call for a fraction of a second, then the next one does, round after round, so
-that whatever else the machine is doing meets all of them alike.  The median of the turns is what counts.
+A competitor is an object of any class; `Worker` makes it in a fresh process and calls its methods from this one. The
+processes are separate because the idle threads of a library's pool spin for a while and would slow down the next one.
+Competitors run round robin: each repeats its call for a fraction of a second, then the next one does. Load from
+outside then slows down all of them alike. The result is the median over the turns.
 
 The machine's ceilings are measured in the same rounds, as two more competitors: `_ceilings.CpuCeilings`.
 """
@@ -13,36 +13,37 @@ import contextlib
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib import metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tinycnn.hardware import git_revision, processor
+from benchmarks import _plots, _report
+from tinycnn.hardware import git_revision
 
-PACKAGES = ("tinycnn", "numpy", "numba", "torch", "jax", "onnxruntime", "onnx", "scipy")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC")
-PAUSE = 0.05  # seconds before a turn, until the others' threads sleep
+PAUSE = 0.05  # seconds before a turn, until the threads of the other competitors sleep
 
 
 class WorkerError(Exception):
-    """What a competitor could not do, in a line."""
+    """A competitor's failure, in one line."""
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def worker_main(pipe, make, arguments):
-    """The life of a worker's process: make the competitor, then call what it is told to call, until the pipe ends."""
+def worker_main(pipe: Any, make: Callable, arguments: tuple) -> None:
+    """Main function of a worker's process: make the competitor, then serve calls until the pipe is closed."""
     competitor = None
     while True:
         try:
-            name, arguments, seconds = ("make", arguments, None) if competitor is None else pipe.recv()
+            if competitor is not None:
+                name, arguments, seconds = pipe.recv()
         except EOFError:
             return
         try:
@@ -55,16 +56,16 @@ def worker_main(pipe, make, arguments):
         except ModuleNotFoundError as error:
             pipe.send((f"{error.name} is not installed (pip install {str(error.name).split('.')[0]})", None))
         except Exception as error:
-            words = str(error).strip().splitlines() or [""]
-            pipe.send((f"{type(error).__name__}: {words[0]}"[:300], None))
+            lines = str(error).strip().splitlines() or [""]
+            pipe.send((f"{type(error).__name__}: {lines[0]}"[:300], None))
         else:
             pipe.send((None, answer))
         if competitor is None:
             return
 
 
-def repeat(function, arguments, seconds):
-    """Seconds of every call, for about `seconds`; one before them is not counted."""
+def repeat(function: Callable, arguments: tuple, seconds: float) -> list[float]:
+    """Seconds of every call, for about `seconds`, after one call that does not count."""
     time.sleep(PAUSE)
     function(*arguments)
     times: list[float] = []
@@ -78,18 +79,18 @@ def repeat(function, arguments, seconds):
 
 
 class Worker:
-    """The near end of `worker_main`: an object made by `make(*arguments)` in another process, with so many threads."""
+    """An object made by `make(*arguments)` in another process that is limited to `threads` threads."""
 
-    def __init__(self, threads, make, *arguments):
+    def __init__(self, threads: int, make: Callable, *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, far = context.Pipe()
-        with limit_threads(threads):  # which the child inherits
-            self.process = context.Process(target=worker_main, args=(far, make, arguments), daemon=True)
+        self.pipe, child_end = context.Pipe()
+        with limit_threads(threads):  # inherited by the child
+            self.process = context.Process(target=worker_main, args=(child_end, make, arguments), daemon=True)
             self.process.start()
-        far.close()
-        self._answer()
+        child_end.close()
+        self._receive()
 
-    def _answer(self):
+    def _receive(self) -> Any:
         try:
             error, answer = self.pipe.recv()
         except EOFError:
@@ -99,16 +100,16 @@ class Worker:
             raise WorkerError(error)
         return answer
 
-    def call(self, method, *arguments):
+    def call(self, method: str, *arguments: Any) -> Any:
         self.pipe.send((method, arguments, None))
-        return self._answer()
+        return self._receive()
 
-    def turn(self, seconds, method, *arguments):
+    def repeat(self, seconds: float, method: str, *arguments: Any) -> list[float]:
         """Seconds of every call of a turn, see `repeat`."""
         self.pipe.send((method, arguments, seconds))
-        return self._answer()
+        return self._receive()
 
-    def stop(self):
+    def stop(self) -> None:
         self.pipe.close()
         self.process.join(5)
         if self.process.is_alive():
@@ -116,10 +117,10 @@ class Worker:
 
 
 @contextlib.contextmanager
-def limit_threads(threads):
-    """Processes started inside have so many threads, and, where the system can, so many cores, for libraries that do
-    not ask (XLA's pool has a thread a core)."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+def limit_threads(threads: int) -> Iterator[None]:
+    """Limit processes started inside to `threads` threads and, where the system can, to as many cores: some libraries
+    ignore the variables (XLA's pool has a thread per core)."""
+    previous = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads))
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if len(cores) > threads:
@@ -129,73 +130,73 @@ def limit_threads(threads):
     finally:
         if len(cores) > threads:
             os.sched_setaffinity(0, cores)
-        for name, value in before.items():
+        for name, value in previous.items():
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
 
 
 @contextlib.contextmanager
-def busy(programs):
-    """So many other processes keep a core busy each, inside, and as long as this one lives."""
+def busy(count: int) -> Iterator[list[subprocess.Popen]]:
+    """Run `count` processes inside that keep a core busy each. They end with this process at the latest."""
     command = [sys.executable, "-c", "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"]
-    loops = [subprocess.Popen(command, start_new_session=True) for _ in range(programs)]
+    programs = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:
-        yield loops
+        yield programs
     finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
-def start_workers(threads, kinds, *arguments):
-    """A worker for each of `kinds` (a dict: name -> class); those that cannot be made are left out, with a line."""
+def start_workers(threads: int, competitors: Mapping[str, Callable], *arguments: Any) -> dict[str, Worker]:
+    """A worker for each competitor (name -> class). One that cannot be made is left out, with a printed line."""
     workers = {}
-    for name, make in kinds.items():
+    for name, make in competitors.items():
         try:
             workers[name] = Worker(threads, make, *arguments)
         except WorkerError as error:
-            skip(name, error)
+            print_skipped(name, error)
     return workers
 
 
-def stop_workers(workers):
+def stop_workers(workers: Mapping[str, Worker]) -> None:
     for worker in workers.values():
         worker.stop()
 
 
-def skip(name, reason):
+def print_skipped(name: str, reason: object) -> None:
     print(f"{name} is skipped: {reason}", flush=True)
 
 
-def call_all(workers, method, *arguments):
-    """The answer of each worker; one that fails is stopped and leaves `workers`, with a line."""
+def call_all(workers: dict[str, Worker], method: str, *arguments: Any) -> dict[str, Any]:
+    """The answer of each worker. One that fails is stopped and removed from `workers`, with a printed line."""
     answers = {}
     for name, worker in list(workers.items()):
         try:
             answers[name] = worker.call(method, *arguments)
         except WorkerError as error:
-            skip(name, error)
+            print_skipped(name, error)
             workers.pop(name).stop()
     return answers
 
 
-# --- turns ------------------------------------------------------------------------------------------------------------
+# --- times ------------------------------------------------------------------------------------------------------------
 
 
-def round_robin(jobs, turns, seconds):
-    """Run all `jobs` (name -> (worker, method, *arguments)) in turn, `turns` times.
+def round_robin(jobs: Mapping[str, tuple], turns: int, seconds: float) -> dict[str, list[list[float]]]:
+    """Run all jobs (name -> (worker, method, *arguments)) one after the other, `turns` times.
 
     Returns for each a list of turns, each a list of the seconds of its calls.
     """
     times: dict[str, list[list[float]]] = {name: [] for name in jobs}
     for _ in range(turns):
         for name, (worker, *call) in jobs.items():
-            times[name].append(worker.turn(seconds, *call))
+            times[name].append(worker.repeat(seconds, *call))
     return times
 
 
-def median(turns):
+def median(turns: Sequence[Sequence[float]]) -> float:
     """Median over the turns of the mean seconds of a call."""
     return statistics.median(statistics.fmean(turn) for turn in turns)
 
@@ -203,10 +204,10 @@ def median(turns):
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def assert_agree(what, answers, reference, tolerance):
-    """Stop unless everybody's answer (arrays or numbers) is that of `reference`, to `tolerance` of its largest entry.
+def assert_agree(what: str, answers: Mapping[str, Any], reference: str, tolerance: float) -> None:
+    """Exit unless all answers equal that of `reference`, to `tolerance` of its largest entry.
 
-    answers: name -> answer    reference: a name among them
+    answers: name -> array or number    reference: a name among them
     """
     want = np.asarray(answers[reference], np.float64)
     for name, answer in answers.items():
@@ -214,32 +215,37 @@ def assert_agree(what, answers, reference, tolerance):
         if got.shape != want.shape:
             sys.exit(f"{what}: {name} has shape {got.shape}, {reference} {want.shape}")
         error = float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
-        if not error <= tolerance:  # not: NaN
+        if not error <= tolerance:  # true for NaN too
             sys.exit(f"{what}: {name} differs from {reference} by {error:.1e}, allowed are {tolerance:.1e}")
 
 
-# --- options, head line, tables, files --------------------------------------------------------------------------------
+# --- options, files ---------------------------------------------------------------------------------------------------
 
 
-def options(command, doc, competitors, turns=15, seconds=0.2):
-    """The parser that all commands begin with."""
+def options(
+    command: str, doc: str | None, competitors: Mapping[str, Callable], turns: int = 15, seconds: float = 0.2
+) -> argparse.ArgumentParser:
+    """A parser with the options that all commands share."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {command}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=[os.cpu_count()], help="several: one after the other")
-    parser.add_argument("--turns", type=int, default=turns, help="turns of each competitor")
-    parser.add_argument("--seconds", type=float, default=seconds, help="length of a turn")
-    parser.add_argument("--busy", type=int, default=0, metavar="N", help="beside N programs that keep a core busy each")
+    add = parser.add_argument
+    add("--threads", type=int, nargs="+", default=[os.cpu_count()], help="one run for each number")
+    add("--turns", type=int, default=turns, help="turns of each competitor")
+    add("--seconds", type=float, default=seconds, help="length of a turn")
+    add("--busy", type=int, default=0, metavar="N", help="run beside N programs that keep a core busy each")
     if competitors:
         names = ", ".join(name for name in competitors if name != "tinycnn")
-        parser.add_argument("--only", nargs="*", metavar="NAME", help=f"tinycnn and these, not all of {names}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw them, PNG files in this folder")
+        add("--only", nargs="*", metavar="NAME", help=f"tinycnn and these, instead of all of {names}")
+    add("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    add("--plots", type=Path, metavar="FOLDER", help="draw the figures, as PNG files in this folder")
     return parser
 
 
-def parse(parser, argv, competitors):
-    """The arguments; `args.only` becomes the competitors that are to run: name -> class."""
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, competitors: Mapping[str, Callable]
+) -> argparse.Namespace:
+    """The arguments; `args.only` becomes the selected competitors, name -> class."""
     args = parser.parse_args(argv)
     only = getattr(args, "only", None)
     if unknown := set(only or ()) - set(competitors):
@@ -248,17 +254,19 @@ def parse(parser, argv, competitors):
     return args
 
 
-def run(command, args, measure):
-    """Print the head line, collect the rows of `measure(args, threads)` for all numbers of threads, write the files."""
-    result = {
+def run(
+    command: str, args: argparse.Namespace, measure: Callable[[argparse.Namespace, int], list[dict]]
+) -> dict[str, Any]:
+    """Print the header, collect the rows of `measure(args, threads)` for each number of threads, write the files."""
+    result: dict[str, Any] = {
         "command": command,
-        "hardware": hardware(),
-        "versions": versions(),
+        "hardware": _report.hardware(),
+        "versions": _report.versions(),
         "revision": git_revision(),
         "settings": {k: v for k, v in vars(args).items() if k not in ("json", "plots")} | {"only": list(args.only)},
         "rows": [],
     }
-    print(header(result))
+    print(_report.header(result))
     with busy(args.busy):
         for threads in args.threads:
             result["rows"] += measure(args, threads)
@@ -266,50 +274,5 @@ def run(command, args, measure):
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
     if args.plots:
-        from benchmarks import _plots
-
         _plots.draw(result, args.plots)
     return result
-
-
-def hardware():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = {"processor": processor(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        found["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return found
-
-
-def versions():
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def header(result):
-    machine, what = result["hardware"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    threads = " and ".join(map(str, result["settings"]["threads"]))
-    memory = f"{machine['memory_gb']:g} GB, " if "memory_gb" in machine else ""
-    where = f"{machine['processor']}, {machine['cores']} cores, {memory}{machine['system']}"
-    return f"{where}; threads: {threads}{busy_note(result)}\n{what}"
-
-
-def busy_note(result):
-    """Words on the programs that kept cores busy meanwhile (older files do not say)."""
-    programs = result["settings"].get("busy", 0)
-    return f", beside {programs} busy program{'s' * (programs > 1)}" if programs > 0 else ""
-
-
-def table(head, widths):
-    """Print a head; returns a function that prints a row below it.  None becomes a dash."""
-
-    def line(*cells):
-        words = ["-" if cell is None else str(cell) for cell in cells]
-        text = [f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in enumerate(zip(words, widths, strict=True))]
-        print("  ".join(text).rstrip(), flush=True)
-
-    line(*head)
-    print("-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return line

@@ -3,8 +3,8 @@
     python -m benchmarks accuracy [--seeds 5] [-- --activation relu --pool max]
     python -m benchmarks accuracy --seeds 3 --test-on mnist -- --data synthetic
 
-What stands after -- goes to examples/lenet5.py.  With --test-on, the weights of every run are also evaluated on the
-test set of another data set, normalised as the run's own was.
+Options after -- are passed to examples/lenet5.py. With --test-on, the weights of every run are also evaluated on the
+test set of another data set, with the normalisation of the run's own data.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from pathlib import Path
 EXAMPLE = Path(__file__).parent.parent / "examples" / "lenet5.py"
 
 
-def test_elsewhere(folder, name):
-    """Accuracy of a run's weights on the test set `name`."""
+def evaluate_on(folder, name):
+    """Accuracy of a run's weights on the test set `name`, in the run's normalisation."""
     from tinycnn import DeviceDataset, checkpoint, data, evaluate, models
 
     settings = json.loads((folder / "config.json").read_text())["settings"]
@@ -47,10 +47,10 @@ def main(argv=None):
             report = json.loads((folder / "report.json").read_text())
             row = [report["accuracy"], report["training_seconds"]]
             if args.test_on:
-                row.append(test_elsewhere(folder, args.test_on))
+                row.append(evaluate_on(folder, args.test_on))
         rows.append(row)
-        more = f" {row[2]:>9.2%}" if args.test_on else ""
-        print(f"{seed:>4} {report['data']:>10} {row[0]:>9.2%} {row[1]:>7.1f} s{more}", flush=True)
+        other = f" {row[2]:>9.2%}" if args.test_on else ""
+        print(f"{seed:>4} {report['data']:>10} {row[0]:>9.2%} {row[1]:>7.1f} s{other}", flush=True)
     for name, values in (("accuracy", [r[0] for r in rows]), (args.test_on, [r[2] for r in rows if len(r) > 2])):
         if values:
             spread = statistics.stdev(values) if len(values) > 1 else float("nan")

@@ -1,11 +1,11 @@
-"""Random distortions of 1,000 images of MNIST's size, tinycnn against scipy.ndimage.
+"""Random distortions of 1,000 images of MNIST's size, tinycnn and scipy.ndimage.
 
     python -m benchmarks augment [--batches 10] [--turns 15] [--threads N] [--json FILE]
 
-Both do all of it: draw the random numbers, filter the noise, interpolate, for batches of 100 images.  SciPy, which has
-one thread, filters the fields of a batch in one call and interpolates image by image (affine_transform,
-map_coordinates): the fastest way of using it that we know.  Before any time is taken both get the same random numbers,
-and their images are compared.  The two then run in turn, a batch each, and the medians of the turns' sums are printed.
+Both draw the random numbers, filter the noise and interpolate, for batches of 100 images. SciPy, which has one thread,
+filters the fields of a batch in one call and interpolates image by image (affine_transform, map_coordinates): the
+fastest way to use it that we know. The images of both, from the same random numbers, are compared before times are
+measured. The two then alternate, a batch each. The times printed are medians over the turns.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from tinycnn.hardware import processor
 SIZE, BATCH = 28, 100
 AFFINE: dict[str, Any] = {"degrees": 15, "translate": (2, 2), "scale": (0.9, 1.1), "squeeze": (0.9, 1.1), "shear": 10}
 ALPHA, SIGMA = 34, 4
-TOLERANCE = 1e-4  # of grey levels 0 ... 1: a place is rounded to about 1e-6 of a pixel, and twice more
+TOLERANCE = 1e-4  # of grey levels 0 ... 1: coordinates are rounded to about 1e-6 of a pixel, and twice more
 DISTORTIONS = {"affine": (True, False), "elastic": (False, True), "both": (True, True)}
 
 
 class TinyCNN:
-    """`affine`, `elastic`: which distortions."""
+    """affine, elastic: the distortions to apply."""
 
     def __init__(self, affine, elastic):
         from tinycnn import ElasticTransform, kernels
@@ -53,7 +53,7 @@ class TinyCNN:
         return self.result
 
     def numbers(self):
-        """The random numbers of the last run: matrices, and the noise, which a filter of one tap leaves as it is."""
+        """Random numbers of the last run: matrices, and the noise, from a filter with a single tap."""
         noise = np.empty_like(self.field)
         if len(noise):
             self.ops.elastic_field(noise, np.ones(1, np.float32), self.counter, 2, 1.0)
@@ -72,8 +72,8 @@ class SciPy:
         n, rng = BATCH, self.rng
         matrices = np.zeros((n if self.affine else 0, 2, 3), np.float32)
         if self.affine:
-            angle, slant = (np.radians(AFFINE[key]) * rng.uniform(-1, 1, n) for key in ("degrees", "shear"))
-            s, c, slope = np.sin(angle), np.cos(angle), np.tan(slant)
+            angle, shear = (np.radians(AFFINE[key]) * rng.uniform(-1, 1, n) for key in ("degrees", "shear"))
+            s, c, slope = np.sin(angle), np.cos(angle), np.tan(shear)
             size, e = (a + (b - a) * rng.random(n) for a, b in (AFFINE["scale"], AFFINE["squeeze"]))
             matrices[:, 0, 0], matrices[:, 0, 1] = c * e / size, -s * e / size
             matrices[:, 1, 0], matrices[:, 1, 1] = (s + slope * c) / (size * e), (c - slope * s) / (size * e)
@@ -84,20 +84,20 @@ class SciPy:
 
     def run(self, images, numbers=None):
         matrices, noise = self.draw() if numbers is None else numbers
-        nd, result, middle = self.ndimage, np.empty_like(images), (SIZE - 1) / 2
+        nd, result, center = self.ndimage, np.empty_like(images), (SIZE - 1) / 2
         options = {"order": 1, "mode": "grid-constant", "cval": 0.0, "prefilter": False}
         if self.elastic:
             field = nd.gaussian_filter(noise, (0, 0, SIGMA, SIGMA), mode="constant", truncate=4) * ALPHA
             field = field.reshape(len(noise), 2, -1)
-        for n, (image, to) in enumerate(zip(images[:, 0], result[:, 0], strict=True)):
+        for n, (image, out) in enumerate(zip(images[:, 0], result[:, 0], strict=True)):
             if self.affine:
-                linear, offset = matrices[n, :, :2], matrices[n, :, 2] + middle
-                offset = offset - linear.sum(axis=1) * middle
+                linear, offset = matrices[n, :, :2], matrices[n, :, 2] + center
+                offset = offset - linear.sum(axis=1) * center
             if not self.elastic:
-                nd.affine_transform(image, linear, offset, output=to, **options)
+                nd.affine_transform(image, linear, offset, output=out, **options)
                 continue
-            places = linear @ self.grid + offset[:, None] if self.affine else self.grid
-            nd.map_coordinates(image, places + field[n], output=to.reshape(-1), **options)
+            coordinates = linear @ self.grid + offset[:, None] if self.affine else self.grid
+            nd.map_coordinates(image, coordinates + field[n], output=out.reshape(-1), **options)
         return result
 
 
@@ -106,7 +106,7 @@ def main(argv=None):
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--turns", type=int, default=15, help="turns of each competitor")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     args = parser.parse_args(argv)
     try:
         versions = {"python": platform.python_version()} | {n: metadata.version(n) for n in ("numpy", "numba", "scipy")}
@@ -116,8 +116,8 @@ def main(argv=None):
     from tinycnn import set_num_threads
 
     set_num_threads(args.threads)
-    what = ", ".join(f"{name} {version}" for name, version in versions.items())
-    print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads (scipy: 1); {what}")
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads (scipy: 1); {libraries}")
     count = args.batches * BATCH
     print(f"{count:,} images of {SIZE} x {SIZE}, float32, {BATCH} at a time; medians of {args.turns} turns\n")
     result = {
@@ -125,28 +125,28 @@ def main(argv=None):
         "images": count, "batch": BATCH, "rows": [],
     }  # fmt: skip
     images = np.random.default_rng(0).random((args.batches, BATCH, 1, SIZE, SIZE), np.float32)
-    layout = "{:<8} {:>18} {:>16} {:>16} {:>7}"
-    print(layout.format("", "largest difference", "tinycnn", "scipy.ndimage", "ratio"))
-    print(layout.format("", "", "µs an image", "µs an image", ""))
-    for name, which in DISTORTIONS.items():
-        ours, theirs = TinyCNN(*which), SciPy(*which)
-        difference = max(float(abs(ours.run(b) - theirs.run(b, ours.numbers())).max()) for b in images)
+    row_format = "{:<8} {:>18} {:>16} {:>16} {:>7}"
+    print(row_format.format("", "largest difference", "tinycnn", "scipy.ndimage", "ratio"))
+    print(row_format.format("", "", "µs an image", "µs an image", ""))
+    for name, kinds in DISTORTIONS.items():
+        tinycnn, scipy = TinyCNN(*kinds), SciPy(*kinds)
+        difference = max(float(abs(tinycnn.run(b) - scipy.run(b, tinycnn.numbers())).max()) for b in images)
         if difference > TOLERANCE:
             sys.exit(f"{name}: the images differ by up to {difference}")
         turns: dict[str, list[float]] = {"tinycnn": [], "scipy": []}
         for _ in range(args.turns):
             seconds = dict.fromkeys(turns, 0.0)
             for batch in images:
-                for who, run in (("scipy", theirs.run), ("tinycnn", ours.run)):
+                for competitor, run in (("scipy", scipy.run), ("tinycnn", tinycnn.run)):
                     start = time.perf_counter()
                     run(batch)
-                    seconds[who] += time.perf_counter() - start
-            for who, total in seconds.items():
-                turns[who].append(total)
-        micros = {who: statistics.median(totals) / count * 1e6 for who, totals in turns.items()}
+                    seconds[competitor] += time.perf_counter() - start
+            for competitor, total in seconds.items():
+                turns[competitor].append(total)
+        micros = {name: statistics.median(totals) / count * 1e6 for name, totals in turns.items()}
         ratio = micros["scipy"] / micros["tinycnn"]
         print(
-            layout.format(
+            row_format.format(
                 name, f"{difference:.1e}", f"{micros['tinycnn']:.2f}", f"{micros['scipy']:.1f}", f"{ratio:.1f}"
             ),
             flush=True,

@@ -1,15 +1,15 @@
-"""Convolutions of many shapes, forward and both gradients, tinycnn against other libraries.
+"""Convolutions of many shapes, forward and both gradients, tinycnn and other libraries.
 
     python -m benchmarks conv [--batch 32] [--shapes C3 64-channels] [--threads 1 2] [--only tinycnn torch]
 
-The shapes: LeNet's; 3 x 3 windows on growing numbers of channels and on growing images; a stride of two; 1 x 1.
-`backward` is the gradient of the input, the weights and the bias in one call.  Every library has its arrays where and
-how it likes them: tinycnn in tiles, where there are images enough, as between the layers of a net; PyTorch and JAX in
-the faster of NCHW and NHWC for each shape and direction (the JSON says which); JAX under jit.  ONNX Runtime has no
-gradients; NumPy's are im2col and matrix products.  Results are compared with NumPy's in float64 before any time is
-taken, with a tolerance of 1e-6 times the root of the number of products in a sum, relative to the largest entry.
+The shapes are LeNet's; 3 x 3 kernels with growing numbers of channels and with growing images; a stride of two; 1 x 1.
+`backward` computes the gradients of input, weights and bias in one call. Every library has its arrays in its preferred
+layout: tinycnn in the batch-blocked layout for large enough batches, as between the layers of a net; PyTorch and JAX
+in the faster of NCHW and NHWC for each shape and direction (recorded in the JSON); JAX under jit. ONNX Runtime has no
+gradients; NumPy's are im2col and matrix products. Results are compared with NumPy's in float64 before times are
+measured; the tolerance is 1e-6 times the root of the number of products in a sum, relative to the largest entry.
 
-The table has GFLOP/s, medians of the turns, and the path that tinycnn took: the function that did the work.
+The table shows GFLOP/s, medians over the turns, and the path of tinycnn: the function that did the work.
 """
 
 import functools
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import _ceilings, _competitors
+from benchmarks import _ceilings, _competitors, _report
 from benchmarks import _harness as harness
 
 PHASES = ("forward", "backward")
@@ -42,13 +42,13 @@ class Shape(NamedTuple):
         return 2 * batch * self.out**2 * self.maps * self.channels * self.kernel**2
 
     def bytes(self, batch):
-        """Of image, output and weights, float32."""
+        """Bytes of images, outputs and weights in float32."""
         image, output = self.channels * self.size**2, self.maps * self.out**2
         return 4 * (batch * (image + output) + self.maps * self.channels * self.kernel**2)
 
     def __str__(self):
-        more = f", stride {self.stride}" if self.stride > 1 else ""
-        return f"{self.kernel}x{self.kernel}, {self.channels} to {self.maps}, on {self.size}x{self.size}{more}"
+        stride = f", stride {self.stride}" if self.stride > 1 else ""
+        return f"{self.kernel}x{self.kernel}, {self.channels} to {self.maps}, on {self.size}x{self.size}{stride}"
 
 
 SHAPES = [
@@ -62,8 +62,8 @@ SHAPES = [
 ]
 
 
-def numbers(shape, batch, dtype=np.float32):
-    """x, w, b, dy of a shape: the same for everybody."""
+def random_arrays(shape, batch, dtype=np.float32):
+    """x, w, b, dy of a shape: the same for all competitors."""
     rng = np.random.default_rng(0)
     sizes = (
         (batch, shape.channels, shape.size, shape.size),
@@ -82,79 +82,80 @@ class TinyCNN:
         self.ops = tinycnn.kernels
 
     def start(self, shape, batch):
-        k, (x, w, b, dy) = self.ops, numbers(shape, batch)
+        k, (x, w, b, dy) = self.ops, random_arrays(shape, batch)
         self.batch, lanes = batch, k.layout.lanes_for(batch, np.float32)
-        x, y, dy, dx = (self.laid_out(a, lanes) for a in (x, np.zeros_like(dy), dy, np.zeros_like(x)))
+        x, y, dy, dx = (self.to_layout(a, lanes) for a in (x, np.zeros_like(dy), dy, np.zeros_like(x)))
         options = ((shape.stride,) * 2, (shape.padding,) * 2, (1, 1), 1)
         self.results = y, dx, *(k.empty(a.shape, a.dtype) for a in (w, b))
         self.forward = functools.partial(k.conv2d_forward, y, x, w, b, *options)
         self.backward = functools.partial(k.conv2d_backward, *self.results[1:], dy, x, w, *options)
 
-    def laid_out(self, a, lanes):
-        """As it lies between the layers of a net: in tiles, if there are images enough, and on a line of the cache."""
+    def to_layout(self, a, lanes):
+        """A copy as between the layers of a net: aligned to cache lines, and blocked if the batch is large enough."""
         N, C, H, W = a.shape
         if lanes == 1:
-            placed = self.ops.empty(a.shape, a.dtype)
-            placed[...] = a
+            copy = self.ops.empty(a.shape, a.dtype)
+            copy[...] = a
         else:
-            placed = self.ops.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
-            self.ops.layout.to_blocked(placed, a)
-        return placed
+            copy = self.ops.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
+            self.ops.layout.to_blocked(copy, a)
+        return copy
 
-    def answers(self):
+    def outputs(self):
         self.forward()
         self.backward()
         y, dx, dw, db = self.results
         return [self.ops.layout.as_nchw(y)[: self.batch], self.ops.layout.as_nchw(dx)[: self.batch], dw, db]
 
-    def choices(self):
-        """The functions that did the work: watched, not guessed."""
-        return {phase: self.watch(getattr(self, phase)) for phase in PHASES}
+    def path(self):
+        """The functions that did the work, from a traced call."""
+        return {phase: self.trace(getattr(self, phase)) for phase in PHASES}
 
-    def watch(self, call):
-        """Names of the functions that the dispatching function, called by `call`, calls in turn."""
-        home, seen = call.func.__globals__, []
-        paths = {n: home[n] for n in call.func.__code__.co_names if callable(home.get(n)) and n != "is_full_window"}
+    def trace(self, call):
+        """Names of the functions that the dispatching function in `call` calls."""
+        module, called = call.func.__globals__, []
+        paths = {n: module[n] for n in call.func.__code__.co_names if callable(module.get(n)) and n != "is_full_window"}
 
-        def watched(name, *arguments):
-            seen.append(name)
+        def traced(name, *arguments):
+            called.append(name)
             paths[name](*arguments)
 
-        home.update({name: functools.partial(watched, name) for name in paths})
+        module.update({name: functools.partial(traced, name) for name in paths})
         try:
             call()
         finally:
-            home.update(paths)
-        return ", ".join(name.removeprefix("conv2d_").removesuffix("_backward") for name in seen)
+            module.update(paths)
+        return ", ".join(name.removeprefix("conv2d_").removesuffix("_backward") for name in called)
 
 
 class TwoLayouts:
-    """What Torch and Jax share: the faster of two layouts, for each direction."""
+    """Base of Torch and Jax: the faster of two layouts, for each direction."""
 
     layouts = ("NCHW", "NHWC")
 
     def start(self, shape, batch):
-        both = {layout: self.calls(shape, layout, *numbers(shape, batch)) for layout in self.layouts}
+        calls = {layout: self.calls(shape, layout, *random_arrays(shape, batch)) for layout in self.layouts}
         seconds: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
-        for layout, calls in both.items():
-            for phase, call in zip(PHASES, calls, strict=False):
+        for layout, pair in calls.items():
+            for phase, call in zip(PHASES, pair, strict=True):
                 call()
                 seconds[phase][layout] = min(timeit.repeat(call, number=1, repeat=5))
-        self.layout = {phase: min(found, key=lambda name: found[name]) for phase, found in seconds.items()}
-        self.forward, self.backward = (both[self.layout[p]][i] for i, p in enumerate(PHASES))
+        self.layout = {phase: min(times, key=lambda name: times[name]) for phase, times in seconds.items()}
+        self.forward, self.backward = (calls[self.layout[p]][i] for i, p in enumerate(PHASES))
 
     def calls(self, shape, layout, x, w, b, dy) -> Any:
         raise NotImplementedError
 
-    def plain(self, array, layout):
+    def to_nchw(self, array, layout):
         return np.asarray(array)
 
-    def answers(self):
+    def outputs(self):
         y, (dx, dw, db) = self.forward(), self.backward()
-        there, back = self.layout["forward"], self.layout["backward"]
-        return [self.plain(y, there), self.plain(dx, back), self.plain(dw, back + " weights"), np.asarray(db)]
+        backward = self.layout["backward"]
+        dx, dw = self.to_nchw(dx, backward), self.to_nchw(dw, backward + " weights")
+        return [self.to_nchw(y, self.layout["forward"]), dx, dw, np.asarray(db)]
 
-    def choices(self):
+    def path(self):
         return self.layout
 
 
@@ -184,26 +185,26 @@ class Jax(TwoLayouts):
     def __init__(self, threads):
         import jax
 
-        jax.config.update("jax_platforms", "cpu")  # its threads: see limit_threads
+        jax.config.update("jax_platforms", "cpu")  # limit_threads sets its threads
         self.jax = jax
 
     def calls(self, shape, layout, x, w, b, dy):
-        jax, last = self.jax, layout == "NHWC"
+        jax, channels_last = self.jax, layout == "NHWC"
 
         def conv(x, w, b):
             y = jax.lax.conv_general_dilated(
                 x, w, (shape.stride,) * 2, ((shape.padding,) * 2,) * 2,
-                dimension_numbers=(layout, "HWIO" if last else "OIHW", layout),
+                dimension_numbers=(layout, "HWIO" if channels_last else "OIHW", layout),
             )  # fmt: skip
-            return y + (b if last else b[:, None, None])
+            return y + (b if channels_last else b[:, None, None])
 
         forward, backward = jax.jit(conv), jax.jit(lambda x, w, b, dy: jax.vjp(conv, x, w, b)[1](dy))
-        x, dy = (jax.device_put(a.transpose(0, 2, 3, 1) if last else a) for a in (x, dy))
-        w, b = (jax.device_put(a) for a in (w.transpose(2, 3, 1, 0) if last else w, b))
+        x, dy = (jax.device_put(a.transpose(0, 2, 3, 1) if channels_last else a) for a in (x, dy))
+        w, b = (jax.device_put(a) for a in (w.transpose(2, 3, 1, 0) if channels_last else w, b))
         wait = jax.block_until_ready
         return lambda: wait(forward(x, w, b)), lambda: wait(backward(x, w, b, dy))
 
-    def plain(self, array, layout):
+    def to_nchw(self, array, layout):
         array = np.asarray(array)
         axes = {"NHWC": (0, 3, 1, 2), "NHWC weights": (3, 2, 0, 1)}
         return array.transpose(axes[layout]) if layout in axes else array
@@ -219,27 +220,27 @@ class OnnxRuntime:
         self.onnx, self.runtime, self.threads = onnx, onnxruntime, threads
 
     def start(self, shape, batch):
-        make, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
-        self.x, w, b, dy = numbers(shape, batch)
+        make, dtype = self.onnx.helper, self.onnx.TensorProto.FLOAT
+        self.x, w, b, dy = random_arrays(shape, batch)
         options = {"kernel_shape": w.shape[2:], "pads": [shape.padding] * 4, "strides": [shape.stride] * 2}
         node = make.make_node("Conv", ["x", "w", "b"], ["y"], **options)
-        ends = [make.make_tensor_value_info(n, kind, a.shape) for n, a in (("x", self.x), ("y", dy))]
+        ends = [make.make_tensor_value_info(n, dtype, a.shape) for n, a in (("x", self.x), ("y", dy))]
         weights = [self.onnx.numpy_helper.from_array(a, n) for a, n in ((w, "w"), (b, "b"))]
         graph = make.make_graph([node], "conv", ends[:1], ends[1:], weights)
         model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
-        choices = self.runtime.SessionOptions()
-        choices.intra_op_num_threads, choices.inter_op_num_threads = self.threads, 1
+        settings = self.runtime.SessionOptions()
+        settings.intra_op_num_threads, settings.inter_op_num_threads = self.threads, 1
         self.session = self.runtime.InferenceSession(
-            model.SerializeToString(), choices, providers=["CPUExecutionProvider"]
+            model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
         )
 
     def forward(self):
         return self.session.run(None, {"x": self.x})[0]
 
-    def answers(self):
+    def outputs(self):
         return [self.forward()]
 
-    def choices(self):
+    def path(self):
         return {}
 
 
@@ -248,7 +249,7 @@ class NumPy:
         self.dtype = dtype
 
     def start(self, shape, batch):
-        self.x, self.w, self.b, self.dy = numbers(shape, batch, self.dtype)
+        self.x, self.w, self.b, self.dy = random_arrays(shape, batch, self.dtype)
         self.options = shape.stride, shape.padding
         self.forward()
 
@@ -259,10 +260,10 @@ class NumPy:
     def backward(self):
         return _competitors.conv_backward(self.dy, self.columns, self.x, self.w, *self.options)
 
-    def answers(self):
+    def outputs(self):
         return [self.forward(), *self.backward()]
 
-    def choices(self):
+    def path(self):
         return {}
 
 
@@ -270,16 +271,16 @@ COMPETITORS = {"tinycnn": TinyCNN, "torch": Torch, "jax": Jax, "onnxruntime": On
 
 
 def check(shape, batch, workers):
-    """Everybody's results against NumPy's in float64."""
+    """Compare all results with NumPy's in float64."""
     reference = NumPy(1, np.float64)
     reference.start(shape, batch)
-    sums = {"y": shape.channels * shape.kernel**2, "dx": shape.maps * shape.kernel**2}  # products in each
-    sums |= dict.fromkeys(("dw", "db"), batch * shape.out**2)
-    want = dict(zip(sums, reference.answers(), strict=True))
-    for name, got in harness.call_all(workers, "answers").items():
-        for (what, products), answer in zip(sums.items(), got, strict=False):
-            answers = {"float64": want[what], name: answer}
-            harness.assert_agree(f"{shape}: {what}", answers, "float64", 1e-6 * math.sqrt(products))
+    products = {"y": shape.channels * shape.kernel**2, "dx": shape.maps * shape.kernel**2}  # in a sum
+    products |= dict.fromkeys(("dw", "db"), batch * shape.out**2)
+    want = dict(zip(products, reference.outputs(), strict=True))
+    for name, got in harness.call_all(workers, "outputs").items():
+        for (what, count), output in zip(products.items(), got, strict=False):  # ONNX Runtime has no gradients
+            outputs = {"float64": want[what], name: output}
+            harness.assert_agree(f"{shape}: {what}", outputs, "float64", 1e-6 * math.sqrt(count))
 
 
 def measure(args, threads):
@@ -289,28 +290,28 @@ def measure(args, threads):
     columns = list(workers)
     print(f"\nbatches of {args.batch}, {threads} threads; GFLOP/s")
     widths = [34, 8, *(max(9, len(name)) for name in columns), 8, 8, 20]
-    line = harness.table(["convolution", "", *columns, "x best", "of GEMM", "path"], widths)
+    print_row = _report.table(["convolution", "", *columns, "x best", "of GEMM", "path"], widths)
     for shape in [shape for shape in SHAPES if not args.shapes or shape.name in args.shapes]:
         harness.call_all(workers, "start", shape, args.batch)
         check(shape, args.batch, workers)
-        choices = harness.call_all(workers, "choices")
-        for phase, work in zip(PHASES, (1, 2), strict=True):
-            able = {name: worker for name, worker in workers.items() if phase == "forward" or name != "onnxruntime"}
-            jobs = {name: (worker, phase) for name, worker in able.items()}
+        paths = harness.call_all(workers, "path")
+        for phase, passes in zip(PHASES, (1, 2), strict=True):
+            timed = {name: worker for name, worker in workers.items() if phase == "forward" or name != "onnxruntime"}
+            jobs = {name: (worker, phase) for name, worker in timed.items()}
             times = harness.round_robin(_ceilings.with_ceilings(jobs, ceilings), args.turns, args.seconds)
-            flops, seconds = work * shape.flops(args.batch), {name: harness.median(times[name]) for name in able}
+            flops, seconds = passes * shape.flops(args.batch), {name: harness.median(times[name]) for name in timed}
             gflops = {name: flops / s / 1e9 for name, s in seconds.items()}
             row = {
                 "threads": threads, "name": shape.name, "shape": shape._asdict(), "batch": args.batch, "phase": phase,
-                "flops": flops, "bytes": work * shape.bytes(args.batch), "seconds": seconds, "gflops": gflops,
-                "choices": {name: found[phase] for name, found in choices.items() if phase in found},
+                "flops": flops, "bytes": passes * shape.bytes(args.batch), "seconds": seconds, "gflops": gflops,
+                "choices": {name: phases[phase] for name, phases in paths.items() if phase in phases},
             } | _ceilings.ceiling_rates(times)  # fmt: skip
             rows.append(row)
             best = max((rate for name, rate in gflops.items() if name != "tinycnn"), default=None)
-            shown = [f"{gflops[name]:.1f}" if name in gflops else None for name in columns]
+            cells = [f"{gflops[name]:.1f}" if name in gflops else None for name in columns]
             ratio = f"{gflops['tinycnn'] / best:.2f}" if best else None
             share = f"{gflops['tinycnn'] / row['gemm_gflops']:.0%}"
-            line(str(shape), phase, *shown, ratio, share, row["choices"].get("tinycnn"))
+            print_row(str(shape), phase, *cells, ratio, share, row["choices"].get("tinycnn"))
     harness.stop_workers(workers | {"ceilings": ceilings})
     return rows
 

@@ -1,12 +1,12 @@
-"""Time to finish an epoch of MNIST, and time to 99 % of test accuracy, tinycnn against other libraries.
+"""Time of an epoch of MNIST, and time to 99 % of test accuracy, tinycnn and other libraries.
 
     TINYCNN_DATA=folder python -m benchmarks epoch [--seeds 3] [--net relu+max] [--only torch jax]
 
-Adam at 1e-3, batches of 64 in a random order of their own in every epoch.  With a seed everybody has the same first
-weights and the same orders, so that all take nearly the same way.  The competitors take turns, a part of an epoch
-each; after each part the test set is looked at, which is not counted, and neither is what compiles: a few steps before
-the clock starts, undone.  The mean losses of the first part are compared.  `to 99 %` is the training time up to the
-first look that finds 99 % of the test set right, or a dash if --epochs did not suffice.
+Adam at 1e-3, batches of 64, reshuffled every epoch. With the same seed all competitors have the same initial weights
+and orders, and so nearly the same trajectory. They run round robin, a part of an epoch each, and are evaluated on the
+test set after each part. Evaluation is not timed, nor is compilation, in a few steps before the clock starts that are
+undone. The mean losses of the first part are compared. `to 99 %` is the training time up to the first evaluation with
+at least 99 % test accuracy, or a dash if --epochs did not suffice.
 """
 
 import statistics
@@ -15,16 +15,16 @@ import time
 
 import numpy as np
 
-from benchmarks import _competitors
+from benchmarks import _competitors, _report
 from benchmarks import _harness as harness
 
 BATCH, GOAL = 64, 0.99
-EVALUATED = 500  # images at a time
-TOLERANCE = 0.02  # of the mean loss of the first part: hundreds of steps let differences in rounding grow
+TEST_BATCH = 500
+TOLERANCE = 0.02  # of the mean loss of the first part: rounding differences grow over hundreds of steps
 
 
 class Runner:
-    """A net, and the clock that it trains by.  make: a class of _competitors"""
+    """A net with timed training. make: a class of _competitors"""
 
     def __init__(self, make, net, threads):
         self.net = make(net, threads)
@@ -38,27 +38,26 @@ class Runner:
         self.net.load(weights, images, labels)
 
     def train(self, order):
-        """(seconds, mean loss) of the steps of `order` (steps, BATCH)"""
+        """Train on `order` (steps, BATCH); returns (seconds, mean loss)."""
         time.sleep(harness.PAUSE)
         start = time.perf_counter()
         loss = self.net.train_steps(order)
         return time.perf_counter() - start, loss
 
     def accuracy(self):
-        parts = [self.net.logits(self.test[i : i + EVALUATED]) for i in range(0, len(self.test), EVALUATED)]
+        parts = [self.net.logits(self.test[i : i + TEST_BATCH]) for i in range(0, len(self.test), TEST_BATCH)]
         return float((np.concatenate(parts).argmax(axis=1) == self.labels).mean())
 
 
 def mnist():
-    """Data, or None and a line that says why not."""
+    """The data set, or None with a printed reason."""
     from tinycnn import data
 
     try:
-        found = data.mnist()
+        return data.mnist()
     except (data.DataUnavailableError, data.DamagedFileError, OSError) as error:
         print(f"skipped: no MNIST: {getattr(error, 'reason', error)}")
         return None
-    return found
 
 
 def measure(args, threads):
@@ -83,20 +82,21 @@ def measure(args, threads):
             for part in np.array_split(order, args.looks):
                 for name, worker in workers.items():
                     seconds, loss = worker.call("train", part)
-                    before = looks[name][-1]["seconds"] if looks[name] else 0.0
+                    previous = looks[name][-1]["seconds"] if looks[name] else 0.0
                     accuracy = worker.call("accuracy")
-                    looks[name].append({"seconds": before + seconds, "loss": loss, "accuracy": accuracy})
+                    looks[name].append({"seconds": previous + seconds, "loss": loss, "accuracy": accuracy})
                 if len(looks["tinycnn"]) == 1:
-                    first = {name: found[0]["loss"] for name, found in looks.items()}
+                    first = {name: history[0]["loss"] for name, history in looks.items()}
                     harness.assert_agree(f"seed {seed}: the mean loss of the first part", first, "tinycnn", TOLERANCE)
-            if all(any(look["accuracy"] >= GOAL for look in found) for found in looks.values()):
+            if all(any(look["accuracy"] >= GOAL for look in history) for history in looks.values()):
                 break
         harness.stop_workers(workers)
-        for name, found in looks.items():
-            goal = next((look["seconds"] for look in found if look["accuracy"] >= GOAL), None)
+        for name, history in looks.items():
+            goal = next((look["seconds"] for look in history if look["accuracy"] >= GOAL), None)
             rows.append({
                 "threads": threads, "net": args.net, "seed": seed, "batch": BATCH, "competitor": name,
-                "epoch_seconds": found[-1]["seconds"] * args.looks / len(found), "seconds_to_99": goal, "looks": found,
+                "epoch_seconds": history[-1]["seconds"] * args.looks / len(history), "seconds_to_99": goal,
+                "looks": history,
             })  # fmt: skip
     print_table(rows, args, threads, len(images[0]))
     return rows
@@ -104,22 +104,22 @@ def measure(args, threads):
 
 def print_table(rows, args, threads, images):
     print(f"\nMNIST, {images:,} images; LeNet-5, {args.net}, batch {BATCH}; {threads} threads; {args.seeds} seeds")
-    line = harness.table(["", "an epoch, s", "images/s", "to 99 %, s", "each seed"], [13, 11, 10, 10, 30])
+    print_row = _report.table(["", "an epoch, s", "images/s", "to 99 %, s", "each seed"], [13, 11, 10, 10, 30])
     for name in dict.fromkeys(row["competitor"] for row in rows):
-        mine = [row for row in rows if row["competitor"] == name]
-        seconds, goals = statistics.median(r["epoch_seconds"] for r in mine), [r["seconds_to_99"] for r in mine]
-        middle = f"{statistics.median(goals):.1f}" if None not in goals else None
+        own = [row for row in rows if row["competitor"] == name]
+        seconds, goals = statistics.median(r["epoch_seconds"] for r in own), [r["seconds_to_99"] for r in own]
+        median = f"{statistics.median(goals):.1f}" if None not in goals else None
         each = " ".join("-" if goal is None else f"{goal:.1f}" for goal in goals)
-        line(name, f"{seconds:.2f}", f"{images // BATCH * BATCH / seconds:,.0f}", middle, each)
+        print_row(name, f"{seconds:.2f}", f"{images // BATCH * BATCH / seconds:,.0f}", median, each)
 
 
 def main(argv=None):
     parser = harness.options("epoch", __doc__, _competitors.TRAINING)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=15, help="at most; it ends when all have reached 99 %%")
-    parser.add_argument("--looks", type=int, default=4, help="an epoch, at the test set")
+    parser.add_argument("--epochs", type=int, default=15, help="at most; training ends when all have reached 99 %%")
+    parser.add_argument("--looks", type=int, default=4, help="evaluations on the test set per epoch")
     parser.add_argument("--net", choices=("tanh+avg", "relu+max"), default="relu+max")
-    parser.add_argument("--images", type=int, help="only so many, for a try")
+    parser.add_argument("--images", type=int, help="use only the first IMAGES images")
     args = harness.parse(parser, argv, _competitors.TRAINING)
     if min(args.seeds, args.epochs, args.looks) < 1:
         sys.exit("--seeds, --epochs and --looks must be at least 1")

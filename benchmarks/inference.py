@@ -1,18 +1,18 @@
-"""Inference with LeNet-5, tinycnn against other libraries: throughput, and the latency of a single image.
+"""Inference with LeNet-5, tinycnn and other libraries: throughput, and the latency of a single image.
 
     python -m benchmarks inference [--batches 1 64] [--nets tanh+avg relu+max] [--threads 1 2] [--only tinycnn torch]
 
-What is timed is a call of the library's ordinary function with a NumPy array of normalised images, until there is a
-NumPy array of logits: `model(x)`; PyTorch in inference mode; jit; `session.run`.  All nets have the same weights; their
-logits are compared before any time is taken.  The table has the medians of the turns.  The latency is that of a batch
-of one: the median and the 99th percentile of all calls of all turns.
+A call takes a NumPy array of normalised images to a NumPy array of logits by the ordinary function of each library:
+`model(x)`; PyTorch in inference mode; jit; `session.run`. All nets have the same weights, and their logits are compared
+before times are measured. The table shows medians over the turns. The latency is that of a batch of one: the median
+and the 99th percentile of all calls of all turns.
 """
 
 import itertools
 
 import numpy as np
 
-from benchmarks import _ceilings, _competitors
+from benchmarks import _ceilings, _competitors, _report
 from benchmarks import _harness as harness
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
@@ -29,8 +29,8 @@ def measure(args, threads):
         print(f"\nLeNet-5, {net}, {threads} threads; {FLOPS / 1e6:.2f} MFLOP an image; images/s")
         workers = harness.start_workers(threads, args.only, net, threads)
         columns = list(workers)
-        heads = [*columns, *(f"x {name}" for name in columns[1:])]
-        line = harness.table(["batch", *heads, "GEMM", "share"], [5, *(max(9, len(h)) for h in heads), 8, 6])
+        head = [*columns, *(f"x {name}" for name in columns[1:])]
+        print_row = _report.table(["batch", *head, "GEMM", "share"], [5, *(max(9, len(h)) for h in head), 8, 6])
         latencies = {}
         for batch in args.batches:
             harness.call_all(workers, "start", batch, weights, "infer")
@@ -46,20 +46,20 @@ def measure(args, threads):
                 row["latency"] = latencies = {name: latency(times[name]) for name in workers}
             rows.append(row)
             ratios = [f"{rates['tinycnn'] / rates[n]:.2f}" if n in rates else None for n in columns[1:]]
-            shown = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
-            line(batch, *shown, *ratios, f"{row['gemm_gflops']:.0f}", f"{row['share_of_gemm']['tinycnn']:.0%}")
+            cells = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
+            print_row(batch, *cells, *ratios, f"{row['gemm_gflops']:.0f}", f"{row['share_of_gemm']['tinycnn']:.0%}")
         harness.stop_workers(workers)
         if latencies:
             print("\na single image")
-            line = harness.table(["", "median, µs", "99th percentile, µs", "calls"], [13, 10, 19, 7])
-            for name, found in latencies.items():
-                line(name, f"{found['median'] * 1e6:.1f}", f"{found['p99'] * 1e6:.1f}", f"{found['calls']:,}")
+            print_row = _report.table(["", "median, µs", "99th percentile, µs", "calls"], [13, 10, 19, 7])
+            for name, times in latencies.items():
+                print_row(name, f"{times['median'] * 1e6:.1f}", f"{times['p99'] * 1e6:.1f}", f"{times['calls']:,}")
     harness.stop_workers({"ceilings": ceilings})
     return rows
 
 
 def latency(turns):
-    """Seconds of a call, over all turns."""
+    """Median and 99th percentile of the seconds of a call, over all turns."""
     calls = np.array(list(itertools.chain.from_iterable(turns)))
     return {"median": float(np.median(calls)), "p99": float(np.percentile(calls, 99)), "calls": len(calls)}
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, prange
 
-from benchmarks import _ceilings
+from benchmarks import _ceilings, _report
 from benchmarks import _harness as harness
 from tinycnn import kernels, set_num_threads
 from tinycnn.kernels.conv import conv2d_forward_im2col, conv2d_forward_shifted
@@ -190,7 +190,7 @@ def measure(args, threads):
     jobs = _ceilings.with_ceilings({name: (ladder, "run", name) for name in VERSIONS}, ceilings)
     times, figures, rows = harness.round_robin(jobs, args.turns, args.seconds), {}, []
     figures = _ceilings.ceiling_rates(times)
-    line = harness.table(["version", "µs an image", "GFLOP/s", "of GEMM", "x before", "x first"], [22, 12, 9, 8, 9, 10])
+    line = _report.table(["version", "µs an image", "GFLOP/s", "of GEMM", "x before", "x first"], [22, 12, 9, 8, 9, 10])
     for name in VERSIONS:
         seconds = harness.median(times[name]) / (1 if name == "Python loops" else args.images)
         gflops = FLOPS / seconds / 1e9

@@ -1,8 +1,8 @@
-"""The pictures of JSON files that other commands wrote with --json.
+"""Plots of the JSON files that other commands wrote with --json.
 
     python -m benchmarks plot benchmarks/results/*.json --plots FOLDER
 
-Files of other kinds are left out, with a line.
+Other files are skipped, with a printed line.
 """
 
 import argparse
@@ -19,10 +19,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     for file in args.files:
         result = json.loads(file.read_text())
-        if result.get("command") in _plots.PICTURES:
+        if result.get("command") in _plots.PLOTS:
             _plots.draw(result, args.plots)
         else:
-            print(f"{file} was not written by a command that draws")
+            print(f"{file} is skipped: no plots for it")
 
 
 if __name__ == "__main__":

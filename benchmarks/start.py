@@ -1,14 +1,14 @@
-"""What it takes to begin: import, the first step with an empty and with a warm cache, memory, installed size.
+"""Costs of a start: import, the first step with an empty and with a warm cache, memory, installed size.
 
     python -m benchmarks start [--only torch jax] [--batch 64]
 
-A new Python imports the library, builds LeNet-5 with its data and takes a training step (ONNX Runtime: a batch of
-inference); all that after the import counts as the first step.  `cold` is with an empty cache of compiled code, in a
-folder of its own; `warm` is with the folder that the last cold start left.  NumPy is imported before the clock starts,
-for everybody.  Memory is the most that the process held (resident, 16 MB of images among it).  Installed size is that
-of the package with all that it requires, as `importlib.metadata` lists the files.
+A new Python process imports the library, builds LeNet-5 with its data and makes a training step (ONNX Runtime: a batch
+of inference). The first step includes all the work after the import. `cold` starts with an empty cache of compiled
+code, `warm` with the cache that the last cold start left. NumPy is imported before the clock starts. Memory is the peak
+resident size of the process, 16 MB of images included. The installed size is that of the package and all its
+requirements, from the lists of files of `importlib.metadata`.
 
-Losses are compared before times are printed.  The starts of the competitors take turns; figures are medians.
+Losses are compared before times are printed. The competitors start in turn, and figures are medians.
 """
 
 import json
@@ -22,37 +22,35 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import _competitors
+from benchmarks import _competitors, _report
 from benchmarks import _harness as harness
 
 NET, TOLERANCE = "tanh+avg", 1e-4
-MODULES = {"tinycnn": "tinycnn.kernels", "torch.compile": "torch"}  # `import tinycnn` alone loads next to nothing
+MODULES = {"tinycnn": "tinycnn.kernels", "torch.compile": "torch"}  # `import tinycnn` alone loads almost nothing
 CACHES = {"NUMBA_CACHE_DIR": "numba", "TORCHINDUCTOR_CACHE_DIR": "inductor", "JAX_COMPILATION_CACHE_DIR": "jax"}
-
-
-# What the new process runs.  It does not import tinycnn for the others, so that the memory is the library's.
+# The program of the new process. It imports tinycnn for tinycnn only, so that memory is that of the library.
 CHILD = """
 import importlib, json, resource, sys, time
 import numpy as np
-from benchmarks import _competitors
+from benchmarks import _competitors, _report
 name, module, batch, threads, net, weights = sys.argv[1:]
 weights = dict(np.load(weights))
 start = time.perf_counter()
 importlib.import_module(module)
 imported = time.perf_counter()
-one = _competitors.ALL[name](net, int(threads))
+competitor = _competitors.ALL[name](net, int(threads))
 def begin():
-    _competitors.Competitor.start(one, int(batch), weights)  # not torch's own, which tries memory formats
+    _competitors.Competitor.start(competitor, int(batch), weights)  # torch's own start tries memory formats
     if name == "tinycnn":
-        one.ready(np.array(one.indices))
+        competitor.start_epoch(np.array(competitor.indices))
 begin()
-act = one.infer if name == "onnxruntime" else one.next_step
-act()
+step = competitor.infer if name == "onnxruntime" else competitor.next_step
+step()
 first = time.perf_counter()
-act()
+step()
 second = time.perf_counter()
 begin()
-answer = float(one.infer().sum()) if name == "onnxruntime" else one.losses()[-1]
+answer = float(competitor.infer().sum()) if name == "onnxruntime" else competitor.losses()[-1]
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps({"import": imported - start, "first_step": first - imported, "second_step": second - first,
                   "memory": memory, "answer": answer}))
@@ -61,25 +59,25 @@ print(json.dumps({"import": imported - start, "first_step": first - imported, "s
 
 def launch(name, batch, threads, cache, weights):
     """The figures of one start.  weights: an npz file"""
-    environment = os.environ | {variable: str(Path(cache) / place) for variable, place in CACHES.items()}
+    environment = os.environ | {variable: str(Path(cache) / folder) for variable, folder in CACHES.items()}
     arguments = [name, MODULES.get(name, name), str(batch), str(threads), NET, str(weights)]
     with harness.limit_threads(threads):
         environment |= {variable: os.environ[variable] for variable in harness.THREAD_VARIABLES}
         command = [sys.executable, "-c", CHILD, *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         raise harness.WorkerError(lines[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def installed_bytes(package):
-    """The files of a package and of everything that it requires."""
+    """Total size of a package and of all its requirements."""
     from packaging.requirements import Requirement
 
-    seen, waiting, total = set(), [(package, "")], 0
-    while waiting:
-        name, extra = waiting.pop()
+    seen, pending, total = set(), [(package, "")], 0
+    while pending:
+        name, extra = pending.pop()
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
@@ -87,12 +85,12 @@ def installed_bytes(package):
         for text in distribution.requires or ():
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-                waiting += [(requirement.name, e) for e in requirement.extras or {""}]
+                pending += [(requirement.name, e) for e in requirement.extras or {""}]
         key = distribution.metadata["Name"].lower().replace("_", "-")
         if key not in seen:
             seen.add(key)
             total += sum(size(distribution.locate_file(file)) for file in distribution.files or ())
-    if package == "tinycnn":  # a checkout is not among its distribution's files
+    if package == "tinycnn":  # the files of an editable install are not listed
         import tinycnn
 
         total += sum(size(file) for file in Path(tinycnn.__file__).parent.rglob("*") if file.suffix != ".pyc")
@@ -119,28 +117,28 @@ def measure(args, threads):
                 try:
                     figures = launch(name, args.batch, threads, cache, weights)
                 except harness.WorkerError as error:
-                    harness.skip(name, error)
+                    harness.print_skipped(name, error)
                     del starts[name]
                 else:
                     starts[name]["cold" if cold else "warm"].append(figures)
     if "tinycnn" not in starts:
         sys.exit("tinycnn did not start")
-    answers = {name: found["warm"][0]["answer"] for name, found in starts.items() if name != "onnxruntime"}
+    answers = {name: kinds["warm"][0]["answer"] for name, kinds in starts.items() if name != "onnxruntime"}
     harness.assert_agree(f"the loss after {_competitors.CHECK_STEPS} steps", answers, "tinycnn", TOLERANCE)
     print(f"\nLeNet-5, {NET}, batch {args.batch}, {threads} threads")
-    heads = ["", "import, s", "first step cold, s", "warm, s", "a step, ms", "memory, MB", "installed, MB"]
-    line, rows = harness.table(heads, [13, 9, 18, 9, 10, 10, 13]), []
-    for name, found in starts.items():
-        middle = {
+    head = ["", "import, s", "first step cold, s", "warm, s", "a step, ms", "memory, MB", "installed, MB"]
+    print_row, rows = _report.table(head, [13, 9, 18, 9, 10, 10, 13]), []
+    for name, kinds in starts.items():
+        medians = {
             kind: {key: statistics.median(f[key] for f in figures) for key in figures[0] if key != "answer"}
-            for kind, figures in found.items()
+            for kind, figures in kinds.items()
         }
-        row = {"threads": threads, "competitor": name, "batch": args.batch} | middle
+        row = {"threads": threads, "competitor": name, "batch": args.batch} | medians
         row["installed"] = installed_bytes(name.split(".")[0])
         rows.append(row)
-        warm = middle["warm"]
-        line(
-            name, f"{warm['import']:.2f}", f"{middle['cold']['first_step']:.2f}", f"{warm['first_step']:.2f}",
+        warm = medians["warm"]
+        print_row(
+            name, f"{warm['import']:.2f}", f"{medians['cold']['first_step']:.2f}", f"{warm['first_step']:.2f}",
             f"{warm['second_step'] * 1e3:.1f}", f"{warm['memory'] / 1e6:,.0f}", f"{row['installed'] / 1e6:,.0f}",
         )  # fmt: skip
     return rows
@@ -148,7 +146,7 @@ def measure(args, threads):
 
 def main(argv=None):
     parser = harness.options("start", __doc__, _competitors.ALL, turns=3)
-    parser.add_argument("--colds", type=int, default=1, help="starts with an empty cache, each")
+    parser.add_argument("--colds", type=int, default=1, help="starts of each with an empty cache")
     parser.add_argument("--batch", type=int, default=64)
     harness.run("start", harness.parse(parser, argv, _competitors.ALL), measure)
 

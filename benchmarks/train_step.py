@@ -1,18 +1,17 @@
-"""A whole training step of LeNet-5, tinycnn against other libraries.
+"""A whole training step of LeNet-5, tinycnn and other libraries.
 
     python -m benchmarks train-step [--batches 32 64] [--nets tanh+avg relu+max] [--threads 1 2] [--only tinycnn torch]
 
-A step is what training does: gather a batch of uint8 images by index, normalise, forward, loss, backward, Adam.  All
-nets start from the same weights and take the same batches; their losses after 20 steps are compared before any time is
-taken.  Then they take turns, and the medians of the turns are printed, with the share of the machine's single-precision
-GEMM peak that the step's arithmetic comes to; the peak is measured in the same rounds.
+A step gathers a batch of uint8 images by index, normalises it, and runs forward, loss, backward and Adam. All nets
+have the same initial weights and batches, and their losses after 20 steps are compared before times are measured. The
+competitors run round robin. The table shows medians over the turns, and tinycnn's arithmetic per second as a share of
+the machine's single-precision GEMM peak, which is measured in the same rounds.
 
-The second table says where tinycnn's time goes, from clocks read between the kernels of whole steps.  `alone` is the
-same call over and over, which finds its data in the cache: what is less there than in the step is time spent waiting
-for memory, and the sum of such times would be less than the step.
+The second table shows the time of each kernel of tinycnn's step, from clocks read between the kernels of whole steps.
+`alone` repeats the same call, with its data in the cache. The difference is time spent waiting for memory.
 
-Whole steps go on with one thread while other programs slow all of them down, kernels called one by one do not: with
---busy the second table shows what each would wait for.
+Whole steps switch to one thread when other programs slow down parallel ones; single kernels do not. With --busy the
+second table therefore shows the time that each kernel would wait.
 """
 
 import functools
@@ -21,32 +20,32 @@ import timeit
 
 import numpy as np
 
-from benchmarks import _ceilings, _competitors
+from benchmarks import _ceilings, _competitors, _report
 from benchmarks import _harness as harness
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
 NETS = ["tanh+avg", "relu+max"]
 FORWARD_ADDS = 416_520
 STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no gradient of its input
-# Of the losses after 20 steps.  With ReLU and max pooling, a unit within rounding of zero, or two pixels within
-# rounding of each other, send libraries different ways, and Adam's step is as large as any: with batches of 128,
-# PyTorch and JAX differ by 5e-4.  The same convolutions and linear layers are in the net without kinks.
+# Of the losses after 20 steps. Libraries round differently. Where a ReLU's input is near zero, or two pixels of a max
+# pooling are nearly equal, they select different gradients, and Adam makes a full step of either: with batches of 128,
+# PyTorch and JAX differ by 5e-4. The tanh+avg net has the same convolutions and linear layers, and a tight tolerance.
 TOLERANCE = {"tanh+avg": 1e-4, "relu+max": 1e-2}
 PROFILED = 40  # steps with clocks between the kernels
-REPEATED = 9  # calls alone; few, since a layer that works in place drives its numbers towards zero
+REPEATED = 9  # calls alone; few, as an in-place layer drives its values towards zero
 
 
 class TinyCNN(_competitors.TinyCNN):
-    """With a look inside the step."""
+    """Adds the times of a step's parts."""
 
     def parts(self, index):
-        """What a step does, in order: (name, phase, floating-point operations, bytes read and written, call)."""
+        """The parts of a step in order: (name, phase, floating-point operations, bytes read and written, call)."""
         model, batch, criterion = self.model, len(index), self.criterion
         plan = model.plan(batch)
         criterion.ensure_allocated(model.ops, batch, 10, model.dtype)
         yield "gather", "data", 0, plan.x.nbytes * 5 // 4, lambda: self.batches.gather(plan.x, index)
         backward = []
-        for at, step in enumerate(plan.steps):
+        for i, step in enumerate(plan.steps):
             name = " ".join([*map(str, step.numbers), *(type(layer).__name__ for layer in step.layers)]) or repr(step)
             x, y = step.x, step.y
             adds = [layer.multiply_adds(model.shapes[n]) for n, layer in zip(step.numbers, step.layers, strict=True)]
@@ -54,13 +53,13 @@ class TinyCNN(_competitors.TinyCNN):
             shapes = [shape for layer in step.layers for shape in layer.parameter_shapes().values()]
             weights = 4 * sum(int(np.prod(shape)) for shape in shapes)
             yield name, "forward", flops, x.nbytes + y.nbytes + weights, step.forward
-            if at < plan.first_trainable:
+            if i < plan.first_trainable:
                 continue
-            wanted = at > plan.first_trainable
-            # Layers with weights read x and dy; the others read dy and about as much again as their output.
-            moved = (x.nbytes if flops else y.nbytes) + y.nbytes + wanted * x.nbytes + 2 * weights
-            call = functools.partial(step.backward, step.dx if wanted else plan.no_grad_buffer)
-            backward.append((name, "backward", (1 + wanted) * flops, moved, call))
+            needs_dx = i > plan.first_trainable
+            # Layers with weights read x and dy; the others read dy and about as much as their output.
+            moved = (x.nbytes if flops else y.nbytes) + y.nbytes + needs_dx * x.nbytes + 2 * weights
+            call = functools.partial(step.backward, step.dx if needs_dx else plan.no_grad_buffer)
+            backward.append((name, "backward", (1 + needs_dx) * flops, moved, call))
         y, dy, labels = plan.y, plan.dy, self.batches.gather(plan.x, index)
         yield (
             "cross entropy", "loss", 0, 2 * y.nbytes,
@@ -70,17 +69,17 @@ class TinyCNN(_competitors.TinyCNN):
         yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
 
     def profile(self, batch, weights):
-        """(seconds of a step, rows of the second table): medians over steps in one piece and, in turn with them, steps
-        taken apart, which do the same to the bit."""
+        """(seconds of a step, rows of the second table): medians over whole steps, and over the parts of steps in
+        between, which give the same bits."""
         self.start(batch, weights)
         self.step(self.indices[0])
-        whole = self.model.theta.copy()
+        expected = self.model.theta.copy()
         self.start(batch, weights)
         parts = list(self.parts(self.indices[0]))
         for *_, call in parts:
             call()
-        if not np.array_equal(whole, self.model.theta):
-            raise RuntimeError("a step taken apart is not the step")
+        if not np.array_equal(expected, self.model.theta):
+            raise RuntimeError("the parts of a step do not give the result of the step")
         clocks = np.empty((PROFILED, len(parts) + 1))
         steps = np.empty(PROFILED)
         for clock, step in zip(clocks, steps.reshape(PROFILED, 1), strict=True):
@@ -89,9 +88,9 @@ class TinyCNN(_competitors.TinyCNN):
             self.run.replay(batch)
             clock[0] = time.perf_counter()
             step[0] = clock[0] - step[0]
-            for number, (*_, call) in enumerate(parts):
+            for i, (*_, call) in enumerate(parts):
                 call()
-                clock[number + 1] = time.perf_counter()
+                clock[i + 1] = time.perf_counter()
         seconds = np.median(np.diff(clocks, axis=1), axis=0)
         alone = [float(np.median(timeit.repeat(call, number=1, repeat=REPEATED))) for *_, call in parts]
         return float(np.median(steps)), [
@@ -104,7 +103,7 @@ COMPETITORS = _competitors.TRAINING | {"tinycnn": TinyCNN}
 
 
 def measure(args, threads):
-    """Rows of the first table, each with the second table of its batch under "parts"."""
+    """Rows of the first table; "parts" holds the second table of the batch."""
     rows = []
     ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     for net in args.nets:
@@ -112,11 +111,11 @@ def measure(args, threads):
         print(f"\nLeNet-5, {net}, {threads} threads; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image")
         workers = harness.start_workers(threads, args.only, net, threads)
         head = ["batch", "loss", *(f"{name}/s" for name in workers), *(f"x {name}" for name in list(workers)[1:])]
-        line = harness.table([*head, "GEMM", "share"], [5, 9, *(max(9, len(h)) for h in head[2:]), 8, 6])
+        print_row = _report.table([*head, "GEMM", "share"], [5, 9, *(max(9, len(h)) for h in head[2:]), 8, 6])
         columns = list(workers)
         for batch in args.batches:
             harness.call_all(workers, "start", batch, weights)
-            losses = {name: found[-1] for name, found in harness.call_all(workers, "losses").items()}
+            losses = {name: values[-1] for name, values in harness.call_all(workers, "losses").items()}
             harness.assert_agree(
                 f"batch {batch}: the loss after {_competitors.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE[net]
             )
@@ -129,9 +128,9 @@ def measure(args, threads):
             row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
             rows.append(row)
             ratios = [f"{rates['tinycnn'] / rates[n]:.2f}" if n in rates else None for n in columns[1:]]
-            shown = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
+            cells = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
             peak, share = row["gemm_gflops"], row["share_of_gemm"]["tinycnn"]
-            line(batch, f"{losses['tinycnn']:.6f}", *shown, *ratios, f"{peak:.0f}", f"{share:.0%}")
+            print_row(batch, f"{losses['tinycnn']:.6f}", *cells, *ratios, f"{peak:.0f}", f"{share:.0%}")
         harness.stop_workers(workers)
         print_parts([row for row in rows if row["net"] == net and row["threads"] == threads])
     harness.stop_workers({"ceilings": ceilings})
@@ -139,19 +138,19 @@ def measure(args, threads):
 
 
 def print_parts(rows):
-    """Where the time of the step goes, for the batch nearest to 64."""
+    """Print the second table, for the batch size nearest to 64."""
     row = min(rows, key=lambda row: abs(row["batch"] - 64))
     total = sum(part["seconds"] for part in row["parts"])
-    took = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
-    print(f"\ntinycnn, batch {row['batch']}: {took}")
+    sums = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
+    print(f"\ntinycnn, batch {row['batch']}: {sums}")
     head = ["part", "phase", "µs", "share", "alone, µs", "GFLOP/s", "of GEMM", "GB/s"]
-    line = harness.table(head, [14, 9, 9, 6, 9, 8, 8, 7])
+    print_row = _report.table(head, [14, 9, 9, 6, 9, 8, 8, 7])
     for part in row["parts"]:
         gflops = part["flops"] / part["seconds"] / 1e9
         arithmetic = (f"{gflops:.1f}", f"{gflops / row['gemm_gflops']:.0%}") if part["flops"] else (None, None)
         micros, share = f"{part['seconds'] * 1e6:,.1f}", f"{part['seconds'] / total:.1%}"
         alone, bandwidth = f"{part['alone'] * 1e6:,.1f}", f"{part['bytes'] / part['seconds'] / 1e9:.1f}"
-        line(part["part"], part["phase"], micros, share, alone, *arithmetic, bandwidth)
+        print_row(part["part"], part["phase"], micros, share, alone, *arithmetic, bandwidth)
 
 
 def main(argv=None):

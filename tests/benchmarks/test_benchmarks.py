@@ -1,5 +1,5 @@
-"""The benchmarks on tiny sizes: that they check before they measure, and write what they say they write.  That of the
-GPU is rehearsed without one, as PTX on the processor.  No other library is needed, and no time is asserted."""
+"""The benchmarks on tiny sizes: they check before they measure, and write the files that they document. The GPU
+benchmark is rehearsed without a GPU, as PTX on the CPU. No other library is needed, and no time is asserted."""
 
 import json
 import subprocess
@@ -20,13 +20,13 @@ QUICK = ["--turns", "1", "--seconds", "0.001", "--threads", "1"]
 
 
 class WrongLoss(_competitors.NumPy):
-    """A competitor that does something else."""
+    """A competitor with a wrong loss."""
 
     def step(self, index):
         return super().step(index) * 1.001
 
 
-class NeedsWhatIsNotThere(_competitors.Competitor):
+class NeedsMissingLibrary(_competitors.Competitor):
     def __init__(self, net, threads):
         import no_such_library  # type: ignore # noqa: F401
 
@@ -38,17 +38,17 @@ class Fails(_competitors.NumPy):
 
 @pytest.fixture
 def run(tmp_path):
-    """What a command writes: its JSON, and the pictures' sizes by name."""
+    """Run a command; returns its JSON and the sizes of its plots by name."""
 
     def run(*arguments):
-        file, pictures = tmp_path / "r.json", tmp_path / "plots"
-        entry.main([*arguments, *QUICK, "--json", str(file), "--plots", str(pictures)])
-        return json.loads(file.read_text()), {p.name: p.stat().st_size for p in pictures.glob("*")}
+        file, plots = tmp_path / "r.json", tmp_path / "plots"
+        entry.main([*arguments, *QUICK, "--json", str(file), "--plots", str(plots)])
+        return json.loads(file.read_text()), {p.name: p.stat().st_size for p in plots.glob("*")}
 
     return run
 
 
-def test_every_command_is_listed_and_knows_its_options(capsys):
+def test_every_command_is_listed_and_has_options(capsys):
     entry.main(["--help"])
     listed = capsys.readouterr().out
     assert all(f"    {command} " in listed for command in entry.COMMANDS)
@@ -60,8 +60,8 @@ def test_every_command_is_listed_and_knows_its_options(capsys):
         entry.main(["conf"])
 
 
-def test_the_head_of_a_result_says_what_it_was_measured_on(run):
-    result, pictures = run("ladder", "--images", "10")
+def test_result_records_hardware_versions_and_settings(run):
+    result, plots = run("ladder", "--images", "10")
     assert set(result) == {"command", "hardware", "versions", "revision", "settings", "rows"}
     assert {"processor", "cores", "system"} <= set(result["hardware"])
     assert {"python", "numpy", "numba", "tinycnn"} <= set(result["versions"])
@@ -70,10 +70,10 @@ def test_the_head_of_a_result_says_what_it_was_measured_on(run):
     for row in result["rows"]:
         assert set(row) == {"threads", "version", "seconds_an_image", "gflops", "gemm_gflops", "copy_gb_per_s"}
         assert all(row[key] > 0 for key in row if key != "version")
-    assert set(pictures) == {"ladder-versions.png"}
+    assert set(plots) == {"ladder-versions.png"}
 
 
-def test_busy_programs_run_beside_and_end(run, capsys):
+def test_busy_programs_run_and_end(run, capsys):
     result, _ = run("ladder", "--images", "10", "--busy", "1")
     assert result["settings"]["busy"] == 1
     assert "threads: 1, beside 1 busy program\n" in capsys.readouterr().out
@@ -93,25 +93,25 @@ def test_all_rungs_of_the_ladder_agree(images):
         np.testing.assert_allclose(got, want[: len(got)], atol=ladder.TOLERANCE * abs(want).max(), err_msg=name)
 
 
-def test_a_training_step_with_its_parts(run):
-    result, pictures = run("train-step", "--only", "numpy", "--batches", "16")
+def test_training_step_and_its_parts(run):
+    result, plots = run("train-step", "--only", "numpy", "--batches", "16")
     assert [row["net"] for row in result["rows"]] == train_step.NETS
     for row in result["rows"]:
         assert set(row["images_per_second"]) == set(row["losses"]) == set(row["share_of_gemm"]) == {"tinycnn", "numpy"}
         assert {part["phase"] for part in row["parts"]} == {"data", "forward", "loss", "backward", "optimizer"}
         assert sum(part["flops"] for part in row["parts"]) == row["batch"] * train_step.STEP_FLOPS
-    assert set(pictures) == {f"train-step-{name}.png" for name in ("batch", "parts", "roofline")}
+    assert set(plots) == {f"train-step-{name}.png" for name in ("batch", "parts", "roofline")}
 
 
-def test_a_wrong_competitor_is_refused(monkeypatch):
+def test_wrong_competitor_is_refused(monkeypatch):
     monkeypatch.setitem(train_step.COMPETITORS, "numpy", WrongLoss)
     with pytest.raises(SystemExit, match=r"the loss after 20 steps: numpy differs from tinycnn by 1\.0e-03"):
         entry.main(["train-step", "--only", "numpy", "--batches", "4", "--nets", "tanh+avg", *QUICK])
 
 
-def test_competitors_that_cannot_run_are_skipped_with_the_reason(capsys):
-    kinds = {"numpy": _competitors.NumPy, "absent": NeedsWhatIsNotThere, "broken": Fails}
-    workers = harness.start_workers(1, kinds, "tanh+avg", 1)
+def test_failing_competitors_are_skipped_with_a_reason(capsys):
+    competitors = {"numpy": _competitors.NumPy, "absent": NeedsMissingLibrary, "broken": Fails}
+    workers = harness.start_workers(1, competitors, "tanh+avg", 1)
     assert set(workers) == {"numpy", "broken"}
     assert (
         "absent is skipped: no_such_library is not installed (pip install no_such_library)" in capsys.readouterr().out
@@ -128,53 +128,50 @@ def test_competitors_that_cannot_run_are_skipped_with_the_reason(capsys):
 
 
 @pytest.mark.parametrize("answer", [1.01, np.nan, [1.0, 1.0]])
-def test_answers_must_agree(answer):
+def test_assert_agree(answer):
     harness.assert_agree("it", {"ours": 1.0, "theirs": 1.001}, "ours", 0.01)
     with pytest.raises(SystemExit, match="it: theirs"):
         harness.assert_agree("it", {"ours": 1.0, "theirs": answer}, "ours", 0.001)
 
 
 @pytest.mark.parametrize("net", train_step.NETS)
-def test_the_numpy_net_learns_as_ours_does(net):
-    weights, nets = (
-        _competitors.initial_weights(net),
-        [_competitors.NumPy(net, 1), _competitors.TinyCNN(net, numba.get_num_threads())],
-    )
-    for one in nets:
-        one.start(8, weights)
-    np.testing.assert_allclose(nets[0].infer(), nets[1].infer(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(nets[0].losses(), nets[1].losses(), rtol=1e-4)
+def test_numpy_net_learns_like_tinycnn(net):
+    weights = _competitors.initial_weights(net)
+    reference, ours = _competitors.NumPy(net, 1), _competitors.TinyCNN(net, numba.get_num_threads())
+    reference.start(8, weights)
+    ours.start(8, weights)
+    np.testing.assert_allclose(ours.infer(), reference.infer(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours.losses(), reference.losses(), rtol=1e-4)
 
 
 def test_inference_and_the_latency_of_one_image(run):
-    result, pictures = run("inference", "--only", "numpy", "--batches", "1", "3", "--nets", "relu+max")
-    one, more = result["rows"]
-    assert set(one["latency"]) == {"tinycnn", "numpy"}
-    assert all(0 < found["median"] <= found["p99"] and found["calls"] >= 1 for found in one["latency"].values())
-    assert "latency" not in more
-    assert set(pictures) == {"inference-batch.png", "inference-latency.png"}
+    result, plots = run("inference", "--only", "numpy", "--batches", "1", "3", "--nets", "relu+max")
+    single, batch = result["rows"]
+    assert set(single["latency"]) == {"tinycnn", "numpy"}
+    assert all(0 < found["median"] <= found["p99"] and found["calls"] >= 1 for found in single["latency"].values())
+    assert "latency" not in batch
+    assert set(plots) == {"inference-batch.png", "inference-latency.png"}
 
 
 @pytest.mark.parametrize(("batch", "path"), [(2, "shifted"), (16, "direct")])
-def test_convolutions_and_the_path_that_ran(run, batch, path):
+def test_convolutions_and_their_path(run, batch, path):
     shapes = ["C3", "8-channels", "4-channels"] if batch == 2 else ["C5"]
-    result, pictures = run("conv", "--only", "numpy", "--batch", str(batch), "--shapes", *shapes)
+    result, plots = run("conv", "--only", "numpy", "--batch", str(batch), "--shapes", *shapes)
     assert len(result["rows"]) == 2 * len(shapes)
     for row in result["rows"]:
         assert set(row["gflops"]) == {"tinycnn", "numpy"}
-        ran = row["choices"]["tinycnn"]
-        assert ran == ("as_linear" if row["name"] == "C5" else f"{row['phase']}_{path}")
-    assert "conv-roofline.png" in pictures
-    assert ("conv-channels.png" in pictures) == (len(shapes) > 1)
+        assert row["choices"]["tinycnn"] == ("as_linear" if row["name"] == "C5" else f"{row['phase']}_{path}")
+    assert "conv-roofline.png" in plots
+    assert ("conv-channels.png" in plots) == (len(shapes) > 1)
 
 
-def test_a_wrong_convolution_is_refused():
+def test_wrong_convolution_is_refused():
     shape, wrong = conv.Shape("", 2, 3, 3, 6, 1), conv.TinyCNN(numba.get_num_threads())
     wrong.start(shape, 4)
 
     class Near:
         def call(self, method):
-            y, dx, dw, db = wrong.answers()
+            y, dx, dw, db = wrong.outputs()
             return [y, dx, dw * 1.001, db]
 
     with pytest.raises(SystemExit, match=r"dw: theirs differs from float64 by 1\.0e-03"):
@@ -185,16 +182,16 @@ def test_epochs_on_few_digits(run, small_digits, monkeypatch):
     from tinycnn import data
 
     monkeypatch.setattr(data, "mnist", lambda: small_digits)
-    result, pictures = run("epoch", "--only", "numpy", "--epochs", "2", "--looks", "2", "--seeds", "1")
+    result, plots = run("epoch", "--only", "numpy", "--epochs", "2", "--looks", "2", "--seeds", "1")
     assert [row["competitor"] for row in result["rows"]] == ["tinycnn", "numpy"]
     for row in result["rows"]:
         assert len(row["looks"]) == 4
         assert row["epoch_seconds"] > 0
         assert row["looks"][-1]["loss"] < row["looks"][0]["loss"]
-    assert set(pictures) == {"epoch-accuracy.png"}
+    assert set(plots) == {"epoch-accuracy.png"}
 
 
-def test_epochs_without_mnist_say_so(monkeypatch, capsys):
+def test_epoch_without_mnist_is_skipped(monkeypatch, capsys):
     from tinycnn import data
 
     def absent():
@@ -205,42 +202,35 @@ def test_epochs_without_mnist_say_so(monkeypatch, capsys):
     assert "skipped: no MNIST: there is none" in capsys.readouterr().out
 
 
-def test_installed_sizes_count_what_is_required_too():
+def test_installed_size_includes_requirements():
     assert start.installed_bytes("numpy") > 5e6
     assert start.installed_bytes("tinycnn") > start.installed_bytes("numba") > start.installed_bytes("llvmlite")
     assert start.installed_bytes("no-such-package") == 0
 
 
-def test_a_start_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(start, "CACHES", {})  # that of these tests: an empty one takes half a minute
+def test_start_is_timed_in_a_separate_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(start, "CACHES", {})  # the cache of these tests: an empty one takes half a minute
     np.savez(tmp_path / "weights.npz", **_competitors.initial_weights(start.NET))
     found = start.launch("tinycnn", 32, 1, tmp_path, tmp_path / "weights.npz")
     assert all(found[key] > 0 for key in ("import", "first_step", "second_step", "answer"))
     assert found["memory"] > 5e7
 
 
-def test_results_that_are_kept_can_be_drawn(tmp_path, capsys):
+def test_committed_results_can_be_plotted(tmp_path, capsys):
     old = tmp_path / "old.json"
     old.write_text(json.dumps({"rows": []}))
     files = [*map(str, Path(ROOT, "benchmarks", "results").glob("*.json")), str(old)]
     entry.main(["plot", *files, "--plots", str(tmp_path)])
-    assert f"{old} was not written by a command that draws" in capsys.readouterr().out
-    assert set(_plots.PICTURES) <= set(entry.COMMANDS)
+    assert f"{old} is skipped: no plots for it" in capsys.readouterr().out
+    assert set(_plots.PLOTS) <= set(entry.COMMANDS)
 
 
 @pytest.mark.gpu
-def test_the_gpu_benchmark_rehearsed():
+def test_gpu_benchmark_rehearsal():
     command = [
         sys.executable,
         *([] if ON_GPU else [str(ROOT / "tests" / "support" / "cuda_on_cpu")]),
-        "-m",
-        "benchmarks.gpu",
-        "--rehearse",
-        "--only",
-        "ceilings",
-        "launches",
-        "steps",
-        "kernels",
+        *["-m", "benchmarks.gpu", "--rehearse", "--only", "ceilings", "launches", "steps", "kernels"],
     ]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment, check=False)
@@ -251,21 +241,12 @@ def test_the_gpu_benchmark_rehearsed():
     assert ON_GPU or "PTX on the CPU" in done.stdout
 
 
-def test_the_gpu_benchmark_says_what_is_missing(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu",
-        "--skip-tests",
-        "--only",
-        "launches",
-        "--out",
-        str(tmp_path / "r"),
-    ]
+def test_gpu_benchmark_without_driver_is_refused(tmp_path):
+    arguments = ["--skip-tests", "--only", "launches", "--out", str(tmp_path / "r")]
     code = "import sys, tinycnn._gpu as g; g.load_driver = lambda: None; from benchmarks import gpu; "
     code += "sys.exit(gpu.main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", code, *command[3:]], capture_output=True, text=True, timeout=60, cwd=ROOT,
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT,
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -273,7 +254,7 @@ def test_the_gpu_benchmark_says_what_is_missing(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_the_augmentation_benchmark_compares_first_and_writes_its_figures(tmp_path, capsys):
+def test_augmentation_is_compared_and_timed(tmp_path, capsys):
     threads = numba.get_num_threads()
     augment.main(["--batches", "1", "--turns", "1", "--threads", "1", "--json", str(tmp_path / "r.json")])
     numba.set_num_threads(threads)
