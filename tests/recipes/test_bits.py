@@ -52,7 +52,7 @@ def digits():
 def shortened(recipe):
     """The recipe with few images and steps; a search at the last point of its space, a tuned rate at its middle."""
     if recipe.space:
-        recipe = recipe.at({name: values[-1] for name, values in recipe.space.items()})
+        recipe = recipe.substitute({name: values[-1] for name, values in recipe.space.items()})
     cut = {key: value for key, value in recipe.data.items() if key != "train"}
     if "validation" in cut:
         cut["validation"] = VALIDATION
@@ -62,7 +62,7 @@ def shortened(recipe):
         more["lr"] = rates[len(rates) // 2]
     if isinstance(more["lr"], list):
         more["lr"] = more["lr"][:EPOCHS]
-    large = len(training.network(recipe, 0).theta) > 10**6
+    large = len(training.build_model(recipe, 0).theta) > 10**6
     more |= {"epochs": EPOCHS, "steps_per_epoch": 2 if large else 10 if more["batch"] == 1 else 5}
     return dataclasses.replace(recipe, data=cut, training=more)
 
@@ -92,13 +92,13 @@ def dataset():
 
 
 def test_every_recipe_is_recorded():
-    assert list(RECORD["recipes"]) == list(recipes.shipped())
+    assert list(RECORD["recipes"]) == list(recipes.builtin())
 
 
-@pytest.mark.parametrize("name", recipes.shipped())
+@pytest.mark.parametrize("name", recipes.builtin())
 def test_a_recipe_trains_the_same_bits(name, dataset, monkeypatch, tmp_path):
     expected = RECORD["recipes"][name]
-    found = trained(recipes.shipped()[name], dataset, monkeypatch, tmp_path)
+    found = trained(recipes.builtin()[name], dataset, monkeypatch, tmp_path)
     assert found["parameters"] == expected["parameters"]
     for key in found.keys() - {"sha256", "parameters"}:
         np.testing.assert_allclose(found[key], expected[key], rtol=TOLERANCE, atol=TOLERANCE, err_msg=key)
@@ -110,7 +110,7 @@ if __name__ == "__main__":
     found = {}
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         made = digits()
-        for name, recipe in recipes.shipped().items():
+        for name, recipe in recipes.builtin().items():
             found[name] = trained(recipe, made, patch, folder)
             print(name, found[name], file=sys.stderr)
     FILE.write_text(json.dumps({"machine": machine(), "recipes": found}, indent=1) + "\n")

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from tinycnn._check import shown
-from tinycnn.recipes._calls import RecipeError, nearest
+from tinycnn.recipes._calls import RecipeError, suggest
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["Recipe", "RecipeError", "find", "read", "shipped"]
+__all__ = ["Recipe", "RecipeError", "builtin", "find", "read"]
 
-HERE = Path(__file__).parent
+RECIPES_DIR = Path(__file__).parent
 
 NUMBER, LIST, TEXT = (int, float), (list,), (str,)
 # Every key of a recipe: the types that its value may have.
@@ -100,7 +100,7 @@ class Recipe:
     data: dict = dataclasses.field(default_factory=dict)
     training: dict = dataclasses.field(default_factory=dict)
     space: dict = dataclasses.field(default_factory=dict)
-    path: Path = HERE
+    path: Path = RECIPES_DIR
     lines: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -109,7 +109,7 @@ class Recipe:
         told = json.dumps([self.net, self.data, self.training, *([self.space] if self.space else [])], sort_keys=True)
         return hashlib.sha256(" ".join(told.split()).encode()).hexdigest()[:16]
 
-    def at(self, point):
+    def substitute(self, point):
         """The recipe at a point of its space: {name: value} for every name."""
 
         def fill(value):
@@ -120,33 +120,33 @@ class Recipe:
         }
         return dataclasses.replace(self, **sections, space={})
 
-    def where(self, key):
+    def location(self, key):
         """For messages: file and recipe, and the line where the text of a key begins."""
         return f"{self.path.name}, recipe {self.name!r}", _line(self.lines, key + " text")
 
 
-def told(point):
+def format_point(point):
     """A point of a space in a line."""
     return ", ".join(f"{name} {value if value != '' else '-'}".rstrip(",") for name, value in point.items())
 
 
-def shipped():
+def builtin():
     """All recipes of the project, by name, in the order of the files and within them."""
-    return {name: recipe for path in sorted(HERE.glob("*.toml")) for name, recipe in read(path).items()}
+    return {name: recipe for path in sorted(RECIPES_DIR.glob("*.toml")) for name, recipe in read(path).items()}
 
 
 def find(name):
     """The recipes that `name` means, a list: one by its name, "all" but searches, or those of a file (*.toml).
 
-    Raises RecipeError for an unknown name, with the nearest; OSError if the file cannot be read.
+    Raises RecipeError for an unknown name, with the suggest; OSError if the file cannot be read.
     """
     if str(name).endswith(".toml"):
         return list(read(name).values())
-    known = shipped()
+    known = builtin()
     if name == "all":
         return [recipe for recipe in known.values() if not recipe.space]
     if name not in known:
-        raise RecipeError(f"unknown recipe {name!r}{nearest(name, known)} (python -m tinycnn recipes lists them)")
+        raise RecipeError(f"unknown recipe {name!r}{suggest(name, known)} (python -m tinycnn recipes lists them)")
     return [known[name]]
 
 
@@ -201,7 +201,7 @@ def _recipe(name, table, study, path, lines, earlier):
         model = said.pop("like")
         if model not in earlier:
             wanted = "like must name a recipe that stands earlier in the file"
-            fail("like", f"{wanted}, got {model!r}{nearest(model, earlier)}")
+            fail("like", f"{wanted}, got {model!r}{suggest(model, earlier)}")
         base = earlier[model]
         lines = base.lines | lines
         for section in SECTIONS:
@@ -243,7 +243,7 @@ def _filled(fail, recipe):
                 if not name:
                     fail(f"{section}.{key}", "$ must stand before a name of the space")
                 if name not in recipe.space:
-                    fail(f"{section}.{key}", f"${name} is not in the space{nearest(name, recipe.space)}")
+                    fail(f"{section}.{key}", f"${name} is not in the space{suggest(name, recipe.space)}")
                 used.add(name)
     for name in sorted(recipe.space.keys() - used):
         fail(f"{SPACE}.{name}", f"no text uses ${name}")
@@ -253,7 +253,7 @@ def _filled(fail, recipe):
 def check_key(fail, keys, path, key, value):
     """Call `fail(path, problem)` if `key` is none of `keys`, or cannot have this value."""
     if key not in keys:
-        fail(path, f"unknown key {key!r}{nearest(key, keys)}")
+        fail(path, f"unknown key {key!r}{suggest(key, keys)}")
     kinds = keys[key]
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         words = {int: "a whole number", float: "a number", str: "a string", list: "a list", bool: "true or false"}

@@ -62,7 +62,7 @@ def _values(text, known, where, line):
 
     def lookup(node):
         if node.id not in known:
-            raise wrong(node, f"unknown name {node.id!r}{nearest(node.id, known)}")
+            raise wrong(node, f"unknown name {node.id!r}{suggest(node.id, known)}")
         return known[node.id]
 
     for node in found.elts:
@@ -81,7 +81,7 @@ def _source(node):
     return text if len(text) <= 200 else text[:200] + "…"
 
 
-def nearest(name, names):
+def suggest(name, names):
     """A hint for a message: the name that was probably meant."""
     close = difflib.get_close_matches(name, list(names), 1, 0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -32,15 +32,15 @@ def _evaluate(args):
     folder = Path(args.run)
     recipe, name, pixels = saved_recipe(folder)
     device = devices.choose(args.device)
-    model = training.network(recipe, 0, device)
+    model = training.build_model(recipe, 0, device)
     weights, told = checkpoint.load(folder / "model.npz")
     try:
         model.load_state_dict(weights)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{folder / 'model.npz'}: {error.args[0]}") from None
     dataset = data.load(args.data or name, args.data_dir)
-    batches = training.for_test(recipe, dataset, pixels, device)
-    loss = training.criterion(recipe)
+    batches = training.prepare_test(recipe, dataset, pixels, device)
+    loss = training.build_loss(recipe)
     value, accuracy, outputs = train.evaluate(model, batches, loss)
     scores = loss.scores(outputs)
     predicted, confidence = scores.argmax(axis=1), metrics.confidence(scores)

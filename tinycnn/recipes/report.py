@@ -23,7 +23,7 @@ def _claim(recipe):
     return "–" if recipe.claimed is None else f"{recipe.claimed:.2f}"
 
 
-def write(recipe, found, out, classes=None):
+def write_report(recipe, found, out, classes=None):
     """The report of one recipe, Markdown with pictures, into the folder out/<recipe>; returns its path.
 
     found: its results, at least one
@@ -33,7 +33,7 @@ def write(recipe, found, out, classes=None):
     matrix = np.sum([result["confusion"] for result in found], axis=0)
     plot.save(pictures.curves(recipe, found), folder / "curves.png")
     plot.save(plot.confusion(matrix, classes), folder / "confusion.png")
-    s = results.summary(found)
+    s = results.summarize(found)
     lines = [
         f"# {recipe.name}", "", f"{recipe.title}. {recipe.study}; {recipe.source}.", "",
         "| | test accuracy, % |", "|---|---|", f"| claimed | {_claim(recipe)} |", f"| obtained | {s} |", "",
@@ -72,7 +72,7 @@ def read_all(root):
     """(recipe, its results, or the trials of a search) for all recipes; ValueError if a file is damaged."""
     return [
         (recipe, (results.read_trials if recipe.space else results.read)(root, recipe))
-        for recipe in recipes.shipped().values()
+        for recipe in recipes.builtin().values()
     ]
 
 
@@ -120,7 +120,7 @@ def short_table(rows):
     lines = ["| recipe | claimed, % | obtained, % (mean ± standard deviation) | seeds |", "|---|---|---|---|"]
     for recipe, found in rows:
         if found and (recipe.claimed is not None or recipe.name in ("best", "default", "default-relu")):
-            s = results.summary(found)
+            s = results.summarize(found)
             spread = f" ± {s.sd:.2f}" if s.n > 1 else ""
             lines.append(f"| `{recipe.name}`: {recipe.title} | {_claim(recipe)} | {s.mean:.2f}{spread} | {s.n} |")
     return lines
@@ -139,12 +139,12 @@ def _row(recipe, found):
     if not found:
         return f"{name}| not run | | 0 | | | |"
     if recipe.space:
-        ended = [trial for trial in found if results.complete(trial)]
+        ended = [trial for trial in found if results.is_complete(trial)]
         best = f"**{100 * ended[0]['accuracy']:.2f}**" if ended else "–"
         seconds = f"{np.mean([trial['cpu_seconds'] for trial in ended]):,.0f}" if ended else ""
         return f"{name}| {best} | | none: {_count(found)} | | {seconds} | {recipe.why} |"
-    s = results.summary(found)
-    sd, half = (f"{s.sd:.2f}", f"{s.half:.2f}") if s.n > 1 else ("", "")
+    s = results.summarize(found)
+    sd, half = (f"{s.sd:.2f}", f"{s.half_width:.2f}") if s.n > 1 else ("", "")
     time = np.mean([result["cpu_seconds"] for result in found])
     diverged = sum("diverged" in result for result in found)
     why = (f"{diverged} of {s.n} seeds diverged. " if diverged else "") + recipe.why
@@ -171,8 +171,8 @@ def _trials(recipe, found):
 
 def _trial(trial):
     """Test accuracy, validation accuracy and point of a trial."""
-    point = recipes.told(trial["point"])
-    if results.complete(trial):
+    point = recipes.format_point(trial["point"])
+    if results.is_complete(trial):
         return f"{100 * trial['accuracy']:.2f}", f"{100 * trial['validation']:.2f}", point
     if trial["state"] == "PRUNED":
         return "–", "given up" + (f" at {100 * trial['validation']:.2f}" if trial["validation"] else ""), point

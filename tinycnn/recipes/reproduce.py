@@ -31,7 +31,7 @@ def _seeds(text):
 
 def listing():
     """Print all recipes."""
-    known = recipes.shipped()
+    known = recipes.builtin()
     width = max(map(len, known))
     study = None
     for name, recipe in known.items():
@@ -54,7 +54,7 @@ def main(args):
 def _chosen(names):
     """The recipes that are named, each once."""
     chosen: dict[str, recipes.Recipe] = {}
-    shipped = recipes.shipped()
+    shipped = recipes.builtin()
     for recipe in (recipe for name in names for recipe in recipes.find(name)):
         if recipe.space:
             raise recipes.RecipeError(f"{recipe.name} is a search: python -m tinycnn sweep {recipe.name}")
@@ -78,7 +78,7 @@ def _run(args, chosen):
     if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:  # now, not after hours of training
         raise ValueError("--tensorboard needs tensorboardX: pip install 'tinycnn[tensorboard]'")
     root = args.results if args.data is None else f"{args.results}/{args.data}"
-    in_table = args.data is None and any(recipe.path.parent == recipes.HERE for recipe in chosen)
+    in_table = args.data is None and any(recipe.path.parent == recipes.RECIPES_DIR for recipe in chosen)
     if in_table:
         report.read_all(root)  # a damaged file is told before hours of training
     loaded, todo = {}, []
@@ -89,10 +89,10 @@ def _run(args, chosen):
         name = args.data or recipe.data.get("name", "mnist")
         if missing:
             for folder in (root, args.out):
-                results.prepare(folder, recipe)
+                results.prepare_folder(folder, recipe)
             if name not in loaded:
                 loaded[name] = training.load(recipe, args.data_dir, name)
-            training.sizes(recipe, loaded[name])
+            training.split_sizes(recipe, loaded[name])
         todo.append((recipe, name, missing))
     for recipe, name, missing in todo:
         print(f"\n{recipe.name}: {recipe.title}")
@@ -110,8 +110,8 @@ def _run(args, chosen):
             )
         found = results.read(root, recipe)
         claimed = "nothing" if recipe.claimed is None else f"{recipe.claimed:.2f} %"
-        print(f"  claimed {claimed}, obtained {results.summary(found)}")
-        print(f"  report: {report.write(recipe, found, args.out)}")
+        print(f"  claimed {claimed}, obtained {results.summarize(found)}")
+        print(f"  report: {report.write_report(recipe, found, args.out)}")
     if in_table:
         print(f"\ntable: {report.write_table(args.results)}")
     return 0

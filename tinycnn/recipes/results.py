@@ -13,7 +13,7 @@ import numpy as np
 
 from tinycnn._check import shown
 from tinycnn._files import read_json, replacing
-from tinycnn.recipes import HERE
+from tinycnn.recipes import RECIPES_DIR
 
 # Student's t for a two-sided confidence of 95 %, by degrees of freedom from 1; beyond, the normal distribution's.
 T95 = (
@@ -22,7 +22,7 @@ T95 = (
 )  # fmt: skip
 
 # What the reports need of a result.
-KEYS = {
+RESULT_KEYS = {
     "fingerprint": str, "seed": int, "data": str, "accuracy": float, "errors": int, "precision": float, "recall": float,
     "f1": float, "cpu_seconds": float, "held_out": str, "history": dict, "confusion": list, "environment": dict,
 }  # fmt: skip
@@ -31,20 +31,20 @@ SEARCH_KEYS = {"fingerprint": str, "trials": list}
 TRIAL_KEYS = {
     "number": int, "point": dict, "state": str, "validation": (float, type(None)), "environment": dict, "finished": str,
 }  # fmt: skip
-FIGURES = {"validation": float, "accuracy": float, "f1": float, "cpu_seconds": float}
+TRIAL_METRICS = {"validation": float, "accuracy": float, "f1": float, "cpu_seconds": float}
 CLASSES = 10  # of all data sets
-SHARES = ("accuracy", "precision", "recall", "f1", "validation")
+FRACTIONS = ("accuracy", "precision", "recall", "f1", "validation")
 CURVES = ("train_accuracy", "val_accuracy")  # of a result's history
 MACHINE = ("device", "numpy", "numba")  # of its environment, if there is one
 
 
-def path_of(root, recipe, seed):
+def result_path(root, recipe, seed):
     return Path(root) / recipe.name / f"seed-{seed}.json"
 
 
-def prepare(root, recipe):
+def prepare_folder(root, recipe):
     """Make a recipe's folder under `root`; OSError now, not after hours of training, if it cannot be written."""
-    folder = path_of(root, recipe, 0).parent
+    folder = result_path(root, recipe, 0).parent
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "try") as file:
         file.write(b"")
@@ -53,7 +53,7 @@ def prepare(root, recipe):
 
 def save(root, recipe, result):
     """Write a seed's result; whatever stood there is replaced."""
-    path = path_of(root, recipe, result["seed"])
+    path = result_path(root, recipe, result["seed"])
     with replacing(path) as file:
         file.write((json.dumps(result) + "\n").encode())
     return path
@@ -94,8 +94,8 @@ def read_trials(root, recipe):
         _need(found, SEARCH_KEYS)
         for trial in found["trials"]:
             _need(trial, TRIAL_KEYS)
-            if complete(trial):
-                _need(trial, FIGURES)
+            if is_complete(trial):
+                _need(trial, TRIAL_METRICS)
             _check_environment(trial)
 
     path = Path(root) / recipe.name / "trials.json"
@@ -103,17 +103,17 @@ def read_trials(root, recipe):
         return []
     found = _load(path, recipe, check)
     trials = found["trials"] if found["fingerprint"] == recipe.fingerprint else []
-    return sorted(trials, key=lambda t: (not complete(t), -(t["validation"] or 0), t["number"]))
+    return sorted(trials, key=lambda t: (not is_complete(t), -(t["validation"] or 0), t["number"]))
 
 
-def complete(trial):
+def is_complete(trial):
     """Whether a trial was trained to the end, not given up and not failed."""
     return trial["state"] == "COMPLETE"
 
 
-def file_of(recipe):
+def source_file(recipe):
     """Where a recipe stands, for its results; None for those of the project."""
-    return None if recipe.path.parent == HERE else str(recipe.path.resolve())
+    return None if recipe.path.parent == RECIPES_DIR else str(recipe.path.resolve())
 
 
 def check_owner(root, recipe):
@@ -121,7 +121,7 @@ def check_owner(root, recipe):
     for path in sorted((Path(root) / recipe.name).glob("seed-*.json")):
         result = _load(path, recipe, _check_result)
         owner = result.get("file")
-        if owner not in (None, file_of(recipe)) and result["fingerprint"] != recipe.fingerprint:
+        if owner not in (None, source_file(recipe)) and result["fingerprint"] != recipe.fingerprint:
             raise ValueError(
                 f"{path} is a result of another recipe {recipe.name!r}, that of {owner}: choose another name, or "
                 "another folder with --results"
@@ -147,13 +147,15 @@ def _need(found, keys):
         value = found[key]
         if isinstance(value, bool) or (kind is int and value < 0):
             raise ValueError(f"{key} must not be {shown(value)}")
-        if isinstance(value, float) and not (math.isfinite(value) and 0 <= value <= (1 if key in SHARES else math.inf)):
-            raise ValueError(f"{key} must be {'from 0 to 1' if key in SHARES else 'at least 0'}, got {value}")
+        if isinstance(value, float) and not (
+            math.isfinite(value) and 0 <= value <= (1 if key in FRACTIONS else math.inf)
+        ):
+            raise ValueError(f"{key} must be {'from 0 to 1' if key in FRACTIONS else 'at least 0'}, got {value}")
 
 
 def _check_result(result):
     """ValueError unless reports and pictures can be made of it."""
-    _need(result, KEYS)
+    _need(result, RESULT_KEYS)
     _check_environment(result)
     if result["held_out"] not in ("test", "validation"):
         raise ValueError(f"held_out must be 'test' or 'validation', got {shown(result['held_out'])}")
@@ -209,15 +211,15 @@ class Summary:
     n: int
     mean: float
     sd: float
-    half: float
+    half_width: float
 
     def __str__(self):
         if self.n == 1:
             return f"{self.mean:.2f} % (1 seed)"
-        return f"{self.mean:.2f} % (sd {self.sd:.2f}, {self.n} seeds, 95 % interval ± {self.half:.2f})"
+        return f"{self.mean:.2f} % (sd {self.sd:.2f}, {self.n} seeds, 95 % interval ± {self.half_width:.2f})"
 
 
-def summary(results):
+def summarize(results):
     """`Summary` of a list of results, at least one."""
     values = 100 * np.array([result["accuracy"] for result in results])
     n = len(values)

@@ -12,7 +12,7 @@ from tinycnn import data as datasets
 from tinycnn._interrupts import put_off
 from tinycnn.model import Sequential
 from tinycnn.recipes import gradients, results
-from tinycnn.recipes._calls import RecipeError, evaluate, nearest
+from tinycnn.recipes._calls import RecipeError, evaluate, suggest
 
 
 def _classes(module, base):
@@ -34,16 +34,16 @@ SIDE, CLASSES = 28, 10  # of the images of all of them
 INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "truncated_normal", "constant_bias")
 
 
-def network(recipe, rng=None, device="cpu"):
+def build_model(recipe, rng=None, device="cpu"):
     """The recipe's model with fresh weights."""
     rng = np.random.default_rng(rng)
-    where, line = recipe.where("net.layers")
+    where, line = recipe.location("net.layers")
     made = evaluate(recipe.net["layers"], LAYERS, where, line)
     try:
         model = Sequential(*made, input_shape=tuple(recipe.net["input"]), rng=rng, device=device)
     except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
         raise RecipeError(f"{where}, line {line}: {error}") from None
-    where, line = recipe.where("net.init")
+    where, line = recipe.location("net.init")
     for rule in _inits(recipe, rng):
         try:
             rule(model)
@@ -66,22 +66,22 @@ def _inits(recipe, rng):
         return call
 
     known = LAYERS | {name: later(getattr(init, name)) for name in (*INITS, "lecun1998")}
-    where, line = recipe.where("net.init")
+    where, line = recipe.location("net.init")
     for rule in evaluate(recipe.net.get("init", ""), known, where, line):
         if rule not in made:
             raise RecipeError(f"{where}, line {line}: net.init must be calls of {', '.join(INITS)}, got {rule!r}")
     return made
 
 
-def criterion(recipe):
+def build_loss(recipe):
     """The recipe's loss."""
     return _one(recipe, "training.loss", recipe.training.get("loss", "CrossEntropyLoss()"), LOSSES, losses.Loss)
 
 
-def optimizer(recipe, model, steps, rate=None):
+def build_optimizer(recipe, model, steps, rate=None):
     """The recipe's optimizer for `steps` steps of each epoch; `rate` is used where the recipe tunes it."""
 
-    lr = rates(recipe, steps) if rate is None else rate
+    lr = lr_schedule(recipe, steps) if rate is None else rate
 
     def bound(cls):
         return lambda *args, **options: cls(model, *args, lr=lr, **options)
@@ -91,10 +91,10 @@ def optimizer(recipe, model, steps, rate=None):
     return optim.EMA(made, recipe.training["ema"]) if "ema" in recipe.training else made
 
 
-def rates(recipe, steps):
+def lr_schedule(recipe, steps):
     """The learning rate of every step, `steps` an epoch."""
     lr, epochs = recipe.training["lr"], recipe.training["epochs"]
-    where, line = recipe.where("training.lr")
+    where, line = recipe.location("training.lr")
     if isinstance(lr, list):
         if len(lr) != epochs:
             raise RecipeError(f"{where}, line {line}: lr must have {epochs} rates, one an epoch, got {len(lr)}")
@@ -113,7 +113,7 @@ def rates(recipe, steps):
 
 
 def _one(recipe, key, text, known, kind):
-    where, line = recipe.where(key)
+    where, line = recipe.location(key)
     found = evaluate(text, known, where, line)
     if len(found) != 1 or not isinstance(found[0], kind) or isinstance(found[0], bool):
         raise RecipeError(f"{where}, line {line}: {key} must be one of {', '.join(known)}, called; got {text!r}")
@@ -121,7 +121,7 @@ def _one(recipe, key, text, known, kind):
 
 
 @dataclasses.dataclass
-class Data:
+class Splits:
     """What a recipe trains on, holds out (None if nothing) and is tested on: `train.Batches`."""
 
     dataset: datasets.Dataset
@@ -135,11 +135,11 @@ def load(recipe, data_dir=None, name=None, on_message=print):
     return datasets.load(name or recipe.data.get("name", "mnist"), data_dir, on_message)
 
 
-def prepare(recipe, dataset, rng, device="cpu", seed=0):
-    """`Data` as the recipe wants it; rng draws the split, seed the augmentation."""
+def prepare_data(recipe, dataset, rng, device="cpu", seed=0):
+    """`Splits` as the recipe wants it; rng draws the split, seed the augmentation."""
     said = recipe.data
     images, labels = dataset.train_images, dataset.train_labels
-    wanted, validation = sizes(recipe, dataset)
+    wanted, validation = split_sizes(recipe, dataset)
     chosen, held = np.arange(len(images)), None
     if validation:
         chosen, held = datasets.train_val_split(len(images), validation, rng)
@@ -153,30 +153,30 @@ def prepare(recipe, dataset, rng, device="cpu", seed=0):
     training = train.Batches(images[chosen], labels[chosen], **options, **more)
     pixels = {"mean": training.mean, "std": training.std}
     held_out = None if held is None else train.Batches(images[held], labels[held], **options | pixels)
-    return Data(dataset, training, held_out, for_test(recipe, dataset, pixels, device))
+    return Splits(dataset, training, held_out, prepare_test(recipe, dataset, pixels, device))
 
 
-def sizes(recipe, dataset):
+def split_sizes(recipe, dataset):
     """How many images of the data set to train on, and to hold out; RecipeError if there are not so many."""
     said, there = recipe.data, len(dataset.train_images)
     held = said.get("validation", 0)
     wanted = said.get("train", max(there - held, 1))
     if wanted + held > there:
-        where, line = recipe.where("data.train" if "train" in said else "data.validation")
+        where, line = recipe.location("data.train" if "train" in said else "data.validation")
         raise RecipeError(f"{where}, line {line}: {wanted} + {held} images are wanted, {dataset.name} has {there}")
     steps, batch = recipe.training.get("steps_per_epoch", 1), min(recipe.training["batch"], wanted)
     if steps * batch > wanted:
-        where, line = recipe.where("training.steps_per_epoch")
+        where, line = recipe.location("training.steps_per_epoch")
         raise RecipeError(f"{where}, line {line}: {steps} batches of {batch} images are wanted, there are {wanted}")
     return wanted, held
 
 
 def _distortions(recipe):
     known = {cls.__name__: cls for cls in augment.KINDS}
-    return evaluate(recipe.data.get("augment", ""), known, *recipe.where("data.augment"))
+    return evaluate(recipe.data.get("augment", ""), known, *recipe.location("data.augment"))
 
 
-def for_test(recipe, dataset, pixels, device="cpu"):
+def prepare_test(recipe, dataset, pixels, device="cpu"):
     """The test set as the recipe wants it; pixels: mean and std, those of the training images."""
     said, images = recipe.data, dataset.test_images
     if "resize" in said:
@@ -188,14 +188,14 @@ def check(recipe):
     """RecipeError if anything that the recipe says cannot be; trains nothing, and needs no data.  Returns the model."""
 
     def fail(key, problem):
-        where, line = recipe.where(key)
+        where, line = recipe.location(key)
         raise RecipeError(f"{where}, line {line}: {problem}") from None
 
     said, shape, name = recipe.data, recipe.net["input"], recipe.data.get("name", "mnist")
     if name not in DATA:
-        fail("data.name", f"data.name must be one of {', '.join(DATA)}, got {name!r}{nearest(name, DATA)}")
+        fail("data.name", f"data.name must be one of {', '.join(DATA)}, got {name!r}{suggest(name, DATA)}")
     side = said.get("resize", SIDE) + 2 * said.get("padding", 0)
-    model = network(recipe, 0)
+    model = build_model(recipe, 0)
     if list(shape) != [1, side, side]:
         fail("net.input", f"net.input must be {[1, side, side]}, as data.resize and data.padding have it, got {shape}")
     if len(model.shapes[-1]) != 1 or model.shapes[-1][0] < CLASSES:
@@ -207,13 +207,13 @@ def check(recipe):
         fail("data.augment", error)
     if "tune_lr" in recipe.training and not said.get("validation"):
         fail("training.tune_lr", "tune_lr needs data.validation")
-    loss = criterion(recipe)
+    loss = build_loss(recipe)
     try:
         loss.prepare(model.k, 1, model.shapes[-1][0], model.dtype)
     except (TypeError, ValueError) as error:
         fail("training.loss", error)
     try:
-        rule = optimizer(recipe, model, 1, 1e-3 if "tune_lr" in recipe.training else None)
+        rule = build_optimizer(recipe, model, 1, 1e-3 if "tune_lr" in recipe.training else None)
     except RecipeError:
         raise
     except ValueError as error:
@@ -238,14 +238,14 @@ def run(
     said = recipe.training
     streams = np.random.SeedSequence(seed).spawn(4)  # weights, split, order, augmentation
     rng_weights, rng_split, rng_order = map(np.random.default_rng, streams[:3])
-    model = network(recipe, rng_weights, device)
-    ready = prepare(recipe, data, rng_split, device, int(streams[3].generate_state(1)[0]))
-    loss = criterion(recipe)
+    model = build_model(recipe, rng_weights, device)
+    ready = prepare_data(recipe, data, rng_split, device, int(streams[3].generate_state(1)[0]))
+    loss = build_loss(recipe)
     batch = min(said["batch"], len(ready.training))
     steps = said.get("steps_per_epoch") or -(-len(ready.training) // batch)
-    tuning = tuned(recipe, data, device, on_message) if "tune_lr" in said else {}
+    tuning = tune_lr(recipe, data, device, on_message) if "tune_lr" in said else {}
     rate = max(tuning, key=tuning.__getitem__) if tuning else None
-    rule = optimizer(recipe, model, steps, rate)
+    rule = build_optimizer(recipe, model, steps, rate)
     told = {section: getattr(recipe, section) for section in ("net", "data", "training")}
     folder = runs.RunFolder(Path(out) / recipe.name, f"seed-{seed}", {
         "recipe": recipe.name, "seed": seed, **told, "rate": rate, "parameters": len(model.theta),
@@ -270,9 +270,10 @@ def run(
             on_epoch(record)
 
     began, worked = time.perf_counter(), time.process_time()
+    source = results.source_file(recipe)
     result = {
         "recipe": recipe.name, "fingerprint": recipe.fingerprint, "seed": seed, "data": data.name,
-        "parameters": len(model.theta), **({"file": results.file_of(recipe)} if results.file_of(recipe) else {}),
+        "parameters": len(model.theta), **({"file": source} if source else {}),
     } | ({"rate": rate, "tuning": tuning} if tuning else {})  # fmt: skip
     try:
         train.fit(
@@ -323,7 +324,7 @@ TUNING_SEEDS = 1000, 1001, 1002  # none of those that are reported
 _tuned: dict[str, dict[float, float]] = {}  # by fingerprint: validation accuracy of each rate
 
 
-def tuned(recipe, data, device="cpu", on_message=print):
+def tune_lr(recipe, data, device="cpu", on_message=print):
     """{rate: mean validation accuracy of three whole runs} for the rates of `tune_lr`; measured once a process.
 
     Shorter runs would choose by who leaves the first plateau sooner: a sigmoid LeNet-5 stays on it for epochs, and with
@@ -341,10 +342,10 @@ def tuned(recipe, data, device="cpu", on_message=print):
 
 def _try_rate(recipe, data, rate, seed, device):
     weights, split, order = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
-    model, ready = network(recipe, weights, device), prepare(recipe, data, split, device)
+    model, ready = build_model(recipe, weights, device), prepare_data(recipe, data, split, device)
     try:
         history = train.fit(
-            model, criterion(recipe), optimizer(recipe, model, 1, rate), ready.training,
+            model, build_loss(recipe), build_optimizer(recipe, model, 1, rate), ready.training,
             epochs=recipe.training["epochs"], batch_size=recipe.training["batch"], validation=ready.held_out,
             rng=order, progress=False,
         )  # fmt: skip
