@@ -1,44 +1,71 @@
-"""Two kernels that do nothing but what they measure: copying, and fused multiply-adds."""
+"""The machine's ceilings, with one interface for the CPU and the GPU: `multiply` for arithmetic, `copy` for bandwidth.
 
-from tinycnn.cuda._launch import THREADS, blocks, cuda, flat, kernel, phase
+A class states how many floating-point operations its `multiply` does (`flops`) and how many bytes its `copy` reads and
+writes (`bytes`); `rates` turns measured seconds into rates.
+"""
 
-STEPS, CHAINS = 256, 8
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 
-@phase
-def copy_phase(tid, nt, first, y, x):
-    i = first + tid
-    if i < y.size:
-        y[i] = x[i]
-
-
-@kernel(THREADS, registers=32)
-def copy_kernel(y, x):
-    copy_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x)
+from benchmarks._harness import median
 
 
-@phase
-def chain_phase(tid, nt, first, y, x):
-    """Eight chains that do not wait for one another."""
-    m = x[0]
-    a, b, c, d, e, f, g, h = x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8]
-    for _ in range(STEPS):
-        a, b, c, d = a * m + m, b * m + m, c * m + m, d * m + m
-        e, f, g, h = e * m + m, f * m + m, g * m + m, h * m + m
-    i = first + tid
-    if i < y.size:
-        y[i] = ((a + b) + (c + d)) + ((e + f) + (g + h))
+class CpuCeilings:
+    """A product of two large matrices by NumPy's BLAS, and a copy by all threads."""
+
+    SIZE, ENTRIES = 1024, 2**25  # the copy's source is larger than the caches, and so is its target
+    flops, bytes = 2 * SIZE**3, 2 * 4 * ENTRIES
+
+    def __init__(self, threads):
+        self.a = np.random.default_rng(0).random((self.SIZE, self.SIZE), dtype=np.float32)
+        self.product = np.empty_like(self.a)
+        self.pool = ThreadPoolExecutor(threads)
+        source, target = (np.array_split(np.ones(self.ENTRIES, np.float32), threads) for _ in range(2))
+        self.chunks = list(zip(target, source, strict=True))
+
+    def multiply(self):
+        np.matmul(self.a, self.a, out=self.product)
+
+    def copy(self):
+        list(self.pool.map(lambda chunk: np.copyto(*chunk), self.chunks))
 
 
-@kernel(THREADS, registers=64)
-def chain_kernel(y, x):
-    chain_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x)
+class GpuCeilings:
+    """Fused multiply-adds in registers, and a copy, by kernels that are compiled like tinycnn's own.
+
+    entries   of the array that is copied        chains   number of threads that multiply and add
+    """
+
+    def __init__(self, entries, chains):
+        from benchmarks import _ceilings_cuda
+        from tinycnn import cuda
+
+        self.kernels = _ceilings_cuda
+        self.source = cuda.to_device(np.random.default_rng(0).random(entries, dtype=np.float32))
+        self.target, self.sums = cuda.empty((entries,), np.float32), cuda.empty((chains,), np.float32)
+        self.flops, self.bytes = 2 * chains * self.kernels.FMAS_PER_THREAD, 2 * 4 * entries
+
+    def multiply(self):
+        self.kernels.multiply_adds(self.sums, self.source)
+
+    def copy(self):
+        self.kernels.copy(self.target, self.source)
 
 
-def copy(y, x):
-    copy_kernel[blocks(y.size)](flat(y), flat(x))
+def rates(ceilings, multiply_seconds, copy_seconds):
+    """GFLOP/s of `multiply` and GB/s, read and written, of `copy`; ceilings: an object, or `CpuCeilings` itself."""
+    return {
+        "gemm_gflops": ceilings.flops / multiply_seconds / 1e9,
+        "copy_gb_per_s": ceilings.bytes / copy_seconds / 1e9,
+    }
 
 
-def multiply_adds(y, x):
-    """STEPS * CHAINS of them for each entry of y."""
-    chain_kernel[blocks(y.size)](flat(y), flat(x))
+def with_ceilings(jobs, worker):
+    """`jobs` of `_harness.round_robin`, and those of a worker that holds `CpuCeilings`."""
+    return jobs | {"multiply": (worker, "multiply"), "copy": (worker, "copy")}
+
+
+def ceiling_rates(times):
+    """`rates` of the turns that `_harness.round_robin` returns."""
+    return rates(CpuCeilings, median(times["multiply"]), median(times["copy"]))

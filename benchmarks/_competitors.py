@@ -6,7 +6,7 @@ Every class has these methods.
     step(index)                       a training step on the images `index`: gather, normalise, forward, loss,
                                       backward, Adam.  Returns the loss, a float
     logits(x)                         inference: float32 images (N, 1, 28, 28) -> (N, 10), NumPy to NumPy
-    start, losses, next_step, run_through, infer   what `Net` makes of them, for timing
+    start, losses, next_step, train_steps, infer   what `Competitor` makes of them, for timing
 
 Nothing is imported before an object is made: a class whose library is missing raises ModuleNotFoundError then.
 """
@@ -19,25 +19,25 @@ import numpy as np
 
 IMAGES = 20_480
 MEAN, STD = 0.1307, 0.3081
-RATE, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
+LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 CONVS, LINEARS = (("0", 2), ("3", 0)), ("7", "9", "11")  # names in the state_dict; the convolutions' padding
 CHECK_STEPS = 20
 
 
-def data_set():
+def dataset():
     """Random images and labels: the time of a step does not depend on what they show."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (IMAGES, 28, 28), dtype=np.uint8), rng.integers(0, 10, IMAGES)
 
 
-def first_weights(net, seed=0):
+def initial_weights(net, seed=0):
     """The weights that all nets start from: torch's initialisation, drawn by tinycnn."""
     from tinycnn import models
 
     return models.lenet5(*net.split("+"), rng=seed).state_dict()
 
 
-class Net:
+class Competitor:
     """net: "tanh+avg" or "relu+max"; threads: how many the library may use."""
 
     load: Any
@@ -46,7 +46,7 @@ class Net:
 
     def start(self, batch, weights, use="next_step"):
         """Ready for `losses` and `next_step`, or for `infer`, with batches of this size, the same for everybody."""
-        self.load(weights, *data_set())
+        self.load(weights, *dataset())
         rng = np.random.default_rng(batch)
         self.indices = [rng.permutation(IMAGES)[:batch] for _ in range(CHECK_STEPS)]
         self.coming = itertools.cycle(self.indices)
@@ -58,7 +58,7 @@ class Net:
     def next_step(self):
         self.step(next(self.coming))
 
-    def run_through(self, order):
+    def train_steps(self, order):
         """A step on each row of `order`; the mean loss."""
         return float(np.mean([self.step(index) for index in order]))
 
@@ -66,21 +66,21 @@ class Net:
         return self.logits(self.x)
 
 
-class TinyCNN(Net):
+class TinyCNN(Competitor):
     def __init__(self, net, threads):
         import tinycnn
         import tinycnn.dataset
         import tinycnn.train
 
-        tinycnn.set_threads(threads)
+        tinycnn.set_num_threads(threads)
         self.tinycnn, self.net = tinycnn, net
 
     def load(self, weights, images, labels):
         t = self.tinycnn
         self.model = t.models.lenet5(*self.net.split("+"))
         self.model.load_state_dict(weights)
-        self.batches = t.Batches(images, labels, mean=MEAN, std=STD)
-        self.optimizer, self.criterion = t.Adam(self.model, RATE), t.CrossEntropyLoss()
+        self.batches = t.DeviceDataset(images, labels, mean=MEAN, std=STD)
+        self.optimizer, self.criterion = t.Adam(self.model, LR), t.CrossEntropyLoss()
         self.run: Any = None
 
     def start(self, batch, weights, use="next_step"):
@@ -91,10 +91,10 @@ class TinyCNN(Net):
         """Begin an epoch of the batches `order`, a row each, with what `fit` does for one: a recorded step."""
         model, (_, self.batch) = self.model, order.shape
         if self.run is None:
-            train, Loader = self.tinycnn.train, self.tinycnn.dataset.Loader
-            model.reserve(max(self.batch, model.reserved))
+            train, DataLoader = self.tinycnn.train, self.tinycnn.dataset.DataLoader
+            model.reserve(max(self.batch, model.max_batch))
             train.warm_up(model, self.criterion, self.optimizer, self.batches, self.batch)
-            self.run = train.Run(model, self.criterion, Loader(self.batches), self.optimizer)
+            self.run = train.StepRunner(model, self.criterion, DataLoader(self.batches), self.optimizer)
         self.run.start_epoch(order.ravel())
         self.left = self.steps = len(order)
 
@@ -112,11 +112,11 @@ class TinyCNN(Net):
             sums.append(self.run.totals[0] / len(index))
         return list(np.diff(sums))
 
-    def run_through(self, order):
+    def train_steps(self, order):
         self.ready(order)
         for _ in order:
             self.run.replay(self.batch)
-        return self.run.read()[0]
+        return self.run.read_metrics()[0]
 
     def step(self, index):
         return self.tinycnn.train_step(self.model, self.criterion, self.optimizer, self.batches, index)
@@ -125,7 +125,7 @@ class TinyCNN(Net):
         return self.model(x)
 
 
-class Torch(Net):
+class Torch(Competitor):
     """Eager, with the fused Adam, in the faster of two memory formats (which one it is, depends on the batch)."""
 
     formats: tuple[str, ...] = ("contiguous_format", "channels_last")
@@ -156,7 +156,7 @@ class Torch(Net):
         self.model.to(memory_format=getattr(torch, self.format))
         self.model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
         self.images, self.labels = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), RATE, fused=True)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), LR, fused=True)
         self.loss, self.forward = self.compiled(self.loss_of), self.compiled(self.model)
 
     def compiled(self, function):
@@ -184,21 +184,21 @@ class TorchCompiled(Torch):
     formats = ("contiguous_format",)
 
     def start(self, batch, weights, use="next_step"):
-        Net.start(self, batch, weights)
+        Competitor.start(self, batch, weights)
 
     def compiled(self, function):
         self.torch._dynamo.reset()
         return self.torch.compile(function, dynamic=False)
 
 
-class Jax(Net):
+class Jax(Competitor):
     """The whole step under one jit, its state donated.  NHWC, which XLA's convolutions are faster in; pooling by
     reshaping, whose gradient is faster than reduce_window's."""
 
     def __init__(self, net, threads):
         import jax
 
-        jax.config.update("jax_platforms", "cpu")  # its threads: see held_to
+        jax.config.update("jax_platforms", "cpu")  # its threads: see limit_threads
         self.jax = jax
         activation, pool = net.split("+")
         activate = {"tanh": jax.numpy.tanh, "relu": jax.nn.relu}[activation]
@@ -232,7 +232,7 @@ class Jax(Net):
             t, each = t + 1, jax.tree.map
             means = each(lambda m, g: BETA1 * m + (1 - BETA1) * g, means, slopes)
             squares = each(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, squares, slopes)
-            size, scale = RATE / (1 - BETA1**t), jax.numpy.sqrt(1 - BETA2**t)
+            size, scale = LR / (1 - BETA1**t), jax.numpy.sqrt(1 - BETA2**t)
             parameters = each(
                 lambda p, m, v: p - size * m / (jax.numpy.sqrt(v) / scale + EPS), parameters, means, squares
             )
@@ -258,7 +258,7 @@ class Jax(Net):
         return np.asarray(self.forward(self.state[0], x.reshape(len(x), 28, 28, 1)))
 
 
-class OnnxRuntime(Net):
+class OnnxRuntime(Competitor):
     """Inference only; the graph is built here."""
 
     def __init__(self, net, threads):
@@ -336,7 +336,7 @@ def conv_backward(dy, cols, x, w, stride=1, padding=0, input_gradient=True):
     return dx[:, :, padding : H - padding, padding : W - padding], dw, db
 
 
-class NumPy(Net):
+class NumPy(Competitor):
     """im2col and matrix products; the matrix products have threads, nothing else has."""
 
     def __init__(self, net, threads):
@@ -410,7 +410,7 @@ class NumPy(Net):
     def descend(self, gradients):
         """Adam."""
         self.steps += 1
-        size, scale = RATE / (1 - BETA1**self.steps), (1 - BETA2**self.steps) ** 0.5
+        size, scale = LR / (1 - BETA1**self.steps), (1 - BETA2**self.steps) ** 0.5
         for name, gradient in gradients.items():
             mean, square = self.moments[name]
             mean += (1 - BETA1) * (gradient - mean)

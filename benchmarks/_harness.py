@@ -1,11 +1,11 @@
-"""What all benchmarks share: competitors in processes of their own, turns, ceilings, hardware, tables, files.
+"""What all benchmarks share: competitors in processes of their own, turns, hardware, tables, files.
 
 A competitor is an object of any class; `Worker` makes it in a fresh process and calls its methods from here.  Of its
 own, because the idle threads of one library's pool spin for a while, and would take the processor from the next one's.
 Competitors take turns: each repeats its call for a fraction of a second, then the next one does, round after round, so
 that whatever else the machine is doing meets all of them alike.  The median of the turns is what counts.
 
-What the machine can do at best is measured in the same rounds, as two more competitors: `Ceilings`.
+The machine's ceilings are measured in the same rounds, as two more competitors: `_ceilings.CpuCeilings`.
 """
 
 import argparse
@@ -18,27 +18,26 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from tinycnn.runs import git_revision, processor
+from tinycnn.hardware import git_revision, processor
 
 PACKAGES = ("tinycnn", "numpy", "numba", "torch", "jax", "onnxruntime", "onnx", "scipy")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC")
 PAUSE = 0.05  # seconds before a turn, until the others' threads sleep
 
 
-class Failed(Exception):
+class WorkerError(Exception):
     """What a competitor could not do, in a line."""
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def work(pipe, make, arguments):
+def worker_main(pipe, make, arguments):
     """The life of a worker's process: make the competitor, then call what it is told to call, until the pipe ends."""
     competitor = None
     while True:
@@ -79,13 +78,13 @@ def repeat(function, arguments, seconds):
 
 
 class Worker:
-    """The near end of `work`: an object made by `make(*arguments)` in another process, with so many threads."""
+    """The near end of `worker_main`: an object made by `make(*arguments)` in another process, with so many threads."""
 
     def __init__(self, threads, make, *arguments):
         context = multiprocessing.get_context("spawn")
         self.pipe, far = context.Pipe()
-        with held_to(threads):  # which the child inherits
-            self.process = context.Process(target=work, args=(far, make, arguments), daemon=True)
+        with limit_threads(threads):  # which the child inherits
+            self.process = context.Process(target=worker_main, args=(far, make, arguments), daemon=True)
             self.process.start()
         far.close()
         self._answer()
@@ -95,9 +94,9 @@ class Worker:
             error, answer = self.pipe.recv()
         except EOFError:
             self.process.join()
-            raise Failed(f"its process ended with exit status {self.process.exitcode}") from None
+            raise WorkerError(f"its process ended with exit status {self.process.exitcode}") from None
         if error:
-            raise Failed(error)
+            raise WorkerError(error)
         return answer
 
     def call(self, method, *arguments):
@@ -117,7 +116,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def held_to(threads):
+def limit_threads(threads):
     """Processes started inside have so many threads, and, where the system can, so many cores, for libraries that do
     not ask (XLA's pool has a thread a core)."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
@@ -149,18 +148,18 @@ def busy(programs):
             loop.wait()
 
 
-def start(threads, kinds, *arguments):
+def start_workers(threads, kinds, *arguments):
     """A worker for each of `kinds` (a dict: name -> class); those that cannot be made are left out, with a line."""
     workers = {}
     for name, make in kinds.items():
         try:
             workers[name] = Worker(threads, make, *arguments)
-        except Failed as error:
+        except WorkerError as error:
             skip(name, error)
     return workers
 
 
-def stop(workers):
+def stop_workers(workers):
     for worker in workers.values():
         worker.stop()
 
@@ -169,13 +168,13 @@ def skip(name, reason):
     print(f"{name} is skipped: {reason}", flush=True)
 
 
-def ask(workers, method, *arguments):
+def call_all(workers, method, *arguments):
     """The answer of each worker; one that fails is stopped and leaves `workers`, with a line."""
     answers = {}
     for name, worker in list(workers.items()):
         try:
             answers[name] = worker.call(method, *arguments)
-        except Failed as error:
+        except WorkerError as error:
             skip(name, error)
             workers.pop(name).stop()
     return answers
@@ -184,7 +183,7 @@ def ask(workers, method, *arguments):
 # --- turns ------------------------------------------------------------------------------------------------------------
 
 
-def take_turns(jobs, turns, seconds):
+def round_robin(jobs, turns, seconds):
     """Run all `jobs` (name -> (worker, method, *arguments)) in turn, `turns` times.
 
     Returns for each a list of turns, each a list of the seconds of its calls.
@@ -201,42 +200,10 @@ def median(turns):
     return statistics.median(statistics.fmean(turn) for turn in turns)
 
 
-class Ceilings:
-    """What the machine does at best: a large matrix product of NumPy's BLAS, and copying on all threads."""
-
-    SIZE, BYTES = 1024, 2**27  # the copy's source, and again its target: more than caches hold
-    FLOPS = 2 * SIZE**3
-
-    def __init__(self, threads):
-        self.a = np.random.default_rng(0).random((self.SIZE, self.SIZE), dtype=np.float32)
-        self.product = np.empty_like(self.a)
-        self.pool = ThreadPoolExecutor(threads)
-        source, target = (np.array_split(np.ones(self.BYTES // 4, np.float32), threads) for _ in range(2))
-        self.parts = list(zip(target, source, strict=True))
-
-    def gemm(self):
-        np.matmul(self.a, self.a, out=self.product)
-
-    def copy(self):
-        list(self.pool.map(lambda part: np.copyto(*part), self.parts))
-
-
-def with_ceilings(jobs, ceilings):
-    return jobs | {"gemm": (ceilings, "gemm"), "copy": (ceilings, "copy")}
-
-
-def ceiling_figures(times):
-    """GFLOP/s of the matrix product and GB/s, read and written, of the copy."""
-    return {
-        "gemm_gflops": Ceilings.FLOPS / median(times["gemm"]) / 1e9,
-        "copy_gb_per_s": 2 * Ceilings.BYTES / median(times["copy"]) / 1e9,
-    }
-
-
 # --- checking ---------------------------------------------------------------------------------------------------------
 
 
-def must_agree(what, answers, reference, tolerance):
+def assert_agree(what, answers, reference, tolerance):
     """Stop unless everybody's answer (arrays or numbers) is that of `reference`, to `tolerance` of its largest entry.
 
     answers: name -> answer    reference: a name among them
@@ -291,7 +258,7 @@ def run(command, args, measure):
         "settings": {k: v for k, v in vars(args).items() if k not in ("json", "plots")} | {"only": list(args.only)},
         "rows": [],
     }
-    print(head_line(result))
+    print(header(result))
     with busy(args.busy):
         for threads in args.threads:
             result["rows"] += measure(args, threads)
@@ -321,15 +288,15 @@ def versions():
     return found
 
 
-def head_line(result):
+def header(result):
     machine, what = result["hardware"], ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     threads = " and ".join(map(str, result["settings"]["threads"]))
     memory = f"{machine['memory_gb']:g} GB, " if "memory_gb" in machine else ""
     where = f"{machine['processor']}, {machine['cores']} cores, {memory}{machine['system']}"
-    return f"{where}; threads: {threads}{company(result)}\n{what}"
+    return f"{where}; threads: {threads}{busy_note(result)}\n{what}"
 
 
-def company(result):
+def busy_note(result):
     """Words on the programs that kept cores busy meanwhile (older files do not say)."""
     programs = result["settings"].get("busy", 0)
     return f", beside {programs} busy program{'s' * (programs > 1)}" if programs > 0 else ""

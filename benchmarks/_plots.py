@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from benchmarks import _harness as side
+from benchmarks import _harness as harness
 from tinycnn import plot
-from tinycnn.plot import BLUE, FAINT, GREEN, INK, LABEL, ORANGE, RULE, SMALL
+from tinycnn.plot import BLUE, GREEN, GRID, LABEL, MUTED, ORANGE, SMALL, TEXT
 
 # Colours of Okabe and Ito, and a marker each, so that no line is told by its colour alone.
 LOOKS = {
@@ -13,9 +13,9 @@ LOOKS = {
     "torch.compile": ("#E69F00", "D"),
     "jax": (GREEN, "^"),
     "onnxruntime": ("#CC79A7", "v"),
-    "numpy": (FAINT, "x"),
+    "numpy": (MUTED, "x"),
 }
-PHASES = {"data": FAINT, "forward": BLUE, "loss": GREEN, "backward": ORANGE, "optimizer": "#CC79A7"}
+PHASES = {"data": MUTED, "forward": BLUE, "loss": GREEN, "backward": ORANGE, "optimizer": "#CC79A7"}
 
 
 def draw(result, folder):
@@ -30,12 +30,12 @@ def draw(result, folder):
 def train_step(result):
     yield from throughput(result, "training steps")
     rows = near_64(result)
-    figure = plot._figure(5.2 * len(rows), 6.4, layout="constrained")
+    figure = plot.new_figure(5.2 * len(rows), 6.4, layout="constrained")
     for ax, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         parts(ax, row)
     heading(figure, "Where the time of a training step goes", machine(result, rows[0]))
     yield "parts", figure
-    figure = plot._figure(6.4 * len(rows), 4.6, layout="constrained")
+    figure = plot.new_figure(6.4 * len(rows), 4.6, layout="constrained")
     for ax, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         points = [
             (part["part"], part["phase"], part["flops"] / part["bytes"], part["flops"] / part["seconds"] / 1e9)
@@ -52,7 +52,7 @@ def inference(result):
     rows = [row for row in result["rows"] if "latency" in row]
     rows = [row for row in rows if row["threads"] == rows[-1]["threads"]]
     if rows:
-        figure = plot._figure(0.6 + 4.4 * len(rows), 3.0, layout="constrained")
+        figure = plot.new_figure(0.6 + 4.4 * len(rows), 3.0, layout="constrained")
         for ax, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
             latency(ax, row)
         heading(figure, "A single image", machine(result, rows[0]))
@@ -72,7 +72,7 @@ def conv(result):
     ):
         if len({row["shape"][key] for row in chosen}) > 1:
             fixed = "images of 32 x 32" if key == "channels" else "16 channels"
-            figure = plot._figure(9.6, 4.2, layout="constrained")
+            figure = plot.new_figure(9.6, 4.2, layout="constrained")
             for ax, phase in zip(figure.subplots(1, 2), ("forward", "backward"), strict=True):
                 of_phase = sorted((r for r in chosen if r["phase"] == phase), key=lambda r: r["shape"][key])
                 lines(ax, [r["shape"][key] for r in of_phase], [r["gflops"] for r in of_phase])
@@ -82,7 +82,7 @@ def conv(result):
             what = f"Convolution, 3 x 3, {fixed}, batch {rows[0]['batch']}"
             heading(figure, f"{what}", machine(result, rows[0]))
             yield name, figure
-    figure = plot._figure(8.4, 5.2, layout="constrained")
+    figure = plot.new_figure(8.4, 5.2, layout="constrained")
     points = [(r["name"], r["phase"], r["flops"] / r["bytes"], r["gflops"]["tinycnn"]) for r in rows]
     roofline(figure.add_subplot(), points, rows[0], "")
     heading(figure, f"tinycnn's convolutions under the roof, batch {rows[0]['batch']}", machine(result, rows[0]))
@@ -92,23 +92,23 @@ def conv(result):
 def ladder(result):
     threads = max(row["threads"] for row in result["rows"])
     rows = [row for row in result["rows"] if row["threads"] == threads]
-    figure = plot._figure(7.6, 4.0, layout="constrained")
+    figure = plot.new_figure(7.6, 4.0, layout="constrained")
     ax = figure.add_subplot()
     for place, row in enumerate(rows):
-        ours = row["version"] in ("im2col, our product", "shifted rows", "in use: tiles")
-        ax.barh(place, row["gflops"], color=BLUE if ours else FAINT, height=0.7)
-        number = ax.text(row["gflops"] * 1.08, place, f"{row['gflops']:.3g}", va="center", fontsize=SMALL, color=INK)
+        ours = row["version"] in ("im2col, our GEMM", "shifted rows", "in use: direct, blocked")
+        ax.barh(place, row["gflops"], color=BLUE if ours else MUTED, height=0.7)
+        number = ax.text(row["gflops"] * 1.08, place, f"{row['gflops']:.3g}", va="center", fontsize=SMALL, color=TEXT)
         number.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # the line of the peak may cross it
         words, across = duration(row["seconds_an_image"]), ax.get_yaxis_transform()
-        ax.text(1, place, words, transform=across, ha="right", va="center", fontsize=SMALL, color=INK)
+        ax.text(1, place, words, transform=across, ha="right", va="center", fontsize=SMALL, color=TEXT)
     ax.set_yticks(range(len(rows)), [row["version"] for row in rows])
     ax.invert_yaxis()
     logarithmic(ax.xaxis, (1,))
     peak, top = rows[0]["gemm_gflops"], ax.get_xaxis_transform()
     ax.set_xlim(min(row["gflops"] for row in rows) / 2, peak * 12)
-    ax.axvline(peak, color=INK, linewidth=1, linestyle=":")
-    ax.text(peak, 1.01, f"GEMM peak {peak:.0f}", transform=top, ha="center", fontsize=SMALL, color=INK)
-    ax.text(1, 1.01, "an image", transform=ax.transAxes, ha="right", fontsize=SMALL, color=INK)
+    ax.axvline(peak, color=TEXT, linewidth=1, linestyle=":")
+    ax.text(peak, 1.01, f"GEMM peak {peak:.0f}", transform=top, ha="center", fontsize=SMALL, color=TEXT)
+    ax.text(1, 1.01, "an image", transform=ax.transAxes, ha="right", fontsize=SMALL, color=TEXT)
     dress(ax, "GFLOP/s", "", "")
     heading(figure, "LeNet-5's C3, forward", machine(result, rows[0]))
     ax.grid(False, axis="y")
@@ -118,13 +118,13 @@ def ladder(result):
 def epoch(result):
     threads = result["rows"][0]["threads"]
     rows = [row for row in result["rows"] if row["threads"] == threads and row["seed"] == result["rows"][0]["seed"]]
-    figure = plot._figure(6.4, 4.2, layout="constrained")
+    figure = plot.new_figure(6.4, 4.2, layout="constrained")
     ax = figure.add_subplot()
     for row in rows:
         colour, marker = LOOKS[row["competitor"]]
         seconds, error = ([look[key] for look in row["looks"]] for key in ("seconds", "accuracy"))
         ax.plot(seconds, [100 * (1 - a) for a in error], color=colour, marker=marker, markersize=4, linewidth=1.4)
-    ax.axhline(1, color=INK, linewidth=1, linestyle=":")
+    ax.axhline(1, color=TEXT, linewidth=1, linestyle=":")
     logarithmic(ax.yaxis)
     logarithmic(ax.xaxis)
     dress(ax, "seconds of training", "test error (%)", f"{rows[0]['net']}, batch {rows[0]['batch']}")
@@ -140,7 +140,7 @@ def throughput(result, what):
     """Images a second against the batch, and against the number of threads."""
     rows, counts = result["rows"], sorted({row["threads"] for row in result["rows"]})
     nets = list(dict.fromkeys(row["net"] for row in rows))
-    figure = plot._figure(0.6 + 4.4 * len(nets), 4.4, layout="constrained")
+    figure = plot.new_figure(0.6 + 4.4 * len(nets), 4.4, layout="constrained")
     for ax, net in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
         chosen = [row for row in rows if row["net"] == net and row["threads"] == counts[-1]]
         lines(ax, [row["batch"] for row in chosen], [row["images_per_second"] for row in chosen])
@@ -149,7 +149,7 @@ def throughput(result, what):
     heading(figure, f"LeNet-5, {what}", machine(result, rows[-1]))
     yield "batch", figure
     if len(counts) > 1:
-        figure = plot._figure(0.6 + 4.4 * len(nets), 4.4, layout="constrained")
+        figure = plot.new_figure(0.6 + 4.4 * len(nets), 4.4, layout="constrained")
         for ax, net in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
             chosen = [near(64, [r for r in rows if r["net"] == net and r["threads"] == n]) for n in counts]
             lines(ax, counts, [row["images_per_second"] for row in chosen])
@@ -158,7 +158,7 @@ def throughput(result, what):
             from_zero(ax, counts)
             dress(ax, "threads (dotted: in proportion)", "images/s", f"{net}, batch {chosen[0]['batch']}")
         legend(figure, rows)
-        heading(figure, f"LeNet-5, {what}", result["hardware"]["processor"] + side.company(result))
+        heading(figure, f"LeNet-5, {what}", result["hardware"]["processor"] + harness.busy_note(result))
         yield "threads", figure
 
 
@@ -166,7 +166,7 @@ def parts(ax, row):
     """The kernels of a step, from top to bottom in the order in which they run."""
     for place, part in enumerate(row["parts"]):
         ax.barh(place, part["seconds"] * 1e6, color=PHASES[part["phase"]], height=0.75)
-        ax.plot([part["alone"] * 1e6] * 2, [place - 0.38, place + 0.38], color=INK, linewidth=1.4)
+        ax.plot([part["alone"] * 1e6] * 2, [place - 0.38, place + 0.38], color=TEXT, linewidth=1.4)
     names = [f"{part['part']} {part['phase'] if part['phase'] == 'backward' else ''}".strip() for part in row["parts"]]
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
@@ -205,8 +205,8 @@ def roofline(ax, points, row, title):
     logarithmic(ax.xaxis)
     logarithmic(ax.yaxis)
     ax.set(xlim=(least, most), ylim=(low, high))
-    ax.plot([least, knee, most], [bandwidth * least, peak, peak], color=INK, linewidth=1.4)
-    near: dict = {"textcoords": "offset points", "fontsize": SMALL, "color": INK}
+    ax.plot([least, knee, most], [bandwidth * least, peak, peak], color=TEXT, linewidth=1.4)
+    near: dict = {"textcoords": "offset points", "fontsize": SMALL, "color": TEXT}
     ax.annotate(f"GEMM {peak:.0f} GFLOP/s", (knee, peak), (0, 4), **near)
     ax.annotate(f"copy {bandwidth:.0f} GB/s", (least * 1.3, bandwidth * least * 1.3), (4, -4), va="top", **near)
     for phase, marker in (("forward", "o"), ("backward", "s")):
@@ -261,9 +261,9 @@ def lines(ax, x, values):
 def gemm(ax, rows):
     """The GEMM peak that was measured with each row."""
     peak = float(np.median([row["gemm_gflops"] for row in rows]))
-    ax.axhline(peak, color=INK, linewidth=1, linestyle=":")
+    ax.axhline(peak, color=TEXT, linewidth=1, linestyle=":")
     ax.annotate(f"GEMM peak, {peak:.0f}", (0, peak), (4, 3), xycoords=("axes fraction", "data"),
-                textcoords="offset points", fontsize=SMALL, color=INK)  # fmt: skip
+                textcoords="offset points", fontsize=SMALL, color=TEXT)  # fmt: skip
 
 
 def duration(seconds):
@@ -291,15 +291,15 @@ def from_zero(ax, x):
 
 
 def heading(figure, title, note):
-    figure.suptitle(f"{title}\n{note}", fontsize=LABEL + 1, color=INK)
+    figure.suptitle(f"{title}\n{note}", fontsize=LABEL + 1, color=TEXT)
 
 
 def dress(ax, x, y, title):
     ax.set_xlabel(x, fontsize=LABEL)
     ax.set_ylabel(y, fontsize=LABEL)
-    ax.set_title(title, fontsize=LABEL, color=INK)
+    ax.set_title(title, fontsize=LABEL, color=TEXT)
     ax.tick_params(labelsize=LABEL)
-    ax.grid(True, color=RULE, linewidth=0.6)
+    ax.grid(True, color=GRID, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -319,7 +319,7 @@ def legend(figure, rows):
 
 def machine(result, row):
     threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)}"
-    return f"{result['hardware']['processor']}, {threads}{side.company(result)}"
+    return f"{result['hardware']['processor']}, {threads}{harness.busy_note(result)}"
 
 
 def near(batch, rows):

@@ -20,14 +20,14 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "lenet5.py"
 
 def test_elsewhere(folder, name):
     """Accuracy of a run's weights on the test set `name`."""
-    from tinycnn import Batches, checkpoint, data, evaluate, models
+    from tinycnn import DeviceDataset, checkpoint, data, evaluate, models
 
     settings = json.loads((folder / "config.json").read_text())["settings"]
     trained_on, other = data.load(settings["data"], settings["data_dir"]), data.load(name, settings["data_dir"])
-    own = Batches(trained_on.train_images, trained_on.train_labels)
+    own = DeviceDataset(trained_on.train_images, trained_on.train_labels)
     model = models.lenet5(settings["activation"], settings["pool"])
     model.load_state_dict(checkpoint.load(folder / "model.npz")[0])
-    return evaluate(model, Batches(other.test_images, other.test_labels, mean=own.mean, std=own.std))[1]
+    return evaluate(model, DeviceDataset(other.test_images, other.test_labels, mean=own.mean, std=own.std))[1]
 
 
 def main(argv=None):

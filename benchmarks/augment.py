@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn.runs import processor
+from tinycnn.hardware import processor
 
 SIZE, BATCH = 28, 100
 AFFINE: dict[str, Any] = {"degrees": 15, "translate": (2, 2), "scale": (0.9, 1.1), "squeeze": (0.9, 1.1), "shear": 10}
@@ -36,17 +36,17 @@ class TinyCNN:
     def __init__(self, affine, elastic):
         from tinycnn import ElasticTransform, kernels
 
-        self.k, self.result = kernels, np.empty((BATCH, 1, SIZE, SIZE), np.float32)
+        self.ops, self.result = kernels, np.empty((BATCH, 1, SIZE, SIZE), np.float32)
         self.matrices = np.empty((BATCH if affine else 0, 2, 3), np.float32)
         self.field = np.empty((BATCH if elastic else 0, 2, SIZE, SIZE), np.float32)
         self.weights = ElasticTransform(ALPHA, SIGMA).weights().astype(np.float32)
         self.background, self.counter = np.zeros(1, np.float32), np.zeros(1, np.int64)
 
     def run(self, images):
-        k = self.k
-        k.advance(self.counter)
+        k = self.ops
+        k.increment(self.counter)
         if len(self.matrices):
-            k.affine_draw(self.matrices, self.counter, 1, *AFFINE.values())
+            k.random_affine(self.matrices, self.counter, 1, *AFFINE.values())
         if len(self.field):
             k.elastic_field(self.field, self.weights, self.counter, 2, ALPHA)
         k.warp(self.result, images, self.matrices, self.field, self.background)
@@ -56,7 +56,7 @@ class TinyCNN:
         """The random numbers of the last run: matrices, and the noise, which a filter of one tap leaves as it is."""
         noise = np.empty_like(self.field)
         if len(noise):
-            self.k.elastic_field(noise, np.ones(1, np.float32), self.counter, 2, 1.0)
+            self.ops.elastic_field(noise, np.ones(1, np.float32), self.counter, 2, 1.0)
         return self.matrices, noise
 
 
@@ -113,9 +113,9 @@ def main(argv=None):
     except metadata.PackageNotFoundError:
         sys.exit("scipy is not installed: pip install 'tinycnn[test]'")
 
-    from tinycnn import set_threads
+    from tinycnn import set_num_threads
 
-    set_threads(args.threads)
+    set_num_threads(args.threads)
     what = ", ".join(f"{name} {version}" for name, version in versions.items())
     print(f"{processor()}, {os.cpu_count()} cores, {args.threads} threads (scipy: 1); {what}")
     count = args.batches * BATCH

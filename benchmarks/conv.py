@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import _competitors
-from benchmarks import _harness as side
+from benchmarks import _ceilings, _competitors
+from benchmarks import _harness as harness
 
 PHASES = ("forward", "backward")
 
@@ -78,12 +78,12 @@ class TinyCNN:
     def __init__(self, threads):
         import tinycnn
 
-        tinycnn.set_threads(threads)
-        self.k = tinycnn.kernels
+        tinycnn.set_num_threads(threads)
+        self.ops = tinycnn.kernels
 
     def start(self, shape, batch):
-        k, (x, w, b, dy) = self.k, numbers(shape, batch)
-        self.batch, lanes = batch, k.layout.images_a_tile(batch, np.float32)
+        k, (x, w, b, dy) = self.ops, numbers(shape, batch)
+        self.batch, lanes = batch, k.layout.lanes_for(batch, np.float32)
         x, y, dy, dx = (self.laid_out(a, lanes) for a in (x, np.zeros_like(dy), dy, np.zeros_like(x)))
         options = ((shape.stride,) * 2, (shape.padding,) * 2, (1, 1), 1)
         self.results = y, dx, *(k.empty(a.shape, a.dtype) for a in (w, b))
@@ -94,18 +94,18 @@ class TinyCNN:
         """As it lies between the layers of a net: in tiles, if there are images enough, and on a line of the cache."""
         N, C, H, W = a.shape
         if lanes == 1:
-            placed = self.k.empty(a.shape, a.dtype)
+            placed = self.ops.empty(a.shape, a.dtype)
             placed[...] = a
         else:
-            placed = self.k.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
-            self.k.layout.interleave(placed, a)
+            placed = self.ops.empty((-(-N // lanes), C, H, W, lanes), a.dtype)
+            self.ops.layout.to_blocked(placed, a)
         return placed
 
     def answers(self):
         self.forward()
         self.backward()
         y, dx, dw, db = self.results
-        return [self.k.layout.plain(y)[: self.batch], self.k.layout.plain(dx)[: self.batch], dw, db]
+        return [self.ops.layout.as_nchw(y)[: self.batch], self.ops.layout.as_nchw(dx)[: self.batch], dw, db]
 
     def choices(self):
         """The functions that did the work: watched, not guessed."""
@@ -114,7 +114,7 @@ class TinyCNN:
     def watch(self, call):
         """Names of the functions that the dispatching function, called by `call`, calls in turn."""
         home, seen = call.func.__globals__, []
-        paths = {n: home[n] for n in call.func.__code__.co_names if callable(home.get(n)) and n != "covers"}
+        paths = {n: home[n] for n in call.func.__code__.co_names if callable(home.get(n)) and n != "is_full_window"}
 
         def watched(name, *arguments):
             seen.append(name)
@@ -184,7 +184,7 @@ class Jax(TwoLayouts):
     def __init__(self, threads):
         import jax
 
-        jax.config.update("jax_platforms", "cpu")  # its threads: see held_to
+        jax.config.update("jax_platforms", "cpu")  # its threads: see limit_threads
         self.jax = jax
 
     def calls(self, shape, layout, x, w, b, dy):
@@ -276,51 +276,51 @@ def check(shape, batch, workers):
     sums = {"y": shape.channels * shape.kernel**2, "dx": shape.maps * shape.kernel**2}  # products in each
     sums |= dict.fromkeys(("dw", "db"), batch * shape.out**2)
     want = dict(zip(sums, reference.answers(), strict=True))
-    for name, got in side.ask(workers, "answers").items():
+    for name, got in harness.call_all(workers, "answers").items():
         for (what, products), answer in zip(sums.items(), got, strict=False):
             answers = {"float64": want[what], name: answer}
-            side.must_agree(f"{shape}: {what}", answers, "float64", 1e-6 * math.sqrt(products))
+            harness.assert_agree(f"{shape}: {what}", answers, "float64", 1e-6 * math.sqrt(products))
 
 
 def measure(args, threads):
     rows = []
-    ceilings = side.Worker(threads, side.Ceilings, threads)
-    workers = side.start(threads, args.only, threads)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
+    workers = harness.start_workers(threads, args.only, threads)
     columns = list(workers)
     print(f"\nbatches of {args.batch}, {threads} threads; GFLOP/s")
     widths = [34, 8, *(max(9, len(name)) for name in columns), 8, 8, 20]
-    line = side.table(["convolution", "", *columns, "x best", "of GEMM", "path"], widths)
+    line = harness.table(["convolution", "", *columns, "x best", "of GEMM", "path"], widths)
     for shape in [shape for shape in SHAPES if not args.shapes or shape.name in args.shapes]:
-        side.ask(workers, "start", shape, args.batch)
+        harness.call_all(workers, "start", shape, args.batch)
         check(shape, args.batch, workers)
-        choices = side.ask(workers, "choices")
+        choices = harness.call_all(workers, "choices")
         for phase, work in zip(PHASES, (1, 2), strict=True):
             able = {name: worker for name, worker in workers.items() if phase == "forward" or name != "onnxruntime"}
             jobs = {name: (worker, phase) for name, worker in able.items()}
-            times = side.take_turns(side.with_ceilings(jobs, ceilings), args.turns, args.seconds)
-            flops, seconds = work * shape.flops(args.batch), {name: side.median(times[name]) for name in able}
+            times = harness.round_robin(_ceilings.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            flops, seconds = work * shape.flops(args.batch), {name: harness.median(times[name]) for name in able}
             gflops = {name: flops / s / 1e9 for name, s in seconds.items()}
             row = {
                 "threads": threads, "name": shape.name, "shape": shape._asdict(), "batch": args.batch, "phase": phase,
                 "flops": flops, "bytes": work * shape.bytes(args.batch), "seconds": seconds, "gflops": gflops,
                 "choices": {name: found[phase] for name, found in choices.items() if phase in found},
-            } | side.ceiling_figures(times)  # fmt: skip
+            } | _ceilings.ceiling_rates(times)  # fmt: skip
             rows.append(row)
             best = max((rate for name, rate in gflops.items() if name != "tinycnn"), default=None)
             shown = [f"{gflops[name]:.1f}" if name in gflops else None for name in columns]
             ratio = f"{gflops['tinycnn'] / best:.2f}" if best else None
             share = f"{gflops['tinycnn'] / row['gemm_gflops']:.0%}"
             line(str(shape), phase, *shown, ratio, share, row["choices"].get("tinycnn"))
-    side.stop(workers | {"ceilings": ceilings})
+    harness.stop_workers(workers | {"ceilings": ceilings})
     return rows
 
 
 def main(argv=None):
-    parser = side.options("conv", __doc__, COMPETITORS, turns=9)
+    parser = harness.options("conv", __doc__, COMPETITORS, turns=9)
     parser.add_argument("--batch", type=int, default=32)
     names = [shape.name for shape in SHAPES]
     parser.add_argument("--shapes", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    side.run("conv", side.parse(parser, argv, COMPETITORS), measure)
+    harness.run("conv", harness.parse(parser, argv, COMPETITORS), measure)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from benchmarks import _competitors
-from benchmarks import _harness as side
+from benchmarks import _harness as harness
 
 BATCH, GOAL = 64, 0.99
 EVALUATED = 500  # images at a time
@@ -33,15 +33,15 @@ class Runner:
         test = (test_images.astype(np.float32) / 255 - _competitors.MEAN) / _competitors.STD
         self.test, self.labels = np.ascontiguousarray(test[:, None], np.float32), test_labels
         self.net.load(weights, images, labels)
-        self.net.run_through(np.arange(3 * BATCH).reshape(3, BATCH))  # compiles
+        self.net.train_steps(np.arange(3 * BATCH).reshape(3, BATCH))  # compiles
         self.accuracy()
         self.net.load(weights, images, labels)
 
     def train(self, order):
         """(seconds, mean loss) of the steps of `order` (steps, BATCH)"""
-        time.sleep(side.PAUSE)
+        time.sleep(harness.PAUSE)
         start = time.perf_counter()
-        loss = self.net.run_through(order)
+        loss = self.net.train_steps(order)
         return time.perf_counter() - start, loss
 
     def accuracy(self):
@@ -71,11 +71,11 @@ def measure(args, threads):
     steps = len(images[0]) // BATCH
     rows = []
     for seed in range(args.seeds):
-        workers: dict[str, side.Worker] = {}
+        workers: dict[str, harness.Worker] = {}
         for name, make in args.only.items():
-            workers |= side.start(threads, {name: Runner}, make, args.net, threads)
-        weights = _competitors.first_weights(args.net, seed)
-        side.ask(workers, "start", weights, *images, *test)
+            workers |= harness.start_workers(threads, {name: Runner}, make, args.net, threads)
+        weights = _competitors.initial_weights(args.net, seed)
+        harness.call_all(workers, "start", weights, *images, *test)
         looks: dict[str, list[dict]] = {name: [] for name in workers}
         rng = np.random.default_rng(seed)
         for _ in range(args.epochs):
@@ -88,10 +88,10 @@ def measure(args, threads):
                     looks[name].append({"seconds": before + seconds, "loss": loss, "accuracy": accuracy})
                 if len(looks["tinycnn"]) == 1:
                     first = {name: found[0]["loss"] for name, found in looks.items()}
-                    side.must_agree(f"seed {seed}: the mean loss of the first part", first, "tinycnn", TOLERANCE)
+                    harness.assert_agree(f"seed {seed}: the mean loss of the first part", first, "tinycnn", TOLERANCE)
             if all(any(look["accuracy"] >= GOAL for look in found) for found in looks.values()):
                 break
-        side.stop(workers)
+        harness.stop_workers(workers)
         for name, found in looks.items():
             goal = next((look["seconds"] for look in found if look["accuracy"] >= GOAL), None)
             rows.append({
@@ -104,7 +104,7 @@ def measure(args, threads):
 
 def print_table(rows, args, threads, images):
     print(f"\nMNIST, {images:,} images; LeNet-5, {args.net}, batch {BATCH}; {threads} threads; {args.seeds} seeds")
-    line = side.table(["", "an epoch, s", "images/s", "to 99 %, s", "each seed"], [13, 11, 10, 10, 30])
+    line = harness.table(["", "an epoch, s", "images/s", "to 99 %, s", "each seed"], [13, 11, 10, 10, 30])
     for name in dict.fromkeys(row["competitor"] for row in rows):
         mine = [row for row in rows if row["competitor"] == name]
         seconds, goals = statistics.median(r["epoch_seconds"] for r in mine), [r["seconds_to_99"] for r in mine]
@@ -114,16 +114,16 @@ def print_table(rows, args, threads, images):
 
 
 def main(argv=None):
-    parser = side.options("epoch", __doc__, _competitors.TRAINING)
+    parser = harness.options("epoch", __doc__, _competitors.TRAINING)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=15, help="at most; it ends when all have reached 99 %%")
     parser.add_argument("--looks", type=int, default=4, help="an epoch, at the test set")
     parser.add_argument("--net", choices=("tanh+avg", "relu+max"), default="relu+max")
     parser.add_argument("--images", type=int, help="only so many, for a try")
-    args = side.parse(parser, argv, _competitors.TRAINING)
+    args = harness.parse(parser, argv, _competitors.TRAINING)
     if min(args.seeds, args.epochs, args.looks) < 1:
         sys.exit("--seeds, --epochs and --looks must be at least 1")
-    side.run("epoch", args, measure)
+    harness.run("epoch", args, measure)
 
 
 if __name__ == "__main__":

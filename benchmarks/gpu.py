@@ -44,16 +44,16 @@ class Setup:
     """LeNet-5, its loss, Adam and data on one device."""
 
     def __init__(self, device, batch, images, activation="relu", pool="max"):
-        from tinycnn import Adam, Batches, CrossEntropyLoss, models
-        from tinycnn.dataset import Loader
-        from tinycnn.train import Run
+        from tinycnn import Adam, CrossEntropyLoss, DeviceDataset, models
+        from tinycnn.dataset import DataLoader
+        from tinycnn.train import StepRunner
 
         self.batch = batch
         self.model = models.lenet5(activation, pool, rng=0, device=device)
-        self.batches = Batches(*data_set(images), mean=0.1307, std=0.3081, device=device)
+        self.batches = DeviceDataset(*data_set(images), mean=0.1307, std=0.3081, device=device)
         self.optimizer, self.criterion = Adam(self.model, RATE), CrossEntropyLoss()
-        self.run = Run(self.model, self.criterion, Loader(self.batches), self.optimizer)
-        self.run.prepare(batch)
+        self.run = StepRunner(self.model, self.criterion, DataLoader(self.batches), self.optimizer)
+        self.run.reserve(batch)
         self.model.reserve(batch)
 
     def step(self):
@@ -62,14 +62,14 @@ class Setup:
     def restart(self):
         """Back to the first image; a recording goes on reading the order from there."""
         self.run.loader.seek(0)
-        self.batches.k.write(self.run.totals, np.zeros(5))
+        self.batches.ops.copy_to(self.run.totals, np.zeros(5))
 
     def losses(self, step, count):
         """The mean loss of each of the next `count` steps."""
         found, before = [], 0.0
         for _ in range(count):
             step()
-            now = float(self.batches.k.to_host(self.run.totals)[0])
+            now = float(self.batches.ops.to_host(self.run.totals)[0])
             found.append((now - before) / self.batch)
             before = now
         return found
@@ -81,7 +81,7 @@ def median(function, repeats):
 
     for _ in range(2):
         function()
-    return statistics.median(_launch.seconds(function) for _ in range(repeats))
+    return statistics.median(_launch.elapsed_seconds(function) for _ in range(repeats))
 
 
 def same(what, got, want, tolerance):
@@ -101,16 +101,12 @@ def ceilings(size):
     from benchmarks import _ceilings
     from tinycnn import cuda
 
-    x = cuda.to_device(np.random.default_rng(0).random(size["copy"], dtype=np.float32))
-    y = cuda.empty((size["copy"],), np.float32)
-    seconds = median(lambda: _ceilings.copy(y, x), size["repeats"])
-    same("the copy", cuda.to_host(y), cuda.to_host(x), 0)
-    gigabytes = 2 * x.nbytes / seconds / 1e9
-    few = cuda.empty((size["chains"],), np.float32)
-    seconds = median(lambda: _ceilings.multiply_adds(few, x), size["repeats"])
-    teraflops = 2 * size["chains"] * _ceilings.STEPS * _ceilings.CHAINS / seconds / 1e12
-    figures = {"copy_gb_per_s": gigabytes, "fma_tflop_per_s": teraflops}
-    return figures, [f"copy {gigabytes:,.0f} GB/s, fused multiply-adds {teraflops:.1f} TFLOP/s"]
+    ceiling = _ceilings.GpuCeilings(size["copy"], size["chains"])
+    seconds = [median(call, size["repeats"]) for call in (ceiling.multiply, ceiling.copy)]
+    same("the copy", cuda.to_host(ceiling.target), cuda.to_host(ceiling.source), 0)
+    rates = _ceilings.rates(ceiling, *seconds)
+    line = f"copy {rates['copy_gb_per_s']:,.0f} GB/s, fused multiply-adds {rates['gemm_gflops'] / 1e3:.1f} TFLOP/s"
+    return rates, [line]
 
 
 def kernels(size):
@@ -124,7 +120,7 @@ def kernels(size):
             compare_buffers(here.model, there.model, batch)
             for name, call, flops, moved in calls_of(there, batch):
                 repeat = size["in_a_row"]
-                recorded = there.model.k.capture(lambda call=call, n=repeat: [call() for _ in range(n)] and None)
+                recorded = there.model.ops.capture(lambda call=call, n=repeat: [call() for _ in range(n)] and None)
                 seconds = median(recorded, size["repeats"]) / repeat
                 rows.append({"batch": batch, "net": f"{activation} + {pool}", "call": name, "seconds": seconds,
                              "gb_per_s": moved / seconds / 1e9, "gflop_per_s": flops / seconds / 1e9})  # fmt: skip
@@ -144,29 +140,30 @@ def compare_buffers(here, there, batch):
     )
     for number in ours:
         same(f"the output of layer {number}", theirs[number], ours[number], 1e-4)
-    same("the gradient", there.k.to_host(there.grad), here.grad, 1e-4)
+    same("the gradient", there.ops.to_host(there.grad), here.grad, 1e-4)
 
 
 def calls_of(setup, batch):
     """(name, call, floating-point operations, bytes read and written) of everything that a step launches."""
-    model, k, criterion = setup.model, setup.model.k, setup.criterion
+    model, k, criterion = setup.model, setup.model.ops, setup.criterion
     plan = model.plan(batch)
     target = setup.run.loader.next(plan.x)
     out: list[tuple] = []
     order, cursor = setup.run.loader.order, setup.run.loader.cursor
-    out.append(("gather", lambda: setup.batches.read(plan.x, target, order, cursor), 0, batch * 784 * 5))
+    out.append(("gather", lambda: setup.batches.gather_batch(plan.x, target, order, cursor), 0, batch * 784 * 5))
     for at, step in enumerate(plan.steps):
         if not step.layers or "Flatten" in repr(step):
             continue
         (number,), (layer,) = step.numbers, step.layers
         adds, moved = layer.multiply_adds(model.shapes[number]) * batch, step.x.nbytes + step.y.nbytes
-        name, dx = f"{number} {type(layer).__name__}", step.dx if at > plan.first else plan.no_gradient
+        name, dx = f"{number} {type(layer).__name__}", step.dx if at > plan.first_trainable else plan.no_grad_buffer
         out.append((name + " forward", step.forward, 2 * adds, moved))
-        back = 2 if at > plan.first else 1
+        back = 2 if at > plan.first_trainable else 1
         out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * back, moved * back))
-    out.append(("loss", lambda: criterion.run(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
+    out.append(("loss", lambda: criterion.forward_backward(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
     out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))
-    out.append(("tally", lambda: criterion.tally(setup.run.totals, setup.run.loader.cursor, target), 0, 12 * batch))
+    totals = setup.run.totals
+    out.append(("tally", lambda: criterion.accumulate_metrics(totals, cursor, target), 0, 12 * batch))
     return [(name, call, flops, moved) for name, call, flops, moved in out if k is not None]
 
 
@@ -178,7 +175,7 @@ def steps(size):
     )
     for batch in size["batches"]:
         cpu, gpu, again = (Setup(d, batch, size["images"]) for d in ("cpu", "cuda", "cuda"))
-        recorded = again.model.k.capture(again.step)
+        recorded = again.model.ops.capture(again.step)
         want = cpu.losses(cpu.step, size["checked"])
         got, replayed = gpu.losses(gpu.step, size["checked"]), again.losses(recorded, size["checked"])
         if got != replayed:
@@ -214,7 +211,7 @@ def steps(size):
 def _seconds(function):
     from tinycnn.cuda import _launch
 
-    return _launch.seconds(function)
+    return _launch.elapsed_seconds(function)
 
 
 def launches(size):
@@ -225,11 +222,11 @@ def launches(size):
     step = cuda.empty((1,), np.int64)
     count = size["launches"]
     for _ in range(10):
-        optim.advance_kernel[1](step)
+        optim.increment_kernel[1](step)
     _launch.synchronize()
     start = time.perf_counter()
     for _ in range(count):
-        optim.advance_kernel[1](step)
+        optim.increment_kernel[1](step)
     seconds = (time.perf_counter() - start) / count
     _launch.synchronize()
     if int(cuda.to_host(step)[0]) != count + 10:
@@ -239,21 +236,21 @@ def launches(size):
 
 def epochs(size):
     """An epoch of MNIST, and the time to 99 % of test accuracy, with the data on the device."""
-    from tinycnn import AdamW, Batches, CrossEntropyLoss, data, evaluate, fit, models, optim, train
+    from tinycnn import AdamW, CrossEntropyLoss, DeviceDataset, data, evaluate, fit, models, schedules, train
 
     try:
         mnist = data.mnist(download=False)
     except (OSError, ValueError) as error:
         return None, [f"skipped: {error}"]
     many = size["mnist"]
-    training = Batches(mnist.train_images[:many], mnist.train_labels[:many], device="cuda")
-    test = Batches(mnist.test_images[:many], mnist.test_labels[:many], mean=training.mean, std=training.std,
+    training = DeviceDataset(mnist.train_images[:many], mnist.train_labels[:many], device="cuda")
+    test = DeviceDataset(mnist.test_images[:many], mnist.test_labels[:many], mean=training.mean, std=training.std,
                    device="cuda")  # fmt: skip
     rows = []
     for seed in range(size["seeds"]):
         model = models.lenet5("relu", "max", rng=seed, device="cuda")
         batch, count = 128, size["epochs"]
-        rates = optim.one_cycle(4e-3, count * -(-len(training) // batch), warmup=0.2)
+        rates = schedules.one_cycle(4e-3, count * -(-len(training) // batch), warmup=0.2)
         optimizer, criterion = AdamW(model, rates, weight_decay=0.05), CrossEntropyLoss()
         train.warm_up(model, criterion, optimizer, training, batch)
         spent: list[float] = []
@@ -437,27 +434,28 @@ def main(argv=None):
     args = parser.parse_args(argv)
     begin = time.monotonic()
 
-    from tinycnn import _gpu, devices, runs
+    from tinycnn import _gpu, devices, hardware
+    from tinycnn.errors import DeviceError
 
     try:
         devices.get("cuda")
-    except _gpu.DeviceError as error:
+    except DeviceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     size: dict[str, Any] = (REHEARSAL if args.rehearse else SIZES) | {"until": begin + 60 * (args.minutes - 1)}
-    name = runs.device_name("cuda:0")
+    name = hardware.device_name("cuda:0")
     versions: dict[str, str | None] = {}
     for package in ("numpy", "numba", "numba-cuda", "torch"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = None
-    status = _gpu.look()
-    header = f"{name}; {runs.processor()}, {os.cpu_count()} cores; driver for CUDA {status.driver}; " + ", ".join(
+    status = _gpu.probe()
+    header = f"{name}; {hardware.processor()}, {os.cpu_count()} cores; driver for CUDA {status.driver}; " + ", ".join(
         f"{package} {version or 'none'}" for package, version in versions.items()
     )
-    result = {"device": name, "processor": runs.processor(), "driver": status.driver, "versions": versions,
-              "git_revision": runs.git_revision(), "parts": {}}  # fmt: skip
+    result = {"device": name, "processor": hardware.processor(), "driver": status.driver, "versions": versions,
+              "git_revision": hardware.git_revision(), "parts": {}}  # fmt: skip
     text = ["# tinycnn on a GPU", "", header, ""]
     print(header)
     failed = []

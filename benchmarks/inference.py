@@ -12,8 +12,8 @@ import itertools
 
 import numpy as np
 
-from benchmarks import _competitors
-from benchmarks import _harness as side
+from benchmarks import _ceilings, _competitors
+from benchmarks import _harness as harness
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
 NETS = ["tanh+avg", "relu+max"]
@@ -23,24 +23,24 @@ TOLERANCE = 1e-4  # of the largest logit
 
 def measure(args, threads):
     rows = []
-    ceilings = side.Worker(threads, side.Ceilings, threads)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     for net in args.nets:
-        weights = _competitors.first_weights(net)
+        weights = _competitors.initial_weights(net)
         print(f"\nLeNet-5, {net}, {threads} threads; {FLOPS / 1e6:.2f} MFLOP an image; images/s")
-        workers = side.start(threads, args.only, net, threads)
+        workers = harness.start_workers(threads, args.only, net, threads)
         columns = list(workers)
         heads = [*columns, *(f"x {name}" for name in columns[1:])]
-        line = side.table(["batch", *heads, "GEMM", "share"], [5, *(max(9, len(h)) for h in heads), 8, 6])
+        line = harness.table(["batch", *heads, "GEMM", "share"], [5, *(max(9, len(h)) for h in heads), 8, 6])
         latencies = {}
         for batch in args.batches:
-            side.ask(workers, "start", batch, weights, "infer")
-            answers = side.ask(workers, "infer")
-            side.must_agree(f"batch {batch}: the logits", answers, "tinycnn", TOLERANCE)
+            harness.call_all(workers, "start", batch, weights, "infer")
+            answers = harness.call_all(workers, "infer")
+            harness.assert_agree(f"batch {batch}: the logits", answers, "tinycnn", TOLERANCE)
             jobs = {name: (worker, "infer") for name, worker in workers.items()}
-            times = side.take_turns(side.with_ceilings(jobs, ceilings), args.turns, args.seconds)
-            rates = {name: batch / side.median(times[name]) for name in workers}
+            times = harness.round_robin(_ceilings.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            rates = {name: batch / harness.median(times[name]) for name in workers}
             row = {"threads": threads, "net": net, "batch": batch, "images_per_second": rates}
-            row |= side.ceiling_figures(times)
+            row |= _ceilings.ceiling_rates(times)
             row["share_of_gemm"] = {n: r * FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
             if batch == 1:
                 row["latency"] = latencies = {name: latency(times[name]) for name in workers}
@@ -48,13 +48,13 @@ def measure(args, threads):
             ratios = [f"{rates['tinycnn'] / rates[n]:.2f}" if n in rates else None for n in columns[1:]]
             shown = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
             line(batch, *shown, *ratios, f"{row['gemm_gflops']:.0f}", f"{row['share_of_gemm']['tinycnn']:.0%}")
-        side.stop(workers)
+        harness.stop_workers(workers)
         if latencies:
             print("\na single image")
-            line = side.table(["", "median, µs", "99th percentile, µs", "calls"], [13, 10, 19, 7])
+            line = harness.table(["", "median, µs", "99th percentile, µs", "calls"], [13, 10, 19, 7])
             for name, found in latencies.items():
                 line(name, f"{found['median'] * 1e6:.1f}", f"{found['p99'] * 1e6:.1f}", f"{found['calls']:,}")
-    side.stop({"ceilings": ceilings})
+    harness.stop_workers({"ceilings": ceilings})
     return rows
 
 
@@ -65,10 +65,10 @@ def latency(turns):
 
 
 def main(argv=None):
-    parser = side.options("inference", __doc__, _competitors.ALL)
+    parser = harness.options("inference", __doc__, _competitors.ALL)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
-    side.run("inference", side.parse(parser, argv, _competitors.ALL), measure)
+    harness.run("inference", harness.parse(parser, argv, _competitors.ALL), measure)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, prange
 
-from benchmarks import _harness as side
-from tinycnn import kernels, set_threads
-from tinycnn.kernels.conv import conv2d_forward_columns, conv2d_forward_shifted
+from benchmarks import _ceilings
+from benchmarks import _harness as harness
+from tinycnn import kernels, set_num_threads
+from tinycnn.kernels.conv import conv2d_forward_im2col, conv2d_forward_shifted
 
 C, O, K, SIZE, OUT = 6, 16, 5, 14, 10
 FLOPS = 2 * O * OUT * OUT * C * K * K  # of an image
@@ -101,7 +102,7 @@ def numba_rows(y, x, w, b):
 def im2col(y, x, w, b):
     """kernels/conv.py, for strides above one: im2col of one image at a time, which stays in the cache, and a product of
     our own, which keeps the sums of several output rows in registers, so that every load serves several of them."""
-    conv2d_forward_columns(y, x, w, b, *PLAIN)
+    conv2d_forward_im2col(y, x, w, b, *PLAIN)
 
 
 def shifted_rows(y, x, w, b):
@@ -123,9 +124,9 @@ VERSIONS: dict[str, Callable] = {
     "Numba, the same loops": numba_naive,
     "Numba, parallel": numba_parallel,
     "Numba, rows inside": numba_rows,
-    "im2col, our product": im2col,
+    "im2col, our GEMM": im2col,
     "shifted rows": shifted_rows,
-    "in use: tiles": in_use,
+    "in use: direct, blocked": in_use,
 }
 
 
@@ -133,15 +134,15 @@ class Ladder:
     """All versions, in one process."""
 
     def __init__(self, threads, images):
-        set_threads(threads)
+        set_num_threads(threads)
         rng = np.random.default_rng(0)
         self.x, self.w, self.b = (
             rng.standard_normal(shape, dtype=np.float32) for shape in ((images, C, SIZE, SIZE), (O, C, K, K), (O,))
         )
-        self.lanes = kernels.layout.images_a_tile(images, np.float32)
+        self.lanes = kernels.layout.lanes_for(images, np.float32)
         self.tiles = [self.tiled(channels, size) for channels, size in ((O, OUT), (C, SIZE))]
         if self.lanes > 1:
-            kernels.layout.interleave(self.tiles[1], self.x)
+            kernels.layout.to_blocked(self.tiles[1], self.x)
         self.y = np.empty((images, O, OUT, OUT), np.float32)
 
     def tiled(self, channels, size):
@@ -168,39 +169,39 @@ class Ladder:
         self.y[...] = np.nan
         self.run(name)
         tiled = name.startswith("in use") and self.lanes > 1
-        return (kernels.layout.plain(self.tiles[0]) if tiled else self.y)[: self.images(name)].copy()
+        return (kernels.layout.as_nchw(self.tiles[0]) if tiled else self.y)[: self.images(name)].copy()
 
 
 def measure(args, threads):
-    ladder = side.Worker(threads, Ladder, threads, args.images)
-    ceilings = side.Worker(threads, side.Ceilings, threads)
+    ladder = harness.Worker(threads, Ladder, threads, args.images)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     print(f"\n{args.images} images, {threads} threads; {FLOPS / 1e6:.2f} MFLOP an image")
     want = ladder.call("reference")
     for name in VERSIONS:
         got = ladder.call("answer", name)
-        side.must_agree("the output", {"float64": want[: len(got)], name: got}, "float64", TOLERANCE)
-    jobs = side.with_ceilings({name: (ladder, "run", name) for name in VERSIONS}, ceilings)
-    times, figures, rows = side.take_turns(jobs, args.turns, args.seconds), {}, []
-    figures = side.ceiling_figures(times)
-    line = side.table(["version", "µs an image", "GFLOP/s", "of GEMM", "x before", "x first"], [22, 12, 9, 8, 9, 10])
+        harness.assert_agree("the output", {"float64": want[: len(got)], name: got}, "float64", TOLERANCE)
+    jobs = _ceilings.with_ceilings({name: (ladder, "run", name) for name in VERSIONS}, ceilings)
+    times, figures, rows = harness.round_robin(jobs, args.turns, args.seconds), {}, []
+    figures = _ceilings.ceiling_rates(times)
+    line = harness.table(["version", "µs an image", "GFLOP/s", "of GEMM", "x before", "x first"], [22, 12, 9, 8, 9, 10])
     for name in VERSIONS:
-        seconds = side.median(times[name]) / (1 if name == "Python loops" else args.images)
+        seconds = harness.median(times[name]) / (1 if name == "Python loops" else args.images)
         gflops = FLOPS / seconds / 1e9
         rows.append({"threads": threads, "version": name, "seconds_an_image": seconds, "gflops": gflops} | figures)
         before, first = (rows[k]["seconds_an_image"] / seconds for k in (max(0, len(rows) - 2), 0))
         share = gflops / figures["gemm_gflops"]
         line(name, f"{seconds * 1e6:,.2f}", f"{gflops:,.3f}", f"{share:.2%}", f"{before:.2f}", f"{first:,.0f}")
-    side.stop({"ladder": ladder, "ceilings": ceilings})
+    harness.stop_workers({"ladder": ladder, "ceilings": ceilings})
     return rows
 
 
 def main(argv=None):
-    parser = side.options("ladder", __doc__, {})
+    parser = harness.options("ladder", __doc__, {})
     parser.add_argument("--images", type=int, default=64)
-    args = side.parse(parser, argv, {})
+    args = harness.parse(parser, argv, {})
     if args.images < 1:
         sys.exit("--images must be at least 1")
-    side.run("ladder", args, measure)
+    harness.run("ladder", args, measure)
 
 
 if __name__ == "__main__":

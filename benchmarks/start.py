@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _competitors
-from benchmarks import _harness as side
+from benchmarks import _harness as harness
 
 NET, TOLERANCE = "tanh+avg", 1e-4
 MODULES = {"tinycnn": "tinycnn.kernels", "torch.compile": "torch"}  # `import tinycnn` alone loads next to nothing
@@ -42,7 +42,7 @@ importlib.import_module(module)
 imported = time.perf_counter()
 one = _competitors.ALL[name](net, int(threads))
 def begin():
-    _competitors.Net.start(one, int(batch), weights)  # not torch's own, which tries memory formats
+    _competitors.Competitor.start(one, int(batch), weights)  # not torch's own, which tries memory formats
     if name == "tinycnn":
         one.ready(np.array(one.indices))
 begin()
@@ -63,13 +63,13 @@ def launch(name, batch, threads, cache, weights):
     """The figures of one start.  weights: an npz file"""
     environment = os.environ | {variable: str(Path(cache) / place) for variable, place in CACHES.items()}
     arguments = [name, MODULES.get(name, name), str(batch), str(threads), NET, str(weights)]
-    with side.held_to(threads):
-        environment |= {variable: os.environ[variable] for variable in side.THREAD_VARIABLES}
+    with harness.limit_threads(threads):
+        environment |= {variable: os.environ[variable] for variable in harness.THREAD_VARIABLES}
         command = [sys.executable, "-c", CHILD, *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise side.Failed(lines[-1])
+        raise harness.WorkerError(lines[-1])
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -110,7 +110,7 @@ def measure(args, threads):
     starts: dict[str, dict[str, list]] = {name: {"cold": [], "warm": []} for name in args.only}
     with tempfile.TemporaryDirectory() as caches:
         weights = Path(caches, "weights.npz")
-        np.savez(weights, **_competitors.first_weights(NET))
+        np.savez(weights, **_competitors.initial_weights(NET))
         for turn in range(args.colds + args.turns):
             for name in list(starts):
                 cold = turn < args.colds
@@ -118,18 +118,18 @@ def measure(args, threads):
                 cache.mkdir(parents=True, exist_ok=True)
                 try:
                     figures = launch(name, args.batch, threads, cache, weights)
-                except side.Failed as error:
-                    side.skip(name, error)
+                except harness.WorkerError as error:
+                    harness.skip(name, error)
                     del starts[name]
                 else:
                     starts[name]["cold" if cold else "warm"].append(figures)
     if "tinycnn" not in starts:
         sys.exit("tinycnn did not start")
     answers = {name: found["warm"][0]["answer"] for name, found in starts.items() if name != "onnxruntime"}
-    side.must_agree(f"the loss after {_competitors.CHECK_STEPS} steps", answers, "tinycnn", TOLERANCE)
+    harness.assert_agree(f"the loss after {_competitors.CHECK_STEPS} steps", answers, "tinycnn", TOLERANCE)
     print(f"\nLeNet-5, {NET}, batch {args.batch}, {threads} threads")
     heads = ["", "import, s", "first step cold, s", "warm, s", "a step, ms", "memory, MB", "installed, MB"]
-    line, rows = side.table(heads, [13, 9, 18, 9, 10, 10, 13]), []
+    line, rows = harness.table(heads, [13, 9, 18, 9, 10, 10, 13]), []
     for name, found in starts.items():
         middle = {
             kind: {key: statistics.median(f[key] for f in figures) for key in figures[0] if key != "answer"}
@@ -147,10 +147,10 @@ def measure(args, threads):
 
 
 def main(argv=None):
-    parser = side.options("start", __doc__, _competitors.ALL, turns=3)
+    parser = harness.options("start", __doc__, _competitors.ALL, turns=3)
     parser.add_argument("--colds", type=int, default=1, help="starts with an empty cache, each")
     parser.add_argument("--batch", type=int, default=64)
-    side.run("start", side.parse(parser, argv, _competitors.ALL), measure)
+    harness.run("start", harness.parse(parser, argv, _competitors.ALL), measure)
 
 
 if __name__ == "__main__":

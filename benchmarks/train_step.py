@@ -21,8 +21,8 @@ import timeit
 
 import numpy as np
 
-from benchmarks import _competitors
-from benchmarks import _harness as side
+from benchmarks import _ceilings, _competitors
+from benchmarks import _harness as harness
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
 NETS = ["tanh+avg", "relu+max"]
@@ -43,7 +43,7 @@ class TinyCNN(_competitors.TinyCNN):
         """What a step does, in order: (name, phase, floating-point operations, bytes read and written, call)."""
         model, batch, criterion = self.model, len(index), self.criterion
         plan = model.plan(batch)
-        criterion.prepare(model.k, batch, 10, model.dtype)
+        criterion.ensure_allocated(model.ops, batch, 10, model.dtype)
         yield "gather", "data", 0, plan.x.nbytes * 5 // 4, lambda: self.batches.gather(plan.x, index)
         backward = []
         for at, step in enumerate(plan.steps):
@@ -54,15 +54,18 @@ class TinyCNN(_competitors.TinyCNN):
             shapes = [shape for layer in step.layers for shape in layer.parameter_shapes().values()]
             weights = 4 * sum(int(np.prod(shape)) for shape in shapes)
             yield name, "forward", flops, x.nbytes + y.nbytes + weights, step.forward
-            if at < plan.first:
+            if at < plan.first_trainable:
                 continue
-            wanted = at > plan.first
+            wanted = at > plan.first_trainable
             # Layers with weights read x and dy; the others read dy and about as much again as their output.
             moved = (x.nbytes if flops else y.nbytes) + y.nbytes + wanted * x.nbytes + 2 * weights
-            call = functools.partial(step.backward, step.dx if wanted else plan.no_gradient)
+            call = functools.partial(step.backward, step.dx if wanted else plan.no_grad_buffer)
             backward.append((name, "backward", (1 + wanted) * flops, moved, call))
         y, dy, labels = plan.y, plan.dy, self.batches.gather(plan.x, index)
-        yield "cross entropy", "loss", 0, 2 * y.nbytes, lambda: (criterion.run(dy, y, labels), criterion.value(batch))
+        yield (
+            "cross entropy", "loss", 0, 2 * y.nbytes,
+            lambda: (criterion.forward_backward(dy, y, labels), criterion.batch_loss(batch)),
+        )  # fmt: skip
         yield from reversed(backward)
         yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
 
@@ -103,25 +106,25 @@ COMPETITORS = _competitors.TRAINING | {"tinycnn": TinyCNN}
 def measure(args, threads):
     """Rows of the first table, each with the second table of its batch under "parts"."""
     rows = []
-    ceilings = side.Worker(threads, side.Ceilings, threads)
+    ceilings = harness.Worker(threads, _ceilings.CpuCeilings, threads)
     for net in args.nets:
-        weights = _competitors.first_weights(net)
+        weights = _competitors.initial_weights(net)
         print(f"\nLeNet-5, {net}, {threads} threads; a step is {STEP_FLOPS / 1e6:.2f} MFLOP an image")
-        workers = side.start(threads, args.only, net, threads)
+        workers = harness.start_workers(threads, args.only, net, threads)
         head = ["batch", "loss", *(f"{name}/s" for name in workers), *(f"x {name}" for name in list(workers)[1:])]
-        line = side.table([*head, "GEMM", "share"], [5, 9, *(max(9, len(h)) for h in head[2:]), 8, 6])
+        line = harness.table([*head, "GEMM", "share"], [5, 9, *(max(9, len(h)) for h in head[2:]), 8, 6])
         columns = list(workers)
         for batch in args.batches:
-            side.ask(workers, "start", batch, weights)
-            losses = {name: found[-1] for name, found in side.ask(workers, "losses").items()}
-            side.must_agree(
+            harness.call_all(workers, "start", batch, weights)
+            losses = {name: found[-1] for name, found in harness.call_all(workers, "losses").items()}
+            harness.assert_agree(
                 f"batch {batch}: the loss after {_competitors.CHECK_STEPS} steps", losses, "tinycnn", TOLERANCE[net]
             )
             jobs = {name: (worker, "next_step") for name, worker in workers.items()}
-            times = side.take_turns(side.with_ceilings(jobs, ceilings), args.turns, args.seconds)
-            rates = {name: batch / side.median(times[name]) for name in workers}
+            times = harness.round_robin(_ceilings.with_ceilings(jobs, ceilings), args.turns, args.seconds)
+            rates = {name: batch / harness.median(times[name]) for name in workers}
             row = {"threads": threads, "net": net, "batch": batch, "losses": losses, "images_per_second": rates}
-            row |= side.ceiling_figures(times)
+            row |= _ceilings.ceiling_rates(times)
             row["share_of_gemm"] = {n: r * STEP_FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
             row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
             rows.append(row)
@@ -129,9 +132,9 @@ def measure(args, threads):
             shown = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
             peak, share = row["gemm_gflops"], row["share_of_gemm"]["tinycnn"]
             line(batch, f"{losses['tinycnn']:.6f}", *shown, *ratios, f"{peak:.0f}", f"{share:.0%}")
-        side.stop(workers)
+        harness.stop_workers(workers)
         print_parts([row for row in rows if row["net"] == net and row["threads"] == threads])
-    side.stop({"ceilings": ceilings})
+    harness.stop_workers({"ceilings": ceilings})
     return rows
 
 
@@ -142,7 +145,7 @@ def print_parts(rows):
     took = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
     print(f"\ntinycnn, batch {row['batch']}: {took}")
     head = ["part", "phase", "µs", "share", "alone, µs", "GFLOP/s", "of GEMM", "GB/s"]
-    line = side.table(head, [14, 9, 9, 6, 9, 8, 8, 7])
+    line = harness.table(head, [14, 9, 9, 6, 9, 8, 8, 7])
     for part in row["parts"]:
         gflops = part["flops"] / part["seconds"] / 1e9
         arithmetic = (f"{gflops:.1f}", f"{gflops / row['gemm_gflops']:.0%}") if part["flops"] else (None, None)
@@ -152,10 +155,10 @@ def print_parts(rows):
 
 
 def main(argv=None):
-    parser = side.options("train-step", __doc__, COMPETITORS)
+    parser = harness.options("train-step", __doc__, COMPETITORS)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--nets", nargs="+", choices=NETS, default=NETS)
-    side.run("train-step", side.parse(parser, argv, COMPETITORS), measure)
+    harness.run("train-step", harness.parse(parser, argv, COMPETITORS), measure)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import cuda_on_cpu
 import numba
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 from hypothesis import HealthCheck, settings
 
 # The first example of a kernel compiles it, so neither deadlines nor "too slow" mean anything here.
@@ -20,13 +20,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 # What tests with the marker gpu run on.  TINYCNN_CUDA=gpu: a GPU.  cpu: PTX on the processor, an error where that is
 # impossible.  Not set: the same, and skipped where that is impossible.
-IMPOSSIBLE = None if GPU else cuda_on_cpu.unavailable()
+IMPOSSIBLE = None if ON_GPU else cuda_on_cpu.unavailable()
 
 
 def pytest_configure():
     if IMPOSSIBLE is not None and os.environ.get("TINYCNN_CUDA") == "cpu":
         raise pytest.UsageError(f"CUDA kernels cannot run on this processor: {IMPOSSIBLE}")
-    if not GPU and IMPOSSIBLE is None:
+    if not ON_GPU and IMPOSSIBLE is None:
         cuda_on_cpu.install()
 
 
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
 def no_misuse_of_the_driver(request):
     """The stand-in driver has nothing to complain about; tests that misuse it on purpose ask it themselves."""
     yield
-    if not GPU and IMPOSSIBLE is None and "gpu" in request.keywords:
+    if not ON_GPU and IMPOSSIBLE is None and "gpu" in request.keywords:
         assert cuda_on_cpu.problems() == []
 
 

@@ -10,9 +10,9 @@ from scipy import ndimage
 
 from tinycnn import (
     SGD,
-    Batches,
     ColorJitter,
     CrossEntropyLoss,
+    DeviceDataset,
     DivergedError,
     ElasticTransform,
     Flatten,
@@ -25,7 +25,7 @@ from tinycnn import (
     kernels,
     scalars,
 )
-from tinycnn.dataset import Loader
+from tinycnn.dataset import DataLoader
 
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -104,7 +104,7 @@ def affine_by_hand(step, seed, image, degrees, translate, scale, squeeze, shear)
 def test_affine_draw(only, dtype):
     ranges = [r if only in (None, k) else still for k, (r, still) in enumerate(zip(RANGES, STILL, strict=True))]
     matrices = blank((9, 2, 3), dtype)
-    kernels.affine_draw(matrices, counter(41), 2**63 - 5, *ranges)
+    kernels.random_affine(matrices, counter(41), 2**63 - 5, *ranges)
     want = np.array([affine_by_hand(41, 2**63 - 5, n, *ranges)[1] for n in range(9)])
     near(matrices, want, dtype, 4)
     assert abs(want - np.eye(2, 3)).max() > 0.1
@@ -114,7 +114,7 @@ def test_affine_draw_keeps_to_its_ranges():
     N = 20_000
     amounts = np.array([affine_by_hand(1, 5, n, *RANGES)[0] for n in range(N)])
     matrices = blank((N, 2, 3), np.float64)
-    kernels.affine_draw(matrices, counter(1), 5, *RANGES)
+    kernels.random_affine(matrices, counter(1), 5, *RANGES)
     # The kernel's own determinant: 1/size**2, whatever the rest.
     np.testing.assert_allclose(np.linalg.det(matrices[:, :, :2]), amounts[:, 3] ** -2, rtol=1e-10)
     low = [-np.radians(30), -2, -3, 0.8, 0.7, -np.radians(20)]
@@ -131,7 +131,7 @@ def test_affine_draw_keeps_to_its_ranges():
 @both_dtypes
 def test_no_motion_is_exactly_none(dtype):
     matrices = blank((5, 2, 3), dtype)
-    kernels.affine_draw(matrices, counter(), 3, *STILL)
+    kernels.random_affine(matrices, counter(), 3, *STILL)
     np.testing.assert_array_equal(matrices, np.broadcast_to(np.eye(2, 3), (5, 2, 3)))
 
 
@@ -139,7 +139,7 @@ def test_other_steps_seeds_and_images_have_other_numbers():
     draws = []
     for step, seed in ((0, 0), (1, 0), (0, 1)):
         matrices = blank((3, 2, 3), np.float64)
-        kernels.affine_draw(matrices, counter(step), seed, *RANGES)
+        kernels.random_affine(matrices, counter(step), seed, *RANGES)
         draws += [m.tobytes() for m in matrices]
     assert len(set(draws)) == 9
 
@@ -298,7 +298,7 @@ def test_a_point_goes_where_the_sign_says(ranges, draw, shown):
     i, j = np.indices((41, 41)) - 20.0
     x = np.exp(-(i**2 + (j - 8) ** 2) / 4)[None, None].repeat(12, 0)
     matrices, y = blank((12, 2, 3), np.float64), blank(x.shape, np.float64)
-    kernels.affine_draw(matrices, counter(), 1, *ranges)
+    kernels.random_affine(matrices, counter(), 1, *ranges)
     kernels.warp(y, x, matrices, np.empty((0, 2, 41, 41)), np.zeros(1))
     for n in range(12):
         weight = y[n, 0].sum()
@@ -341,17 +341,17 @@ def images():
 
 
 def take(loader, n, dtype=np.float32):
-    x = loader.k.empty((n, *loader.data.image_shape), dtype)
+    x = loader.ops.empty((n, *loader.data.image_shape), dtype)
     labels = loader.next(x)
-    return np.array(loader.k.to_host(x)), np.array(loader.k.to_host(labels))
+    return np.array(loader.ops.to_host(x)), np.array(loader.ops.to_host(labels))
 
 
 @both_dtypes
 @pytest.mark.parametrize("transforms", [(), RandomAffine(), (ElasticTransform(alpha=0),), ColorJitter()])
 def test_transformations_that_do_nothing_leave_every_bit(images, transforms, dtype):
     for padding in (0, (1, 2)):
-        batches = Batches(*images, augment=transforms, padding=padding)
-        x, labels = take(Loader(batches, augment=True), 12, dtype)
+        batches = DeviceDataset(*images, augment=transforms, padding=padding)
+        x, labels = take(DataLoader(batches, augment=True), 12, dtype)
         plain = np.empty_like(x)
         batches.gather(plain, np.arange(12))
         assert x.tobytes() == plain.tobytes()
@@ -361,17 +361,19 @@ def test_transformations_that_do_nothing_leave_every_bit(images, transforms, dty
 @devices
 def test_a_batch_is_what_the_kernels_make_of_it(images, device):
     mean, std, order = [0.1, 0.4], [0.5, 2.0], np.random.default_rng(0).permutation(20)
-    batches = Batches(*images, mean=mean, std=std, padding=1, augment=ALL[::-1], seed=5, device=device)
-    loader = Loader(batches, augment=True)
+    batches = DeviceDataset(*images, mean=mean, std=std, padding=1, augment=ALL[::-1], seed=5, device=device)
+    loader = DataLoader(batches, augment=True)
     loader.start_epoch(order)
     take(loader, 3)  # the second batch is looked at
     x, _ = take(loader, 7)
     affine, elastic, jitter = (int(s) for s in np.random.default_rng(5).integers(2**63, size=3))
     plain = blank(x.shape, np.float32)
-    batches.gather(plain if device == "cpu" else (there := batches.k.to_device(plain)), batches.k.to_device(order[:7]))
-    plain = plain if device == "cpu" else np.array(batches.k.to_host(there))
+    batches.gather(
+        plain if device == "cpu" else (there := batches.ops.to_device(plain)), batches.ops.to_device(order[:7])
+    )
+    plain = plain if device == "cpu" else np.array(batches.ops.to_host(there))
     matrices, field = blank((7, 2, 3), np.float32), blank((7, 2, 11, 10), np.float32)
-    kernels.affine_draw(matrices, counter(2), affine, 15.0, (2.0, 2.0), (0.9, 1.1), (0.9, 1.1), 10.0)
+    kernels.random_affine(matrices, counter(2), affine, 15.0, (2.0, 2.0), (0.9, 1.1), (0.9, 1.1), 10.0)
     kernels.elastic_field(field, ElasticTransform().weights().astype(np.float32), counter(2), elastic, 34.0)
     want, shift, scale = blank(x.shape, np.float32), -np.divide(mean, std), 1 / np.array(std)
     kernels.warp(want, plain, matrices, field, shift.astype(np.float32))
@@ -384,7 +386,7 @@ def test_a_batch_is_what_the_kernels_make_of_it(images, device):
 
 @devices
 def test_batches_differ_and_epochs_differ_and_an_epoch_can_be_had_again(images, device):
-    loader = Loader(Batches(*images, augment=ALL, device=device), augment=True)
+    loader = DataLoader(DeviceDataset(*images, augment=ALL, device=device), augment=True)
     order = np.zeros(20, np.int64)  # one image, over and over
     epochs = []
     for again in (False, False, True):
@@ -398,14 +400,14 @@ def test_batches_differ_and_epochs_differ_and_an_epoch_can_be_had_again(images, 
 def test_the_seed_decides_and_is_all_that_does(images):
     runs = []
     for seed in (0, 1, 1):
-        loader = Loader(Batches(*images, augment=ALL, seed=seed), augment=True)
+        loader = DataLoader(DeviceDataset(*images, augment=ALL, seed=seed), augment=True)
         runs.append(b"".join(take(loader, n)[0].tobytes() for n in (4, 9, 4)))
     assert runs[0] != runs[1]
     assert runs[1] == runs[2]
 
 
 def test_batches_of_any_size_and_dtype_in_turn(images):
-    loader = Loader(Batches(*images, augment=ALL), augment=True)
+    loader = DataLoader(DeviceDataset(*images, augment=ALL), augment=True)
     for dtype in (np.float32, np.float64, np.float32):
         for n in (5, 12, 1):
             assert np.isfinite(take(loader, n, dtype)[0]).all()
@@ -417,15 +419,15 @@ def small_model():
 
 def test_evaluation_sees_the_images_as_they_are(images):
     model = small_model()
-    plain, augmented = Batches(*images), Batches(*images, augment=ALL)
+    plain, augmented = DeviceDataset(*images), DeviceDataset(*images, augment=ALL)
     assert evaluate(model, plain)[0] == evaluate(model, augmented)[0]
-    assert augmented.augmentation.drawn == 0
+    assert augmented.augmentation.batch_count == 0
 
 
 def learn(images, **options):
     model = small_model()
     history = fit(
-        model, CrossEntropyLoss(), SGD(model, 0.1), Batches(*images, **options), epochs=3, batch_size=8, rng=0,
+        model, CrossEntropyLoss(), SGD(model, 0.1), DeviceDataset(*images, **options), epochs=3, batch_size=8, rng=0,
         progress=False,
     )  # fmt: skip
     return model.theta.tobytes(), [record["train_loss"] for record in history]
@@ -443,10 +445,10 @@ def test_training_is_augmented_and_has_the_same_bits_on_any_number_of_threads(im
 
 def test_the_epoch_that_diverged_is_taken_again_with_the_same_images(images, monkeypatch):
     """Two clean epochs; in the third an image is infinite.  The second look at it sees the images of then."""
-    batches, model, seen = Batches(*images, augment=ALL), small_model(), []
+    batches, model, seen = DeviceDataset(*images, augment=ALL), small_model(), []
     monkeypatch.setattr(kernels, "capture", lambda step: step)  # every step asks `look`
-    monkeypatch.setattr(kernels, "compile_for", lambda step: None)
-    following = Loader.next
+    monkeypatch.setattr(kernels, "precompile", lambda step: None)
+    following = DataLoader.next
 
     def look(self, x):
         target = following(self, x)
@@ -455,7 +457,7 @@ def test_the_epoch_that_diverged_is_taken_again_with_the_same_images(images, mon
             x[...] = np.inf
         return target
 
-    monkeypatch.setattr(Loader, "next", look)
+    monkeypatch.setattr(DataLoader, "next", look)
     with pytest.raises(DivergedError) as raised:
         fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=5, batch_size=8, rng=0, progress=False)
     assert (raised.value.epoch, raised.value.step) == (3, 8)
@@ -467,10 +469,10 @@ def test_the_epoch_that_diverged_is_taken_again_with_the_same_images(images, mon
 
 def test_a_step_allocates_no_arrays_once_it_has_been_taken(images, monkeypatch):
     """What a GPU records must not: the arrays are made with the first batch of a size."""
-    loader = Loader(Batches(*images, augment=ALL), augment=True)
+    loader = DataLoader(DeviceDataset(*images, augment=ALL), augment=True)
     take(loader, 8)
-    for name in ("empty", "to_device", "to_host", "write"):
-        monkeypatch.setattr(loader.k, name, None)
+    for name in ("empty", "to_device", "to_host", "copy_to"):
+        monkeypatch.setattr(loader.ops, name, None)
     x = np.empty((8, *loader.data.image_shape), np.float32)
     loader.next(x)
     loader.next(x[:3])
@@ -512,7 +514,7 @@ def test_bad_arguments_are_refused_by_name(make, error, words):
 
 
 def plain_batches(**options):
-    return Batches(np.zeros((2, 3, 3)), np.zeros(2, int), **options)
+    return DeviceDataset(np.zeros((2, 3, 3)), np.zeros(2, int), **options)
 
 
 # --- resizing ---------------------------------------------------------------------------------------------------------
@@ -543,11 +545,11 @@ def _case(name, dtype):
     rng = np.random.default_rng(5)
     matrices, weights = blank((50, 2, 3), dtype), ElasticTransform(sigma=2).weights().astype(dtype)
     field = blank((50, 2, 13, 11), dtype)
-    if name == "affine_draw":
-        return kernels.affine_draw, (matrices, counter(), 3, *RANGES), (0,)
+    if name == "random_affine":
+        return kernels.random_affine, (matrices, counter(), 3, *RANGES), (0,)
     if name == "elastic_field":
         return kernels.elastic_field, (field, weights, counter(), 3, 34.0), (0,)
-    kernels.affine_draw(matrices, counter(), 3, *RANGES)
+    kernels.random_affine(matrices, counter(), 3, *RANGES)
     kernels.elastic_field(field, weights, counter(), 3, 34.0)
     x, colours = rng.random((50, 2, 9, 10)).astype(dtype), np.array([0.5, 2.0], dtype)
     if name == "warp":
@@ -555,7 +557,7 @@ def _case(name, dtype):
     return kernels.jitter, (x, counter(), 3, 0.5, 0.5, colours, -colours), (0,)
 
 
-CASES = ["affine_draw", "elastic_field", "jitter", "warp"]
+CASES = ["random_affine", "elastic_field", "jitter", "warp"]
 
 
 @both_dtypes

@@ -1,4 +1,4 @@
-"""tinycnn.functional, tinycnn.optim and its schedules against answers of PyTorch (made by make_torch_answers.py), and
+"""tinycnn.functional, tinycnn.optim and tinycnn.schedules against answers of PyTorch (by make_torch_answers.py), and
 what tinycnn.functional must refuse."""
 
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 
-from tinycnn import CrossEntropyLoss, Linear, Sequential, Tanh, functional, optim
+from tinycnn import CrossEntropyLoss, Linear, Sequential, Tanh, functional, optim, schedules
 
 
 def read_answers():
@@ -112,29 +112,29 @@ def test_ten_steps(number, dtype):
 @pytest.mark.parametrize("number", range(len(ABOUT["schedules"])))
 def test_schedules(number):
     run = ABOUT["schedules"][number]
-    rates = getattr(optim, run["function"])(**run["options"])
+    rates = getattr(schedules, run["function"])(**run["options"])
     assert rates.shape == (run["options"]["steps"],)
     np.testing.assert_allclose(rates, ANSWERS[f"schedule.{number}"], rtol=1e-9, atol=1e-15)
 
 
 def test_constant_schedule():
-    np.testing.assert_array_equal(optim.constant(0.25, 4), [0.25] * 4)
+    np.testing.assert_array_equal(schedules.constant(0.25, 4), [0.25] * 4)
 
 
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
-        (lambda: optim.step_decay(0.1, 0, 1), "steps"),
-        (lambda: optim.step_decay(0.1, 9, 0), "step_size"),
-        (lambda: optim.step_decay(0.1, 9, 2, gamma="x"), "gamma"),
-        (lambda: optim.cosine(-0.1, 9), "lr"),
-        (lambda: optim.cosine(0.1, 9.5), "steps"),
-        (lambda: optim.cosine(0.1, 9, np.nan), "final_lr"),
-        (lambda: optim.one_cycle(np.inf, 9), "max_lr"),
-        (lambda: optim.one_cycle(0.1, 9, warmup=1.5), "warmup"),
-        (lambda: optim.one_cycle(0.1, 9, div_factor=0), "div_factor"),
-        (lambda: optim.one_cycle(0.1, 9, final_div_factor=0.5), "final_div_factor"),
-        (lambda: optim.constant(True, 9), "lr"),
+        (lambda: schedules.step_decay(0.1, 0, 1), "steps"),
+        (lambda: schedules.step_decay(0.1, 9, 0), "step_size"),
+        (lambda: schedules.step_decay(0.1, 9, 2, gamma="x"), "gamma"),
+        (lambda: schedules.cosine(-0.1, 9), "lr"),
+        (lambda: schedules.cosine(0.1, 9.5), "steps"),
+        (lambda: schedules.cosine(0.1, 9, np.nan), "final_lr"),
+        (lambda: schedules.one_cycle(np.inf, 9), "max_lr"),
+        (lambda: schedules.one_cycle(0.1, 9, warmup=1.5), "warmup"),
+        (lambda: schedules.one_cycle(0.1, 9, div_factor=0), "div_factor"),
+        (lambda: schedules.one_cycle(0.1, 9, final_div_factor=0.5), "final_div_factor"),
+        (lambda: schedules.constant(True, 9), "lr"),
     ],
 )
 def test_schedules_refuse_by_name(schedule, words):

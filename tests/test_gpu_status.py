@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from tests.test_experiment import ENVIRONMENT, EXAMPLE, ROOT
-from tinycnn import Batches, Sequential, _gpu, devices, layers
+from tinycnn import DeviceDataset, Sequential, _gpu, devices, layers
+from tinycnn.errors import DeviceError
 
 
 class Driver:
@@ -56,7 +57,7 @@ class Driver:
 @pytest.fixture
 def complete(monkeypatch):
     """Everything but the driver is there."""
-    monkeypatch.setattr(_gpu, "find_toolkit", lambda: dict.fromkeys(_gpu.TOOLKIT, "/somewhere"))
+    monkeypatch.setattr(_gpu, "find_toolkit", lambda: dict.fromkeys(_gpu.TOOLKIT_LIBRARIES, "/somewhere"))
 
 
 @pytest.mark.usefixtures("complete")
@@ -72,34 +73,34 @@ def complete(monkeypatch):
     ],
 )
 def test_what_cannot_be_used_is_said(driver, number, words):
-    with pytest.raises(_gpu.DeviceError) as caught:
-        _gpu.require(number, _gpu.look(driver))
+    with pytest.raises(DeviceError) as caught:
+        _gpu.require(number, _gpu.probe(driver))
     assert any(re.search(words, line) for line in str(caught.value).splitlines())
 
 
 @pytest.mark.usefixtures("complete")
 def test_the_extra_is_that_of_the_driver():
     for version, extra in ((12080, "cuda12"), (13000, "cuda13")):
-        with pytest.raises(_gpu.DeviceError, match=rf"pip install 'tinycnn\[{extra}\]'"):
-            _gpu.require(0, _gpu.look(Driver(version, gpus=())))
+        with pytest.raises(DeviceError, match=rf"pip install 'tinycnn\[{extra}\]'"):
+            _gpu.require(0, _gpu.probe(Driver(version, gpus=())))
 
 
 def test_a_missing_toolkit_is_named(monkeypatch):
     monkeypatch.setattr(_gpu, "find_toolkit", lambda: {"nvvm": "/somewhere", "nvrtc": None, "nvJitLink": None})
-    with pytest.raises(_gpu.DeviceError, match="toolkit were not found: nvrtc, nvJitLink"):
-        _gpu.require(0, _gpu.look(Driver()))
+    with pytest.raises(DeviceError, match="toolkit were not found: nvrtc, nvJitLink"):
+        _gpu.require(0, _gpu.probe(Driver()))
 
 
 @pytest.mark.usefixtures("complete")
 def test_what_is_complete_is_ready():
-    status = _gpu.look(Driver())
+    status = _gpu.probe(Driver())
     _gpu.require(0, status)
-    text = "\n".join(f"{name} {value}" for name, value in _gpu.table(status))
+    text = "\n".join(f"{name} {value}" for name, value in _gpu.status_rows(status))
     assert "cuda:0 H200, compute capability 9.0, 139 GiB" in text
     assert "cuda ready" in text
 
 
-@pytest.mark.skipif(GPU, reason="this machine has a GPU")
+@pytest.mark.skipif(ON_GPU, reason="this machine has a GPU")
 def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
     command = [sys.executable, str(EXAMPLE), "--device", "cuda", "--out", str(tmp_path / "runs")]
     start = time.perf_counter()
@@ -115,10 +116,10 @@ def test_without_a_gpu_the_example_says_so_at_once(tmp_path):
 
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch):
-    monkeypatch.setattr(_gpu, "_look_once", lambda: _gpu.Status(problem="nothing there"))
-    assert devices.choose("auto") == "cpu"
-    with pytest.raises(_gpu.DeviceError, match="nothing there"):
-        devices.choose("cuda")
+    monkeypatch.setattr(_gpu, "_cached_probe", lambda: _gpu.Status(problem="nothing there"))
+    assert devices.resolve("auto") == "cpu"
+    with pytest.raises(DeviceError, match="nothing there"):
+        devices.resolve("cuda")
 
 
 # --- arrays of other libraries ----------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def test_an_array_on_another_device_is_refused_with_both_names(device, name):
     with pytest.raises(ValueError, match=f"x lies on cuda:1, but this computes on {name}"):
         Sequential(layers.Linear(3, 2), rng=0, device=device).forward(there)
     with pytest.raises(ValueError, match=f"images lies on cuda:1, but this computes on {name}"):
-        Batches(Elsewhere(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
+        DeviceDataset(Elsewhere(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
 
 
 def test_where_an_array_lies():

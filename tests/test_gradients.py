@@ -88,7 +88,7 @@ def linear(draw):
 def distances(draw):
     classes, features = draw(st.integers(1, 11)), draw(st.integers(1, 20))
     rng = np.random.default_rng([draw(seeds), 1])  # no centre is where x is
-    return lecun98.Distances(rng.standard_normal((classes, features))), (features,), smooth
+    return lecun98.EuclideanRBF(rng.standard_normal((classes, features))), (features,), smooth
 
 
 @st.composite
@@ -166,7 +166,7 @@ LAYERS = {
     "GaussianRBF": gaussian_rbf(),
     "GroupNorm": group_norm(),
     "LeakyReLU": st.tuples(st.builds(layers.LeakyReLU, slopes), any_shapes, st.just(spaced)),
-    "Distances": distances(),
+    "EuclideanRBF": distances(),
     "Linear": linear(),
     "LogSoftmax": plain(layers.LogSoftmax, st.tuples(st.integers(2, 12))),
     "MappedConv2d": mapped_conv2d(),
@@ -241,14 +241,14 @@ def mse(draw, N, K, rng):
 
 def nearest(draw, N, K, rng):
     rubbish = draw(st.sampled_from([None, 0.0, 1.5]))
-    return lecun98.NearestLoss(rubbish, draw(st.sampled_from(["mean", "sum"]))), rng.integers(0, K, N)
+    return lecun98.RBFLoss(rubbish, draw(st.sampled_from(["mean", "sum"]))), rng.integers(0, K, N)
 
 
 def one_hot_mse(draw, N, K, rng):
     return OneHotMSELoss(draw(st.sampled_from(["mean", "sum"]))), rng.integers(0, K, N)
 
 
-LOSSES = {"CrossEntropyLoss": cross_entropy, "MSELoss": mse, "NearestLoss": nearest, "OneHotMSELoss": one_hot_mse}
+LOSSES = {"CrossEntropyLoss": cross_entropy, "MSELoss": mse, "RBFLoss": nearest, "OneHotMSELoss": one_hot_mse}
 
 
 def test_every_loss_has_a_row():

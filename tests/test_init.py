@@ -96,7 +96,7 @@ def test_same_padding_of_even_windows(kernel, dilation, size, images, device):
     (top, _), (left, _) = around
     got = net.backward(dy)
     np.testing.assert_allclose(got, dx[:, :, top : top + size[0], left : left + size[1]], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(np.array(net.k.to_host(net.grad)), np.r_[dw.ravel(), db], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.array(net.ops.to_host(net.grad)), np.r_[dw.ravel(), db], rtol=0, atol=1e-12)
     assert "padding='same'" in repr(layer)
 
 

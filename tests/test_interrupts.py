@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from numba.extending import overload
 
-from tinycnn import SGD, Batches, CrossEntropyLoss, Flatten, Linear, Sequential, _streams, checkpoint, fit, runs
+from tinycnn import SGD, CrossEntropyLoss, DeviceDataset, Flatten, Linear, Sequential, _streams, checkpoint, fit, runs
 from tinycnn import plot as plot_module
 from tinycnn.__main__ import main
-from tinycnn._interrupts import put_off
-from tinycnn.kernels._jit import kernel_alone
+from tinycnn._interrupts import defer_interrupt
+from tinycnn.kernels._jit import serial_kernel
 
 FILES = {
     "config.json", "history.csv", "model.npz", "report.json", "curves.png", "confusion.png", "mistakes.png",
@@ -43,19 +43,19 @@ def test_ctrl_c_waits_for_the_end(handler, capsys):
     done = []
 
     def once():
-        with put_off("finishing"):
+        with defer_interrupt("finishing"):
             ctrl_c()
             done.append(1)
 
     def twice():
-        with put_off():
+        with defer_interrupt():
             ctrl_c()
             ctrl_c()
             done.append("the second one has waited")
 
     def nested():
-        with put_off("outer"):
-            with put_off():
+        with defer_interrupt("outer"):
+            with defer_interrupt():
                 ctrl_c()
                 done.append(2)
             done.append(3)  # the outer one is not at its end
@@ -67,11 +67,11 @@ def test_ctrl_c_waits_for_the_end(handler, capsys):
     assert capsys.readouterr().err == "".join(
         f"\n{word} (Ctrl-C again to leave it)\n" for word in ("finishing", "outer")
     )
-    with put_off(raises=False) as asked:
+    with defer_interrupt(raises=False) as asked:
         assert not asked()
         ctrl_c()
     assert asked()
-    thread = threading.Thread(target=lambda: put_off().__enter__())
+    thread = threading.Thread(target=lambda: defer_interrupt().__enter__())
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -85,7 +85,7 @@ def _(*_):
 
 @pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT is 1")
 def test_ctrl_c_waits_for_the_end_of_a_compilation(handler):
-    @kernel_alone
+    @serial_kernel
     def double(x):
         ctrl_c()
         x[:] *= 2
@@ -199,8 +199,8 @@ def test_what_cannot_be_written_is_dropped(monkeypatch):
     for stream in (None, Gone(), open(os.devnull), open("/dev/full", "w") if os.path.exists("/dev/full") else None):  # noqa: PTH110, PTH123, SIM115
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", stream)
-        _streams.note("x")
-        with _streams.forgiving() as lost:
+        _streams.print_stderr("x")
+        with _streams.safe_streams() as lost:
             print("x" * 10_000)
             print("x", file=sys.stderr, flush=True)
         assert lost() == (stream is not None)
@@ -212,7 +212,7 @@ def test_what_cannot_be_written_is_dropped(monkeypatch):
 def test_a_terminal_without_our_signs(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
-    with _streams.forgiving() as lost:
+    with _streams.safe_streams() as lost:
         print("0.5 ± 0.1")
         sys.stdout.flush()
     assert raw.getvalue() == b"0.5 ? 0.1\n"
@@ -221,7 +221,7 @@ def test_a_terminal_without_our_signs(monkeypatch):
 
 @pytest.mark.parametrize("stream", [None, Gone()])
 def test_a_training_without_standard_error(monkeypatch, small_digits, stream):
-    digits = Batches(small_digits.train_images, small_digits.train_labels)
+    digits = DeviceDataset(small_digits.train_images, small_digits.train_labels)
     model = Sequential(Flatten(), Linear(784, 10), input_shape=(1, 28, 28), rng=0)
     monkeypatch.setattr(sys, "stderr", stream)
     history = fit(model, CrossEntropyLoss(), SGD(model, 0.1), digits, epochs=2, rng=0)

@@ -9,13 +9,13 @@ import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import blank, close
+from reference import assert_close, blank
 
 from tinycnn import (
     AvgPool2d,
-    Batches,
     Conv2d,
     CrossEntropyLoss,
+    DeviceDataset,
     Flatten,
     Linear,
     MaxPool2d,
@@ -129,9 +129,9 @@ def test_c5_is_a_fully_connected_layer():
             lambda: Sequential(lecun98.Subsample(3), input_shape=(2, 4, 4)),
             r"takes \(3, height, width\), got \(2, 4, 4\)",
         ),
-        (lambda: Sequential(lecun98.Distances(np.ones((2, 5))), input_shape=(4,)), r"takes \(5,\), got \(4,\)"),
-        (lambda: lecun98.Distances(np.full((2, 5), np.nan)), "centres must be finite"),
-        (lambda: lecun98.NearestLoss(-1.0), "rubbish must be at least 0"),
+        (lambda: Sequential(lecun98.EuclideanRBF(np.ones((2, 5))), input_shape=(4,)), r"takes \(5,\), got \(4,\)"),
+        (lambda: lecun98.EuclideanRBF(np.full((2, 5), np.nan)), "centres must be finite"),
+        (lambda: lecun98.RBFLoss(-1.0), "rubbish must be at least 0"),
     ],
 )
 def test_what_is_refused(make, words):
@@ -144,7 +144,7 @@ def test_what_is_refused(make, words):
 
 def batches_of(x, target):
     """Images as they are."""
-    return Batches(x, target, mean=0, std=1)
+    return DeviceDataset(x, target, mean=0, std=1)
 
 
 def by_differences(model, criterion, x, target, eps=1e-4):
@@ -183,19 +183,19 @@ def test_second_derivatives_of_one_layer_are_exact(reduction):
         ((lecun98.MappedConv2d(np.array([[1, 0, 1], [0, 1, 1]], bool), 2), Flatten()), (2, 2, 2)),
         ((lecun98.Subsample(3, 2, "mean"), Flatten()), (3, 2, 2)),
     ):
-        model = small(*chain, lecun98.Distances(np.random.default_rng(3).standard_normal((4, 3))), shape=shape)
+        model = small(*chain, lecun98.EuclideanRBF(np.random.default_rng(3).standard_normal((4, 3))), shape=shape)
         x, target = data_for(model, classes=4)
-        criterion = lecun98.NearestLoss(reduction=reduction)
-        h = lecun98.second_derivatives(model, criterion, batches_of(x, target), np.arange(5))
-        want = by_differences(model, lecun98.NearestLoss(), x, target)
+        criterion = lecun98.RBFLoss(reduction=reduction)
+        h = lecun98.gauss_newton_diagonal(model, criterion, batches_of(x, target), np.arange(5))
+        want = by_differences(model, lecun98.RBFLoss(), x, target)
         np.testing.assert_allclose(h, want, rtol=1e-6, err_msg=repr(model))
 
 
 def test_second_derivatives_with_the_rubbish_class():
-    model = small(Flatten(), Linear(4, 3), lecun98.Distances(np.ones((1, 3))), shape=(1, 2, 2))
+    model = small(Flatten(), Linear(4, 3), lecun98.EuclideanRBF(np.ones((1, 3))), shape=(1, 2, 2))
     x, target = data_for(model)
-    criterion = lecun98.NearestLoss(2.0)
-    h = lecun98.second_derivatives(model, criterion, batches_of(x, target), np.arange(5))
+    criterion = lecun98.RBFLoss(2.0)
+    h = lecun98.gauss_newton_diagonal(model, criterion, batches_of(x, target), np.arange(5))
     np.testing.assert_allclose(h, by_differences(model, criterion, x, target), rtol=1e-5)
     assert (h > 0).all()
 
@@ -205,7 +205,7 @@ def test_second_derivatives_of_softmax_are_exact(reduction):
     model = small(Flatten(), Linear(6, 4), shape=(1, 2, 3))
     x, target = data_for(model, classes=4)
     criterion = CrossEntropyLoss(reduction=reduction)
-    h = lecun98.second_derivatives(model, criterion, batches_of(x, target), np.arange(5))
+    h = lecun98.gauss_newton_diagonal(model, criterion, batches_of(x, target), np.arange(5))
     np.testing.assert_allclose(h, by_differences(model, CrossEntropyLoss(), x, target), rtol=1e-5)
 
 
@@ -213,9 +213,9 @@ def test_second_derivatives_of_a_loss_that_has_none():
     model = small(Flatten(), Linear(6, 4), shape=(1, 2, 3))
     x, target = data_for(model, classes=4)
     with pytest.raises(ValueError, match="MSELoss"):
-        lecun98.second_derivatives(model, MSELoss(), batches_of(x, target), np.arange(5))
+        lecun98.gauss_newton_diagonal(model, MSELoss(), batches_of(x, target), np.arange(5))
     with pytest.raises(ValueError, match="class weights"):
-        lecun98.second_derivatives(model, CrossEntropyLoss(np.ones(4)), batches_of(x, target), np.arange(5))
+        lecun98.gauss_newton_diagonal(model, CrossEntropyLoss(np.ones(4)), batches_of(x, target), np.arange(5))
 
 
 def test_second_derivatives_go_down_a_chain():
@@ -224,9 +224,9 @@ def test_second_derivatives_go_down_a_chain():
         Conv2d(1, 1, 3), ScaledTanh(), lecun98.Subsample(1, 2), ScaledTanh(),
         lecun98.MappedConv2d(np.ones((1, 1), bool), 1), ScaledTanh(), Flatten(), Linear(1, 1), ScaledTanh(),
     )  # fmt: skip
-    model = small(*chain, lecun98.Distances(np.array([[0.3]])), shape=(1, 4, 4))
+    model = small(*chain, lecun98.EuclideanRBF(np.array([[0.3]])), shape=(1, 4, 4))
     x, target = data_for(model, images=3)
-    h = lecun98.second_derivatives(model, lecun98.NearestLoss(), batches_of(x, target), np.arange(3))
+    h = lecun98.gauss_newton_diagonal(model, lecun98.RBFLoss(), batches_of(x, target), np.arange(3))
     # Above the subsampling each unit has one connection: h is 2 (du/dw)^2, u the last unit's output.
     units = small(*copy.deepcopy(chain), shape=(1, 4, 4))
     units.theta[...] = model.theta
@@ -244,33 +244,33 @@ def test_second_derivatives_go_down_a_chain():
 @pytest.mark.parametrize("images", [2, 11])
 def test_second_derivatives_through_plain_pooling(images):
     """An average is a `Subsample` that is not trained; of a maximum's window one entry counts."""
-    output = Flatten(), lecun98.Distances(np.random.default_rng(3).standard_normal((4, 4)))
+    output = Flatten(), lecun98.EuclideanRBF(np.random.default_rng(3).standard_normal((4, 4)))
     plain = small(Conv2d(1, 1, 3), ScaledTanh(), AvgPool2d(2), *output, shape=(1, 6, 6))
     trained = small(
-        Conv2d(1, 1, 3), ScaledTanh(), lecun98.Subsample(1, 2, "mean"), Flatten(), lecun98.Distances(output[1].centres),
-        shape=(1, 6, 6),
+        Conv2d(1, 1, 3), ScaledTanh(), lecun98.Subsample(1, 2, "mean"), Flatten(),
+        lecun98.EuclideanRBF(output[1].centres), shape=(1, 6, 6),
     )  # fmt: skip
     trained.theta[...] = [*plain.theta, 1, 0]
     x, target = data_for(plain, images=images, classes=4)
-    criterion, index = lecun98.NearestLoss(), np.arange(images)
-    want = lecun98.second_derivatives(trained, criterion, batches_of(x, target), index)
-    got = lecun98.second_derivatives(plain, criterion, batches_of(x, target), index)
+    criterion, index = lecun98.RBFLoss(), np.arange(images)
+    want = lecun98.gauss_newton_diagonal(trained, criterion, batches_of(x, target), index)
+    got = lecun98.gauss_newton_diagonal(plain, criterion, batches_of(x, target), index)
     np.testing.assert_allclose(got, want[:-2], rtol=1e-12)
 
-    model = small(Conv2d(1, 2, 1), MaxPool2d(2), Flatten(), lecun98.Distances(np.eye(2)), shape=(1, 2, 2))
+    model = small(Conv2d(1, 2, 1), MaxPool2d(2), Flatten(), lecun98.EuclideanRBF(np.eye(2)), shape=(1, 2, 2))
     x, target = data_for(model, images=images, classes=2)
-    h = lecun98.second_derivatives(model, criterion, batches_of(x, target), index)
+    h = lecun98.gauss_newton_diagonal(model, criterion, batches_of(x, target), index)
     np.testing.assert_allclose(h, by_differences(model, criterion, x, target), rtol=1e-6)
 
 
 def test_second_derivatives_of_shared_weights_are_summed_over_connections():
     """The first convolution of the chain above, by the recursion written out."""
     rng = np.random.default_rng(4)
-    output = lecun98.Distances(rng.standard_normal((3, 2)))
+    output = lecun98.EuclideanRBF(rng.standard_normal((3, 2)))
     model = small(Conv2d(1, 2, 2), ScaledTanh(), Flatten(), Linear(8, 2), output,
                   shape=(1, 3, 3))  # fmt: skip
     x, target = data_for(model, images=2, classes=3)
-    h = lecun98.second_derivatives(model, lecun98.NearestLoss(), batches_of(x, target), np.arange(2))
+    h = lecun98.gauss_newton_diagonal(model, lecun98.RBFLoss(), batches_of(x, target), np.arange(2))
     state, want = model.state_dict(), np.zeros((2, 1, 2, 2))
     for image in x.astype(np.float64):
         w = state["0.weight"]
@@ -293,16 +293,16 @@ def test_a_pass_with_the_papers_method_learns():
 
     images, labels = data.synthetic_digits(400, rng=0)
     span = lecun98.FOREGROUND - lecun98.BACKGROUND
-    batches = Batches(images, labels, mean=-lecun98.BACKGROUND / span, std=1 / span, padding=2)
+    batches = DeviceDataset(images, labels, mean=-lecun98.BACKGROUND / span, std=1 / span, padding=2)
     x = np.empty((1, 1, 32, 32), np.float32)
     batches.gather(x, np.array([0]))
     assert x.min() == pytest.approx(lecun98.BACKGROUND, abs=1e-6)
     assert x.max() <= lecun98.FOREGROUND + 1e-6
     model = lecun98.lenet5(root=True, rng=0)
-    optimizer, criterion = lecun98.SDLM(model), lecun98.NearestLoss()
+    optimizer, criterion = lecun98.SDLM(model), lecun98.RBFLoss()
     before = evaluate(model, batches, criterion)[0]
     fit(model, criterion, optimizer, batches, epochs=2, batch_size=1, rng=1, progress=False)
-    sizes = kernels.to_host(optimizer.sizes)
+    sizes = kernels.to_host(optimizer.step_sizes)
     assert 0 < sizes.min() < sizes.max() <= lecun98.SCHEDULE[0] / lecun98.MU * (1 + 1e-6)
     loss, accuracy, distances = evaluate(model, batches, criterion)
     assert loss < 0.5 * before
@@ -329,7 +329,7 @@ def test_subsample(shape, kernel, seed, dtype):
     cut = x[:, :, : out[0] * kernel[0], : out[1] * kernel[1]].astype(np.float64)
     windows = cut.reshape(N, C, out[0], kernel[0], out[1], kernel[1]).sum((3, 5))
     want = 0.5 * weight[:, None, None] * windows + bias[:, None, None]
-    close(y, want, 1 + abs(weight).max() * abs(cut).max() * math.prod(kernel), math.prod(kernel))
+    assert_close(y, want, 1 + abs(weight).max() * abs(cut).max() * math.prod(kernel), math.prod(kernel))
 
 
 @both_dtypes
@@ -338,9 +338,9 @@ def test_distances(rows, classes, features, seed, dtype):
     rng = np.random.default_rng(seed)
     x, w = rng.standard_normal((rows, features)).astype(dtype), rng.standard_normal((classes, features)).astype(dtype)
     y = blank((rows, classes), dtype)
-    kernels.distance_forward(y, x, w)
+    kernels.squared_distance_forward(y, x, w)
     want = ((x[:, None].astype(np.float64) - w) ** 2).sum(2)
-    close(y, want, want.max(), features)
+    assert_close(y, want, want.max(), features)
 
 
 @both_dtypes
@@ -350,7 +350,7 @@ def test_nearest_loss(rubbish, dtype):
     x, target = (80 + 10 * rng.standard_normal((7, 10))).astype(dtype), rng.integers(0, 10, 7)
     x[0] = 1e4 + np.arange(10)  # exp(-x) of these is nothing in any precision
     loss, predicted, dx = blank(7, dtype), blank(7, np.int64), blank(x.shape, dtype)
-    kernels.nearest_loss(loss, predicted, dx, x, target, rubbish, False)
+    kernels.rbf_loss(loss, predicted, dx, x, target, rubbish, False)
     np.testing.assert_array_equal(predicted, x.argmin(axis=1))
     of_target = x[np.arange(7), target].astype(np.float64)
     if rubbish < 0:
@@ -368,7 +368,7 @@ def test_nearest_loss(rubbish, dtype):
 def test_the_smallest_distance_wins_and_nan_is_seen():
     x = np.array([[3.0, 1.0, 2.0], [3.0, np.nan, 2.0]])
     loss, predicted, dx = blank(2, np.float64), blank(2, np.int64), blank(x.shape, np.float64)
-    kernels.nearest_loss(loss, predicted, dx, x, np.array([0, 1]), 1.0, True)
+    kernels.rbf_loss(loss, predicted, dx, x, np.array([0, 1]), 1.0, True)
     assert list(predicted) == [1, 1]
     assert np.isfinite(loss[0])
     assert np.isnan(loss[1])
@@ -388,24 +388,24 @@ def _case(name, dtype):
         return kernels.subsample_backward, (*outputs, dy, x, weight, (2, 2), 0.25), (0, 1, 2)
     if name.startswith("conv2d_map"):
         layer = lecun98.MappedConv2d(lecun98.connections(), 5)
-        sources, starts = layer.buffers(dtype).values()
+        sources, starts = layer.initial_buffers(dtype).values()
         w, b, dy = (rng.standard_normal(s).astype(dtype) for s in ((60, 5, 5), 16, (9, 16, 10, 10)))
         if name == "conv2d_map_forward":
             return kernels.conv2d_map_forward, (blank(dy.shape, dtype), x, w, b, sources, starts), (0,)
         gradients = (blank(a.shape, dtype) for a in (x, w, b))
         return kernels.conv2d_map_backward, (*gradients, dy, x, w, sources, starts), (0, 1, 2)
     x, w, dy = (rng.standard_normal(s).astype(dtype) for s in ((90, 84), (10, 84), (90, 10)))
-    if name == "distance_forward":
-        return kernels.distance_forward, (blank(dy.shape, dtype), x, w), (0,)
-    if name == "distance_backward":
-        return kernels.distance_backward, (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
+    if name == "squared_distance_forward":
+        return kernels.squared_distance_forward, (blank(dy.shape, dtype), x, w), (0,)
+    if name == "squared_distance_backward":
+        return kernels.squared_distance_backward, (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
     outputs = blank(90, dtype), blank(90, np.int64), blank(dy.shape, dtype)
-    return kernels.nearest_loss, (*outputs, 80 + dy, rng.integers(0, 10, 90), 1.0, True), (0, 1, 2)
+    return kernels.rbf_loss, (*outputs, 80 + dy, rng.integers(0, 10, 90), 1.0, True), (0, 1, 2)
 
 
 CASES = [
-    "subsample_forward", "subsample_backward", "conv2d_map_forward", "conv2d_map_backward", "distance_forward",
-    "distance_backward", "nearest_loss",
+    "subsample_forward", "subsample_backward", "conv2d_map_forward", "conv2d_map_backward", "squared_distance_forward",
+    "squared_distance_backward", "rbf_loss",
 ]  # fmt: skip
 
 
@@ -420,7 +420,7 @@ def test_the_reference_convolution_agrees():
     rng = np.random.default_rng(0)
     table = lecun98.connections()
     layer = lecun98.MappedConv2d(table, 5)
-    sources, starts = layer.buffers(np.float64).values()
+    sources, starts = layer.initial_buffers(np.float64).values()
     x, w, b = rng.standard_normal((2, 6, 14, 14)), rng.standard_normal((60, 5, 5)), rng.standard_normal(16)
     dense, y = np.zeros((16, 6, 5, 5)), blank((2, 16, 10, 10), np.float64)
     for o in range(16):

@@ -370,12 +370,12 @@ def test_batches_may_grow_and_shrink():
 
 def test_reserve():
     model = small()
-    assert model.reserved == 0
+    assert model.max_batch == 0
     model.reserve(9)
     buffer = model.plan(9).x
     want = small().forward(X)
     np.testing.assert_array_equal(model.forward(X), want)
-    assert model.reserved == 9
+    assert model.max_batch == 9
     model.forward(X[:4])
     assert model.plan(9).x is buffer
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
@@ -493,15 +493,15 @@ def test_first_not_finite_names_the_place():
     model = small()
     model.forward(X)
     plan = model.plan(9)
-    assert model.first_not_finite(plan) is None
+    assert model.find_non_finite(plan) is None
     plan.x[3] = np.inf
-    assert model.first_not_finite(plan) == "the input"
+    assert model.find_non_finite(plan) == "the input"
     model.forward(X)
     model[4].weight[2, 3] = np.nan
-    assert model.first_not_finite(plan) == "parameter 4.weight of layer 4 Linear(27, 5)"
+    assert model.find_non_finite(plan) == "parameter 4.weight of layer 4 Linear(27, 5)"
     model[4].weight[...] = 3e38
     plan.forward()
-    assert model.first_not_finite(plan) == "the output of layer 4 Linear(27, 5)"
+    assert model.find_non_finite(plan) == "the output of layer 4 Linear(27, 5)"
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -658,7 +658,7 @@ def test_backward_refuses_by_name():
 
 
 def test_device_cpu_is_the_module_of_kernels():
-    assert small(device="cpu").k is kernels
+    assert small(device="cpu").ops is kernels
 
 
 @pytest.mark.parametrize(("window", "dilation"), [(2, 1), (3, 1), ((2, 3), 1), ((4, 2), 1), (2, 2)])

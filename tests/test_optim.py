@@ -15,9 +15,9 @@ from tinycnn import (
     EMA,
     SGD,
     Adam,
-    Batches,
     BatchNorm2d,
     CrossEntropyLoss,
+    DeviceDataset,
     DivergedError,
     Flatten,
     Linear,
@@ -27,7 +27,7 @@ from tinycnn import (
     evaluate,
     fit,
     kernels,
-    optim,
+    schedules,
     train_step,
 )
 from tinycnn.train import warm_up
@@ -36,7 +36,7 @@ from tinycnn.train import warm_up
 @pytest.fixture(scope="module")
 def digits():
     images, labels = data.synthetic_digits(300, rng=0)
-    return Batches(images[:256], labels[:256]), Batches(images[256:], labels[256:])
+    return DeviceDataset(images[:256], labels[:256]), DeviceDataset(images[256:], labels[256:])
 
 
 def make(optimizer=SGD, rng=0, **options):
@@ -70,7 +70,7 @@ def test_the_average_of_every_step(decay):
         model.grad[...] = rng.standard_normal(model.grad.shape)
         optimizer.step()
         thetas.append(model.theta.astype(np.float64))
-        np.testing.assert_allclose(optimizer.average, reference.averages(thetas, decay)[-1], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(optimizer.average, reference.ema(thetas, decay)[-1], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(thetas, path(*make(lr=0.1, momentum=0.9), 7))  # the steps are those of the inner one
 
 
@@ -93,32 +93,32 @@ def test_the_average_is_torchs():
 def test_the_average_stands_in_the_model_for_a_while():
     model, inner = make(lr=0.1)
     optimizer, before = EMA(inner, 0.5), model.theta.copy()
-    with optimizer.evaluated():
+    with optimizer.average_parameters():
         assert np.array_equal(model.theta, before)  # no step, no average
     trained = path(model, optimizer, 3)[-1]
-    with optimizer.evaluated():
+    with optimizer.average_parameters():
         assert np.array_equal(model.theta, optimizer.average)
         assert not np.array_equal(model.theta, trained)
     assert np.array_equal(model.theta, trained)
-    with pytest.raises(KeyError), optimizer.evaluated():
+    with pytest.raises(KeyError), optimizer.average_parameters():
         raise KeyError
     assert np.array_equal(model.theta, trained)
-    with inner.evaluated():
+    with inner.average_parameters():
         assert np.array_equal(model.theta, trained)
-    inner.settle()
+    inner.use_average()
     assert np.array_equal(model.theta, trained)
-    optimizer.settle()
+    optimizer.use_average()
     assert np.array_equal(model.theta, optimizer.average)
 
 
 def test_an_average_has_the_face_of_its_optimizer():
-    model, inner = make(Adam, lr=optim.cosine(0.1, 5))
+    model, inner = make(Adam, lr=schedules.cosine(0.1, 5))
     optimizer = EMA(inner)
     path(model, optimizer, 2)
     assert optimizer.steps == 2
-    assert optimizer.lr == inner.schedule[2]
-    assert optimizer.schedule is inner.schedule
-    assert optimizer.rates is inner.rates
+    assert optimizer.lr == inner.lr_schedule[2]
+    assert optimizer.lr_schedule is inner.lr_schedule
+    assert optimizer.device_lr_schedule is inner.device_lr_schedule
 
 
 def test_an_average_goes_on_from_its_saved_state(digits):
@@ -165,7 +165,7 @@ def test_an_average_refuses_a_state_that_does_not_fit():
 def test_fit_validates_and_returns_the_average(digits, monkeypatch):
     plain, optimizer = make(lr=0.05)
     monkeypatch.setattr(kernels, "capture", lambda step: step)  # every step is looked at
-    monkeypatch.setattr(kernels, "compile_for", lambda step: None)
+    monkeypatch.setattr(kernels, "precompile", lambda step: None)
     thetas = []
     step = optimizer.step
     optimizer.step = lambda: (step(), thetas.append(plain.theta.astype(np.float64)))
@@ -176,7 +176,7 @@ def test_fit_validates_and_returns_the_average(digits, monkeypatch):
         model, optimizer, digits[0], validation=digits[1],
         on_epoch=lambda record: seen.append((model.theta.copy(), evaluate(model, digits[1])[0])),
     )  # fmt: skip
-    want = reference.averages(thetas, 0.9)
+    want = reference.ema(thetas, 0.9)
     for at, (theta, loss), record in zip((3, 7), seen, history, strict=True):
         np.testing.assert_allclose(theta, want[at], rtol=0, atol=1e-6)
         assert loss == record["val_loss"]
@@ -220,7 +220,7 @@ def test_warm_up_leaves_no_trace_in_the_average(digits):
     model, inner = make(lr=0.1)
     optimizer, before = EMA(inner), model.theta.copy()
     warm_up(model, CrossEntropyLoss(), optimizer, digits[0], 32)
-    optimizer.settle()
+    optimizer.use_average()
     assert np.array_equal(model.theta, before)
 
 
@@ -238,18 +238,18 @@ def test_the_rate_falls_after_patience():
     ]:  # fmt: skip
         plateau.step(metric)
         assert optimizer.lr == rate
-        assert optimizer.rates == np.float32(rate)
+        assert optimizer.device_lr_schedule == np.float32(rate)
     assert plateau.best == 0.9
 
 
 def test_the_rates_still_to_come_fall():
     model, optimizer = make(lr=[0.8, 0.4, 0.2, 0.1, 1e-9])
     path(model, optimizer, 2)
-    before = optimizer.rates
+    before = optimizer.device_lr_schedule
     ReduceLROnPlateau(optimizer, factor=0.25, patience=0, min_lr=0.04).step(np.nan)
-    np.testing.assert_allclose(optimizer.schedule, [0.8, 0.4, 0.05, 0.04, 1e-9], rtol=1e-12)  # not lifted to min_lr
-    assert optimizer.rates is before  # where a recorded step reads them
-    np.testing.assert_array_equal(optimizer.rates, optimizer.schedule.astype(np.float32))
+    np.testing.assert_allclose(optimizer.lr_schedule, [0.8, 0.4, 0.05, 0.04, 1e-9], rtol=1e-12)  # not lifted to min_lr
+    assert optimizer.device_lr_schedule is before  # where a recorded step reads them
+    np.testing.assert_array_equal(optimizer.device_lr_schedule, optimizer.lr_schedule.astype(np.float32))
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -317,9 +317,9 @@ def test_a_plateau_refuses_a_state_that_does_not_fit(state, words):
 
 def test_a_cycle_that_only_rises():
     """torch.optim.lr_scheduler.OneCycleLR with pct_start=1.0"""
-    np.testing.assert_allclose(optim.one_cycle(1.0, 3, warmup=1.0, div_factor=5.0), [0.2, 0.6, 1.0], rtol=1e-12)
+    np.testing.assert_allclose(schedules.one_cycle(1.0, 3, warmup=1.0, div_factor=5.0), [0.2, 0.6, 1.0], rtol=1e-12)
     with pytest.raises(ValueError, match="warmup must"):
-        optim.one_cycle(1.0, 3, warmup=1.1)
+        schedules.one_cycle(1.0, 3, warmup=1.1)
 
 
 def test_a_plateau_in_a_training(digits):
@@ -335,7 +335,7 @@ def test_a_plateau_in_a_training(digits):
 def test_an_epoch_is_taken_again_with_the_rates_that_on_epoch_has_set(digits):
     model, optimizer = make(lr=0.05)
     with np.errstate(all="ignore"), pytest.raises(DivergedError) as caught:  # the second look at the epoch finds it
-        train(model, optimizer, digits[0], on_epoch=lambda record: optimizer.set_rates(1e38))
+        train(model, optimizer, digits[0], on_epoch=lambda record: optimizer.set_lr_schedule(1e38))
     assert caught.value.epoch == 2
     assert optimizer.lr == 1e38
 

@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tinycnn import (
     SGD,
     AvgPool2d,
-    Batches,
     BatchNorm2d,
     Conv2d,
     CrossEntropyLoss,
+    DeviceDataset,
     Flatten,
     Linear,
     MaxPool2d,
@@ -52,8 +52,8 @@ class OwnTanh(Layer):
 class OwnLoss(OneHotMSELoss):
     """Twice the squared error."""
 
-    def run(self, dx, x, target):
-        super().run(dx, x, target)
+    def forward_backward(self, dx, x, target):
+        super().forward_backward(dx, x, target)
         dx *= 2
         self._loss *= 2
 
@@ -142,7 +142,7 @@ class Users(RuleBasedStateMachine):
         between = OwnTanh() if own else Tanh(), AvgPool2d(2) if pool == "avg" else MaxPool2d(2), Flatten()
         chain = Conv2d(1, 2, 3), BatchNorm2d(2), *between, Linear(18, 4)
         self.model = Sequential(*chain, input_shape=(1, 8, 8), rng=seed, dtype=np.float64)
-        self.data = Batches(IMAGES, LABELS, mean=MEAN, std=STD)
+        self.data = DeviceDataset(IMAGES, LABELS, mean=MEAN, std=STD)
         self.optimizer = SGD(self.model, 0.05)
         self.losses = {False: CrossEntropyLoss(), True: OwnLoss()}
         self.twin, self.pending, self.saved = Twin(self.model.state_dict(), pool), None, None
@@ -226,7 +226,7 @@ class Users(RuleBasedStateMachine):
     def trace(self, n, seed):
         x, before = self.draw(seed, n), getattr(self.twin, "kept", None)
         y = self.twin.forward(x)
-        layers = self.model.trace(x, dy=np.cos)
+        layers = self.model.activations(x, dy=np.cos)
         self.near(layers[-1].output, y)
         self.near(layers[0].input_grad, self.twin.backward(np.cos(y)))
         self.twin.kept = before  # a backward may still follow the forward before it

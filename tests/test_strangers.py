@@ -14,10 +14,10 @@ from tinycnn import (
     SGD,
     Adam,
     AvgPool2d,
-    Batches,
     BatchNorm2d,
     Conv2d,
     CrossEntropyLoss,
+    DeviceDataset,
     Dropout,
     Flatten,
     Linear,
@@ -34,9 +34,11 @@ from tinycnn import (
     losses,
     models,
     optim,
+    schedules,
     train,
     train_step,
 )
+from tinycnn.dataset import DataLoader
 from tinycnn.kernels import _capture
 from tinycnn.layers import Layer
 
@@ -54,7 +56,7 @@ def net(*layers, **options):
 
 
 def digits(count=60, **options):
-    return Batches(IMAGES[:count], LABELS[:count], **options)
+    return DeviceDataset(IMAGES[:count], LABELS[:count], **options)
 
 
 def learn(model, criterion=None, optimizer=None, data=None, **options):
@@ -162,10 +164,10 @@ class OwnSGD:
     def before_epoch(self, *_):
         pass
 
-    def settle(self):
+    def use_average(self):
         pass
 
-    evaluated = optim.Optimizer.evaluated
+    average_parameters = optim.Optimizer.average_parameters
 
     def state_dict(self):
         return {"steps": self.steps}
@@ -187,14 +189,14 @@ def test_an_own_optimizer_is_asked_at_every_step(averaged):
             order = np.random.default_rng(0)
             for permutation in [order.permutation(60) for _ in range(2)]:
                 for at in range(0, 60, 16):
-                    run = train.Run(model, CrossEntropyLoss(), train.Loader(digits()), rule)
+                    run = train.StepRunner(model, CrossEntropyLoss(), DataLoader(digits()), rule)
                     run.start_epoch(permutation[at : at + 16])
-                    run.loss(len(permutation[at : at + 16]))
+                    run.compute_loss(len(permutation[at : at + 16]))
                     model.plan(len(permutation[at : at + 16])).backward()
                     if optimizer.steps >= 3:
                         np.clip(model.grad, -1e-3, 1e-3, out=model.grad)
                     rule.step()
-            rule.settle()
+            rule.use_average()
         found.append(model.theta.copy())
     np.testing.assert_array_equal(*found)
 
@@ -209,8 +211,8 @@ def test_an_optimizer_that_is_no_class_of_ours_counts_its_own_steps():
 
 
 class Halved(OneHotMSELoss):
-    def run(self, dx, x, target):
-        super().run(dx, x, target)
+    def forward_backward(self, dx, x, target):
+        super().forward_backward(dx, x, target)
         dx *= 0.5
 
 
@@ -237,9 +239,9 @@ def test_a_class_may_say_that_it_is_made_of_kernels_and_only_for_itself():
         assert isinstance(model.plan(40)._replays[True].run, _capture.CapturedStep) is captured
 
 
-class Inverted(Batches):
-    def read(self, x, *where):
-        target = super().read(x, *where)
+class Inverted(DeviceDataset):
+    def gather_batch(self, x, *where):
+        target = super().gather_batch(x, *where)
         np.negative(x, out=x)
         return target
 
@@ -248,7 +250,7 @@ def test_an_own_data_set_is_asked_for_every_batch():
     inverted = Inverted(IMAGES, LABELS)
     model, plain = net(), net()
     learn(model, data=inverted)
-    learn(plain, data=Batches(-(IMAGES / 255.0 - inverted.mean) / inverted.std, LABELS, mean=0, std=1))
+    learn(plain, data=DeviceDataset(-(IMAGES / 255.0 - inverted.mean) / inverted.std, LABELS, mean=0, std=1))
     np.testing.assert_allclose(model.theta, plain.theta, rtol=1e-3, atol=1e-5)
 
 
@@ -513,7 +515,7 @@ CRITERIA = [
     CrossEntropyLoss(ignore_index=2),
     CrossEntropyLoss(weight=[0.1, 2.0, 1.0, 3.0], ignore_index=1, label_smoothing=0.2),
     OneHotMSELoss("sum"),
-    lecun98.NearestLoss(1.0, "sum"),
+    lecun98.RBFLoss(1.0, "sum"),
 ]
 
 
@@ -570,7 +572,7 @@ def test_the_scale_of_pixels_travels_with_the_model():
         ):
             model.predict(raw.astype(kind))
     floats = net()
-    learn(floats, data=Batches(IMAGES / 255.0, LABELS))
+    learn(floats, data=DeviceDataset(IMAGES / 255.0, LABELS))
     with pytest.raises(TypeError, match="trained on floating-point pixels"):
         floats.predict(raw)
     with pytest.raises(ValueError, match="normalization must have a mean"):
@@ -582,13 +584,13 @@ def test_the_scale_of_pixels_travels_with_the_model():
 
 def test_epochs_are_counted_on_and_a_schedule_that_is_used_up_is_refused():
     model = net()
-    optimizer = SGD(model, optim.one_cycle(0.1, 8))
+    optimizer = SGD(model, schedules.one_cycle(0.1, 8))
     assert [record["epoch"] for record in learn(model, optimizer=optimizer)] == [1, 2]
     before = model.theta.copy()
     with pytest.raises(ValueError, match=r"schedule of 8 rates is used up after 8 steps.*optimizer\.lr"):
         learn(model, optimizer=optimizer)
     np.testing.assert_array_equal(model.theta, before)
-    optimizer.lr = optim.constant(0.05, 4)
+    optimizer.lr = schedules.constant(0.05, 4)
     (record,) = learn(model, optimizer=optimizer, epochs=1)
     assert record["epoch"] == 3
     assert record["lr"] == 0.05
@@ -639,7 +641,7 @@ def test_any_list_of_images_makes_a_step():
 def test_copies_go_on_as_the_originals_do(duplicate, averaged):
     model = net(Conv2d(1, 3, 3, bias=False), BatchNorm2d(3), ReLU(), MaxPool2d(2), Flatten(), Dropout(0.3),
                 Linear(27, 4))  # fmt: skip
-    optimizer = Adam(model, optim.cosine(0.01, 100))
+    optimizer = Adam(model, schedules.cosine(0.01, 100))
     optimizer = EMA(optimizer, 0.9) if averaged else optimizer
     criterion, data = CrossEntropyLoss(weight=[1, 2, 3, 4]), digits(augment=RandomAffine(degrees=5))
     learn(model, criterion, optimizer, data)
@@ -677,13 +679,14 @@ def test_plans_can_be_read():
     plan = str(models.lenet5(rng=0).plan(64))
     lines = plan.splitlines()
     assert lines[0] == "64 images, float32"
-    assert "to blocks" in lines[2]
+    assert "reorder to blocked" in lines[2]
     assert "0 Conv2d" in lines[3]
     assert lines[4].split("  ")[1] == "1 Tanh() + 2 AvgPool2d(kernel_size=(2, 2), stride=(2, 2))"
     assert lines[4].endswith("fused")
-    assert "to plain order 6 Flatten()" in plan
+    assert "reorder to NCHW 6 Flatten()" in plan
     assert lines[-1].endswith("parameters only")
-    assert "fused" not in str(models.lenet5(rng=0).plan(64, keep=True))
+    unfused = str(models.lenet5(rng=0).plan(64, unfused=True)).splitlines()
+    assert not any(line.endswith(" fused") for line in unfused)
 
 
 # --- what a stranger found in an afternoon ----------------------------------------------------------------------------
@@ -695,7 +698,7 @@ def few(classes=3):
 
 
 def one_epoch(model, criterion=None, optimizer=None, data=None, **options):
-    criterion, data = criterion or CrossEntropyLoss(), data or Batches(*few())
+    criterion, data = criterion or CrossEntropyLoss(), data or DeviceDataset(*few())
     optimizer = optimizer or SGD(model, 0.0)
     return fit(
         model, criterion, optimizer, data, **{"epochs": 1, "batch_size": 4, "rng": 0, "progress": False} | options
@@ -725,7 +728,7 @@ def test_a_method_wrapped_by_functools_is_called_every_time(part):
 def test_labels_are_the_data_sets_own():
     images, labels = few()
     labels = labels.astype(np.int64)
-    data = Batches(images, labels)
+    data = DeviceDataset(images, labels)
     labels[:] = 7
     assert np.asarray(data.labels).max() == 2
 
@@ -734,12 +737,12 @@ def test_trace_refuses_other_shapes_and_ends_a_forward():
     model, x = net(Flatten(), Dropout(0.5), Linear(64, 3)), np.ones((4, 1, 8, 8))
     for wrong in (x[0], x[:, :, :1]):
         with pytest.raises(ValueError, match="x must have shape"):
-            model.trace(wrong)
+            model.activations(wrong)
     for wrong in (np.ones(3), np.ones((1, 3))):
         with pytest.raises(ValueError, match="dy must have the shape of the output"):
-            model.trace(x, dy=wrong)
+            model.activations(x, dy=wrong)
     model.forward(x)
-    model.trace(x[:2])
+    model.activations(x[:2])
     with pytest.raises(RuntimeError, match="backward needs a forward"):
         model.backward(np.ones((4, 3)))
 
@@ -765,7 +768,7 @@ def test_a_new_plan_ends_a_forward_of_layers_that_keep_their_buffers():
 
 def test_an_accuracy_that_nobody_knows_is_nan():
     class Squares(losses.Loss):
-        def run(self, dx, x, target):
+        def forward_backward(self, dx, x, target):
             error = x - np.eye(3, dtype=x.dtype)[target]
             dx[...], self._loss[: len(x)] = 2 * error / error.size, (error**2).sum(1) / error.size
 
@@ -785,12 +788,12 @@ def test_class_weights_are_not_changed_in_place():
 
 def test_a_loss_of_ones_own_validates_too():
     class Tenfold(CrossEntropyLoss):
-        def run(self, dx, x, target):
-            super().run(dx, x, target)
+        def forward_backward(self, dx, x, target):
+            super().forward_backward(dx, x, target)
             self._loss *= 10
             dx *= 10
 
-    data = Batches(*few())
+    data = DeviceDataset(*few())
     (record,) = one_epoch(net(Flatten(), Linear(64, 3)), Tenfold(), data=data, validation=data, batch_size=20)
     assert record["val_loss"] == pytest.approx(record["train_loss"], rel=1e-6)
 
@@ -867,7 +870,7 @@ def test_a_bias_cannot_be_given_to_a_layer_without_one():
 
 def test_the_mean_over_no_image_is_nan():
     images, labels = few()
-    data = Batches(images, labels * 0)
+    data = DeviceDataset(images, labels * 0)
     model = net(Flatten(), Linear(64, 3))
     assert math.isnan(evaluate(model, data, CrossEntropyLoss(ignore_index=0))[0])
 

@@ -10,8 +10,8 @@ from tinycnn import (
     SGD,
     Adam,
     AdamW,
-    Batches,
     CrossEntropyLoss,
+    DeviceDataset,
     DivergedError,
     EarlyStopping,
     Flatten,
@@ -25,10 +25,11 @@ from tinycnn import (
     fit,
     models,
     optim,
-    set_threads,
+    schedules,
+    set_num_threads,
     train_step,
 )
-from tinycnn.dataset import Loader
+from tinycnn.dataset import DataLoader
 from tinycnn.train import warm_up
 
 TWO_CORES = numba.config.NUMBA_NUM_THREADS > 1
@@ -48,7 +49,7 @@ def small_model(rng=0):
 
 def test_batches_normalise_to_mean_zero_and_deviation_one(digits):
     images, labels = digits
-    batches = Batches(images, labels)
+    batches = DeviceDataset(images, labels)
     x = np.empty((len(images), 1, 28, 28), np.float32)
     target = batches.gather(x, np.arange(len(images)))
     assert abs(x.mean(dtype=np.float64)) < 1e-5
@@ -60,7 +61,7 @@ def test_batches_gather_by_index_with_padding_and_channels():
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (7, 3, 4, 5), dtype=np.uint8), np.arange(7)
     mean, std = [0.1, 0.2, 0.3], [0.5, 1.0, 2.0]
-    batches = Batches(images, labels, mean=mean, std=std, padding=(1, 2))
+    batches = DeviceDataset(images, labels, mean=mean, std=std, padding=(1, 2))
     x = np.full((4, *batches.image_shape), np.nan, np.float64)
     index = np.array([6, 0, 0, 3])
     target = batches.gather(x, index)
@@ -73,7 +74,7 @@ def test_batches_gather_by_index_with_padding_and_channels():
 def test_float_images_are_not_divided_by_255():
     images = np.random.default_rng(0).random((5, 4, 4))
     x = np.empty((5, 1, 4, 4), np.float64)
-    Batches(images, np.zeros(5, int), mean=0, std=1).gather(x, np.arange(5))
+    DeviceDataset(images, np.zeros(5, int), mean=0, std=1).gather(x, np.arange(5))
     np.testing.assert_allclose(x[:, 0], images, rtol=1e-6)
 
 
@@ -92,7 +93,7 @@ def test_float_images_are_not_divided_by_255():
 )
 def test_bad_batches_are_refused(images, labels, error, words):
     with pytest.raises(error, match=words):
-        Batches(images, labels)
+        DeviceDataset(images, labels)
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
@@ -101,7 +102,7 @@ def test_bad_batches_are_refused(images, labels, error, words):
 @pytest.mark.parametrize(("activation", "pool"), [("tanh", "avg"), ("relu", "max")])
 def test_32_images_are_learned_by_heart(digits, activation, pool):
     images, labels = digits
-    batches = Batches(images[:32], labels[:32])
+    batches = DeviceDataset(images[:32], labels[:32])
     model = models.lenet5(activation, pool, rng=1)
     fit(model, CrossEntropyLoss(), Adam(model, 3e-3), batches, epochs=60, batch_size=32, rng=0, progress=False)
     loss, accuracy, _ = evaluate(model, batches)
@@ -110,19 +111,19 @@ def test_32_images_are_learned_by_heart(digits, activation, pool):
 
 
 def train_some(threads, digits, steps_epochs=7):
-    set_threads(threads)
+    set_num_threads(threads)
     try:
         images, labels = digits
         model = models.lenet5(rng=3)
-        optimizer = AdamW(model, optim.one_cycle(3e-3, steps_epochs * 16))
+        optimizer = AdamW(model, schedules.one_cycle(3e-3, steps_epochs * 16))
         history = fit(
-            model, CrossEntropyLoss(), optimizer, Batches(images, labels),
+            model, CrossEntropyLoss(), optimizer, DeviceDataset(images, labels),
             epochs=steps_epochs, batch_size=130, rng=5, progress=False,
         )  # fmt: skip
         assert optimizer.steps == steps_epochs * 16  # the last batch, smaller than the others, counts too
         return model.theta.tobytes(), [record["train_loss"] for record in history]
     finally:
-        set_threads(numba.config.NUMBA_NUM_THREADS)
+        set_num_threads(numba.config.NUMBA_NUM_THREADS)
 
 
 def test_training_gives_the_same_bits_again(digits):
@@ -137,7 +138,7 @@ def test_training_gives_the_same_bits_with_one_and_two_threads(digits):
 def test_fit_reports_every_epoch(digits):
     images, labels = digits
     model, seen = small_model(), []
-    train, validation = Batches(images[:300], labels[:300]), Batches(images[300:400], labels[300:400])
+    train, validation = DeviceDataset(images[:300], labels[:300]), DeviceDataset(images[300:400], labels[300:400])
     history = fit(
         model, CrossEntropyLoss(), SGD(model, 0.1), train,
         epochs=3, batch_size=64, validation=validation, rng=0, on_epoch=seen.append, progress=True,
@@ -153,7 +154,7 @@ def test_fit_reports_every_epoch(digits):
 def test_the_loss_that_is_validated(digits):
     """The one that is trained; of cross entropy the plain one, which can be compared between runs."""
     images, labels = digits
-    train, validation = Batches(images[:100], labels[:100]), Batches(images[:300], labels[:300])  # larger than a step
+    train, validation = DeviceDataset(images[:100], labels[:100]), DeviceDataset(images[:300], labels[:300])
     for criterion, measure in [
         (OneHotMSELoss(), OneHotMSELoss()),
         (CrossEntropyLoss(label_smoothing=0.5), CrossEntropyLoss()),
@@ -167,7 +168,7 @@ def test_the_loss_that_is_validated(digits):
 
 def test_evaluate_does_not_depend_on_the_batch_size(digits):
     images, labels = digits
-    batches, model = Batches(images[:103], labels[:103]), small_model()
+    batches, model = DeviceDataset(images[:103], labels[:103]), small_model()
     one, many = evaluate(model, batches, batch_size=1), evaluate(model, batches, batch_size=64)
     np.testing.assert_allclose(one[0], many[0], rtol=1e-6)
     assert one[1] == many[1] == (many[2].argmax(axis=1) == labels[:103]).mean()
@@ -178,7 +179,7 @@ def test_warm_up_changes_nothing(digits):
     model = small_model()
     optimizer = Adam(model)
     before = model.theta.copy()
-    assert warm_up(model, CrossEntropyLoss(), optimizer, Batches(images, labels), 32) > 0
+    assert warm_up(model, CrossEntropyLoss(), optimizer, DeviceDataset(images, labels), 32) > 0
     assert np.array_equal(model.theta, before)
     assert optimizer.steps == 0
     assert not optimizer.m.any()
@@ -222,7 +223,7 @@ def test_targets_that_are_refused(target, error, words):
 
 def test_digits_are_learned_by_squared_error(digits):
     images, labels = digits
-    batches, model = Batches(images[:64], labels[:64]), small_model()
+    batches, model = DeviceDataset(images[:64], labels[:64]), small_model()
     history = fit(
         model, OneHotMSELoss(), Adam(model, 1e-3), batches, epochs=40, batch_size=32, rng=0, progress=False,
     )  # fmt: skip
@@ -262,7 +263,7 @@ def test_when_training_stops(options, values, last, best):
 
 def test_training_stops_early_with_the_best_weights(digits):
     images, labels = digits
-    train, validation = Batches(images[:300], labels[:300]), Batches(images[300:400], labels[300:400])
+    train, validation = DeviceDataset(images[:300], labels[:300]), DeviceDataset(images[300:400], labels[300:400])
     rates = np.concatenate([np.full(10, 0.1), np.full(100, 10.0)])  # from the third epoch on it gets worse
     for averaged in (False, True):
         for restore in (False, True):
@@ -292,7 +293,7 @@ def test_training_stops_early_with_the_best_weights(digits):
 
 def test_the_best_weights_return_where_nothing_stops(digits):
     images, labels = digits
-    batches, model = Batches(images[:100], labels[:100]), small_model()
+    batches, model = DeviceDataset(images[:100], labels[:100]), small_model()
     rates = np.concatenate([np.full(4, 0.1), np.full(4, 10.0)])
     stopping = EarlyStopping("train_loss", patience=9, restore_best=model, mode="max")  # the first is the best
     options = {"epochs": 3, "batch_size": 50, "rng": 0, "progress": False}
@@ -303,7 +304,7 @@ def test_the_best_weights_return_where_nothing_stops(digits):
 
 def test_what_else_a_callback_returns_stops_nothing(digits):
     images, labels = digits
-    batches = Batches(images[:64], labels[:64])
+    batches = DeviceDataset(images[:64], labels[:64])
     for answer, epochs in ((None, 3), (False, 3), ((None, None), 3), ("stop", 3), (True, 1)):
         model = small_model()
         history = fit(
@@ -333,10 +334,10 @@ def test_early_stopping_refuses_by_name(make, words):
 @pytest.mark.skipif("TINYCNN_DATA" not in os.environ, reason="TINYCNN_DATA is not set: no real MNIST")
 def test_three_hundred_steps_on_real_mnist():
     mnist = data.mnist(download=False)
-    train = Batches(mnist.train_images[:19200], mnist.train_labels[:19200])
-    test = Batches(mnist.test_images, mnist.test_labels, mean=train.mean, std=train.std)
+    train = DeviceDataset(mnist.train_images[:19200], mnist.train_labels[:19200])
+    test = DeviceDataset(mnist.test_images, mnist.test_labels, mean=train.mean, std=train.std)
     model = models.lenet5(rng=0)
-    optimizer = Adam(model, optim.one_cycle(3e-3, 300))
+    optimizer = Adam(model, schedules.one_cycle(3e-3, 300))
     fit(model, CrossEntropyLoss(), optimizer, train, epochs=1, batch_size=64, rng=0, progress=False)
     assert evaluate(model, test)[1] > 0.95
 
@@ -346,7 +347,7 @@ def test_three_hundred_steps_on_real_mnist():
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_weights(digits):
     images, labels = digits
-    batches, model, good = Batches(images, labels), small_model(), []
+    batches, model, good = DeviceDataset(images, labels), small_model(), []
     rates = np.concatenate([np.full(32, 0.1), np.full(1000, 1e38)])  # one good epoch of 32 steps
     with np.errstate(all="ignore"), pytest.raises(DivergedError, match=r"step \d+ \(epoch 2\).*layer \d") as caught:
         fit(
@@ -365,7 +366,7 @@ def test_a_step_with_a_nan_parameter_names_it_and_updates_nothing(digits):
     model.parameters()[2][3, 4] = np.nan
     before = model.theta.copy()
     with pytest.raises(DivergedError, match=r"step 1: parameter 3\.weight of layer 3"):
-        train_step(model, CrossEntropyLoss(), SGD(model, 0.1), Batches(images, labels), np.arange(8))
+        train_step(model, CrossEntropyLoss(), SGD(model, 0.1), DeviceDataset(images, labels), np.arange(8))
     assert np.array_equal(model.theta, before, equal_nan=True)
 
 
@@ -380,7 +381,7 @@ def test_an_interrupt_leaves_the_weights_of_the_last_epoch(digits):
 
     with pytest.raises(KeyboardInterrupt):
         fit(
-            model, CrossEntropyLoss(), SGD(model, 0.1), Batches(images, labels), epochs=5, rng=0,
+            model, CrossEntropyLoss(), SGD(model, 0.1), DeviceDataset(images, labels), epochs=5, rng=0,
             on_epoch=interrupt_in_the_second, progress=False,
         )  # fmt: skip
     assert np.array_equal(model.theta, good[-1])
@@ -391,21 +392,21 @@ def test_a_data_set_that_does_not_fit_the_model_is_refused_before_training(digit
     model = models.lenet5(rng=0)
     before = model.theta.copy()
     for batches, words in [
-        (Batches(images[:, :20], labels), r"train: the model takes images \(1, 28, 28\), got \(1, 20, 28\)"),
-        (Batches(images, labels + 5), "train: labels go up to 14"),
+        (DeviceDataset(images[:, :20], labels), r"train: the model takes images \(1, 28, 28\), got \(1, 20, 28\)"),
+        (DeviceDataset(images, labels + 5), "train: labels go up to 14"),
     ]:
         with pytest.raises(ValueError, match=words):
             fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=1)
     for options in ({"epochs": 0}, {"epochs": 1, "batch_size": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
-            fit(model, CrossEntropyLoss(), SGD(model, 0.1), Batches(images, labels), **options)
+            fit(model, CrossEntropyLoss(), SGD(model, 0.1), DeviceDataset(images, labels), **options)
     assert np.array_equal(model.theta, before)
 
 
 @pytest.mark.parametrize("value", [0, 10_000])
 def test_a_number_of_threads_that_cannot_be_is_refused(value):
     with pytest.raises(ValueError, match="threads must be at"):
-        set_threads(value)
+        set_num_threads(value)
 
 
 # --- optimizers' own state --------------------------------------------------------------------------------------------
@@ -413,15 +414,15 @@ def test_a_number_of_threads_that_cannot_be_is_refused(value):
 
 def test_an_optimizer_goes_on_from_its_saved_state(digits):
     images, labels = digits
-    batches, index = Batches(images, labels), np.arange(64)
+    batches, index = DeviceDataset(images, labels), np.arange(64)
 
     def steps(model, optimizer, count):
         for _ in range(count):
             train_step(model, CrossEntropyLoss(), optimizer, batches, index)
 
     whole, first = small_model(), small_model()
-    steps(whole, Adam(whole, optim.cosine(0.01, 6)), 6)
-    optimizer = Adam(first, optim.cosine(0.01, 6))
+    steps(whole, Adam(whole, schedules.cosine(0.01, 6)), 6)
+    optimizer = Adam(first, schedules.cosine(0.01, 6))
     steps(first, optimizer, 3)
     state, weights = optimizer.state_dict(), first.state_dict()
     second = small_model(rng=9)
@@ -462,19 +463,19 @@ def test_bad_optimizer_options_are_refused(make, words):
 @pytest.fixture
 def orders(monkeypatch):
     """Which images each epoch was to take, in which order."""
-    seen, start_epoch = [], Loader.start_epoch
+    seen, start_epoch = [], DataLoader.start_epoch
 
     def remember(self, order, again=False):
         seen.append(np.array(order))
         start_epoch(self, order, again)
 
-    monkeypatch.setattr(Loader, "start_epoch", remember)
+    monkeypatch.setattr(DataLoader, "start_epoch", remember)
     return seen
 
 
 def test_short_epochs_go_on_where_the_last_one_ended(orders):
     images, labels = data.synthetic_digits(100, rng=0)
-    batches, model = Batches(images, labels), small_model()
+    batches, model = DeviceDataset(images, labels), small_model()
     history = fit(
         model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=6, batch_size=10, steps_per_epoch=4, rng=0
     )
@@ -492,14 +493,14 @@ def test_a_number_of_steps_that_cannot_be_is_refused(steps, error):
     images, labels = data.synthetic_digits(100, rng=0)
     model = small_model()
     with pytest.raises(error, match="steps_per_epoch"):
-        fit(model, CrossEntropyLoss(), SGD(model, 0.1), Batches(images, labels), epochs=1, batch_size=10,
+        fit(model, CrossEntropyLoss(), SGD(model, 0.1), DeviceDataset(images, labels), epochs=1, batch_size=10,
             steps_per_epoch=steps)  # fmt: skip
 
 
 @pytest.mark.parametrize("reshuffle", [True, False])
 def test_one_order_for_all_epochs_or_a_new_one_each(reshuffle, orders):
     images, labels = data.synthetic_digits(50, rng=0)
-    batches, model = Batches(images, labels), small_model()
+    batches, model = DeviceDataset(images, labels), small_model()
     fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=3, batch_size=20, reshuffle=reshuffle, rng=0)
     first, *later = map(list, orders)
     assert sorted(first) == list(range(50))

@@ -10,11 +10,11 @@ from tinycnn import (
     SGD,
     Adam,
     AdamW,
-    Batches,
     BatchNorm2d,
     ColorJitter,
     Conv2d,
     CrossEntropyLoss,
+    DeviceDataset,
     Dropout,
     EarlyStopping,
     ElasticTransform,
@@ -42,7 +42,7 @@ X = np.random.default_rng(0).standard_normal((12, 1, 4, 4)).astype(np.float32)
 Y = np.arange(12) % 3
 RNG = "rng must be a seed (an integer that is not negative, or several), a NumPy generator or None, got "
 A_LOSS = "criterion must be a loss, CrossEntropyLoss() say, got "
-DATA = "must be a data set, of the class Batches, got "
+DATA = "must be a data set, of the class DeviceDataset, got "
 STATE = "state must be a dictionary, as state_dict() gives it, got "
 
 
@@ -50,7 +50,7 @@ def net(**options):
     return Sequential(Flatten(), Linear(16, 3), **{"input_shape": (1, 4, 4), "rng": 0} | options)
 
 
-BATCHES, MODEL, LOSS = Batches(X, Y), net(), CrossEntropyLoss()
+BATCHES, MODEL, LOSS = DeviceDataset(X, Y), net(), CrossEntropyLoss()
 RULE = SGD(MODEL, 0.1)
 
 
@@ -61,7 +61,7 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: train(batches=(X, Y)), TypeError, f"train {DATA}tuple; make one of images and labels: Batches("),
+        (lambda: train(batches=(X, Y)), TypeError, f"train {DATA}tuple; make one of images and labels: DeviceDataset("),
         (lambda: train(batches=X), TypeError, f"train {DATA}ndarray of shape (12, 1, 4, 4); make"),
         (lambda: train(validation=(X, Y)), TypeError, f"validation {DATA}tuple"),
         (lambda: evaluate(MODEL, (X, Y)), TypeError, f"batches {DATA}tuple"),
@@ -82,9 +82,9 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
         (lambda: SGD(MODEL, [0.1, np.nan]), ValueError, "lr must be finite and not negative, got nan"),
         (lambda: SGD(MODEL, 10**400), ValueError, "lr must be finite"),
         (lambda: SGD(MODEL, ["1"]), TypeError, "lr must be a number or a one-dimensional array of numbers, got ['1']"),
-        (lambda: RULE.set_rates(-1), ValueError, "rates must be finite and not negative, got -1"),
-        (lambda: RULE.set_rates([np.nan]), ValueError, "rates must be finite and not negative, got nan"),
-        (lambda: RULE.set_rates([1, 2]), ValueError, "rates must be a number or have shape (1,), got (2,)"),
+        (lambda: RULE.set_lr_schedule(-1), ValueError, "rates must be finite and not negative, got -1"),
+        (lambda: RULE.set_lr_schedule([np.nan]), ValueError, "rates must be finite and not negative, got nan"),
+        (lambda: RULE.set_lr_schedule([1, 2]), ValueError, "rates must be a number or have shape (1,), got (2,)"),
         (lambda: RULE.load_state_dict(RULE.state_dict() | {"rates": [-1]}), ValueError, "rates must be finite and not"),
         (lambda: RULE.load_state_dict("w.npz"), TypeError, STATE + "'w.npz'"),
         (lambda: EMA(RULE).load_state_dict(None), TypeError, STATE + "None"),
@@ -101,11 +101,11 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
         (lambda: Sequential([Flatten(), ReLU()]), TypeError, "layers must be tinycnn layers, got [Flatten(), ReLU()]; "
          "give them one by one, Sequential(*layers)"),
         (lambda: Sequential(Flatten), TypeError, "layers must be tinycnn layers, got the class Flatten: call it, Flat"),
-        (lambda: Batches(X, Y, mean=(0.1, 0.2)), ValueError, "mean must be a number or 1, one a channel, got shape"),
-        (lambda: Batches(X, Y, std="x"), TypeError, "std must be an array of real numbers"),
-        (lambda: Batches([[[1, 2], [3]]], [0]), ValueError, "images must be an array, got lists of different lengths"),
-        (lambda: Batches(X, Y - 1), ValueError, "labels must not be negative, got -1 at index 0"),
-        (lambda: Batches(X, Y, augment=RandomAffine), TypeError, "got the class RandomAffine: call it, RandomAffine("),
+        (lambda: DeviceDataset(X, Y, mean=(0.1, 0.2)), ValueError, "mean must be a number or 1, one a channel, got"),
+        (lambda: DeviceDataset(X, Y, std="x"), TypeError, "std must be an array of real numbers"),
+        (lambda: DeviceDataset([[[1, 2], [3]]], [0]), ValueError, "images must be an array, got lists of different"),
+        (lambda: DeviceDataset(X, Y - 1), ValueError, "labels must not be negative, got -1 at index 0"),
+        (lambda: DeviceDataset(X, Y, augment=RandomAffine), TypeError, "got the class RandomAffine: call it, Random"),
         (lambda: LOSS([[1, 2], [3]], [0, 1]), ValueError, "logits must be an array, got lists of different lengths"),
         (lambda: LOSS(np.zeros((2, 3)), [[0], [1, 2]]), ValueError, "target must be an array, got lists of different"),
         (lambda: CrossEntropyLoss([1, -1]), ValueError, "weight must not be negative, got -1"),
@@ -171,7 +171,7 @@ def test_tensors_that_require_grad_are_taken():
     other = Sequential(Flatten(), Linear(16, 3), input_shape=(1, 4, 4), rng=5)
     other.load_state_dict({name: Tensor(value) for name, value in MODEL.state_dict().items()})
     np.testing.assert_array_equal(other.forward(Tensor(X)), MODEL.forward(X))
-    assert len(Batches(Tensor(X), Tensor(Y))) == 12
+    assert len(DeviceDataset(Tensor(X), Tensor(Y))) == 12
     assert LOSS(Tensor(MODEL.forward(X)), Y)[0] == LOSS(MODEL.forward(X), Y)[0]
 
 
@@ -182,7 +182,7 @@ def test_tensors_that_require_grad_are_taken():
         (CrossEntropyLoss([1, 2], label_smoothing=0.1), "CrossEntropyLoss(weight=[1, 2], label_smoothing=0.1)"),
         (MSELoss("sum"), "MSELoss(reduction='sum')"),
         (OneHotMSELoss(), "OneHotMSELoss()"),
-        (lecun98.NearestLoss(1.0), "NearestLoss(rubbish=1.0)"),
+        (lecun98.RBFLoss(1.0), "RBFLoss(rubbish=1.0)"),
         (SGD(MODEL, 0.1, momentum=0.9), "SGD(lr=0.1, momentum=0.9)"),
         (AdamW(MODEL, np.linspace(0.1, 0.2, 20)), "AdamW(lr=array of 20 from 0.1 to 0.2)"),
         (EMA(Adam(MODEL), 0.9), "EMA(Adam(lr=0.001), decay=0.9)"),
@@ -191,7 +191,7 @@ def test_tensors_that_require_grad_are_taken():
         (RandomAffine(degrees=3), "RandomAffine(degrees=3.0)"),
         (ElasticTransform(alpha=8), "ElasticTransform(alpha=8.0)"),
         (ColorJitter(), "ColorJitter()"),
-        (BATCHES, "Batches(12 images of 1 x 4 x 4, 3 classes)"),
+        (BATCHES, "DeviceDataset(12 images of 1 x 4 x 4, 3 classes)"),
         (data.synthetic_dataset(30, 20, rng=0), "Dataset('synthetic', 30 training and 20 test images, 10 classes)"),
         (MaxPool2d(2, ceil_mode=True), "MaxPool2d(kernel_size=(2, 2), stride=(2, 2), ceil_mode=True)"),
     ],

@@ -17,18 +17,22 @@ _HOME = {
     ),
     "model": "Sequential",
     "losses": "CrossEntropyLoss MSELoss OneHotMSELoss",
-    "optim": "SGD Adam AdamW EMA ReduceLROnPlateau",
+    "optim": "SGD Adam AdamW EMA",
     "_gradcheck": "gradcheck gradcheck_model",
-    "dataset": "Batches",
-    "train": "DivergedError EarlyStopping evaluate fit train_step",
+    "dataset": "DeviceDataset",
+    "callbacks": "EarlyStopping ReduceLROnPlateau",
+    "errors": "DivergedError",
+    "train": "evaluate fit train_step",
     "augment": "ColorJitter ElasticTransform RandomAffine",
-    "devices": "set_threads",
+    "devices": "set_num_threads",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 _MODULES = (
     "augment",
+    "callbacks",
     "checkpoint",
     "data",
+    "errors",
     "experiment",
     "functional",
     "init",
@@ -39,6 +43,7 @@ _MODULES = (
     "optim",
     "plot",
     "runs",
+    "schedules",
 )
 
 __all__ = sorted([*_MODULE_OF, *_MODULES])

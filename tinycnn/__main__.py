@@ -40,10 +40,10 @@ def main(argv=None):
 
 
 def info():
-    from tinycnn import _gpu, runs
+    from tinycnn import _gpu, hardware
 
-    rows = [(name, value) for name, value in runs.environment().items() if name != "command"]
-    for name, value in rows + _gpu.table(_gpu.look(everything=True)):
+    rows = [(name, value) for name, value in hardware.environment().items() if name != "command"]
+    for name, value in rows + _gpu.status_rows(_gpu.probe(full=True)):
         print(f"{name:<14} {value}")
     return 0
 
@@ -68,12 +68,12 @@ def program():
     from tinycnn import _streams
 
     try:
-        with _streams.forgiving() as lost:
+        with _streams.safe_streams() as lost:
             code = main()
             sys.stdout.flush()
             return code or int(lost())
     except KeyboardInterrupt:
-        _streams.note("\ninterrupted")
+        _streams.print_stderr("\ninterrupted")
         return _streams.EXIT_INTERRUPTED
 
 

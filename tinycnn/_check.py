@@ -8,7 +8,7 @@ import numpy as np
 REAL = "fiub"  # NumPy's kinds of real numbers: floats, signed and unsigned integers, booleans
 
 
-def shown(value, length=200):
+def short_repr(value, length=200):
     """`repr(value)` for a message, cut at `length`; some values, integers of 5,000 digits for one, have none."""
     try:
         text = repr(value)
@@ -17,11 +17,11 @@ def shown(value, length=200):
     return text if len(text) <= length else text[:length] + "…"
 
 
-def described(value):
+def describe(value):
     """What came, for a message: its repr if that is short, otherwise its kind and shape."""
     if isinstance(value, type):
         return f"the class {value.__name__}: call it, {value.__name__}(...)"
-    shape, text = getattr(value, "shape", None), shown(value, 60)
+    shape, text = getattr(value, "shape", None), short_repr(value, 60)
     if shape is None and len(text) <= 60 and "\n" not in text:
         return text
     return f"{type(value).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
@@ -30,14 +30,14 @@ def described(value):
 def instance(name, value, kinds, what, hint=""):
     """`value` if it is one of `kinds`, a class or several; `what` says in words what that is."""
     if not isinstance(value, kinds):
-        raise TypeError(f"{name} must be {what}, got {described(value)}{hint and '; ' + hint}")
+        raise TypeError(f"{name} must be {what}, got {describe(value)}{hint and '; ' + hint}")
     return value
 
 
-def function(name, value):
+def optional_callable(name, value):
     """`value` if it can be called, or is None."""
     if value is not None and not callable(value):
-        raise TypeError(f"{name} must be a function or None, got {described(value)}")
+        raise TypeError(f"{name} must be a function or None, got {describe(value)}")
     return value
 
 
@@ -53,28 +53,28 @@ def generator(name, value):
     except (TypeError, ValueError):
         words = "a seed (an integer that is not negative, or several), a NumPy generator or None"
         kind = ValueError if isinstance(value, numbers.Integral) else TypeError
-        raise kind(f"{name} must be {words}, got {described(value)}") from None
+        raise kind(f"{name} must be {words}, got {describe(value)}") from None
 
 
 def image_shape(name, value):
     """`value` as the shape of one image or row of numbers, a tuple of positive integers."""
     if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{name} must be a tuple of integers such as (1, 28, 28), got {described(value)}")
+        raise TypeError(f"{name} must be a tuple of integers such as (1, 28, 28), got {describe(value)}")
     if not value:
         raise ValueError(f"{name} must be a tuple of integers such as (1, 28, 28), got an empty one")
     return tuple(integer(name, n, 1) for n in value)
 
 
-def rates(name, value, shape=None):
+def learning_rates(name, value, shape=None):
     """A learning rate, or an array of them, as a (steps,) array of its own, float64; `shape`, if it has to have one."""
     try:
         values = np.atleast_1d(np.asarray(value))
         if values.dtype.kind == "O" and isinstance(value, int):  # beyond 64 bits
             values = np.array([float(value)])
     except (ValueError, OverflowError):
-        raise ValueError(f"{name} must be finite and an array of numbers, got {described(value)}") from None
+        raise ValueError(f"{name} must be finite and an array of numbers, got {describe(value)}") from None
     if values.dtype.kind not in "fiu" or values.ndim != 1 or not values.size:
-        raise TypeError(f"{name} must be a number or a one-dimensional array of numbers, got {described(value)}")
+        raise TypeError(f"{name} must be a number or a one-dimensional array of numbers, got {describe(value)}")
     values = values.astype(np.float64)
     wrong = values[~(np.isfinite(values) & (values >= 0))]
     if wrong.size:
@@ -92,49 +92,50 @@ def per_channel(name, value, channels):
     return np.broadcast_to(finite(name, value), (channels,))
 
 
-def detached(value):
+def detach(value):
     """`value` without the record that torch keeps of how it was computed, which NumPy would not take."""
     return value.detach() if getattr(value, "requires_grad", False) and hasattr(value, "detach") else value
 
 
 def _as_array(name, value):
     try:
-        return np.asarray(detached(value))
+        return np.asarray(detach(value))
     except ValueError:  # lists of different lengths
         raise ValueError(f"{name} must be an array, got lists of different lengths") from None
 
 
-def integer(name, value, least=None):
-    """`value` as an int; TypeError if it is none, ValueError below `least`."""
+def integer(name, value, minimum=None):
+    """`value` as an int; TypeError if it is none, ValueError below `minimum`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
 
 
-def number(name, value, least=None, below=None):
-    """`value` as a finite float with least <= value < below."""
+def number(name, value, minimum=None, *, maximum=None, below=None):
+    """`value` as a finite float with minimum <= value <= maximum and value < below."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     try:
         value = float(value)
     except OverflowError:  # an integer of hundreds of digits
         value = np.inf
-    bounds = [f"at least {least:g}"] if least is not None else []
-    bounds += [f"below {below:g}"] if below is not None else []
-    if not np.isfinite(value) or (least is not None and value < least) or (below is not None and value >= below):
-        raise ValueError(f"{name} must be {' and '.join(bounds) or 'finite'}, got {value:g}")
+    within = np.isfinite(value), minimum is None or value >= minimum, maximum is None or value <= maximum
+    if not all(within) or (below is not None and value >= below):
+        limits = (("at least", minimum), ("at most", maximum), ("below", below))
+        bounds = " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
+        raise ValueError(f"{name} must be {bounds or 'finite'}, got {value:g}")
     return value
 
 
-def pair(name, value, least):
+def pair(name, value, minimum):
     """An integer, or two (height, width), as a pair of ints."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ValueError(f"{name} must be an integer or a pair (height, width), got {value!r}")
-        return integer(name, value[0], least), integer(name, value[1], least)
-    value = integer(name, value, least)
+        return integer(name, value[0], minimum), integer(name, value[1], minimum)
+    value = integer(name, value, minimum)
     return value, value
 
 
@@ -197,7 +198,7 @@ def conv_padding(padding, kernel, stride, dilation):
     return pair("padding", padding, 0)
 
 
-def conv_sizes(size, kernel, stride, padding, dilation, same=False):
+def conv_output_size(size, kernel, stride, padding, dilation, same=False):
     """Output (height, width) of a convolution of an input of (height, width) `size`; all arguments are pairs.
 
     same: whether `padding` is what "same" asked for
@@ -214,7 +215,7 @@ def pool_padding(padding, kernel):
     return padding
 
 
-def pool_sizes(size, kernel, stride, padding, dilation, ceil_mode):
+def pool_output_size(size, kernel, stride, padding, dilation, ceil_mode):
     """Output (height, width) of a pooling, as torch counts it."""
     return _window_sizes(size, kernel, stride, padding, dilation, [n - 1 for n in stride] if ceil_mode else (0, 0))
 

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that becomes `path` when the block ends well, and vanishes when it does not.
 
     The temporary file lies in the same folder, since a rename is atomic only within a file system.

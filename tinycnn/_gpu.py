@@ -9,18 +9,16 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass, field
 
-OLDEST = 12, 0  # CUDA version that a driver must know
+from tinycnn.errors import DeviceError
+
+MIN_CUDA_VERSION = 12, 0  # CUDA version that a driver must know
 # Compute capabilities below these are not supported by the toolkits 12 and 13.
-LEAST = {12: (5, 0), 13: (7, 5)}
-LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
+MIN_CAPABILITY = {12: (5, 0), 13: (7, 5)}
+DRIVER_LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 # What numba-cuda compiles with, by the name under which NVIDIA's finder knows it.
-TOOLKIT = ("nvvm", "nvrtc", "nvJitLink")
+TOOLKIT_LIBRARIES = ("nvvm", "nvrtc", "nvJitLink")
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_...
 _POINTER_DEVICE = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
-
-
-class DeviceError(RuntimeError):
-    """A GPU that cannot be used; the text says what was looked for, what was found, and what to do."""
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Status:
 
 def load_driver():
     """The driver's library, or None."""
-    for name in LIBRARIES:
+    for name in DRIVER_LIBRARIES:
         try:
             return ctypes.CDLL(name)
         except OSError:
@@ -63,9 +61,9 @@ def find_toolkit():
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
     except ImportError:
-        return dict.fromkeys(TOOLKIT)
+        return dict.fromkeys(TOOLKIT_LIBRARIES)
     found: dict[str, str | None] = {}
-    for name in TOOLKIT:
+    for name in TOOLKIT_LIBRARIES:
         try:
             found[name] = load_nvidia_dynamic_lib(name).abs_path
         except Exception:  # the class of the error differs between versions
@@ -73,22 +71,22 @@ def find_toolkit():
     return found
 
 
-def look(driver=None, everything=False):
+def probe(driver=None, full=False):
     """What can be told without computing.
 
     driver      the driver's library, looked for if not given
-    everything  look for the toolkit even where something else is missing already
+    full  look for the toolkit even where something else is missing already
     """
     status = Status()
     if importlib.util.find_spec("numba_cuda") is not None:
         status.numba_cuda = importlib.metadata.version("numba-cuda")
     driver = load_driver() if driver is None else driver
-    looked = f"looked for {', '.join(LIBRARIES)}"
+    looked = f"looked for {', '.join(DRIVER_LIBRARIES)}"
     if driver is None:
         status.problem = f"no NVIDIA driver was found ({looked}); install the driver of your GPU"
     else:
-        _ask(driver, status)
-    if status.numba_cuda is not None and (everything or status.problem is None):
+        _query_driver(driver, status)
+    if status.numba_cuda is not None and (full or status.problem is None):
         status.toolkit = find_toolkit()
     if status.problem is None and status.numba_cuda is None:
         status.problem = "numba-cuda is not installed"
@@ -98,17 +96,17 @@ def look(driver=None, everything=False):
     return status
 
 
-def _ask(driver, status):
+def _query_driver(driver, status):
     """The driver's version and its GPUs."""
     number = ctypes.c_int(0)
     if driver.cuDriverGetVersion(ctypes.byref(number)) != 0:
         status.problem = "the NVIDIA driver does not answer"
         return
     status.driver = number.value // 1000, number.value % 1000 // 10
-    if status.driver < OLDEST:
+    if status.driver < MIN_CUDA_VERSION:
         status.problem = (
-            f"the NVIDIA driver is too old: it knows CUDA {_dots(status.driver)}, at least {_dots(OLDEST)} is needed; "
-            "update the driver"
+            f"the NVIDIA driver is too old: it knows CUDA {_version_text(status.driver)}, "
+            f"at least {_version_text(MIN_CUDA_VERSION)} is needed; update the driver"
         )
         return
     error = driver.cuInit(0)
@@ -116,7 +114,7 @@ def _ask(driver, status):
     if error == 0:
         error = driver.cuDeviceGetCount(ctypes.byref(count))
     if error != 0 or count.value == 0:
-        status.problem = f"the NVIDIA driver (CUDA {_dots(status.driver)}) sees no GPU" + (
+        status.problem = f"the NVIDIA driver (CUDA {_version_text(status.driver)}) sees no GPU" + (
             f" (error {error})" if error not in (0, 100) else ""
         )
         return
@@ -131,28 +129,29 @@ def _ask(driver, status):
         status.gpus.append(Gpu(text.value.decode(), (major.value, minor.value), size.value))
 
 
-_look_once = functools.cache(look)
+_cached_probe = functools.cache(probe)
 
 
 def require(number, status=None):
     """DeviceError, saying what was looked for, what was found and what to do, unless GPU `number` can be used."""
-    status = _look_once() if status is None else status
+    status = _cached_probe() if status is None else status
     if status.problem is None and number >= len(status.gpus):
         there = ", ".join(f"cuda:{i} ({gpu.name})" for i, gpu in enumerate(status.gpus))
         raise DeviceError(f"there is no cuda:{number}; this machine has {there}")
     if status.problem is None:
-        least = LEAST[13 if status.driver >= (13, 0) else 12]
+        least = MIN_CAPABILITY[13 if status.driver >= (13, 0) else 12]
         gpu = status.gpus[number]
         if gpu.capability < least:
             status.problem = (
-                f"{gpu.name} has compute capability {_dots(gpu.capability)}, at least {_dots(least)} is needed"
+                f"{gpu.name} has compute capability {_version_text(gpu.capability)}, "
+                f"at least {_version_text(least)} is needed"
             )
     if status.problem is not None:
-        raise DeviceError(f"device cuda cannot be used: {status.problem}\n{_found(status)}\n{hint(status)}")
+        raise DeviceError(f"device cuda cannot be used: {status.problem}\n{_summary(status)}\n{hint(status)}")
 
 
-def _found(status):
-    parts = [f"driver {'CUDA ' + _dots(status.driver) if status.driver else 'none'}"]
+def _summary(status):
+    parts = [f"driver {'CUDA ' + _version_text(status.driver) if status.driver else 'none'}"]
     parts.append(f"GPUs {', '.join(gpu.name for gpu in status.gpus) or 'none'}")
     parts.append(f"numba-cuda {status.numba_cuda or 'none'}")
     parts += [f"{name} {'found' if path else 'none'}" for name, path in status.toolkit.items()]
@@ -164,16 +163,19 @@ def hint(status):
     return f"with a GPU and its driver in place: pip install 'tinycnn[{status.extra}]'  (--device cpu always works)"
 
 
-def _dots(version):
+def _version_text(version):
     return ".".join(map(str, version))
 
 
-def table(status):
+def status_rows(status):
     """Lines (name, value) for `python -m tinycnn info`."""
-    rows = [("cuda driver", f"knows CUDA {_dots(status.driver)}" if status.driver else "none")]
+    rows = [("cuda driver", f"knows CUDA {_version_text(status.driver)}" if status.driver else "none")]
     for i, gpu in enumerate(status.gpus):
         rows.append(
-            (f"cuda:{i}", f"{gpu.name}, compute capability {_dots(gpu.capability)}, {gpu.memory / 2**30:.0f} GiB")
+            (
+                f"cuda:{i}",
+                f"{gpu.name}, compute capability {_version_text(gpu.capability)}, {gpu.memory / 2**30:.0f} GiB",
+            )
         )
     rows.append(("numba-cuda", status.numba_cuda or "none"))
     rows += [(name, path or "none") for name, path in status.toolkit.items()]

@@ -75,7 +75,7 @@ def gradcheck_model(model, x, **options):
 
     def backward(dy, x, parameters):
         forward(x, parameters)
-        return model.backward(dy), np.array(model.k.to_host(model.grad))
+        return model.backward(dy), np.array(model.ops.to_host(model.grad))
 
     def forward_only(x):
         return forward(x, theta)

@@ -7,19 +7,19 @@ import numpy as np
 LONG = 6  # arrays of more numbers are shown by their shape and range
 
 
-class Shown:
+class InitRepr:
     """Base class: `repr` is the call that would make the object, without what is as by default.
 
     Arguments are attributes of the same name; those that are not, and the model, are left out.
     """
 
-    def shown(self):
+    def repr_overrides(self):
         """Of what is to be shown, what is not an attribute under its name."""
         return {}
 
     def __repr__(self):
         parameters = list(inspect.signature(type(self).__init__).parameters.values())[1:]
-        given, texts = self.shown(), []
+        given, texts = self.repr_overrides(), []
         for parameter in parameters:
             value = given.get(parameter.name, getattr(self, parameter.name, parameter.default))
             if parameter.name == "model" or _same(value, parameter.default):

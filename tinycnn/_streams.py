@@ -8,14 +8,14 @@ from typing import Any
 EXIT_INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
-def note(text):
+def print_stderr(text):
     """A line on standard error, if there is one that can be written."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: sys.stderr is None
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
-class Forgiving:
+class SafeStream:
     """A text stream around another, or around None, that drops what the other one cannot take.
 
     lost: whether something was dropped because writing failed
@@ -50,13 +50,13 @@ class Forgiving:
 
 
 @contextlib.contextmanager
-def forgiving():
-    """Within it, sys.stdout and sys.stderr are `Forgiving`.  Yields a function: whether anything was lost."""
+def safe_streams():
+    """Within it, sys.stdout and sys.stderr are `SafeStream`.  Yields a function: whether anything was lost."""
     before: tuple[Any, Any] = sys.stdout, sys.stderr
-    if all(isinstance(stream, Forgiving) for stream in before):
+    if all(isinstance(stream, SafeStream) for stream in before):
         yield lambda: any(stream.lost for stream in before)
         return
-    mine: Any = [Forgiving(stream) for stream in before]
+    mine: Any = [SafeStream(stream) for stream in before]
     sys.stdout, sys.stderr = mine
     try:
         yield lambda: any(stream.lost for stream in mine)

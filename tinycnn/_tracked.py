@@ -1,7 +1,7 @@
 """What may be captured and replayed, and how a capture learns that something in it has changed."""
 
 
-class Changes:
+class ChangeCounter:
     """A counter of changes."""
 
     count = 0
@@ -15,11 +15,11 @@ class Tracked:
                 else, and that what changes from step to step lives in arrays.  It is not inherited
     """
 
-    changes: Changes
+    changes: ChangeCounter
 
     def __new__(cls, *args, **options):
         self = super().__new__(cls)
-        self.__dict__["changes"] = Changes()
+        self.__dict__["changes"] = ChangeCounter()
         return self
 
     def __setattr__(self, name, value):
@@ -34,15 +34,15 @@ class Tracked:
         self.__dict__.update(state)
 
 
-METHODS = ("forward", "backward", "run", "tally", "step", "read")
+OVERRIDABLE_METHODS = ("forward", "backward", "forward_backward", "accumulate_metrics", "step", "gather_batch")
 
 
-def is_ours(thing):
+def is_builtin(thing):
     """Whether `thing` is exactly of a class of this library, with no method replaced, of it or of its class."""
-    functions = [function for name in METHODS if (function := getattr(type(thing), name, None)) is not None]
+    functions = [function for name in OVERRIDABLE_METHODS if (function := getattr(type(thing), name, None)) is not None]
     return (
         _from_here(type(thing).__module__)
-        and getattr(thing, "__dict__", {}).keys().isdisjoint(METHODS)
+        and getattr(thing, "__dict__", {}).keys().isdisjoint(OVERRIDABLE_METHODS)
         # Where a function was written: functools.wraps copies its __module__.
         and all(_from_here(getattr(function, "__globals__", {}).get("__name__", "")) for function in functions)
     )
@@ -52,11 +52,11 @@ def _from_here(module):
     return module.partition(".")[0] == __package__
 
 
-def replayable(thing):
+def is_replayable(thing):
     """Whether `thing` is known to be made of kernels."""
     inside = getattr(thing, "inner", None)  # the optimizer that an EMA holds
-    own = vars(type(thing)).get("replayable") is True or is_ours(thing)
-    return own and (inside is None or replayable(inside))
+    own = vars(type(thing)).get("replayable") is True or is_builtin(thing)
+    return own and (inside is None or is_replayable(inside))
 
 
 class Replay:
@@ -67,7 +67,7 @@ class Replay:
     """
 
     def __init__(self, k, step, *parts):
-        self.k, self.step, self.parts = k, step, parts
+        self.ops, self.step, self.parts = k, step, parts
         self.counters = list({id(part.changes): part.changes for part in parts if hasattr(part, "changes")}.values())
         self.seen = -1
 
@@ -77,5 +77,5 @@ class Replay:
             seen += counter.count
         if seen != self.seen:
             self.seen = seen
-            self.run = self.k.capture(self.step) if all(map(replayable, self.parts)) else self.step
+            self.run = self.ops.capture(self.step) if all(map(is_replayable, self.parts)) else self.step
         self.run()

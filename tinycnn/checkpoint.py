@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn._files import replacing
+from tinycnn._files import atomic_write
+from tinycnn.errors import DamagedCheckpointError
 
 METADATA = "__metadata__"  # reserved key: the metadata as UTF-8 JSON in a uint8 array
 
@@ -28,10 +29,6 @@ _HEADER = re.compile(
     rb"\{'descr': '([<>|][biufc]\d{1,2})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,19}, ?)*(?:\d{1,19})?)\),? ?\}\s*"
 )
-
-
-class DamagedCheckpointError(ValueError):
-    """The file is not a complete, plain checkpoint; the message names the file and the reason."""
 
 
 def save(
@@ -47,7 +44,7 @@ def save(
     (objects, text); TypeError for metadata or names of a wrong type; OSError if writing fails.
     """
     data = _pack(arrays, {} if metadata is None else metadata)
-    with replacing(_npz(path)) as file:
+    with atomic_write(_npz(path)) as file:
         file.write(data)
 
 

@@ -38,12 +38,12 @@ class Normalization:
             raise ValueError(f"{name} must have {len(self.mean)} channels, got shape {x.shape}")
         return (x / self.unit - self.mean.reshape(rows)) / self.std.reshape(rows)
 
-    def state(self):
+    def state_dict(self):
         """Its part of a state_dict."""
         return {f"normalization.{name}": np.array(value) for name, value in vars(self).items()}
 
     @classmethod
-    def taken_from(cls, state):
+    def split_state(cls, state):
         """(the rest of a state_dict, the normalization in it or None)."""
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dictionary of names and arrays, got {state!r}")
@@ -64,7 +64,7 @@ class Normalization:
         return f"trained on {'uint8 pixels / 255' if self.unit == 255 else 'pixels'}, less {mean}, divided by {std}"
 
 
-class Batches(Tracked):
+class DeviceDataset(Tracked):
     """A data set on the device, handed out as normalised batches.
 
     images     (N, H, W) or (N, C, H, W); uint8 is read as 0 ... 1, other types as they are
@@ -79,8 +79,8 @@ class Batches(Tracked):
     """
 
     def __init__(self, images, labels, *, mean=None, std=None, padding=0, augment=(), seed=0, device="cpu"):
-        self.device = device = devices.choose(device)
-        images, labels = devices.local("images", images, device)[0], devices.local("labels", labels, device)[0]
+        self.device = device = devices.resolve(device)
+        images, labels = devices.as_host("images", images, device)[0], devices.as_host("labels", labels, device)[0]
         images = _check.array("images", images)
         if images.ndim == 3:
             images = images[:, None]
@@ -101,25 +101,27 @@ class Batches(Tracked):
             raise ValueError(f"std must be positive, got {self.std.min()}")
         self.normalization = Normalization(self.mean, self.std, unit)
         self.padding = _check.pair("padding", padding, 0)
-        self.k = devices.get(device)
+        self.ops = devices.get(device)
         self._options = {"augment": augment, "device": "" if device == "cpu" else repr(device)}
-        self.images, self.labels = self.k.to_device(images), self.k.to_device(labels.copy())
+        self.images, self.labels = self.ops.to_device(images), self.ops.to_device(labels.copy())
         self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
         # In a batch a pixel of zero is -mean/std, and one of `unit` is 1/std more.
-        self.augmentation = Augmentation(augment, seed, self.k, 1 / self.std, self.shift)
-        self._factors: dict[Any, list] = {}  # scale and shift on the device, by dtype
+        self.augmentation = Augmentation(augment, seed, self.ops, 1 / self.std, self.shift)
+        self._scale_shift: dict[Any, list] = {}  # scale and shift on the device, by dtype
         self.classes = int(labels.max()) + 1
         self.image_shape = (channels, height + 2 * self.padding[0], width + 2 * self.padding[1])
 
     def __getstate__(self):
         """All of it on the host."""
-        state = {n: v for n, v in super().__getstate__().items() if n not in ("k", "_factors")}
-        return state | {name: np.array(self.k.to_host(getattr(self, name))) for name in ("images", "labels")}
+        state = {n: v for n, v in super().__getstate__().items() if n not in ("ops", "_scale_shift")}
+        return state | {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("images", "labels")}
 
     def __setstate__(self, state):
         k = devices.get(state["device"])
-        vars(self).update(state, k=k, _factors={}, **{name: k.to_device(state[name]) for name in ("images", "labels")})
-        self.augmentation.k = k
+        vars(self).update(
+            state, k=k, _scale_shift={}, **{name: k.to_device(state[name]) for name in ("images", "labels")}
+        )
+        self.augmentation.ops = k
 
     def __len__(self):
         return len(self.images)
@@ -127,21 +129,21 @@ class Batches(Tracked):
     def __repr__(self):
         shape = " x ".join(map(str, self.image_shape))
         more = "".join(f", {name}={value}" for name, value in self._options.items() if value)
-        return f"Batches({len(self):,} images of {shape}, {self.classes} classes{more})"
+        return f"DeviceDataset({len(self):,} images of {shape}, {self.classes} classes{more})"
 
     def gather(self, x, index):
         """Write the images `index` (n,) int64 into x (n, *image_shape), as they are; returns their labels (n,)."""
-        return self.read(x, self.k.empty((len(x),), np.int64), index, self.k.empty((1,), np.int64))
+        return self.gather_batch(x, self.ops.empty((len(x),), np.int64), index, self.ops.empty((1,), np.int64))
 
-    def read(self, x, target, order, cursor):
+    def gather_batch(self, x, target, order, cursor):
         """`gather` images number cursor[0] and following of `order`, and their labels into `target`."""
-        if x.dtype not in self._factors:
-            self._factors[x.dtype] = [self.k.to_device(a.astype(x.dtype)) for a in (self.scale, self.shift)]
-        self.k.gather(x, target, self.images, self.labels, order, cursor, *self._factors[x.dtype], self.padding)
+        if x.dtype not in self._scale_shift:
+            self._scale_shift[x.dtype] = [self.ops.to_device(a.astype(x.dtype)) for a in (self.scale, self.shift)]
+        self.ops.gather(x, target, self.images, self.labels, order, cursor, *self._scale_shift[x.dtype], self.padding)
         return target
 
 
-class Loader:
+class DataLoader:
     """Reads a data set batch after batch, in an order; each training has one of its own.
 
     The order, and how far it has been gone through, are on the device, where a captured step reads them.
@@ -151,37 +153,37 @@ class Loader:
     """
 
     def __init__(self, data, augment=False, longest=0):
-        self.data, self.k = data, data.k
-        self.order = self.k.to_device(np.arange(max(len(data), longest)))
-        self.cursor, self._target = self.k.empty((1,), np.int64), self.k.empty((0,), np.int64)
-        self.augmentation = data.augmentation.fresh() if augment else None
+        self.data, self.ops = data, data.ops
+        self.order = self.ops.to_device(np.arange(max(len(data), longest)))
+        self.cursor, self.target = self.ops.empty((1,), np.int64), self.ops.empty((0,), np.int64)
+        self.augmentation = data.augmentation.copy_for_training() if augment else None
 
-    def start_epoch(self, order, again=False):
+    def start_epoch(self, order, repeat=False):
         """Begin an epoch: `next` will give the images in the order `order`.
 
-        again   not a new epoch, but the last one with the same random numbers
+        repeat  not a new epoch, but the last one with the same random numbers
         """
         if self.augmentation is not None:
-            self.augmentation.begin(again)
-        self.k.write(self.order[: len(order)], order)
+            self.augmentation.start_epoch(repeat)
+        self.ops.copy_to(self.order[: len(order)], order)
         self.seek(0)
 
     def seek(self, position):
         """Let the epoch go on with the image at `position`."""
-        self.k.write(self.cursor, np.array([position]))
+        self.ops.copy_to(self.cursor, np.array([position]))
 
     def next(self, x):
-        """The next len(x) images into x; returns their labels.  The kernel `tally` moves on."""
-        if len(x) > len(self._target):
-            self._target = self.k.empty((len(x),), np.int64)
-        target = self._target[: len(x)]
+        """The next len(x) images into x; returns their labels.  The kernel `accumulate_metrics` moves on."""
+        if len(x) > len(self.target):
+            self.target = self.ops.empty((len(x),), np.int64)
+        target = self.target[: len(x)]
         if self.augmentation is None:
-            return self.data.read(x, target, self.order, self.cursor)
-        self.data.read(self.augmentation.input_buffer(x), target, self.order, self.cursor)
-        self.augmentation.run(x)
+            return self.data.gather_batch(x, target, self.order, self.cursor)
+        self.data.gather_batch(self.augmentation.input_buffer(x), target, self.order, self.cursor)
+        self.augmentation.apply(x)
         return target
 
-    def settings(self):
+    def augment_settings(self):
         """What the transformations are set to, to be compared."""
         kinds = (getattr(self.augmentation, name, None) for name in ("affine", "elastic", "jitter"))
         return [kind and dict(vars(kind)) for kind in kinds]
@@ -189,12 +191,14 @@ class Loader:
     def close(self):
         """Let the next training on this data set go on with new random numbers."""
         if self.augmentation is not None:
-            self.data.augmentation.drawn = max(self.data.augmentation.drawn, self.augmentation.batches())
+            self.data.augmentation.batch_count = max(
+                self.data.augmentation.batch_count, self.augmentation.batches_drawn()
+            )
 
 
-def number_of(batches, index, name="index"):
+def check_indices(batches, index, name="index"):
     """`index` as (n,) int64 numbers of images of `batches`; TypeError or ValueError for what are none."""
-    index = np.asarray(devices.local(name, index, batches.device)[0])
+    index = np.asarray(devices.as_host(name, index, batches.device)[0])
     if index.dtype.kind not in "iu" or index.ndim != 1:
         raise TypeError(f"{name} must be a row of integer image numbers, got shape {index.shape}, dtype {index.dtype}")
     wrong = np.flatnonzero((index < 0) | (index >= len(batches)))

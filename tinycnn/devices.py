@@ -4,19 +4,10 @@ import importlib
 import re
 
 from tinycnn import _check, _gpu
+from tinycnn.errors import DeviceError
 
 
-class DeviceMemoryError(MemoryError):
-    """The device has no room.  asked, free: bytes"""
-
-    def __init__(self, asked, free, more=""):
-        self.asked, self.free = asked, free
-        super().__init__(
-            f"out of device memory: asked for {asked / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB free{more}"
-        )
-
-
-def choose(device):
+def resolve(device):
     """`device` ("auto", "cpu", "cuda", "cuda:N") as "cpu" or "cuda:N".  "auto" is cuda:0 where it can be used.
 
     ValueError for other names, DeviceError, saying what is missing, for a GPU that cannot be used.
@@ -30,27 +21,27 @@ def choose(device):
         number = int(match[1] or 0)
         _gpu.require(number)
         return f"cuda:{number}"
-    except _gpu.DeviceError:
+    except DeviceError:
         if device != "auto":
             raise
         return "cpu"
 
 
 def get(device):
-    """The backend module of `device`; errors are those of `choose`."""
-    device = choose(device)
+    """The backend module of `device`; errors are those of `resolve`."""
+    device = resolve(device)
     if device == "cpu":
         return importlib.import_module("tinycnn.kernels")
-    importlib.import_module("tinycnn.cuda._launch").use(int(device.removeprefix("cuda:")))
+    importlib.import_module("tinycnn.cuda._launch").set_device(int(device.removeprefix("cuda:")))
     return importlib.import_module("tinycnn.cuda")
 
 
-def local(name, array, device):
+def as_host(name, array, device):
     """(array, False) for what lies in main memory, (a copy there, True) for an array on the GPU `device`.
 
     ValueError, naming both, for an array on another device.
     """
-    array = _check.detached(array)
+    array = _check.detach(array)
     number = _gpu.device_of(array)
     if number is None:
         return array, False
@@ -60,14 +51,14 @@ def local(name, array, device):
     return k.to_host(k.to_device(array)), True
 
 
-def share(array):
+def as_dlpack(array):
     """An array of the GPU's backend as other libraries take it: DLPack and ``__cuda_array_interface__``."""
     from tinycnn.cuda import _launch
 
-    return _launch.share(array)
+    return _launch.ExportedArray(array)
 
 
-def set_threads(threads):
+def set_num_threads(threads):
     """Use so many CPU threads from now on; None leaves the choice to Numba.  Returns the number in use."""
     import numba
 

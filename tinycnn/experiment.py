@@ -11,9 +11,9 @@ import time
 import numpy as np
 
 from tinycnn import _streams
-from tinycnn._gpu import DeviceError
-from tinycnn._interrupts import put_off
+from tinycnn._interrupts import defer_interrupt
 from tinycnn._streams import EXIT_INTERRUPTED
+from tinycnn.errors import DeviceError, DivergedError
 
 # Learning rates that suit LeNet-5 at batches of 64.
 FINISHING = "interrupted: finishing the run folder"
@@ -83,12 +83,12 @@ def run(args, network, name="lenet5"):
 
     Prints what it does; a mistake of the user's is one line on stderr, not a traceback.
     """
-    return in_one_line(lambda: _run(args, network, name))
+    return run_command(lambda: _run(args, network, name))
 
 
-def in_one_line(command, interrupted="interrupted"):
+def run_command(command, interrupted="interrupted"):
     """Call `command`; its exit code.  A user's mistake is one line on stderr, and so is Ctrl-C, in the given words."""
-    with _streams.forgiving():
+    with _streams.safe_streams():
         try:
             return command()
         except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
@@ -96,7 +96,7 @@ def in_one_line(command, interrupted="interrupted"):
             if isinstance(error, DeviceError) and "tinycnn.cuda" in sys.modules:
                 from tinycnn.cuda import _launch
 
-                _launch.leave_quietly(1)
+                _launch.skip_cleanup_after_fault(1)
             return 1
         except KeyboardInterrupt:
             print(f"\n{interrupted}", file=sys.stderr)
@@ -104,25 +104,26 @@ def in_one_line(command, interrupted="interrupted"):
 
 
 def _run(args, network, name):
-    from tinycnn import data, devices, optim, runs, train
+    from tinycnn import data, devices, hardware, optim, runs, schedules, train
+    from tinycnn.dataset import DeviceDataset
     from tinycnn.losses import CrossEntropyLoss
 
     seeds = np.random.SeedSequence(args.seed).spawn(3)  # weights, split, order
     rng_weights, rng_split, rng_order = map(np.random.default_rng, seeds)
-    device = devices.choose(args.device)
+    device = devices.resolve(args.device)
     devices.get(device)
-    devices.set_threads(args.threads)
+    devices.set_num_threads(args.threads)
     dataset = data.load(args.data, args.data_dir)
     images, labels = dataset.train_images, dataset.train_labels
     chosen, held_out = data.train_val_split(len(images), len(images) // 12, rng_split)
-    training = train.Batches(images[chosen], labels[chosen], device=device)
+    training = DeviceDataset(images[chosen], labels[chosen], device=device)
     like = {"mean": training.mean, "std": training.std, "device": device}
-    validation = train.Batches(images[held_out], labels[held_out], **like)
-    test = train.Batches(dataset.test_images, dataset.test_labels, **like)
+    validation = DeviceDataset(images[held_out], labels[held_out], **like)
+    test = DeviceDataset(dataset.test_images, dataset.test_labels, **like)
 
     model = network(args.activation, args.pool, rng=rng_weights, device=device)
     steps = args.epochs * -(-len(training) // min(args.batch_size, len(training)))
-    rates = optim.one_cycle(args.lr or LEARNING_RATE[args.optimizer], steps, warmup=0.2)
+    rates = schedules.one_cycle(args.lr or LEARNING_RATE[args.optimizer], steps, warmup=0.2)
     optimizer = {
         "sgd": lambda: optim.SGD(model, rates, momentum=0.9, weight_decay=5e-4),
         "adam": lambda: optim.Adam(model, rates),
@@ -142,12 +143,12 @@ def _run(args, network, name):
         "pixels": {"mean": training.mean.tolist(), "std": training.std.tolist()},
         "data": {"name": dataset.name, "sha256": dataset.sha256, "train": len(training),
                  "validation": len(validation), "test": len(test)},
-        "environment": runs.environment(device),
+        "environment": hardware.environment(device),
     })  # fmt: skip
     print(model.summary())
     sizes = f"{len(training):,} images to train on, {len(validation):,} to validate, {len(test):,} to test"
     print(f"\n{dataset.name}: {sizes}")
-    print(f"{runs.device_name(device)}; results go to {folder.path}")
+    print(f"{hardware.device_name(device)}; results go to {folder.path}")
 
     def on_epoch(record):
         folder.add_epoch(record, model)
@@ -173,14 +174,14 @@ def _run(args, network, name):
             print(f"\ninterrupted before the first epoch was complete; {folder.path} holds the settings only")
             return EXIT_INTERRUPTED
         print(f"\ninterrupted: finishing the run folder as of epoch {len(folder.history)} (Ctrl-C again to leave it)")
-    except (train.DivergedError, DeviceError):
+    except (DivergedError, DeviceError):
         if folder.history:
             print(f"the weights of epoch {len(folder.history)}, the last good ones, are in {folder.path}")
         raise
     seconds = time.perf_counter() - start
 
     # After a Ctrl-C in training, the next one is the second.
-    finishing = contextlib.nullcontext(lambda: True) if interrupted else put_off(FINISHING, raises=False)
+    finishing = contextlib.nullcontext(lambda: True) if interrupted else defer_interrupt(FINISHING, raises=False)
     with finishing as asked:
         loss, _, logits = train.evaluate(model, test)
         extra = {

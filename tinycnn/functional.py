@@ -9,14 +9,14 @@ For teaching and for checking: every call allocates, so train with `Sequential`.
 import numpy as np
 
 from tinycnn import _check, kernels
-from tinycnn.losses import CrossEntropyLoss, MSELoss, floating
+from tinycnn.losses import CrossEntropyLoss, MSELoss, as_float
 
 EMPTY = (0,)
 
 
 def _prepare(name, x, ndim=None, axes="", dtype=None):
     x = _check.array(name, x, ndim, axes)
-    return floating(x) if dtype is None else np.require(x, dtype, ["C", "W"])
+    return as_float(x) if dtype is None else np.require(x, dtype, ["C", "W"])
 
 
 def _gradient(dy, y):
@@ -42,7 +42,7 @@ def _conv_arguments(input, weight, bias, stride, padding, dilation, groups):
         raise ValueError(f"weight must have {x.shape[1] // groups} input channels a group, got shape {w.shape}")
     if bias is not None and b.shape != w.shape[:1]:
         raise ValueError(f"bias must have shape {w.shape[:1]}, got {b.shape}")
-    sizes = _check.conv_sizes(x.shape[2:], w.shape[2:], stride, padding, dilation, same)
+    sizes = _check.conv_output_size(x.shape[2:], w.shape[2:], stride, padding, dilation, same)
     y = np.empty((len(x), len(w), *sizes), x.dtype)
     return y, x, w, b, (stride, padding, dilation, groups)
 
@@ -71,7 +71,7 @@ def _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode):
     stride = kernel_size if stride is None else _check.pair("stride", stride, 1)
     padding, dilation = _check.pool_padding(padding, kernel_size), _check.pair("dilation", dilation, 1)
     window = kernel_size, stride, padding, dilation
-    y = np.empty((*x.shape[:2], *_check.pool_sizes(x.shape[2:], *window, ceil_mode)), x.dtype)
+    y = np.empty((*x.shape[:2], *_check.pool_output_size(x.shape[2:], *window, ceil_mode)), x.dtype)
     return y, x, window
 
 

@@ -65,7 +65,7 @@ def lecun1998(model, root=False, *, rng=None):
     state = model.state_dict()
     for number, layer in enumerate(model.layers):
         if f"{number}.bias" in state:
-            bound = layer.per_weight(2.4 / (np.sqrt(layer.fan_in()) if root else layer.fan_in()))
+            bound = layer.broadcast_to_weight(2.4 / (np.sqrt(layer.fan_in()) if root else layer.fan_in()))
             state[f"{number}.weight"] = bound * rng.uniform(-1, 1, state[f"{number}.weight"].shape)
             state[f"{number}.bias"] = np.zeros_like(state[f"{number}.bias"])
     model.load_state_dict(state)

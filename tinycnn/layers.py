@@ -17,7 +17,7 @@ from tinycnn import _check, scalars
 from tinycnn._tracked import Tracked
 
 # What torch's layers take and these do not, and why.
-TORCHS_OPTIONS = {
+UNSUPPORTED_TORCH_OPTIONS = {
     "inplace": "a model overwrites what nobody reads again by itself",
     "padding_mode": "the padding is of zeros",
     "device": "it is that of the Sequential",
@@ -38,20 +38,22 @@ class Layer(Tracked):
     reads_output  backward reads y; taken for true where a class of your own does not say
     """
 
-    k: Any = None  # the backend module, set by `bind`
+    ops: Any = None  # the backend module, set by `bind`
     training = True
     saved: Any = None  # what `reserve` made for the batch that runs; set by the plan before every call
     is_view = False  # the output is the input under another shape; no kernel runs
     in_place = False
     reads_output = False
-    formula: Any = None  # of an activation: code and constants for fused kernels
+    activation_code: Any = None  # of an activation: code and constants for fused kernels
     _bound: frozenset = frozenset()  # names of all that `bind` has set
     _shapes: dict | None = None  # of the parameters, in a model
     _views: frozenset = frozenset()  # those of them that are parameters, gradients and buffers
 
     def __new__(cls, *args, **options):
-        for name in options.keys() & TORCHS_OPTIONS.keys() - inspect.signature(cls.__init__).parameters.keys():
-            raise TypeError(f"{cls.__name__} has no {name}: {TORCHS_OPTIONS[name]}")
+        for name in (
+            options.keys() & UNSUPPORTED_TORCH_OPTIONS.keys() - inspect.signature(cls.__init__).parameters.keys()
+        ):
+            raise TypeError(f"{cls.__name__} has no {name}: {UNSUPPORTED_TORCH_OPTIONS[name]}")
         if cls.__init__ is object.__init__ and (args or options):  # which would not mind
             raise TypeError(f"{cls.__name__} takes no arguments, got {len(args) + len(options)}")
         return super().__new__(cls)
@@ -60,7 +62,7 @@ class Layer(Tracked):
         """As usual; but what is assigned to a parameter or buffer of a model's layer is copied into it."""
         before = vars(self).get(name, self)
         if name in self._views and value is not before:
-            copy_into(self.k, f"{name} of {self!r}", before, value)
+            copy_into(self.ops, f"{name} of {self!r}", before, value)
             return
         if self._shapes is not None and value is not before and getattr(before, "size", None) == 0:
             raise ValueError(f"{self!r} has no {name}: it was made without one")
@@ -74,34 +76,34 @@ class Layer(Tracked):
     def __getstate__(self):
         """For copies: the settings, and parameters and buffers as NumPy arrays, with which a new model will begin."""
         state = {name: value for name, value in super().__getstate__().items() if name not in self._bound}
-        if self.k is None:
+        if self.ops is None:
             return state
-        kept = [*self.parameter_shapes(), *self.buffers(np.float32)]
-        return state | {name: np.array(self.k.to_host(getattr(self, name))) for name in kept} | {"_copied": True}
+        kept = [*self.parameter_shapes(), *self.initial_buffers(np.float32)]
+        return state | {name: np.array(self.ops.to_host(getattr(self, name))) for name in kept} | {"_copied": True}
 
     def parameter_shapes(self):
         """Names and shapes of the parameters, in the order of the flat vector."""
         return {}
 
-    def initial(self, rng):
+    def initial_parameters(self, rng):
         """Initial values of the parameters, float64, by name."""
         return {}
 
-    def buffers(self, dtype):
+    def initial_buffers(self, dtype):
         """What the layer remembers from batch to batch besides its parameters: names and initial values, NumPy.
 
         They are part of a `state_dict`, but for those whose name begins with an underscore.
         """
         return {}
 
-    def bring(self, rng, dtype):
+    def initial_state(self, rng, dtype):
         """The parameters to begin with, and the buffers: those that a copy has brought along, or new ones."""
         shapes = self.parameter_shapes()
-        parameters = {} if vars(self).get("_copied") else self.initial(rng)
+        parameters = {} if vars(self).get("_copied") else self.initial_parameters(rng)
         given = {name: value for name, value in vars(self).items() if value is not None}
         parameters |= {name: _check.array(f"{name} of {self!r}", given[name]) for name in shapes if name in given}
-        buffers = {name: np.array(given.get(name, v), v.dtype) for name, v in self.buffers(dtype).items()}
-        shapes = shapes | {name: v.shape for name, v in self.buffers(dtype).items()}
+        buffers = {name: np.array(given.get(name, v), v.dtype) for name, v in self.initial_buffers(dtype).items()}
+        shapes = shapes | {name: v.shape for name, v in self.initial_buffers(dtype).items()}
         for name, value in (parameters | buffers).items():
             if np.shape(value) != tuple(shapes[name]):
                 raise ValueError(f"{name} of {self!r} must have shape {shapes[name]}, got {np.shape(value)}")
@@ -109,11 +111,11 @@ class Layer(Tracked):
 
     def bind(self, k, parameters, gradients, dtype):
         """Take the backend and the views of this layer: `self.weight`, `self.weight_grad` and so on."""
-        self.k = k
+        self.ops = k
         for name, view in parameters.items():
             setattr(self, name, view)
             setattr(self, name + "_grad", gradients[name])
-        for name, value in self.buffers(dtype).items():
+        for name, value in self.initial_buffers(dtype).items():
             setattr(self, name, k.to_device(value))
 
     def output_shape(self, shape):
@@ -138,12 +140,12 @@ class Layer(Tracked):
         """Gradients from dy, the gradient of the output; dx of size 0 is not wanted."""
         raise RuntimeError(f"{type(self).__name__} has no backward")
 
-    def extra(self):
+    def extra_repr(self):
         """Arguments for `repr`."""
         return ""
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.extra()})"
+        return f"{type(self).__name__}({self.extra_repr()})"
 
 
 def copy_into(k, name, array, values):
@@ -151,7 +153,7 @@ def copy_into(k, name, array, values):
     values = _check.array(name, k.to_host(values)) if array.size else np.asarray(values)
     if values.shape != array.shape:
         raise ValueError(f"{name} must have shape {array.shape}, got {values.shape}")
-    k.write(array, values.astype(array.dtype))
+    k.copy_to(array, values.astype(array.dtype))
 
 
 class Parametric(Layer):
@@ -174,11 +176,11 @@ class Parametric(Layer):
         """Inputs of one unit."""
         return math.prod(self.weight_shape[1:])
 
-    def per_weight(self, values):
+    def broadcast_to_weight(self, values):
         """Numbers that go with units (as `fan_in` has them), in a shape that goes with the weight."""
         return values
 
-    def initial(self, rng):
+    def initial_parameters(self, rng):
         bound = 1 / math.sqrt(self.fan_in())
         return {name: rng.uniform(-bound, bound, shape) for name, shape in self.parameter_shapes().items()}
 
@@ -213,17 +215,19 @@ class Conv2d(Parametric):
     def output_shape(self, shape):
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ValueError(f"{self!r} takes ({self.in_channels}, height, width), got {shape}")
-        sizes = _check.conv_sizes(shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.same)
+        sizes = _check.conv_output_size(
+            shape[1:], self.kernel_size, self.stride, self.padding, self.dilation, self.same
+        )
         return (self.out_channels, *sizes)
 
     def multiply_adds(self, shape):
         return math.prod(self.output_shape(shape)) * math.prod(self.weight_shape[1:])
 
     def forward(self, y, x):
-        self.k.conv2d_forward(y, x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        self.ops.conv2d_forward(y, x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def backward(self, dx, dy, x, y):
-        self.k.conv2d_backward(
+        self.ops.conv2d_backward(
             dx,
             self.weight_grad,
             self.bias_grad,
@@ -236,7 +240,7 @@ class Conv2d(Parametric):
             self.groups,
         )
 
-    def extra(self):
+    def extra_repr(self):
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         given = {"stride": self.stride, "padding": "same" if self.same else self.padding, "dilation": self.dilation}
         defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
@@ -263,12 +267,12 @@ class Linear(Parametric):
         return self.in_features * self.out_features
 
     def forward(self, y, x):
-        self.k.linear_forward(y, x, self.weight, self.bias)
+        self.ops.linear_forward(y, x, self.weight, self.bias)
 
     def backward(self, dx, dy, x, y):
-        self.k.linear_backward(dx, self.weight_grad, self.bias_grad, dy, x, self.weight)
+        self.ops.linear_backward(dx, self.weight_grad, self.bias_grad, dy, x, self.weight)
 
-    def extra(self):
+    def extra_repr(self):
         return f"{self.in_features}, {self.out_features}" + ("" if self.has_bias else ", bias=False")
 
 
@@ -293,7 +297,7 @@ class GaussianRBF(Layer):
     def parameter_shapes(self):
         return {"weight": (self.out_features, self.in_features)}
 
-    def initial(self, rng):
+    def initial_parameters(self, rng):
         return {"weight": self.scale * rng.standard_normal((self.out_features, self.in_features))}
 
     def output_shape(self, shape):
@@ -309,14 +313,14 @@ class GaussianRBF(Layer):
         return SimpleNamespace(squares=k.empty((batch, self.out_features), dtype))
 
     def forward(self, y, x):
-        self.k.distance_forward(self.saved.squares, x, self.weight)
-        self.k.gaussian_forward(y, self.saved.squares)
+        self.ops.squared_distance_forward(self.saved.squares, x, self.weight)
+        self.ops.gaussian_forward(y, self.saved.squares)
 
     def backward(self, dx, dy, x, y):
-        self.k.gaussian_backward(self.saved.squares, dy, y)
-        self.k.distance_backward(dx, self.weight_grad, self.saved.squares, x, self.weight)
+        self.ops.gaussian_backward(self.saved.squares, dy, y)
+        self.ops.squared_distance_backward(dx, self.weight_grad, self.saved.squares, x, self.weight)
 
-    def extra(self):
+    def extra_repr(self):
         return f"{self.in_features}, {self.out_features}" + (f", scale={self.scale:g}" if self.scale != 1 else "")
 
 
@@ -334,9 +338,9 @@ class _Pool2d(Layer):
         if self.same:
             return tuple(shape)
         window = self.kernel_size, self.stride, self.padding, self.dilation
-        return (shape[0], *_check.pool_sizes(shape[1:], *window, self.ceil_mode))
+        return (shape[0], *_check.pool_output_size(shape[1:], *window, self.ceil_mode))
 
-    def extra(self):
+    def extra_repr(self):
         given = {"padding": "same" if self.same else self.padding, "dilation": self.dilation}
         more = {"ceil_mode": self.ceil_mode, "count_include_pad": getattr(self, "count_include_pad", True)}
         defaults = {"padding": (0, 0), "dilation": (1, 1), "ceil_mode": False, "count_include_pad": True}
@@ -366,12 +370,12 @@ class AvgPool2d(_Pool2d):
         self.divisor = 0 if divisor_override is None else _check.integer("divisor_override", divisor_override, 1)
 
     def forward(self, y, x):
-        self.k.avg_pool2d_forward(
+        self.ops.avg_pool2d_forward(
             y, x, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
         )
 
     def backward(self, dx, dy, x, y):
-        self.k.avg_pool2d_backward(
+        self.ops.avg_pool2d_backward(
             dx, dy, self.kernel_size, self.stride, self.padding, self.count_include_pad, self.divisor
         )
 
@@ -396,7 +400,7 @@ class MaxPool2d(_Pool2d):
         self.ceil_mode = bool(ceil_mode)
 
     @property
-    def windows(self):
+    def window(self):
         return self.kernel_size, self.stride, self.padding, self.dilation
 
     def reserve(self, k, batch, shape, dtype):
@@ -404,10 +408,10 @@ class MaxPool2d(_Pool2d):
         return SimpleNamespace(indices=k.empty((batch * math.prod(self.output_shape(shape)),), np.int32))
 
     def forward(self, y, x):
-        self.k.max_pool2d_forward(y, self.saved.indices.reshape(y.shape), x, *self.windows)
+        self.ops.max_pool2d_forward(y, self.saved.indices.reshape(y.shape), x, *self.window)
 
     def backward(self, dx, dy, x, y):
-        self.k.max_pool2d_backward(dx, dy, self.saved.indices.reshape(dy.shape), *self.windows)
+        self.ops.max_pool2d_backward(dx, dy, self.saved.indices.reshape(dy.shape), *self.window)
 
 
 class _Norm(Layer):
@@ -423,7 +427,7 @@ class _Norm(Layer):
     def parameter_shapes(self):
         return {"weight": (self.channels,), "bias": (self.channels,)} if self.affine else {}
 
-    def initial(self, rng):
+    def initial_parameters(self, rng):
         return {"weight": np.ones(self.channels), "bias": np.zeros(self.channels)} if self.affine else {}
 
     def bind(self, k, parameters, gradients, dtype):
@@ -445,7 +449,7 @@ class BatchNorm2d(_Norm):
     state_dict: weight, bias, running_mean, running_var and num_batches_tracked, as in torch.
     """
 
-    running_mean: Any  # these six are set by `bind`, as `buffers` says
+    running_mean: Any  # these six are set by `bind`, as `initial_buffers` says
     running_var: Any
     num_batches_tracked: Any
     _running_mean: Any
@@ -455,10 +459,10 @@ class BatchNorm2d(_Norm):
     def __init__(self, num_features, eps=1e-5, momentum=0.1, affine=True, track_running_stats=True):
         self.channels = _check.integer("num_features", num_features, 1)
         self.eps = _check.number("eps", eps, 0)
-        self.momentum = None if momentum is None else _check.number("momentum", momentum, 0, 1 + 1e-12)
+        self.momentum = None if momentum is None else _check.number("momentum", momentum, 0, maximum=1)
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
 
-    def buffers(self, dtype):
+    def initial_buffers(self, dtype):
         zeros, ones, none = np.zeros(self.channels, dtype), np.ones(self.channels, dtype), np.zeros(1, np.int64)
         if self.track_running_stats:
             return {"running_mean": zeros, "running_var": ones, "num_batches_tracked": none}
@@ -478,21 +482,21 @@ class BatchNorm2d(_Norm):
             momentum = -1.0 if self.momentum is None else self.momentum
         else:
             running, momentum = (self._running_mean, self._running_var, self._batches), 0.0
-        self.k.batch_norm_forward(
+        self.ops.batch_norm_forward(
             y, x, self.weight, self.bias, saved.mean, saved.rstd, *running, momentum, self.eps, saved.by_batch,
             saved.images,
         )  # fmt: skip
         if self.training and self.track_running_stats:
-            self.k.advance(self.num_batches_tracked)
+            self.ops.increment(self.num_batches_tracked)
 
     def backward(self, dx, dy, x, y):
         saved = self.saved
-        self.k.batch_norm_backward(
+        self.ops.batch_norm_backward(
             dx, self.weight_grad, self.bias_grad, dy, x, self.weight, saved.mean, saved.rstd, saved.by_batch,
             saved.images,
         )  # fmt: skip
 
-    def extra(self):
+    def extra_repr(self):
         defaults = {"eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True}
         return str(self.channels) + "".join(
             f", {name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value
@@ -517,15 +521,15 @@ class GroupNorm(_Norm):
 
     def forward(self, y, x):
         saved = self.saved
-        self.k.group_norm_forward(y, x, self.weight, self.bias, saved.mean, saved.rstd, self.groups, self.eps)
+        self.ops.group_norm_forward(y, x, self.weight, self.bias, saved.mean, saved.rstd, self.groups, self.eps)
 
     def backward(self, dx, dy, x, y):
         saved = self.saved
-        self.k.group_norm_backward(
+        self.ops.group_norm_backward(
             dx, self.weight_grad, self.bias_grad, dy, x, self.weight, saved.mean, saved.rstd, self.groups
         )
 
-    def extra(self):
+    def extra_repr(self):
         return f"{self.groups}, {self.channels}" + ("" if self.affine else ", affine=False")
 
 
@@ -539,16 +543,16 @@ class Dropout(Layer):
     _counter: Any  # set by `bind`
 
     def __init__(self, p=0.5):
-        self.p = _check.number("p", p, 0, 1 + 1e-12)
+        self.p = _check.number("p", p, 0, maximum=1)
 
-    def initial(self, rng):
+    def initial_parameters(self, rng):
         self.seed = int(rng.integers(2**63))
         return {}
 
-    def buffers(self, dtype):
+    def initial_buffers(self, dtype):
         return {"_counter": np.zeros(1, np.int64)}  # training steps so far
 
-    def span(self, x):
+    def elements_per_mask(self, x):
         """Number of consecutive elements that share one mask value."""
         return 1
 
@@ -558,13 +562,13 @@ class Dropout(Layer):
     def forward(self, y, x):
         self.saved.p = self.p if self.training else 0.0
         if self.training:
-            self.k.advance(self._counter)
-        self.k.dropout(y, x, self._counter, self.seed, self.saved.p, self.span(x))
+            self.ops.increment(self._counter)
+        self.ops.dropout(y, x, self._counter, self.seed, self.saved.p, self.elements_per_mask(x))
 
     def backward(self, dx, dy, x, y):
-        self.k.dropout(dx, dy, self._counter, self.seed, self.saved.p, self.span(x))
+        self.ops.dropout(dx, dy, self._counter, self.seed, self.saved.p, self.elements_per_mask(x))
 
-    def extra(self):
+    def extra_repr(self):
         return f"p={self.p:g}"
 
 
@@ -576,7 +580,7 @@ class Dropout2d(Dropout):
             raise ValueError(f"{self!r} takes (channels, height, width), got {tuple(shape)}")
         return shape
 
-    def span(self, x):
+    def elements_per_mask(self, x):
         return x.shape[2] * x.shape[3]
 
 
@@ -593,13 +597,13 @@ class Tanh(Layer):
     """Hyperbolic tangent."""
 
     in_place = reads_output = True
-    formula = scalars.TANH, 1.0, 1.0
+    activation_code = scalars.TANH, 1.0, 1.0
 
     def forward(self, y, x):
-        self.k.tanh_forward(y, x)
+        self.ops.tanh_forward(y, x)
 
     def backward(self, dx, dy, x, y):
-        self.k.tanh_backward(dx, dy, y)
+        self.ops.tanh_backward(dx, dy, y)
 
 
 class ScaledTanh(Layer):
@@ -613,16 +617,16 @@ class ScaledTanh(Layer):
             raise ValueError("A must not be 0")
 
     @property
-    def formula(self):
+    def activation_code(self):
         return scalars.SCALED_TANH, self.A, self.S
 
     def forward(self, y, x):
-        self.k.scaled_tanh_forward(y, x, self.A, self.S)
+        self.ops.scaled_tanh_forward(y, x, self.A, self.S)
 
     def backward(self, dx, dy, x, y):
-        self.k.scaled_tanh_backward(dx, dy, y, self.A, self.S)
+        self.ops.scaled_tanh_backward(dx, dy, y, self.A, self.S)
 
-    def extra(self):
+    def extra_repr(self):
         return f"A={self.A:g}, S={self.S:g}"
 
 
@@ -630,26 +634,26 @@ class Sigmoid(Layer):
     """1 / (1 + exp(-x))."""
 
     in_place = reads_output = True
-    formula = scalars.SIGMOID, 1.0, 1.0
+    activation_code = scalars.SIGMOID, 1.0, 1.0
 
     def forward(self, y, x):
-        self.k.sigmoid_forward(y, x)
+        self.ops.sigmoid_forward(y, x)
 
     def backward(self, dx, dy, x, y):
-        self.k.sigmoid_backward(dx, dy, y)
+        self.ops.sigmoid_backward(dx, dy, y)
 
 
 class ReLU(Layer):
     """max(x, 0); the derivative at 0 is 0, as in torch."""
 
     in_place = reads_output = True
-    formula = scalars.RELU, 1.0, 1.0
+    activation_code = scalars.RELU, 1.0, 1.0
 
     def forward(self, y, x):
-        self.k.relu_forward(y, x)
+        self.ops.relu_forward(y, x)
 
     def backward(self, dx, dy, x, y):
-        self.k.relu_backward(dx, dy, y)
+        self.ops.relu_backward(dx, dy, y)
 
 
 class LeakyReLU(Layer):
@@ -659,12 +663,12 @@ class LeakyReLU(Layer):
         self.negative_slope = _check.number("negative_slope", negative_slope)
 
     def forward(self, y, x):
-        self.k.leaky_relu_forward(y, x, self.negative_slope)
+        self.ops.leaky_relu_forward(y, x, self.negative_slope)
 
     def backward(self, dx, dy, x, y):
-        self.k.leaky_relu_backward(dx, dy, x, self.negative_slope)
+        self.ops.leaky_relu_backward(dx, dy, x, self.negative_slope)
 
-    def extra(self):
+    def extra_repr(self):
         return f"negative_slope={self.negative_slope:g}"
 
 
@@ -681,7 +685,7 @@ class _OverClasses(Layer):
             raise ValueError(f"{self!r} takes (classes,), got {shape}")
         return shape
 
-    def extra(self):
+    def extra_repr(self):
         return f"dim={self.dim}"
 
 
@@ -689,17 +693,17 @@ class Softmax(_OverClasses):
     """exp(x) / sum(exp(x)) over the classes.  (CrossEntropyLoss wants logits: leave this layer out when training.)"""
 
     def forward(self, y, x):
-        self.k.softmax_forward(y, x)
+        self.ops.softmax_forward(y, x)
 
     def backward(self, dx, dy, x, y):
-        self.k.softmax_backward(dx, dy, y)
+        self.ops.softmax_backward(dx, dy, y)
 
 
 class LogSoftmax(_OverClasses):
     """x - log(sum(exp(x))) over the classes."""
 
     def forward(self, y, x):
-        self.k.log_softmax_forward(y, x)
+        self.ops.log_softmax_forward(y, x)
 
     def backward(self, dx, dy, x, y):
-        self.k.log_softmax_backward(dx, dy, y)
+        self.ops.log_softmax_backward(dx, dy, y)

@@ -71,46 +71,46 @@ class Subsample(Layer):
     def parameter_shapes(self):
         return {"weight": (self.channels,), "bias": (self.channels,)}
 
-    def initial(self, rng):
+    def initial_parameters(self, rng):
         bound = 1 / math.sqrt(self.fan_in())
         return {name: rng.uniform(-bound, bound, shape) for name, shape in self.parameter_shapes().items()}
 
     def fan_in(self):
         return math.prod(self.kernel_size)
 
-    def per_weight(self, values):
+    def broadcast_to_weight(self, values):
         return values
 
     def output_shape(self, shape):
         if len(shape) != 3 or shape[0] != self.channels:
             raise ValueError(f"{self!r} takes ({self.channels}, height, width), got {tuple(shape)}")
-        sizes = _check.conv_sizes(shape[1:], self.kernel_size, self.kernel_size, (0, 0), (1, 1))
+        sizes = _check.conv_output_size(shape[1:], self.kernel_size, self.kernel_size, (0, 0), (1, 1))
         return (self.channels, *sizes)
 
     def multiply_adds(self, shape):
         return math.prod(self.output_shape(shape)) * (self.fan_in() + 1)
 
     def forward(self, y, x):
-        self.k.subsample_forward(y, x, self.weight, self.bias, self.kernel_size, self.scale)
+        self.ops.subsample_forward(y, x, self.weight, self.bias, self.kernel_size, self.scale)
 
     def backward(self, dx, dy, x, y):
-        self.k.subsample_backward(
+        self.ops.subsample_backward(
             dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self.kernel_size, self.scale
         )
 
     def curvature(self, hx, hweight, hbias, hy, x, weight2):
         """The coefficient multiplies a window's sum, so the square of that sum counts, not the sum of squares."""
-        sums = self.k.empty(hy.shape, hy.dtype)
-        ones, zeros = (self.k.to_device(np.full(self.channels, value, hy.dtype)) for value in (1, 0))
-        self.k.subsample_forward(sums, x, ones, zeros, self.kernel_size, self.scale)
-        squares = self.k.to_device(np.square(self.k.to_host(sums)))
-        none = self.k.empty((0, *hy.shape[1:]), hy.dtype)
-        self.k.subsample_backward(none, hweight, hbias, hy, squares, ones, (1, 1), 1.0)
+        sums = self.ops.empty(hy.shape, hy.dtype)
+        ones, zeros = (self.ops.to_device(np.full(self.channels, value, hy.dtype)) for value in (1, 0))
+        self.ops.subsample_forward(sums, x, ones, zeros, self.kernel_size, self.scale)
+        squares = self.ops.to_device(np.square(self.ops.to_host(sums)))
+        none = self.ops.empty((0, *hy.shape[1:]), hy.dtype)
+        self.ops.subsample_backward(none, hweight, hbias, hy, squares, ones, (1, 1), 1.0)
         if hx.size:
-            not_these = [self.k.empty((self.channels,), hy.dtype) for _ in range(2)]
-            self.k.subsample_backward(hx, *not_these, hy, x, weight2, self.kernel_size, self.scale**2)
+            not_these = [self.ops.empty((self.channels,), hy.dtype) for _ in range(2)]
+            self.ops.subsample_backward(hx, *not_these, hy, x, weight2, self.kernel_size, self.scale**2)
 
-    def extra(self):
+    def extra_repr(self):
         return f"{self.channels}, kernel_size={self.kernel_size}, pool={self.pool!r}"
 
 
@@ -151,15 +151,15 @@ class MappedConv2d(Layer):
         """Of each output map, (out_channels,)."""
         return self._pairs_of * math.prod(self.kernel_size)
 
-    def per_weight(self, values):
+    def broadcast_to_weight(self, values):
         return np.repeat(values, self._pairs_of)[:, None, None]
 
-    def initial(self, rng):
+    def initial_parameters(self, rng):
         bound = 1 / np.sqrt(self.fan_in())
-        weight = rng.uniform(-1, 1, self.parameter_shapes()["weight"]) * self.per_weight(bound)
+        weight = rng.uniform(-1, 1, self.parameter_shapes()["weight"]) * self.broadcast_to_weight(bound)
         return {"weight": weight, "bias": rng.uniform(-1, 1, self.out_channels) * bound}
 
-    def buffers(self, dtype):
+    def initial_buffers(self, dtype):
         sources = np.nonzero(self.table.T)[1]
         starts = np.concatenate([[0], np.cumsum(self._pairs_of)])
         return {"_sources": sources.astype(np.int64), "_starts": starts.astype(np.int64)}
@@ -167,25 +167,25 @@ class MappedConv2d(Layer):
     def output_shape(self, shape):
         if len(shape) != 3 or shape[0] != self.in_channels:
             raise ValueError(f"{self!r} takes ({self.in_channels}, height, width), got {tuple(shape)}")
-        return (self.out_channels, *_check.conv_sizes(shape[1:], self.kernel_size, (1, 1), (0, 0), (1, 1)))
+        return (self.out_channels, *_check.conv_output_size(shape[1:], self.kernel_size, (1, 1), (0, 0), (1, 1)))
 
     def multiply_adds(self, shape):
         return math.prod(self.output_shape(shape)[1:]) * math.prod(self.parameter_shapes()["weight"])
 
     def forward(self, y, x):
-        self.k.conv2d_map_forward(y, x, self.weight, self.bias, self._sources, self._starts)
+        self.ops.conv2d_map_forward(y, x, self.weight, self.bias, self._sources, self._starts)
 
     def backward(self, dx, dy, x, y):
-        self.k.conv2d_map_backward(
+        self.ops.conv2d_map_backward(
             dx, self.weight_grad, self.bias_grad, dy, x, self.weight, self._sources, self._starts
         )
 
-    def extra(self):
+    def extra_repr(self):
         pairs = int(self.table.sum())
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, pairs={pairs}"
 
 
-class Distances(Layer):
+class EuclideanRBF(Layer):
     """The output layer, eq. 7: squared Euclidean distances to fixed points; the smallest wins.  (F,) -> (K,)
 
     centres: (K, F).  They are a buffer, "weight" in a state_dict, and not trained.
@@ -196,7 +196,7 @@ class Distances(Layer):
     def __init__(self, centres):
         self.centres = _check.finite("centres", _check.array("centres", centres, 2, "(classes, features)"))
 
-    def buffers(self, dtype):
+    def initial_buffers(self, dtype):
         return {"weight": np.ascontiguousarray(self.centres, dtype)}
 
     def bind(self, k, parameters, gradients, dtype):
@@ -212,28 +212,28 @@ class Distances(Layer):
         return self.centres.size
 
     def forward(self, y, x):
-        self.k.distance_forward(y, x, self.weight)
+        self.ops.squared_distance_forward(y, x, self.weight)
 
     def backward(self, dx, dy, x, y):
-        self.k.distance_backward(dx, self._no_gradient, dy, x, self.weight)
+        self.ops.squared_distance_backward(dx, self._no_gradient, dy, x, self.weight)
 
     def curvature(self, criterion, x, y, dy, share):
         """Second derivatives of the loss by x, NumPy: 2 sum of dE/dy_i, as y is quadratic, and what the loss adds."""
-        x, y, dy = (np.asarray(self.k.to_host(a), np.float64) for a in (x, y, dy))
+        x, y, dy = (np.asarray(self.ops.to_host(a), np.float64) for a in (x, y, dy))
         h = np.broadcast_to(2 * dy.sum(axis=1, keepdims=True), x.shape).copy()
         of_loss = criterion.curvature(y, share)
         for i, centre in enumerate(self.centres):
             h += of_loss[:, i : i + 1] * (2 * (x - centre)) ** 2
         return np.maximum(h, 0)
 
-    def extra(self):
+    def extra_repr(self):
         return f"{self.centres.shape[1]}, {self.centres.shape[0]}"
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-class NearestLoss(Loss):
+class RBFLoss(Loss):
     """Losses of distances (N, K), whose smallest is the prediction, against class numbers (N,).
 
     rubbish    None: eq. 8, the distance to the target.  A number j: eq. 9, which also pushes the other classes away
@@ -244,15 +244,15 @@ class NearestLoss(Loss):
         self.rubbish = None if rubbish is None else _check.number("rubbish", rubbish, 0)
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum"))
 
-    def bind(self, k, batch, classes, dtype):
-        super().bind(k, batch, classes, dtype)
+    def allocate(self, k, batch, classes, dtype):
+        super().allocate(k, batch, classes, dtype)
         self._predicted = k.empty((batch,), np.int64)
 
-    def run(self, dx, x, target):
+    def forward_backward(self, dx, x, target):
         n, rubbish = len(x), -1.0 if self.rubbish is None else self.rubbish
-        self.k.nearest_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
+        self.ops.rbf_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
 
-    def scores(self, outputs):
+    def logits(self, outputs):
         return -outputs
 
     def curvature(self, y, share):
@@ -266,7 +266,7 @@ class NearestLoss(Loss):
 
     def __call__(self, distances, target):
         """(value, gradient with respect to the distances)."""
-        return self._of_classes("distances", distances, target)
+        return self._loss_and_grad("distances", distances, target)
 
 
 # --- the stochastic diagonal Levenberg-Marquardt method: section III.B, appendix C ------------------------------------
@@ -283,8 +283,8 @@ class SDLM(Optimizer):
     patterns   on so many images h is measured before each epoch (by `fit`; or call `estimate` before the first step)
     """
 
-    vectors = ("sizes",)  # eta / (mu + h), one a parameter
-    sizes: Any
+    vectors = ("step_sizes",)  # eta / (mu + h), one a parameter
+    step_sizes: Any
 
     def __init__(self, model, lr=SCHEDULE[0], mu=MU, patterns=PATTERNS):
         super().__init__(model, lr, 0.0)
@@ -292,18 +292,18 @@ class SDLM(Optimizer):
         self.patterns = _check.integer("patterns", patterns, 1)
 
     def before_epoch(self, criterion, batches, rng):
-        self.estimate(criterion, batches, rng.integers(0, len(batches), self.patterns))
+        self.estimate_step_sizes(criterion, batches, rng.integers(0, len(batches), self.patterns))
 
-    def estimate(self, criterion, batches, index):
+    def estimate_step_sizes(self, criterion, batches, index):
         """Measure h on the images `index` of `batches` and set the step sizes for the learning rate of this step."""
-        h = second_derivatives(self.model, criterion, batches, index)
-        self.k.write(self.sizes, (self.lr / (self.mu + h)).astype(self.model.dtype))
+        h = gauss_newton_diagonal(self.model, criterion, batches, index)
+        self.ops.copy_to(self.step_sizes, (self.lr / (self.mu + h)).astype(self.model.dtype))
 
     def step(self):
-        self.k.descend_each(self.model.theta, self.model.grad, self.sizes, self._step)
+        self.ops.sgd_per_parameter(self.model.theta, self.model.grad, self.step_sizes, self._step)
 
 
-def second_derivatives(model, criterion, batches, index):
+def gauss_newton_diagonal(model, criterion, batches, index):
     """Diagonal Gauss-Newton estimate of the second derivatives of the loss by each parameter, float64, (P,).
 
     The mean over the images `index`.  With h the second derivative by a unit's weighted sum a or its output x, and u
@@ -314,29 +314,29 @@ def second_derivatives(model, criterion, batches, index):
     where connections that share a weight are added.  That is backpropagation with squared weights and inputs, so the
     layers' own backward kernels do it; an activation's is applied twice.
     """
-    k, n = model.k, len(index)
+    k, n = model.ops, len(index)
     if not hasattr(criterion, "curvature"):
         raise ValueError(f"the second derivatives of {type(criterion).__name__} by its arguments are not known here")
     if model.input_shape is None:
         model.set_input_shape(batches.image_shape)
     with model.lock:
-        model.interrupt()
-        plan = model.plan(n, keep=True)
+        model.discard_forward()
+        plan = model.plan(n, unfused=True)
         target = batches.gather(plan.x, k.to_device(np.asarray(index, np.int64)))
         plan.forward()
-        criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
-        criterion.run(plan.dy, plan.y, target)
+        criterion.ensure_allocated(k, n, model.shapes[-1][-1], model.dtype)
+        criterion.forward_backward(plan.dy, plan.y, target)
         share = 1 / n if criterion.reduction == "mean" else 1.0
-        steps = [step for at, step in enumerate(plan.steps) if at >= plan.first]
+        steps = [step for at, step in enumerate(plan.steps) if at >= plan.first_trainable]
         last = plan.steps[-1]
-        if isinstance(model.layers[-1], Distances):  # a parabola over its input, which the recursion does not foresee
-            k.write(last.dx, model.layers[-1].curvature(criterion, last.x, last.y, last.dy, share))
+        if isinstance(model.layers[-1], EuclideanRBF):  # quadratic in its input: outside the recursion
+            k.copy_to(last.dx, model.layers[-1].curvature(criterion, last.x, last.y, last.dy, share))
             steps.pop()
         else:
-            k.write(plan.dy, criterion.curvature(np.asarray(k.to_host(plan.y), np.float64), share))
+            k.copy_to(plan.dy, criterion.curvature(np.asarray(k.to_host(plan.y), np.float64), share))
         found: dict[tuple, np.ndarray] = {}
         for step in reversed(steps):
-            hx, hy, x, y = step.dx if step is not steps[0] else plan.no_gradient, step.dy, step.x, step.y
+            hx, hy, x, y = step.dx if step is not steps[0] else plan.no_grad_buffer, step.dy, step.x, step.y
             layer: Any = step.layers[0] if step.layers else None
             if isinstance(layer, AvgPool2d):  # linear: the coefficients squared
                 window = layer.kernel_size, layer.stride, layer.padding, layer.count_include_pad
@@ -362,7 +362,7 @@ def _squared_backward(layer, hx, hweight, hbias, hy, x, weight2):
     mine = {name: getattr(layer, name) for name in ("weight", "weight_grad", "bias_grad")}
     vars(layer).update(weight=weight2, weight_grad=hweight, bias_grad=hbias)
     try:
-        layer.backward(hx, hy, layer.k.to_device(np.square(layer.k.to_host(x))), None)
+        layer.backward(hx, hy, layer.ops.to_device(np.square(layer.ops.to_host(x))), None)
     finally:
         vars(layer).update(mine)
 
@@ -379,7 +379,7 @@ def lenet5(pool="sum", *, root=False, rng=None, dtype=np.float32, device="cpu"):
     model = Sequential(
         Conv2d(1, 6, 5), ScaledTanh(), Subsample(6, 2, pool), ScaledTanh(),
         MappedConv2d(connections(), 5), ScaledTanh(), Subsample(16, 2, pool), ScaledTanh(),
-        Conv2d(16, 120, 5), ScaledTanh(), Flatten(), Linear(120, 84), ScaledTanh(), Distances(bitmaps()),
+        Conv2d(16, 120, 5), ScaledTanh(), Flatten(), Linear(120, 84), ScaledTanh(), EuclideanRBF(bitmaps()),
         input_shape=(1, 32, 32), rng=rng, dtype=dtype, device=device,
     )  # fmt: skip
     init.lecun1998(model, root, rng=rng)
@@ -394,7 +394,7 @@ def count_connections(model):
             found += math.prod(shape[1:]) * sum(math.prod(s) for s in layer.parameter_shapes().values())
         elif isinstance(layer, Subsample):
             found += math.prod(shape) * (layer.fan_in() + 1)
-        elif isinstance(layer, Distances):
+        elif isinstance(layer, EuclideanRBF):
             found += layer.centres.size
         elif layer.parameter_shapes():
             found += math.prod(shape) * (math.prod(layer.parameter_shapes()["weight"][1:]) + 1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check, devices
-from tinycnn._tracked import Changes, is_ours
+from tinycnn._tracked import ChangeCounter, is_builtin
 from tinycnn.dataset import Normalization
 from tinycnn.layers import Layer, copy_into
 from tinycnn.plan import Plan
@@ -22,7 +22,7 @@ from tinycnn.plan import Plan
 PLANS = 8  # of the last batch sizes are kept
 
 Parameter = collections.namedtuple("Parameter", "name layer attribute shape start stop")
-Traced = collections.namedtuple("Traced", "layer input output input_grad output_grad")
+LayerActivations = collections.namedtuple("LayerActivations", "layer input output input_grad output_grad")
 
 
 class Sequential:
@@ -48,7 +48,7 @@ class Sequential:
         for number, layer in enumerate(layers):
             hint = "give them one by one, Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
             _check.instance("layers", layer, Layer, "tinycnn layers", hint)
-            if layer.k is not None:
+            if layer.ops is not None:
                 raise ValueError(
                     f"layer {number}, {layer!r}, belongs to a model already; copy.deepcopy(layer) gives a copy with "
                     "its weights for another one"
@@ -60,19 +60,19 @@ class Sequential:
         if dtype not in (np.float32, np.float64, np.dtype("f4"), np.dtype("f8"), "float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
         self.dtype = np.dtype(dtype)
-        self.device = devices.choose(device)
+        self.device = devices.resolve(device)
         self._layers, self._training = layers, True
         self.input_shape: tuple[int, ...] | None = None
         self.shapes: list[tuple[int, ...]] = []  # of the input and of every output
         self.normalization: Normalization | None = None
-        self.changes, self.lock = Changes(), threading.RLock()
-        self.reserved, self._keep, self._running = 0, False, False  # reserved: the largest batch so far
-        self.forget_plans()
+        self.changes, self.lock = ChangeCounter(), threading.RLock()
+        self.max_batch, self._unfused, self._running = 0, False, False  # reserved: the largest batch so far
+        self.clear_plans()
         if input_shape is not None:
             self.set_input_shape(input_shape)
-        self.k = devices.get(self.device)
+        self.ops = devices.get(self.device)
         rng = _check.generator("rng", rng)
-        brought = [layer.bring(rng, self.dtype) for layer in layers]
+        brought = [layer.initial_state(rng, self.dtype) for layer in layers]
         self._parameters: list[Parameter] = []
         values, at = [np.empty(0)], 0
         for number, (layer, (parameters, _)) in enumerate(zip(layers, brought, strict=True)):
@@ -80,8 +80,8 @@ class Sequential:
                 self._parameters.append(Parameter(f"{number}.{name}", layer, name, shape, at, at + math.prod(shape)))
                 values.append(np.ravel(parameters[name]))
                 at = self._parameters[-1].stop
-        self._theta = self.k.to_device(np.concatenate(values).astype(self.dtype))
-        self._grad = self.k.empty(at, self.dtype)
+        self._theta = self.ops.to_device(np.concatenate(values).astype(self.dtype))
+        self._grad = self.ops.empty(at, self.dtype)
         for layer, (_, buffers) in zip(layers, brought, strict=True):
             self._bind(layer, buffers)
 
@@ -92,9 +92,9 @@ class Sequential:
             for vector in (self._theta, self._grad)
         )
         before = {*vars(layer)} - {*theta, *buffers}
-        layer.bind(self.k, theta, grad, self.dtype)
+        layer.bind(self.ops, theta, grad, self.dtype)
         for name, value in buffers.items():
-            self.k.write(getattr(layer, name), value)
+            self.ops.copy_to(getattr(layer, name), value)
         vars(layer).update(
             changes=self.changes, training=True, _views=frozenset([*theta, *(f"{n}_grad" for n in theta), *buffers]),
             _shapes=layer.parameter_shapes(),
@@ -114,7 +114,7 @@ class Sequential:
     @theta.setter
     def theta(self, values):
         if values is not self._theta:
-            copy_into(self.k, "theta", self._theta, values)
+            copy_into(self.ops, "theta", self._theta, values)
 
     @property
     def grad(self):
@@ -124,19 +124,19 @@ class Sequential:
     @grad.setter
     def grad(self, values):
         if values is not self._grad:
-            copy_into(self.k, "grad", self._grad, values)
+            copy_into(self.ops, "grad", self._grad, values)
 
     # --- copies -------------------------------------------------------------------------------------------------------
 
     def __getstate__(self):
         """Layers with their weights, the gradient, and whatever else was set on the model, all on the host."""
-        made_anew = {"k", "lock", "changes", "shapes", "reserved", "_keep", "_theta", "_grad", "_parameters"}
+        made_anew = {"ops", "lock", "changes", "shapes", "max_batch", "_unfused", "_theta", "_grad", "_parameters"}
         made_anew |= {"_plans", "_shared", "_pending", "_running"}
         with self.lock:
             state = {name: value for name, value in vars(self).items() if name not in made_anew}
             return state | {
                 "_flags": [layer.training for layer in self._layers],
-                "_grad": np.array(self.k.to_host(self._grad)),
+                "_grad": np.array(self.ops.to_host(self._grad)),
             }
 
     def __setstate__(self, state):
@@ -160,25 +160,25 @@ class Sequential:
                 raise ValueError(f"layer {number}: {error}") from None
         if (shape, shapes) != (self.input_shape, self.shapes):
             self.input_shape, self.shapes = shape, shapes
-            self.forget_plans()
+            self.clear_plans()
 
-    def plan(self, batch, keep=None):
+    def plan(self, batch, unfused=None):
         """The `Plan` of a batch of so many images: what runs, and the buffers it runs on.
 
-        keep  nothing is fused or written over, so that all inputs, outputs and gradients can be looked at
+        unfused  no fusion, nothing in place: all inputs, outputs and gradients of layers can be read afterwards
         """
-        keep = self._keep if keep is None else keep
-        plan = self._plans.get((batch, keep))
+        unfused = self._unfused if unfused is None else unfused
+        plan = self._plans.get((batch, unfused))
         if plan is None or plan.changes != self.changes.count:
             if self.input_shape is None:
                 raise ValueError("input_shape is not known yet: give it to Sequential, or call forward first")
             self.set_input_shape(self.input_shape)  # an attribute that was set, a stride say, may change the others
-            plan = self._plans.get((batch, keep))
-            if plan is None or not plan.holds():
-                self.reserved = max(self.reserved, _check.integer("batch", batch, 1))
-                if not all(map(is_ours, self._layers)):
-                    self.interrupt()  # layers of one's own may keep their buffers themselves, and make them now
-                plan = self._plans[batch, keep] = Plan(self, batch, keep)
+            plan = self._plans.get((batch, unfused))
+            if plan is None or not plan.is_current():
+                self.max_batch = max(self.max_batch, _check.integer("batch", batch, 1))
+                if not all(map(is_builtin, self._layers)):
+                    self.discard_forward()  # layers of one's own may keep their buffers themselves, and make them now
+                plan = self._plans[batch, unfused] = Plan(self, batch, unfused)
                 if len(self._plans) > PLANS:
                     del self._plans[next(iter(self._plans))]
         return plan
@@ -188,34 +188,34 @@ class Sequential:
         with self.lock:
             self.plan(batch)
 
-    def shared(self, name, size):
+    def shared_buffer(self, name, size):
         """An array of at least `size` numbers that all plans share."""
         if name not in self._shared or len(self._shared[name]) < size:
-            self._shared[name] = self.k.empty((size,), self.dtype)
+            self._shared[name] = self.ops.empty((size,), self.dtype)
         return self._shared[name]
 
-    def forget_plans(self):
+    def clear_plans(self):
         """Free all buffers."""
         self._plans: dict[tuple[int, bool], Plan] = {}
         self._shared: dict[str, Any] = {}
-        self.interrupt()
+        self.discard_forward()
 
-    def interrupt(self):
+    def discard_forward(self):
         """Let no `backward` follow the last `forward`: something else is about to run."""
         self._pending: tuple | None = None  # the plan of the last forward, and the thread that made it
 
     @contextlib.contextmanager
-    def layer_by_layer(self):
+    def unfused(self):
         """Within it, every layer does its own work and no more, and a backward leaves what the forward before it has
         computed, for looking at them."""
         with self.lock:
-            keep, self._keep = self._keep, True
-            self.interrupt()
+            previous, self._unfused = self._unfused, True
+            self.discard_forward()
             try:
                 yield
             finally:
-                self._keep = keep
-                self.interrupt()
+                self._unfused = previous
+                self.discard_forward()
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -246,26 +246,30 @@ class Sequential:
         Returns a new array (N, ...): NumPy, or, if x lies on the model's GPU (torch, CuPy, JAX ...), one there that
         they take back (DLPack, ``__cuda_array_interface__``).
         """
-        x, on_device = devices.local("x", x, self.device)
+        x, on_device = devices.as_host("x", x, self.device)
         x = self._images(x)
         with self.lock:
             self._check_shape(x)
             plan = self.plan(len(x))
-            self.interrupt()
-            self.k.write(plan.x, x)
-            self.enter()
+            self.discard_forward()
+            self.ops.copy_to(plan.x, x)
+            self.begin_run()
             try:
-                plan.infer()
+                plan.replay_forward()
             finally:
-                self._running = False
+                self.end_run()
             self._pending = plan, threading.get_ident()
             return self._to_caller(plan.y, on_device)
 
-    def enter(self):
-        """Say that the model runs, until `_running` is false again; RuntimeError if it does already."""
+    def begin_run(self):
+        """Mark the model as running until `end_run`; RuntimeError if it is running already."""
         if self._running:
             raise RuntimeError("the model runs already; a layer, loss or optimizer that it calls may not run it")
         self._running = True
+
+    def end_run(self):
+        """End what `begin_run` began."""
+        self._running = False
 
     def _check_shape(self, x):
         if self.input_shape is None:
@@ -277,8 +281,8 @@ class Sequential:
 
     def _to_caller(self, array, on_device):
         """A copy of one of the model's arrays for the caller."""
-        host = np.array(self.k.to_host(array))
-        return devices.share(self.k.to_device(host)) if on_device else host
+        host = np.array(self.ops.to_host(array))
+        return devices.as_dlpack(self.ops.to_device(host)) if on_device else host
 
     __call__ = forward
 
@@ -287,74 +291,74 @@ class Sequential:
         dy is.
 
         One forward serves one backward (RuntimeError), for a pooling layer with an activation before it writes its
-        gradients over values.  ``with model.layer_by_layer():`` one forward serves many.  Nothing else may run the
+        gradients over values.  ``with model.unfused():`` one forward serves many.  Nothing else may run the
         model between the two, nor another thread.
         """
-        dy, on_device = devices.local("dy", dy, self.device)
+        dy, on_device = devices.as_host("dy", dy, self.device)
         dy = _check.array("dy", dy)
         with self.lock:
             if self._pending is None or self._pending[1] != threading.get_ident():
                 raise RuntimeError(
-                    "backward needs a forward before it, one for each (but see layer_by_layer), with nothing in "
+                    "backward needs a forward before it, one for each (but see unfused), with nothing in "
                     "between that runs the model"
                 )
             plan, _ = self._pending
             if dy.shape != plan.dy.shape:
                 raise ValueError(f"dy must have the shape of the last output, {plan.dy.shape}, got {dy.shape}")
-            self.k.write(plan.dy, dy.astype(self.dtype, copy=False))
+            self.ops.copy_to(plan.dy, dy.astype(self.dtype, copy=False))
             plan.backward(input_gradient=True)
             if plan.fused:
-                self.interrupt()
+                self.discard_forward()
             return self._to_caller(plan.dx, on_device)
 
     def predict(self, x, batch_size=256):
         """Output for any number of images, in batches and in evaluation mode; NumPy.  x: as `forward` takes it"""
-        x, batch_size = devices.local("x", x, self.device)[0], _check.integer("batch_size", batch_size, 1)
+        x, batch_size = devices.as_host("x", x, self.device)[0], _check.integer("batch_size", batch_size, 1)
         x = _check.array("x", x)
         with self.lock, self.evaluating():
             found = [self.forward(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
-            self.interrupt()
+            self.discard_forward()
         return np.concatenate(found)
 
-    def trace(self, x, dy=None):
+    def activations(self, x, dy=None):
         """Every layer at work on images x: a list of (layer, input, output, input_grad, output_grad), NumPy (N, ...).
 
         dy  the gradient of the output, or a function that gives it for the output.  Without it the gradients are None;
             with it those of the parameters are left in `grad`, too
         """
-        x = self._images(devices.local("x", x, self.device)[0])
+        x = self._images(devices.as_host("x", x, self.device)[0])
         with self.lock:
             self._check_shape(x)
             if self.named_buffers():
-                self.interrupt()  # what is drawn or counted in it is not what a backward would expect
-            plan = self.plan(len(x), keep=True)
-            self.k.write(plan.x, x)
+                self.discard_forward()  # what is drawn or counted in it is not what a backward would expect
+            plan = self.plan(len(x), unfused=True)
+            self.ops.copy_to(plan.x, x)
             plan.forward()
             if dy is not None:
                 dy = np.asarray(dy(plan.to_host(plan.y)) if callable(dy) else dy, self.dtype)
                 if dy.shape != plan.dy.shape:
                     raise ValueError(f"dy must have the shape of the output, {plan.dy.shape}, got {dy.shape}")
-                self.k.write(plan.dy, dy)
+                self.ops.copy_to(plan.dy, dy)
                 plan.backward(input_gradient=True)
             return [
-                Traced(step.layers[0], *(None if dy is None and n > 1 else plan.to_host(array)
+                LayerActivations(step.layers[0], *(None if dy is None and n > 1 else plan.to_host(array)
                        for n, array in enumerate((step.x, step.y, step.dx, step.dy))))
                 for step in plan.steps if step.layers
             ]  # fmt: skip
 
-    def first_not_finite(self, plan):
+    def find_non_finite(self, plan):
         """The first of input, parameters and outputs with a NaN or infinity, in words; None if there is none.
 
         The last images of the plan are run once more, for an output may lie where a later one was written.
         """
 
         def bad(array):
-            return not np.isfinite(self.k.to_host(array)).all()
+            return not np.isfinite(self.ops.to_host(array)).all()
 
         if bad(plan.x):
             return "the input"
-        before, again = self.snapshot(), self.plan(plan.batch, keep=True)
-        self.k.write(again.x, plan.x)
+        before, again = self.snapshot(), self.plan(plan.batch, unfused=True)
+        self.ops.copy_to(again.x, plan.x)
         try:
             for step in again.steps:
                 step.forward()
@@ -423,7 +427,7 @@ class Sequential:
         return [
             (f"{number}.{name}", getattr(layer, name))
             for number, layer in enumerate(self._layers)
-            for name in layer.buffers(self.dtype)
+            for name in layer.initial_buffers(self.dtype)
         ]
 
     def _saved(self):
@@ -434,38 +438,38 @@ class Sequential:
     def snapshot(self):
         """Parameters and all buffers, as NumPy copies: what `restore` takes back."""
         arrays = [self.theta, *(array for _, array in self.named_buffers())]
-        return [np.array(self.k.to_host(array)) for array in arrays]
+        return [np.array(self.ops.to_host(array)) for array in arrays]
 
     def restore(self, snapshot):
         """Undo what has happened since the `snapshot` was taken."""
         for array, values in zip([self.theta, *(a for _, a in self.named_buffers())], snapshot, strict=True):
-            self.k.write(array, values)
+            self.ops.copy_to(array, values)
 
     def state_dict(self):
         """Copies of all parameters and buffers by name, NumPy, in torch's layout and order and under torch's keys.
 
         Once `fit` has trained the model, how its pixels are scaled is there too: normalization.mean, .std and .unit.
         """
-        state = {name: np.array(self.k.to_host(view)) for name, view in self._saved().items()}
+        state = {name: np.array(self.ops.to_host(view)) for name, view in self._saved().items()}
         state = {n: v.reshape(()) if n.endswith(".num_batches_tracked") else v for n, v in state.items()}
-        return state if self.normalization is None else state | self.normalization.state()
+        return state if self.normalization is None else state | self.normalization.state_dict()
 
     def load_state_dict(self, state, strict=True):
         """Set parameters from `state`.  Nothing is changed if a shape is wrong (ValueError lists all), or, if `strict`,
         if keys are missing or unexpected (KeyError lists both).  Returns (missing, unexpected)."""
         _check.mapping("state", state, "checkpoint.load reads one from a file")
-        mine, (state, normalization) = self._saved(), Normalization.taken_from(state)
+        mine, (state, normalization) = self._saved(), Normalization.split_state(state)
         missing, unexpected = [n for n in mine if n not in state], [n for n in state if n not in mine]
         if strict and (missing or unexpected):
             raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
-        here = {n: devices.local(n, state[n], self.device)[0] for n in mine if n in state}
+        here = {n: devices.as_host(n, state[n], self.device)[0] for n in mine if n in state}
         new = {n: self._cast(n, value, mine[n].dtype) for n, value in here.items()}
         new = {n: v.reshape(1) if n.endswith(".num_batches_tracked") and v.size == 1 else v for n, v in new.items()}
         wrong = [f"{n}: expected {mine[n].shape}, got {v.shape}" for n, v in new.items() if v.shape != mine[n].shape]
         if wrong:
             raise ValueError("state does not fit the model: " + "; ".join(wrong))
         for name, value in new.items():
-            self.k.write(mine[name], value)
+            self.ops.copy_to(mine[name], value)
         self.normalization = normalization or self.normalization
         return missing, unexpected
 

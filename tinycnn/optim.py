@@ -5,18 +5,17 @@ the last rate stays.  Other than in torch, an optimizer is given the model, not 
 """
 
 import contextlib
-import numbers
 from typing import Any
 
 import numpy as np
 
 from tinycnn import _check
-from tinycnn._repr import Shown
+from tinycnn._repr import InitRepr
 from tinycnn._tracked import Tracked
 from tinycnn.model import Sequential
 
 
-class Optimizer(Shown, Tracked):
+class Optimizer(InitRepr, Tracked):
     """lr: a number or an array of rates, one a step.  `step()` updates model.theta from model.grad."""
 
     vectors: tuple[str, ...] = ()  # names of the optimizer's own vectors of the size of theta
@@ -25,26 +24,26 @@ class Optimizer(Shown, Tracked):
     def __init__(self, model, lr, weight_decay):
         hint = "an optimizer here is given the whole model, not its parameters"
         _check.instance("model", model, Sequential, "a Sequential", hint)
-        rates = _check.rates("lr", lr)
+        rates = _check.learning_rates("lr", lr)
         self.model = model
         self.weight_decay = _check.number("weight_decay", weight_decay, 0)
         self._allocate(rates)
 
     def _allocate(self, rates):
         model = self.model
-        vars(self)["changes"], self.k = model.changes, model.k
-        self._step, self._epochs = self.k.empty((1,), np.int64), np.zeros(1, np.int64)  # taken so far
+        vars(self)["changes"], self.ops = model.changes, model.ops
+        self._step, self._epochs = self.ops.empty((1,), np.int64), np.zeros(1, np.int64)  # taken so far
         for name in self.vectors:
-            setattr(self, name, self.k.empty(model.theta.shape, model.dtype))
+            setattr(self, name, self.ops.empty(model.theta.shape, model.dtype))
         self._replace(rates)
 
     def _replace(self, rates):
-        self.schedule, self.rates = rates, self.k.to_device(rates.astype(self.model.dtype))
-        self.schedule.flags.writeable = False  # set_rates and lr know of the device's copy
+        self.lr_schedule, self.device_lr_schedule = rates, self.ops.to_device(rates.astype(self.model.dtype))
+        self.lr_schedule.flags.writeable = False  # set_lr_schedule and lr know of the device's copy
 
     def __getstate__(self):
         """For copies: settings and the model, and the rest as `state_dict` has it."""
-        made_anew = ("k", "_run", "schedule", "rates", "_step", "_epochs", *self.vectors)
+        made_anew = ("ops", "_run", "lr_schedule", "device_lr_schedule", "_step", "_epochs", *self.vectors)
         settings = {name: value for name, value in super().__getstate__().items() if name not in made_anew}
         return settings | {"_state": self.state_dict()}
 
@@ -57,22 +56,22 @@ class Optimizer(Shown, Tracked):
     @property
     def steps(self):
         """Steps taken so far."""
-        return int(self.k.to_host(self._step)[0])
+        return int(self.ops.to_host(self._step)[0])
 
     @property
     def lr(self):
         """The learning rate of the next step.  What is assigned, a number or an array, holds from that step on."""
-        return float(self.schedule[min(self.steps, len(self.schedule) - 1)])
+        return float(self.lr_schedule[min(self.steps, len(self.lr_schedule) - 1)])
 
     @lr.setter
     def lr(self, lr):
-        past, rates = np.minimum(np.arange(self.steps), len(self.schedule) - 1), _check.rates("lr", lr)
-        self._replace(np.concatenate([self.schedule[past], rates, rates[len(rates) - (len(rates) == 1) :]]))
+        past, rates = np.minimum(np.arange(self.steps), len(self.lr_schedule) - 1), _check.learning_rates("lr", lr)
+        self._replace(np.concatenate([self.lr_schedule[past], rates, rates[len(rates) - (len(rates) == 1) :]]))
 
-    def used_up(self):
+    def schedule_exhausted(self):
         """Whether all rates of a schedule have been used, and the last one was not meant to stay (it is there once)."""
-        last = self.schedule[-2:]
-        return self.steps >= len(self.schedule) and last[0] != last[-1]
+        last = self.lr_schedule[-2:]
+        return self.steps >= len(self.lr_schedule) and last[0] != last[-1]
 
     def before_epoch(self, criterion, batches, rng):
         """What an optimizer has to do before each pass over `batches`; most have nothing to do."""
@@ -80,31 +79,31 @@ class Optimizer(Shown, Tracked):
     def step(self):
         raise RuntimeError(f"{type(self).__name__} has no step")
 
-    def shown(self):
+    def repr_overrides(self):
         """Of what `repr` shows, what is not an attribute under its name."""
-        return {"lr": self.schedule}
+        return {"lr": self.lr_schedule}
 
-    def set_rates(self, rates):
+    def set_lr_schedule(self, rates):
         """Replace the schedule by `rates`, of the same shape, or one number, in place: a step that a GPU has captured
         sees it."""
-        rates = _check.rates("rates", rates, self.schedule.shape)
-        self.schedule.flags.writeable = True
-        self.schedule[...] = rates
-        self.schedule.flags.writeable = False
-        self.k.write(self.rates, self.schedule.astype(self.model.dtype))
+        rates = _check.learning_rates("rates", rates, self.lr_schedule.shape)
+        self.lr_schedule.flags.writeable = True
+        self.lr_schedule[...] = rates
+        self.lr_schedule.flags.writeable = False
+        self.ops.copy_to(self.device_lr_schedule, self.lr_schedule.astype(self.model.dtype))
 
-    def settle(self):
+    def use_average(self):
         """Leave the weights in model.theta that are meant to be used: here those that are there."""
 
     @contextlib.contextmanager
-    def evaluated(self):
-        """The weights that are meant to be used stand in model.theta inside of ``with optimizer.evaluated():``."""
+    def average_parameters(self):
+        """Context manager: inside it model.theta holds the weights that are meant to be used."""
         yield
 
     def state_dict(self):
         """Everything needed to go on: step, rates and the vectors, as NumPy copies."""
-        state = {name: np.array(self.k.to_host(getattr(self, name))) for name in ("_step", *self.vectors)}
-        return state | {"rates": self.schedule.copy(), "_epochs": self._epochs.copy()}
+        state = {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("_step", *self.vectors)}
+        return state | {"rates": self.lr_schedule.copy(), "_epochs": self._epochs.copy()}
 
     def load_state_dict(self, state):
         """Take over what `state_dict` gave; ValueError where a key or a shape does not fit, and nothing is changed."""
@@ -121,14 +120,14 @@ class Optimizer(Shown, Tracked):
             raise ValueError(
                 f"optimizer state '_step' must be a whole number that is not negative, got {state['_step']}"
             )
-        schedule = _check.rates("rates", state["rates"])
-        if schedule.shape == self.schedule.shape:
-            self.set_rates(schedule)
+        schedule = _check.learning_rates("rates", state["rates"])
+        if schedule.shape == self.lr_schedule.shape:
+            self.set_lr_schedule(schedule)
         else:
             self._replace(schedule)
         self._epochs[...] = state.get("_epochs", 0)
         for name in ("_step", *self.vectors):
-            self.k.write(getattr(self, name), np.asarray(state[name]))
+            self.ops.copy_to(getattr(self, name), np.asarray(state[name]))
 
 
 class SGD(Optimizer):
@@ -147,8 +146,8 @@ class SGD(Optimizer):
 
     def step(self):
         model = self.model
-        self.k.sgd(
-            model.theta, model.grad, self.velocity, self.rates, self._step,
+        self.ops.sgd(
+            model.theta, model.grad, self.velocity, self.device_lr_schedule, self._step,
             self.momentum, self.dampening, self.weight_decay, self.nesterov,
         )  # fmt: skip
 
@@ -164,14 +163,14 @@ class Adam(Optimizer):
     def __init__(self, model, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
         super().__init__(model, lr, weight_decay)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas must be two numbers such as (0.9, 0.999), got {_check.described(betas)}")
-        self.betas = tuple(_check.number("betas", beta, 0, 1) for beta in betas)
+            raise ValueError(f"betas must be two numbers such as (0.9, 0.999), got {_check.describe(betas)}")
+        self.betas = tuple(_check.number("betas", beta, 0, below=1) for beta in betas)
         self.eps = _check.number("eps", eps, 0)
 
     def step(self):
         model = self.model
-        self.k.adam(
-            model.theta, model.grad, self.m, self.v, self.rates, self._step,
+        self.ops.adam(
+            model.theta, model.grad, self.m, self.v, self.device_lr_schedule, self._step,
             *self.betas, self.eps, self.weight_decay, self.decoupled,
         )  # fmt: skip
 
@@ -185,7 +184,7 @@ class AdamW(Adam):
         super().__init__(model, lr, betas, eps, weight_decay)
 
 
-class EMA(Shown, Tracked):
+class EMA(InitRepr, Tracked):
     """An optimizer that also keeps an exponential moving average of the weights, which is used in place of them.
 
     After each step average = decay*average + (1 - decay)*theta; the first step copies (torch: AveragedModel with
@@ -199,15 +198,15 @@ class EMA(Shown, Tracked):
 
     def __init__(self, optimizer, decay=0.999):
         _check.instance("optimizer", optimizer, Optimizer, "a tinycnn optimizer")
-        self.decay = _check.number("decay", decay, 0, 1)
+        self.decay = _check.number("decay", decay, 0, below=1)
         self.inner = optimizer
         self._allocate()
 
     def _allocate(self):
-        self.model, self.k = self.inner.model, self.inner.k
+        self.model, self.ops = self.inner.model, self.inner.ops
         vars(self)["changes"] = self.model.changes
-        self.average = self.k.empty(self.model.theta.shape, self.model.dtype)
-        self._averaged = self.k.empty((1,), np.int64)
+        self.average = self.ops.empty(self.model.theta.shape, self.model.dtype)
+        self._averaged = self.ops.empty((1,), np.int64)
 
     def __getstate__(self):
         return {"inner": self.inner, "decay": self.decay, "_state": self.state_dict()}
@@ -217,7 +216,7 @@ class EMA(Shown, Tracked):
         self._allocate()
         self.load_state_dict(state["_state"])
 
-    def shown(self):
+    def repr_overrides(self):
         return {"optimizer": self.inner}
 
     @property
@@ -238,9 +237,9 @@ class EMA(Shown, Tracked):
     def _epochs(self):
         return self.inner._epochs
 
-    def used_up(self):
-        """As `Optimizer.used_up`."""
-        return self.inner.used_up()
+    def schedule_exhausted(self):
+        """As `Optimizer.schedule_exhausted`."""
+        return self.inner.schedule_exhausted()
 
     @property
     def patterns(self):
@@ -251,40 +250,39 @@ class EMA(Shown, Tracked):
         self.inner.before_epoch(criterion, batches, rng)
 
     @property
-    def schedule(self):
-        return self.inner.schedule
+    def lr_schedule(self):
+        return self.inner.lr_schedule
 
     @property
-    def rates(self):
-        return self.inner.rates
+    def device_lr_schedule(self):
+        return self.inner.device_lr_schedule
 
-    def set_rates(self, rates):
-        """As `Optimizer.set_rates`."""
-        self.inner.set_rates(rates)
+    def set_lr_schedule(self, rates):
+        """As `Optimizer.set_lr_schedule`."""
+        self.inner.set_lr_schedule(rates)
 
     def step(self):
         self.inner.step()
-        self.k.average(self.average, self.model.theta, self._averaged, self.decay)
+        self.ops.ema_update(self.average, self.model.theta, self._averaged, self.decay)
 
-    def settle(self):
+    def use_average(self):
         """Overwrite model.theta with the average, if there has been a step; training would go on from there."""
-        if self.k.to_host(self._averaged)[0]:
-            self.k.write(self.model.theta, self.average)
+        if self.ops.to_host(self._averaged)[0]:
+            self.ops.copy_to(self.model.theta, self.average)
 
     @contextlib.contextmanager
-    def evaluated(self):
-        """The average stands in model.theta inside of ``with optimizer.evaluated():``, the trained weights again after
-        it."""
-        trained = np.array(self.k.to_host(self.model.theta))
-        self.settle()
+    def average_parameters(self):
+        """Context manager: inside it model.theta holds the average, after it the trained weights again."""
+        trained = np.array(self.ops.to_host(self.model.theta))
+        self.use_average()
         try:
             yield
         finally:
-            self.k.write(self.model.theta, trained)
+            self.ops.copy_to(self.model.theta, trained)
 
     def state_dict(self):
         """That of the optimizer inside, with the average and how often it was taken."""
-        mine = {name: np.array(self.k.to_host(getattr(self, name))) for name in ("average", "_averaged")}
+        mine = {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("average", "_averaged")}
         return self.inner.state_dict() | mine
 
     def load_state_dict(self, state):
@@ -299,117 +297,4 @@ class EMA(Shown, Tracked):
                 )
         self.inner.load_state_dict({name: value for name, value in state.items() if name not in names})
         for name in names:
-            self.k.write(getattr(self, name), np.asarray(state[name]))
-
-
-class ReduceLROnPlateau(Shown):
-    """Lowers the learning rate when a number has stopped improving; arguments and definition are torch's.
-
-    `step(metric)` is called after each epoch.  Where `metric` was not better than the best by `threshold` (a share of
-    the best if "rel", a difference if "abs") for more than `patience` epochs, every rate still to come is multiplied by
-    `factor`, down to min_lr at the least; changes of eps or less are not made.  The `cooldown` epochs after it do not
-    count.
-
-        plateau = ReduceLROnPlateau(optimizer)
-        fit(..., on_epoch=lambda record: plateau.step(record["val_loss"]))
-    """
-
-    def __init__(
-        self,
-        optimizer,
-        mode="min",
-        factor=0.1,
-        patience=10,
-        threshold=1e-4,
-        threshold_mode="rel",
-        cooldown=0,
-        min_lr=0.0,
-        eps=1e-8,
-    ):
-        _check.instance("optimizer", optimizer, (Optimizer, EMA), "a tinycnn optimizer")
-        self.optimizer, self.mode = optimizer, _check.choice("mode", mode, ("min", "max"))
-        self.factor, self.patience = _check.number("factor", factor, 0, 1), _check.integer("patience", patience, 0)
-        self.threshold = _check.number("threshold", threshold, 0)
-        self.threshold_mode = _check.choice("threshold_mode", threshold_mode, ("rel", "abs"))
-        self.cooldown = _check.integer("cooldown", cooldown, 0)
-        self.min_lr, self.eps = _check.number("min_lr", min_lr, 0), _check.number("eps", eps, 0)
-        self.best = np.inf if mode == "min" else -np.inf
-        self.num_bad_epochs = self.cooldown_counter = 0
-
-    def step(self, metric):
-        """Look at the metric of an epoch; NaN is no improvement."""
-        _check.instance("metric", metric, numbers.Real, "a number")
-        if self._is_better(metric):
-            self.best, self.num_bad_epochs = float(metric), 0
-        else:
-            self.num_bad_epochs += 1
-        if self.cooldown_counter:
-            self.cooldown_counter -= 1
-            self.num_bad_epochs = 0
-        if self.num_bad_epochs > self.patience:
-            self._reduce()
-            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
-
-    STATE = ("best", "num_bad_epochs", "cooldown_counter")
-
-    def state_dict(self):
-        """What is needed to go on, besides the state of the optimizer, which holds the rates: plain numbers."""
-        return {name: getattr(self, name) for name in self.STATE}
-
-    def load_state_dict(self, state):
-        """Take over what `state_dict` gave; ValueError where a key does not fit, and nothing is changed."""
-        if set(_check.mapping("state", state)) != set(self.STATE):
-            raise ValueError(f"plateau state must have the keys {sorted(self.STATE)}, got {sorted(state)}")
-        best = state["best"]
-        if isinstance(best, bool) or not isinstance(best, numbers.Real):
-            raise TypeError(f"best must be a number, got {best!r}")
-        counts = [_check.integer(name, state[name], 0) for name in self.STATE[1:]]
-        self.best, (self.num_bad_epochs, self.cooldown_counter) = float(best), counts
-
-    def _is_better(self, metric):
-        sign = -1 if self.mode == "min" else 1
-        if self.threshold_mode == "rel":
-            return sign * metric > sign * self.best * (1 + sign * self.threshold)
-        return sign * metric > sign * self.best + self.threshold
-
-    def _reduce(self):
-        rates = self.optimizer.schedule.copy()
-        coming = rates[min(self.optimizer.steps, len(rates) - 1) :]
-        lower = np.maximum(coming * self.factor, self.min_lr)
-        coming[...] = np.where(coming - lower > self.eps, lower, coming)
-        self.optimizer.set_rates(rates)
-
-
-# --- schedules: arrays of learning rates ------------------------------------------------------------------------------
-
-
-def constant(lr, steps):
-    """The same rate at every step.  Returns (steps,)."""
-    return np.full(_check.integer("steps", steps, 1), _check.number("lr", lr, 0))
-
-
-def step_decay(lr, steps, step_size, gamma=0.1):
-    """lr times gamma after every `step_size` steps (torch: StepLR).  Returns (steps,)."""
-    number = np.arange(_check.integer("steps", steps, 1)) // _check.integer("step_size", step_size, 1)
-    return _check.number("lr", lr, 0) * _check.number("gamma", gamma, 0) ** number
-
-
-def cosine(lr, steps, final_lr=0.0):
-    """Half a cosine from lr down towards final_lr (torch: CosineAnnealingLR, T_max = steps).  Returns (steps,)."""
-    turn = np.arange(_check.integer("steps", steps, 1)) / steps
-    lr, final_lr = _check.number("lr", lr, 0), _check.number("final_lr", final_lr, 0)
-    return final_lr + (lr - final_lr) * (1 + np.cos(np.pi * turn)) / 2
-
-
-def one_cycle(max_lr, steps, warmup=0.3, div_factor=25.0, final_div_factor=1e4):
-    """Half a cosine up from max_lr/div_factor over the first `warmup` share of the steps, then half a cosine down to
-    max_lr/div_factor/final_div_factor (Smith and Topin 2018, in torch's form OneCycleLR).  Returns (steps,)."""
-    steps, max_lr = _check.integer("steps", steps, 1), _check.number("max_lr", max_lr, 0)
-    warmup = _check.number("warmup", warmup, 0, 1 + 1e-12)
-    start = max_lr / _check.number("div_factor", div_factor, 1)
-    end = start / _check.number("final_div_factor", final_div_factor, 1)
-    peak, last = warmup * steps - 1, steps - 1
-    t = np.arange(steps)
-    up = start + (max_lr - start) * (1 - np.cos(np.pi * t / max(peak, 1e-12))) / 2
-    down = end + (max_lr - end) * (1 + np.cos(np.pi * (t - peak) / max(last - peak, 1e-12))) / 2
-    return np.where(t <= peak, up, down)
+            self.ops.copy_to(getattr(self, name), np.asarray(state[name]))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tinycnn._files import replacing
+from tinycnn._files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-INK, FAINT, RULE, GAP = "#222222", "#767676", "#D9D9D9", "#A6A6A6"
+TEXT, MUTED, GRID, GAP = "#222222", "#767676", "#D9D9D9", "#A6A6A6"
 SIGNED = "RdBu_r"  # blue < 0 < red, 0 is white
 TITLE, LABEL, SMALL = 11.0, 9.0, 7.5  # font sizes, points
 
@@ -41,7 +41,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: Figure | None 
     """
     if len(history) == 0:
         raise ValueError("history: expected at least one epoch, got none")
-    fig = _figure(9.0, 3.9, layout="constrained") if fig is None else fig
+    fig = new_figure(9.0, 3.9, layout="constrained") if fig is None else fig
     epoch = np.array([record.get("epoch", i + 1) for i, record in enumerate(history)], float)
     losses = {part: _column(history, f"{part}_loss") for part in ("train", "val")}
     errors = {part: 100 * (1 - _column(history, f"{part}_accuracy")) for part in ("train", "val")}
@@ -57,13 +57,13 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: Figure | None 
     if np.isfinite(errors["val"]).any():
         best = int(np.nanargmin(errors["val"]))
         words.append(f"lowest validation error {errors['val'][best]:.2f} % (epoch {epoch[best]:g})")
-        right.plot(epoch[best], errors["val"][best], "o", markersize=9, fillstyle="none", color=INK)
+        right.plot(epoch[best], errors["val"][best], "o", markersize=9, fillstyle="none", color=TEXT)
     reported = [_column(history, f"{part}_loss", absent=0.0) for part in ("train", "val")]
     broken = epoch[~np.isfinite(reported).all(axis=0)]
     if broken.size:
         words.append(f"loss not finite at epoch {broken[0]:g}")
-        left.axvline(broken[0], color=FAINT, linewidth=1.2, linestyle=":", zorder=1)
-    fig.suptitle(", ".join(words), fontsize=TITLE, color=INK)
+        left.axvline(broken[0], color=MUTED, linewidth=1.2, linestyle=":", zorder=1)
+    fig.suptitle(", ".join(words), fontsize=TITLE, color=TEXT)
     return fig
 
 
@@ -111,7 +111,7 @@ def _curves(ax: Axes, epoch: NDArray, curves: Mapping[str, NDArray], label: str)
             transform=ax.transAxes,
             ha="center",
             fontsize=LABEL,
-            color=FAINT,
+            color=MUTED,
             bbox={"color": "white"},
         )
     margin = max(0.03 * np.ptp(epoch), 0.5)
@@ -120,7 +120,7 @@ def _curves(ax: Axes, epoch: NDArray, curves: Mapping[str, NDArray], label: str)
     ax.set_xlabel("epoch", fontsize=LABEL)
     ax.set_ylabel(label, fontsize=LABEL)
     ax.tick_params(labelsize=LABEL, which="both")
-    ax.grid(True, color=RULE, linewidth=0.6)
+    ax.grid(True, color=GRID, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -158,7 +158,7 @@ def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: Ax
     names = _names(class_names, classes)
     if ax is None:
         side = float(np.clip(0.55 * classes, 3.2, 9.0)) + 0.09 * max(map(len, names))
-        ax = _figure(side + 1.9, side + 1.2, layout="constrained").add_subplot()
+        ax = new_figure(side + 1.9, side + 1.2, layout="constrained").add_subplot()
 
     share = cm / np.maximum(cm.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(classes, dtype=bool)
@@ -177,7 +177,7 @@ def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: Ax
         size = float(np.clip(cell / (0.7 * len(str(cm.max()))), 4, LABEL))
         for i, j in np.ndindex(classes, classes):
             dark = i != j and share[i, j] > 0.6 * worst
-            colour = "white" if dark else INK if cm[i, j] else "#B0B0B0"
+            colour = "white" if dark else TEXT if cm[i, j] else "#B0B0B0"
             weight = "bold" if i == j else "normal"
             ax.text(j, i, f"{cm[i, j]}", ha="center", va="center", fontsize=size, color=colour, weight=weight)
     step = next(step for step in (1, 2, 5, 10, 20, 50, classes) if classes <= 40 * step)
@@ -196,7 +196,7 @@ def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: Ax
     ax.set_title(
         f"{100 * right / max(total, 1):.2f} % right, {total - right:,} of {total:,} wrong",
         fontsize=TITLE,
-        color=INK,
+        color=TEXT,
     )
     return ax
 
@@ -279,7 +279,7 @@ def _gallery(answers: _Answers, order: NDArray) -> Figure:
     text, head, side = 0.36, 0.68, 0.2
     width, height = max(columns * cell + 2 * side, 4.2), rows * (cell + text) + head
     size = min(SMALL, 1.7 * 72 * (cell - 0.06) / longest)  # an average letter is 0.6 of its size wide
-    fig = _figure(width, height)
+    fig = new_figure(width, height)
     left = (width - columns * cell) / 2
     for k, (tile, (truth, said)) in enumerate(zip(shown, lines, strict=True)):
         row, column = divmod(k, columns)
@@ -293,10 +293,10 @@ def _gallery(answers: _Answers, order: NDArray) -> Figure:
 
 
 def _no_mistakes(count: int) -> Figure:
-    fig = _figure(4.2, 2.6)
+    fig = new_figure(4.2, 2.6)
     fig.text(0.5, 0.62, "\N{CHECK MARK}", ha="center", va="center", fontsize=56, color=GREEN)
-    fig.text(0.5, 0.26, "No mistakes", ha="center", va="center", fontsize=TITLE + 3, color=INK)
-    fig.text(0.5, 0.12, f"all {count:,} images right", ha="center", va="center", fontsize=LABEL, color=FAINT)
+    fig.text(0.5, 0.26, "No mistakes", ha="center", va="center", fontsize=TITLE + 3, color=TEXT)
+    fig.text(0.5, 0.12, f"all {count:,} images right", ha="center", va="center", fontsize=LABEL, color=MUTED)
     return fig
 
 
@@ -322,7 +322,7 @@ def filters(weight: ArrayLike, *, title: str | None = None, max_outputs: int = 3
     label_width = max(mosaic_width, 0.8)
     width = max(left + label_width + bar, 4.4)
     height = head + max(mosaic_height, 1.0) + foot
-    fig = _figure(width, height)
+    fig = new_figure(width, height)
     left += (width - left - label_width - bar) / 2
     top = head + (max(mosaic_height, 1.0) - mosaic_height) / 2
 
@@ -367,7 +367,7 @@ def feature_maps(
     rows = [-(-len(stage) // columns) for stage in shown]
     most = max(2, *(min(len(stage), columns) for stage in shown))  # 2: as wide as the input
     height = head + 1.6 + gap + sum(rows) * tile + len(rows) * gap
-    fig = _figure(left + most * tile + bar, height)
+    fig = new_figure(left + most * tile + bar, height)
 
     _draw_image(_axes(fig, left, head, 1.6, 1.6), picture, picture)
     y = head + 1.6 + gap
@@ -398,14 +398,14 @@ def save(fig_or_ax: Any, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"path: expected a file name ending in .png, got {str(path)!r}")
     figure = (fig_or_ax if hasattr(fig_or_ax, "savefig") else fig_or_ax.figure).canvas.figure
     dpi = min(150.0, 2400 / max(figure.get_size_inches()))
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=dpi)
 
 
 # ------------------------------------------------------------------------------- helpers
 
 
-def _figure(width: float, height: float, layout: Any = None) -> Figure:
+def new_figure(width: float, height: float, layout: Any = None) -> Figure:
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), facecolor="white", layout=layout)
@@ -427,15 +427,15 @@ def _axes(fig: Figure, x: float, y: float, width: float, height: float) -> Axes:
 
 def _heading(fig: Figure, title: str, note: str = "") -> None:
     H = fig.get_size_inches()[1]
-    fig.text(0.5, 1 - 0.12 / H, title, ha="center", va="top", fontsize=TITLE, color=INK)
-    fig.text(0.5, 1 - 0.36 / H, note, ha="center", va="top", fontsize=LABEL, color=FAINT)
+    fig.text(0.5, 1 - 0.12 / H, title, ha="center", va="top", fontsize=TITLE, color=TEXT)
+    fig.text(0.5, 1 - 0.36 / H, note, ha="center", va="top", fontsize=LABEL, color=MUTED)
 
 
 def _stage_label(fig: Figure, left: float, y: float, name: str, note: str) -> None:
     W, H = fig.get_size_inches()
     x = (left - 0.15) / W
-    fig.text(x, 1 - y / H, name, ha="right", va="top", fontsize=TITLE, color=INK, parse_math=False)
-    fig.text(x, 1 - (y + 0.22) / H, note, ha="right", va="top", fontsize=SMALL, color=FAINT)
+    fig.text(x, 1 - y / H, name, ha="right", va="top", fontsize=TITLE, color=TEXT, parse_math=False)
+    fig.text(x, 1 - (y + 0.22) / H, note, ha="right", va="top", fontsize=SMALL, color=MUTED)
 
 
 def _tiles(ax: Axes, tiles: NDArray, columns: int) -> Any:

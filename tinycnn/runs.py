@@ -13,19 +13,14 @@ Every file is complete or not there: it is written under another name first.
 import csv
 import io
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-import tinycnn
-from tinycnn import _gpu, checkpoint, metrics, plot
-from tinycnn._files import replacing
-from tinycnn._interrupts import put_off
+from tinycnn import checkpoint, metrics, plot
+from tinycnn._files import atomic_write
+from tinycnn._interrupts import defer_interrupt
 
 
 class RunFolder:
@@ -35,7 +30,7 @@ class RunFolder:
         root = Path(root)
         stem = time.strftime("%Y-%m-%d_%H-%M-%S-") + name
         try:
-            with put_off():
+            with defer_interrupt():
                 root.mkdir(parents=True, exist_ok=True)
                 for number in range(1, 1000):  # runs started in the same second
                     self.path = root / (stem if number == 1 else f"{stem}-{number}")
@@ -51,12 +46,12 @@ class RunFolder:
         self.history = []
 
     def _write(self, name, text):
-        with replacing(self.path / name) as file:
+        with atomic_write(self.path / name) as file:
             file.write(text.encode())
 
     def add_epoch(self, record, model):
         """Append an epoch's record to history.csv and save the weights."""
-        with put_off():  # both files are of one epoch
+        with defer_interrupt():  # both files are of one epoch
             self.history.append(record)
             table = io.StringIO()
             writer = csv.DictWriter(table, list(self.history[0]), lineterminator="\n")
@@ -66,13 +61,13 @@ class RunFolder:
             checkpoint.save(self.path / "model.npz", model.state_dict(), {"epoch": record["epoch"]})
 
     def finish(self, model, batches, logits, class_names, extra):
-        """Write report.json and the pictures from the test set's `Batches` and the model's logits on it (N, K).
+        """Write report.json and the pictures from the test set's `DeviceDataset` and the model's logits on it (N, K).
 
         Returns the report, a dict.
         """
         images, true, predicted = (
-            batches.k.to_host(batches.images),
-            batches.k.to_host(batches.labels),
+            batches.ops.to_host(batches.images),
+            batches.ops.to_host(batches.labels),
             logits.argmax(axis=1),
         )
         matrix = metrics.confusion_matrix(true, predicted, logits.shape[1])
@@ -100,8 +95,8 @@ def feature_maps(model, batches):
     """What the convolutions (after their activation) and poolings give for the first image: arrays (C, H, W), names."""
     n = min(16, len(batches))  # in company: the kernels for batches are compiled already
     with model.lock, model.evaluating():
-        plan = model.plan(n, keep=True)
-        batches.gather(plan.x, batches.k.to_device(np.arange(n)))
+        plan = model.plan(n, unfused=True)
+        batches.gather(plan.x, batches.ops.to_device(np.arange(n)))
         plan.forward()
     maps: list[np.ndarray] = []
     names: list[str] = []
@@ -118,57 +113,3 @@ def feature_maps(model, batches):
             maps.append(output[0])
             names.append(type(layer).__name__)
     return maps, names
-
-
-def environment(device="cpu"):
-    """Versions, hardware and threads, for config.json."""
-    import numba
-
-    found = {
-        "tinycnn": tinycnn.__version__,
-        "git_revision": git_revision(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-        "platform": platform.platform(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": numba.get_num_threads(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-    }
-    return found if device == "cpu" else found | {"device": device_name(device)}
-
-
-def device_name(device):
-    """What computes: the processor and the number of threads, or the GPU."""
-    import numba
-
-    if device == "cpu":
-        threads = numba.get_num_threads()
-        return f"{processor()}, {threads} thread{'s' * (threads > 1)}"
-    return f"{device}, {_gpu.look().gpus[int(device.removeprefix('cuda:'))].name}"
-
-
-def processor():
-    """The processor's name, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def git_revision():
-    """The commit of the checkout that tinycnn runs from; None where it is installed."""
-    root = Path(tinycnn.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        return subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, timeout=5, check=True,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None

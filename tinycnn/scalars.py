@@ -129,7 +129,7 @@ GOLDEN, M1, M2 = u64(0x9E3779B97F4A7C15), u64(0xBF58476D1CE4E5B9), u64(0x94D049B
 S30, S27, S31 = u64(30), u64(27), u64(31)
 
 
-def mix(x):
+def splitmix64(x):
     """64 bits that look random, from any 64 (uint64): neighbours have nothing in common."""
     x = x * GOLDEN
     x = (x ^ (x >> S30)) * M1
@@ -141,11 +141,11 @@ S40, S8_BITS, MASK24 = u64(40), u64(8), u64(2**24 - 1)
 TOP, ULP24 = np.int32(2**24 - 1), f32(2.0**-24)
 
 
-def upper(word):
+def uniform_from_high(word):
     """Uniform in (-1, 1), from the upper half of 64 random bits: an odd multiple of 2**-24, so the mean is 0."""
     return f32(np.int32(np.int32(word >> S40) * np.int32(2) - TOP)) * ULP24
 
 
-def lower(word):
-    """`upper` from the lower half."""
+def uniform_from_low(word):
+    """`uniform_from_high` from the lower half."""
     return f32(np.int32(np.int32((word >> S8_BITS) & MASK24) * np.int32(2) - TOP)) * ULP24

@@ -9,83 +9,66 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check, _streams
-from tinycnn._gpu import DeviceError
-from tinycnn._repr import Shown
-from tinycnn._tracked import Replay, Tracked, replayable
-from tinycnn.dataset import Batches, Loader, number_of
+from tinycnn._tracked import Replay, Tracked, is_replayable
+from tinycnn.dataset import DataLoader, DeviceDataset, check_indices
+from tinycnn.errors import DeviceError, DivergedError
 from tinycnn.losses import CrossEntropyLoss, Loss
 from tinycnn.model import Sequential
 from tinycnn.optim import EMA, Optimizer
 
-__all__ = ["Batches", "DivergedError", "EarlyStopping", "Run", "evaluate", "fit", "train_step", "warm_up"]
+__all__ = ["DivergedError", "StepRunner", "evaluate", "fit", "train_step", "warm_up"]
 
 EVALUATION_BATCH = 250
 
 
-class DivergedError(ArithmeticError):
-    """The loss or a parameter stopped being finite.
-
-    step, epoch: where, counted from 1 (epoch is None outside `fit`)    layer: name of the first layer with a non-finite
-    number    The model holds the last good weights: in `fit` those of the end of the last complete epoch.
-    """
-
-    def __init__(self, layer, step, epoch=None):
-        self.layer, self.step, self.epoch = layer, step, epoch
-        where = f"step {step}" + (f" (epoch {epoch})" if epoch else "")
-        super().__init__(
-            f"training diverged at {where}: {layer} is the first to hold numbers that are not finite; "
-            "try a smaller learning rate"
-        )
-
-
-class Run:
+class StepRunner:
     """A model, a loss and a data set, gone through batch by batch: all training and evaluation does it this way.
 
     loader     reads the images
     optimizer  None where nothing is trained
-    totals     (5,) float64 on the device: see the kernel `tally`
+    totals     (5,) float64 on the device: see the kernel `accumulate_metrics`
 
-    `step(n)`, or its halves `loss(n)` and `update(n)`, run as they are written here; `replay(n)` and `replay_loss(n)`
-    do the same by captures, one for each batch size, where everything is known to be made of kernels.
+    `step(n)`, or its halves `compute_loss(n)` and `update(n)`, run as they are written here; `replay(n)` and
+    `replay_loss(n)` do the same by captures, one for each batch size, where everything is known to be made of kernels.
     """
 
     def __init__(self, model, criterion, loader, optimizer=None):
         self.model, self.criterion, self.loader, self.optimizer = model, criterion, loader, optimizer
-        self.totals = model.k.empty((5,), np.float64)
-        self.target = loader._target
+        self.totals = model.ops.empty((5,), np.float64)
+        self.target = loader.target
         self.captures: dict[tuple, Any] = {}
-        self.settings = loader.settings()
+        self.settings = loader.augment_settings()
 
-    def is_of(self, model, criterion, batches):
+    def matches(self, model, criterion, batches):
         """Whether it is of these."""
         return self.model is model and self.criterion is criterion and self.loader.data is batches
 
-    def prepare(self, n):
+    def reserve(self, n):
         """Let the loss have buffers for n images."""
-        self.criterion.prepare(self.model.k, n, self.model.shapes[-1][-1], self.model.dtype)
+        self.criterion.ensure_allocated(self.model.ops, n, self.model.shapes[-1][-1], self.model.dtype)
 
-    def loss(self, n, dry=False):
+    def compute_loss(self, n, dry=False):
         """The loss of the next n images; leaves the outputs and their gradient in the plan's buffers."""
         plan, criterion = self.model.plan(n), self.criterion
-        self.prepare(n)
+        self.reserve(n)
         self.target = self.loader.next(plan.x)
         plan.forward(dry)
-        if not dry or replayable(criterion):
-            criterion.run(plan.dy, plan.y, self.target)
+        if not dry or is_replayable(criterion):
+            criterion.forward_backward(plan.dy, plan.y, self.target)
 
     def update(self, n, dry=False):
         """The gradient, a step of the optimizer, and on to the next images."""
-        self.model.plan(n).backward(dry=dry)
-        if not dry or replayable(self.optimizer):
+        self.model.plan(n).backward(dry_run=dry)
+        if not dry or is_replayable(self.optimizer):
             self.optimizer.step()
-        self.criterion.tally(self.totals, self.loader.cursor, self.target)
+        self.criterion.accumulate_metrics(self.totals, self.loader.cursor, self.target)
 
     def step(self, n, dry=False):
         """A training step on the next n images.
 
         It allocates nothing and waits for nothing, so that on a GPU it can be captured.   dry: see `Plan.forward`
         """
-        self.loss(n, dry)
+        self.compute_loss(n, dry)
         self.update(n, dry)
 
     def replay(self, n):
@@ -93,54 +76,54 @@ class Run:
         self._replay(n, self.step)
 
     def replay_loss(self, n):
-        """`loss`."""
-        self._replay(n, self.loss)
+        """`compute_loss`."""
+        self._replay(n, self.compute_loss)
 
     def _replay(self, n, step):
         key, plan = (n, step.__name__, self.model.training), self.model.plan(n)
         made, replay = self.captures.get(key, (None, None))
         if made is not plan:  # whose buffers it uses
-            self.prepare(n)
+            self.reserve(n)
             parts = *self.model.layers, self.criterion, self.loader.data, self.optimizer
-            replay = Replay(self.model.k, lambda: step(n), *(part for part in parts if part is not None))
+            replay = Replay(self.model.ops, lambda: step(n), *(part for part in parts if part is not None))
             self.captures[key] = plan, replay
         replay()
 
     def checked_step(self, n, epoch=None):
         """`step`, but a loss that is not finite raises DivergedError, and nothing is updated.  Returns the loss."""
         self.replay_loss(n)
-        loss = self.criterion.value(n)
+        loss = self.criterion.batch_loss(n)
         if not math.isfinite(loss):
-            where = self.model.first_not_finite(self.model.plan(n)) or "the loss"
+            where = self.model.find_non_finite(self.model.plan(n)) or "the loss"
             raise DivergedError(where, self.optimizer.steps + 1, epoch)
         self._replay(n, self.update)
         return loss
 
-    def start_epoch(self, order, again=False):
+    def start_epoch(self, order, repeat=False):
         """Begin to go through the images `order`."""
-        if self.settings != (settings := self.loader.settings()):
+        if self.settings != (settings := self.loader.augment_settings()):
             self.settings, self.captures = settings, {}
-        self.loader.start_epoch(order, again)
-        self.model.k.write(self.totals, np.zeros(5))
+        self.loader.start_epoch(order, repeat)
+        self.model.ops.copy_to(self.totals, np.zeros(5))
 
-    def read(self):
+    def read_metrics(self):
         """(loss, accuracy) of the epoch so far.  ArithmeticError if the loss is not finite."""
-        loss, right, seen, _, shares = self.model.k.to_host(self.totals)
+        loss, right, seen, _, shares = self.model.ops.to_host(self.totals)
         if not math.isfinite(loss):
             raise ArithmeticError
-        knows_classes = len(self.criterion._predicted) > 0
+        knows_classes = self.criterion.predicts_classes()
         return _mean(self.criterion, loss, shares), float(right / seen) if knows_classes else math.nan
 
     @contextlib.contextmanager
-    def running(self):
+    def exclusive(self):
         """Nobody else runs the model, or the loss, within it."""
         with self.model.lock, getattr(self.criterion, "lock", contextlib.nullcontext()):
-            self.model.interrupt()
-            self.model.enter()
+            self.model.discard_forward()
+            self.model.begin_run()
             try:
                 yield
             finally:
-                self.model._running = False
+                self.model.end_run()
 
 
 def train_step(model, criterion, optimizer, batches, index):
@@ -150,12 +133,12 @@ def train_step(model, criterion, optimizer, batches, index):
     ValueError or TypeError.
     """
     check_fit(model, batches, "batches", criterion, optimizer)
-    index, kept = number_of(batches, index), vars(optimizer) if isinstance(optimizer, Tracked) else {}
+    index, kept = check_indices(batches, index), vars(optimizer) if isinstance(optimizer, Tracked) else {}
     with model.lock:
         run = kept.get("_run")  # of the last call, with its captures
-        if run is None or len(index) > len(run.loader.order) or not run.is_of(model, criterion, batches):
-            run = kept["_run"] = Run(model, criterion, Loader(batches, longest=len(index)), optimizer)
-        with run.running():
+        if run is None or len(index) > len(run.loader.order) or not run.matches(model, criterion, batches):
+            run = kept["_run"] = StepRunner(model, criterion, DataLoader(batches, longest=len(index)), optimizer)
+        with run.exclusive():
             model.normalization = batches.normalization
             run.loader.start_epoch(index)
             return run.checked_step(len(index))
@@ -178,8 +161,8 @@ def fit(
 ):
     """Train for `epochs` passes over `train`, in a new random order each, and return the history.
 
-    train, validation  `Batches`; the validation set is evaluated after every epoch, by `criterion`, or by plain cross
-                       entropy where it is one with options of its own
+    train, validation  `DeviceDataset`; the validation set is evaluated after every epoch, by `criterion`, or by plain
+                       cross entropy where it is one with options of its own
     steps_per_epoch    so many batches make an epoch, in place of the whole of `train`; the next goes on where it ended
     reshuffle          False: the first epoch's random order in all of them
     rng                seed or generator of the orders
@@ -199,14 +182,14 @@ def fit(
     has a method `at_end`, that is called when training ends otherwise than by an error.
     """
     epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
-    _check.function("on_epoch", on_epoch)
+    _check.optional_callable("on_epoch", on_epoch)
     check_fit(model, train, "train", criterion, optimizer)
     if validation is not None:
         check_fit(model, validation, "validation")
-    if getattr(optimizer, "used_up", bool)():
+    if getattr(optimizer, "schedule_exhausted", bool)():
         raise ValueError(
-            f"optimizer: its schedule of {len(optimizer.schedule)} rates is used up after {optimizer.steps} steps, and "
-            f"the last one, {optimizer.schedule[-1]:g}, would stay; assign the rates to come, a number or an array, "
+            f"optimizer: its schedule of {len(optimizer.lr_schedule)} rates is used up after {optimizer.steps} steps, "
+            f"and the last one, {optimizer.lr_schedule[-1]:g}, would stay; assign the rates to come, a number or an array, "
             "to optimizer.lr"
         )
     rng = _check.generator("rng", rng)
@@ -222,12 +205,12 @@ def fit(
     # The largest buffers first, so that all plans share them.
     evaluated = 0 if validation is None else min(EVALUATION_BATCH, len(validation))
     most = max(batch_size, evaluated, optimizer.patterns)
-    run = Run(model, criterion, Loader(train, augment=True), optimizer)
+    run = StepRunner(model, criterion, DataLoader(train, augment=True), optimizer)
     measure = CrossEntropyLoss() if type(criterion) is CrossEntropyLoss else criterion
-    check = None if validation is None else Run(model, measure, Loader(validation))
-    with run.running():
-        model.reserve(max(most, model.reserved))
-        run.prepare(most)
+    check = None if validation is None else StepRunner(model, measure, DataLoader(validation))
+    with run.exclusive():
+        model.reserve(max(most, model.max_batch))
+        run.reserve(most)
         _compile(run, {batch_size, each % batch_size or batch_size})
     model.normalization = train.normalization
     counted = getattr(optimizer, "_epochs", np.zeros(1, np.int64))
@@ -239,7 +222,7 @@ def fit(
                 if len(ahead) < each:
                     ahead = np.concatenate([ahead, rng.permutation(len(train))])
                 order, ahead = ahead[:each], ahead[each:]
-            with run.running():
+            with run.exclusive():
                 model.train()
                 optimizer.before_epoch(criterion, train, rng)
                 begun = _state(model, optimizer)
@@ -251,12 +234,12 @@ def fit(
                     _restore(model, optimizer, begun)
                     _look_at_every_step(run, order, batch_size, epoch)
                     raise
-                if not np.isfinite(model.k.to_host(model.theta)).all():
-                    where = model.first_not_finite(model.plan(batch_size)) or "the parameters"
+                if not np.isfinite(model.ops.to_host(model.theta)).all():
+                    where = model.find_non_finite(model.plan(batch_size)) or "the parameters"
                     raise DivergedError(where, optimizer.steps, epoch)
             counted[0] += 1
             complete, stop = _state(model, optimizer), False
-            with optimizer.evaluated():
+            with optimizer.average_parameters():
                 if check is not None:
                     told["val_loss"], told["val_accuracy"], _ = _evaluate(check, EVALUATION_BATCH)
                 good = complete
@@ -269,60 +252,17 @@ def fit(
             good = _state(model, optimizer)  # once more: on_epoch may have changed the learning rates to come
             if stop:
                 break
-        optimizer.settle()
+        optimizer.use_average()
         if hasattr(on_epoch, "at_end"):
             on_epoch.at_end()
     except BaseException:
         with contextlib.suppress(DeviceError):  # a GPU that has failed takes nothing any more: its error is the news
             _restore(model, optimizer, good)
-            optimizer.settle()
+            optimizer.use_average()
         raise
     finally:
         run.loader.close()
     return history
-
-
-class EarlyStopping(Shown):
-    """Ends a training that no longer gets better: ``fit(..., on_epoch=EarlyStopping(...))``.  One for each training.
-
-    monitor       the number in the epochs' records that is watched
-    patience      after so many epochs in a row that were not better than the best, training ends
-    min_delta     less than this is not better
-    mode          "min" or "max": which way is better
-    restore_best  a model: at the end it is given the weights of the best epoch
-
-    best, best_epoch: the best number so far, and when.  Names and definition are those of Keras.
-    """
-
-    def __init__(self, monitor="val_loss", patience=5, min_delta=0.0, mode="min", restore_best=None):
-        if not isinstance(monitor, str):
-            raise TypeError(f"monitor must be the name of a number in the record, got {monitor!r}")
-        if restore_best is not None and not isinstance(restore_best, Sequential):
-            raise TypeError(f"restore_best must be the model that is trained, or None, got {restore_best!r}")
-        self.monitor, self.patience = monitor, _check.integer("patience", patience, 0)
-        self.min_delta = _check.number("min_delta", min_delta, 0)
-        self.mode = _check.choice("mode", mode, ("min", "max"))
-        self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, 0
-        self._model, self._weights, self._waited = restore_best, None, 0
-
-    def __call__(self, record):
-        """Whether to stop after the epoch of this record; NaN is not better.  ValueError if `monitor` is not in it."""
-        if self.monitor not in record:
-            raise ValueError(f"monitor must be one of {', '.join(map(repr, record))}, got {self.monitor!r}")
-        value = record[self.monitor]
-        better = self.best - value if self.mode == "min" else value - self.best
-        if better > self.min_delta:
-            self.best, self.best_epoch, self._waited = value, record["epoch"], 0
-            if self._model is not None:
-                self._weights = self._model.snapshot()
-            return False
-        self._waited += 1
-        return self._waited >= self.patience
-
-    def at_end(self):
-        """Put the weights of the best epoch into the model `restore_best`; `fit` calls this when training ends."""
-        if self._model is not None and self._weights is not None:
-            self._model.restore(self._weights)
 
 
 def _state(model, optimizer):
@@ -344,7 +284,7 @@ def _epoch(run, optimizer, order, batch_size, title, progress):
 
     bar = tqdm(
         total=len(order), desc=f"epoch {title}", unit=" images", unit_scale=True, leave=False,
-        disable=None if progress else True, mininterval=0.2, file=_streams.Forgiving(sys.stderr),
+        disable=None if progress else True, mininterval=0.2, file=_streams.SafeStream(sys.stderr),
     )  # fmt: skip
     run.start_epoch(order)
     start = shown = time.perf_counter()
@@ -355,9 +295,9 @@ def _epoch(run, optimizer, order, batch_size, title, progress):
             now = time.perf_counter()
             if now - shown > 0.2:
                 shown = now
-                bar.set_postfix_str("loss {:.4f}, accuracy {:.2%}".format(*run.read()), refresh=False)
+                bar.set_postfix_str("loss {:.4f}, accuracy {:.2%}".format(*run.read_metrics()), refresh=False)
             bar.update(n)
-        loss, accuracy = run.read()
+        loss, accuracy = run.read_metrics()
     seconds = time.perf_counter() - start
     return {
         "train_loss": loss,
@@ -370,7 +310,7 @@ def _epoch(run, optimizer, order, batch_size, title, progress):
 
 def _look_at_every_step(run, order, batch_size, epoch):
     """The steps of an epoch one by one, until the first whose loss is not finite raises DivergedError."""
-    run.start_epoch(order, again=True)
+    run.start_epoch(order, repeat=True)
     for at in range(0, len(order), batch_size):
         run.checked_step(min(batch_size, len(order) - at), epoch)
 
@@ -384,23 +324,23 @@ def evaluate(model, batches, criterion=None, batch_size=EVALUATION_BATCH):
     check_fit(model, batches, "batches", criterion)
     criterion = CrossEntropyLoss() if criterion is None else criterion
     batch_size = _check.integer("batch_size", batch_size, 1)
-    return _evaluate(Run(model, criterion, Loader(batches)), batch_size)
+    return _evaluate(StepRunner(model, criterion, DataLoader(batches)), batch_size)
 
 
 def _evaluate(run, batch_size):
-    """`evaluate` by a `Run`, which may be used again."""
+    """`evaluate` by a `StepRunner`, which may be used again."""
     model, criterion, batches = run.model, run.criterion, run.loader.data
     total, whole, outputs, right = 0.0, 0.0, [], 0
-    labels = model.k.to_host(batches.labels)
-    with run.running(), model.evaluating():
+    labels = model.ops.to_host(batches.labels)
+    with run.exclusive(), model.evaluating():
         for at in range(0, len(batches), batch_size):
             n = min(batch_size, len(batches) - at)
             run.loader.seek(at)
             run.replay_loss(n)
-            loss, share = criterion.total(criterion.value(n), labels[at : at + n])
+            loss, share = criterion.weighted_sum(criterion.batch_loss(n), labels[at : at + n])
             total, whole = total + loss, whole + share
-            outputs.append(np.array(model.k.to_host(model.plan(n).y)))
-            predicted = criterion.predicted(n)
+            outputs.append(np.array(model.ops.to_host(model.plan(n).y)))
+            predicted = criterion.predictions(n)
             predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
             right += np.count_nonzero(predicted == labels[at : at + n])
     return _mean(criterion, total, whole), right / len(batches), np.concatenate(outputs)
@@ -417,9 +357,9 @@ def warm_up(model, criterion, optimizer, batches, batch_size):
     """Compile (or load) every kernel that a step needs, and take one and undo it.  Returns the seconds it took."""
     start, n = time.perf_counter(), min(batch_size, len(batches))
     check_fit(model, batches, "batches", criterion, optimizer)
-    run = Run(model, criterion, Loader(batches), optimizer)
+    run = StepRunner(model, criterion, DataLoader(batches), optimizer)
     before = _state(model, optimizer)
-    with run.running():
+    with run.exclusive():
         _compile(run, {n})
         with contextlib.suppress(DivergedError):  # the training itself will say so, with the right step
             run.checked_step(n)
@@ -433,7 +373,7 @@ def _compile(run, sizes):
     before, training = _state(model, optimizer), model.training
     model.train()
     try:
-        model.k.compile_for(lambda: [run.step(n, dry=True) for n in sizes])
+        model.ops.precompile(lambda: [run.step(n, dry=True) for n in sizes])
     finally:
         model.train(training)
         _restore(model, optimizer, before)
@@ -442,13 +382,15 @@ def _compile(run, sizes):
 def check_fit(model, batches, name, criterion=None, optimizer=None):
     """ValueError or TypeError unless the parts of a training are what they are called, and fit together."""
     _check.instance("model", model, Sequential, "a Sequential")
-    hint = "make one of images and labels: Batches(images, labels)"
-    _check.instance(name, batches, Batches, "a data set, of the class Batches", hint)
-    for part, what, method in ((criterion, "criterion", "run"), (optimizer, "optimizer", "step")):
+    hint = "make one of images and labels: DeviceDataset(images, labels)"
+    _check.instance(name, batches, DeviceDataset, "a data set, of the class DeviceDataset", hint)
+    for part, what, method in ((criterion, "criterion", "forward_backward"), (optimizer, "optimizer", "step")):
         if part is not None and (isinstance(part, type) or not hasattr(part, method)):
-            words = "a loss, CrossEntropyLoss() say" if method == "run" else "an optimizer, Adam(model) say"
+            words = (
+                "a loss, CrossEntropyLoss() say" if method == "forward_backward" else "an optimizer, Adam(model) say"
+            )
             swapped = "; criterion comes before optimizer" if isinstance(part, (Optimizer, EMA, Loss)) else ""
-            raise TypeError(f"{what} must be {words}, got {_check.described(part)}{swapped}")
+            raise TypeError(f"{what} must be {words}, got {_check.describe(part)}{swapped}")
     if type(model).forward is not Sequential.forward or type(model).backward is not Sequential.backward:
         raise TypeError(
             f"model: {type(model).__name__} has a forward or backward of its own, which training and evaluation would "

@@ -61,23 +61,24 @@ def launches():
     _gpu.require = lambda number, status=None: None
     _launch.Kernel.launch = note
     _launch._upload = lambda array: np.array(array).view(Fake)
-    _launch.use = lambda number: None
+    _launch.set_device = lambda number: None
 
     import cuda_calls
 
-    from benchmarks import _ceilings
+    from benchmarks import _ceilings_cuda
     from tinycnn import cuda, models, optim, train
+    from tinycnn.dataset import DataLoader, DeviceDataset
     from tinycnn.losses import CrossEntropyLoss
 
     images, labels = np.zeros((70, 28, 28), np.uint8), np.arange(70) % 10
     for activation, pool, optimizer in (("tanh", "avg", optim.AdamW), ("relu", "max", optim.SGD)):
         model = models.lenet5(activation, pool, rng=0, device="cuda")
-        batches = train.Batches(images, labels, mean=0, std=1, device="cuda")
+        batches = DeviceDataset(images, labels, mean=0, std=1, device="cuda")
         criterion = CrossEntropyLoss()
-        train.Run(model, criterion, train.Loader(batches), optimizer(model)).step(64)
+        train.StepRunner(model, criterion, DataLoader(batches), optimizer(model)).step(64)
     numbers = np.zeros(300, np.float32).view(Fake)
-    _ceilings.copy(numbers, numbers)
-    _ceilings.multiply_adds(numbers, numbers)
+    _ceilings_cuda.copy(numbers, numbers)
+    _ceilings_cuda.multiply_adds(numbers, numbers)
     for name, _, arguments, _ in cuda_calls.calls(np.float32, cuda_calls.SMALL):
         there = [np.array(a).view(Fake) if isinstance(a, np.ndarray) else a for a in arguments]
         getattr(cuda, name)(*there)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from benchmarks import __main__ as entry
 from benchmarks import _competitors, _plots, augment, conv, ladder, start, train_step
-from benchmarks import _harness as side
+from benchmarks import _harness as harness
 from tests.test_experiment import ENVIRONMENT, ROOT
 
 QUICK = ["--turns", "1", "--seconds", "0.001", "--threads", "1"]
@@ -26,7 +26,7 @@ class WrongLoss(_competitors.NumPy):
         return super().step(index) * 1.001
 
 
-class NeedsWhatIsNotThere(_competitors.Net):
+class NeedsWhatIsNotThere(_competitors.Competitor):
     def __init__(self, net, threads):
         import no_such_library  # type: ignore # noqa: F401
 
@@ -77,7 +77,7 @@ def test_busy_programs_run_beside_and_end(run, capsys):
     result, _ = run("ladder", "--images", "10", "--busy", "1")
     assert result["settings"]["busy"] == 1
     assert "threads: 1, beside 1 busy program\n" in capsys.readouterr().out
-    with side.busy(2) as programs:
+    with harness.busy(2) as programs:
         assert [program.poll() for program in programs] == [None, None]
     assert all(program.returncode for program in programs)
 
@@ -111,16 +111,16 @@ def test_a_wrong_competitor_is_refused(monkeypatch):
 
 def test_competitors_that_cannot_run_are_skipped_with_the_reason(capsys):
     kinds = {"numpy": _competitors.NumPy, "absent": NeedsWhatIsNotThere, "broken": Fails}
-    workers = side.start(1, kinds, "tanh+avg", 1)
+    workers = harness.start_workers(1, kinds, "tanh+avg", 1)
     assert set(workers) == {"numpy", "broken"}
     assert (
         "absent is skipped: no_such_library is not installed (pip install no_such_library)" in capsys.readouterr().out
     )
-    weights = _competitors.first_weights("tanh+avg")
-    side.ask(workers, "start", 2, weights)
-    assert set(side.ask(workers, "losses")) == set(workers) == {"numpy"}
+    weights = _competitors.initial_weights("tanh+avg")
+    harness.call_all(workers, "start", 2, weights)
+    assert set(harness.call_all(workers, "losses")) == set(workers) == {"numpy"}
     assert "broken is skipped: RuntimeError: no compiler\n" in capsys.readouterr().out
-    side.stop(workers)
+    harness.stop_workers(workers)
     with pytest.raises(SystemExit) as done:
         entry.main(["inference", "--only", "tensorfow"])
     assert done.value.code == 2
@@ -129,15 +129,15 @@ def test_competitors_that_cannot_run_are_skipped_with_the_reason(capsys):
 
 @pytest.mark.parametrize("answer", [1.01, np.nan, [1.0, 1.0]])
 def test_answers_must_agree(answer):
-    side.must_agree("it", {"ours": 1.0, "theirs": 1.001}, "ours", 0.01)
+    harness.assert_agree("it", {"ours": 1.0, "theirs": 1.001}, "ours", 0.01)
     with pytest.raises(SystemExit, match="it: theirs"):
-        side.must_agree("it", {"ours": 1.0, "theirs": answer}, "ours", 0.001)
+        harness.assert_agree("it", {"ours": 1.0, "theirs": answer}, "ours", 0.001)
 
 
 @pytest.mark.parametrize("net", train_step.NETS)
 def test_the_numpy_net_learns_as_ours_does(net):
     weights, nets = (
-        _competitors.first_weights(net),
+        _competitors.initial_weights(net),
         [_competitors.NumPy(net, 1), _competitors.TinyCNN(net, numba.get_num_threads())],
     )
     for one in nets:
@@ -155,7 +155,7 @@ def test_inference_and_the_latency_of_one_image(run):
     assert set(pictures) == {"inference-batch.png", "inference-latency.png"}
 
 
-@pytest.mark.parametrize(("batch", "path"), [(2, "shifted"), (16, "tiled")])
+@pytest.mark.parametrize(("batch", "path"), [(2, "shifted"), (16, "direct")])
 def test_convolutions_and_the_path_that_ran(run, batch, path):
     shapes = ["C3", "8-channels", "4-channels"] if batch == 2 else ["C5"]
     result, pictures = run("conv", "--only", "numpy", "--batch", str(batch), "--shapes", *shapes)
@@ -213,7 +213,7 @@ def test_installed_sizes_count_what_is_required_too():
 
 def test_a_start_is_timed_in_a_process_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(start, "CACHES", {})  # that of these tests: an empty one takes half a minute
-    np.savez(tmp_path / "weights.npz", **_competitors.first_weights(start.NET))
+    np.savez(tmp_path / "weights.npz", **_competitors.initial_weights(start.NET))
     found = start.launch("tinycnn", 32, 1, tmp_path, tmp_path / "weights.npz")
     assert all(found[key] > 0 for key in ("import", "first_step", "second_step", "answer"))
     assert found["memory"] > 5e7
@@ -232,7 +232,7 @@ def test_results_that_are_kept_can_be_drawn(tmp_path, capsys):
 def test_the_gpu_benchmark_rehearsed():
     command = [
         sys.executable,
-        *([] if GPU else [str(ROOT / "tests" / "cuda_on_cpu")]),
+        *([] if ON_GPU else [str(ROOT / "tests" / "support" / "cuda_on_cpu")]),
         "-m",
         "benchmarks.gpu",
         "--rehearse",
@@ -248,7 +248,7 @@ def test_the_gpu_benchmark_rehearsed():
     assert "all parts done" in done.stdout
     for part in ("ceilings:", "launches:", "steps:", "kernels:"):
         assert part in done.stdout
-    assert GPU or "PTX on the CPU" in done.stdout
+    assert ON_GPU or "PTX on the CPU" in done.stdout
 
 
 def test_the_gpu_benchmark_says_what_is_missing(tmp_path):

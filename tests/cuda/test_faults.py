@@ -6,16 +6,16 @@ import sys
 import cuda_on_cpu
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from tests.cuda import test_kernels
 from tests.test_experiment import ENVIRONMENT, ROOT
 from tinycnn import cuda
 from tinycnn.cuda import _launch
-from tinycnn.cuda._launch import THREADS, blocks, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, kernel, phase, ravel
 from tinycnn.cuda._launch import cuda as numba_cuda
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPU, reason="a GPU that has met a fault is of no use any more")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(ON_GPU, reason="a GPU that has met a fault is of no use any more")]
 
 
 @phase
@@ -64,7 +64,7 @@ def tanh_backward_kernel(dx, dy, y):
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    _launch.use(0)
+    _launch.set_device(0)
 
 
 X = np.arange(THREADS, dtype=np.float32)
@@ -73,11 +73,11 @@ X = np.arange(THREADS, dtype=np.float32)
 def in_every_order(launch):
     found = []
     for order in test_kernels.ORDERS:
-        cuda_on_cpu.order(order)
+        cuda_on_cpu.set_order(order)
         y, x = cuda.to_device(np.zeros(THREADS, np.float32)), cuda.to_device(X)
         launch[1](y, x)
         found.append(cuda.to_host(y))
-    cuda_on_cpu.order("forward")
+    cuda_on_cpu.set_order("forward")
     return found
 
 
@@ -97,7 +97,7 @@ def test_a_wrong_sign_is_no_twin(monkeypatch):
     test_kernels.compare("tanh_backward", np.float32, test_kernels.cuda_calls.SMALL)
 
     def tanh_backward(dx, dy, y):
-        tanh_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(y))
+        tanh_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y))
 
     monkeypatch.setattr(cuda, "tanh_backward", tanh_backward)
     with pytest.raises(AssertionError, match="tanh_backward"):
@@ -124,7 +124,7 @@ FATAL = {
     ),
     "a freed argument of a captured kernel": (
         "from cuda.bindings import driver\n"
-        "array = cuda.empty((1,), np.int64)\nstep = cuda.capture(lambda: cuda.advance(array))\n"
+        "array = cuda.empty((1,), np.int64)\nstep = cuda.capture(lambda: cuda.increment(array))\n"
         "step()\nstep()\nstep()\n_launch.synchronize()\n"
         "driver.cuMemFree(array.device_ctypes_pointer.value)\nstep()\n",
         "freed",
@@ -148,15 +148,16 @@ def test_a_fault_ends_the_context_and_is_named(name, tmp_path):
     code, text, error = FATAL[name]
     script = tmp_path / "fault.py"
     script.write_text(
-        "import gc\nimport numpy as np\nfrom tinycnn import cuda\nfrom tinycnn.cuda import _launch\n_launch.use(0)\n"
+        "import gc\nimport numpy as np\nfrom tinycnn import cuda\nfrom tinycnn.cuda import _launch\n"
+        "_launch.set_device(0)\n"
         f"{code}"
         "for _ in range(2):\n"
         "    try:\n        _launch.synchronize()\n        print('no error')\n"
         "    except RuntimeError as found:\n        print(found)\n"
     )
+    command = [sys.executable, str(ROOT / "tests" / "support" / "cuda_on_cpu"), str(script)]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "cuda_on_cpu"), str(script)], capture_output=True, text=True, timeout=300,
-        check=False, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        command, capture_output=True, text=True, timeout=300, check=False, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert [error in line for line in lines] == [True, True], done.stdout + done.stderr  # the second call fails too

@@ -7,16 +7,17 @@ import cuda_calls
 import cuda_on_cpu
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from tinycnn import (
-    Batches,
     ColorJitter,
     CrossEntropyLoss,
+    DeviceDataset,
     DivergedError,
     ElasticTransform,
     RandomAffine,
     Sequential,
+    callbacks,
     cuda,
     data,
     evaluate,
@@ -27,29 +28,30 @@ from tinycnn import (
     models,
     optim,
     recipes,
+    schedules,
     train,
 )
 from tinycnn.cuda import _launch
-from tinycnn.dataset import Loader
+from tinycnn.dataset import DataLoader
 from tinycnn.recipes import training
 
 pytestmark = pytest.mark.gpu
-SERVICES = {"capture", "compile_for", "empty", "fused", "layout", "to_device", "to_host", "write"}
+SERVICES = {"capture", "precompile", "empty", "fused", "layout", "to_device", "to_host", "copy_to"}
 ORDERS = ["forward", "backward", "shuffled"]
 
 
-@pytest.fixture(params=["any order"] if GPU else ORDERS)
+@pytest.fixture(params=["any order"] if ON_GPU else ORDERS)
 def order(request):
     """The order in which the processor runs threads and blocks; on a GPU it is nobody's choice."""
-    if not GPU:
-        cuda_on_cpu.order(request.param)
+    if not ON_GPU:
+        cuda_on_cpu.set_order(request.param)
         yield request.param
-        cuda_on_cpu.order("forward")
+        cuda_on_cpu.set_order("forward")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    _launch.use(0)
+    _launch.set_device(0)
 
 
 def run(backend, name, arguments, outputs):
@@ -111,7 +113,7 @@ def test_large(name, order):
 def lenet5(device, activation, pool, make_optimizer, images, epochs, batch_size):
     """Train on a few synthetic digits; (history, parameters, optimizer's state)."""
     x, labels = data.synthetic_digits(images, rng=0)
-    batches = Batches(x, labels, device=device)
+    batches = DeviceDataset(x, labels, device=device)
     model = models.lenet5(activation, pool, rng=1, device=device)
     optimizer = make_optimizer(model)
     options = {"epochs": epochs, "batch_size": batch_size, "rng": 3, "progress": False}
@@ -122,7 +124,7 @@ def lenet5(device, activation, pool, make_optimizer, images, epochs, batch_size)
 OPTIMIZERS = {
     "sgd": lambda model: optim.SGD(model, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
     # Not the usual eps of 1e-8: where a gradient is as small as that, the step is what rounding makes of it.
-    "adamw": lambda model: optim.AdamW(model, optim.one_cycle(3e-3, 6), eps=1e-4),
+    "adamw": lambda model: optim.AdamW(model, schedules.one_cycle(3e-3, 6), eps=1e-4),
 }
 
 
@@ -146,15 +148,15 @@ def test_training_gives_the_same_bits_again(monkeypatch):
     """Three times: kernel by kernel, captured, and again; on the processor in three orders of threads and blocks."""
     found = []
     for number, name in enumerate(ORDERS):
-        if not GPU:
-            cuda_on_cpu.order(name)
+        if not ON_GPU:
+            cuda_on_cpu.set_order(name)
         if number == 0:
             monkeypatch.setattr(cuda, "capture", lambda step, outputs=(): step)
         _, parameters, state = lenet5("cuda", "tanh", "avg", OPTIMIZERS["adamw"], 131, 2, 64)
         found.append([a.tobytes() for a in (*parameters.values(), *state.values())])
         monkeypatch.undo()
-    if not GPU:
-        cuda_on_cpu.order("forward")
+    if not ON_GPU:
+        cuda_on_cpu.set_order("forward")
     assert found[0] == found[1] == found[2]
 
 
@@ -185,7 +187,7 @@ def test_the_first_steps_of_every_recipe_are_the_cpus(name):
             model, training.build_loss(recipe), rule, ready.training, epochs=1, batch_size=6, rng=2, progress=False
         )
         losses_found.append(record["train_loss"])
-        gradients.append(np.array(model.k.to_host(model.grad)))
+        gradients.append(np.array(model.ops.to_host(model.grad)))
     assert losses_found[0] == pytest.approx(losses_found[1], rel=1e-3)
     assert np.linalg.norm(gradients[0] - gradients[1]) <= 2e-2 * np.linalg.norm(gradients[1])
 
@@ -202,18 +204,18 @@ def test_a_step_neither_allocates_nor_copies(last, criterion, averaged, monkeypa
     x, labels = np.random.default_rng(2).integers(0, 256, (9, 8, 8), np.uint8), np.arange(9) % 4
     chain = layers.Conv2d(1, 3, 3), layers.Tanh(), layers.MaxPool2d(2), layers.Flatten(), *last
     distortions = RandomAffine(degrees=10), ElasticTransform(), ColorJitter(brightness=0.1)
-    batches = Batches(x, labels, augment=distortions, device="cuda")
+    batches = DeviceDataset(x, labels, augment=distortions, device="cuda")
     model = Sequential(*chain, rng=1, device="cuda")
     optimizer = optim.AdamW(model, 1e-3)
     optimizer = optim.EMA(optimizer) if averaged else optimizer
     model.set_input_shape(batches.image_shape)
-    step = train.Run(model, criterion, Loader(batches, augment=True), optimizer)
+    step = train.StepRunner(model, criterion, DataLoader(batches, augment=True), optimizer)
     step.step(4)
 
     def refuse(*arguments):
         raise AssertionError("a step allocates, copies or waits")
 
-    for name in ("empty", "to_device", "to_host", "write"):
+    for name in ("empty", "to_device", "to_host", "copy_to"):
         monkeypatch.setattr(cuda, name, refuse)
         monkeypatch.setattr(_launch, name, refuse)
     step.step(4)
@@ -228,9 +230,9 @@ def test_averaged_training_of_radial_basis_functions_is_the_cpus():
     for device in ("cpu", "cuda"):
         chain = layers.AvgPool2d(4), layers.Flatten(), layers.Linear(49, 8), layers.GaussianRBF(8, 10, 0.3)
         model = Sequential(*chain, rng=1, device=device)
-        train_set, validation = (Batches(x[at], labels[at], device=device) for at in (slice(60), slice(60, 70)))
+        train_set, validation = (DeviceDataset(x[at], labels[at], device=device) for at in (slice(60), slice(60, 70)))
         optimizer = optim.EMA(optim.SGD(model, 0.5, momentum=0.9), 0.8)
-        plateau = optim.ReduceLROnPlateau(optimizer, mode="max", patience=0, factor=0.3)
+        plateau = callbacks.ReduceLROnPlateau(optimizer, mode="max", patience=0, factor=0.3)
         history = fit(
             model, losses.OneHotMSELoss(), optimizer, train_set, epochs=4, batch_size=20, validation=validation, rng=3,
             on_epoch=lambda record, plateau=plateau: plateau.step(record["val_loss"]), progress=False,
@@ -239,7 +241,7 @@ def test_averaged_training_of_radial_basis_functions_is_the_cpus():
         found.append([[r["val_loss"] for r in history], [r["lr"] for r in history], *model.state_dict().values(),
                       state["average"], state["rates"], state["velocity"]])  # fmt: skip
         assert optimizer.lr < 0.1
-        np.testing.assert_array_equal(np.array(model.k.to_host(model.theta)), state["average"])
+        np.testing.assert_array_equal(np.array(model.ops.to_host(model.theta)), state["average"])
         assert state["_averaged"] == state["_step"] == 12
     for got, want in zip(*found, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-5 * np.abs(want).max())
@@ -251,7 +253,7 @@ def test_evaluation_and_forward_are_the_cpus():
     for device in ("cpu", "cuda"):
         chain = layers.Conv2d(1, 3, 3), layers.ReLU(), layers.MaxPool2d(2), layers.Flatten(), layers.Linear(27, 5)
         model = Sequential(*chain, rng=1, device=device)
-        batches = Batches(x, labels, mean=0.1, std=0.3, device=device)
+        batches = DeviceDataset(x, labels, mean=0.1, std=0.3, device=device)
         _, _, out = evaluate(model, batches, batch_size=3)
         logits.append(out)
         images = (x[:, None] / 255 - 0.1) / 0.3
@@ -265,7 +267,7 @@ def test_a_diverged_run_names_step_and_layer():
     x, labels = np.random.default_rng(2).random((6, 4, 4)), np.arange(6)
     model = Sequential(layers.Flatten(), layers.Linear(16, 10), layers.ReLU(), layers.Linear(10, 10), rng=1,
                        device="cuda")  # fmt: skip
-    batches = Batches(x, labels, device="cuda")
+    batches = DeviceDataset(x, labels, device="cuda")
     rates = np.array([0.1, 1e38, 0.1, 0.1])
     before = cuda.to_host(model.theta).copy()
     with pytest.raises(DivergedError, match=r"step 3 \(epoch 1\).*layer") as caught:

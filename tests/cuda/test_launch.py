@@ -8,20 +8,20 @@ import threading
 import cuda_on_cpu
 import numpy as np
 import pytest
-from cuda_on_cpu import GPU
+from cuda_on_cpu import ON_GPU
 
 from tests.test_experiment import ENVIRONMENT, ROOT
 from tinycnn import (
     AdamW,
-    Batches,
     CrossEntropyLoss,
+    DeviceDataset,
     Flatten,
     Linear,
     ReLU,
     Sequential,
-    _gpu,
     cuda,
     devices,
+    errors,
     evaluate,
     experiment,
     fit,
@@ -29,15 +29,15 @@ from tinycnn import (
     train,
 )
 from tinycnn.cuda import _launch
-from tinycnn.cuda.optim import advance_kernel
+from tinycnn.cuda.optim import increment_kernel
 
 pytestmark = pytest.mark.gpu
-ON_CPU = pytest.mark.skipif(GPU, reason="a real driver does not fail when it is told to")
+ON_CPU = pytest.mark.skipif(ON_GPU, reason="a real driver does not fail when it is told to")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def device():
-    _launch.use(0)
+    _launch.set_device(0)
 
 
 def counter():
@@ -73,9 +73,9 @@ def test_host_arrays_of_any_strides_arrive(name):
     shape = array.shape or (1,)
     np.testing.assert_array_equal(cuda.to_host(there), array.reshape(shape))
     assert there.is_c_contiguous()
-    assert _launch.flat(there).shape == (array.size,)
+    assert _launch.ravel(there).shape == (array.size,)
     other = cuda.empty(shape, np.float32)
-    cuda.write(other, array.reshape(shape) if array.ndim else array)
+    cuda.copy_to(other, array.reshape(shape) if array.ndim else array)
     np.testing.assert_array_equal(cuda.to_host(other), array.reshape(shape))
     if array.size:
         y = cuda.empty(shape, np.float32)
@@ -90,13 +90,13 @@ def test_slices_of_empty_arrays():
     some = cuda.to_device(GRID)
     assert cuda.to_host(some[:0]).shape == (0, 6)
     assert cuda.to_host(some[4:]).shape == (0, 6)
-    cuda.write(none, np.zeros((0, 3, 2)))
+    cuda.copy_to(none, np.zeros((0, 3, 2)))
 
 
 def test_views_are_made_once():
     array = cuda.to_device(GRID)
-    assert _launch.flat(array) is _launch.flat(array)
-    assert _launch.flat(array).ndim == 1
+    assert _launch.ravel(array) is _launch.ravel(array)
+    assert _launch.ravel(array).ndim == 1
 
 
 def test_garbage_may_be_collected_by_any_thread():
@@ -104,7 +104,7 @@ def test_garbage_may_be_collected_by_any_thread():
 
     class Cycle:
         def __init__(self):
-            self.me, self.arrays = self, [cuda.empty((3,), np.float32) for _ in range(2 * _launch.PENDING)]
+            self.me, self.arrays = self, [cuda.empty((3,), np.float32) for _ in range(2 * _launch.MAX_PENDING_FREES)]
 
     def addresses(cycle):
         return {array.device_ctypes_pointer.value for array in cycle.arrays}
@@ -117,7 +117,7 @@ def test_garbage_may_be_collected_by_any_thread():
     thread.start()
     thread.join()
     cuda.empty((1,), np.float32)
-    if not GPU:
+    if not ON_GPU:
         assert not there & {address for address, _ in cuda_on_cpu.allocations()}
 
 
@@ -129,7 +129,9 @@ def test_an_array_too_large_for_the_kernels_indices():
 def test_images_with_and_without_a_channel_axis():
     images, labels = np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8), np.arange(5)
     model = Sequential(Flatten(), Linear(16, 5), rng=0, device="cuda")
-    found = [evaluate(model, Batches(x, labels, device="cuda"))[2] for x in (images, images[:, None], images[:, ::-1])]
+    found = [
+        evaluate(model, DeviceDataset(x, labels, device="cuda"))[2] for x in (images, images[:, None], images[:, ::-1])
+    ]
     np.testing.assert_array_equal(found[0], found[1])
     assert (found[0] != found[2]).any()
 
@@ -143,7 +145,7 @@ def test_a_launch_without_elements_does_nothing():
     cuda.linear_forward(cuda.empty((0, 3), np.float32), cuda.empty((0, 4), np.float32),
                         cuda.empty((3, 4), np.float32), cuda.empty((3,), np.float32))  # fmt: skip
     step = counter()
-    advance_kernel[(1, 0)](step)
+    increment_kernel[(1, 0)](step)
     assert value(step) == 0
     cuda.sgd(none, none, none, cuda.to_device(np.ones(1, np.float32)), step, 0.9, 0.0, 0.0, False)
     assert value(step) == 1
@@ -154,7 +156,7 @@ def test_a_model_without_parameters_trains(make):
     images, labels = np.random.default_rng(0).integers(0, 256, (6, 2, 2), np.uint8), np.arange(6) % 4
     model = Sequential(Flatten(), ReLU(), device="cuda")
     optimizer = make(model)
-    batches = Batches(images, labels, device="cuda")
+    batches = DeviceDataset(images, labels, device="cuda")
     history = fit(model, CrossEntropyLoss(), optimizer, batches, epochs=3, batch_size=2, rng=0, progress=False)
     assert optimizer.steps == 9
     assert np.isfinite(history[-1]["train_loss"])
@@ -168,14 +170,14 @@ def test_a_step_runs_is_captured_and_is_replayed():
 
     def run():
         ran.append(1)
-        cuda.advance(step)
+        cuda.increment(step)
 
     captured = cuda.capture(run)
     for expected in (1, 2, 3, 4):
         captured()
         assert value(step) == expected
     assert len(ran) == 2
-    assert [args[0] for args in captured.held] == [
+    assert [args[0] for args in captured.arguments] == [
         step
     ]  # addresses are part of the graph: the arrays must live as long
 
@@ -184,15 +186,15 @@ def test_a_step_runs_is_captured_and_is_replayed():
 @pytest.mark.parametrize("call", ["cuGraphInstantiateWithParams", "cuStreamBeginCapture_v2"])
 def test_a_graph_that_cannot_be_made_is_said_and_the_step_runs(call):
     step = counter()
-    captured = cuda.capture(lambda: cuda.advance(step))
+    captured = cuda.capture(lambda: cuda.increment(step))
     captured()
-    cuda_on_cpu.fail(call, 1)
+    cuda_on_cpu.inject_error(call, 1)
     with pytest.warns(UserWarning, match="could not be captured and runs kernel by kernel: .*INVALID_VALUE"):
         captured()
     captured()
     assert value(step) == 3
     cuda_on_cpu.problems()
-    again = cuda.capture(lambda: cuda.advance(step))
+    again = cuda.capture(lambda: cuda.increment(step))
     for _ in range(3):
         again()
     assert again.graph
@@ -205,7 +207,7 @@ def test_an_allocation_inside_a_capture_is_said_and_the_step_runs():
 
     def allocate():
         cuda.empty((3,), np.float32)
-        cuda.advance(step)
+        cuda.increment(step)
 
     captured = cuda.capture(allocate)
     captured()
@@ -219,7 +221,7 @@ def test_an_interrupted_capture_leaves_nothing_behind():
     step, interrupt = counter(), []
 
     def interrupted():
-        cuda.advance(step)
+        cuda.increment(step)
         if interrupt:
             raise KeyboardInterrupt
 
@@ -228,7 +230,7 @@ def test_an_interrupted_capture_leaves_nothing_behind():
     interrupt.append(1)
     with pytest.raises(KeyboardInterrupt):
         captured()
-    cuda.advance(step)  # launched, not captured
+    cuda.increment(step)  # launched, not captured
     assert value(step) == 2
 
 
@@ -274,7 +276,7 @@ def test_an_arrays_pending_work_is_waited_for(stream, protocol):
 
     x, y = cuda.to_device(GRID.ravel()), cuda.empty((24,), np.float32)
     cuda.relu_forward(y, x)  # compiles
-    cuda.write(y, np.zeros(24, np.float32))
+    cuda.copy_to(y, np.zeros(24, np.float32))
     launch_on(stream, relu_forward_kernel, 1, y, x)
     taken = cuda.to_device(Other(y, stream, protocol))
     np.testing.assert_array_equal(cuda.to_host(taken), GRID.ravel())
@@ -288,9 +290,9 @@ def test_what_is_handed_out_is_waited_for(stream, protocol):
 
     x, y, out = cuda.to_device(GRID.ravel()), cuda.empty((24,), np.float32), cuda.empty((24,), np.float32)
     cuda.relu_forward(y, x)
-    cuda.write(y, np.zeros(24, np.float32))
+    cuda.copy_to(y, np.zeros(24, np.float32))
     cuda.relu_forward(y, x)  # still pending when the other library takes it
-    shared = devices.share(y)
+    shared = devices.as_dlpack(y)
     if protocol == "numba":
         taken = _launch.cuda.as_cuda_array(shared)
     else:
@@ -304,7 +306,7 @@ def test_what_is_handed_out_is_waited_for(stream, protocol):
 
 
 def test_what_is_handed_out_is_an_array_to_others():
-    shared = devices.share(cuda.to_device(GRID))
+    shared = devices.as_dlpack(cuda.to_device(GRID))
     np.testing.assert_array_equal(np.asarray(shared), GRID)
     assert shared.__dlpack_device__() == (2, 0)
     assert (shared.shape, shared.dtype) == ((4, 6), np.float32)
@@ -351,16 +353,16 @@ def test_a_stream_of_another_context(monkeypatch, stream):
 
 @ON_CPU
 def test_out_of_memory():
-    cuda_on_cpu.memory(sum(size for _, size in cuda_on_cpu.allocations()) + (1 << 20))
+    cuda_on_cpu.set_memory(sum(size for _, size in cuda_on_cpu.allocations()) + (1 << 20))
     try:
         free = _launch.free_memory()
         for ask in (
             lambda: cuda.empty((1 << 20,), np.float32),
             lambda: cuda.to_device(np.zeros(1 << 20, np.float32)),
         ):
-            with pytest.raises(devices.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
+            with pytest.raises(errors.DeviceMemoryError, match=r"asked for 4.0 MiB, \d\.\d MiB free") as caught:
                 ask()
-            assert caught.value.asked == 4 << 20
+            assert caught.value.requested == 4 << 20
             assert free <= caught.value.free < 4 << 20  # what was waiting to be freed is, first
         model = Sequential(Linear(3, 2), rng=0, input_shape=(3,), device="cuda")
         with pytest.raises(MemoryError, match=r"a batch of [\d,]+ would fit") as caught:
@@ -368,14 +370,14 @@ def test_out_of_memory():
         fits = int(str(caught.value).split("a batch of ")[-1].split(" would")[0].replace(",", ""))
         model.reserve(fits * 9 // 10)
     finally:
-        cuda_on_cpu.memory(4 << 30)
+        cuda_on_cpu.set_memory(4 << 30)
     assert model.forward(np.ones((2, 3))).shape == (2, 2)  # still usable
 
 
 FAILURES = {
-    "cuLaunchKernelEx": ("the launch of advance_kernel", lambda step: cuda.advance(step)),
+    "cuLaunchKernelEx": ("the launch of increment_kernel", lambda step: cuda.increment(step)),
     "cuMemcpyDtoH_v2": ("a copy from the device", lambda step: cuda.to_host(step)),
-    "cuMemcpyHtoD_v2": ("a copy to the device", lambda step: cuda.write(step, np.zeros(1, np.int64))),
+    "cuMemcpyHtoD_v2": ("a copy to the device", lambda step: cuda.copy_to(step, np.zeros(1, np.int64))),
     "cuCtxSynchronize": ("waiting", lambda step: _launch.synchronize()),
 }
 
@@ -385,12 +387,12 @@ FAILURES = {
 def test_a_failing_call_is_one_line_of_the_command_line(call, capsys):
     what, act = FAILURES[call]
     step = counter()
-    cuda.advance(step)
-    cuda_on_cpu.fail(call, 719)
-    with pytest.raises(_gpu.DeviceError, match=f"{what} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
+    cuda.increment(step)
+    cuda_on_cpu.inject_error(call, 719)
+    with pytest.raises(errors.DeviceError, match=f"{what} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
         act(step)
-    cuda_on_cpu.fail(call, 719)
-    assert experiment.in_one_line(lambda: act(step)) == 1
+    cuda_on_cpu.inject_error(call, 719)
+    assert experiment.run_command(lambda: act(step)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {what} failed on cuda:0")
 
@@ -398,28 +400,28 @@ def test_a_failing_call_is_one_line_of_the_command_line(call, capsys):
 @ON_CPU
 def test_a_failing_replay_is_one_line_too(capsys):
     step = counter()
-    captured = cuda.capture(lambda: cuda.advance(step))
+    captured = cuda.capture(lambda: cuda.increment(step))
     captured()
     captured()
-    cuda_on_cpu.fail("cuGraphLaunch", 719)
-    assert experiment.in_one_line(captured) == 1
+    cuda_on_cpu.inject_error("cuGraphLaunch", 719)
+    assert experiment.run_command(captured) == 1
     assert capsys.readouterr().err.startswith("error: the replay of a captured step failed on cuda:0")
 
 
 def test_one_process_computes_on_one_gpu():
     with pytest.raises(ValueError, match="this process computes on cuda:0 already, got cuda:1"):
-        _launch.use(1)
+        _launch.set_device(1)
 
 
 def test_a_forked_child_is_refused(monkeypatch):
-    monkeypatch.setitem(_launch._state, "forked", True)
+    monkeypatch.setitem(_launch._context, "forked", True)
     with pytest.raises(RuntimeError, match="was forked from one that uses the GPU"):
-        cuda.advance(counter())
+        cuda.increment(counter())
 
 
 # --- programs, from start to end --------------------------------------------------------------------------------------
 
-PROGRAM = [sys.executable, str(ROOT / "tests" / "cuda_on_cpu")]
+PROGRAM = [sys.executable, str(ROOT / "tests" / "support" / "cuda_on_cpu")]
 LENET5 = '''
 """examples/lenet5.py on the first 2,000 images of MNIST, or of synthetic digits where MNIST is not at hand."""
 import runpy, sys
@@ -438,7 +440,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 def lenet5(tmp_path, device, *options):
     script = tmp_path / "few.py"
     script.write_text(LENET5)
-    command = PROGRAM if device == "cuda" and not GPU else [sys.executable]
+    command = PROGRAM if device == "cuda" and not ON_GPU else [sys.executable]
     arguments = [str(script), str(ROOT / "examples" / "lenet5.py"), "--device", device, "--out", str(tmp_path / device)]
     return subprocess.run(
         [*command, *arguments, *options], capture_output=True, text=True, timeout=900, check=False,
@@ -467,7 +469,7 @@ def test_the_example_on_2000_images_is_the_cpus(tmp_path):
 def test_the_example_says_in_one_line_that_the_gpu_has_failed(tmp_path):
     broken = LENET5.replace("import runpy, sys", "import runpy, sys\nimport cuda_on_cpu\nfrom tinycnn import cuda")
     broken = broken.replace(
-        "runpy.run_path", "cuda_on_cpu.fail('cuGraphLaunch', 719, after=40, times=10**6)\nrunpy.run_path"
+        "runpy.run_path", "cuda_on_cpu.inject_error('cuGraphLaunch', 719, after=40, times=10**6)\nrunpy.run_path"
     )
     script = tmp_path / "few.py"
     script.write_text(broken)
@@ -487,13 +489,13 @@ def test_each_batch_size_is_captured_once_in_a_training(monkeypatch):
     """Of training and of evaluation, the smaller last batches too, whether there is an `on_epoch` or not."""
     monkeypatch.setattr(train, "EVALUATION_BATCH", 4)
     images, labels = np.random.default_rng(0).integers(0, 256, (17, 4, 4), np.uint8), np.arange(17) % 5
-    training, validation = (Batches(images[at], labels[at], device="cuda") for at in (slice(10), slice(10, 17)))
+    training, validation = (DeviceDataset(images[at], labels[at], device="cuda") for at in (slice(10), slice(10, 17)))
     model = Sequential(Flatten(), Linear(16, 5), rng=0, device="cuda")
     calls = "cuGraphInstantiateWithParams", "cuLaunchKernelEx", "cuGraphLaunch"
     counts = []
     fit(
         model, CrossEntropyLoss(), AdamW(model), training, epochs=5, batch_size=4, validation=validation, rng=0,
-        on_epoch=lambda record: counts.append([cuda_on_cpu.count(call) for call in calls]), progress=False,
+        on_epoch=lambda record: counts.append([cuda_on_cpu.call_count(call) for call in calls]), progress=False,
     )  # fmt: skip
     spent = np.diff(counts, axis=0)
     assert counts[-1][0] - counts[0][0] <= 4  # graphs: 4 and 2 images of training, 4 and 3 of validation

@@ -5,7 +5,7 @@ import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import blank, close
+from reference import assert_close, blank
 
 from tinycnn import kernels, scalars
 
@@ -14,12 +14,12 @@ both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 # name: (value, slope, what the backward takes beside dy, options)
 ELEMENTWISE = {
-    "tanh": (reference.tanh, reference.tanh_slope, "y", ()),
-    "scaled_tanh": (reference.scaled_tanh, reference.scaled_tanh_slope, "y", (1.7159, 2 / 3)),
-    "sigmoid": (reference.sigmoid, reference.sigmoid_slope, "y", ()),
-    "gaussian": (reference.gaussian, reference.gaussian_slope, "y", ()),
-    "relu": (reference.relu, reference.relu_slope, "y", ()),
-    "leaky_relu": (reference.leaky_relu, reference.leaky_relu_slope, "x", (0.01,)),
+    "tanh": (reference.tanh, reference.tanh_derivative, "y", ()),
+    "scaled_tanh": (reference.scaled_tanh, reference.scaled_tanh_derivative, "y", (1.7159, 2 / 3)),
+    "sigmoid": (reference.sigmoid, reference.sigmoid_derivative, "y", ()),
+    "gaussian": (reference.gaussian, reference.gaussian_derivative, "y", ()),
+    "relu": (reference.relu, reference.relu_derivative, "y", ()),
+    "leaky_relu": (reference.leaky_relu, reference.leaky_relu_derivative, "x", (0.01,)),
 }
 ROWS = {
     "softmax": (reference.softmax, reference.softmax_backward),
@@ -62,10 +62,10 @@ def test_value_and_gradient(name, image, dtype):
     x.reshape(-1)[:: 1 + seed % 7] = 0  # the kink of ReLU counts as left of it
     x = abs(x) if name == "gaussian" else x  # squared distances
     y = forward(name, x, *options)
-    close(y, value(x.astype(np.float64), *options), 0, 140)  # 7 ulp and the rounding of A and S
+    assert_close(y, value(x.astype(np.float64), *options), 0, 140)  # 7 ulp and the rounding of A and S
     dy = rng.standard_normal(shape).astype(dtype)
     # In terms of y the derivative 1 - y^2 cannot be better than the rounding of y: absolute, not relative.
-    close(
+    assert_close(
         backward(name, dy, y if saved == "y" else x, *options),
         dy * slope(x.astype(np.float64), *options),
         abs(dy),
@@ -78,11 +78,11 @@ def test_value_and_gradient(name, image, dtype):
 def test_scaled_tanh_with_other_constants(A, S, dtype):
     x = np.linspace(-3, 3, 101).astype(dtype).reshape(1, 1, 1, -1)
     y = forward("scaled_tanh", x, A, S)
-    close(y, A * np.tanh(S * x.astype(np.float64)), 0, 140)
+    assert_close(y, A * np.tanh(S * x.astype(np.float64)), 0, 140)
     dy = np.cos(x)
-    close(
+    assert_close(
         backward("scaled_tanh", dy, y, A, S),
-        dy * reference.scaled_tanh_slope(x.astype(np.float64), A, S),
+        dy * reference.scaled_tanh_derivative(x.astype(np.float64), A, S),
         abs(A * S),
         400,
     )
@@ -213,10 +213,10 @@ def test_softmax_and_its_gradient(name, rows, classes, seed, scale, offset, dtyp
     wide = x.astype(np.float64)
     y = forward(name, x)
     want = value(wide)
-    close(y, want, 1 if name == "softmax" else np.abs(want) + np.log(classes), classes + 8)
+    assert_close(y, want, 1 if name == "softmax" else np.abs(want) + np.log(classes), classes + 8)
     dy = rng.standard_normal(x.shape).astype(dtype)
     want = gradient(dy.astype(np.float64), wide)
-    close(backward(name, dy, y), want, np.abs(dy).sum(1, keepdims=True), 4 * classes + 30)
+    assert_close(backward(name, dy, y), want, np.abs(dy).sum(1, keepdims=True), 4 * classes + 30)
 
 
 @both_dtypes

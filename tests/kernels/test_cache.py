@@ -16,12 +16,12 @@ PACKAGE = Path(tinycnn.__file__).parent
 SCRIPT = """
 import numpy as np
 from tinycnn import kernels
-from tinycnn.kernels._jit import compiled
+from tinycnn.kernels._jit import dispatchers
 x = np.array([[0.5, -2.0]], np.float32)
 y = np.empty_like(x)
 kernels.sigmoid_forward(y, x)
 np.testing.assert_allclose(y, 1 / (1 + np.exp(-x)), rtol=1e-6)
-used = [f.stats for f in compiled.values() if f.overloads]
+used = [f.stats for f in dispatchers.values() if f.overloads]
 print(sum(sum(s.cache_hits.values()) for s in used), sum(sum(s.cache_misses.values()) for s in used))
 """
 # Sums over many numbers, in inner functions that LLVM optimises once by themselves and once more in their kernels.
@@ -30,7 +30,7 @@ import hashlib
 import sys
 import numpy as np
 from tinycnn import kernels
-from tinycnn.kernels._jit import compiled
+from tinycnn.kernels._jit import dispatchers
 
 def normal(*shape, rng=np.random.default_rng(0)):
     return rng.standard_normal(shape).astype(np.float32)
@@ -50,7 +50,7 @@ calls = {
 for name in sys.argv[1:]:
     getattr(kernels, name)(*calls[name])
     print(name, *(hashlib.sha256(a.tobytes()).hexdigest() for a in calls[name] if type(a) is np.ndarray))
-used = [f.stats for f in compiled.values() if f.overloads]
+used = [f.stats for f in dispatchers.values() if f.overloads]
 print(sum(sum(s.cache_hits.values()) for s in used), sum(sum(s.cache_misses.values()) for s in used))
 """
 ADVICE = "set NUMBA_CACHE_DIR to a folder that can be written"
@@ -129,9 +129,9 @@ def test_an_edit_in_any_source_of_kernels_counts(run, copy, name):
 
 def test_what_is_no_source_of_kernels():
     for path in (PACKAGE / "kernels").glob("*.py"):
-        if path.name in _cache.AROUND:
+        if path.name in _cache.NOT_KERNELS:
             assert not re.search(
-                r"_jit import (?!compiled\b)|numba import prange|^@(?!functools|contextlib)", path.read_text(), re.M
+                r"_jit import (?!dispatchers\b)|numba import prange|^@(?!functools|contextlib)", path.read_text(), re.M
             )
 
 

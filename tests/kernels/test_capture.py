@@ -9,9 +9,9 @@ from tinycnn import (
     EMA,
     SGD,
     AdamW,
-    Batches,
     ColorJitter,
     CrossEntropyLoss,
+    DeviceDataset,
     ElasticTransform,
     RandomAffine,
     Sequential,
@@ -22,7 +22,7 @@ from tinycnn import (
     losses,
     train,
 )
-from tinycnn.dataset import Loader
+from tinycnn.dataset import DataLoader
 from tinycnn.kernels import _capture
 from tinycnn.plan import Plan
 
@@ -45,9 +45,9 @@ NETS = {
         [
             layers.Conv2d(1, 3, 3), lecun98.ScaledTanh(), lecun98.Subsample(3, 2), lecun98.MappedConv2d(TABLE, 2),
             layers.Sigmoid(), layers.AvgPool2d(2, 1), layers.Flatten(), layers.Linear(3, 6),
-            lecun98.Distances(np.random.default_rng(0).choice([-1.0, 1.0], (4, 6))),
+            lecun98.EuclideanRBF(np.random.default_rng(0).choice([-1.0, 1.0], (4, 6))),
         ],
-        lecun98.NearestLoss(rubbish=1.0),
+        lecun98.RBFLoss(rubbish=1.0),
         lambda model: SGD(model, 1e-2, momentum=0.9),
     ),
     "functions of a whole row": (
@@ -68,7 +68,7 @@ def images(count):
     distortions = RandomAffine(degrees=10), ElasticTransform(), ColorJitter(brightness=0.1)
     labels = np.arange(count) % 4
     labels.flags.writeable = False  # as those of a file may be
-    return Batches(rng.integers(0, 256, (count, 8, 8), np.uint8), labels, augment=distortions)
+    return DeviceDataset(rng.integers(0, 256, (count, 8, 8), np.uint8), labels, augment=distortions)
 
 
 def made(chain, criterion, optimizer, batch):
@@ -76,7 +76,7 @@ def made(chain, criterion, optimizer, batch):
     model, batches = Sequential(*copy.deepcopy(chain), rng=1), images(STEPS * batch)
     model.set_input_shape(batches.image_shape)
     rule = optimizer(model)
-    run = train.Run(model, copy.deepcopy(criterion), Loader(batches, augment=True), rule)
+    run = train.StepRunner(model, copy.deepcopy(criterion), DataLoader(batches, augment=True), rule)
     run.start_epoch(np.random.default_rng(3).permutation(STEPS * batch))
 
     def state():
@@ -106,8 +106,8 @@ def test_a_captured_step_has_the_bits_of_the_step(net, batch, monkeypatch):
 class InNumPy(losses.OneHotMSELoss):
     """A loss that is no kernel."""
 
-    def run(self, dx, x, target):
-        super().run(dx, x, target)
+    def forward_backward(self, dx, x, target):
+        super().forward_backward(dx, x, target)
         dx *= 0.5
 
 
@@ -126,7 +126,7 @@ def test_a_step_that_is_not_made_of_kernels_alone_is_never_captured():
 
 def test_an_error_ends_the_recording():
     def step():
-        kernels.advance(counter)
+        kernels.increment(counter)
         if counter[0] == 1:
             raise KeyboardInterrupt
 
@@ -147,7 +147,7 @@ def test_what_on_epoch_changes_is_seen(monkeypatch):
     for capture in (lambda step: step, kernels.capture):
         monkeypatch.setattr(kernels, "capture", capture)
         model = Sequential(layers.Flatten(), layers.Linear(64, 9), layers.Dropout(0.0), layers.Linear(9, 4), rng=1)
-        batches.augmentation.drawn = 0
+        batches.augmentation.batch_count = 0
 
         def more_dropout(record, model=model):
             model.layers[2].p = 0.5
@@ -171,7 +171,7 @@ def chain():
 
 def reference_output(model, x):
     """What a model without captures says."""
-    model.forget_plans()
+    model.clear_plans()
     return model(x)
 
 

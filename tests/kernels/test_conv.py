@@ -5,7 +5,7 @@ import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import blank, close
+from reference import assert_close, blank
 
 from tinycnn import kernels
 from tinycnn.kernels import conv
@@ -15,7 +15,7 @@ both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 WAYS = {  # the public names choose by stride; any stride may take the columns, only stride one the shifted rows
     "public": (conv.conv2d_forward, conv.conv2d_backward),
     "shifted": (conv.conv2d_forward_shifted, conv.conv2d_backward_shifted),
-    "columns": (conv.conv2d_forward_columns, conv.conv2d_backward_columns),
+    "columns": (conv.conv2d_forward_im2col, conv.conv2d_backward_im2col),
 }
 
 
@@ -71,7 +71,7 @@ def backward(way, x, w, b, dy, options):
 def check_forward(way, x, w, b, dy, options):
     want = reference.conv2d(x, w, b, *options)
     magnitude = reference.conv2d(abs(x), abs(w), abs(b), *options)
-    close(forward(way, x, w, b, dy, options), want, magnitude, w[0].size + 1)
+    assert_close(forward(way, x, w, b, dy, options), want, magnitude, w[0].size + 1)
 
 
 def check_backward(way, x, w, b, dy, options):
@@ -79,10 +79,10 @@ def check_backward(way, x, w, b, dy, options):
     magnitude = reference.conv2d_backward(abs(dy), abs(x), abs(w), *options)
     positions = dy[:, 0].size
     got = backward(way, x, w, b, dy, options)
-    close(got[0], want[0], magnitude[0], w[:, 0].size)
-    close(got[1], want[1], magnitude[1], positions)
+    assert_close(got[0], want[0], magnitude[0], w[:, 0].size)
+    assert_close(got[1], want[1], magnitude[1], positions)
     if b.size:
-        close(got[2], want[2], magnitude[2], positions)
+        assert_close(got[2], want[2], magnitude[2], positions)
     return got
 
 
@@ -132,9 +132,9 @@ def test_lenet_layers(images, dtype):
             check_backward("public", *case)
         else:  # the loops of the reference would take long: the other way has been compared with them
             terms = images * case[3][0, 0].size
-            close(forward("shifted", *case), forward("columns", *case).astype(np.float64), 100, w[1] * 25)
+            assert_close(forward("shifted", *case), forward("columns", *case).astype(np.float64), 100, w[1] * 25)
             for a, b in zip(backward("shifted", *case), backward("columns", *case), strict=True):
-                close(a, b.astype(np.float64), 4 * np.sqrt(terms), terms)
+                assert_close(a, b.astype(np.float64), 4 * np.sqrt(terms), terms)
 
 
 @both_dtypes
@@ -213,7 +213,7 @@ def test_im2col_and_col2im(problem, dtype):
     kernels.col2im(back, c, *where)
     wide = c.astype(np.float64)
     magnitude = reference.col2im(abs(wide), shape, *where)
-    close(back, reference.col2im(wide, shape, *where), magnitude, kernel[0] * kernel[1])
+    assert_close(back, reference.col2im(wide, shape, *where), magnitude, kernel[0] * kernel[1])
 
     one, two = np.vdot(columns.astype(np.float64), c), np.vdot(x.astype(np.float64), back)
     assert abs(one - two) <= np.vdot(abs(columns.astype(np.float64)), abs(c)) * (1e-12 if dtype == np.float64 else 1e-6)
@@ -254,8 +254,8 @@ CASES = {
     "col2im": _columns_case(True),
 }
 OTHER_CASES = {
-    "conv2d_forward_columns": _conv_case("columns", False),
-    "conv2d_backward_columns": _conv_case("columns", True),
+    "conv2d_forward_im2col": _conv_case("columns", False),
+    "conv2d_backward_im2col": _conv_case("columns", True),
     "conv2d_forward, stride 2": _conv_case("public", False, (2, 3)),
     "conv2d_backward, stride 2": _conv_case("public", True, (2, 3)),
 }

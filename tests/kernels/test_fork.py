@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import os, signal
 import numba, numpy as np
-from tinycnn import SGD, Batches, CrossEntropyLoss, Flatten, Linear, Sequential, Tanh, data, fit
+from tinycnn import SGD, DeviceDataset, CrossEntropyLoss, Flatten, Linear, Sequential, Tanh, data, fit
 
 def new():
     model = Sequential(Flatten(), Linear(784, 60), Tanh(), Linear(60, 10), input_shape=(1, 28, 28), rng=0)
@@ -20,7 +20,7 @@ def train(model, optimizer):
     return model.theta.tobytes()
 
 images, labels = data.synthetic_digits(300, rng=0)
-digits, first = Batches(images, labels), new()
+digits, first = DeviceDataset(images, labels), new()
 train(*first)
 x = np.random.default_rng(0).standard_normal((200, 1, 28, 28), np.float32)
 want = [first[0].forward(x).tobytes() for _ in range(4)][-1]  # recorded, and replayed

@@ -51,7 +51,7 @@ def test_the_same_as_layer_by_layer(activation, pool, dtype):
     assert model.plan(BATCH).fused is not may_fall
     for _ in range(4):  # recorded, and replayed
         together = passes(model, x)
-    with model.layer_by_layer():
+    with model.unfused():
         apart = passes(model, x)
     for a, b in zip(together, apart, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=30 * np.finfo(dtype).eps * abs(b).max())
@@ -93,10 +93,10 @@ class Softer(nn.Tanh):
     """Somebody's own."""
 
     def forward(self, y, x):
-        self.k.scaled_tanh_forward(y, x, 1.0, 0.5)
+        self.ops.scaled_tanh_forward(y, x, 1.0, 0.5)
 
     def backward(self, dx, dy, x, y):
-        self.k.scaled_tanh_backward(dx, dy, y, 1.0, 0.5)
+        self.ops.scaled_tanh_backward(dx, dy, y, 1.0, 0.5)
 
 
 @pytest.mark.parametrize("pool", POOLS[::2])
@@ -112,7 +112,7 @@ def test_constants_may_change():
     for A in (1.0, 1.0, 1.0, 1.0, 2.5):
         model[1].A = A
         got = model.forward(x)
-    with model.layer_by_layer():
+    with model.unfused():
         np.testing.assert_allclose(got, model.forward(x), rtol=1e-12)
 
 
@@ -123,7 +123,7 @@ def test_one_forward_serves_one_backward(pool):
     first = model.backward(y)
     with pytest.raises(RuntimeError, match="backward needs a forward before it, one for each"):
         model.backward(y)
-    with model.layer_by_layer():
+    with model.unfused():
         with pytest.raises(RuntimeError, match="backward needs a forward"):
             model.backward(y)
         model.forward(images(model))
@@ -138,7 +138,7 @@ def test_without_joined_layers_one_forward_serves_many():
     y = model.forward(images(model))
     first = model.backward(y)
     np.testing.assert_array_equal(model.backward(y), first)
-    model.trace(images(model, 5))
+    model.activations(images(model, 5))
     np.testing.assert_array_equal(model.backward(y), first)
 
 
@@ -146,7 +146,7 @@ def test_without_joined_layers_one_forward_serves_many():
 def test_trace_shows_every_layer(pool):
     model = net(nn.Tanh, pool)
     x = images(model)
-    before, after, pooled, _ = (layer.output for layer in model.trace(x))
+    before, after, pooled, _ = (layer.output for layer in model.activations(x))
     np.testing.assert_allclose(after, reference.tanh(before), rtol=1e-12)
     assert pooled.shape[2:] == (3, 5)
     assert before.min() < -1
@@ -159,7 +159,7 @@ def test_nan_is_seen(activation, pool):
     x = images(model)
     x[3, 0, 2, 2] = np.nan
     plan = model.plan(BATCH)
-    model.k.write(plan.x, x)  # past the check of what comes in
+    model.ops.copy_to(plan.x, x)  # past the check of what comes in
     plan.forward()
     bad = np.isnan(plan.y).any(axis=1)
     assert bad.tolist() == [i == 3 for i in range(BATCH)]

@@ -37,17 +37,17 @@ def test_there_and_back(images, maps, height, width, dtype):
     x = np.random.default_rng(0).standard_normal((images, maps, height, width)).astype(dtype)
     want = tiled(x, lanes(dtype))
     got = np.full(want.shape, np.nan, dtype)
-    layout.interleave(got, x)
+    layout.to_blocked(got, x)
     np.testing.assert_array_equal(got, want)
     again = np.full(x.shape, np.nan, dtype)
-    layout.separate(again, got)
+    layout.to_nchw(again, got)
     np.testing.assert_array_equal(again, x)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(np.float32, 4), (np.float64, 8)])
 def test_few_images_stay_plain(dtype, size):
     whole = _simd.BYTES // size
-    assert [layout.images_a_tile(n, dtype) for n in (1, whole // 2 - 1, whole // 2, whole, 1000)] == [
+    assert [layout.lanes_for(n, dtype) for n in (1, whole // 2 - 1, whole // 2, whole, 1000)] == [
         1, 1, whole, whole, whole,
     ]  # fmt: skip
 
@@ -133,7 +133,7 @@ def test_a_model_gives_the_same_for_one_image_and_for_many(images, dtype):
     np.testing.assert_allclose(y, np.concatenate(each), **tolerance)
     np.testing.assert_allclose(dx, np.concatenate(slopes), **tolerance)
     np.testing.assert_allclose(gradient, total, rtol=0, atol=tolerance["atol"] * np.abs(total).max())
-    traced = [layer.output for layer in model.trace(x)]
+    traced = [layer.output for layer in model.activations(x)]
     assert [a.shape for a in traced] == [(images, *shape) for shape in model.shapes[1:]]
     np.testing.assert_array_equal(traced[-1], y)
 
@@ -144,12 +144,12 @@ def test_a_model_gives_the_same_for_one_image_and_for_many(images, dtype):
     [(1, 6, (28, 28), (1, 1)), (6, 16, (27, 20), (1, 1)), (3, 5, (30, 33), (2, 1)), (2, 4, (3, 130), (1, 1))],
 )
 def test_gradients_of_maps_that_are_summed_in_strips(channels, outputs, size, stride, images):
-    """More pixels than `STRIP`; blocks of weight gradients of both sizes."""
+    """More pixels than `L1_PIXELS`; blocks of weight gradients of both sizes."""
     rng, dtype = np.random.default_rng(7), np.float64
     x, w = rng.standard_normal((images, channels, *size)), rng.standard_normal((outputs, channels, 5, 5))
     options = stride, (2, 2), (1, 1), 1
     dy = rng.standard_normal((images, outputs, *(-(-n // s) for n, s in zip(size, stride, strict=True))))
-    assert dy[0, 0].size > direct_conv.STRIP
+    assert dy[0, 0].size > direct_conv.L1_PIXELS
     want, got = ([np.empty_like(x), np.empty_like(w), np.empty(outputs)] for _ in range(2))
     kernels.conv2d_backward(*want, dy, x, w, *options)
     L = lanes(dtype)

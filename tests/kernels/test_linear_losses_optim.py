@@ -7,7 +7,7 @@ import pytest
 import reference
 from hypothesis import example, given
 from hypothesis import strategies as st
-from reference import blank, close
+from reference import assert_close, blank
 
 from tests import test_augment, test_lecun98
 from tests.kernels import test_activations, test_conv, test_norm_dropout, test_pooling
@@ -29,14 +29,14 @@ def linear_arrays(N, F, O, bias, seed, dtype):
 def check_linear(x, w, b, dy):
     y = blank(dy.shape, x.dtype)
     kernels.linear_forward(y, x, w, b)
-    close(y, reference.linear(x, w, b), reference.linear(abs(x), abs(w), abs(b)), x.shape[1] + 1)
+    assert_close(y, reference.linear(x, w, b), reference.linear(abs(x), abs(w), abs(b)), x.shape[1] + 1)
     dx, dw, db = (blank(a.shape, x.dtype) for a in (x, w, b))
     kernels.linear_backward(dx, dw, db, dy, x, w)
     want, size = reference.linear_backward(dy, x, w), reference.linear_backward(abs(dy), abs(x), abs(w))
-    close(dx, want[0], size[0], len(w))
-    close(dw, want[1], size[1], len(x))
+    assert_close(dx, want[0], size[0], len(w))
+    assert_close(dw, want[1], size[1], len(x))
     if b.size:
-        close(db, want[2], size[2], len(x))
+        assert_close(db, want[2], size[2], len(x))
     return dx, dw, db
 
 
@@ -120,8 +120,8 @@ def test_cross_entropy(N, K, seed, weighted, ignored, label_smoothing, reduction
     total = 1.0
     if reduction == "mean":
         total = (np.ones(K) if weight is None else weight)[target[target != ignore_index]].sum()
-    close(loss, want, (logs * 2 + 1) / total, K + 8)
-    close(dx, want_dx, 2 / total * (1 + label_smoothing * K), K + 8)
+    assert_close(loss, want, (logs * 2 + 1) / total, K + 8)
+    assert_close(dx, want_dx, 2 / total * (1 + label_smoothing * K), K + 8)
     np.testing.assert_array_equal(predicted, x.argmax(1))
 
 
@@ -160,8 +160,8 @@ def test_mse_loss(N, F, seed, reduction, dtype):
     kernels.mse_loss(loss, dx, x, target, reduction == "mean")
     want, want_dx = reference.mse_loss(x, target, reduction)
     divisor = N * F if reduction == "mean" else 1
-    close(loss, want, want, F + 8)
-    close(dx, want_dx, 2 * (abs(x) + abs(target)) / divisor, 8)
+    assert_close(loss, want, want, F + 8)
+    assert_close(dx, want_dx, 2 * (abs(x) + abs(target)) / divisor, 8)
     x[-1, -1] = np.nan
     kernels.mse_loss(loss, dx, x, target, reduction == "mean")
     assert np.isnan(loss[-1])
@@ -226,7 +226,7 @@ def test_sgd(size, seed, momentum, dampening, weight_decay, nesterov, dtype):
     nesterov = nesterov and momentum > 0 and dampening == 0
     options = momentum, dampening, weight_decay, nesterov
     got = path(kernels.sgd, theta, grads, 1, options)
-    close(got, reference.sgd(theta, grads, RATES, *options), 10, 60)
+    assert_close(got, reference.sgd(theta, grads, RATES, *options), 10, 60)
 
 
 @both_dtypes
@@ -244,7 +244,7 @@ def test_adam(size, seed, betas, eps, weight_decay, decoupled, dtype):
     theta, grads = vectors(size, seed, dtype)
     options = *betas, eps, weight_decay, decoupled
     got = path(kernels.adam, theta, grads, 2, options)
-    close(got, reference.adam(theta, grads, RATES, *options), 10, 60)
+    assert_close(got, reference.adam(theta, grads, RATES, *options), 10, 60)
 
 
 @both_dtypes
@@ -261,14 +261,14 @@ def test_optimizers_show_what_is_not_finite(states, dtype):
 
 @both_dtypes
 @given(size=sizes, seed=seeds, decay=st.sampled_from([0.0, 0.5, 0.999]))
-def test_average(size, seed, decay, dtype):
+def test_ema_update(size, seed, decay, dtype):
     steps = vectors(size, seed, dtype)[1]
     average, step = blank(size, dtype), np.zeros(1, np.int64)
-    for t, want in enumerate(reference.averages(steps, decay)):
-        kernels.average(average, steps[t], step, decay)
-        close(average, want, 5, 20)
+    for t, want in enumerate(reference.ema(steps, decay)):
+        kernels.ema_update(average, steps[t], step, decay)
+        assert_close(average, want, 5, 20)
         assert step == [t + 1]
-    kernels.average(average, np.where(np.arange(size) == size // 2, np.nan, steps[0]).astype(dtype), step, decay)
+    kernels.ema_update(average, np.where(np.arange(size) == size // 2, np.nan, steps[0]).astype(dtype), step, decay)
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(average)), [size // 2])
 
 
@@ -276,8 +276,8 @@ def test_average(size, seed, decay, dtype):
 def test_descend_each(dtype):
     theta, grad, sizes = np.random.default_rng(0).standard_normal((3, 100)).astype(dtype)
     want, step = theta.astype(np.float64) - sizes.astype(np.float64) * grad, np.array([4])
-    kernels.descend_each(theta, grad, sizes, step)
-    close(theta, want, 10, 2)
+    kernels.sgd_per_parameter(theta, grad, sizes, step)
+    assert_close(theta, want, 10, 2)
     assert step == [5]
 
 
@@ -304,28 +304,28 @@ def test_gather(N, shape, B, padding, seed, kind, dtype):
     kernels.gather(x, target, images, labels, order, start, scale, shift, padding)
     padded = np.pad(images.astype(np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))  # pixels of zero, then normalised
     want = padded[index] * scale[:, None, None] + shift[:, None, None]
-    close(x, want, 256 * scale.max() + 5)
+    assert_close(x, want, 256 * scale.max() + 5)
     np.testing.assert_array_equal(target, labels[index])
 
 
-def test_tally():
+def test_accumulate_metrics():
     totals, cursor, ones = np.zeros(5), np.zeros(1, np.int64), np.ones(4)
-    kernels.tally(totals, cursor, np.float32([0.5, 0.25]), np.array([3, 1]), np.array([3, 2]), ones)
-    kernels.tally(totals, cursor, np.float32([1, 1, 1]), np.zeros(0, np.int64), np.array([3, 2, 1]), ones)
+    kernels.accumulate_metrics(totals, cursor, np.float32([0.5, 0.25]), np.array([3, 1]), np.array([3, 2]), ones)
+    kernels.accumulate_metrics(totals, cursor, np.float32([1, 1, 1]), np.zeros(0, np.int64), np.array([3, 2, 1]), ones)
     np.testing.assert_array_equal(totals, [2 * 0.75 + 3 * 3, 1, 5, 2, 5])
     assert cursor == [5]
     for bad in (np.nan, 1.0):  # once the sum is not finite, it stays so: batches before that are counted
-        kernels.tally(totals, cursor, np.float32([bad]), np.array([0]), np.array([0]), ones)
+        kernels.accumulate_metrics(totals, cursor, np.float32([bad]), np.array([0]), np.array([0]), ones)
     assert np.isnan(totals[0])
     assert list(totals[1:]) == [3, 7, 2, 7]
 
 
-def test_tally_of_classes_that_count_differently_and_of_sums():
+def test_accumulate_metrics_of_classes_that_count_differently_and_of_sums():
     totals, shares, target = np.zeros(5), np.array([0.5, 0.0, 2.0]), np.array([0, 1, 2])
     for _ in range(2):
-        kernels.tally(totals, np.zeros(1, np.int64), np.float32([0.5, 0.25, 1]), target, target, shares)
+        kernels.accumulate_metrics(totals, np.zeros(1, np.int64), np.float32([0.5, 0.25, 1]), target, target, shares)
     np.testing.assert_array_equal(totals, [2 * 1.75 * 2.5, 6, 6, 2, 5])
-    kernels.tally(totals, np.zeros(1, np.int64), np.float32([0.5, 0.25, 1]), target, target, shares[:0])
+    kernels.accumulate_metrics(totals, np.zeros(1, np.int64), np.float32([0.5, 0.25, 1]), target, target, shares[:0])
     np.testing.assert_array_equal(totals, [2 * 1.75 * 2.5 + 1.75, 9, 9, 3, 5])
 
 
@@ -343,7 +343,7 @@ def test_array_services():
     ran = []
     kernels.capture(lambda: ran.append(1))()
     assert ran == [1]
-    kernels.write(there, np.ones((3, 2)))
+    kernels.copy_to(there, np.ones((3, 2)))
     np.testing.assert_array_equal(there, np.ones((3, 2)))
 
 
@@ -372,17 +372,21 @@ def _case(name, dtype):
         scale, shift = np.array([0.01, 0.02]), np.array([-1.0, 2.0])
         order, cursor = rng.integers(0, 50, 90), np.array([20])
         return kernels.gather, (x, target, images, labels, order, cursor, scale, shift, (2, 1)), (0, 1)
-    if name == "advance":
-        return kernels.advance, (np.array([6]),), (0,)
-    if name == "tally":
+    if name == "increment":
+        return kernels.increment, (np.array([6]),), (0,)
+    if name == "accumulate_metrics":
         loss, predicted, target = rng.random(64).astype(dtype), rng.integers(0, 3, 64), rng.integers(0, 3, 64)
-        return kernels.tally, (np.zeros(5), np.zeros(1, np.int64), loss, predicted, target, np.ones(3)), (0, 1)
+        return (
+            kernels.accumulate_metrics,
+            (np.zeros(5), np.zeros(1, np.int64), loss, predicted, target, np.ones(3)),
+            (0, 1),
+        )
     theta, grad, m, v = rng.standard_normal((4, 61_706)).astype(dtype)
     step = np.array([3])
-    if name == "average":
-        return kernels.average, (m, theta, step, 0.99), (0, 2)
-    if name == "descend_each":
-        return kernels.descend_each, (theta, grad, v * v, step), (0, 3)
+    if name == "ema_update":
+        return kernels.ema_update, (m, theta, step, 0.99), (0, 2)
+    if name == "sgd_per_parameter":
+        return kernels.sgd_per_parameter, (theta, grad, v * v, step), (0, 3)
     if name == "sgd":
         return kernels.sgd, (theta, grad, m, RATES, step, 0.9, 0.0, 0.01, False), (0, 2, 4)
     return kernels.adam, (theta, grad, m, v * v, RATES, step, 0.9, 0.999, 1e-8, 0.01, True), (0, 2, 3, 5)
@@ -395,10 +399,10 @@ CASES = [
     "mse_loss",
     "one_hot",
     "gather",
-    "tally",
-    "advance",
-    "average",
-    "descend_each",
+    "accumulate_metrics",
+    "increment",
+    "ema_update",
+    "sgd_per_parameter",
     "sgd",
     "adam",
 ]
@@ -412,7 +416,7 @@ def test_same_bits(name, dtype, same_bits):
 
 # --- completeness -----------------------------------------------------------------------------------------------------
 
-SERVICES = ["capture", "compile_for", "empty", "fused", "layout", "to_device", "to_host", "write"]
+SERVICES = ["capture", "precompile", "empty", "fused", "layout", "to_device", "to_host", "copy_to"]
 
 
 def test_every_exported_kernel_has_a_row():

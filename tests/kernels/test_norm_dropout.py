@@ -41,11 +41,11 @@ def test_batch_norm(shape, seed, affine, offset, dtype):
 
     kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, batches, 0.1, EPS, False, len(x))
     statistics = before[0][:, None, None], before[1][:, None, None]
-    near(y, reference.normalise(x.astype(np.float64), None, *ones, EPS, statistics)[0], dtype)
+    near(y, reference.normalize(x.astype(np.float64), None, *ones, EPS, statistics)[0], dtype)
     np.testing.assert_array_equal(running[0], before[0].astype(dtype))
 
     x64 = x.astype(np.float64)
-    want, want_mean, want_rstd = reference.normalise(x64, (0, 2, 3), *ones, EPS)
+    want, want_mean, want_rstd = reference.normalize(x64, (0, 2, 3), *ones, EPS)
     kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, batches, 0.1, EPS, True, len(x))
     near(mean, want_mean.ravel(), dtype)
     spread = float(x64.std((0, 2, 3)).min())
@@ -105,7 +105,7 @@ def test_gradients_of_many_numbers_in_float32(device):
         x64, dy64 = x.astype(np.float64), dy.astype(np.float64) + 1
         xhat = (x64 - x64.mean()) / np.sqrt(x64.var() + 1e-5)
         want = [(dy64 * xhat).sum(), dy64.sum()]
-        np.testing.assert_allclose(model.k.to_host(model.grad), want, rtol=0, atol=0.1)
+        np.testing.assert_allclose(model.ops.to_host(model.grad), want, rtol=0, atol=0.1)
 
 
 @devices

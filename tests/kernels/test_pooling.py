@@ -5,7 +5,7 @@ import pytest
 import reference
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from reference import blank, close
+from reference import assert_close, blank
 
 from tinycnn import kernels
 
@@ -69,13 +69,13 @@ def test_average(problem, count_include_pad, divisor, dtype):
     y = blank(want.shape, dtype)
     kernels.avg_pool2d_forward(y, x, *where, *options)
     terms = kernel[0] * kernel[1]
-    close(y, want, reference.avg_pool2d(abs(x), *where, ceil_mode, *options), terms)
+    assert_close(y, want, reference.avg_pool2d(abs(x), *where, ceil_mode, *options), terms)
 
     dy = image(y.shape, seed + 1, dtype)
     dx = blank(shape, dtype)
     kernels.avg_pool2d_backward(dx, dy, *where, *options)
     magnitude = reference.avg_pool2d_backward(abs(dy), x, *where, *options)
-    close(dx, reference.avg_pool2d_backward(dy, x, *where, *options), magnitude, terms)
+    assert_close(dx, reference.avg_pool2d_backward(dy, x, *where, *options), magnitude, terms)
 
 
 @both_dtypes
@@ -111,7 +111,7 @@ def test_max(problem, ties, dtype):
     dx = blank(shape, dtype)
     kernels.max_pool2d_backward(dx, dy, indices, *where)
     magnitude = reference.max_pool2d_backward(abs(dy), at, shape)
-    close(dx, reference.max_pool2d_backward(dy, at, shape), magnitude, where[0][0] * where[0][1])
+    assert_close(dx, reference.max_pool2d_backward(dy, at, shape), magnitude, where[0][0] * where[0][1])
 
 
 @both_dtypes

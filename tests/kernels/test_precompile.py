@@ -8,8 +8,8 @@ import numba
 import numpy as np
 import pytest
 
-from tinycnn import SGD, Batches, CrossEntropyLoss, Dropout, Flatten, Linear, Sequential, kernels, train
-from tinycnn.dataset import Loader
+from tinycnn import SGD, CrossEntropyLoss, DeviceDataset, Dropout, Flatten, Linear, Sequential, kernels, train
+from tinycnn.dataset import DataLoader
 from tinycnn.kernels import _capture, _jit, _precompile
 
 # Four kernels and more, for one type each, with an empty cache; prints how many of them came from another process.
@@ -36,9 +36,9 @@ class Waiting(_precompile.collections.deque):
         fed.append(one := super().popleft())
         return one
 _precompile.collections.deque = Waiting
-kernels.compile_for(step)
+kernels.precompile(step)
 assert not y.any() and not z.any()
-found = [f for f in _jit.compiled.values() if f.overloads]
+found = [f for f in _jit.dispatchers.values() if f.overloads]
 assert len(found) == 6 and sum(len(f.overloads) for f in found) == 7, found
 assert len(fed) == len({f for f, _ in fed}) == 6, fed  # Numba's cache would mix up one that two processes compile
 print(sum(sum(f.stats.cache_hits.values()) for f in found))
@@ -67,7 +67,7 @@ def test_a_step_that_fails_without_its_kernels_is_compiled_as_far_as_it_gets():
         np.log(x)
         raise ZeroDivisionError
 
-    kernels.compile_for(step)
+    kernels.precompile(step)
     assert not x.any()
     kernels.relu_forward(x, x)  # and kernels do what they did
 
@@ -78,20 +78,20 @@ def test_nothing_is_started_where_everything_is_compiled(monkeypatch):
     def step():
         kernels.relu_forward(x, x)
 
-    kernels.compile_for(step)
+    kernels.precompile(step)
     monkeypatch.setattr(_precompile.subprocess, "Popen", None)
-    kernels.compile_for(step)
+    kernels.precompile(step)
 
 
 def test_fit_asks_for_its_smaller_last_batch_and_for_training(monkeypatch):
     model = Sequential(Flatten(), Dropout(0.5), Linear(12, 3), input_shape=(1, 3, 4), rng=0).eval()
-    data = Batches(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
+    data = DeviceDataset(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
     before, asked = model.snapshot(), []
-    monkeypatch.setattr(kernels, "compile_for", lambda step: _capture.trace_calls(step, asked, dry_run=True))
+    monkeypatch.setattr(kernels, "precompile", lambda step: _capture.trace_calls(step, asked, dry_run=True))
     model.set_input_shape(data.image_shape)
-    train._compile(train.Run(model, CrossEntropyLoss(), Loader(data), SGD(model, 0.1)), {16, 4})
+    train._compile(train.StepRunner(model, CrossEntropyLoss(), DataLoader(data), SGD(model, 0.1)), {16, 4})
     assert {len(args[0]) for function, args in asked if function.__name__.startswith("gather")} == {16, 4}
-    assert any(function.__name__ == "advance" for function, _ in asked)  # dropout's masks, in training only
+    assert any(function.__name__ == "increment" for function, _ in asked)  # dropout's masks, in training only
     assert not model.training
     np.testing.assert_equal(model.snapshot(), before)
 
@@ -105,7 +105,7 @@ def test_what_is_compiled_second_is_compiled_like_the_first():
         for i in numba.prange(len(x)):
             y[i] += 1.0
 
-    compiled = numba.njit(**_jit.KERNEL | {"cache": False})(two_loops)
+    compiled = numba.njit(**_jit.KERNEL_OPTIONS | {"cache": False})(two_loops)
     for dtype in (np.float32, np.float64):
         compiled(np.zeros(3, dtype), np.zeros(3, dtype))
     loops = [compiled.get_metadata(types)["parfor_diagnostics"].count_parfors() for types in compiled.signatures]

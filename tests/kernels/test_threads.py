@@ -16,10 +16,10 @@ def world(monkeypatch):
     """What a step takes, by threads; steps move the clock on."""
     took = {"now": 0.0, 1: 2.0, 2: 1.0}
     monkeypatch.setattr(_threads, "clock", lambda: took["now"])
-    before = tinycnn.set_threads(None)
-    tinycnn.set_threads(2)
+    before = tinycnn.set_num_threads(None)
+    tinycnn.set_num_threads(2)
     yield took
-    tinycnn.set_threads(before)
+    tinycnn.set_num_threads(before)
 
 
 def run(pace, world, steps):
@@ -33,22 +33,24 @@ def run(pace, world, steps):
     return used
 
 
-ALONE = [1] * _threads.STEPS
+ALONE = [1] * _threads.PROBE_STEPS
 
 
 def test_all_threads_while_they_are_faster(world):
-    pace = _threads.Pace()
+    pace = _threads.ThreadPolicy()
     used = run(pace, world, 10_000)
-    assert used[:100] == ALONE + [2] * (100 - _threads.STEPS)
-    assert _threads.STEPS < used.count(1) <= 2 * _threads.STEPS + 10_000 * _threads.PROBE_BUDGET  # and tried again
+    assert used[:100] == ALONE + [2] * (100 - _threads.PROBE_STEPS)
+    assert (
+        _threads.PROBE_STEPS < used.count(1) <= 2 * _threads.PROBE_STEPS + 10_000 * _threads.PROBE_BUDGET
+    )  # probed again
 
 
 def test_one_while_it_is_faster_and_back(world):
-    pace = _threads.Pace()
+    pace = _threads.ThreadPolicy()
     run(pace, world, 10)
     world[2] = 30.0  # somebody else works: a step takes longer than all of those on one thread
     used = run(pace, world, 20_000)
-    assert used[: 4 + _threads.STEPS] == [2, *ALONE, 2, 1, 1]
+    assert used[: 4 + _threads.PROBE_STEPS] == [2, *ALONE, 2, 1, 1]
     total = sum(world[n] for n in used)
     assert 2 * world[2] < used.count(2) * world[2] <= 2 * world[2] + _threads.PROBE_BUDGET * total
     world[2] = 1.0
@@ -57,33 +59,33 @@ def test_one_while_it_is_faster_and_back(world):
 
 
 def test_a_little_slower_is_seen_too(world):
-    pace = _threads.Pace()
+    pace = _threads.ThreadPolicy()
     run(pace, world, 10)
     world[2] = 2.1
     used = run(pace, world, 3000)
-    assert used.count(2) < 6 * _threads.STEPS
+    assert used.count(2) < 6 * _threads.PROBE_STEPS
 
 
 def test_a_single_defeat_may_be_chance(world):
-    pace = _threads.Pace()
+    pace = _threads.ThreadPolicy()
     run(pace, world, 10)
     world[2] = 30.0
     assert run(pace, world, 1) == [2]
     world[2] = 1.0
-    assert run(pace, world, 300) == ALONE + [2] * (300 - _threads.STEPS)
+    assert run(pace, world, 300) == ALONE + [2] * (300 - _threads.PROBE_STEPS)
 
 
 def test_one_thread_is_left_alone(world):
-    pace = _threads.Pace()
-    tinycnn.set_threads(1)
+    pace = _threads.ThreadPolicy()
+    tinycnn.set_num_threads(1)
     for _ in range(50):
         with pace:
             assert numba.get_num_threads() == 1
-    tinycnn.set_threads(2)
+    tinycnn.set_num_threads(2)
 
 
 def test_an_error_leaves_the_threads_as_they_were(world):
-    pace = _threads.Pace()
+    pace = _threads.ThreadPolicy()
     with pytest.raises(ZeroDivisionError), pace:
         1 / 0  # noqa: B018
     assert numba.get_num_threads() == 2
@@ -95,7 +97,7 @@ def test_a_model_gives_the_same_bits(world):
     first = model.forward(x)
     for _ in range(20):  # recorded, on one thread, and on two
         np.testing.assert_array_equal(model.forward(x), first)
-    assert model.plan(64)._replays[True].run.pace.parallel
+    assert model.plan(64)._replays[True].run.policy.parallel
 
 
 def test_what_has_no_threads_is_not_tried(world):
@@ -103,4 +105,4 @@ def test_what_has_no_threads_is_not_tried(world):
     for images, paced in ((1, False), (64, True)):
         for _ in range(4):
             model.forward(np.zeros((images, 1, 28, 28)))
-        assert isinstance(model.plan(images)._replays[True].run.pace, _threads.Pace) is paced
+        assert isinstance(model.plan(images)._replays[True].run.policy, _threads.ThreadPolicy) is paced

@@ -11,9 +11,9 @@ import pytest
 from tinycnn import (
     Adam,
     AvgPool2d,
-    Batches,
     Conv2d,
     CrossEntropyLoss,
+    DeviceDataset,
     Flatten,
     Linear,
     MaxPool2d,
@@ -41,7 +41,7 @@ def test_gradients_of_a_tiny_net(stride, activation, pool):
 
 def test_a_step_in_float32_lowers_the_loss():
     rng = np.random.default_rng(0)
-    batches = Batches(rng.integers(0, 256, (9, 6, 6), dtype=np.uint8), rng.integers(0, 3, 9))
+    batches = DeviceDataset(rng.integers(0, 256, (9, 6, 6), dtype=np.uint8), rng.integers(0, 3, 9))
     model = Sequential(Conv2d(1, 2, 3), Tanh(), AvgPool2d(2), Flatten(), Linear(8, 3), rng=0)
     optimizer, criterion = Adam(model, 0.05), CrossEntropyLoss()
     losses = [train_step(model, criterion, optimizer, batches, np.arange(9)) for _ in range(8)]

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 
 import tinycnn
-from tinycnn import Batches, CrossEntropyLoss, Flatten, Linear, Sequential, Tanh, optim, plot, recipes, runs
+from tinycnn import (
+    CrossEntropyLoss,
+    DeviceDataset,
+    Flatten,
+    Linear,
+    Sequential,
+    Tanh,
+    plot,
+    recipes,
+    runs,
+    schedules,
+)
 from tinycnn.__main__ import main
 from tinycnn.recipes import gradients, pictures, report, results, training
 
@@ -146,7 +157,7 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
         ("lr = 1e-2", "lr = 'one_cicle(1)'", "lr", "unknown name 'one_cicle'; did you mean 'one_cycle'?"),
         ("lr = 1e-2", "lr = 'cosine'", "lr", "cosine is to be called"),
         ("lr = 1e-2", "lr = 'cosine(-1)'", "lr", "cosine(-1): lr must be at least 0, got -1"),
-        ("lr = 1e-2", "lr = 'one_cycle(1, warmup=3)'", "lr", "warmup must be at least 0 and below 1, got 3"),
+        ("lr = 1e-2", "lr = 'one_cycle(1, warmup=3)'", "lr", "warmup must be at least 0 and at most 1, got 3"),
         ("lr = 1e-2", "tune_lr = []", "tune_lr", "tune_lr must not be empty"),
         ("validation = 100\n", "", None, None),
         ("Linear(49, 10)", "Liner(49, 10)", "Liner", "unknown name 'Liner'; did you mean 'Linear'?"),
@@ -333,14 +344,14 @@ def test_a_fingerprint_changes_with_what_changes_results_only(write):
         ("'constant(2)'", [2] * 6),
         ("'step_decay(1, step_size=3, gamma=0.5)'", [1, 1, 1, 0.5, 0.5, 0.5]),
         ("'step_decay(1, 3, 0.5)'", [1, 1, 1, 0.5, 0.5, 0.5]),
-        ("'cosine(1)'", optim.cosine(1, 6)),
-        ("'one_cycle(1, warmup=0.5)'", optim.one_cycle(1, 6, warmup=0.5)),
+        ("'cosine(1)'", schedules.cosine(1, 6)),
+        ("'one_cycle(1, warmup=0.5)'", schedules.one_cycle(1, 6, warmup=0.5)),
     ],
 )
 def test_rates_of_two_epochs_of_three_steps(write, lr, want):
     (recipe,) = recipes.read(write(TEXT.replace("1e-2", lr))).values()
     model = training.check(recipe)
-    np.testing.assert_allclose(training.build_optimizer(recipe, model, 3).schedule, want)
+    np.testing.assert_allclose(training.build_optimizer(recipe, model, 3).lr_schedule, want)
     assert training.build_optimizer(recipe, model, 3, rate=7.0).lr == 7
 
 
@@ -776,7 +787,7 @@ def test_ctrl_c_keeps_finished_seeds(reproduce, monkeypatch):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_gradient_statistics_of_a_net_of_two_layers(small_digits, reduction):
     images, labels = small_digits.train_images[:60], small_digits.train_labels[:60]
-    batches = Batches(images, labels, mean=0.1, std=0.05)  # so that some units are saturated
+    batches = DeviceDataset(images, labels, mean=0.1, std=0.05)  # so that some units are saturated
     model = Sequential(Flatten(), Linear(784, 20), Tanh(), Linear(20, 10), input_shape=(1, 28, 28), rng=0)
     before = model.theta.copy()
     found = gradients.statistics(model, CrossEntropyLoss(reduction=reduction), batches, 0.1)

@@ -13,7 +13,7 @@ import pytest
 
 optuna = pytest.importorskip("optuna")
 
-from tinycnn import plot, recipes, runs  # noqa: E402
+from tinycnn import hardware, plot, recipes, runs  # noqa: E402
 from tinycnn.__main__ import main  # noqa: E402
 from tinycnn.recipes import report, sweep, training  # noqa: E402
 
@@ -335,7 +335,7 @@ def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home)
     assert (kept["recipe"], kept["fingerprint"]) == ("sweep", recipe.fingerprint)
     for number, (told, trial) in enumerate(zip(kept["trials"], trials, strict=True)):
         assert (told["number"], told["point"]) == (number, trial.params)
-        assert told["environment"]["device"] == runs.device_name("cpu")
+        assert told["environment"]["device"] == hardware.device_name("cpu")
         assert set(told["environment"]) > {"git_revision", "numpy", "numba", "tinycnn"}
         assert "command" not in told["environment"]
         assert told["finished"] == str(trial.datetime_complete.date())
@@ -367,7 +367,7 @@ def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home)
         *([str(rank), "95", "–", "–", "–"] for rank in (7, 8, 9, 10)),
     ]
     assert not lines[start + 10].startswith("|")
-    assert runs.device_name("cpu") in lines[-1]
+    assert hardware.device_name("cpu") in lines[-1]
     # Neither the short table nor the picture of claims is for trials.
     readme = (home / "README.md").read_text()
     assert "old" not in readme

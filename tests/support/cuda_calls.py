@@ -133,17 +133,17 @@ def calls(dtype, sizes, seed=0):
     outputs[0] = np.zeros((0, *x.shape[1:]), dtype)
     yield "conv2d_map_backward", "no dx", (*outputs, dy, x, w, sources, starts), (1, 2)
     x, w, dy, target = normal(rows, 21), normal(classes, 21), normal(rows, classes), rng.integers(0, classes, rows)
-    yield "distance_forward", "", (blank(dy.shape, dtype), x, w), (0,)
-    yield "distance_backward", "", (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
-    yield "distance_backward", "no dw", (blank(x.shape, dtype), np.zeros((0, 21), dtype), dy, x, w), (0,)
+    yield "squared_distance_forward", "", (blank(dy.shape, dtype), x, w), (0,)
+    yield "squared_distance_backward", "", (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
+    yield "squared_distance_backward", "no dw", (blank(x.shape, dtype), np.zeros((0, 21), dtype), dy, x, w), (0,)
     for rubbish, mean in ((-1.0, True), (1.5, False)):
         outputs = blank(rows, dtype), blank(rows, np.int64), blank(dy.shape, dtype)
-        yield "nearest_loss", "", (*outputs, 20 + 5 * dy, target, rubbish, mean), (0, 1, 2)
+        yield "rbf_loss", "", (*outputs, 20 + 5 * dy, target, rubbish, mean), (0, 1, 2)
     for p, span in ((0.0, 1), (0.4, 1), (0.5, 7), (1.0, 1)):
         for x in (normal(N, 3, size), normal(N, 3, H, W)):
             arguments = blank(x.shape, dtype), x, np.array([11]), 2**63 - 12345, p, span
             yield "dropout", f"p {p}, {x.ndim} axes", arguments, (0,)
-    yield "advance", "", (np.array([41]),), (0,)
+    yield "increment", "", (np.array([41]),), (0,)
 
     x, dy = 3 * normal(rows, classes), normal(rows, classes)
     for name in ("softmax", "log_softmax"):
@@ -167,12 +167,12 @@ def calls(dtype, sizes, seed=0):
         for momentum, dampening, nesterov in ((0.0, 0.0, False), (0.9, 0.2, False), (0.9, 0.0, True)):
             options = momentum, dampening, 0.01, nesterov
             yield "sgd", f"step {step}", (theta, grad, m, rates, count, *options), (0, 2, 4)
-        yield "average", f"step {step}", (m, theta, count, 0.9), (0, 2)
+        yield "ema_update", f"step {step}", (m, theta, count, 0.9), (0, 2)
         for decoupled in (False, True):
             options = 0.9, 0.999, 1e-8, 0.01, decoupled
             yield "adam", f"step {step}", (theta, grad, *state[1:], rates, count, *options), (0, 2, 3, 5)
 
-    yield "descend_each", "", (normal(size), normal(size), abs(normal(size)), np.array([3])), (0, 3)
+    yield "sgd_per_parameter", "", (normal(size), normal(size), abs(normal(size)), np.array([3])), (0, 3)
     for kind in (np.uint8, np.float32):
         images, labels = rng.integers(0, 256, (9, 2, H, W)).astype(kind), rng.integers(0, 10, 9)
         order, cursor, B = rng.integers(0, 9, rows + 4), np.array([3]), min(rows, 20)
@@ -181,7 +181,7 @@ def calls(dtype, sizes, seed=0):
         yield "gather", str(kind), (x, target, images, labels, order, cursor, scale, shift, (1, 2)), (0, 1)
 
     counter, seed, ranges = np.array([11]), 2**63 - 12345, (30.0, (2.0, 3.0), (0.8, 1.3), (0.7, 1.1), 20.0)
-    yield "affine_draw", "", (blank((rows, 2, 3), dtype), counter, seed, *ranges), (0,)
+    yield "random_affine", "", (blank((rows, 2, 3), dtype), counter, seed, *ranges), (0,)
     for radius in (0, 3, 20):
         field, weights = blank((N, 2, H, W), dtype), abs(normal(radius + 1))
         yield "elastic_field", f"radius {radius}", (field, weights, counter, seed, 3.0), (0,)
@@ -197,8 +197,8 @@ def calls(dtype, sizes, seed=0):
     predicted = rng.integers(0, 3, rows)
     totals, cursor, shares = np.array([1.0, 2, 3, 4, 5]), np.array([7]), np.array([1, 0.5, 2])
     loss, target = abs(normal(rows)), rng.integers(0, 3, rows)
-    yield "tally", "", (totals, cursor, loss, predicted, target, shares), (0, 1)
-    yield "tally", "a sum", (totals, cursor, loss, predicted, target, shares[:0]), (0, 1)
-    yield "tally", "no classes", (totals, cursor, loss, predicted[:0], target, shares), (0, 1)
+    yield "accumulate_metrics", "", (totals, cursor, loss, predicted, target, shares), (0, 1)
+    yield "accumulate_metrics", "a sum", (totals, cursor, loss, predicted, target, shares[:0]), (0, 1)
+    yield "accumulate_metrics", "no classes", (totals, cursor, loss, predicted[:0], target, shares), (0, 1)
     loss[rows // 2] = np.nan
-    yield "tally", "NaN", (totals, cursor, loss, predicted, target, shares), (0, 1)
+    yield "accumulate_metrics", "NaN", (totals, cursor, loss, predicted, target, shares), (0, 1)

@@ -175,7 +175,7 @@ def tanh(x):
     return np.tanh(x)
 
 
-def tanh_slope(x):
+def tanh_derivative(x):
     return 1 - np.tanh(x) ** 2
 
 
@@ -183,7 +183,7 @@ def scaled_tanh(x, A, S):
     return A * np.tanh(S * x)
 
 
-def scaled_tanh_slope(x, A, S):
+def scaled_tanh_derivative(x, A, S):
     return A * S * (1 - np.tanh(S * x) ** 2)
 
 
@@ -193,7 +193,7 @@ def sigmoid(x):
     return np.where(x < 0, e, 1) / (1 + e)
 
 
-def sigmoid_slope(x):
+def sigmoid_derivative(x):
     return sigmoid(x) * sigmoid(-x)
 
 
@@ -201,7 +201,7 @@ def relu(x):
     return np.where(x <= 0, 0, x)
 
 
-def relu_slope(x):
+def relu_derivative(x):
     return np.where(x > 0, 1.0, 0.0)
 
 
@@ -209,7 +209,7 @@ def leaky_relu(x, negative_slope):
     return np.where(x > 0, x, negative_slope * x)
 
 
-def leaky_relu_slope(x, negative_slope):
+def leaky_relu_derivative(x, negative_slope):
     return np.where(x > 0, 1.0, negative_slope)
 
 
@@ -217,7 +217,7 @@ def gaussian(x):
     return np.exp(-x / 2)
 
 
-def gaussian_slope(x):
+def gaussian_derivative(x):
     return -np.exp(-x / 2) / 2
 
 
@@ -313,7 +313,7 @@ def adam(theta, grads, rates, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0
     return np.array(path)
 
 
-def averages(path, decay):
+def ema(path, decay):
     """The exponential moving average after every step of a path of theta; the first is theta itself."""
     found = [np.asarray(path[0], np.float64)]
     for theta in path[1:]:
@@ -327,14 +327,14 @@ def averages(path, decay):
 # --- normalisation ----------------------------------------------------------------------------------------------------
 
 
-def normalise(x, sets, weight, bias, eps, statistics=None):
+def normalize(x, sets, weight, bias, eps, statistics=None):
     """x: (N, C, H, W) with mean and variance over the axes `sets` of x, or with `statistics`; (y, mean, rstd)."""
     mean, var = statistics if statistics else (x.mean(sets, keepdims=True), x.var(sets, keepdims=True))
     rstd = 1 / np.sqrt(var + eps)
     return (x - mean) * rstd * weight[:, None, None] + bias[:, None, None], mean, rstd
 
 
-def close(got, want, magnitude=1.0, terms=1):
+def assert_close(got, want, magnitude=1.0, terms=1):
     """Assert that `got` is `want` up to the rounding of a sum of `terms` products whose absolute values add up to
     `magnitude`: sqrt(terms) + 4 units of the last place in float32, 1e-12 in float64."""
     assert got.shape == np.shape(want), f"shape {got.shape}, expected {np.shape(want)}"

@@ -59,8 +59,8 @@ def clean():
     yield
     cuda_on_cpu.run_pending()
     assert cuda_on_cpu.problems() == []
-    cuda_on_cpu.order("forward")
-    cuda_on_cpu.memory(4 << 30)
+    cuda_on_cpu.set_order("forward")
+    cuda_on_cpu.set_memory(4 << 30)
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_kernel_computes():
 def test_threads_and_blocks_run_in_the_order_that_was_set():
     found = {}
     for name in cuda_on_cpu.ORDERS:
-        cuda_on_cpu.order(name)
+        cuda_on_cpu.set_order(name)
         a = array([0], np.int64)
         last_writer[7, 32](a)
         found[name] = int(a.copy_to_host()[0])
@@ -306,13 +306,13 @@ def test_a_kernel_of_an_unloaded_library():
 
 def test_work_runs_when_something_waits_for_it(stream):
     a = array([0.0])
-    before = cuda_on_cpu.executed()
+    before = cuda_on_cpu.kernels_run()
     launch(add, stream, a, np.float32(1))
     launch(add, stream, a, np.float32(1))
     b = array([5.0])  # allocates, and copies in the legacy stream
-    assert (cuda_on_cpu.executed() - before, cuda_on_cpu.pending()) == (0, 2)
+    assert (cuda_on_cpu.kernels_run() - before, cuda_on_cpu.pending_work()) == (0, 2)
     ok(driver.cuStreamSynchronize(stream))
-    assert (cuda_on_cpu.executed() - before, cuda_on_cpu.pending()) == (2, 0)
+    assert (cuda_on_cpu.kernels_run() - before, cuda_on_cpu.pending_work()) == (2, 0)
     assert read(pointer(a), 1) == [2]
     assert read(pointer(b), 1) == [5]
 
@@ -346,11 +346,11 @@ def test_blocking_streams_and_the_legacy_stream_wait_for_each_other(blocking):
     launch(add, blocking, a, np.float32(1))
     launch(add, other, b, np.float32(1))
     ok(driver.cuStreamSynchronize(blocking))
-    assert cuda_on_cpu.pending() == 1  # blocking streams do not wait for each other
+    assert cuda_on_cpu.pending_work() == 1  # blocking streams do not wait for each other
     ok(driver.cuMemcpyDtoDAsync(pointer(a), pointer(b), 4, 0))  # after both
     launch(add, blocking, a, np.float32(100))  # after the copy
     ok(driver.cuStreamSynchronize(blocking))
-    assert cuda_on_cpu.pending() == 0
+    assert cuda_on_cpu.pending_work() == 0
     assert read(pointer(a), 1) == [111]
     ok(driver.cuStreamDestroy(other))
 
@@ -370,7 +370,7 @@ def test_the_host_does_not_wait_for_copies_and_fills_on_the_device():
     a, b = array([1.0]), array([0.0])
     ok(driver.cuMemcpyDtoD(pointer(b), pointer(a), 4))
     ok(driver.cuMemsetD8(pointer(a), 0, 4))
-    assert cuda_on_cpu.pending() == 2
+    assert cuda_on_cpu.pending_work() == 2
     assert read(pointer(b), 1) == [1]
     assert read(pointer(a), 1) == [0]
 
@@ -379,7 +379,7 @@ def test_the_work_of_a_destroyed_stream_is_done():
     handle, a = ok(driver.cuStreamCreate(NONBLOCKING)), array([0.0])
     launch(add, handle, a, np.float32(1))
     ok(driver.cuStreamDestroy(handle))
-    assert cuda_on_cpu.pending() == 1
+    assert cuda_on_cpu.pending_work() == 1
     ok(driver.cuCtxSynchronize())
     assert read(pointer(a), 1) == [1]
     assert error_of(driver.cuStreamSynchronize(handle)) == "INVALID_HANDLE"
@@ -395,7 +395,7 @@ def test_a_stream_waits_for_an_event_of_another(stream):
     ok(driver.cuStreamWaitEvent(stream, event, 0))
     ok(driver.cuEventDestroy(event))  # the wait does not need it any more
     assert read(pointer(a), 1, stream) == [1]
-    assert cuda_on_cpu.pending() == 1
+    assert cuda_on_cpu.pending_work() == 1
     ok(driver.cuStreamDestroy(producer))
 
 
@@ -411,11 +411,11 @@ def test_events(stream):
     assert error_of(driver.cuEventElapsedTime(start, end)) == "NOT_READY"
     assert error_of(driver.cuEventQuery(end)) == "NOT_READY"
     ok(driver.cuEventQuery(end))
-    assert cuda_on_cpu.pending() == 1
+    assert cuda_on_cpu.pending_work() == 1
     assert ok(driver.cuEventElapsedTime(start, end)) > 0
     assert error_of(driver.cuStreamQuery(stream)) == "NOT_READY"
     ok(driver.cuStreamQuery(stream))
-    assert cuda_on_cpu.pending() == 0
+    assert cuda_on_cpu.pending_work() == 0
     untimed = ok(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
     ok(driver.cuEventRecord(untimed, stream))
     ok(driver.cuEventSynchronize(untimed))
@@ -454,7 +454,7 @@ def test_memory_that_is_freed_is_not_used_again():
 
 def test_the_device_has_a_size():
     used = sum(size for _, size in cuda_on_cpu.allocations())
-    cuda_on_cpu.memory(used + 1000)
+    cuda_on_cpu.set_memory(used + 1000)
     assert ok(driver.cuMemGetInfo()) == (1000, used + 1000)
     assert ok(driver.cuDeviceTotalMem(0)) == used + 1000
     assert error_of(driver.cuMemAlloc(1001)) == "OUT_OF_MEMORY"
@@ -464,7 +464,7 @@ def test_the_device_has_a_size():
     assert error_of(driver.cuMemAlloc(0)) == "INVALID_VALUE"
     ok(driver.cuMemFree(address))
     assert ok(driver.cuMemGetInfo())[0] == 1000
-    cuda_on_cpu.memory(0)
+    cuda_on_cpu.set_memory(0)
     with pytest.raises(Exception, match="OUT_OF_MEMORY"):
         array([0.0])
 
@@ -580,7 +580,7 @@ def status(stream):
 
 def test_a_graph_runs_what_was_captured(stream):
     a, b, host = array([1.0]), array([0.0]), np.zeros(1, np.float32)
-    before = cuda_on_cpu.executed()
+    before = cuda_on_cpu.kernels_run()
     begin(stream)
     launch(add, stream, a, np.float32(1))
     ok(driver.cuMemcpyDtoDAsync(pointer(b), pointer(a), 4, stream))
@@ -591,14 +591,14 @@ def test_a_graph_runs_what_was_captured(stream):
     assert ok(driver.cuGraphGetNodes(graph, 0))[1] == 4
     executable = instantiate(graph)
     ok(driver.cuGraphDestroy(graph))
-    assert (cuda_on_cpu.executed() - before, cuda_on_cpu.pending()) == (0, 0)
+    assert (cuda_on_cpu.kernels_run() - before, cuda_on_cpu.pending_work()) == (0, 0)
     ok(driver.cuGraphLaunch(executable, stream))
     launch(add, stream, a, np.float32(41))  # after the graph
     ok(driver.cuGraphLaunch(executable, stream))
     ok(driver.cuGraphExecDestroy(executable))  # while its launches are queued
     assert host == [0]
     ok(driver.cuStreamSynchronize(stream))
-    assert cuda_on_cpu.executed() - before == 3
+    assert cuda_on_cpu.kernels_run() - before == 3
     assert (read(pointer(a), 1), read(pointer(b), 1), host.tolist()) == ([0], [42], [42])
 
 
@@ -610,7 +610,7 @@ def test_cuda_cores_graph_builder():
     graph = builder.end_building().complete()
     for _ in range(3):
         graph.launch(device.default_stream)
-    assert cuda_on_cpu.pending() == 3
+    assert cuda_on_cpu.pending_work() == 3
     assert a.copy_to_host() == [3]
     graph.close()
     builder.close()
@@ -783,26 +783,26 @@ def test_what_a_graph_holds_on_to_is_let_go_with_it(stream):
 
 
 def test_a_call_fails_when_it_is_told_to(stream):
-    cuda_on_cpu.fail("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", after=1)
-    before = cuda_on_cpu.count("cuMemAlloc")
+    cuda_on_cpu.inject_error("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", after=1)
+    before = cuda_on_cpu.call_count("cuMemAlloc")
     addresses = [ok(driver.cuMemAlloc(4))]
     assert error_of(driver.cuMemAlloc(4)) == "OUT_OF_MEMORY"
     addresses.append(ok(driver.cuMemAlloc(4)))
-    assert cuda_on_cpu.count("cuMemAlloc") == before + 3
+    assert cuda_on_cpu.call_count("cuMemAlloc") == before + 3
     for address in addresses:
         ok(driver.cuMemFree(address))
-    cuda_on_cpu.fail("cuMemAlloc", 2, times=2)  # numba-cuda tries twice
+    cuda_on_cpu.inject_error("cuMemAlloc", 2, times=2)  # numba-cuda tries twice
     with pytest.raises(Exception, match="OUT_OF_MEMORY"):
         array([0.0])
     array([0.0])
-    cuda_on_cpu.fail("cuGraphInstantiateWithParams", 1)
+    cuda_on_cpu.inject_error("cuGraphInstantiateWithParams", 1)
     begin(stream)
     graph = ok(driver.cuStreamEndCapture(stream))
     parameters = driver.CUDA_GRAPH_INSTANTIATE_PARAMS()
     assert error_of(driver.cuGraphInstantiateWithParams(graph, parameters)) == "INVALID_VALUE"
     instantiate(graph)
     with pytest.raises(ValueError, match="no function 'cuMemAllocate'"):
-        cuda_on_cpu.fail("cuMemAllocate", 1)
+        cuda_on_cpu.inject_error("cuMemAllocate", 1)
 
 
 def test_a_function_that_is_not_played():
@@ -881,7 +881,7 @@ def test_arrays_come_in_with_their_stream(stream, kind):
     handle = int(stream) if kind == "nonblocking" else kind
     launch(add, handle or 0, a, np.float32(1))
     imported = cuda.as_cuda_array(Interface(pointer(a), stream=handle))
-    assert cuda_on_cpu.pending() == (1 if kind is None else 0)
+    assert cuda_on_cpu.pending_work() == (1 if kind is None else 0)
     add[1, 32](imported, np.float32(10))
     assert a.copy_to_host() == [12]
 

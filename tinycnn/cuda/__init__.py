@@ -3,7 +3,7 @@
 `tinycnn.devices.get("cuda")` chooses the GPU and returns this module.
 """
 
-from tinycnn.cuda._launch import capture, compile_for, empty, to_device, to_host, write
+from tinycnn.cuda._launch import capture, copy_to, empty, precompile, to_device, to_host
 from tinycnn.cuda.activations import (
     gaussian_backward,
     gaussian_forward,
@@ -22,23 +22,23 @@ from tinycnn.cuda.activations import (
     tanh_backward,
     tanh_forward,
 )
-from tinycnn.cuda.augment import affine_draw, elastic_field, jitter, warp
-from tinycnn.cuda.batch import gather, tally
+from tinycnn.cuda.augment import elastic_field, jitter, random_affine, warp
+from tinycnn.cuda.batch import accumulate_metrics, gather
 from tinycnn.cuda.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.cuda.dropout import dropout
 from tinycnn.cuda.lecun98 import (
     conv2d_map_backward,
     conv2d_map_forward,
-    distance_backward,
-    distance_forward,
-    nearest_loss,
+    rbf_loss,
+    squared_distance_backward,
+    squared_distance_forward,
     subsample_backward,
     subsample_forward,
 )
 from tinycnn.cuda.linear import linear_backward, linear_forward
 from tinycnn.cuda.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.cuda.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
-from tinycnn.cuda.optim import adam, advance, average, descend_each, sgd
+from tinycnn.cuda.optim import adam, ema_update, increment, sgd, sgd_per_parameter
 from tinycnn.cuda.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -50,27 +50,23 @@ fused = None  # every layer does its own work here
 layout = None  # maps lie in plain order here
 
 __all__ = [
+    "accumulate_metrics",
     "adam",
-    "advance",
-    "affine_draw",
-    "average",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
     "batch_norm_forward",
     "capture",
     "col2im",
-    "compile_for",
     "conv2d_backward",
     "conv2d_forward",
     "conv2d_map_backward",
     "conv2d_map_forward",
+    "copy_to",
     "cross_entropy",
-    "descend_each",
-    "distance_backward",
-    "distance_forward",
     "dropout",
     "elastic_field",
+    "ema_update",
     "empty",
     "fused",
     "gather",
@@ -79,6 +75,7 @@ __all__ = [
     "group_norm_backward",
     "group_norm_forward",
     "im2col",
+    "increment",
     "jitter",
     "layout",
     "leaky_relu_backward",
@@ -90,24 +87,27 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse_loss",
-    "nearest_loss",
     "one_hot",
+    "precompile",
+    "random_affine",
+    "rbf_loss",
     "relu_backward",
     "relu_forward",
     "scaled_tanh_backward",
     "scaled_tanh_forward",
     "sgd",
+    "sgd_per_parameter",
     "sigmoid_backward",
     "sigmoid_forward",
     "softmax_backward",
     "softmax_forward",
+    "squared_distance_backward",
+    "squared_distance_forward",
     "subsample_backward",
     "subsample_forward",
-    "tally",
     "tanh_backward",
     "tanh_forward",
     "to_device",
     "to_host",
     "warp",
-    "write",
 ]  # fmt: skip

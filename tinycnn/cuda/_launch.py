@@ -6,7 +6,7 @@ and the number of threads.  It does not know whether its arrays lie in global or
 
 Rules for phases and kernels, enforced by tools/check_kernels.py or by the tests: constants are of the arrays' dtype (a
 Python float is float64 and drags the arithmetic with it); arrays that stay in registers (`cuda.local.array`) are
-indexed by constants; hot loops index slices by constants, or by U (Numba tests every signed index for being negative);
+indexed by constants; hot loops index slices by constants, or by U32 (Numba tests signed indices for being negative);
 integers are divided by `divmod32` (a GPU has no instruction for a 64-bit division: each is a call).
 """
 
@@ -32,21 +32,21 @@ import numba
 import numba.cuda
 
 from tinycnn import _gpu
-from tinycnn.devices import DeviceMemoryError
-from tinycnn.kernels._cache import keep
+from tinycnn.errors import DeviceError, DeviceMemoryError
+from tinycnn.kernels._cache import enable_cache
 
 cuda: Any = numba.cuda  # type checkers see the one that Numba itself still contains
 setattr(numba.config, "CUDA_LOW_OCCUPANCY_WARNINGS", 0)  # noqa: B010 (numba may have been imported before)
 
 THREADS = 128  # of a block, where a kernel has no reason for another number
 ALIGN = 16  # bytes: where shared arrays start that are read four floats at a time
-PENDING = 10  # allocations that wait to be freed, at most
-U = np.uint32  # around an index in a hot loop: Numba tests every signed index for being negative
+MAX_PENDING_FREES = 10  # allocations that wait to be freed, at most
+U32 = np.uint32  # around an index in a hot loop: Numba tests every signed index for being negative
 
-_state: dict[str, Any] = {
-    "number": None,  # of the GPU
+_context: dict[str, Any] = {
+    "device": None,  # number of the GPU in use
     "forked": False,  # whether this is a forked child of a process that uses the GPU
-    "cleanup": None,  # what keeps numba-cuda from freeing memory by itself
+    "deferred_frees": None,  # what keeps numba-cuda from freeing memory by itself
 }
 
 
@@ -54,7 +54,7 @@ class _Capture(threading.local):
     """What this thread captures: the stream in place of the default one, and all arguments that were launched."""
 
     stream: Any = 0
-    held: list | None = None
+    arguments: list | None = None
 
 
 _capture = _Capture()
@@ -64,7 +64,7 @@ _capture = _Capture()
 
 
 @contextlib.contextmanager
-def _calling_driver(what, asked=0):
+def _driver_errors(what, asked=0):
     """Errors of the driver, of whichever library, as this package's own: DeviceMemoryError, DeviceError.
 
     what   for the message, what was being done        asked  bytes, where memory is asked for
@@ -72,17 +72,17 @@ def _calling_driver(what, asked=0):
     try:
         yield
     except Exception as error:
-        raise _translated(error, what, asked) from error
+        raise _translate_error(error, what, asked) from error
 
 
-def _translated(error, what, asked=0):
+def _translate_error(error, what, asked=0):
     names = {cls.__name__ for cls in type(error).__mro__}
     if not names & {"CudaAPIError", "CUDAError"}:
         return error
     if "OUT_OF_MEMORY" in str(error).upper():
         return DeviceMemoryError(asked, free_memory())
-    return _gpu.DeviceError(
-        f"{what} failed on cuda:{_state['number']}: {error} (kernels run asynchronously: one launched earlier may be "
+    return DeviceError(
+        f"{what} failed on cuda:{_context['device']}: {error} (kernels run asynchronously: one launched earlier may be "
         "the cause; CUDA_LAUNCH_BLOCKING=1 shows which)"
     )
 
@@ -95,23 +95,23 @@ def phase(function):
     return cuda.jit(device=True)(function)
 
 
-device = phase  # a function that phases call
+device_function = phase  # a function that phases call
 
 
-@device
+@device_function
 def divmod32(a, b):
     """(a // b, a % b) of 0 <= a < 2**32 and 0 < b < 2**32, divided in 32 bits."""
-    quotient = np.int64(U(a) // U(b))
+    quotient = np.int64(U32(a) // U32(b))
     return quotient, a - quotient * b
 
 
-def scalar(single, double):
+def overload_by_dtype(single, double):
     """One name for two functions of one number, `single` for float32 and `double` for float64."""
 
     def choose(x):
         return single(x) if isinstance(x, np.float32) else double(x)
 
-    compiled32, compiled64 = device(single), device(double)
+    compiled32, compiled64 = device_function(single), device_function(double)
     extending: Any = importlib.import_module("numba.cuda.extending")
     if not hasattr(extending, "overload"):  # numba-cuda before it parted from Numba
         extending = importlib.import_module("numba.extending")
@@ -140,25 +140,25 @@ class Kernel:
     def __init__(self, function, threads, registers, double):
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.function, self.threads, self.registers, self.double = function, threads, registers, double
-        self.compiled = keep(cuda.jit()(function), importlib.import_module("numba.cuda.dispatcher").CUDACache)
+        self.compiled = enable_cache(cuda.jit()(function), importlib.import_module("numba.cuda.dispatcher").CUDACache)
 
     def __getitem__(self, blocks):
         return functools.partial(self.launch, blocks)
 
     def launch(self, blocks, *args):
-        if _state["forked"]:
+        if _context["forked"]:
             raise RuntimeError(
                 f"{self.__name__}: this process was forked from one that uses the GPU, and a GPU context "
                 'does not survive a fork; start workers with multiprocessing.get_context("spawn")'
             )
         if 0 in (blocks if isinstance(blocks, tuple) else (blocks,)):
             return
-        if _capture.held is not None:
-            _capture.held.append(args)
+        if _capture.arguments is not None:
+            _capture.arguments.append(args)
         try:
             self.compiled[blocks, self.threads, _capture.stream](*args)
         except Exception as error:
-            raise _translated(error, f"the launch of {self.__name__}") from error
+            raise _translate_error(error, f"the launch of {self.__name__}") from error
 
 
 def kernel(threads, registers, double=None):
@@ -169,21 +169,21 @@ def kernel(threads, registers, double=None):
 # --- the device -------------------------------------------------------------------------------------------------------
 
 
-def use(number):
+def set_device(number):
     """Compute on GPU `number` from now on; one process works on one GPU."""
-    if _state["number"] not in (None, number):
-        raise ValueError(f"this process computes on cuda:{_state['number']} already, got cuda:{number}")
-    with _calling_driver("the start"):
+    if _context["device"] not in (None, number):
+        raise ValueError(f"this process computes on cuda:{_context['device']} already, got cuda:{number}")
+    with _driver_errors("the start"):
         cuda.select_device(number)
-    if _state["number"] is None:
+    if _context["device"] is None:
         _defer_cleanup()
-        os.register_at_fork(after_in_child=lambda: _state.update(forked=True))
-    _state["number"] = number
+        os.register_at_fork(after_in_child=lambda: _context.update(forked=True))
+    _context["device"] = number
 
 
 def synchronize():
     """Wait until everything launched so far is done."""
-    with _calling_driver("waiting"):
+    with _driver_errors("waiting"):
         cuda.synchronize()
 
 
@@ -192,7 +192,7 @@ def free_memory():
     return cuda.current_context().get_memory_info()[0]
 
 
-def leave_quietly(code):
+def skip_cleanup_after_fault(code):
     """If the GPU has met an error after which it does nothing any more: when the interpreter ends, let it end at once,
     with this exit code.  Freeing what was on the GPU would fail, with a traceback for every kernel."""
 
@@ -208,7 +208,7 @@ def leave_quietly(code):
         atexit.register(leave)  # the last one registered, and so the first one called
 
 
-def compile_for(step):
+def precompile(step):
     """Nothing: here kernels are compiled one by one, when they are launched first."""
 
 
@@ -225,7 +225,7 @@ def _upload(array):
         raise ValueError(
             f"the kernels index with 32 bits: an array must have fewer than 2**32 entries, got {array.shape}"
         )
-    with _calling_driver("a copy to the device", array.nbytes), _cleaning_up():
+    with _driver_errors("a copy to the device", array.nbytes), _cleaning_up():
         # numba-cuda refuses to slice an array that has no memory: an empty one is the beginning of one that has.
         if array.size == 0:
             return cuda.device_array(1, array.dtype)[:0].reshape(array.shape)
@@ -235,20 +235,20 @@ def _upload(array):
 def _defer_cleanup():
     """Keep numba-cuda from freeing memory by itself: Python collects garbage in any thread, and the driver frees memory
     only for one with a context."""
-    _state["cleanup"] = cuda.defer_cleanup()
-    _state["cleanup"].__enter__()
+    _context["deferred_frees"] = cuda.defer_cleanup()
+    _context["deferred_frees"].__enter__()
 
 
 @contextlib.contextmanager
 def _cleaning_up():
     """Free what waits for it, unless this thread captures; within it, where memory runs out, numba-cuda may, too."""
-    if _capture.held is not None or _state["cleanup"] is None:
+    if _capture.arguments is not None or _context["deferred_frees"] is None:
         yield
         return
-    _state["cleanup"].__exit__(None, None, None)
+    _context["deferred_frees"].__exit__(None, None, None)
     try:
         garbage = cuda.current_context().memory_manager.deallocations
-        if len(garbage) > PENDING:
+        if len(garbage) > MAX_PENDING_FREES:
             garbage.clear()
         yield
     finally:
@@ -270,15 +270,15 @@ def to_device(array):
     device = _gpu.device_of(array)
     if device is None:
         return to_device(np.asarray(array))
-    if device != _state["number"]:
-        raise ValueError(f"the array lies on cuda:{device}, this process computes on cuda:{_state['number']}")
+    if device != _context["device"]:
+        raise ValueError(f"the array lies on cuda:{device}, this process computes on cuda:{_context['device']}")
     try:
         # It waits for the array's stream, and is no longer bound to it: a bound array is copied without waiting.
         array = cuda.as_cuda_array(array if hasattr(array, "__cuda_array_interface__") else _Interface(array)).bind(0)
     except Exception as error:
         if "CONTEXT" in str(error).upper() or "INVALID_HANDLE" in str(error).upper():
             raise ValueError(f"the array's stream belongs to another CUDA context: {error}") from error
-        raise _translated(error, "taking another library's array") from error
+        raise _translate_error(error, "taking another library's array") from error
     return array if array.is_c_contiguous() else to_device(to_host(array))
 
 
@@ -301,7 +301,7 @@ class _Interface:
         }  # fmt: skip
 
 
-class Shared:
+class ExportedArray:
     """A GPU array for other libraries: torch.as_tensor, cupy.asarray, jax.dlpack.from_dlpack, numpy.asarray take it."""
 
     def __init__(self, array):
@@ -313,7 +313,7 @@ class Shared:
         return {**self.array.__cuda_array_interface__, "stream": LEGACY_STREAM}
 
     def __dlpack_device__(self):
-        return 2, _state["number"]  # kDLCUDA
+        return 2, _context["device"]  # kDLCUDA
 
     def __dlpack__(self, **options):
         from cuda.core.utils import StridedMemoryView
@@ -325,28 +325,23 @@ class Shared:
         return np.asarray(to_host(self.array), dtype)
 
 
-def share(array):
-    """`array` as other libraries take it."""
-    return Shared(array)
-
-
 def to_host(array):
     """An array of this device as NumPy; waits for the kernels that write it."""
     if not hasattr(array, "copy_to_host"):
         return np.asarray(array)
-    with _calling_driver("a copy from the device"):
+    with _driver_errors("a copy from the device"):
         return array.copy_to_host()
 
 
-def write(array, values):
+def copy_to(array, values):
     """Overwrite an array of this device with `values` (NumPy or of this device, of the same shape)."""
     if isinstance(values, np.ndarray):
         values = _contiguous(values, array.dtype)
-    with _calling_driver("a copy to the device"):
+    with _driver_errors("a copy to the device"):
         array.copy_to_device(values)
 
 
-def flat(array):
+def ravel(array):
     """`array` as one axis.  Remembered on the array, since making a view costs as much time as a launch."""
     if array.ndim == 1:
         return array
@@ -357,7 +352,7 @@ def flat(array):
 
 
 @functools.cache
-def scratch(size, dtype, use):
+def workspace(size, dtype, use):
     """`size` numbers of room for a kernel; the same array for the same size, dtype and use, as kernels run one after
     another.  Allocated once, and never freed: a captured step may hold on to it."""
     return empty((size,), dtype)
@@ -372,7 +367,7 @@ def constant(values):
 # --- time and memory --------------------------------------------------------------------------------------------------
 
 
-def seconds(function):
+def elapsed_seconds(function):
     """Seconds that the device takes for what `function` launches, by events on the device."""
     start, stop = cuda.event(timing=True), cuda.event(timing=True)
     start.record()
@@ -391,17 +386,17 @@ def capture(step):
     step  a function that launches kernels, and neither allocates, copies, nor waits.  It is run once before the
           recording, so that everything is compiled; what changes from call to call must live in device memory
     """
-    return Recorded(step)
+    return CapturedStep(step)
 
 
-class Recorded:
+class CapturedStep:
     """The first call runs the step as it is, which compiles and allocates; the second records it, and replays.
 
     Addresses are part of a recording, so this object keeps all arrays alive that the kernels were given.
     """
 
     def __init__(self, step):
-        self.step, self.graph, self.calls, self.held = step, None, 0, []
+        self.step, self.graph, self.calls, self.arguments = step, None, 0, []
 
     def __call__(self):
         self.calls += 1
@@ -411,13 +406,13 @@ class Recorded:
             self.record()
         if not self.graph:
             return self.step()
-        with _calling_driver("the replay of a captured step"):
+        with _driver_errors("the replay of a captured step"):
             return self.graph()
 
     def record(self):
         from cuda.core import Device  # numba-cuda depends on it
 
-        device = Device(_state["number"])
+        device = Device(_context["device"])
         device.set_current()
         builder, building = device.create_graph_builder(), True
         try:
@@ -425,16 +420,16 @@ class Recorded:
             # numba-cuda takes the builder in place of a stream since 0.29; before, its stream does the same.
             newer = tuple(map(int, numba_cuda_version().split(".")[:2])) >= (0, 29)
             _capture.stream = builder if newer else cuda.external_stream(int(builder.stream.handle))
-            _capture.held = self.held
+            _capture.arguments = self.arguments
             self.step()
             building = False
             graph = builder.end_building().complete()
             self.graph = functools.partial(graph.launch, device.default_stream)
         except Exception as error:
             warnings.warn(f"the step could not be captured and runs kernel by kernel: {error}", stacklevel=3)
-            self.graph, self.held = False, []
+            self.graph, self.arguments = False, []
         finally:
-            _capture.stream, _capture.held = 0, None
+            _capture.stream, _capture.arguments = 0, None
             if building:  # until the capture ends, this thread may not even allocate
                 with contextlib.suppress(Exception):
                     builder.end_building()

@@ -6,10 +6,10 @@ softmax and log_softmax work on the rows of (R, K) arrays, a thread a row.
 import math
 
 from tinycnn import scalars
-from tinycnn.cuda._launch import THREADS, blocks, cuda, device, flat, kernel, phase, scalar
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, kernel, overload_by_dtype, phase, ravel
 
-tanh = scalar(scalars.tanh32, scalars.tanh64)
-sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
+tanh = overload_by_dtype(scalars.tanh32, scalars.tanh64)
+sigmoid = overload_by_dtype(scalars.sigmoid32, scalars.sigmoid64)
 
 
 @phase
@@ -25,7 +25,7 @@ def tanh_forward_kernel(y, x):
 
 
 def tanh_forward(y, x):
-    tanh_forward_kernel[blocks(y.size)](flat(y), flat(x))
+    tanh_forward_kernel[blocks(y.size)](ravel(y), ravel(x))
 
 
 @phase
@@ -41,7 +41,7 @@ def tanh_backward_kernel(dx, dy, y):
 
 
 def tanh_backward(dx, dy, y):
-    tanh_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(y))
+    tanh_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y))
 
 
 @phase
@@ -58,7 +58,7 @@ def scaled_tanh_forward_kernel(y, x, a, s):
 
 def scaled_tanh_forward(y, x, A, S):
     """y = A tanh(S x); 1.7159 and 2/3 in LeCun et al. 1998, appendix A."""
-    scaled_tanh_forward_kernel[blocks(y.size)](flat(y), flat(x), y.dtype.type(A), y.dtype.type(S))
+    scaled_tanh_forward_kernel[blocks(y.size)](ravel(y), ravel(x), y.dtype.type(A), y.dtype.type(S))
 
 
 @phase
@@ -74,7 +74,9 @@ def scaled_tanh_backward_kernel(dx, dy, y, at_zero, fall):
 
 
 def scaled_tanh_backward(dx, dy, y, A, S):
-    scaled_tanh_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(y), y.dtype.type(A * S), y.dtype.type(S / A))
+    scaled_tanh_backward_kernel[blocks(dx.size)](
+        ravel(dx), ravel(dy), ravel(y), y.dtype.type(A * S), y.dtype.type(S / A)
+    )
 
 
 @phase
@@ -90,7 +92,7 @@ def sigmoid_forward_kernel(y, x):
 
 
 def sigmoid_forward(y, x):
-    sigmoid_forward_kernel[blocks(y.size)](flat(y), flat(x))
+    sigmoid_forward_kernel[blocks(y.size)](ravel(y), ravel(x))
 
 
 @phase
@@ -106,7 +108,7 @@ def sigmoid_backward_kernel(dx, dy, y):
 
 
 def sigmoid_backward(dx, dy, y):
-    sigmoid_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(y))
+    sigmoid_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y))
 
 
 @phase
@@ -123,7 +125,7 @@ def gaussian_forward_kernel(y, x, slope):
 
 def gaussian_forward(y, x):
     """y = exp(-x/2), of squared distances x."""
-    gaussian_forward_kernel[blocks(y.size)](flat(y), flat(x), y.dtype.type(-0.5))
+    gaussian_forward_kernel[blocks(y.size)](ravel(y), ravel(x), y.dtype.type(-0.5))
 
 
 @phase
@@ -139,7 +141,7 @@ def gaussian_backward_kernel(dx, dy, y, slope):
 
 
 def gaussian_backward(dx, dy, y):
-    gaussian_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(y), y.dtype.type(-0.5))
+    gaussian_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y), y.dtype.type(-0.5))
 
 
 @phase
@@ -155,7 +157,7 @@ def relu_forward_kernel(y, x):
 
 
 def relu_forward(y, x):
-    relu_forward_kernel[blocks(y.size)](flat(y), flat(x))
+    relu_forward_kernel[blocks(y.size)](ravel(y), ravel(x))
 
 
 @phase
@@ -171,7 +173,7 @@ def relu_backward_kernel(dx, dy, y):
 
 
 def relu_backward(dx, dy, y):
-    relu_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(y))
+    relu_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y))
 
 
 @phase
@@ -187,7 +189,7 @@ def leaky_relu_forward_kernel(y, x, slope):
 
 
 def leaky_relu_forward(y, x, negative_slope):
-    leaky_relu_forward_kernel[blocks(y.size)](flat(y), flat(x), x.dtype.type(negative_slope))
+    leaky_relu_forward_kernel[blocks(y.size)](ravel(y), ravel(x), x.dtype.type(negative_slope))
 
 
 @phase
@@ -203,10 +205,10 @@ def leaky_relu_backward_kernel(dx, dy, x, slope):
 
 
 def leaky_relu_backward(dx, dy, x, negative_slope):
-    leaky_relu_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(x), x.dtype.type(negative_slope))
+    leaky_relu_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(x), x.dtype.type(negative_slope))
 
 
-@device
+@device_function
 def top_of(x, at, K):
     """The largest number of a row; NaN if there is one."""
     top = x[at]
@@ -235,7 +237,7 @@ def softmax_forward_kernel(y, x, K):
 
 def softmax_forward(y, x):
     """y[r] = exp(x[r]) / sum(exp(x[r])) for every row r; x, y: (R, K)"""
-    softmax_forward_kernel[blocks(len(y))](flat(y), flat(x), y.shape[1])
+    softmax_forward_kernel[blocks(len(y))](ravel(y), ravel(x), y.shape[1])
 
 
 @phase
@@ -256,7 +258,7 @@ def softmax_backward_kernel(dx, dy, y, K):
 
 def softmax_backward(dx, dy, y):
     """dx = y * (dy - sum(dy * y)), row by row."""
-    softmax_backward_kernel[blocks(len(dx))](flat(dx), flat(dy), flat(y), dx.shape[1])
+    softmax_backward_kernel[blocks(len(dx))](ravel(dx), ravel(dy), ravel(y), dx.shape[1])
 
 
 @phase
@@ -278,7 +280,7 @@ def log_softmax_forward_kernel(y, x, K):
 
 def log_softmax_forward(y, x):
     """y[r] = x[r] - log(sum(exp(x[r]))) for every row r; x, y: (R, K)"""
-    log_softmax_forward_kernel[blocks(len(y))](flat(y), flat(x), y.shape[1])
+    log_softmax_forward_kernel[blocks(len(y))](ravel(y), ravel(x), y.shape[1])
 
 
 @phase
@@ -299,4 +301,4 @@ def log_softmax_backward_kernel(dx, dy, y, K):
 
 def log_softmax_backward(dx, dy, y):
     """dx = dy - exp(y) * sum(dy), row by row."""
-    log_softmax_backward_kernel[blocks(len(dx))](flat(dx), flat(dy), flat(y), dx.shape[1])
+    log_softmax_backward_kernel[blocks(len(dx))](ravel(dx), ravel(dy), ravel(y), dx.shape[1])

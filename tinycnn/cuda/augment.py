@@ -5,22 +5,38 @@ import math
 import numpy as np
 
 from tinycnn import scalars
-from tinycnn.cuda._launch import THREADS, U, blocks, cuda, device, divmod32, flat, kernel, phase, scalar, scratch
-from tinycnn.cuda.reduce import FEW, fold, total
+from tinycnn.cuda._launch import (
+    THREADS,
+    U32,
+    blocks,
+    cuda,
+    device_function,
+    divmod32,
+    kernel,
+    overload_by_dtype,
+    phase,
+    ravel,
+    workspace,
+)
+from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
-mix, upper, lower = device(scalars.mix), device(scalars.upper), device(scalars.lower)
-sin, cos = scalar(scalars.sin32, scalars.sin64), scalar(scalars.cos32, scalars.cos64)
+splitmix64 = device_function(scalars.splitmix64)
+uniform_from_high, uniform_from_low = (
+    device_function(scalars.uniform_from_high),
+    device_function(scalars.uniform_from_low),
+)
+sin, cos = overload_by_dtype(scalars.sin32, scalars.sin64), overload_by_dtype(scalars.cos32, scalars.cos64)
 HALF = scalars.HALF
 
 
-@device
+@device_function
 def first_draw(counter, seed, n):
-    return mix(mix(mix(seed) + np.uint64(counter[0])) + np.uint64(n))
+    return splitmix64(splitmix64(splitmix64(seed) + np.uint64(counter[0])) + np.uint64(n))
 
 
-@device
+@device_function
 def uniform(start, draw, low, high):
-    return (low + high) * HALF + (high - low) * HALF * upper(mix(start + np.uint64(draw)))
+    return (low + high) * HALF + (high - low) * HALF * uniform_from_high(splitmix64(start + np.uint64(draw)))
 
 
 @phase
@@ -40,17 +56,17 @@ def draw_matrix(tid, nt, first, matrices, counter, seed, turn, lean, translate, 
 
 
 @kernel(THREADS, registers=32)
-def affine_draw_kernel(matrices, counter, seed, turn, lean, translate, scale, squeeze):
+def random_affine_kernel(matrices, counter, seed, turn, lean, translate, scale, squeeze):
     first = cuda.blockIdx.x * THREADS
     draw_matrix(cuda.threadIdx.x, THREADS, first, matrices, counter, seed, turn, lean, translate, scale, squeeze)
 
 
-def affine_draw(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
+def random_affine(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
     """A random affine map for every image; see the twin."""
     T = matrices.dtype.type
     turn, lean = T(math.radians(degrees)), T(math.radians(shear))
     pairs = (tuple(map(T, pair)) for pair in (translate, scale, squeeze))
-    affine_draw_kernel[blocks(len(matrices))](flat(matrices), counter, np.uint64(seed), turn, lean, *pairs)
+    random_affine_kernel[blocks(len(matrices))](ravel(matrices), counter, np.uint64(seed), turn, lean, *pairs)
 
 
 @phase
@@ -59,9 +75,9 @@ def draw_noise(tid, nt, first, field, counter, seed, plane):
     e = first + tid
     if e < field.size // 2:
         n, k = divmod32(e, plane)
-        word = mix(first_draw(counter, seed, n) + np.uint64(k))
+        word = splitmix64(first_draw(counter, seed, n) + np.uint64(k))
         at = 2 * n * plane + k
-        field[at], field[at + plane] = upper(word), lower(word)
+        field[at], field[at + plane] = uniform_from_high(word), uniform_from_low(word)
 
 
 @kernel(THREADS, registers=32)
@@ -77,7 +93,7 @@ def smooth(tid, nt, first, out, src, weights, size, stride, factor):
         at, radius = divmod32(divmod32(e, stride)[0], size)[1], weights.size - 1
         sum_ = src.dtype.type(0)
         for k in range(max(0, at - radius), min(size, at + radius + 1)):
-            sum_ += weights[U(abs(k - at))] * src[U(e + (k - at) * stride)]
+            sum_ += weights[U32(abs(k - at))] * src[U32(e + (k - at) * stride)]
         out[e] = sum_ * factor
 
 
@@ -89,14 +105,14 @@ def smooth_kernel(out, src, weights, size, stride, factor):
 def elastic_field(field, weights, counter, seed, alpha):
     """Smoothed noise; see the twin."""
     N, _, H, W = field.shape
-    T, out = field.dtype.type, flat(field)
-    between = scratch(out.size, field.dtype, "elastic")
+    T, out = field.dtype.type, ravel(field)
+    between = workspace(out.size, field.dtype, "elastic")
     draw_noise_kernel[blocks(N * H * W)](out, counter, np.uint64(seed), H * W)
     smooth_kernel[blocks(out.size)](between, out, weights, W, 1, T(1))
     smooth_kernel[blocks(out.size)](out, between, weights, H, W, T(alpha))
 
 
-@device
+@device_function
 def pixel(x, first, p, q, H, W, background):
     """Pixel (p - 1, q - 1) of the image that begins at `first`."""
     inside = p >= 1 and p <= H and q >= 1 and q <= W
@@ -147,7 +163,7 @@ def warp(y, x, matrices, field, background):
     T, size, out = x.dtype.type, x.shape[2:], y.shape[2:]
     middle, centre = (T((out[0] - 1) / 2), T((out[1] - 1) / 2)), (T((size[0] + 1) / 2), T((size[1] + 1) / 2))
     warp_kernel[blocks(y.size)](
-        flat(y), flat(x), flat(matrices), flat(field), background, x.shape[1], size, out, middle, centre,
+        ravel(y), ravel(x), ravel(matrices), ravel(field), background, x.shape[1], size, out, middle, centre,
         (T(size[0] + 1), T(size[1] + 1)),
     )  # fmt: skip
 
@@ -158,7 +174,7 @@ def brighten(tid, nt, some, x, counter, seed, low, high, scale, shift, image, co
     T = x.dtype.type
     bright, sum_ = uniform(first_draw(counter, seed, image), 0, low, high), T(0)
     for e in range(tid, count, nt):
-        at, c = U(image * count + e), U(e) // U(plane)
+        at, c = U32(image * count + e), U32(e) // U32(plane)
         value = (x[at] - shift[c]) / scale[c] * bright
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
@@ -172,9 +188,9 @@ def blend(tid, nt, few, x, counter, seed, low, high, scale, shift, image, count,
     """Pixels blended with their mean, whose sum is in `few`, and back to what a batch holds."""
     T = x.dtype.type
     strong = uniform(first_draw(counter, seed, image), 1, low, high)
-    grey = (T(1) - strong) * total(few) / T(count)
+    grey = (T(1) - strong) * reduce(few) / T(count)
     for e in range(tid, count, nt):
-        at, c = U(image * count + e), U(e) // U(plane)
+        at, c = U32(image * count + e), U32(e) // U32(plane)
         value = x[at] * strong + grey
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
@@ -185,13 +201,13 @@ def blend(tid, nt, few, x, counter, seed, low, high, scale, shift, image, count,
 def jitter_kernel(x, counter, seed, brightness, contrast, scale, shift, count, plane):
     """A block an image."""
     some = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(FEW, x.dtype)
+    few = cuda.shared.array(PARTIALS, x.dtype)
     tid, image = cuda.threadIdx.x, cuda.blockIdx.x
     brighten(
         tid, THREADS, some, x, counter, seed, brightness[0], brightness[1], scale, shift, image, count, plane
     )  # fmt: skip
     cuda.syncthreads()
-    fold(tid, THREADS, few, some)
+    block_reduce(tid, THREADS, few, some)
     cuda.syncthreads()
     blend(tid, THREADS, few, x, counter, seed, contrast[0], contrast[1], scale, shift, image, count, plane)
 
@@ -201,4 +217,4 @@ def jitter(x, counter, seed, brightness, contrast, scale, shift):
     N, C, H, W = x.shape
     T = x.dtype.type
     ranges = ((T(max(0.0, 1 - a)), T(1 + a)) for a in (brightness, contrast))
-    jitter_kernel[N](flat(x), counter, np.uint64(seed), *ranges, scale, shift, C * H * W, H * W)
+    jitter_kernel[N](ravel(x), counter, np.uint64(seed), *ranges, scale, shift, C * H * W, H * W)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tinycnn.cuda._launch import THREADS, blocks, cuda, divmod32, flat, kernel, phase
-from tinycnn.cuda.reduce import FEW, fold, total
+from tinycnn.cuda._launch import THREADS, blocks, cuda, divmod32, kernel, phase, ravel
+from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 
 @phase
@@ -38,27 +38,27 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
     """x[b, c, i + ph, j + pw] = images[n, c, i, j] * scale[c] + shift[c] and target[b] = labels[n], with n =
     order[cursor[0] + b]; shapes are at the twin's."""
     gather_kernel[blocks(x.size)](
-        flat(x), target, flat(images), labels, order, cursor, scale, shift, x.shape[1:], images.shape[2:], padding
+        ravel(x), target, ravel(images), labels, order, cursor, scale, shift, x.shape[1:], images.shape[2:], padding
     )
 
 
 @phase
-def add_up(tid, nt, losses, hits, counts, loss, predicted, target, shares):
+def add_up(tid, nt, losses, hits, counts, loss, predicted, target, class_weight):
     """This thread's share of the batch."""
     loss_sum, right, share = 0.0, 0.0, 0.0
     for b in range(tid, loss.size, nt):
         loss_sum += loss[b]
         if predicted.size > 0 and predicted[b] == target[b]:
             right += 1.0
-        if shares.size > 0:
-            share += shares[target[b]]
+        if class_weight.size > 0:
+            share += class_weight[target[b]]
     losses[tid], hits[tid], counts[tid] = loss_sum, right, share
 
 
 @phase
 def move_on(tid, nt, few_losses, few_hits, few_counts, totals, cursor, images, mean):
     if tid == 0:
-        loss, right, share = total(few_losses), total(few_hits), total(few_counts)
+        loss, right, share = reduce(few_losses), reduce(few_hits), reduce(few_counts)
         totals[0] += loss * share if mean else loss
         totals[1] += right
         totals[2] += images
@@ -69,23 +69,23 @@ def move_on(tid, nt, few_losses, few_hits, few_counts, totals, cursor, images, m
 
 
 @kernel(THREADS, registers=64, double="the sums over an epoch, one number a batch")
-def tally_kernel(totals, cursor, loss, predicted, target, shares):
+def accumulate_metrics_kernel(totals, cursor, loss, predicted, target, class_weight):
     losses = cuda.shared.array(THREADS, np.float64)
     hits = cuda.shared.array(THREADS, np.float64)
     counts = cuda.shared.array(THREADS, np.float64)
-    few_losses = cuda.shared.array(FEW, np.float64)
-    few_hits = cuda.shared.array(FEW, np.float64)
-    few_counts = cuda.shared.array(FEW, np.float64)
+    few_losses = cuda.shared.array(PARTIALS, np.float64)
+    few_hits = cuda.shared.array(PARTIALS, np.float64)
+    few_counts = cuda.shared.array(PARTIALS, np.float64)
     tid = cuda.threadIdx.x
-    add_up(tid, THREADS, losses, hits, counts, loss, predicted, target, shares)
+    add_up(tid, THREADS, losses, hits, counts, loss, predicted, target, class_weight)
     cuda.syncthreads()
-    fold(tid, THREADS, few_losses, losses)
-    fold(tid, THREADS, few_hits, hits)
-    fold(tid, THREADS, few_counts, counts)
+    block_reduce(tid, THREADS, few_losses, losses)
+    block_reduce(tid, THREADS, few_hits, hits)
+    block_reduce(tid, THREADS, few_counts, counts)
     cuda.syncthreads()
-    move_on(tid, THREADS, few_losses, few_hits, few_counts, totals, cursor, loss.size, shares.size > 0)
+    move_on(tid, THREADS, few_losses, few_hits, few_counts, totals, cursor, loss.size, class_weight.size > 0)
 
 
-def tally(totals, cursor, loss, predicted, target, shares):
+def accumulate_metrics(totals, cursor, loss, predicted, target, class_weight):
     """Count a batch; see the twin."""
-    tally_kernel[1](totals, cursor, loss, predicted, target, shares)
+    accumulate_metrics_kernel[1](totals, cursor, loss, predicted, target, class_weight)

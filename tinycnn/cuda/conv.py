@@ -14,27 +14,27 @@ import functools
 
 import numpy as np
 
-from tinycnn.cuda._launch import ALIGN, THREADS, U, blocks, constant, cuda, divmod32, flat, kernel, phase
+from tinycnn.cuda._launch import ALIGN, THREADS, U32, blocks, constant, cuda, divmod32, kernel, phase, ravel
 from tinycnn.cuda.gemm import (
+    ACCUMULATORS,
     PITCH_A,
     PITCH_B,
     SIZE_A,
     SIZE_B,
-    SUMS,
-    TILE_C,
     TILE_K,
     TILE_M,
+    TILE_N,
     WARPS,
-    clear,
-    in_parts,
-    multiply,
-    run,
-    store,
+    clear_accumulators,
+    multiply_accumulate,
+    run_split_k,
+    split_k,
+    store_tile,
 )
 
 FAR = -(2**22)  # a row that is outside of every image
 TAP = 5  # numbers in a row of the table of taps
-STEP_K = THREADS // TILE_C  # a thread copies one pixel's entries for every second k
+STEP_K = THREADS // TILE_N  # a thread copies one pixel's entries for every second k
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def tap_table(channels, kernel_size, dilation, plane, step, beyond=FAR, stride=(
         (c * plane, u * dh // sh, v * dw // sw, c * step + u * KW + v, u * dh % sh * sw + v * dw % sw)
         for c in range(channels) for u in range(KH) for v in range(KW)
     ]  # fmt: skip
-    taps += [(0, beyond, 0, 0, 0)] * (TILE_C - len(taps) % TILE_C)
+    taps += [(0, beyond, 0, 0, 0)] * (TILE_N - len(taps) % TILE_N)
     return constant(tuple(entry for tap in taps for entry in tap))
 
 
@@ -57,7 +57,7 @@ def tap_table(channels, kernel_size, dilation, plane, step, beyond=FAR, stride=(
 def place(tid, nt, where, p0, P, shape, image, first, stride, padding):
     """Pixel p0 + tid % 64 of P, in images of `shape`: where = its image's start (+ first), and row and column under the
     corner of its window.  Neighbouring images are `image` numbers apart."""
-    p = p0 + tid % TILE_C
+    p = p0 + tid % TILE_N
     n, rest = divmod32(p, shape[0] * shape[1])
     i, j = divmod32(rest, shape[1])
     where[0] = n * image + first
@@ -72,14 +72,14 @@ def place(tid, nt, where, p0, P, shape, image, first, stride, padding):
 def load_windows(tid, nt, where, b, x, taps, k0, size):
     """b[k, p] = the pixel of x that tap k0 + k meets at p."""
     # Fetch first and choose afterwards: without branches, all of a thread's loads are under way at once.
-    first, column = tid // TILE_C, tid % TILE_C
+    first, column = tid // TILE_N, tid % TILE_N
     for i in range(TILE_K // STEP_K):
         k = k0 + first + i * STEP_K
-        h, w = where[1] + taps[U(TAP * k + 1)], where[2] + taps[U(TAP * k + 2)]
-        inside = (U(h) < U(size[0])) & (U(w) < U(size[1]))
-        at = where[0] + taps[U(TAP * k)] + h * size[1] + w
-        pixel = x[U(at if inside else 0)]
-        b[U((first + i * STEP_K) * PITCH_B + column)] = pixel if inside else x.dtype.type(0)
+        h, w = where[1] + taps[U32(TAP * k + 1)], where[2] + taps[U32(TAP * k + 2)]
+        inside = (U32(h) < U32(size[0])) & (U32(w) < U32(size[1]))
+        at = where[0] + taps[U32(TAP * k)] + h * size[1] + w
+        pixel = x[U32(at if inside else 0)]
+        b[U32((first + i * STEP_K) * PITCH_B + column)] = pixel if inside else x.dtype.type(0)
 
 
 @phase
@@ -88,8 +88,8 @@ def load_weights(tid, nt, a, w, k0, K, m0, M, first):
     k = tid % TILE_K
     for i in range(TILE_M // WARPS):
         m = tid // TILE_K + i * WARPS
-        inside = U(k0 + k) < U(K) and U(m0 + m) < U(M)
-        a[U(k * PITCH_A + m)] = w[U((first + m0 + m) * K + k0 + k)] if inside else w.dtype.type(0)
+        inside = U32(k0 + k) < U32(K) and U32(m0 + m) < U32(M)
+        a[U32(k * PITCH_A + m)] = w[U32((first + m0 + m) * K + k0 + k)] if inside else w.dtype.type(0)
 
 
 @phase
@@ -111,17 +111,17 @@ def forward_kernel(y, x, w, b, biased, taps, P, M, K, C, size, out, stride, padd
     """Block (x, y, z): pixels 64 x ..., outputs 16 y ..., group z.  M outputs and C channels a group."""
     a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
-    acc, where = cuda.local.array(SUMS, x.dtype), cuda.local.array(3, np.int64)
+    acc, where = cuda.local.array(ACCUMULATORS, x.dtype), cuda.local.array(3, np.int64)
     tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
-    p0, m0 = cuda.blockIdx.x * TILE_C, cuda.blockIdx.y * TILE_M
+    p0, m0 = cuda.blockIdx.x * TILE_N, cuda.blockIdx.y * TILE_M
     plane = size[0] * size[1]
-    clear(tid, THREADS, acc)
+    clear_accumulators(tid, THREADS, acc)
     place(tid, THREADS, where, p0, P, out, groups * C * plane, group * C * plane, stride, padding)
     for k0 in range(0, K, TILE_K):
         load_weights(tid, THREADS, a, w, k0, K, m0, M, group * M)
         load_windows(tid, THREADS, where, columns, x, taps, k0, size)
         cuda.syncthreads()
-        multiply(tid, THREADS, acc, a, columns)
+        multiply_accumulate(tid, THREADS, acc, a, columns)
         cuda.syncthreads()
     plane = out[0] * out[1]
     store_planes(tid, THREADS, acc, y, b, biased, p0, P, m0, M, group * M, plane, groups * M * plane)
@@ -133,8 +133,8 @@ def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
     out, biased = y.shape[2:], b.size > 0
     P, M, K = N * out[0] * out[1], O // groups, C * KH * KW
     taps = tap_table(C, (KH, KW), dilation, H * W, 0)
-    forward_kernel[(-(-P // TILE_C), -(-M // TILE_M), groups)](
-        flat(y), flat(x), flat(w), b if biased else flat(w), biased, taps,
+    forward_kernel[(-(-P // TILE_N), -(-M // TILE_M), groups)](
+        ravel(y), ravel(x), ravel(w), b if biased else ravel(w), biased, taps,
         P, M, K, C, (H, W), out, stride, (-padding[0], -padding[1]),
     )  # fmt: skip
 
@@ -154,25 +154,25 @@ def divide_by_stride(tid, nt, where, stride):
 def load_slopes(tid, nt, where, b, dy, taps, k0, out):
     """b[k, p] = the entry of dy in which pixel p met tap k0 + k, if there is one: the window began at a multiple of the
     stride, so pixel and tap leave the same remainder."""
-    first, column = tid // TILE_C, tid % TILE_C
+    first, column = tid // TILE_N, tid % TILE_N
     for i in range(TILE_K // STEP_K):
         k = k0 + first + i * STEP_K
-        h, w = where[1] - taps[U(TAP * k + 1)], where[2] - taps[U(TAP * k + 2)]
-        inside = (U(h) < U(out[0])) & (U(w) < U(out[1])) & (taps[U(TAP * k + 4)] == where[3])
-        at = where[0] + taps[U(TAP * k)] + h * out[1] + w
-        slope = dy[U(at if inside else 0)]
-        b[U((first + i * STEP_K) * PITCH_B + column)] = slope if inside else dy.dtype.type(0)
+        h, w = where[1] - taps[U32(TAP * k + 1)], where[2] - taps[U32(TAP * k + 2)]
+        inside = (U32(h) < U32(out[0])) & (U32(w) < U32(out[1])) & (taps[U32(TAP * k + 4)] == where[3])
+        at = where[0] + taps[U32(TAP * k)] + h * out[1] + w
+        slope = dy[U32(at if inside else 0)]
+        b[U32((first + i * STEP_K) * PITCH_B + column)] = slope if inside else dy.dtype.type(0)
 
 
 @phase
 def load_weights_across(tid, nt, a, w, taps, k0, K, m0, M, first, taps_each):
     """a[k, m] = w[o, m0 + m, u, v] for tap k0 + k = (o, u, v) of the group whose weights begin at `first`."""
     k = tid % TILE_K
-    at = first + taps[U(TAP * (k0 + k) + 3)]
+    at = first + taps[U32(TAP * (k0 + k) + 3)]
     for i in range(TILE_M // WARPS):
         m = tid // TILE_K + i * WARPS
-        inside = U(k0 + k) < U(K) and U(m0 + m) < U(M)
-        a[U(k * PITCH_A + m)] = w[U(at + (m0 + m) * taps_each)] if inside else w.dtype.type(0)
+        inside = U32(k0 + k) < U32(K) and U32(m0 + m) < U32(M)
+        a[U32(k * PITCH_A + m)] = w[U32(at + (m0 + m) * taps_each)] if inside else w.dtype.type(0)
 
 
 @kernel(THREADS, registers=72)
@@ -180,18 +180,18 @@ def input_gradient_kernel(dx, dy, w, taps, P, M, K, O, taps_each, size, out, str
     """Block (x, y, z): pixels 64 x ..., channels 16 y ..., group z.  M channels and O outputs a group."""
     a = cuda.shared.array(SIZE_A, dy.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, dy.dtype, alignment=ALIGN)
-    acc, where = cuda.local.array(SUMS, dy.dtype), cuda.local.array(4, np.int64)
+    acc, where = cuda.local.array(ACCUMULATORS, dy.dtype), cuda.local.array(4, np.int64)
     tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
-    p0, m0 = cuda.blockIdx.x * TILE_C, cuda.blockIdx.y * TILE_M
+    p0, m0 = cuda.blockIdx.x * TILE_N, cuda.blockIdx.y * TILE_M
     plane = out[0] * out[1]
-    clear(tid, THREADS, acc)
+    clear_accumulators(tid, THREADS, acc)
     place(tid, THREADS, where, p0, P, size, groups * O * plane, group * O * plane, (1, 1), padding)
     divide_by_stride(tid, THREADS, where, stride)
     for k0 in range(0, K, TILE_K):
         load_weights_across(tid, THREADS, a, w, taps, k0, K, m0, M, group * O * M * taps_each, taps_each)
         load_slopes(tid, THREADS, where, columns, dy, taps, k0, out)
         cuda.syncthreads()
-        multiply(tid, THREADS, acc, a, columns)
+        multiply_accumulate(tid, THREADS, acc, a, columns)
         cuda.syncthreads()
     plane = size[0] * size[1]
     store_planes(tid, THREADS, acc, dx, w, False, p0, P, m0, M, group * M, plane, groups * M * plane)
@@ -213,16 +213,18 @@ def load_pixels(
     start = (n * O + first_o) * plane + rest
     for i in range(TILE_M // WARPS):
         m = tid // TILE_K + i * WARPS
-        a[U(k * PITCH_A + m)] = dy[U(start + (m0 + m) * plane)] if p < k1 and U(m0 + m) < U(M) else x.dtype.type(0)
+        a[U32(k * PITCH_A + m)] = (
+            dy[U32(start + (m0 + m) * plane)] if p < k1 and U32(m0 + m) < U32(M) else x.dtype.type(0)
+        )
     start = n * image + first_x
-    for i in range(TILE_C // WARPS):
+    for i in range(TILE_N // WARPS):
         column = tid // TILE_K + i * WARPS
         c = c0 + column
-        h, w = h0 + taps[U(TAP * c + 1)], w0 + taps[U(TAP * c + 2)]
-        inside = (U(h) < U(size[0])) & (U(w) < U(size[1]))
-        at = start + taps[U(TAP * c)] + h * size[1] + w
-        pixel = x[U(at if inside else 0)]
-        b[U(k * PITCH_B + column)] = pixel if inside else x.dtype.type(c == C)
+        h, w = h0 + taps[U32(TAP * c + 1)], w0 + taps[U32(TAP * c + 2)]
+        inside = (U32(h) < U32(size[0])) & (U32(w) < U32(size[1]))
+        at = start + taps[U32(TAP * c)] + h * size[1] + w
+        pixel = x[U32(at if inside else 0)]
+        b[U32(k * PITCH_B + column)] = pixel if inside else x.dtype.type(c == C)
 
 
 @kernel(THREADS, registers=64)
@@ -232,24 +234,24 @@ def weight_gradient_kernel(
     """Block (x, y, z): taps 64 x ..., outputs 16 y ... of one group, part z of the sum over K pixels, `span` long."""
     a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
-    acc = cuda.local.array(SUMS, x.dtype)
+    acc = cuda.local.array(ACCUMULATORS, x.dtype)
     tid, part = cuda.threadIdx.x, cuda.blockIdx.z
     group, row_tile = divmod32(cuda.blockIdx.y, row_tiles)
     groups = divmod32(cuda.gridDim.y, row_tiles)[0]
-    c0, m0 = cuda.blockIdx.x * TILE_C, row_tile * TILE_M
+    c0, m0 = cuda.blockIdx.x * TILE_N, row_tile * TILE_M
     plane = size[0] * size[1]
     k1 = min(K, (part + 1) * span)
-    clear(tid, THREADS, acc)
+    clear_accumulators(tid, THREADS, acc)
     for k0 in range(part * span, k1, TILE_K):
         load_pixels(
             tid, THREADS, a, columns, dy, x, taps, k0, k1, m0, M, c0, C, groups * M, group * M,
             group * channels * plane, groups * channels * plane, size, out, stride, padding,
         )  # fmt: skip
         cuda.syncthreads()
-        multiply(tid, THREADS, acc, a, columns)
+        multiply_accumulate(tid, THREADS, acc, a, columns)
         cuda.syncthreads()
     # The rows of all groups follow one another: row m of this group is row group*M + m of the whole.
-    store(
+    store_tile(
         tid, THREADS, acc, dw, db, bias, with_ones, with_bias, group * M + m0, (group + 1) * M, c0, C,
         part, groups * M,
     )  # fmt: skip
@@ -262,20 +264,20 @@ def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     minus = (-padding[0], -padding[1])
     taps = tap_table(C, (KH, KW), dilation, H * W, 0)
     K, row_tiles = N * out[0] * out[1], -(-M // TILE_M)
-    span, parts = in_parts(K, 256, 512)
-    grid = (-(-(C * taps_each + (db.size > 0)) // TILE_C), groups * row_tiles, parts)
+    span, parts = split_k(K, 256, 512)
+    grid = (-(-(C * taps_each + (db.size > 0)) // TILE_N), groups * row_tiles, parts)
 
     def tiles(*outputs):
         weight_gradient_kernel[grid](
-            *outputs, flat(dy), flat(x), taps, K, M, C * taps_each, C, row_tiles, (H, W), out, stride, minus, span
+            *outputs, ravel(dy), ravel(x), taps, K, M, C * taps_each, C, row_tiles, (H, W), out, stride, minus, span
         )
 
-    run(tiles, O * C * taps_each, O, parts, C * taps_each, flat(dw), db if db.size else None, None)
+    run_split_k(tiles, O * C * taps_each, O, parts, C * taps_each, ravel(dw), db if db.size else None, None)
     if dx.size:
         P = N * H * W
         taps = tap_table(M, (KH, KW), dilation, out[0] * out[1], C * taps_each, -FAR, stride)
-        input_gradient_kernel[(-(-P // TILE_C), -(-C // TILE_M), groups)](
-            flat(dx), flat(dy), flat(w), taps, P, C, M * taps_each, M, taps_each, (H, W), out, stride, padding
+        input_gradient_kernel[(-(-P // TILE_N), -(-C // TILE_M), groups)](
+            ravel(dx), ravel(dy), ravel(w), taps, P, C, M * taps_each, M, taps_each, (H, W), out, stride, padding
         )
 
 
@@ -305,7 +307,7 @@ def im2col_kernel(columns, x, kernel_size, size, out, stride, padding, dilation)
 def im2col(columns, x, kernel_size, out_size, stride, padding, dilation):
     """columns: (N, C*KH*KW, OH*OW) from x: (N, C, H, W); out_size is (OH, OW)."""
     im2col_kernel[blocks(columns.size)](
-        flat(columns), flat(x), kernel_size, x.shape[2:], out_size, stride, padding, dilation
+        ravel(columns), ravel(x), kernel_size, x.shape[2:], out_size, stride, padding, dilation
     )
 
 
@@ -336,4 +338,6 @@ def col2im_kernel(x, columns, kernel_size, size, out, stride, padding, dilation)
 
 def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
     """x: (N, C, H, W), each pixel the sum of its copies in columns: (N, C*KH*KW, OH*OW)."""
-    col2im_kernel[blocks(x.size)](flat(x), flat(columns), kernel_size, x.shape[2:], out_size, stride, padding, dilation)
+    col2im_kernel[blocks(x.size)](
+        ravel(x), ravel(columns), kernel_size, x.shape[2:], out_size, stride, padding, dilation
+    )

@@ -3,9 +3,9 @@
 import numpy as np
 
 from tinycnn import scalars
-from tinycnn.cuda._launch import THREADS, blocks, cuda, device, divmod32, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, divmod32, kernel, phase, ravel
 
-mix = device(scalars.mix)
+splitmix64 = device_function(scalars.splitmix64)
 HALF_WORD = np.uint64(32)
 
 
@@ -13,8 +13,8 @@ HALF_WORD = np.uint64(32)
 def drop(tid, nt, first, y, x, counter, seed, threshold, scale, span):
     i = first + tid
     if i < y.size:
-        start = mix(mix(seed) + np.uint64(counter[0]))
-        kept = (mix(start + np.uint64(divmod32(i, span)[0])) >> HALF_WORD) >= threshold
+        start = splitmix64(splitmix64(seed) + np.uint64(counter[0]))
+        kept = (splitmix64(start + np.uint64(divmod32(i, span)[0])) >> HALF_WORD) >= threshold
         y[i] = x[i] * scale if kept else x.dtype.type(0)
 
 
@@ -27,4 +27,6 @@ def dropout_kernel(y, x, counter, seed, threshold, scale, span):
 def dropout(y, x, counter, seed, p, span):
     """y = x / (1 - p) where kept, else 0; see the twin."""
     scale = x.dtype.type(1 / (1 - p) if p < 1 else 0.0)
-    dropout_kernel[blocks(x.size)](flat(y), flat(x), counter, np.uint64(seed), np.uint64(p * 4294967296.0), scale, span)
+    dropout_kernel[blocks(x.size)](
+        ravel(y), ravel(x), counter, np.uint64(seed), np.uint64(p * 4294967296.0), scale, span
+    )

@@ -11,24 +11,24 @@ Sums over many k are cut into parts of fixed length, one a block, and added in o
 rounded depends on shapes alone, and a small batch fills the GPU too.
 """
 
-from tinycnn.cuda._launch import ALIGN, THREADS, U, cuda, divmod32, kernel, phase, scratch
+from tinycnn.cuda._launch import ALIGN, THREADS, U32, cuda, divmod32, kernel, phase, workspace
 
-TILE_M, TILE_C, TILE_K = 16, 64, 32
+TILE_M, TILE_N, TILE_K = 16, 64, 32
 PITCH_A, PITCH_B = 20, 65  # between two k in shared memory: one that keeps fours aligned, one without bank conflicts
 SIZE_A, SIZE_B = TILE_K * PITCH_A, TILE_K * PITCH_B
-SUMS = 8
+ACCUMULATORS = 8
 UNROLL = 4  # steps along k that the compiler writes out, with constants for indices
 WARPS = THREADS // 32
 
 
 @phase
-def clear(tid, nt, acc):
-    for i in range(SUMS):
+def clear_accumulators(tid, nt, acc):
+    for i in range(ACCUMULATORS):
         acc[i] = 0
 
 
 @phase
-def multiply(tid, nt, acc, a, b):
+def multiply_accumulate(tid, nt, acc, a, b):
     """acc[2r + s] += sum over k of a[k, row + r] * b[k, column + 32 s].  a: (32, 16) b: (32, 64), pitched."""
     for k0 in range(0, TILE_K, UNROLL):
         row, column = a[k0 * PITCH_A + tid // 32 * 4 :], b[k0 * PITCH_B + tid % 32 :]
@@ -41,7 +41,7 @@ def multiply(tid, nt, acc, a, b):
 
 
 @phase
-def store(tid, nt, acc, out, ones, bias, with_ones, with_bias, m0, m1, c0, C, part, M):
+def store_tile(tid, nt, acc, out, ones, bias, with_ones, with_bias, m0, m1, c0, C, part, M):
     """Rows m0 ... m1 - 1 of part `part` of out: (parts, M, C), with bias[c] added if wanted; column C of the product
     goes to ones: (parts, M), if wanted."""
     for s in range(2):
@@ -90,7 +90,7 @@ def add_rows(tid, nt, some, out, ones, bias, with_bias, first, size, size_ones, 
 
 
 @kernel(ADDERS, registers=40)
-def add_parts_kernel(out, ones, part, part_ones, bias, with_bias, size, size_ones, parts, C):
+def split_k_reduce_kernel(out, ones, part, part_ones, bias, with_bias, size, size_ones, parts, C):
     """Block x: elements 32 x ... of out, followed by ones."""
     some = cuda.shared.array(ADDERS, out.dtype)
     tid, first = cuda.threadIdx.x, cuda.blockIdx.x * LANES
@@ -99,14 +99,14 @@ def add_parts_kernel(out, ones, part, part_ones, bias, with_bias, size, size_one
     add_rows(tid, ADDERS, some, out, ones, bias, with_bias, first, size, size_ones, C)
 
 
-def in_parts(K, shortest, most):
+def split_k(K, shortest, most):
     """(length of a part, number of parts) of a sum over K: none shorter than `shortest`, at most `most`."""
     length = max(shortest, -(-K // most))
     length = -(-length // TILE_K) * TILE_K
     return length, -(-K // length)
 
 
-def run(tiles, size, size_ones, parts, C, out, ones, bias):
+def run_split_k(tiles, size, size_ones, parts, C, out, ones, bias):
     """Let `tiles(out, ones, bias, with_ones, with_bias)` write its parts, and add them if there are several.
 
     out: `size` numbers in rows of C   ones: `size_ones`   bias: (C,)   ones and bias may be None
@@ -117,11 +117,11 @@ def run(tiles, size, size_ones, parts, C, out, ones, bias):
         tiles(out, ones, bias, with_ones, with_bias)
         return
     size_ones = size_ones if with_ones else 0
-    part = scratch(parts * size, out.dtype, "parts")
-    part_ones = scratch(parts * size_ones, out.dtype, "ones") if with_ones else part
+    part = workspace(parts * size, out.dtype, "parts")
+    part_ones = workspace(parts * size_ones, out.dtype, "ones") if with_ones else part
     tiles(part, part_ones, bias, with_ones, False)
     count = -(-(size + size_ones) // LANES)
-    add_parts_kernel[count](out, ones, part, part_ones, bias, with_bias, size, size_ones, parts, C)
+    split_k_reduce_kernel[count](out, ones, part, part_ones, bias, with_bias, size, size_ones, parts, C)
 
 
 # --- two matrices in memory -------------------------------------------------------------------------------------------
@@ -134,8 +134,8 @@ def load_rows(tid, nt, a, p, k0, k1, m0, M, step_k, step_m):
     k, m = (tid % TILE_K, tid // TILE_K) if along_k else (tid // TILE_M, tid % TILE_M)
     more_k, more_m = (0, WARPS) if along_k else (THREADS // TILE_M, 0)
     for _ in range(TILE_K * TILE_M // THREADS):
-        inside = U(k0 + k) < U(k1) and U(m0 + m) < U(M)
-        a[U(k * PITCH_A + m)] = p[U((k0 + k) * step_k + (m0 + m) * step_m)] if inside else p.dtype.type(0)
+        inside = U32(k0 + k) < U32(k1) and U32(m0 + m) < U32(M)
+        a[U32(k * PITCH_A + m)] = p[U32((k0 + k) * step_k + (m0 + m) * step_m)] if inside else p.dtype.type(0)
         k, m = k + more_k, m + more_m
 
 
@@ -143,46 +143,46 @@ def load_rows(tid, nt, a, p, k0, k1, m0, M, step_k, step_m):
 def load_columns(tid, nt, b, q, k0, k1, c0, C, step_k, step_c):
     """b[k, c] = q[(k0 + k)*step_k + (c0 + c)*step_c]; column C is all ones, what is beyond is zero."""
     along_k = step_k == 1
-    k, c = (tid % TILE_K, tid // TILE_K) if along_k else (tid // TILE_C, tid % TILE_C)
-    more_k, more_c = (0, WARPS) if along_k else (THREADS // TILE_C, 0)
-    for _ in range(TILE_K * TILE_C // THREADS):
-        inside = U(k0 + k) < U(k1) and U(c0 + c) < U(C)
-        b[U(k * PITCH_B + c)] = q[U((k0 + k) * step_k + (c0 + c) * step_c)] if inside else q.dtype.type(c0 + c == C)
+    k, c = (tid % TILE_K, tid // TILE_K) if along_k else (tid // TILE_N, tid % TILE_N)
+    more_k, more_c = (0, WARPS) if along_k else (THREADS // TILE_N, 0)
+    for _ in range(TILE_K * TILE_N // THREADS):
+        inside = U32(k0 + k) < U32(k1) and U32(c0 + c) < U32(C)
+        b[U32(k * PITCH_B + c)] = q[U32((k0 + k) * step_k + (c0 + c) * step_c)] if inside else q.dtype.type(c0 + c == C)
         k, c = k + more_k, c + more_c
 
 
 @kernel(THREADS, registers=168)
-def product_kernel(
+def gemm_kernel(
     out, ones, bias, with_ones, with_bias, p, q, M, C, K, step_pk, step_pm, step_qk, step_qc, span
 ):  # fmt: skip
     """Block (x, y, z): columns 64 x ..., rows 16 y ..., part z of the sum, `span` long."""
     a = cuda.shared.array(SIZE_A, p.dtype, alignment=ALIGN)
     b = cuda.shared.array(SIZE_B, p.dtype, alignment=ALIGN)
-    acc = cuda.local.array(SUMS, p.dtype)
+    acc = cuda.local.array(ACCUMULATORS, p.dtype)
     tid, part = cuda.threadIdx.x, cuda.blockIdx.z
-    c0, m0 = cuda.blockIdx.x * TILE_C, cuda.blockIdx.y * TILE_M
+    c0, m0 = cuda.blockIdx.x * TILE_N, cuda.blockIdx.y * TILE_M
     k1 = min(K, (part + 1) * span)
-    clear(tid, THREADS, acc)
+    clear_accumulators(tid, THREADS, acc)
     for k0 in range(part * span, k1, TILE_K):
         load_rows(tid, THREADS, a, p, k0, k1, m0, M, step_pk, step_pm)
         load_columns(tid, THREADS, b, q, k0, k1, c0, C, step_qk, step_qc)
         cuda.syncthreads()
-        multiply(tid, THREADS, acc, a, b)
+        multiply_accumulate(tid, THREADS, acc, a, b)
         cuda.syncthreads()
-    store(tid, THREADS, acc, out, ones, bias, with_ones, with_bias, m0, M, c0, C, part, M)
+    store_tile(tid, THREADS, acc, out, ones, bias, with_ones, with_bias, m0, M, c0, C, part, M)
 
 
-def product(out, p, q, shape, steps_p, steps_q, ones=None, bias=None):
+def gemm(out, p, q, shape, steps_p, steps_q, ones=None, bias=None):
     """out[m, c] = sum_k p[k*steps_p[0] + m*steps_p[1]] * q[k*steps_q[0] + c*steps_q[1]] + bias[c], and in
     ones[m] the sum of the p alone.
 
     All arrays are flat.  out: M*C   ones: M, or None   bias: C, or None   shape: (M, C, K)
     """
     M, C, K = shape
-    span, parts = in_parts(K, 128, 64)
-    grid = (-(-(C + (ones is not None)) // TILE_C), -(-M // TILE_M), parts)
+    span, parts = split_k(K, 128, 64)
+    grid = (-(-(C + (ones is not None)) // TILE_N), -(-M // TILE_M), parts)
 
     def tiles(*outputs):
-        product_kernel[grid](*outputs, p, q, M, C, K, *steps_p, *steps_q, span)
+        gemm_kernel[grid](*outputs, p, q, M, C, K, *steps_p, *steps_q, span)
 
-    run(tiles, M * C, M, parts, C, out, ones, bias)
+    run_split_k(tiles, M * C, M, parts, C, out, ones, bias)

@@ -5,15 +5,15 @@ Forward, a thread an output.  Backward, a thread an input, or a block a sum.
 
 import math
 
-from tinycnn.cuda._launch import THREADS, blocks, cuda, divmod32, flat, kernel, phase
-from tinycnn.cuda.reduce import FEW, fold, total
+from tinycnn.cuda._launch import THREADS, blocks, cuda, divmod32, kernel, phase, ravel
+from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 
 @phase
 def write_two(tid, nt, first, second, at, few_first, few_second, share):
     """The two sums of a block, the first times `share`."""
     if tid == 0:
-        first[at], second[at] = total(few_first) * share, total(few_second)
+        first[at], second[at] = reduce(few_first) * share, reduce(few_second)
 
 
 # --- subsampling ------------------------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def subsample_forward_kernel(y, x, weight, bias, C, size, out, kernel_size, scal
 def subsample_forward(y, x, weight, bias, kernel_size, scale):
     """y[n, c] = weight[c] * scale * (sum of each window) + bias[c]."""
     subsample_forward_kernel[blocks(y.size)](
-        flat(y), flat(x), weight, bias, x.shape[1], x.shape[2:], y.shape[2:], kernel_size, x.dtype.type(scale)
+        ravel(y), ravel(x), weight, bias, x.shape[1], x.shape[2:], y.shape[2:], kernel_size, x.dtype.type(scale)
     )
 
 
@@ -88,13 +88,13 @@ def subsample_weight_kernel(dweight, dbias, dy, x, N, C, size, out, kernel_size,
     """Block x: map x."""
     some = cuda.shared.array(THREADS, x.dtype)
     others = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(FEW, x.dtype)
-    few_others = cuda.shared.array(FEW, x.dtype)
+    few = cuda.shared.array(PARTIALS, x.dtype)
+    few_others = cuda.shared.array(PARTIALS, x.dtype)
     tid, c = cuda.threadIdx.x, cuda.blockIdx.x
     add_windows(tid, THREADS, some, others, dy, x, c, N, C, size, out, kernel_size)
     cuda.syncthreads()
-    fold(tid, THREADS, few, some)
-    fold(tid, THREADS, few_others, others)
+    block_reduce(tid, THREADS, few, some)
+    block_reduce(tid, THREADS, few_others, others)
     cuda.syncthreads()
     write_two(tid, THREADS, dweight, dbias, c, few, few_others, scale)
 
@@ -103,9 +103,9 @@ def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
     """Gradients of all three arguments of `subsample_forward`; dx of size 0 is not computed."""
     (N, C, H, W), scale = x.shape, x.dtype.type(scale)
     window = (H, W), dy.shape[2:], kernel_size, scale
-    subsample_weight_kernel[C](dweight, dbias, flat(dy), flat(x), N, C, *window)
+    subsample_weight_kernel[C](dweight, dbias, ravel(dy), ravel(x), N, C, *window)
     if dx.size:
-        subsample_input_kernel[blocks(dx.size)](flat(dx), flat(dy), weight, C, *window)
+        subsample_input_kernel[blocks(dx.size)](ravel(dx), ravel(dy), weight, C, *window)
 
 
 # --- convolution along a table ----------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def conv2d_map_forward_kernel(y, x, w, b, sources, starts, C, O, size, out, kern
 def conv2d_map_forward(y, x, w, b, sources, starts):
     """y[n, o] = b[o] + sum of x[n, sources[p]] convolved with w[p] over the pairs p of output o."""
     conv2d_map_forward_kernel[blocks(y.size)](
-        flat(y), flat(x), flat(w), b, sources, starts, x.shape[1], y.shape[1], x.shape[2:], y.shape[2:], w.shape[1:]
+        ravel(y), ravel(x), ravel(w), b, sources, starts, x.shape[1], y.shape[1], x.shape[2:], y.shape[2:], w.shape[1:]
     )
 
 
@@ -183,11 +183,11 @@ def add_products(tid, nt, some, others, dy, x, sources, starts, p, tap, N, C, O,
 def write_tap(tid, nt, dw, db, few, few_others, starts, O, p, tap, taps):
     """The sums of a tap; those of the first tap of an output's first pair give its bias."""
     if tid == 0:
-        dw[p * taps + tap] = total(few)
+        dw[p * taps + tap] = reduce(few)
         if tap == 0:
             for o in range(O):
                 if starts[o] == p and starts[o + 1] > p:
-                    db[o] = total(few_others)
+                    db[o] = reduce(few_others)
 
 
 @kernel(THREADS, registers=64)
@@ -195,13 +195,13 @@ def conv2d_map_weight_kernel(dw, db, dy, x, sources, starts, N, C, O, size, out,
     """Block (x, y): tap x of pair y."""
     some = cuda.shared.array(THREADS, x.dtype)
     others = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(FEW, x.dtype)
-    few_others = cuda.shared.array(FEW, x.dtype)
+    few = cuda.shared.array(PARTIALS, x.dtype)
+    few_others = cuda.shared.array(PARTIALS, x.dtype)
     tid, tap, p = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.y
     add_products(tid, THREADS, some, others, dy, x, sources, starts, p, tap, N, C, O, size, out, kernel_size)
     cuda.syncthreads()
-    fold(tid, THREADS, few, some)
-    fold(tid, THREADS, few_others, others)
+    block_reduce(tid, THREADS, few, some)
+    block_reduce(tid, THREADS, few_others, others)
     cuda.syncthreads()
     write_tap(tid, THREADS, dw, db, few, few_others, starts, O, p, tap, kernel_size[0] * kernel_size[1])
 
@@ -211,10 +211,10 @@ def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
     (N, C, H, W), O, kernel_size = x.shape, dy.shape[1], w.shape[1:]
     window = C, O, (H, W), dy.shape[2:], kernel_size
     conv2d_map_weight_kernel[(kernel_size[0] * kernel_size[1], len(w))](
-        flat(dw), db, flat(dy), flat(x), sources, starts, N, *window
+        ravel(dw), db, ravel(dy), ravel(x), sources, starts, N, *window
     )
     if dx.size:
-        conv2d_map_input_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(w), sources, starts, *window)
+        conv2d_map_input_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(w), sources, starts, *window)
 
 
 # --- distances --------------------------------------------------------------------------------------------------------
@@ -233,13 +233,13 @@ def measure(tid, nt, first, y, x, w, K, F):
 
 
 @kernel(THREADS, registers=40)
-def distance_forward_kernel(y, x, w, K, F):
+def squared_distance_forward_kernel(y, x, w, K, F):
     measure(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x, w, K, F)
 
 
-def distance_forward(y, x, w):
+def squared_distance_forward(y, x, w):
     """y[n, i] = |x[n] - w[i]|^2"""
-    distance_forward_kernel[blocks(y.size)](flat(y), flat(x), flat(w), len(w), x.shape[1])
+    squared_distance_forward_kernel[blocks(y.size)](ravel(y), ravel(x), ravel(w), len(w), x.shape[1])
 
 
 @phase
@@ -255,17 +255,17 @@ def pull(tid, nt, first, d, dy, here, there, rows, F, step_row, step_other):
 
 
 @kernel(THREADS, registers=48)
-def distance_backward_kernel(d, dy, here, there, rows, F, step_row, step_other):
+def squared_distance_backward_kernel(d, dy, here, there, rows, F, step_row, step_other):
     pull(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, d, dy, here, there, rows, F, step_row, step_other)
 
 
-def distance_backward(dx, dw, dy, x, w):
-    """Gradients of both arguments of `distance_forward`; dx and dw of size 0 are not computed."""
+def squared_distance_backward(dx, dw, dy, x, w):
+    """Gradients of both arguments of `squared_distance_forward`; dx and dw of size 0 are not computed."""
     (N, F), K = x.shape, len(w)
     if dx.size:
-        distance_backward_kernel[blocks(dx.size)](flat(dx), flat(dy), flat(x), flat(w), K, F, K, 1)
+        squared_distance_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(x), ravel(w), K, F, K, 1)
     if dw.size:
-        distance_backward_kernel[blocks(dw.size)](flat(dw), flat(dy), flat(w), flat(x), N, F, 1, K)
+        squared_distance_backward_kernel[blocks(dw.size)](ravel(dw), ravel(dy), ravel(w), ravel(x), N, F, 1, K)
 
 
 @phase
@@ -295,13 +295,13 @@ def compare(tid, nt, first, loss, predicted, dx, x, target, K, rubbish, scale):
 
 
 @kernel(THREADS, registers=64)
-def nearest_loss_kernel(loss, predicted, dx, x, target, K, rubbish, scale):
+def rbf_loss_kernel(loss, predicted, dx, x, target, K, rubbish, scale):
     first = cuda.blockIdx.x * THREADS
     compare(cuda.threadIdx.x, THREADS, first, loss, predicted, dx, x, target, K, rubbish, scale)
 
 
-def nearest_loss(loss, predicted, dx, x, target, rubbish, mean):
+def rbf_loss(loss, predicted, dx, x, target, rubbish, mean):
     """Losses of distances, eq. 8 and eq. 9; see the twin."""
     N, K = x.shape
     T = x.dtype.type
-    nearest_loss_kernel[blocks(N)](loss, predicted, flat(dx), flat(x), target, K, T(rubbish), T(1 / N if mean else 1.0))
+    rbf_loss_kernel[blocks(N)](loss, predicted, ravel(dx), ravel(x), target, K, T(rubbish), T(1 / N if mean else 1.0))

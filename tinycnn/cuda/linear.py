@@ -5,18 +5,18 @@ x: (N, F)   w: (O, F)   b: (O,) or (0,) for none   y: (N, O)
 All three are products of matrices that exist, so only the steps differ: along k, and along rows or columns.
 """
 
-from tinycnn.cuda._launch import flat
-from tinycnn.cuda.gemm import product
+from tinycnn.cuda._launch import ravel
+from tinycnn.cuda.gemm import gemm
 
 
 def linear_forward(y, x, w, b):
     (N, F), O = x.shape, len(w)
-    product(flat(y), flat(x), flat(w), (N, O, F), (1, F), (1, F), bias=b if b.size else None)
+    gemm(ravel(y), ravel(x), ravel(w), (N, O, F), (1, F), (1, F), bias=b if b.size else None)
 
 
 def linear_backward(dx, dw, db, dy, x, w):
     """Gradients of all three arguments of `linear_forward`; dx and db of size 0 are not computed."""
     (N, F), O = x.shape, len(w)
-    product(flat(dw), flat(dy), flat(x), (O, F, N), (O, 1), (F, 1), ones=db if db.size else None)
+    gemm(ravel(dw), ravel(dy), ravel(x), (O, F, N), (O, 1), (F, 1), ones=db if db.size else None)
     if dx.size:
-        product(flat(dx), flat(dy), flat(w), (N, F, O), (1, O), (F, 1))
+        gemm(ravel(dx), ravel(dy), ravel(w), (N, F, O), (1, O), (F, 1))

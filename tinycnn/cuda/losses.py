@@ -2,8 +2,8 @@
 
 import math
 
-from tinycnn.cuda._launch import THREADS, blocks, cuda, flat, kernel, phase
-from tinycnn.cuda.reduce import FEW, fold, total
+from tinycnn.cuda._launch import THREADS, blocks, cuda, kernel, phase, ravel
+from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 
 @phase
@@ -25,7 +25,7 @@ def judge(
     if n < loss.size:
         scale, zero = x.dtype.type(1), x.dtype.type(0)
         if mean:
-            scale = scale / total(few)
+            scale = scale / reduce(few)
         row, grad, t = x[n * K :], dx[n * K :], target[n]
         top, best = row[0], 0
         for k in range(1, K):
@@ -59,11 +59,11 @@ def judge(
 def cross_entropy_kernel(loss, predicted, dx, x, target, weight, K, ignore_index, smooth, hit, mean):
     """Every block sums the weights of the whole batch, in the same order, and then does its own images."""
     some = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(FEW, x.dtype)
+    few = cuda.shared.array(PARTIALS, x.dtype)
     tid, first = cuda.threadIdx.x, cuda.blockIdx.x * THREADS
     weigh(tid, THREADS, some, target, weight, ignore_index)
     cuda.syncthreads()
-    fold(tid, THREADS, few, some)
+    block_reduce(tid, THREADS, few, some)
     cuda.syncthreads()
     judge(
         tid, THREADS, first, few, loss, predicted, dx, x, target, weight, K, ignore_index, smooth, hit, mean
@@ -75,7 +75,7 @@ def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_sm
     T, K = x.dtype.type, x.shape[1]
     smooth, hit = T(label_smoothing / K), T(1 - label_smoothing)
     cross_entropy_kernel[blocks(len(x))](
-        loss, predicted, flat(dx), flat(x), target, weight, K, ignore_index, smooth, hit, mean
+        loss, predicted, ravel(dx), ravel(x), target, weight, K, ignore_index, smooth, hit, mean
     )
 
 
@@ -100,7 +100,7 @@ def mse_loss(loss, dx, x, target, mean):
     """Squared error; loss: (N,)   dx, x, target: (N, F).  The mean is over all N*F entries."""
     N, F = x.shape
     scale = x.dtype.type(1 / (N * F) if mean else 1.0)
-    mse_loss_kernel[blocks(N)](loss, flat(dx), flat(x), flat(target), F, scale)
+    mse_loss_kernel[blocks(N)](loss, ravel(dx), ravel(x), ravel(target), F, scale)
 
 
 @phase
@@ -122,4 +122,4 @@ def one_hot_kernel(rows, predicted, x, labels, K):
 
 def one_hot(rows, predicted, x, labels):
     """rows[n, k] = 1 where k = labels[n], else 0, and the class with the largest of x[n]; shapes are at the twin."""
-    one_hot_kernel[blocks(len(x))](flat(rows), predicted, flat(x), labels, x.shape[1])
+    one_hot_kernel[blocks(len(x))](ravel(rows), predicted, ravel(x), labels, x.shape[1])

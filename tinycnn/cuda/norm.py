@@ -9,23 +9,23 @@ stands one of the numbers times SMALL, which is used where the other overflows: 
 
 import math
 
-from tinycnn.cuda._launch import THREADS, constant, cuda, device, divmod32, flat, kernel, phase
-from tinycnn.cuda.reduce import FEW, fold, total
+from tinycnn.cuda._launch import THREADS, constant, cuda, device_function, divmod32, kernel, phase, ravel
+from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 SMALL, BIG = 2.0**-64, 2.0**64  # exact factors, also in float32
 
 
-@device
+@device_function
 def place(e, first, run, jump):
     number, rest = divmod32(e, run)
     return first + number * jump + rest
 
 
-@device
+@device_function
 def mean_of(few, few_small, count):
     T = few.dtype.type
-    m = total(few) / T(count)
-    return m if math.isfinite(m) else total(few_small) / T(count) * T(BIG)
+    m = reduce(few) / T(count)
+    return m if math.isfinite(m) else reduce(few_small) / T(count) * T(BIG)
 
 
 @phase
@@ -69,10 +69,10 @@ def normalise(
     if running == 2:
         m, var = running_mean[set_], running_var[set_]
     else:
-        m, var = mean_of(few, few_small, count), total(squares) / T(count)
+        m, var = mean_of(few, few_small, count), reduce(squares) / T(count)
     r = T(1) / T(math.sqrt(var + eps))
     if running != 2 and not math.isfinite(var):
-        var = total(squares_small) / T(count)
+        var = reduce(squares_small) / T(count)
         r = T(SMALL) / T(math.sqrt(var))
         var = var * T(BIG) * T(BIG)
     for e in range(tid, count, nt):
@@ -100,22 +100,22 @@ def norm_forward_kernel(
     """Block x: set x, which begins at x * step; `channels` of a set (for groups)."""
     some = cuda.shared.array(THREADS, x.dtype)
     small = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(FEW, x.dtype)
-    few_small = cuda.shared.array(FEW, x.dtype)
-    squares = cuda.shared.array(FEW, x.dtype)
-    squares_small = cuda.shared.array(FEW, x.dtype)
+    few = cuda.shared.array(PARTIALS, x.dtype)
+    few_small = cuda.shared.array(PARTIALS, x.dtype)
+    squares = cuda.shared.array(PARTIALS, x.dtype)
+    squares_small = cuda.shared.array(PARTIALS, x.dtype)
     tid, set_ = cuda.threadIdx.x, cuda.blockIdx.x
     first = set_ * step
     channel = set_ if jump > 0 else divmod32(divmod32(first, plane)[0], channels)[1]
     add_numbers(tid, THREADS, some, small, x, first, run, jump, count)
     cuda.syncthreads()
-    fold(tid, THREADS, few, some)
-    fold(tid, THREADS, few_small, small)
+    block_reduce(tid, THREADS, few, some)
+    block_reduce(tid, THREADS, few_small, small)
     cuda.syncthreads()
     add_squares(tid, THREADS, some, small, few, few_small, x, first, run, jump, count)
     cuda.syncthreads()
-    fold(tid, THREADS, squares, some)
-    fold(tid, THREADS, squares_small, small)
+    block_reduce(tid, THREADS, squares, some)
+    block_reduce(tid, THREADS, squares_small, small)
     cuda.syncthreads()
     normalise(
         tid, THREADS, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, batches, momentum, eps,
@@ -146,7 +146,7 @@ def bend(
     m, r, T = mean[set_], rstd[set_], x.dtype.type
     straight, bent = T(0), T(0)
     if not fixed:
-        straight, bent = total(few) / T(count), total(few_bent) / T(count)
+        straight, bent = reduce(few) / T(count), reduce(few_bent) / T(count)
     for e in range(tid, count, nt):
         at = place(e, first, run, jump)
         g = dy[at]
@@ -162,8 +162,8 @@ def norm_backward_kernel(
     """Block x: dx of set x."""
     some = cuda.shared.array(THREADS, x.dtype)
     bent = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(FEW, x.dtype)
-    few_bent = cuda.shared.array(FEW, x.dtype)
+    few = cuda.shared.array(PARTIALS, x.dtype)
+    few_bent = cuda.shared.array(PARTIALS, x.dtype)
     tid, set_ = cuda.threadIdx.x, cuda.blockIdx.x
     first = set_ * step
     channel = set_ if jump > 0 else divmod32(divmod32(first, plane)[0], channels)[1]
@@ -171,8 +171,8 @@ def norm_backward_kernel(
         tid, THREADS, some, bent, dy, x, weight, affine, mean, rstd, set_, first, run, jump, count, channel, plane
     )  # fmt: skip
     cuda.syncthreads()
-    fold(tid, THREADS, few, some)
-    fold(tid, THREADS, few_bent, bent)
+    block_reduce(tid, THREADS, few, some)
+    block_reduce(tid, THREADS, few_bent, bent)
     cuda.syncthreads()
     bend(
         tid, THREADS, dx, dy, x, weight, affine, mean, rstd, few, few_bent, fixed, set_, first, run, jump, count,
@@ -195,7 +195,7 @@ def add_channel(tid, nt, some, bent, dy, x, mean, rstd, channel, N, C, plane, se
 @phase
 def write_channel(tid, nt, dweight, dbias, few, few_bent, channel):
     if tid == 0:
-        dbias[channel], dweight[channel] = total(few), total(few_bent)
+        dbias[channel], dweight[channel] = reduce(few), reduce(few_bent)
 
 
 @kernel(THREADS, registers=64)
@@ -203,37 +203,37 @@ def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets,
     """Block x: channel x, in set n*sets + x // per of image n."""
     some = cuda.shared.array(THREADS, x.dtype)
     bent = cuda.shared.array(THREADS, x.dtype)
-    few = cuda.shared.array(FEW, x.dtype)
-    few_bent = cuda.shared.array(FEW, x.dtype)
+    few = cuda.shared.array(PARTIALS, x.dtype)
+    few_bent = cuda.shared.array(PARTIALS, x.dtype)
     tid, channel = cuda.threadIdx.x, cuda.blockIdx.x
     add_channel(tid, THREADS, some, bent, dy, x, mean, rstd, channel, N, C, plane, sets, divmod32(channel, per)[0])
     cuda.syncthreads()
-    fold(tid, THREADS, few, some)
-    fold(tid, THREADS, few_bent, bent)
+    block_reduce(tid, THREADS, few, some)
+    block_reduce(tid, THREADS, few_bent, bent)
     cuda.syncthreads()
     write_channel(tid, THREADS, dweight, dbias, few, few_bent, channel)
 
 
 def batch_norm_forward(
-    y, x, weight, bias, mean, rstd, running_mean, running_var, batches, momentum, eps, training, images
+    y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training, batch_size
 ):  # fmt: skip
     """See the twin."""
     (N, C, H, W), T, affine = x.shape, x.dtype.type, weight.size > 0
     weight, bias = (weight, bias) if affine else (mean, mean)
     norm_forward_kernel[C](
-        flat(y), flat(x), weight, bias, affine, mean, rstd, running_mean, running_var, batches, T(momentum), T(eps),
-        1 if training else 2, H * W, H * W, C * H * W, N * H * W, C, H * W,
+        ravel(y), ravel(x), weight, bias, affine, mean, rstd, running_mean, running_var, num_batches_tracked, T(momentum),
+        T(eps), 1 if training else 2, H * W, H * W, C * H * W, N * H * W, C, H * W,
     )  # fmt: skip
 
 
-def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, images):
+def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
     """dx, dweight and dbias of size 0 are not computed."""
     (N, C, H, W), affine = x.shape, weight.size > 0
     if dweight.size:
-        affine_gradient_kernel[C](dweight, dbias, flat(dy), flat(x), mean, rstd, N, C, H * W, 0, 1)
+        affine_gradient_kernel[C](dweight, dbias, ravel(dy), ravel(x), mean, rstd, N, C, H * W, 0, 1)
     if dx.size:
         norm_backward_kernel[C](
-            flat(dx), flat(dy), flat(x), weight if affine else mean, affine, mean, rstd, not training,
+            ravel(dx), ravel(dy), ravel(x), weight if affine else mean, affine, mean, rstd, not training,
             H * W, H * W, C * H * W, N * H * W, C, H * W,
         )  # fmt: skip
 
@@ -241,10 +241,10 @@ def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training,
 def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
     """mean, rstd: (N, groups)"""
     (N, C, H, W), T, affine = x.shape, x.dtype.type, weight.size > 0
-    mean, rstd, count = flat(mean), flat(rstd), C // groups * H * W
+    mean, rstd, count = ravel(mean), ravel(rstd), C // groups * H * W
     weight, bias = (weight, bias) if affine else (mean, mean)
     norm_forward_kernel[N * groups](
-        flat(y), flat(x), weight, bias, affine, mean, rstd, mean, rstd, constant((0,)), T(0), T(eps),
+        ravel(y), ravel(x), weight, bias, affine, mean, rstd, mean, rstd, constant((0,)), T(0), T(eps),
         0, count, count, 0, count, C, H * W,
     )  # fmt: skip
 
@@ -252,11 +252,11 @@ def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
 def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
     """dx, dweight and dbias of size 0 are not computed."""
     (N, C, H, W), affine = x.shape, weight.size > 0
-    mean, rstd, count = flat(mean), flat(rstd), C // groups * H * W
+    mean, rstd, count = ravel(mean), ravel(rstd), C // groups * H * W
     if dweight.size:
-        affine_gradient_kernel[C](dweight, dbias, flat(dy), flat(x), mean, rstd, N, C, H * W, groups, C // groups)
+        affine_gradient_kernel[C](dweight, dbias, ravel(dy), ravel(x), mean, rstd, N, C, H * W, groups, C // groups)
     if dx.size:
         norm_backward_kernel[N * groups](
-            flat(dx), flat(dy), flat(x), weight if affine else mean, affine, mean, rstd, False,
+            ravel(dx), ravel(dy), ravel(x), weight if affine else mean, affine, mean, rstd, False,
             count, count, 0, count, C, H * W,
         )  # fmt: skip

@@ -4,10 +4,10 @@ Forward, a thread computes one output from its window.  Backward, a thread compu
 windows that the pixel lies in: nothing is added to by two threads, so the result does not depend on their order.
 """
 
-from tinycnn.cuda._launch import THREADS, blocks, cuda, device, divmod32, flat, kernel, phase
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, divmod32, kernel, phase, ravel
 
 
-@device
+@device_function
 def entries(i, size, step, pad, length, count_include_pad):
     """How many entries window i has along one axis of `length`; padding counts if it is to."""
     start = i * step - pad
@@ -17,7 +17,7 @@ def entries(i, size, step, pad, length, count_include_pad):
     return stop - start
 
 
-@device
+@device_function
 def windows_over(i, size, step, count):
     """(first, last + 1) of the `count` windows, from row w*step to w*step + size - 1, that row i lies in."""
     return divmod32(max(i - size + step, 0), step)[0], min(divmod32(i, step)[0] + 1, count)
@@ -51,7 +51,7 @@ def avg_pool2d_forward_kernel(y, x, size, out, kernel_size, stride, padding, cou
 def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, divisor):
     """y = mean of each window, or its sum / divisor if divisor > 0."""
     avg_pool2d_forward_kernel[blocks(y.size)](
-        flat(y), flat(x), x.shape[2:], y.shape[2:], kernel_size, stride, padding, count_include_pad, divisor
+        ravel(y), ravel(x), x.shape[2:], y.shape[2:], kernel_size, stride, padding, count_include_pad, divisor
     )
 
 
@@ -80,7 +80,7 @@ def avg_pool2d_backward_kernel(dx, dy, size, out, kernel_size, stride, padding, 
 
 def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad, divisor):
     avg_pool2d_backward_kernel[blocks(dx.size)](
-        flat(dx), flat(dy), dx.shape[2:], dy.shape[2:], kernel_size, stride, padding, count_include_pad, divisor
+        ravel(dx), ravel(dy), dx.shape[2:], dy.shape[2:], kernel_size, stride, padding, count_include_pad, divisor
     )
 
 
@@ -116,7 +116,7 @@ def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
     """y = largest entry of each window, indices = its position h*W + w in the plane; the first one where several are
     equal, and NaN where there is one, as in torch.  indices: int32, shape of y."""
     max_pool2d_forward_kernel[blocks(y.size)](
-        flat(y), flat(indices), flat(x), x.dtype.type("-inf"), x.shape[2:], y.shape[2:],
+        ravel(y), ravel(indices), ravel(x), x.dtype.type("-inf"), x.shape[2:], y.shape[2:],
         kernel_size, stride, padding, dilation,
     )  # fmt: skip
 
@@ -146,5 +146,5 @@ def max_pool2d_backward_kernel(dx, dy, indices, size, out, reach, stride, paddin
 def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation):
     reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
     max_pool2d_backward_kernel[blocks(dx.size)](
-        flat(dx), flat(dy), flat(indices), dx.shape[2:], dy.shape[2:], reach, stride, padding
+        ravel(dx), ravel(dy), ravel(indices), dx.shape[2:], dy.shape[2:], reach, stride, padding
     )

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn._check import shown
-from tinycnn._files import replacing
-from tinycnn._streams import Forgiving
-from tinycnn.data.idx import GZIP_MAGIC, DamagedFileError, parse_idx
+from tinycnn._check import short_repr
+from tinycnn._files import atomic_write
+from tinycnn._streams import SafeStream
+from tinycnn.data.idx import GZIP_MAGIC, parse_idx
+from tinycnn.errors import DamagedFileError, DataUnavailableError
 
 FILES = (
     "train-images-idx3-ubyte",
@@ -28,14 +29,6 @@ FILES = (
 _SHAPES: tuple[tuple[int, ...], ...] = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
 _LARGEST = 60_000 * 28 * 28 + 16  # bytes; no file, compressed or not, is longer
 _TIMEOUT = 10  # seconds, to connect and for every piece of the answer
-
-
-class DataUnavailableError(OSError):
-    """The data set is not on this machine and was not downloaded; `reason` says in one line why not."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class _AnotherDataSet(Exception):
@@ -230,7 +223,7 @@ def _download(source: Source, target: Path, mirrors: Sequence[str], tried: list[
                 array = _read_checked(path, source, index)
             except (FileNotFoundError, DamagedFileError):
                 raw, array = _download_file(source, index, mirrors, tried)
-                with replacing(path) as file:
+                with atomic_write(path) as file:
                     file.write(raw)
             arrays.append(array)
     except DataUnavailableError:
@@ -275,9 +268,9 @@ def _transfer(url: str) -> bytes:
         length = response.headers.get("Content-Length", "")
         size = int(length[:20]) if length.isdecimal() else None
         if size is not None and size > _LARGEST:
-            raise OSError(f"expected at most {_LARGEST} bytes, got {shown(length, 20)}")
+            raise OSError(f"expected at most {_LARGEST} bytes, got {short_repr(length, 20)}")
         name = url.rpartition("/")[2]
-        with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=Forgiving(sys.stderr)) as bar:
+        with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=SafeStream(sys.stderr)) as bar:
             while chunk := response.read(1 << 16):
                 data += chunk
                 bar.update(len(chunk))

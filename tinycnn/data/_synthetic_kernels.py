@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 
 BOX = 20  # pixels; a digit is scaled to fit, its aspect kept
 SIZE = 28  # pixels; its centre of mass is moved to (SIZE / 2, SIZE / 2), counting pixels from 0
@@ -13,7 +13,7 @@ SIZE = 28  # pixels; its centre of mass is moved to (SIZE / 2, SIZE / 2), counti
 
 # image: (SIZE, SIZE) uint8, path: (S, 2), lifted: (S,) bool
 # pen: (S,) radius and soft: width of the grey edge, in pixels
-@inner
+@device_function
 def _draw(image, path, lifted, pen, soft):
     S = len(path)
     margin = pen.max() + 0.5 * soft

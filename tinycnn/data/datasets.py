@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check
-from tinycnn.data._fetch import FASHION_MNIST, KMNIST, MNIST, DataUnavailableError, Source, fetch
+from tinycnn.data._fetch import FASHION_MNIST, KMNIST, MNIST, Source, fetch
 from tinycnn.data.synthetic import synthetic_digits
+from tinycnn.errors import DataUnavailableError
 
 DIGITS = tuple("0123456789")
 _CLOTHES = (

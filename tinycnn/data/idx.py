@@ -14,17 +14,14 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from tinycnn._files import replacing
+from tinycnn._files import atomic_write
+from tinycnn.errors import DamagedFileError
 
 GZIP_MAGIC = b"\x1f\x8b"
 
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 32  # what every NumPy can hold; the format could say 255
 _CHUNK = 1 << 20
-
-
-class DamagedFileError(ValueError):
-    """A data file is not what it should be; the message names it, what was expected and what came."""
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
@@ -107,7 +104,7 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
         )
     head = bytes([0, 0, code, array.ndim]) + np.asarray(array.shape, ">u4").tobytes()
     body = array.astype(_DTYPES[code], order="C", copy=False).tobytes()
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         if path.suffix == ".gz":
             # No name and no date inside, so that equal arrays give equal files.
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinycnn.kernels import fused, layout
 from tinycnn.kernels._capture import CapturedStep
-from tinycnn.kernels._precompile import compile_for
+from tinycnn.kernels._precompile import precompile
 from tinycnn.kernels.activations import (
     gaussian_backward,
     gaussian_forward,
@@ -29,23 +29,23 @@ from tinycnn.kernels.activations import (
     tanh_backward,
     tanh_forward,
 )
-from tinycnn.kernels.augment import affine_draw, elastic_field, jitter, warp
-from tinycnn.kernels.batch import gather, tally
+from tinycnn.kernels.augment import elastic_field, jitter, random_affine, warp
+from tinycnn.kernels.batch import accumulate_metrics, gather
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.kernels.dropout import dropout
 from tinycnn.kernels.lecun98 import (
     conv2d_map_backward,
     conv2d_map_forward,
-    distance_backward,
-    distance_forward,
-    nearest_loss,
+    rbf_loss,
+    squared_distance_backward,
+    squared_distance_forward,
     subsample_backward,
     subsample_forward,
 )
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
-from tinycnn.kernels.optim import adam, advance, average, descend_each, sgd
+from tinycnn.kernels.optim import adam, ema_update, increment, sgd, sgd_per_parameter
 from tinycnn.kernels.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -54,27 +54,23 @@ from tinycnn.kernels.pooling import (
 )
 
 __all__ = [
+    "accumulate_metrics",
     "adam",
-    "advance",
-    "affine_draw",
-    "average",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
     "batch_norm_forward",
     "capture",
     "col2im",
-    "compile_for",
     "conv2d_backward",
     "conv2d_forward",
     "conv2d_map_backward",
     "conv2d_map_forward",
+    "copy_to",
     "cross_entropy",
-    "descend_each",
-    "distance_backward",
-    "distance_forward",
     "dropout",
     "elastic_field",
+    "ema_update",
     "empty",
     "fused",
     "gather",
@@ -83,6 +79,7 @@ __all__ = [
     "group_norm_backward",
     "group_norm_forward",
     "im2col",
+    "increment",
     "jitter",
     "layout",
     "leaky_relu_backward",
@@ -94,26 +91,29 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse_loss",
-    "nearest_loss",
     "one_hot",
+    "precompile",
+    "random_affine",
+    "rbf_loss",
     "relu_backward",
     "relu_forward",
     "scaled_tanh_backward",
     "scaled_tanh_forward",
     "sgd",
+    "sgd_per_parameter",
     "sigmoid_backward",
     "sigmoid_forward",
     "softmax_backward",
     "softmax_forward",
+    "squared_distance_backward",
+    "squared_distance_forward",
     "subsample_backward",
     "subsample_forward",
-    "tally",
     "tanh_backward",
     "tanh_forward",
     "to_device",
     "to_host",
     "warp",
-    "write",
 ]  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def to_host(array):
     return array
 
 
-def write(array, values):
+def copy_to(array, values):
     """Overwrite an array of this device with `values` (NumPy or of this device, of the same shape)."""
     array[...] = values
 

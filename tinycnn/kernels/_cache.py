@@ -17,11 +17,11 @@ from typing import Any
 
 from numba.core.caching import FunctionCache
 
-from tinycnn._streams import note
+from tinycnn._streams import print_stderr
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # What runs as Python beside the kernels, and is in none of them.
-AROUND = {"__init__.py", "_precompile.py", "_cache.py", "_capture.py", "_threads.py"}
+NOT_KERNELS = {"__init__.py", "_precompile.py", "_cache.py", "_capture.py", "_threads.py"}
 CHECKSUM = 4  # bytes in front of an entry
 ADVICE = "set NUMBA_CACHE_DIR to a folder that can be written"
 
@@ -30,7 +30,7 @@ ADVICE = "set NUMBA_CACHE_DIR to a folder that can be written"
 def stamp(folder):
     """A hash of all sources that kernels in a file of `folder` may be made of; "" where they are not files."""
     sources = {path for place in (PACKAGE / "kernels", folder) for path in place.glob("*.py")}
-    sources = {path for path in sources if path.name not in AROUND} | {PACKAGE / "scalars.py"}
+    sources = {path for path in sources if path.name not in NOT_KERNELS} | {PACKAGE / "scalars.py"}
     digest = hashlib.sha256()
     try:
         for path in sorted(sources):
@@ -41,11 +41,11 @@ def stamp(folder):
 
 
 @functools.cache
-def say_once(text):
-    note(f"tinycnn: {text}")
+def note_once(text):
+    print_stderr(f"tinycnn: {text}")
 
 
-class Entries:
+class CacheEntries:
     """The entries of one kernel, a file for each signature and processor: the interface of Numba's IndexDataCacheFile.
 
     A file holds a checksum and the pickled (stamp, key, data), where data is pickled too: what another version of the
@@ -78,7 +78,7 @@ class Entries:
 
     def damaged(self, key):
         """Remove the file of a key, and say so."""
-        note(f"tinycnn: the compiled kernel in {self.path(key)} is damaged; it is removed and compiled anew")
+        print_stderr(f"tinycnn: the compiled kernel in {self.path(key)} is damaged; it is removed and compiled anew")
         with contextlib.suppress(OSError):
             self.path(key).unlink()
 
@@ -113,7 +113,7 @@ def _reading(locator):
 
 @functools.cache
 def _kept(base):
-    """A class like `base`, Numba's cache of functions or numba-cuda's, whose entries are `Entries`."""
+    """A class like `base`, Numba's cache of functions or numba-cuda's, whose entries are `CacheEntries`."""
     where = base._impl_class._locator_classes
     implementation = type(
         "Implementation", (base._impl_class,), {"_locator_classes": [*where, *map(_reading, where)]}
@@ -129,7 +129,7 @@ def _kept(base):
             about = (
                 f"{stamp(Path(inspect.getfile(function)).resolve().parent) or theirs._source_stamp!r} {theirs._version}"
             )
-            self._cache_file = Entries(self._cache_path, self._impl.filename_base, about, theirs._dump)
+            self._cache_file = CacheEntries(self._cache_path, self._impl.filename_base, about, theirs._dump)
 
         def load_overload(self, sig, target_context):
             try:
@@ -144,13 +144,13 @@ def _kept(base):
             try:
                 super().save_overload(sig, data)
             except OSError as error:
-                say_once(f"compiled kernels cannot be kept in {self._cache_path} ({error.strerror}): {ADVICE}")
+                note_once(f"compiled kernels cannot be kept in {self._cache_path} ({error.strerror}): {ADVICE}")
                 self.disable()
 
     return Kept
 
 
-def keep(dispatcher, base=FunctionCache):
+def enable_cache(dispatcher, base=FunctionCache):
     """Keep what `dispatcher` compiles in a cache like `base`; returns it.  Where there is no folder for it, it is not
     kept, and that is said."""
     if hasattr(dispatcher, "_cache"):  # with NUMBA_DISABLE_JIT it is the function itself
@@ -159,10 +159,10 @@ def keep(dispatcher, base=FunctionCache):
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
-            say_once(f"there is no folder to keep compiled kernels in, so every start compiles them: {ADVICE}")
+            note_once(f"there is no folder to keep compiled kernels in, so every start compiles them: {ADVICE}")
     return dispatcher
 
 
-def is_kept(dispatcher):
+def is_cached(dispatcher):
     """Whether other processes find what this one compiles."""
     return dispatcher._cache.cache_path is not None and getattr(dispatcher._cache, "_enabled", False)

@@ -56,7 +56,7 @@ class CapturedStep:
     def __init__(self, step):
         self.step, self.forks = step, _threads.process.forks
         self.calls: list = []  # (machine code, arguments)
-        self.pace: Any = contextlib.nullcontext()
+        self.policy: Any = contextlib.nullcontext()
 
     def __call__(self):
         if self.forks != _threads.process.forks:  # captured by a parent process, which had threads
@@ -64,7 +64,7 @@ class CapturedStep:
         if trace.calls is not None:  # a larger step is being captured, of which this is a part
             self.step()
         elif self.calls:
-            with _threads.pool, self.pace:
+            with _threads.pool_lock, self.policy:
                 for function, args in self.calls:
                     function(*args)
         else:
@@ -72,7 +72,7 @@ class CapturedStep:
             trace_calls(self.step, calls)
             self.calls = [(_machine_code(function, args), args) for function, args in calls]
             if any(isinstance(f, Dispatcher) and f.targetoptions.get("parallel") for f, _ in calls):
-                self.pace = _threads.Pace()
+                self.policy = _threads.ThreadPolicy()
 
 
 def _machine_code(function, args):

@@ -3,8 +3,8 @@
 `@kernel` compiles a function for parallel loops (`prange`) and keeps the machine code (see _cache.py), so the compiler
 runs once per machine, not once per process.  It calls no function outside its own code (see `KernelLibrary`), so that
 both give the same bits.  Threads are not free, so small calls do without them: a kernel is compiled for one thread when
-a first one comes.  So do forked children of a process with threads.  `@kernel_alone` never has them.
-`@inner` compiles a serial helper that kernels call, `@part_of` marks one that becomes part of them.
+a first one comes.  So do forked children of a process with threads.  `@serial_kernel` never has them.
+`@device_function` compiles a serial helper that kernels call, `@inline_ir` marks one that becomes part of them.
 
 The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
 that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a diverged run must be seen.
@@ -21,9 +21,9 @@ from numba.core.compiler import Compiler
 from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
-from tinycnn._interrupts import put_off
+from tinycnn._interrupts import defer_interrupt
 from tinycnn.kernels import _threads
-from tinycnn.kernels._cache import keep
+from tinycnn.kernels._cache import enable_cache
 from tinycnn.kernels._capture import trace, traced
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
@@ -37,7 +37,7 @@ SHARED = {"linkonce_odr", "linkonce_any", "weak_odr", "weak_any"}  # linkages wi
 
 
 class KernelLibrary(JITCodeLibrary):
-    """The code of one kernel, which calls its own copies of inner functions and loop bodies.
+    """The code of one kernel, which calls its own copies of device functions and loop bodies.
 
     LLVM optimises each copy once more within its kernel, which may change the order of sums.  But Numba leaves copies
     weak symbols: all callers in a process get the copy that was loaded first, or the function as it was compiled by
@@ -63,82 +63,82 @@ class KernelCompiler(Compiler):
 
 
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
-KERNEL = OPTIONS | {"parallel": PRANGE}
-IN_ORDER: dict[str, Any] = {"fastmath": {"contract"}}
-INNER = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
+KERNEL_OPTIONS = OPTIONS | {"parallel": PRANGE}
+NO_REASSOC: dict[str, Any] = {"fastmath": {"contract"}}
+DEVICE_FUNCTION = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
 
 
 def kernel(function):
     """Compile `function` for several threads and, for when a small call comes, for one; called from Python."""
-    return _for_threads_or_one(function, {})
+    return _parallel_and_serial(function, {})
 
 
-def kernel_of_parameters(function):
+def parameter_kernel(function):
     """A `kernel` over flat vectors, one number of each for every parameter."""
-    return _for_threads_or_one(function, {}, of_parameters=True)
+    return _parallel_and_serial(function, {}, per_parameter=True)
 
 
-def kernel_in_order(function):
+def kernel_no_reassoc(function):
     """A `kernel` whose sums may not be reordered, for formulas whose accuracy rests on what is subtracted first."""
-    return _for_threads_or_one(function, IN_ORDER)
+    return _parallel_and_serial(function, NO_REASSOC)
 
 
-def kernel_alone(function):
+def serial_kernel(function):
     """A `kernel` with too little to do for more than one thread."""
-    return traced(_compiled(function, OPTIONS))
+    return traced(_dispatcher(function, OPTIONS))
 
 
-compiled: dict[tuple[str, str], Any] = {}  # by module and name: what other processes are asked to compile
+dispatchers: dict[tuple[str, str], Any] = {}  # by module and name: what other processes are asked to compile
 
 
-def _compiled(function, options):
+def _dispatcher(function, options):
     """Numba's dispatcher of `function`.
 
     Ctrl-C waits for the end of a compilation, or of a load from the cache: LLVM calls back into Python, where an
     exception would be dropped.
     """
-    compiled[function.__module__, function.__qualname__] = dispatcher = keep(
+    dispatchers[function.__module__, function.__qualname__] = dispatcher = enable_cache(
         numba.njit(pipeline_class=KernelCompiler, **options)(function)
     )
     if hasattr(dispatcher, "compile"):  # with NUMBA_DISABLE_JIT it is the function itself
-        dispatcher.compile = put_off()(dispatcher.compile)
+        dispatcher.compile = defer_interrupt()(dispatcher.compile)
     return dispatcher
 
 
-def _for_threads_or_one(function, options, of_parameters=False):
-    parallel = _compiled(function, KERNEL | options)
+def _parallel_and_serial(function, options, per_parameter=False):
+    parallel = _dispatcher(function, KERNEL_OPTIONS | options)
     # A second name, or both would share their places in the cache.
-    twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_alone")
-    twin.__module__, twin.__qualname__ = function.__module__, f"{function.__qualname__}_alone"
-    serial = _compiled(twin, OPTIONS | options)
+    twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_serial")
+    twin.__module__, twin.__qualname__ = function.__module__, f"{function.__qualname__}_serial"
+    serial = _dispatcher(twin, OPTIONS | options)
 
     one, many = traced(serial), traced(parallel)
 
     @functools.wraps(function)
     def call(*args):
-        if _threads.serial(args, of_parameters, trace) or _threads.process.forks:
+        if _threads.runs_serial(args, per_parameter, trace) or _threads.process.forks:
             one(*args)
         else:
-            with _threads.pool:
+            with _threads.pool_lock:
                 many(*args)
 
     return call
 
 
-def inner(function):
+def device_function(function):
     """Compile `function` for one thread; the result is called by kernels."""
-    return numba.njit(**INNER)(function)
+    return numba.njit(**DEVICE_FUNCTION)(function)
 
 
-def inlined(function):
-    """An `inner` function for innermost loops, whose machine code becomes part of its callers': LLVM would often call
+def force_inline(function):
+    """A `device_function` for innermost loops, whose machine code becomes part of its callers': LLVM would often call
     it, and calls keep vectors in memory."""
-    return numba.njit(forceinline=True, **INNER)(function)
+    return numba.njit(forceinline=True, **DEVICE_FUNCTION)(function)
 
 
-def part_of(function):
+def inline_ir(function):
     """A piece of a kernel that stands on its own to be read, and is put into its place before anything is compiled:
-    LLVM goes over an `inner` function once more in each kernel, and in each inner function, that calls it."""
+    LLVM goes over a `device_function` once more in each kernel, and in each device function, that calls it."""
     return numba.njit(inline="always")(function)
 
 
@@ -152,7 +152,7 @@ def scalar(single, double):
     def choose(x):
         return single(x) if isinstance(x, np.float32) else double(x)
 
-    options: Any = OPTIONS | IN_ORDER
+    options: Any = OPTIONS | NO_REASSOC
 
     @overload(choose, jit_options=options)
     def _choose(x):

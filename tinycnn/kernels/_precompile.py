@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
-from tinycnn.kernels._cache import is_kept
+from tinycnn.kernels._cache import is_cached
 from tinycnn.kernels._capture import trace_calls
-from tinycnn.kernels._jit import compiled
+from tinycnn.kernels._jit import dispatchers
 
 PROCESSES = 3  # with more, all would wait for the one with the longest kernel
 FEW = 3  # so many kernels take hardly longer than starting a process
-PATIENCE = 120  # seconds for another process to end what it has begun, before it is compiled here
-MARK = "TINYCNN_COMPILES_FOR_ANOTHER"  # in the environment of the other processes, which start no more
+JOIN_TIMEOUT = 120  # seconds for another process to end what it has begun, before it is compiled here
+WORKER_FLAG = "TINYCNN_COMPILES_FOR_ANOTHER"  # in the environment of the other processes, which start no more
 
 
-def compile_for(step):
+def precompile(step):
     """Compile every kernel that `step`, a function without arguments, would call; none of them is run."""
     calls: list = []
     with contextlib.suppress(Exception), np.errstate(all="ignore"):  # what fails here fails again when it is run
@@ -43,7 +43,7 @@ def compile_for(step):
     # The longest should be first, and those with many arguments tend to be long.
     waiting = collections.deque(sorted(wanted.items(), key=lambda one: -len(next(iter(one[1])))))
     others: list = []
-    may_start = MARK not in os.environ and not getattr(sys, "frozen", False)
+    may_start = WORKER_FLAG not in os.environ and not getattr(sys, "frozen", False)
     with contextlib.ExitStack() as ending:
         while True:
             try:
@@ -53,14 +53,14 @@ def compile_for(step):
             missed = sum(function.stats.cache_misses.values())
             for types in kinds:
                 function.compile(types)
-            compiled_here = is_kept(function) and sum(function.stats.cache_misses.values()) > missed
+            compiled_here = is_cached(function) and sum(function.stats.cache_misses.values()) > missed
             if may_start and compiled_here and len(waiting) > FEW:
                 may_start = False
                 for _ in range(min(PROCESSES, _processors()) - 1):
                     with contextlib.suppress(OSError):  # where this process is no Python that can be started again
                         others.append(ending.enter_context(_Process(waiting)))
         for one in others:
-            one.end(PATIENCE)
+            one.end(JOIN_TIMEOUT)
     for function, kinds in wanted.items():
         for types in kinds:
             function.compile(types)  # from the cache, or here after all
@@ -74,10 +74,10 @@ class _Process:
     """A process that compiles what it takes from `waiting`, until nothing is left."""
 
     def __init__(self, waiting):
-        serve = f"import sys; sys.path.append(sys.argv[1]); from {__name__} import serve; serve()"
+        worker_main = f"import sys; sys.path.append(sys.argv[1]); from {__name__} import worker_main; worker_main()"
         self.process: Any = subprocess.Popen(
-            [str(sys.executable), "-c", serve, str(Path(__file__).parents[2])],
-            env=os.environ | {MARK: "1", "PYTHONSAFEPATH": "1"},
+            [str(sys.executable), "-c", worker_main, str(Path(__file__).parents[2])],
+            env=os.environ | {WORKER_FLAG: "1", "PYTHONSAFEPATH": "1"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.thread = threading.Thread(target=self._feed, args=(waiting,), daemon=True)
@@ -110,7 +110,7 @@ class _Process:
                 self.process.stdin.flush()
 
 
-def serve():
+def worker_main():
     """Compile what standard input names, and say so after each: what the other processes do."""
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
@@ -118,4 +118,4 @@ def serve():
             module, name, kinds = pickle.load(sys.stdin.buffer)
             importlib.import_module(module)
             for types in kinds:
-                compiled[module, name].compile(types)
+                dispatchers[module, name].compile(types)

@@ -7,23 +7,24 @@ these functions a kernel says which numbers are a register; W = width(array) of 
 
 Sums are kept in tuples of vectors, a block of rows and columns laid out row by row, and blocks are multiplied:
 
-    like = zeros(array, n)                   n vectors of zeros, n a constant
-    sums = starts(array, i, like)            sums[r, c] = array[i + r] in all lanes; `like` is a block, for its size
-    sums = outer(sums, array, i, step, vectors)   sums[r, c] += array[i + r*step] * vectors[c]
-    sums = cross(sums, left, right)          sums[r, c] += left[r] * right[c]
-    loads(array, i, step, like)              as many vectors as `like` has, from i, i + step, ...
-    picks(array, i, offset, k, like)         the same from i + offset[k], i + offset[k + 1], ...
-    puts(array, i, sums)                     the opposite, with steps of W
-    stores(array, i, rstep, cstep, sums, rows)   array[i + r*rstep + c*cstep ...] = sums[r, c], r < rows, c < COLUMNS
-    add_totals(array, i, sums)               array[i + k] += the sum of the lanes of vector k; beyond them, up to a
-                                             whole number of registers, zeros are added
+    like = zeros(array, n)                                n vectors of zeros, n a constant
+    sums = broadcast_rows(array, i, like)                 sums[r, c] = array[i + r] in all lanes; `like`: for its size
+    sums = fma_broadcast(sums, array, i, step, vectors)   sums[r, c] += array[i + r*step] * vectors[c]
+    sums = fma_outer(sums, left, right)                   sums[r, c] += left[r] * right[c]
+    load_strided(array, i, step, like)                    as many vectors as `like` has, from i, i + step, ...
+    load_indexed(array, i, offset, k, like)               the same from i + offset[k], i + offset[k + 1], ...
+    store_contiguous(array, i, sums)                      the vectors one after the other
+    store_block(array, i, rstep, cstep, sums, rows)       array[i + r*rstep + c*cstep ...] = sums[r, c], r < rows
+    reduce_add(array, i, sums)                            array[i + k] += the sum of the lanes of vector k
+
+`reduce_add` writes whole registers: beyond the last sum it adds zeros.
 
 Loops that do the same to the pixels of tiles and of images (see layout.py) say what a pixel is:
 
-    none = pixel(plane)                      zero: a vector in the plane (H, W, W) of a tile, a number in (H, W)
+    none = pixel_zero(plane)                      zero: a vector in the plane (H, W, W) of a tile, a number in (H, W)
     v = load(array, i, none)                 one pixel, and store(array, i, v)
     v = load_where(array, i, places, p, none)    the same, but zero where the numbers `places` (int32) are not p
-    v = spread(number, none)                 the number in all lanes
+    v = splat(number, none)                 the number in all lanes
     v = fma(a, b, c)                         a*b + c
 
 They compile to an instruction or a few for each vector, and check no index.  Without the compiler they are NumPy.
@@ -32,7 +33,7 @@ So are two more:
     ravel(array)             all numbers of a C-contiguous array in a row.  `reshape` does that too, in the time of a
                              row of an image: it is a call, and looks at every stride.  Not for what a `prange` loop
                              writes to itself: Numba does not know that it is the same memory, and drops the loop.
-    whole_registers()        loops of this function that LLVM vectorises by itself use whole registers.  Of 512 bits it
+    full_width()        loops of this function that LLVM vectorises by itself use whole registers.  Of 512 bits it
                              would use half: on the first processors that had them, the other half slowed all else down.
 """
 
@@ -55,7 +56,7 @@ def _bytes():
 
 
 BYTES = _bytes()
-COLUMNS = 2  # of the blocks that `starts` makes and `stores` takes
+NR_VECTORS = 2  # of the blocks that `broadcast_rows` makes and `store_block` takes
 
 
 class Vector(types.Type):
@@ -121,7 +122,7 @@ def _ravel(context, array):
 
 
 @intrinsic
-def _whole_registers(context):
+def _full_width(context):
     def code(context, builder, signature, arguments):
         # llvmlite checks names against a list of attributes without values.
         set.add(builder.function.attributes, f'"prefer-vector-width"="{8 * BYTES}"')
@@ -137,7 +138,7 @@ def _width(context, array):
 
 
 @intrinsic
-def _pixel(context, plane):
+def _pixel_zero(context, plane):
     kind = Vector(plane.dtype) if plane.ndim == 3 else plane.dtype
 
     def code(context, builder, signature, arguments):
@@ -184,7 +185,7 @@ def _store(context, array, index, v):
 
 
 @intrinsic
-def _spread(context, number, like):
+def _splat(context, number, like):
     def code(context, builder, signature, arguments):
         return _everywhere(builder, arguments[0], _llvm(like)) if isinstance(like, Vector) else arguments[0]
 
@@ -250,21 +251,21 @@ def _zeros(context, array, n):
 
 
 @intrinsic
-def _starts(context, array, index, like):
+def _broadcast_rows(context, array, index, like):
     def code(context, builder, signature, arguments):
         array, index, _ = arguments
         data = context.make_array(signature.args[0])(context, builder, array).data
         vectors = []
-        for row in range(like.count // COLUMNS):
+        for row in range(like.count // NR_VECTORS):
             number = builder.load(builder.gep(data, [builder.add(index, ir.Constant(ir.IntType(64), row))]))
-            vectors += [_everywhere(builder, number, _llvm(like.dtype))] * COLUMNS
+            vectors += [_everywhere(builder, number, _llvm(like.dtype))] * NR_VECTORS
         return _block(context, builder, like.dtype, vectors)
 
     return like(array, types.intp, like), code
 
 
 @intrinsic
-def _outer(context, sums, array, index, step, vectors):
+def _fma_broadcast(context, sums, array, index, step, vectors):
     def code(context, builder, signature, arguments):
         sums, array, index, step, vectors = arguments
         sums = cgutils.unpack_tuple(builder, sums, signature.args[0].count)
@@ -281,7 +282,7 @@ def _outer(context, sums, array, index, step, vectors):
 
 
 @intrinsic
-def _cross(context, sums, left, right):
+def _fma_outer(context, sums, left, right):
     def code(context, builder, signature, arguments):
         sums, left, right = (
             cgutils.unpack_tuple(builder, a, t.count) for a, t in zip(arguments, signature.args, strict=True)
@@ -294,7 +295,7 @@ def _cross(context, sums, left, right):
 
 
 @intrinsic
-def _loads(context, array, index, step, like):
+def _load_strided(context, array, index, step, like):
     vector, size = like.dtype, like.count
 
     def code(context, builder, signature, arguments):
@@ -310,7 +311,7 @@ def _loads(context, array, index, step, like):
 
 
 @intrinsic
-def _picks(context, array, index, offset, first, like):
+def _load_indexed(context, array, index, offset, first, like):
     vector, size = like.dtype, like.count
 
     def code(context, builder, signature, arguments):
@@ -326,7 +327,7 @@ def _picks(context, array, index, offset, first, like):
 
 
 @intrinsic
-def _puts(context, array, index, sums):
+def _store_contiguous(context, array, index, sums):
     vector = sums.dtype
 
     def code(context, builder, signature, arguments):
@@ -341,16 +342,16 @@ def _puts(context, array, index, sums):
 
 
 @intrinsic
-def _stores(context, array, index, rstep, cstep, sums, rows):
+def _store_block(context, array, index, rstep, cstep, sums, rows):
     def code(context, builder, signature, arguments):
         array, index, rstep, cstep, sums, rows = arguments
         sums = cgutils.unpack_tuple(builder, sums, signature.args[4].count)
-        for row in range(len(sums) // COLUMNS):
+        for row in range(len(sums) // NR_VECTORS):
             wanted = builder.icmp_signed("<", ir.Constant(ir.IntType(64), row), rows)
             with builder.if_then(wanted, likely=True):
-                for c in range(COLUMNS):
+                for c in range(NR_VECTORS):
                     at = _at(builder, _at(builder, index, rstep, row), cstep, c)
-                    v = sums[row * COLUMNS + c]
+                    v = sums[row * NR_VECTORS + c]
                     place = _place(context, builder, signature.args[0], array, at, v.type)
                     builder.store(v, place, align=signature.args[0].dtype.bitwidth // 8)
         return context.get_dummy_value()
@@ -359,7 +360,7 @@ def _stores(context, array, index, rstep, cstep, sums, rows):
 
 
 @intrinsic
-def _add_totals(context, array, index, sums):
+def _reduce_add(context, array, index, sums):
     vector = sums.dtype
 
     def halves(builder, a, b, step):
@@ -398,13 +399,13 @@ def _without_compiler():
     def ravel(array):
         return array.reshape(array.size)
 
-    def whole_registers():
+    def full_width():
         pass
 
     def width(array):
         return BYTES // array.itemsize
 
-    def pixel(plane):
+    def pixel_zero(plane):
         return np.zeros(width(plane), plane.dtype) if plane.ndim == 3 else plane.dtype.type(0)
 
     def load(array, index, like):
@@ -416,7 +417,7 @@ def _without_compiler():
     def store(array, index, v):
         array[index : index + np.size(v)] = v
 
-    def spread(number, like):
+    def splat(number, like):
         return np.full_like(like, number)[()]
 
     def fma(a, b, c):
@@ -430,45 +431,47 @@ def _without_compiler():
     def zeros(array, n):
         return (np.zeros(width(array), array.dtype),) * n
 
-    def starts(array, index, like):
-        return tuple(np.full(len(like[0]), array[index + k // COLUMNS], array.dtype) for k in range(len(like)))
+    def broadcast_rows(array, index, like):
+        return tuple(np.full(len(like[0]), array[index + k // NR_VECTORS], array.dtype) for k in range(len(like)))
 
-    def outer(sums, array, index, step, vectors):
+    def fma_broadcast(sums, array, index, step, vectors):
         n = len(vectors)
         return tuple(s + array[index + k // n * step] * vectors[k % n] for k, s in enumerate(sums))
 
-    def cross(sums, left, right):
+    def fma_outer(sums, left, right):
         n = len(right)
         return tuple(s + left[k // n] * right[k % n] for k, s in enumerate(sums))
 
-    def loads(array, index, step, like):
+    def load_strided(array, index, step, like):
         return tuple(load(array, index + k * step, like[0]) for k in range(len(like)))
 
-    def picks(array, index, offset, first, like):
+    def load_indexed(array, index, offset, first, like):
         return tuple(load(array, index + offset[first + k], like[0]) for k in range(len(like)))
 
-    def puts(array, index, sums):
+    def store_contiguous(array, index, sums):
         for k, v in enumerate(sums):
             store(array, index + k * len(v), v)
 
-    def stores(array, index, rstep, cstep, sums, rows):
-        for k in range(min(rows, len(sums) // COLUMNS) * COLUMNS):
-            store(array, index + k // COLUMNS * rstep + k % COLUMNS * cstep, sums[k])
+    def store_block(array, index, rstep, cstep, sums, rows):
+        for k in range(min(rows, len(sums) // NR_VECTORS) * NR_VECTORS):
+            store(array, index + k // NR_VECTORS * rstep + k % NR_VECTORS * cstep, sums[k])
 
-    def add_totals(array, index, sums):
+    def reduce_add(array, index, sums):
         for k, v in enumerate(sums):
             array[index + k] += v.sum()
 
-    pixels = pixel, load, load_where, store, spread, fma
-    blocks = zeros, starts, outer, cross, loads, picks, puts, stores, add_totals
-    return ravel, whole_registers, width, transpose, *pixels, *blocks
+    pixels = pixel_zero, load, load_where, store, splat, fma
+    blocks = zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block
+    return ravel, full_width, width, transpose, *pixels, *blocks, fma_broadcast, fma_outer, reduce_add
 
 
 _compiled = (
-    _ravel, _whole_registers, _width, _transpose, _pixel, _load, _load_where, _store, _spread, _fma,
-    _zeros, _starts, _outer, _cross, _loads, _picks, _puts, _stores, _add_totals,
+    _ravel, _full_width, _width, _transpose, _pixel_zero, _load, _load_where, _store, _splat, _fma, _zeros,
+    _broadcast_rows, _load_strided, _load_indexed, _store_contiguous, _store_block, _fma_broadcast, _fma_outer,
+    _reduce_add,
 )  # fmt: skip
 _functions: Any = _without_compiler() if numba.config.DISABLE_JIT else _compiled  # type: ignore[attr-defined]
-ravel, whole_registers, width, transpose = _functions[:4]
-pixel, load, load_where, store, spread, fma = _functions[4:10]
-zeros, starts, outer, cross, loads, picks, puts, stores, add_totals = _functions[10:]
+ravel, full_width, width, transpose = _functions[:4]
+pixel_zero, load, load_where, store, splat, fma = _functions[4:10]
+zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block = _functions[10:16]
+fma_broadcast, fma_outer, reduce_add = _functions[16:]

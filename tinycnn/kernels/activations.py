@@ -13,8 +13,8 @@ from numba import prange
 
 from tinycnn import scalars
 from tinycnn.kernels._capture import traced
-from tinycnn.kernels._jit import inlined, inner, kernel, kernel_in_order, scalar
-from tinycnn.kernels._simd import whole_registers
+from tinycnn.kernels._jit import device_function, force_inline, kernel, kernel_no_reassoc, scalar
+from tinycnn.kernels._simd import full_width
 
 tanh = scalar(scalars.tanh32, scalars.tanh64)
 sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
@@ -46,22 +46,22 @@ TANH, SIGMOID, RELU, SCALED_TANH = scalars.TANH, scalars.SIGMOID, scalars.RELU, 
 BLOCK = 2048  # numbers a task
 
 
-@inlined
-def squash(y):  # LLVM vectorises this loop only if it is inlined as it is
+@force_inline
+def sigmoid_inplace(y):  # LLVM vectorises this loop only if it is force_inline as it is
     for i in range(y.size):
         y[i] = sigmoid(y[i])
 
 
-@inner
-def activate(y, formula):
+@device_function
+def apply_activation(y, formula):
     """y = f(y), flat.  formula: which f, and its two constants"""
-    whole_registers()
+    full_width()
     which, a, s, zero = formula[0], y.dtype.type(formula[1]), y.dtype.type(formula[2]), y.dtype.type(0)
     if which == TANH:
         for i in range(y.size):
             y[i] = tanh(y[i])
     elif which == SIGMOID:
-        squash(y)
+        sigmoid_inplace(y)
     elif which == RELU:
         for i in range(y.size):
             y[i] = zero if y[i] <= zero else y[i]  # written so that NaN stays NaN
@@ -70,8 +70,8 @@ def activate(y, formula):
             y[i] = a * tanh(s * y[i])
 
 
-@inner
-def descend(dx, y, formula):
+@device_function
+def apply_derivative(dx, y, formula):
     """dx *= f'(x), flat, where y = f(x)."""
     which, zero = formula[0], y.dtype.type(0)
     if which == TANH:
@@ -94,7 +94,7 @@ def descend(dx, y, formula):
 def forward(y, formula):
     y = y.reshape(y.size)
     for block in prange((y.size + BLOCK - 1) // BLOCK):
-        activate(y[block * BLOCK : (block + 1) * BLOCK], formula)
+        apply_activation(y[block * BLOCK : (block + 1) * BLOCK], formula)
 
 
 @in_place("dy")
@@ -102,7 +102,7 @@ def forward(y, formula):
 def backward(dx, y, formula):
     dx, y = dx.reshape(dx.size), y.reshape(y.size)
     for block in prange((dx.size + BLOCK - 1) // BLOCK):
-        descend(dx[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK], formula)
+        apply_derivative(dx[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK], formula)
 
 
 def tanh_forward(y, x):
@@ -171,7 +171,7 @@ def gaussian_backward(dx, dy, y):
         dx[i] = slope * y[i] * dy[i]
 
 
-@inner
+@device_function
 def largest(x):
     """The largest number of a row; NaN if there is one."""
     top = x[0]
@@ -205,7 +205,7 @@ def softmax_backward(dx, dy, y):
             dxr[k] = yr[k] * (dyr[k] - total)
 
 
-@kernel_in_order
+@kernel_no_reassoc
 def log_softmax_forward(y, x):
     """y[r] = x[r] - log(sum(exp(x[r]))) for every row r; x, y: (R, K)"""
     for r in prange(x.shape[0]):

@@ -12,28 +12,30 @@ import numpy as np
 from numba import prange
 
 from tinycnn import scalars
-from tinycnn.kernels._jit import inner, kernel, scalar
+from tinycnn.kernels._jit import device_function, kernel, scalar
 
-mix, upper, lower = inner(scalars.mix), inner(scalars.upper), inner(scalars.lower)
+splitmix64 = device_function(scalars.splitmix64)
+uniform_from_high = device_function(scalars.uniform_from_high)
+uniform_from_low = device_function(scalars.uniform_from_low)
 sin, cos = scalar(scalars.sin32, scalars.sin64), scalar(scalars.cos32, scalars.cos64)
 HALF = scalars.HALF
 TAPS = 4  # weights that an iteration of `smooth` takes from either side
 
 
-@inner
+@device_function
 def first_draw(counter, seed, n):
-    """Where the draws of image n begin: the words are mix(first_draw + 0), mix(first_draw + 1) ..."""
-    return mix(mix(mix(np.uint64(seed)) + np.uint64(counter[0])) + np.uint64(n))
+    """Where the draws of image n begin: the words are splitmix64(first_draw + 0), splitmix64(first_draw + 1) ..."""
+    return splitmix64(splitmix64(splitmix64(np.uint64(seed)) + np.uint64(counter[0])) + np.uint64(n))
 
 
-@inner
+@device_function
 def uniform(start, draw, low, high):
     """A number between low and high, which is exactly that if they are the same."""
-    return (low + high) * HALF + (high - low) * HALF * upper(mix(start + np.uint64(draw)))
+    return (low + high) * HALF + (high - low) * HALF * uniform_from_high(splitmix64(start + np.uint64(draw)))
 
 
 @kernel
-def affine_draw(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
+def random_affine(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
     """For every image the map from a pixel of the distorted image to the place in the original that it shows, both
     relative to the centre of their image.
 
@@ -58,7 +60,7 @@ def affine_draw(matrices, counter, seed, degrees, translate, scale, squeeze, she
         m[1, 2] = -(m[1, 0] * y + m[1, 1] * x)
 
 
-@inner
+@device_function
 def smooth(out, src, weights, step, m):
     """out[j] = sum_t weights[|t|] * src[j + (R + t)*step] over -R <= t <= R, for j < m.
 
@@ -99,8 +101,8 @@ def elastic_field(field, weights, counter, seed, alpha):
             across, down = noise[1, R + i * P :], noise[0, R + i * P :]
             base = start + np.uint64(i * W)
             for j in range(W):
-                word = mix(base + np.uint64(j))
-                down[j], across[j] = upper(word), lower(word)
+                word = splitmix64(base + np.uint64(j))
+                down[j], across[j] = uniform_from_high(word), uniform_from_low(word)
         for d in range(2):
             smooth(wide, noise[d], taps, 1, H * P)
             for i in range(H):
@@ -114,7 +116,7 @@ def elastic_field(field, weights, counter, seed, alpha):
 # The loops over pixels run over the whole image, as rows are too short for vectors.
 
 
-@inner
+@device_function
 def frame(framed, image, background):
     """framed: ((H + 3) * (W + 3),)   image: (H, W)"""
     framed[:] = background
@@ -124,7 +126,7 @@ def frame(framed, image, background):
             to[j] = row[j]
 
 
-@inner
+@device_function
 def find_places(at, down, across, rows, columns, move_i, move_j, m, H, W):
     """What a pixel shows: `at` which pixel of the framed image, and how far from there `down` and `across`."""
     T = rows.dtype.type
@@ -142,7 +144,7 @@ def find_places(at, down, across, rows, columns, move_i, move_j, m, H, W):
         at[k], down[k], across[k] = p * (W + 3) + q, r - T(p), s - T(q)
 
 
-@inner
+@device_function
 def interpolate(to, framed, pitch, at, down, across):
     a, b, a1, b1 = framed, framed[pitch:], framed[1:], framed[pitch + 1 :]
     for k in range(len(to)):

@@ -4,10 +4,10 @@ import math
 
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel, kernel_alone
+from tinycnn.kernels._jit import device_function, kernel, serial_kernel
 
 
-@inner
+@device_function
 def take_plane(x, image, scale, shift, ph, pw):
     """x[i + ph, j + pw] = image[i, j]*scale + shift, and shift elsewhere."""
     if ph > 0 or pw > 0:
@@ -37,23 +37,23 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
             take_plane(x[b, c], images[n, c], a, s, padding[0], padding[1])
 
 
-@kernel_alone
-def tally(totals, cursor, loss, predicted, target, shares):
+@serial_kernel
+def accumulate_metrics(totals, cursor, loss, predicted, target, class_weight):
     """Count a batch: add it to the totals of the epoch, and move on to the next.
 
-    totals: (5,) float64: loss (times the sum of shares, if there are any), images whose predicted class is the target,
-    images, batches up to which the loss has been finite, and the sum of shares   cursor: (1,), advanced by B
+    totals: (5,) float64: loss (times the batch's weight, if there are class weights), correct predictions, images,
+    batches until the loss is first not finite, and weight   cursor: (1,), incremented by B
     loss, target: (B,)   predicted: (B,), or (0,) for none
-    shares: (K,) float64, how much an image of each class counts in a mean, or (0,) for a loss that is a sum
+    class_weight: (K,) float64, the weight of an image of each class in a mean, or (0,) for a loss that is a sum
     """
     total, right, share = 0.0, 0, 0.0
     for n in range(len(loss)):
         total += loss[n]
     for n in range(len(predicted)):
         right += predicted[n] == target[n]
-    for n in range(len(target) if len(shares) else 0):
-        share += shares[target[n]]
-    totals[0] += total * share if len(shares) else total
+    for n in range(len(target) if len(class_weight) else 0):
+        share += class_weight[target[n]]
+    totals[0] += total * share if len(class_weight) else total
     totals[1] += right
     totals[2] += len(loss)
     totals[3] += abs(totals[0]) < math.inf  # `isfinite` takes x - x, which a reordered sum makes zero

@@ -20,53 +20,63 @@ the rows.
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._simd import add_totals, cross, picks, ravel, starts, stores, width, zeros
-from tinycnn.kernels.direct_conv import CHUNKS, conv2d_backward_tiled, conv2d_forward_tiled
-from tinycnn.kernels.layout import on_images
+from tinycnn.kernels._jit import device_function, kernel
+from tinycnn.kernels._simd import broadcast_rows, fma_outer, load_indexed, ravel, reduce_add, store_block, width, zeros
+from tinycnn.kernels.direct_conv import CHUNKS, conv2d_backward_direct, conv2d_forward_direct
+from tinycnn.kernels.layout import via_nchw
 from tinycnn.kernels.linear import linear_backward, linear_forward
-from tinycnn.kernels.microkernel import NARROW, WIDE, add_taps, better, ceil_to, narrow_block, offsets, pack, wide_block
+from tinycnn.kernels.microkernel import (
+    MR_NARROW,
+    MR_WIDE,
+    choose_mr,
+    microkernel,
+    narrow_accumulators,
+    pack,
+    round_up,
+    tap_offsets,
+    wide_accumulators,
+)
 from tinycnn.kernels.pooling import clear
 
 MAPS, TAPS = 3, 5  # output maps and taps of a block of weight gradients
 PRODUCTS = MAPS * TAPS
 
-products_block = inner(lambda x: zeros(x, PRODUCTS))
+products_block = device_function(lambda x: zeros(x, PRODUCTS))
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
     """y = conv(x, w) + b; shapes at the top of this file, or x and y tiled."""
-    if covers(y, x, w, padding, groups):
+    if is_full_window(y, x, w, padding, groups):
         as_linear(y, x, w, b)
     elif x.ndim == 5:
-        conv2d_forward_tiled(y, x, w, b, stride, padding, dilation, groups)
+        conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups)
     else:
-        forward = conv2d_forward_shifted if stride == (1, 1) else conv2d_forward_columns
+        forward = conv2d_forward_shifted if stride == (1, 1) else conv2d_forward_im2col
         forward(y, x, w, b, stride, padding, dilation, groups)
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
-    if covers(dy, x, w, padding, groups):
+    if is_full_window(dy, x, w, padding, groups):
         as_linear_backward(dx, dw, db, dy, x, w)
     elif x.ndim == 5:
-        conv2d_backward_tiled(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
+        conv2d_backward_direct(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
     else:
-        backward = conv2d_backward_shifted if stride == (1, 1) else conv2d_backward_columns
+        backward = conv2d_backward_shifted if stride == (1, 1) else conv2d_backward_im2col
         backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
 
 
-def covers(y, x, w, padding, groups):
+def is_full_window(y, x, w, padding, groups):
     """Whether a window is the whole image: then the convolution is a fully connected layer (C5 of 1998)."""
     return groups == 1 and padding == (0, 0) and x.shape[2:4] == w.shape[2:] and y.shape[2:4] == (1, 1)
 
 
-@on_images(0)
+@via_nchw(0)
 def as_linear(y, x, w, b):
     linear_forward(as_rows(y), as_rows(x), as_rows(w), b)
 
 
-@on_images(0)
+@via_nchw(0)
 def as_linear_backward(dx, dw, db, dy, x, w):
     linear_backward(as_rows(dx), as_rows(dw), db, as_rows(dy), as_rows(x), as_rows(w))
 
@@ -81,13 +91,13 @@ def as_rows(array):
 # its end, so whatever a run reads has room for two more.
 
 
-@inner
+@device_function
 def run_length(y, pitch):
     """Of a plane (OH, OW), rounded up to pairs of vectors."""
-    return ceil_to((y.shape[0] - 1) * pitch + y.shape[1], 2 * width(y))
+    return round_up((y.shape[0] - 1) * pitch + y.shape[1], 2 * width(y))
 
 
-@inner
+@device_function
 def combine(y, src, at, pitch, weight, bias, shape, steps, like):
     """y[r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[at + i*pitch + j + c*steps[0] + u*steps[1] + v*steps[2]]
 
@@ -95,11 +105,11 @@ def combine(y, src, at, pitch, weight, bias, shape, steps, like):
     """
     (count, OH, OW), (C, KH, KW), block, W = y.shape, shape, len(like) // 2, width(y)
     length, taps = run_length(y[0], pitch), C * KH * KW
-    out, offset = np.empty(block * length, y.dtype), offsets(C, KH, KW, steps[0], steps[1], steps[2])
+    out, offset = np.empty(block * length, y.dtype), tap_offsets(C, KH, KW, steps[0], steps[1], steps[2])
     for r in range(0, count, block):
         for k in range(0, length, 2 * W):
-            sums = add_taps(starts(bias, r, like), src, at + k, offset, 0, taps, W, weight, r * taps)
-            stores(out, k, length, W, sums, block)
+            sums = microkernel(broadcast_rows(bias, r, like), src, at + k, offset, 0, taps, W, weight, r * taps)
+            store_block(out, k, length, W, sums, block)
         for one in range(min(block, count - r)):
             for i in range(OH):
                 to, run = y[r + one, i], out[one * length + i * pitch :]
@@ -107,40 +117,40 @@ def combine(y, src, at, pitch, weight, bias, shape, steps, like):
                     to[j] = run[j]
 
 
-@inner
+@device_function
 def combine_maps(y, src, at, pitch, weight, bias, shape, steps, block):
     """`combine` with blocks of as many maps as the weights are packed in."""
-    if block == WIDE:
-        combine(y, src, at, pitch, weight, bias, shape, steps, wide_block(src))
+    if block == MR_WIDE:
+        combine(y, src, at, pitch, weight, bias, shape, steps, wide_accumulators(src))
     else:
-        combine(y, src, at, pitch, weight, bias, shape, steps, narrow_block(src))
+        combine(y, src, at, pitch, weight, bias, shape, steps, narrow_accumulators(src))
 
 
-@inner
+@device_function
 def correlate(dw, rows, first, between, src, offset, length):
     """dw[o, t] += sum over k < length of rows[first + o*between + k] * src[offset[t] + k].
 
     dw: (O, T)   rows, src: flat   offset: (>= T rounded up to TAPS,)   length: a multiple of a vector
     """
     (O, T), W, none = dw.shape, width(src), products_block(src)
-    left, right, totals = zeros(src, MAPS), zeros(src, TAPS), np.empty(ceil_to(MAPS * TAPS, W), src.dtype)
-    lines = np.empty(ceil_to(O, MAPS), np.int64)
+    left, right, totals = zeros(src, MAPS), zeros(src, TAPS), np.empty(round_up(MAPS * TAPS, W), src.dtype)
+    lines = np.empty(round_up(O, MAPS), np.int64)
     for o in range(lines.size):
         lines[o] = first + min(o, O - 1) * between
     for o in range(0, O, MAPS):
         for t in range(0, T, TAPS):
             sums = none
             for k in range(0, length, W):
-                sums = cross(sums, picks(rows, k, lines, o, left), picks(src, k, offset, t, right))
+                sums = fma_outer(sums, load_indexed(rows, k, lines, o, left), load_indexed(src, k, offset, t, right))
             for i in range(totals.size):
                 totals[i] = 0
-            add_totals(totals, 0, sums)
+            reduce_add(totals, 0, sums)
             for i in range(min(MAPS, O - o)):
                 for k in range(min(TAPS, T - t)):
                     dw[o + i, t + k] += totals[i * TAPS + k]
 
 
-@inner
+@device_function
 def lay_out(flat, images, first, count, start, pitch, plane):
     """flat[c*plane + start + i*pitch + j] = images[first + c, i, j]"""
     for c in range(count):
@@ -150,7 +160,7 @@ def lay_out(flat, images, first, count, start, pitch, plane):
                 to[j] = row[j]
 
 
-@inner
+@device_function
 def add_sums(db, dy):
     """db[o] += sum of plane o of one image."""
     for o in range(len(dy)):
@@ -160,7 +170,7 @@ def add_sums(db, dy):
         db[o] += total
 
 
-@inner
+@device_function
 def biases(b, groups, count):
     """b, (O,) or (0,), as (groups, count >= O/groups), filled up with zeros."""
     bias = np.zeros((groups, count), b.dtype)
@@ -169,13 +179,13 @@ def biases(b, groups, count):
     return bias
 
 
-@inner
+@device_function
 def image_of(dx, n):
     """Image n of a gradient, or nothing if it is not wanted."""
     return dx[n] if dx.size else dx.reshape((dx.size, 0, 0))
 
 
-@inner
+@device_function
 def add_parts(to, parts):
     """to = the sum of the parts, in order; both flat, to may be of size 0."""
     for k in range(to.size):
@@ -188,7 +198,7 @@ def add_parts(to, parts):
 # --- stride one: the image is its own column matrix -------------------------------------------------------------------
 
 
-@inner
+@device_function
 def forward_one(y, x, weight, bias, shape, padding, dilation, block):
     """One image.  y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
     (_, KH, KW), (ph, pw), groups = shape, padding, len(weight)
@@ -203,14 +213,14 @@ def forward_one(y, x, weight, bias, shape, padding, dilation, block):
 
 @kernel
 def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
-    shape, block = w.shape[1:], better(len(w) // groups, WIDE, NARROW)
+    shape, block = w.shape[1:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
     weight = pack(w, groups, block, False, False)
-    bias = biases(b, groups, ceil_to(len(w) // groups, block))
+    bias = biases(b, groups, round_up(len(w) // groups, block))
     for n in prange(len(x)):
         forward_one(y[n], x[n], weight, bias, shape, padding, dilation, block)
 
 
-@inner
+@device_function
 def backward_one(dx, dw, dy, x, turned, kernel_size, padding, dilation, block):
     """One image; adds to dw: (O, C/groups * KH * KW).  turned: see `pack`"""
     groups, (KH, KW), (ph, pw), (dh, dw_) = len(turned), kernel_size, padding, dilation
@@ -221,12 +231,12 @@ def backward_one(dx, dw, dy, x, turned, kernel_size, padding, dilation, block):
     front = (KH - 1) * dh * pitch + (KW - 1) * dw_
     plane_dy, room = front + max(plane, length), 2 * width(x)
     flat, slopes = np.zeros(per * plane + room, x.dtype), np.zeros(count * plane_dy + room, x.dtype)
-    offset = np.zeros(ceil_to(per * KH * KW, TAPS), np.int64)
+    offset = np.zeros(round_up(per * KH * KW, TAPS), np.int64)
     for c in range(per):
         for u in range(KH):
             for v in range(KW):
                 offset[(c * KH + u) * KW + v] = c * plane + u * dh * pitch + v * dw_
-    base, none = ph * pitch + pw, np.zeros(ceil_to(per, block), x.dtype)
+    base, none = ph * pitch + pw, np.zeros(round_up(per, block), x.dtype)
     for g in range(groups):
         lay_out(flat, x, g * per, per, base, pitch, plane)
         lay_out(slopes, dy, g * count, count, front, pitch, plane_dy)
@@ -239,7 +249,7 @@ def backward_one(dx, dw, dy, x, turned, kernel_size, padding, dilation, block):
 @kernel
 def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     N, O, taps = len(x), len(w), w[0].size
-    block = better(w.shape[1], WIDE, NARROW)
+    block = choose_mr(w.shape[1], MR_WIDE, MR_NARROW)
     turned = pack(w, groups, block, True, False)
     chunks = min(CHUNKS, N)
     parts, bias_parts = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
@@ -258,7 +268,7 @@ def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, gro
 # --- any stride: im2col, product, col2im ------------------------------------------------------------------------------
 
 
-@inner
+@device_function
 def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, padding, dilation):
     """columns[((c*KH + u)*KW + v)*OH*OW + i*OW + j] = image[first + c, i*sh + u*dh - ph, j*sw + v*dw - pw] or zero."""
     H, W = image.shape[1], image.shape[2]
@@ -275,7 +285,7 @@ def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, paddi
                         at += 1
 
 
-@inner
+@device_function
 def columns_to_image(image, columns, first, count, KH, KW, OH, OW, stride, padding, dilation):
     """The transpose of `image_to_columns`: adds every column entry to the pixel that it was copied from."""
     H, W = image.shape[1], image.shape[2]
@@ -314,7 +324,7 @@ def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
         columns_to_image(x[n], flat, 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
 
 
-@inner
+@device_function
 def forward_image(y, x, weight, bias, kernel_size, stride, padding, dilation, block):
     """One image.  y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
     (O, OH, OW), (KH, KW), groups = y.shape, kernel_size, len(weight)
@@ -327,24 +337,24 @@ def forward_image(y, x, weight, bias, kernel_size, stride, padding, dilation, bl
 
 
 @kernel
-def conv2d_forward_columns(y, x, w, b, stride, padding, dilation, groups):
-    kernel_size, block = w.shape[2:], better(len(w) // groups, WIDE, NARROW)
+def conv2d_forward_im2col(y, x, w, b, stride, padding, dilation, groups):
+    kernel_size, block = w.shape[2:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
     weight = pack(w, groups, block, False, False)
-    bias = biases(b, groups, ceil_to(len(w) // groups, block))
+    bias = biases(b, groups, round_up(len(w) // groups, block))
     for n in prange(len(x)):
         forward_image(y[n], x[n], weight, bias, kernel_size, stride, padding, dilation, block)
 
 
-@inner
+@device_function
 def backward_image(dx, dw, dy, x, transposed, kernel_size, stride, padding, dilation, block):
     """One image; adds to dw: (O, C/groups * KH * KW).  transposed: the weights that lead from dy to columns"""
     (O, OH, OW), (KH, KW), groups, W = dy.shape, kernel_size, len(transposed), width(x)
     per, count, M = len(x) // groups, O // groups, OH * OW
-    K, length = per * KH * KW, ceil_to(M, 2 * W)
+    K, length = per * KH * KW, round_up(M, 2 * W)
     columns, slopes = np.zeros(K * M + 2 * W, x.dtype), np.zeros(count * length, x.dtype)
-    offset = np.arange(ceil_to(K, TAPS)) * M
+    offset = np.arange(round_up(K, TAPS)) * M
     offset[K:] = 0
-    none = np.zeros(ceil_to(K, block), x.dtype)
+    none = np.zeros(round_up(K, block), x.dtype)
     for g in range(groups):
         image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
         lay_out(slopes, dy, g * count, count, 0, OW, length)
@@ -356,9 +366,9 @@ def backward_image(dx, dw, dy, x, transposed, kernel_size, stride, padding, dila
 
 
 @kernel
-def conv2d_backward_columns(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
+def conv2d_backward_im2col(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     N, O, taps = len(x), len(w), w[0].size
-    block = better(taps, WIDE, NARROW)
+    block = choose_mr(taps, MR_WIDE, MR_NARROW)
     w_t = w.reshape(groups, O // groups, taps).transpose(0, 2, 1).copy()  # columns of dx = w_t @ dy
     transposed = pack(w_t.reshape((groups * taps, O // groups, 1, 1)), groups, block, False, False)
     chunks = min(CHUNKS, N)

@@ -8,9 +8,9 @@ import numpy as np
 from numba import prange
 
 from tinycnn import scalars
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 
-mix = inner(scalars.mix)
+splitmix64 = device_function(scalars.splitmix64)
 
 
 @kernel
@@ -24,16 +24,16 @@ def dropout(y, x, counter, seed, p, span):
     x, y = x.reshape(x.size), y.reshape(y.size)
     scale, zero = x.dtype.type(1 / (1 - p) if p < 1 else 0.0), x.dtype.type(0)
     threshold = np.uint64(p * 4294967296.0)
-    start = mix(mix(np.uint64(seed)) + np.uint64(counter[0]))
+    start = splitmix64(splitmix64(np.uint64(seed)) + np.uint64(counter[0]))
     for t in prange(images):  # or tiles
         if L == 1 and span == 1:  # a loop that is compiled to vectors
             to, row, first = y[t * per : (t + 1) * per], x[t * per : (t + 1) * per], start + np.uint64(t * per)
             for i in range(per):
-                kept = (mix(first + np.uint64(i)) >> np.uint64(32)) >= threshold
+                kept = (splitmix64(first + np.uint64(i)) >> np.uint64(32)) >= threshold
                 to[i] = row[i] * scale if kept else zero
         else:
             for i in range(per):
                 for lane in range(L):
                     place, k = (t * L + lane) * per + i, (t * per + i) * L + lane
-                    kept = (mix(start + np.uint64(place // span)) >> np.uint64(32)) >= threshold
+                    kept = (splitmix64(start + np.uint64(place // span)) >> np.uint64(32)) >= threshold
                     y[k] = x[k] * scale if kept else zero

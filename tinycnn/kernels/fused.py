@@ -13,21 +13,21 @@ formula: see activations.py   divisor: of a window's sum   indices and the rest:
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels._simd import ravel
-from tinycnn.kernels.activations import activate, descend
-from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, row, spread_row, unpool
+from tinycnn.kernels.activations import apply_activation, apply_derivative
+from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, repeat_pixels, row, unpool
 
 
-@inner
+@device_function
 def forward_plane(y, x, formula, share):
     for i in range(len(y)):
-        activate(ravel(x[2 * i : 2 * i + 2]), formula)
+        apply_activation(ravel(x[2 * i : 2 * i + 2]), formula)
         mean_2x2(y, x, share, i, i + 1)
 
 
 @kernel
-def average_forward(y, x, formula, divisor):
+def avg_pool_forward(y, x, formula, divisor):
     """x = f(x), y = the means of that."""
     C, share = x.shape[1], x.dtype.type(1 / divisor)
     for task in prange(len(x) * C):
@@ -35,23 +35,23 @@ def average_forward(y, x, formula, divisor):
         forward_plane(y[t, c], x[t, c], formula, share)
 
 
-@inner
+@device_function
 def backward_plane(dx, dy, formula, share):
     length = row(dx, 0).size
     slopes = np.zeros(2 * length, dx.dtype)
     for i in range(len(dy)):
         values = ravel(dx[2 * i : 2 * i + 2])
-        spread_row(slopes[:length], row(dy, i), share, dx)
-        spread_row(slopes[length:], row(dy, i), share, dx)
-        descend(slopes, values, formula)
+        repeat_pixels(slopes[:length], row(dy, i), share, dx)
+        repeat_pixels(slopes[length:], row(dy, i), share, dx)
+        apply_derivative(slopes, values, formula)
         for k in range(values.size):
             values[k] = slopes[k]
     clear(dx[2 * len(dy) :])
 
 
 @kernel
-def average_backward(dx, dy, formula, divisor):
-    """dx: before, what `average_forward` left in x; after, the gradient of what it was given there."""
+def avg_pool_backward(dx, dy, formula, divisor):
+    """dx: before, what `avg_pool_forward` left in x; after, the gradient of what it was given there."""
     C, share = dx.shape[1], dx.dtype.type(1 / divisor)
     for task in prange(len(dx) * C):
         t, c = task // C, task % C
@@ -59,20 +59,20 @@ def average_backward(dx, dy, formula, divisor):
 
 
 @kernel
-def max_forward(y, indices, x, formula, kernel_size, stride, padding, dilation):
+def max_pool_forward(y, indices, x, formula, kernel_size, stride, padding, dilation):
     """y = f(the largest entry of each window of x)."""
     C = x.shape[1]
     for task in prange(len(x) * C):
         t, c = task // C, task % C
         max_windows(y[t, c], indices[t, c], x[t, c], kernel_size, stride, padding, dilation)
-        activate(ravel(y[t, c]), formula)
+        apply_activation(ravel(y[t, c]), formula)
 
 
 @kernel
-def max_backward(dx, dy, indices, y, formula, kernel_size, stride, padding, dilation):
-    """dx from dy, which is overwritten; y: what `max_forward` left."""
+def max_pool_backward(dx, dy, indices, y, formula, kernel_size, stride, padding, dilation):
+    """dx from dy, which is overwritten; y: what `max_pool_forward` left."""
     C = dx.shape[1]
     for task in prange(len(dx) * C):
         t, c = task // C, task % C
-        descend(ravel(dy[t, c]), ravel(y[t, c]), formula)
+        apply_derivative(ravel(dy[t, c]), ravel(y[t, c]), formula)
         unpool(dx[t, c], dy[t, c], indices[t, c], kernel_size, stride, padding, dilation)

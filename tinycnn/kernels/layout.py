@@ -12,7 +12,7 @@ from numba import prange
 from numba.extending import overload
 
 from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 
 transpose, width, ravel = _simd.transpose, _simd.width, _simd.ravel
 
@@ -27,20 +27,20 @@ def _lanes(plane):
     return (lambda plane: width(plane)) if plane.ndim == 3 else (lambda plane: 1)
 
 
-def images_a_tile(batch, dtype):
+def lanes_for(batch, dtype):
     """Images a tile for batches of this size: 1 for the few that would leave most of a tile empty."""
     size = _simd.BYTES // np.dtype(dtype).itemsize
     return size if 2 * batch >= size else 1
 
 
-@inner
-def meeting(start, step, count, size):
+@device_function
+def valid_range(start, step, count, size):
     """The range of k < count for which start + k*step lies in 0 ... size."""
     first = min(count, max(0, (step - 1 - start) // step))
     return first, max(first, min(count, (size - start + step - 1) // step))
 
 
-@inner
+@device_function
 def gather_plane(to, x, n, c, count):
     """to[p*L + l] = pixel p of x[n + l, c], with L lanes; lanes from `count` on are zero."""
     L, P, step = to.size // (x.shape[2] * x.shape[3]), x.shape[2] * x.shape[3], x[0].size
@@ -61,7 +61,7 @@ def gather_plane(to, x, n, c, count):
                 to[p * L + lane] = flat[start + lane * step + p] if lane < count else x.dtype.type(0)
 
 
-@inner
+@device_function
 def scatter_plane(y, n, c, count, plane):
     """The opposite: y[n + l, c], pixel p, = plane[p*L + l] for the first `count` lanes."""
     L, P, step = plane.size // (y.shape[2] * y.shape[3]), y.shape[2] * y.shape[3], y[0].size
@@ -77,7 +77,7 @@ def scatter_plane(y, n, c, count, plane):
 
 
 @kernel
-def interleave(tiles, x):
+def to_blocked(tiles, x):
     """tiles: (T, C, H, W, L) from x: (N, C, H, W)"""
     T, C, L = tiles.shape[0], tiles.shape[1], tiles.shape[4]
     for task in prange(T * C):
@@ -87,7 +87,7 @@ def interleave(tiles, x):
 
 
 @kernel
-def separate(y, tiles):
+def to_nchw(y, tiles):
     """y: (N, C, H, W) from tiles: (T, C, H, W, L)"""
     T, C, L = tiles.shape[0], tiles.shape[1], tiles.shape[4]
     for task in prange(T * C):
@@ -96,16 +96,16 @@ def separate(y, tiles):
         scatter_plane(y, t * L, c, min(L, len(y) - t * L), ravel(plane))
 
 
-def plain(x):
+def as_nchw(x):
     """A tiled batch as a new (N, C, H, W), with an image for every lane; any other array as it is."""
     if not isinstance(x, np.ndarray) or x.ndim != 5:
         return x
     images = np.empty((x.shape[0] * x.shape[4], *x.shape[1:4]), x.dtype)
-    separate(images, x)
+    to_nchw(images, x)
     return images
 
 
-def on_images(output):
+def via_nchw(output):
     """For kernels that know of no tiles: copies in plain order for them, and argument `output` copied back."""
 
     def decorate(kernel):
@@ -114,10 +114,10 @@ def on_images(output):
             if args[output].ndim < 5:
                 kernel(*args)
                 return
-            images = [plain(a) for a in args]
+            images = [as_nchw(a) for a in args]
             kernel(*images)
             if images[output].size:
-                interleave(args[output], images[output])
+                to_blocked(args[output], images[output])
 
         return call
 

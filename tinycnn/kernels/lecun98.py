@@ -6,15 +6,15 @@ Subsampling with a coefficient and a bias a map, convolution along a connection 
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
+from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels._simd import ravel
-from tinycnn.kernels.layout import on_images
-from tinycnn.kernels.pooling import clear, mean_2x2, spread_2x2
+from tinycnn.kernels.layout import via_nchw
+from tinycnn.kernels.pooling import clear, mean_2x2, mean_2x2_backward
 
 # Windows lie side by side; those of LeNet-5, 2 x 2, are written out in pooling.py.
 
 
-@inner
+@device_function
 def window_sums(sums, x, KH, KW):
     """One plane: sums[i, j] = sum of window (i, j).  sums: (OH, OW)   x: (H, W)"""
     if KH == 2 and KW == 2:
@@ -31,7 +31,7 @@ def window_sums(sums, x, KH, KW):
                     to[j] += row[j * KW + v]
 
 
-@inner
+@device_function
 def subsample_plane(y, x, factor, offset, KH, KW):
     window_sums(y, x, KH, KW)
     flat = ravel(y)
@@ -39,7 +39,7 @@ def subsample_plane(y, x, factor, offset, KH, KW):
         flat[k] = factor * flat[k] + offset
 
 
-@on_images(0)
+@via_nchw(0)
 @kernel
 def subsample_forward(y, x, weight, bias, kernel_size, scale):
     """y[n, c] = weight[c] * scale * (sum of each window) + bias[c]; scale is 1 for the sum, 1/(KH*KW) for the mean.
@@ -53,7 +53,7 @@ def subsample_forward(y, x, weight, bias, kernel_size, scale):
         subsample_plane(y[n, c], x[n, c], factor, bias[c], kernel_size[0], kernel_size[1])
 
 
-@inner
+@device_function
 def subsample_slopes(dy, x, c, KH, KW):
     """Sums of dy * window and of dy over map c of all images."""
     slope, offset = x.dtype.type(0), x.dtype.type(0)
@@ -68,11 +68,11 @@ def subsample_slopes(dy, x, c, KH, KW):
     return slope, offset
 
 
-@inner
+@device_function
 def subsample_spread(dx, dy, factor, KH, KW):
     """The transpose of `subsample_plane`; what no window reaches gets zero."""
     if KH == 2 and KW == 2:
-        spread_2x2(dx, dy, factor)
+        mean_2x2_backward(dx, dy, factor)
         return
     clear(dx)
     for h in range(dy.shape[0] * KH):
@@ -82,7 +82,7 @@ def subsample_spread(dx, dy, factor, KH, KW):
                 to[j * KW + v] = factor * g[j]
 
 
-@on_images(0)
+@via_nchw(0)
 @kernel
 def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
     """Gradients of all three arguments of `subsample_forward`; dx of size 0 is not computed."""
@@ -99,7 +99,7 @@ def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
 # are the input itself from some number on.  What is computed between two rows of the output is dropped, or zero.
 
 
-@inner
+@device_function
 def lay_out(padded, dy, pitch):
     """dy: (OH, OW) row by row with `pitch`, zeros between."""
     for k in range(padded.size):
@@ -110,7 +110,7 @@ def lay_out(padded, dy, pitch):
             to[j] = g[j]
 
 
-@inner
+@device_function
 def add_pair(out, plane, w, pitch):
     """out += plane convolved with w; out: a run over all rows of the output   plane: (H*W,)   w: (KH, KW)"""
     for u in range(w.shape[0]):
@@ -120,7 +120,7 @@ def add_pair(out, plane, w, pitch):
                 out[k] += tap * source[k]
 
 
-@inner
+@device_function
 def spread_pair(plane, g, w, pitch):
     """The transpose of `add_pair`."""
     for u in range(w.shape[0]):
@@ -130,7 +130,7 @@ def spread_pair(plane, g, w, pitch):
                 to[k] += tap * g[k]
 
 
-@inner
+@device_function
 def pair_gradient(dw, g, plane, pitch):
     """dw += the sums over the run of g times the plane, shifted by each tap."""
     for u in range(dw.shape[0]):
@@ -141,7 +141,7 @@ def pair_gradient(dw, g, plane, pitch):
             dw[u, v] += total
 
 
-@inner
+@device_function
 def map_output(y, x, w, bias, sources, first, last):
     """One output map of one image.  y: (OH, OW)   x: (C, H, W)"""
     pitch = x.shape[2]
@@ -157,7 +157,7 @@ def map_output(y, x, w, bias, sources, first, last):
             to[j] = got[j]
 
 
-@on_images(0)
+@via_nchw(0)
 @kernel
 def conv2d_map_forward(y, x, w, b, sources, starts):
     """y[n, o] = b[o] + sum of x[n, sources[p]] convolved with w[p] over the pairs p = starts[o] ... starts[o + 1] - 1.
@@ -171,7 +171,7 @@ def conv2d_map_forward(y, x, w, b, sources, starts):
         map_output(y[n, o], x[n], w, b[o], sources, starts[o], starts[o + 1])
 
 
-@inner
+@device_function
 def map_weights(dw, db, dy, x, o, sources, first, last):
     """dw of the pairs of output o, and its bias."""
     pitch = x.shape[3]
@@ -191,7 +191,7 @@ def map_weights(dw, db, dy, x, o, sources, first, last):
     db[o] = total
 
 
-@inner
+@device_function
 def map_input(dx, dy, w, sources, starts):
     """dx of one image: (C, H, W)"""
     pitch = dx.shape[2]
@@ -206,7 +206,7 @@ def map_input(dx, dy, w, sources, starts):
             spread_pair(ravel(plane), run, w[p], pitch)
 
 
-@on_images(0)
+@via_nchw(0)
 @kernel
 def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
     """Gradients of all three arguments of `conv2d_map_forward`; dx of size 0 is not computed."""
@@ -220,7 +220,7 @@ def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
 
 
 @kernel
-def distance_forward(y, x, w):
+def squared_distance_forward(y, x, w):
     """y[n, i] = |x[n] - w[i]|^2, the Euclidean RBF units of eq. 7.  x: (N, F)   w: (K, F)   y: (N, K)"""
     for n in prange(len(x)):
         for i in range(len(w)):
@@ -230,7 +230,7 @@ def distance_forward(y, x, w):
             y[n, i] = total
 
 
-@inner
+@device_function
 def add_differences(to, row, others, weights):
     """to = 2 * sum over i of weights[i] * (row - others[i])"""
     for f in range(to.size):
@@ -242,8 +242,8 @@ def add_differences(to, row, others, weights):
 
 
 @kernel
-def distance_backward(dx, dw, dy, x, w):
-    """Gradients of both arguments of `distance_forward`; dx and dw of size 0 are not computed."""
+def squared_distance_backward(dx, dw, dy, x, w):
+    """Gradients of both arguments of `squared_distance_forward`; dx and dw of size 0 are not computed."""
     images, points = len(x) if dx.size else 0, len(w) if dw.size else 0
     for task in prange(images + points):
         if task < images:
@@ -253,7 +253,7 @@ def distance_backward(dx, dw, dy, x, w):
 
 
 @kernel
-def nearest_loss(loss, predicted, dx, x, target, rubbish, mean):
+def rbf_loss(loss, predicted, dx, x, target, rubbish, mean):
     """Losses of distances x: (N, K), whose smallest is the prediction.
 
     With rubbish < 0 that of eq. 8, the distance to the target; else that of eq. 9, which also keeps the others away:

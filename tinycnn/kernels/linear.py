@@ -10,18 +10,29 @@ sums stay in vector registers until they are complete (see _simd.py).
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._simd import BYTES, add_totals, cross, loads, outer, ravel, stores, transpose, width, zeros
+from tinycnn.kernels._jit import device_function, kernel
+from tinycnn.kernels._simd import (
+    BYTES,
+    fma_broadcast,
+    fma_outer,
+    load_strided,
+    ravel,
+    reduce_add,
+    store_block,
+    transpose,
+    width,
+    zeros,
+)
 
 ALONE = 10  # outputs a block of images that are too few for such sums
 ROWS = 8 if BYTES == 64 else 6  # of a block of sums, each two vectors long; as many as there are registers for
 SUMS = 2 * ROWS
 
-alone_block = inner(lambda x: zeros(x, ALONE))
-rows_block = inner(lambda x: zeros(x, SUMS))
+alone_block = device_function(lambda x: zeros(x, ALONE))
+rows_block = device_function(lambda x: zeros(x, SUMS))
 
 
-@inner
+@device_function
 def at_least(array, rows, columns):
     """The array, (R, C), with zeros added where it has fewer rows or columns."""
     if len(array) >= rows and array.shape[1] >= columns:
@@ -31,7 +42,7 @@ def at_least(array, rows, columns):
     return larger
 
 
-@inner
+@device_function
 def put(to, rows, columns):
     """to[i, j] = rows[i, j] for j < columns.  (As an assignment of slices it takes the compiler seconds longer.)"""
     for i in range(min(len(to), len(rows))):
@@ -39,7 +50,7 @@ def put(to, rows, columns):
             to[i, j] = rows[i, j]
 
 
-@inner
+@device_function
 def one_image(y, x, w, b):
     """y: (O,)   x: (F,)   w: (>= O, F), at least ALONE rows"""
     O, F, W = y.size, x.size, width(x)
@@ -48,10 +59,10 @@ def one_image(y, x, w, b):
     for first in range(0, O, ALONE):
         o, sums = max(0, min(first, O - ALONE)), none  # the last block reaches back
         for f in range(0, whole, W):
-            sums = cross(sums, loads(x, f, F, left), loads(flat, o * F + f, F, none))
+            sums = fma_outer(sums, load_strided(x, f, F, left), load_strided(flat, o * F + f, F, none))
         for k in range(out.size):
             out[k] = 0
-        add_totals(out, 0, sums)
+        reduce_add(out, 0, sums)
         for k in range(min(ALONE, O)):
             total = out[k] + (b[o + k] if b.size else x.dtype.type(0))
             for f in range(whole, F):
@@ -59,17 +70,17 @@ def one_image(y, x, w, b):
             y[o + k] = total
 
 
-@inner
+@device_function
 def strip_of_rows(b, count, length, j):
     """The numbers j ... j + 2W of `length` rows in one piece, since they lie on as many pages.  b: rows of `count`"""
     W, pair = width(b), zeros(b, 2)
     strip = np.empty(length * 2 * W, b.dtype)
     for k in range(length):
-        stores(strip, k * 2 * W, 0, W, loads(b, k * count + j, W, pair), 1)
+        store_block(strip, k * 2 * W, 0, W, load_strided(b, k * count + j, W, pair), 1)
     return strip
 
 
-@inner
+@device_function
 def strip_of_columns(b, length, j):
     """The rows j ... j + 2W as columns.  b: rows of `length`, at least W"""
     W = width(b)
@@ -81,32 +92,32 @@ def strip_of_columns(b, length, j):
     return strip
 
 
-@inner
+@device_function
 def weigh(out, first, last, count, a, row_step, step, strip, j, start):
     """out[i, j + l] = start[j + l] + sum over k of a[i*row_step + k*step] * strip[k, l], two vectors of l wide.
 
     first <= i < last   out: flat, rows of `count`   strip: see above   start: (1 + count,), which begins with a one
     """
     W, pair = width(out), zeros(out, 2)
-    begin, length = loads(start, 1 + j, W, pair), strip.size // (2 * W)
+    begin, length = load_strided(start, 1 + j, W, pair), strip.size // (2 * W)
     if last - first < ROWS:
         for i in range(first, last):
             one = begin
             for k in range(length):
-                one = outer(one, a, i * row_step + k * step, 0, loads(strip, k * 2 * W, W, pair))
-            stores(out, i * count + j, 0, W, one, 1)
+                one = fma_broadcast(one, a, i * row_step + k * step, 0, load_strided(strip, k * 2 * W, W, pair))
+            store_block(out, i * count + j, 0, W, one, 1)
         return
-    none = outer(rows_block(out), start, 0, 0, begin)
+    none = fma_broadcast(rows_block(out), start, 0, 0, begin)
     for near in range(first, last, ROWS):
         i, sums = min(near, last - ROWS), none  # the last block reaches back, and so does the last strip
         for k in range(length):
-            sums = outer(sums, a, i * row_step + k * step, row_step, loads(strip, k * 2 * W, W, pair))
-        stores(out, i * count + j, count, W, sums, ROWS)
+            sums = fma_broadcast(sums, a, i * row_step + k * step, row_step, load_strided(strip, k * 2 * W, W, pair))
+        store_block(out, i * count + j, count, W, sums, ROWS)
 
 
-@inner
+@device_function
 def start_of(b, count):
-    """What `weigh` starts from: b, (O,) or (0,), filled up with zeros, after a one."""
+    """What `weigh` broadcast_rows from: b, (O,) or (0,), filled up with zeros, after a one."""
     start = np.zeros(1 + count, b.dtype)
     start[0] = 1
     for o in range(b.size):

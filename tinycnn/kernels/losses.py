@@ -7,10 +7,10 @@ import math
 
 from numba import prange
 
-from tinycnn.kernels._jit import kernel, kernel_in_order
+from tinycnn.kernels._jit import kernel, kernel_no_reassoc
 
 
-@kernel_in_order
+@kernel_no_reassoc
 def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_smoothing, mean):
     """Softmax cross entropy of logits, as torch defines it, and the class with the largest logit.
 

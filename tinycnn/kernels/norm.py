@@ -21,40 +21,40 @@ import math
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel
-from tinycnn.kernels._simd import fma, load, pixel, ravel, spread, store
+from tinycnn.kernels._jit import device_function, kernel
+from tinycnn.kernels._simd import fma, load, pixel_zero, ravel, splat, store
 from tinycnn.kernels.layout import lanes
 
 RUN = 2048
 
 
-@inner
+@device_function
 def add_lanes(sums, plane):
     """sums[n] += the numbers in lane n of a plane."""
-    flat, total, none = ravel(plane), load(sums, 0, pixel(plane)), pixel(plane)
-    one = spread(plane.dtype.type(1), none)
+    flat, total, none = ravel(plane), load(sums, 0, pixel_zero(plane)), pixel_zero(plane)
+    one = splat(plane.dtype.type(1), none)
     for k in range(0, flat.size, sums.size):
         total = fma(one, load(flat, k, none), total)
     store(sums, 0, total)
 
 
-@inner
+@device_function
 def add_squares(sums, plane, mean):
     """sums[n] += the squared distances of lane n from mean[n]."""
-    flat, total, none = ravel(plane), load(sums, 0, pixel(plane)), pixel(plane)
-    m, minus = load(mean, 0, none), spread(plane.dtype.type(-1), none)
+    flat, total, none = ravel(plane), load(sums, 0, pixel_zero(plane)), pixel_zero(plane)
+    m, minus = load(mean, 0, none), splat(plane.dtype.type(-1), none)
     for k in range(0, flat.size, sums.size):
         far = fma(minus, m, load(flat, k, none))
         total = fma(far, far, total)
     store(sums, 0, total)
 
 
-@inner
+@device_function
 def rows_of_a_run(plane):
     return max(1, RUN // plane.shape[1])
 
 
-@inner
+@device_function
 def add_wide(sums, plane, mean, squared, exact):
     """sums[n] += the numbers in lane n of a plane, or their squared distances from mean[n].  sums, mean: float64
 
@@ -80,12 +80,12 @@ def add_wide(sums, plane, mean, squared, exact):
             sums[n] += run[n]
 
 
-@inner
+@device_function
 def add_slopes(straight, bent, dy, x, mean, rstd, weight):
     """straight[n] += weight * dy and bent[n] += weight * dy * xhat over lane n of a plane."""
-    g, flat, none, T = ravel(dy), ravel(x), pixel(x), x.dtype.type
-    total, total_bent, w = load(straight, 0, none), load(bent, 0, none), spread(weight, none)
-    m, r, one, minus = load(mean, 0, none), load(rstd, 0, none), spread(T(1), none), spread(T(-1), none)
+    g, flat, none, T = ravel(dy), ravel(x), pixel_zero(x), x.dtype.type
+    total, total_bent, w = load(straight, 0, none), load(bent, 0, none), splat(weight, none)
+    m, r, one, minus = load(mean, 0, none), load(rstd, 0, none), splat(T(1), none), splat(T(-1), none)
     for k in range(0, flat.size, straight.size):
         slope, far = fma(w, load(g, k, none), none), fma(minus, m, load(flat, k, none))
         total, total_bent = fma(one, slope, total), fma(fma(far, r, none), slope, total_bent)
@@ -93,7 +93,7 @@ def add_slopes(straight, bent, dy, x, mean, rstd, weight):
     store(bent, 0, total_bent)
 
 
-@inner
+@device_function
 def add_slopes_wide(straight, bent, dy, x, mean, rstd, weight):
     """`add_slopes` with sums in float64, of runs."""
     L, rows = lanes(x), rows_of_a_run(x)
@@ -106,54 +106,54 @@ def add_slopes_wide(straight, bent, dy, x, mean, rstd, weight):
             bent[n] += run_bent[n]
 
 
-@inner
+@device_function
 def normalise(y, x, mean, rstd, weight, bias):
     """y = (x - mean[n]) * rstd[n] * weight + bias, one plane."""
-    to, flat, none = ravel(y), ravel(x), pixel(x)
-    m, minus = load(mean, 0, none), spread(x.dtype.type(-1), none)
-    scale, b = fma(load(rstd, 0, none), spread(weight, none), none), spread(bias, none)
+    to, flat, none = ravel(y), ravel(x), pixel_zero(x)
+    m, minus = load(mean, 0, none), splat(x.dtype.type(-1), none)
+    scale, b = fma(load(rstd, 0, none), splat(weight, none), none), splat(bias, none)
     for k in range(0, flat.size, mean.size):
         store(to, k, fma(fma(minus, m, load(flat, k, none)), scale, b))
 
 
-@inner
+@device_function
 def bend(dx, dy, x, mean, rstd, weight, straight, bent, count):
     """dx of a plane whose mean and variance depend on x, from the sums over its set of `count` numbers."""
-    to, g, flat, none = ravel(dx), ravel(dy), ravel(x), pixel(x)
-    m, r, w = load(mean, 0, none), load(rstd, 0, none), spread(weight, none)
-    minus, share = spread(x.dtype.type(-1), none), spread(-1 / count, none)
+    to, g, flat, none = ravel(dx), ravel(dy), ravel(x), pixel_zero(x)
+    m, r, w = load(mean, 0, none), load(rstd, 0, none), splat(weight, none)
+    minus, share = splat(x.dtype.type(-1), none), splat(-1 / count, none)
     level, slant = fma(load(straight, 0, none), share, none), fma(load(bent, 0, none), share, none)
     for k in range(0, flat.size, mean.size):
         xhat = fma(fma(minus, m, load(flat, k, none)), r, none)
         store(to, k, fma(r, fma(w, load(g, k, none), fma(xhat, slant, level)), none))
 
 
-@inner
+@device_function
 def factor(weight, c):
     return weight[c] if weight.size else weight.dtype.type(1)
 
 
-@inner
+@device_function
 def offset(bias, c):
     return bias[c] if bias.size else bias.dtype.type(0)
 
 
-@inner
-def channel_wide(x, c, images):
+@device_function
+def channel_wide(x, c, batch_size):
     """Mean and variance of a channel in float64."""
-    L, count = lanes(x[0, c]), images * x.shape[2] * x.shape[3]
+    L, count = lanes(x[0, c]), batch_size * x.shape[2] * x.shape[3]
     mean, var = 0.0, 0.0
     for exact in (False, True):
         mean, var = 0.0, 0.0
         for t in range(len(x)):
             sums = np.zeros(L)
             add_wide(sums, x[t, c], np.zeros(L), False, exact)
-            for n in range(min(L, images - t * L)):
+            for n in range(min(L, batch_size - t * L)):
                 mean += sums[n] / count
         for t in range(len(x)):
             sums = np.zeros(L)
             add_wide(sums, x[t, c], np.full(L, mean), True, exact)
-            for n in range(min(L, images - t * L)):
+            for n in range(min(L, batch_size - t * L)):
                 var += sums[n] / count
         if math.isfinite(var):
             break
@@ -162,42 +162,42 @@ def channel_wide(x, c, images):
 
 @kernel
 def batch_norm_forward(
-    y, x, weight, bias, mean, rstd, running_mean, running_var, batches, momentum, eps, training, images
+    y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training, batch_size
 ):  # fmt: skip
     """In training, the statistics are the batch's, and the running ones, (C,), move towards them by `momentum` (the
     running variance is unbiased, as in torch), or, if it is below 0, by 1/(batches[0] + 1), which keeps the mean of all
     batches.  Otherwise the statistics are the running ones.
 
-    batches: (1,), how many have moved the running statistics; the caller counts   images: how many there are; a tiled
-    batch may have room for more
+    num_batches_tracked: (1,), batches that the running statistics include; the caller increments it
+    batch_size: number of images; a blocked batch may be padded to more
     """
     for c in prange(x.shape[1]):
         T, L = x.dtype.type, lanes(x[0, c])
         m, r = np.full(L, running_mean[c], x.dtype), np.empty(L, x.dtype)
         old_mean, var = running_mean[c], running_var[c]
-        old_var, count = var, images * x.shape[2] * x.shape[3]
-        share = T(1 / (batches[0] + 1) if momentum < 0 else momentum)
-        long = max(images, x.shape[2] * x.shape[3]) > RUN
+        old_var, count = var, batch_size * x.shape[2] * x.shape[3]
+        share = T(1 / (num_batches_tracked[0] + 1) if momentum < 0 else momentum)
+        long = max(batch_size, x.shape[2] * x.shape[3]) > RUN
         tiles = 0 if long else len(x)
         if training:
             total, squares = T(0), T(0)
             for t in range(tiles):
                 sums = np.zeros(L, x.dtype)
                 add_lanes(sums, x[t, c])
-                for n in range(min(L, images - t * L)):
+                for n in range(min(L, batch_size - t * L)):
                     total += sums[n]
             m[:] = total / T(count)
             for t in range(tiles):
                 sums = np.zeros(L, x.dtype)
                 add_squares(sums, x[t, c], m)
-                for n in range(min(L, images - t * L)):
+                for n in range(min(L, batch_size - t * L)):
                     squares += sums[n]
             var = squares / T(count)
             running_mean[c] += share * (m[0] - running_mean[c])
             running_var[c] += share * (var * T(count / (count - 1)) - running_var[c])
         r[:] = T(1) / T(math.sqrt(var + T(eps)))
         if training and (long or not math.isfinite(var)):
-            exact_mean, exact_var = channel_wide(x, c, images)
+            exact_mean, exact_var = channel_wide(x, c, batch_size)
             m[:], r[:] = T(exact_mean), T(1 / math.sqrt(exact_var + eps))
             running_mean[c] = old_mean + share * (m[0] - old_mean)
             running_var[c] = old_var + share * (T(exact_var * (count / (count - 1))) - old_var)
@@ -207,12 +207,12 @@ def batch_norm_forward(
 
 
 @kernel
-def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, images):
+def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
     """dx, dweight and dbias of size 0 are not computed."""
     for c in prange(x.shape[1]):
         T, L = x.dtype.type, lanes(x[0, c])
         m, r = np.full(L, mean[c], x.dtype), np.full(L, rstd[c], x.dtype)
-        straight, bent, count = np.zeros(L, x.dtype), np.zeros(L, x.dtype), T(images * x.shape[2] * x.shape[3])
+        straight, bent, count = np.zeros(L, x.dtype), np.zeros(L, x.dtype), T(batch_size * x.shape[2] * x.shape[3])
         if len(x) * x.shape[2] * x.shape[3] > 8 * RUN:  # of both signs: a longer run is harmless
             wide, wide_bent = np.zeros(L), np.zeros(L)
             for t in range(len(x)):
@@ -234,18 +234,18 @@ def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training,
         for t in range(len(dx)):
             bend(dx[t, c], dy[t, c], x[t, c], m, r, w, straight, bent, count)
             flat = dx[t, c].reshape(dx[t, c].size)
-            for n in range(images - t * L, L):  # no image, no slope
+            for n in range(batch_size - t * L, L):  # no image, no slope
                 for k in range(n, flat.size, L):
                     flat[k] = 0
 
 
-@inner
+@device_function
 def of_set(statistics, t, group, L):
     """The entries of one group of a tile's images; statistics: (N, groups)."""
     return np.ascontiguousarray(statistics[t * L : (t + 1) * L, group])
 
 
-@inner
+@device_function
 def group_wide(x, first, per):
     """Mean and variance of `per` channels of a tile, or of an image, lane by lane in float64."""
     L, count = lanes(x[0]), per * x.shape[1] * x.shape[2]

@@ -11,20 +11,20 @@ The windows of nearly every net, 2 x 2 side by side, are written out.
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import inner, kernel, part_of
-from tinycnn.kernels._simd import fma, load, load_where, pixel, ravel, spread, store
-from tinycnn.kernels.layout import lanes, meeting
+from tinycnn.kernels._jit import device_function, inline_ir, kernel
+from tinycnn.kernels._simd import fma, load, load_where, pixel_zero, ravel, splat, store
+from tinycnn.kernels.layout import lanes, valid_range
 
 
-@inner
+@device_function
 def is_2x2(kernel_size, stride, padding, H, W, OH, OW):
     """Whether windows are 2 x 2, side by side, and all inside the image."""
     two, none = (2, 2), (0, 0)
     return kernel_size == two and stride == two and padding == none and 2 * OH <= H and 2 * OW <= W
 
 
-@inner
-def window_shares(length, out, size, step, pad, count_include_pad):
+@device_function
+def window_counts(length, out, size, step, pad, count_include_pad):
     """For each output position the number of entries in its window along one axis; padding counts if it is to."""
     count = np.empty(out, np.int64)
     for i in range(out):
@@ -36,24 +36,24 @@ def window_shares(length, out, size, step, pad, count_include_pad):
     return count
 
 
-@inner
+@device_function
 def clear(plane):
     flat = ravel(plane)
     for i in range(flat.size):
         flat[i] = 0
 
 
-@part_of
+@inline_ir
 def row(plane, i):
     """Row i of a plane, (H, W) or (H, W, L), flat."""
     return ravel(plane[i])
 
 
-@inner
+@device_function
 def mean_2x2(y, x, share, first, last):
     """Rows first ... last of one plane.  y: (OH, OW) or (OH, OW, L)   x: (H, W) or (H, W, L)"""
-    OW, L, none = y.shape[1], lanes(x), pixel(x)
-    factor = spread(share, none)
+    OW, L, none = y.shape[1], lanes(x), pixel_zero(x)
+    factor = splat(share, none)
     for i in range(first, last):
         out, top, low = row(y, i), row(x, 2 * i), row(x, 2 * i + 1)
         for j in range(OW):
@@ -63,7 +63,7 @@ def mean_2x2(y, x, share, first, last):
             store(out, j * L, right)
 
 
-@inner
+@device_function
 def mean_plane(y, x, rows, columns, kernel_size, stride, padding, divisor):
     (H, W), (OH, OW), L = x.shape[:2], y.shape[:2], lanes(x)
     (KH, KW), (sh, sw), (ph, pw) = kernel_size, stride, padding
@@ -73,7 +73,7 @@ def mean_plane(y, x, rows, columns, kernel_size, stride, padding, divisor):
         for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
             one = row(x, h)
             for v in range(KW):
-                j0, j1 = meeting(v - pw, sw, OW, W)
+                j0, j1 = valid_range(v - pw, sw, OW, W)
                 for j in range(j0, j1):
                     k = (j * sw + v - pw) * L
                     for n in range(L):
@@ -88,8 +88,8 @@ def mean_plane(y, x, rows, columns, kernel_size, stride, padding, divisor):
 def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, divisor):
     """y = mean of each window, or its sum / divisor if divisor > 0."""
     (T, C, H, W), (OH, OW) = x.shape[:4], y.shape[2:4]
-    rows = window_shares(H, OH, kernel_size[0], stride[0], padding[0], count_include_pad)
-    columns = window_shares(W, OW, kernel_size[1], stride[1], padding[1], count_include_pad)
+    rows = window_counts(H, OH, kernel_size[0], stride[0], padding[0], count_include_pad)
+    columns = window_counts(W, OW, kernel_size[1], stride[1], padding[1], count_include_pad)
     share = x.dtype.type(1 / (divisor if divisor > 0 else 4))
     simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW)
     for task in prange(T * C):
@@ -100,30 +100,30 @@ def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, di
             mean_plane(y[t, c], x[t, c], rows, columns, kernel_size, stride, padding, divisor)
 
 
-@inner
-def spread_row(to, out, share, like):
+@device_function
+def repeat_pixels(to, out, share, like):
     """Every number of a row `out`, times share, twice."""
-    L, none = lanes(like), pixel(like)
-    factor = spread(share, none)
+    L, none = lanes(like), pixel_zero(like)
+    factor = splat(share, none)
     for j in range(out.size // L):
         part = fma(load(out, j * L, none), factor, none)
         store(to, 2 * j * L, part)
         store(to, (2 * j + 1) * L, part)
 
 
-@inner
-def spread_2x2(dx, dy, share):
+@device_function
+def mean_2x2_backward(dx, dy, share):
     """One plane, the transpose of `mean_2x2`."""
     (H, W), (OH, OW) = dx.shape[:2], dy.shape[:2]
     if H > 2 * OH or W > 2 * OW:
         clear(dx)
     for i in range(OH):
         for h in (2 * i, 2 * i + 1):
-            spread_row(row(dx, h), row(dy, i), share, dx)
+            repeat_pixels(row(dx, h), row(dy, i), share, dx)
 
 
-@inner
-def spread_plane(dx, dy, rows, columns, kernel_size, stride, padding, divisor):
+@device_function
+def mean_plane_backward(dx, dy, rows, columns, kernel_size, stride, padding, divisor):
     """One plane, the transpose of `mean_plane`."""
     (H, W), (OH, OW), L = dx.shape[:2], dy.shape[:2], lanes(dx)
     (KH, KW), (sh, sw), (ph, pw) = kernel_size, stride, padding
@@ -133,7 +133,7 @@ def spread_plane(dx, dy, rows, columns, kernel_size, stride, padding, divisor):
         for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
             to = row(dx, h)
             for v in range(KW):
-                j0, j1 = meeting(v - pw, sw, OW, W)
+                j0, j1 = valid_range(v - pw, sw, OW, W)
                 for j in range(j0, j1):
                     k = (j * sw + v - pw) * L
                     share = dx.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
@@ -144,19 +144,19 @@ def spread_plane(dx, dy, rows, columns, kernel_size, stride, padding, divisor):
 @kernel
 def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad, divisor):
     (T, C, H, W), (OH, OW) = dx.shape[:4], dy.shape[2:4]
-    rows = window_shares(H, OH, kernel_size[0], stride[0], padding[0], count_include_pad)
-    columns = window_shares(W, OW, kernel_size[1], stride[1], padding[1], count_include_pad)
+    rows = window_counts(H, OH, kernel_size[0], stride[0], padding[0], count_include_pad)
+    columns = window_counts(W, OW, kernel_size[1], stride[1], padding[1], count_include_pad)
     share = dx.dtype.type(1 / (divisor if divisor > 0 else 4))
     simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW)
     for task in prange(T * C):
         t, c = task // C, task % C
         if simple:
-            spread_2x2(dx[t, c], dy[t, c], share)
+            mean_2x2_backward(dx[t, c], dy[t, c], share)
         else:
-            spread_plane(dx[t, c], dy[t, c], rows, columns, kernel_size, stride, padding, divisor)
+            mean_plane_backward(dx[t, c], dy[t, c], rows, columns, kernel_size, stride, padding, divisor)
 
 
-@inner
+@device_function
 def max_2x2(y, indices, x):
     """One plane; see `mean_2x2`."""
     (OH, OW), W, L = y.shape[:2], x.shape[1], lanes(x)
@@ -177,7 +177,7 @@ def max_2x2(y, indices, x):
                 out[j * L + n], where[j * L + n] = (value if better else best), (corner + W + 1 if better else w)
 
 
-@inner
+@device_function
 def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
     (H, W), (OH, OW), L = x.shape[:2], y.shape[:2], lanes(x)
     (KH, KW), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
@@ -191,7 +191,7 @@ def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
                 continue
             one = row(x, h)
             for v in range(KW):
-                j0, j1 = meeting(v * dw - pw, sw, OW, W)
+                j0, j1 = valid_range(v * dw - pw, sw, OW, W)
                 for j in range(j0, j1):
                     w = j * sw + v * dw - pw
                     for n in range(L):
@@ -201,7 +201,7 @@ def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
                         where[at] = h * W + w if better else where[at]
 
 
-@part_of
+@inline_ir
 def max_windows(y, indices, x, kernel_size, stride, padding, dilation):
     """One plane."""
     if is_2x2(kernel_size, stride, padding, x.shape[0], x.shape[1], len(y), y.shape[1]) and dilation == (1, 1):
@@ -220,10 +220,10 @@ def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
         max_windows(y[t, c], indices[t, c], x[t, c], kernel_size, stride, padding, dilation)
 
 
-@inner
+@device_function
 def unpool_2x2(dx, dy, indices):
     """One plane, the transpose of `max_2x2`."""
-    (H, W), (OH, OW), L, none = dx.shape[:2], dy.shape[:2], lanes(dx), pixel(dx)
+    (H, W), (OH, OW), L, none = dx.shape[:2], dy.shape[:2], lanes(dx), pixel_zero(dx)
     if H > 2 * OH or W > 2 * OW:
         clear(dx)
     for i in range(OH):
@@ -236,7 +236,7 @@ def unpool_2x2(dx, dy, indices):
             store(low, k + L, load_where(out, j * L, where, np.int32(corner + W + 1), none))
 
 
-@inner
+@device_function
 def unpool_plane(dx, dy, indices):
     L = lanes(dx)
     to, out, where = ravel(dx), ravel(dy), ravel(indices)
@@ -247,7 +247,7 @@ def unpool_plane(dx, dy, indices):
                 to[where[k + n] * L + n] += out[k + n]
 
 
-@part_of
+@inline_ir
 def unpool(dx, dy, indices, kernel_size, stride, padding, dilation):
     """One plane, the transpose of `max_windows`."""
     if is_2x2(kernel_size, stride, padding, dx.shape[0], dx.shape[1], len(dy), dy.shape[1]) and dilation == (1, 1):

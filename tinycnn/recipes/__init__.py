@@ -20,8 +20,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tinycnn._check import shown
-from tinycnn.recipes._calls import RecipeError, suggest
+from tinycnn._check import short_repr
+from tinycnn.errors import RecipeError
+from tinycnn.recipes._calls import suggest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -165,7 +166,7 @@ def read(path):
     lines = _lines(text)
     study = tables.pop("study", path.stem)
     if not isinstance(study, str):
-        raise RecipeError(f"{path}, line {lines.get('study', 1)}: study must be a string, got {shown(study)}")
+        raise RecipeError(f"{path}, line {lines.get('study', 1)}: study must be a string, got {short_repr(study)}")
     found: dict[str, Recipe] = {}
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -225,11 +226,11 @@ def _space(fail, table):
         fail(SPACE, f"{SPACE} must be a table of names and lists of values")
     for name, values in table.items():
         if not re.fullmatch(string.Template.idpattern, name, re.ASCII | re.IGNORECASE):
-            fail(f"{SPACE}.{name}", f"the names of {SPACE} must be of letters, digits and _, got {shown(name)}")
+            fail(f"{SPACE}.{name}", f"the names of {SPACE} must be of letters, digits and _, got {short_repr(name)}")
         if not isinstance(values, list) or not values or not all(isinstance(v, (str, int, float)) for v in values):
-            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must be a list of strings or numbers, got {shown(values)}")
+            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must be a list of strings or numbers, got {short_repr(values)}")
         if len(set(values)) < len(values):
-            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must hold every value once, got {shown(values)}")
+            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must hold every value once, got {short_repr(values)}")
     return dict(table)
 
 
@@ -258,7 +259,7 @@ def check_key(fail, keys, path, key, value):
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         words = {int: "a whole number", float: "a number", str: "a string", list: "a list", bool: "true or false"}
         wanted = " or ".join(words[kind] for kind in kinds if not (kind is int and float in kinds))
-        fail(path, f"{key} must be {wanted}, got {shown(value)}")
+        fail(path, f"{key} must be {wanted}, got {short_repr(value)}")
     if key in RANGES and not isinstance(value, str):
         _check_range(fail, path, key, value)
 
@@ -271,16 +272,16 @@ def _check_range(fail, path, key, value):
         fail(path, f"{key} must not be empty")
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, NUMBER):
-            fail(path, f"{key} must hold numbers, got {shown(number)}")
+            fail(path, f"{key} must hold numbers, got {short_repr(number)}")
         try:
             finite = math.isfinite(number)
         except OverflowError:  # an integer beyond the largest float
             finite = False
         if not (finite and low <= number <= high):
             bounds = f"from {low:g} to {high:g}" if high < INF else f"at least {low:g}"
-            fail(path, f"{key} must be {bounds if finite else 'finite'}, got {shown(number)}")
+            fail(path, f"{key} must be {bounds if finite else 'finite'}, got {short_repr(number)}")
         if key in COUNTS and number > MOST:
-            fail(path, f"{key} must be at most {MOST}, got {shown(number)}")
+            fail(path, f"{key} must be at most {MOST}, got {short_repr(number)}")
 
 
 def _line(lines, key):

@@ -4,9 +4,7 @@ import ast
 import difflib
 from typing import Any
 
-
-class RecipeError(ValueError):
-    """A recipe is not as it has to be; the message says which, and where."""
+from tinycnn.errors import RecipeError
 
 
 def evaluate(text, known, where, line=1):

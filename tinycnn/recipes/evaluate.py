@@ -6,7 +6,7 @@ import numpy as np
 
 from tinycnn import experiment
 from tinycnn._files import read_json
-from tinycnn._interrupts import put_off
+from tinycnn._interrupts import defer_interrupt
 
 
 def add_options(parser):
@@ -22,7 +22,7 @@ def add_options(parser):
 
 def main(args):
     """Print the report of a run's weights on the test set and draw it; returns the exit code."""
-    return experiment.in_one_line(lambda: _evaluate(args))
+    return experiment.run_command(lambda: _evaluate(args))
 
 
 def _evaluate(args):
@@ -31,7 +31,7 @@ def _evaluate(args):
 
     folder = Path(args.run)
     recipe, name, pixels = saved_recipe(folder)
-    device = devices.choose(args.device)
+    device = devices.resolve(args.device)
     model = training.build_model(recipe, 0, device)
     weights, told = checkpoint.load(folder / "model.npz")
     try:
@@ -42,7 +42,7 @@ def _evaluate(args):
     batches = training.prepare_test(recipe, dataset, pixels, device)
     loss = training.build_loss(recipe)
     value, accuracy, outputs = train.evaluate(model, batches, loss)
-    scores = loss.scores(outputs)
+    scores = loss.logits(outputs)
     predicted, confidence = scores.argmax(axis=1), metrics.confidence(scores)
     matrix = metrics.confusion_matrix(dataset.test_labels, predicted, outputs.shape[1])
     epoch = told.get("epoch", "?")
@@ -51,7 +51,7 @@ def _evaluate(args):
     out = Path(args.out or folder)
     out.mkdir(parents=True, exist_ok=True)
     answers = dataset.test_images, dataset.test_labels, predicted, confidence, dataset.classes
-    with put_off("interrupted: drawing the pictures"):
+    with defer_interrupt("interrupted: drawing the pictures"):
         plot.save(plot.predictions(*answers), out / "predictions.png")
         plot.save(plot.mistakes(*answers), out / "mistakes.png")
         plot.save(plot.confusion(matrix, dataset.classes), out / "confusion.png")

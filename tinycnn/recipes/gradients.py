@@ -24,14 +24,14 @@ def statistics(model, criterion, batches, rate):
                 None after the last layer
     """
     n = min(IMAGES, len(batches))
-    k, before = model.k, model.snapshot()
+    k, before = model.ops, model.snapshot()
     with model.lock:
-        model.interrupt()
-        plan = model.plan(n, keep=True)
+        model.discard_forward()
+        plan = model.plan(n, unfused=True)
         target = batches.gather(plan.x, k.to_device(np.arange(n)))
         plan.forward()
-        criterion.prepare(k, n, model.shapes[-1][-1], model.dtype)
-        criterion.run(plan.dy, plan.y, target)
+        criterion.ensure_allocated(k, n, model.shapes[-1][-1], model.dtype)
+        criterion.forward_backward(plan.dy, plan.y, target)
         plan.backward()
         scale = n if criterion.reduction == "mean" else 1  # the loss of one image
         steps = {step.numbers[0]: step for step in plan.steps if step.layers}

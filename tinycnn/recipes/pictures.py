@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn.plot import BLUE, FAINT, GREEN, INK, LABEL, ORANGE, RULE, SMALL, TITLE, _figure
+from tinycnn.plot import BLUE, GREEN, GRID, LABEL, MUTED, ORANGE, SMALL, TEXT, TITLE, new_figure
 from tinycnn.recipes.results import summarize
 
 COLOURS = {"sigmoid": ORANGE, "tanh": BLUE, "relu": GREEN}
@@ -34,7 +34,7 @@ def _plain(ax, x="", y=""):
     ax.set_xlabel(x, fontsize=LABEL)
     ax.set_ylabel(y, fontsize=LABEL)
     ax.tick_params(labelsize=LABEL, which="both")
-    ax.grid(True, color=RULE, linewidth=0.6)
+    ax.grid(True, color=GRID, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -65,11 +65,11 @@ def _percent_axis(ax, values):
 
 def curves(recipe, results):
     """Error over the epochs, training and held out: mean and range of the seeds."""
-    fig = _figure(6.4, 3.9, layout="constrained")
+    fig = new_figure(6.4, 3.9, layout="constrained")
     ax = fig.add_subplot()
     name = "test set" if results[0]["held_out"] == "test" else "validation set"
     _plain(ax, "epoch", "error (%)")
-    ax.set_title(f"{recipe.name}: test accuracy {summarize(results)}", fontsize=LABEL + 1, color=INK)
+    ax.set_title(f"{recipe.name}: test accuracy {summarize(results)}", fontsize=LABEL + 1, color=TEXT)
     results = [result for result in results if "diverged" not in result]
     if not results:
         return fig
@@ -88,11 +88,11 @@ def curves(recipe, results):
 def claims(rows):
     """Claimed against obtained.  rows: (recipe, results), of which those with a claim and a result are drawn."""
     rows = [(recipe, found) for recipe, found in rows if found and recipe.claimed is not None]
-    fig = _figure(7.4, 0.27 * len(rows) + 1.3, layout="constrained")
+    fig = new_figure(7.4, 0.27 * len(rows) + 1.3, layout="constrained")
     ax = fig.add_subplot()
     for at, (recipe, found) in enumerate(rows):
         s = summarize(found)
-        ax.plot([100 - recipe.claimed, 100 - s.mean], [at, at], color=RULE, linewidth=2, zorder=1)
+        ax.plot([100 - recipe.claimed, 100 - s.mean], [at, at], color=GRID, linewidth=2, zorder=1)
         ax.plot(
             100 - recipe.claimed, at, "D", color=ORANGE, markersize=5, label="claimed" if at == 0 else None, zorder=3
         )
@@ -122,7 +122,7 @@ def claims(rows):
 
 def figure5(results):
     """Error against passes, ours over the paper's."""
-    fig = _figure(7.2, 4.2, layout="constrained")
+    fig = new_figure(7.2, 4.2, layout="constrained")
     ax = fig.add_subplot()
     train, test = _errors(results, "train"), _errors(results, "val")
     x = np.arange(1, test.shape[1] + 1)
@@ -135,13 +135,13 @@ def figure5(results):
     _percent_axis(ax, [train, test, np.array(FIGURE5_TRAIN), np.array(FIGURE5_TEST)])
     ax.set_xticks([1, 5, 10, 15, 20])
     ax.legend(fontsize=LABEL, frameon=False)
-    ax.set_title("LeNet-5 of 1998 on MNIST: error against passes", fontsize=TITLE, color=INK)
+    ax.set_title("LeNet-5 of 1998 on MNIST: error against passes", fontsize=TITLE, color=TEXT)
     return fig
 
 
 def figure6(by_size, distorted):
     """Error against the size of the training set.  by_size: {thousands of images: results}; distorted: results."""
-    fig = _figure(6.4, 4.2, layout="constrained")
+    fig = new_figure(6.4, 4.2, layout="constrained")
     ax = fig.add_subplot()
     _plain(ax, "training images (thousands)", "error (%)")
     sizes = sorted(size for size, found in by_size.items() if found)
@@ -172,23 +172,23 @@ def figure6(by_size, distorted):
     _percent_axis(ax, seen)
     ax.set_xticks([15, 30, 60])
     ax.legend(fontsize=SMALL, frameon=False)
-    ax.set_title("LeNet-5 of 1998: error against the size of the training set", fontsize=TITLE, color=INK)
+    ax.set_title("LeNet-5 of 1998: error against the size of the training set", fontsize=TITLE, color=TEXT)
     return fig
 
 
 def ladder(rows):
     """One change at a time.  rows: (recipe, results) from 1998 to today."""
     rows = [(recipe, found) for recipe, found in rows if found]
-    fig = _figure(7.6, 0.42 * len(rows) + 1.2, layout="constrained")
+    fig = new_figure(7.6, 0.42 * len(rows) + 1.2, layout="constrained")
     ax = fig.add_subplot()
     _plain(ax, "test error on MNIST (%)")
     means = [100 - summarize(found).mean for _, found in rows]
     ax.barh(range(len(rows)), means, color=BLUE, alpha=0.75, height=0.62)
     for at, (mean, (_, found)) in enumerate(zip(means, rows, strict=True)):
         errors = [100 - 100 * result["accuracy"] for result in found]
-        ax.plot(errors, [at] * len(errors), "|", color=INK, markersize=9)
+        ax.plot(errors, [at] * len(errors), "|", color=TEXT, markersize=9)
         change = f"  ({mean - means[at - 1]:+.2f})" if at else ""
-        ax.text(max(errors) + 0.02, at, f"{mean:.2f}{change}", va="center", fontsize=LABEL, color=INK)
+        ax.text(max(errors) + 0.02, at, f"{mean:.2f}{change}", va="center", fontsize=LABEL, color=TEXT)
     names = [rows[0][0].title, *(f"+ {recipe.title}" for recipe, _ in rows[1:])]
     ax.set_yticks(range(len(rows)), names)
     ax.set_xlim(0, max(means) * 1.4)
@@ -196,7 +196,7 @@ def ladder(rows):
     ax.grid(False, axis="y")
     counts = sorted({len(found) for _, found in rows})
     seeds = f"{counts[0]} seeds each" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds each"
-    fig.suptitle(f"From 1998 to today, one change at a time ({seeds}, as ticks)", fontsize=TITLE, color=INK)
+    fig.suptitle(f"From 1998 to today, one change at a time ({seeds}, as ticks)", fontsize=TITLE, color=TEXT)
     return fig
 
 
@@ -211,7 +211,7 @@ def gradient_flow(by_activation):
         ("gradient", "gradient of the weights\n(norm)"),
         ("update", "update of the weights in one step\n(share of their norm)"),
     )
-    fig = _figure(9.2, 8.2, layout="constrained")
+    fig = new_figure(9.2, 8.2, layout="constrained")
     axes = fig.subplots(3, 3, sharex=True, sharey="row")
     x = np.arange(len(UNITS))
     for row, (key, words) in zip(axes, quantities, strict=True):
@@ -225,21 +225,21 @@ def gradient_flow(by_activation):
                 _band(ax, x, np.maximum(values, 1e-12), COLOURS[name], label)
                 if key == "signal" and when == times[0] and name == "sigmoid":
                     claim = values.mean(axis=0)[-1] * 0.25 ** np.arange(len(x) - 1, -1, -1)
-                    ax.plot(x, claim, ":", color=FAINT, label="a quarter a layer")
+                    ax.plot(x, claim, ":", color=MUTED, label="a quarter a layer")
         row[0].set_ylabel(words, fontsize=LABEL)
     for ax, when in zip(axes[0], times, strict=True):
-        ax.set_title(when, fontsize=LABEL + 1, color=INK)
+        ax.set_title(when, fontsize=LABEL + 1, color=TEXT)
     for ax in axes[-1]:
         ax.set_xticks(x, UNITS)
     axes[0, 0].legend(fontsize=SMALL, frameon=False, loc="lower right")
     seeds = min(len(results) for results in by_activation.values())
-    fig.suptitle(f"How far gradients reach in LeNet-5 (mean and range of {seeds} seeds)", fontsize=TITLE, color=INK)
+    fig.suptitle(f"How far gradients reach in LeNet-5 (mean and range of {seeds} seeds)", fontsize=TITLE, color=TEXT)
     return fig
 
 
 def dead_start(dead, alive):
     """A network that nothing reaches at first, and what wakes it.  dead, alive: results with "gradients"."""
-    fig = _figure(9.2, 3.9, layout="constrained")
+    fig = new_figure(9.2, 3.9, layout="constrained")
     left, right = fig.subplots(1, 2)
     _plain(left, "epoch", "accuracy on the test set (%)")
     _plain(right, "", "gradient of the weights (norm)")
@@ -254,7 +254,7 @@ def dead_start(dead, alive):
     left.legend(fontsize=LABEL, frameon=False, loc="lower right")
     right.set_xticks(range(len(UNITS)), UNITS)
     right.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(0.01, 0.66))  # between the two nets
-    fig.suptitle("Gaussian outputs: drawn too far apart, the centres see nothing", fontsize=TITLE, color=INK)
+    fig.suptitle("Gaussian outputs: drawn too far apart, the centres see nothing", fontsize=TITLE, color=TEXT)
     return fig
 
 
@@ -262,7 +262,7 @@ def parallel_coordinates(space, trials):
     """Trials of a sweep as lines through their values.  space: {name: values}; trials: ({name: value}, accuracy)."""
     from matplotlib.colors import Normalize
 
-    fig = _figure(1.15 * len(space) + 3.0, 4.4, layout="constrained")
+    fig = new_figure(1.15 * len(space) + 3.0, 4.4, layout="constrained")
     ax = fig.add_subplot()
     accuracies = 100 * np.array([accuracy for _, accuracy in trials])
     low, high = accuracies.min(), accuracies.max()
@@ -275,21 +275,21 @@ def parallel_coordinates(space, trials):
         at = [y + 0.02 * rng.uniform(-1, 1) for y in at] + [(accuracy - low) / ((high - low) or 1)]
         ax.plot(range(len(columns)), at, color=colours(scale(accuracy)), linewidth=1.8, alpha=0.9)
     for column, name in enumerate(space):
-        ax.axvline(column, color=RULE, linewidth=0.8, zorder=0)
+        ax.axvline(column, color=GRID, linewidth=0.8, zorder=0)
         for value in space[name]:
             ax.text(
-                column, _place(space[name], value), _short(value), ha="center", va="center", fontsize=SMALL, color=INK,
+                column, _place(space[name], value), _short(value), ha="center", va="center", fontsize=SMALL, color=TEXT,
                 bbox={"color": "white", "alpha": 0.85, "pad": 1.0},
             )  # fmt: skip
     last = len(columns) - 1
-    ax.axvline(last, color=INK, linewidth=0.8, zorder=0)
+    ax.axvline(last, color=TEXT, linewidth=0.8, zorder=0)
     for share in (0, 0.25, 0.5, 0.75, 1):
-        ax.text(last + 0.08, share, f"{low + share * (high - low):.2f} %", va="center", fontsize=SMALL, color=INK)
+        ax.text(last + 0.08, share, f"{low + share * (high - low):.2f} %", va="center", fontsize=SMALL, color=TEXT)
     ax.set_xticks(range(len(columns)), [*space, "validation\naccuracy"])
     ax.tick_params(length=0, labelsize=LABEL)
     ax.set(yticks=[], ylim=(-0.08, 1.08), xlim=(-0.5, last + 0.7))
     ax.spines[:].set_visible(False)
-    ax.set_title(f"{len(trials)} trials; yellow is best", fontsize=TITLE, color=INK)
+    ax.set_title(f"{len(trials)} trials; yellow is best", fontsize=TITLE, color=TEXT)
     return fig
 
 
@@ -313,7 +313,7 @@ def _short(value):
 
 def importances(found):
     """How much each value matters, by Optuna's analysis of variance.  found: {name: share}"""
-    fig = _figure(6.0, 0.36 * len(found) + 1.2, layout="constrained")
+    fig = new_figure(6.0, 0.36 * len(found) + 1.2, layout="constrained")
     ax = fig.add_subplot()
     names = sorted(found, key=lambda name: found[name])
     ax.barh(names, [found[name] for name in names], color=BLUE, alpha=0.8, height=0.6)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tinycnn import metrics, plot, recipes
-from tinycnn._files import replacing
+from tinycnn._files import atomic_write
 from tinycnn.recipes import pictures, results
 
 TABLE = "REPRODUCTIONS.md"
@@ -14,7 +14,7 @@ TABLE = "REPRODUCTIONS.md"
 
 def save_text(path, text):
     """Write a text file, completely or not at all; returns its path."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
     return path
 

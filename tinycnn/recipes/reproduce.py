@@ -48,7 +48,7 @@ def listing():
 def main(args):
     """Run what is missing of the recipes in `args`, and print claimed and obtained; returns the exit code."""
     interrupted = "interrupted: finished seeds are kept, and the same command goes on with the next"
-    return experiment.in_one_line(lambda: _run(args, _chosen(args.names)), interrupted)
+    return experiment.run_command(lambda: _run(args, _chosen(args.names)), interrupted)
 
 
 def _chosen(names):
@@ -72,9 +72,9 @@ def _run(args, chosen):
 
     for recipe in chosen:
         training.check(recipe)
-    device = devices.choose(args.device)
+    device = devices.resolve(args.device)
     devices.get(device)
-    devices.set_threads(args.threads)
+    devices.set_num_threads(args.threads)
     if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:  # now, not after hours of training
         raise ValueError("--tensorboard needs tensorboardX: pip install 'tinycnn[tensorboard]'")
     root = args.results if args.data is None else f"{args.results}/{args.data}"

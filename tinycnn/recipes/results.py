@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn._check import shown
-from tinycnn._files import read_json, replacing
+from tinycnn._check import short_repr
+from tinycnn._files import atomic_write, read_json
 from tinycnn.recipes import RECIPES_DIR
 
 # Student's t for a two-sided confidence of 95 %, by degrees of freedom from 1; beyond, the normal distribution's.
@@ -46,7 +46,7 @@ def prepare_folder(root, recipe):
     """Make a recipe's folder under `root`; OSError now, not after hours of training, if it cannot be written."""
     folder = result_path(root, recipe, 0).parent
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "try") as file:
+    with atomic_write(folder / "try") as file:
         file.write(b"")
     (folder / "try").unlink()
 
@@ -54,7 +54,7 @@ def prepare_folder(root, recipe):
 def save(root, recipe, result):
     """Write a seed's result; whatever stood there is replaced."""
     path = result_path(root, recipe, result["seed"])
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(result) + "\n").encode())
     return path
 
@@ -79,7 +79,7 @@ def save_trials(root, recipe, trials):
     path = Path(root) / recipe.name / "trials.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {"recipe": recipe.name, "fingerprint": recipe.fingerprint, "trials": trials}
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(found) + "\n").encode())
     return path
 
@@ -146,7 +146,7 @@ def _need(found, keys):
             raise ValueError(f"{key} is missing or damaged")
         value = found[key]
         if isinstance(value, bool) or (kind is int and value < 0):
-            raise ValueError(f"{key} must not be {shown(value)}")
+            raise ValueError(f"{key} must not be {short_repr(value)}")
         if isinstance(value, float) and not (
             math.isfinite(value) and 0 <= value <= (1 if key in FRACTIONS else math.inf)
         ):
@@ -158,7 +158,7 @@ def _check_result(result):
     _need(result, RESULT_KEYS)
     _check_environment(result)
     if result["held_out"] not in ("test", "validation"):
-        raise ValueError(f"held_out must be 'test' or 'validation', got {shown(result['held_out'])}")
+        raise ValueError(f"held_out must be 'test' or 'validation', got {short_repr(result['held_out'])}")
     rows = result["confusion"]
     if len(rows) != CLASSES or not all(isinstance(row, list) and len(row) == CLASSES for row in rows):
         raise ValueError(f"confusion must have {CLASSES} rows of {CLASSES} counts")
@@ -166,13 +166,13 @@ def _check_result(result):
         raise ValueError("confusion must hold counts")
     for key, kind in (("diverged", str), ("file", str)):
         if key in result and not isinstance(result[key], kind):
-            raise ValueError(f"{key} must be a string, got {shown(result[key])}")
+            raise ValueError(f"{key} must be a string, got {short_repr(result[key])}")
     for key in CURVES if "diverged" not in result else ():
         curve = result["history"].get(key)
         if not isinstance(curve, list) or not curve or not all(_is_number(value, 1) for value in curve):
             raise ValueError(f"history must have {key}, a share for each epoch")
     if "rate" in result and not _is_number(result["rate"]):
-        raise ValueError(f"rate must be a number, got {shown(result['rate'])}")
+        raise ValueError(f"rate must be a number, got {short_repr(result['rate'])}")
     tuning = result.get("tuning", {})
     if not isinstance(tuning, dict) or not all(_is_number(value, 1) for value in tuning.values()):
         raise ValueError("tuning must hold a share for each rate")

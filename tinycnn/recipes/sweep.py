@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tinycnn import experiment, recipes
-from tinycnn.recipes import RecipeError
+from tinycnn.errors import RecipeError
 
 
 def add_options(parser):
@@ -51,7 +51,7 @@ def main(args):
         return 1
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     interrupted = "interrupted: the study is kept, and the same command goes on"
-    return experiment.in_one_line(lambda: _sweep(args, optuna), interrupted)
+    return experiment.run_command(lambda: _sweep(args, optuna), interrupted)
 
 
 def _sweep(args, optuna):
@@ -166,9 +166,9 @@ def _search(args, recipe, study, optuna):
     from tinycnn import devices
     from tinycnn.recipes import report, results, training
 
-    device = devices.choose(args.device)
+    device = devices.resolve(args.device)
     devices.get(device)
-    devices.set_threads(args.threads)
+    devices.set_num_threads(args.threads)
     results.prepare_folder(args.out, recipe)
     is_kept = _is_kept(recipe, study)
     if is_kept:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn import augment, init, layers, lecun98, losses, metrics, optim, runs, train
+from tinycnn import augment, hardware, init, layers, lecun98, losses, metrics, optim, runs, schedules, train
 from tinycnn import data as datasets
-from tinycnn._interrupts import put_off
+from tinycnn._interrupts import defer_interrupt
+from tinycnn.dataset import DeviceDataset
+from tinycnn.errors import DivergedError, RecipeError
 from tinycnn.model import Sequential
 from tinycnn.recipes import gradients, results
-from tinycnn.recipes._calls import RecipeError, evaluate, suggest
+from tinycnn.recipes._calls import evaluate, suggest
 
 
 def _classes(module, base):
@@ -28,7 +30,7 @@ LAYERS = (
 LOSSES = _classes(losses, losses.Loss) | _classes(lecun98, losses.Loss)
 del LOSSES["MSELoss"]  # its targets are no class numbers
 OPTIMIZERS = _classes(optim, optim.Optimizer) | {"SDLM": lecun98.SDLM}
-SCHEDULES = {name: getattr(optim, name) for name in ("constant", "step_decay", "cosine", "one_cycle")}
+SCHEDULES = {name: getattr(schedules, name) for name in ("constant", "step_decay", "cosine", "one_cycle")}
 DATA = ("mnist", "fashion", "kmnist", "synthetic", "auto")
 SIDE, CLASSES = 28, 10  # of the images of all of them
 INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "truncated_normal", "constant_bias")
@@ -122,12 +124,12 @@ def _one(recipe, key, text, known, kind):
 
 @dataclasses.dataclass
 class Splits:
-    """What a recipe trains on, holds out (None if nothing) and is tested on: `train.Batches`."""
+    """What a recipe trains on, holds out (None if nothing) and is tested on: `DeviceDataset`."""
 
     dataset: datasets.Dataset
-    training: train.Batches
-    held_out: train.Batches | None
-    test: train.Batches
+    training: DeviceDataset
+    held_out: DeviceDataset | None
+    test: DeviceDataset
 
 
 def load(recipe, data_dir=None, name=None, on_message=print):
@@ -150,9 +152,9 @@ def prepare_data(recipe, dataset, rng, device="cpu", seed=0):
     options = {"padding": said.get("padding", 0), "device": device}
     options |= {key: said[key] for key in ("mean", "std") if key in said}
     more = {"augment": _distortions(recipe), "seed": seed} if "augment" in said else {}
-    training = train.Batches(images[chosen], labels[chosen], **options, **more)
+    training = DeviceDataset(images[chosen], labels[chosen], **options, **more)
     pixels = {"mean": training.mean, "std": training.std}
-    held_out = None if held is None else train.Batches(images[held], labels[held], **options | pixels)
+    held_out = None if held is None else DeviceDataset(images[held], labels[held], **options | pixels)
     return Splits(dataset, training, held_out, prepare_test(recipe, dataset, pixels, device))
 
 
@@ -172,7 +174,7 @@ def split_sizes(recipe, dataset):
 
 
 def _distortions(recipe):
-    known = {cls.__name__: cls for cls in augment.KINDS}
+    known = {cls.__name__: cls for cls in augment.TRANSFORMS}
     return evaluate(recipe.data.get("augment", ""), known, *recipe.location("data.augment"))
 
 
@@ -181,7 +183,7 @@ def prepare_test(recipe, dataset, pixels, device="cpu"):
     said, images = recipe.data, dataset.test_images
     if "resize" in said:
         images = augment.resize(images, said["resize"])
-    return train.Batches(images, dataset.test_labels, **pixels, padding=said.get("padding", 0), device=device)
+    return DeviceDataset(images, dataset.test_labels, **pixels, padding=said.get("padding", 0), device=device)
 
 
 def check(recipe):
@@ -202,14 +204,14 @@ def check(recipe):
         fail("net.layers", f"the last layer must give {CLASSES} numbers, one a class, got shape {model.shapes[-1]}")
     distortions = _distortions(recipe)
     try:
-        augment.Augmentation(distortions, 0, model.k, np.ones(1), np.zeros(1))
+        augment.Augmentation(distortions, 0, model.ops, np.ones(1), np.zeros(1))
     except (TypeError, ValueError) as error:
         fail("data.augment", error)
     if "tune_lr" in recipe.training and not said.get("validation"):
         fail("training.tune_lr", "tune_lr needs data.validation")
     loss = build_loss(recipe)
     try:
-        loss.prepare(model.k, 1, model.shapes[-1][0], model.dtype)
+        loss.ensure_allocated(model.ops, 1, model.shapes[-1][0], model.dtype)
     except (TypeError, ValueError) as error:
         fail("training.loss", error)
     try:
@@ -250,7 +252,7 @@ def run(
     folder = runs.RunFolder(Path(out) / recipe.name, f"seed-{seed}", {
         "recipe": recipe.name, "seed": seed, **told, "rate": rate, "parameters": len(model.theta),
         "pixels": {"mean": ready.training.mean.tolist(), "std": ready.training.std.tolist()},
-        "dataset": {"name": data.name, "sha256": data.sha256}, "environment": runs.environment(device),
+        "dataset": {"name": data.name, "sha256": data.sha256}, "environment": hardware.environment(device),
     })  # fmt: skip
     train.warm_up(model, loss, rule, ready.training, batch)
 
@@ -281,16 +283,16 @@ def run(
             steps_per_epoch=said.get("steps_per_epoch"), reshuffle=said.get("reshuffle", True),
             validation=ready.held_out or ready.test, rng=rng_order, on_epoch=each, progress=progress,
         )  # fmt: skip
-    except train.DivergedError as error:
+    except DivergedError as error:
         result["diverged"] = str(error)
     # Time on the clock depends on what else the machine does; that of the processor hardly does.
     result["seconds"], result["cpu_seconds"] = (
         round(time.perf_counter() - began, 1), round(time.process_time() - worked, 1),
     )  # fmt: skip
     result["training_seconds"] = round(sum(record["seconds"] for record in folder.history), 1)
-    with put_off("interrupted: finishing this seed"):
+    with defer_interrupt("interrupted: finishing this seed"):
         test_loss, accuracy, outputs = train.evaluate(model, ready.test, loss)
-        scores = loss.scores(outputs)
+        scores = loss.logits(outputs)
         matrix = metrics.confusion_matrix(data.test_labels, scores.argmax(axis=1), outputs.shape[1])
         extra = {key: result[key] for key in ("recipe", "seed", "training_seconds")} | {"test_loss": test_loss}
         folder.finish(model, ready.test, scores, data.classes, extra)
@@ -315,7 +317,7 @@ def run(
 
 def environment(device):
     """What a result says of where it was computed."""
-    found = runs.environment(device) | {"device": runs.device_name(device)}
+    found = hardware.environment(device) | {"device": hardware.device_name(device)}
     del found["command"]
     return found
 
@@ -349,6 +351,6 @@ def _try_rate(recipe, data, rate, seed, device):
             epochs=recipe.training["epochs"], batch_size=recipe.training["batch"], validation=ready.held_out,
             rng=order, progress=False,
         )  # fmt: skip
-    except train.DivergedError:
+    except DivergedError:
         return 0.0
     return history[-1]["val_accuracy"]

@@ -21,7 +21,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-GPU = os.environ.get("TINYCNN_CUDA") == "gpu"  # tests run on a GPU, not here
+ON_GPU = os.environ.get("TINYCNN_CUDA") == "gpu"  # tests run on a GPU, not here
 SOURCE = Path(__file__).with_name("driver.cpp")
 FOLDER = Path(__file__).parents[3] / ".cuda_on_cpu"
 FLAGS = [
@@ -162,12 +162,12 @@ def register(kernel, shared_object):
     _state["driver"].driver_register(kernel.encode(), str(shared_object).encode())
 
 
-def order(name):
+def set_order(name):
     """Run threads and blocks "forward" (as at first), "backward" or "shuffled"."""
     _state["driver"].driver_set_order(ORDERS.index(name))
 
 
-def fail(call, error, after=0, times=1):
+def inject_error(call, error, after=0, times=1):
     """Let a function of the driver ("cuMemAlloc") return an error (a number, or "CUDA_ERROR_...") instead of doing its
     work, `times` times, after it was called `after` more times."""
     if isinstance(error, str):
@@ -177,7 +177,7 @@ def fail(call, error, after=0, times=1):
     _state["driver"].driver_fail(_known(call), int(error), ctypes.c_long(after), ctypes.c_long(times))
 
 
-def count(call):
+def call_count(call):
     """How many times a function of the driver was called."""
     return _state["driver"].driver_count(_known(call))
 
@@ -188,7 +188,7 @@ def _known(call):
     return call.encode()
 
 
-def memory(size):
+def set_memory(size):
     """Set the bytes of the device."""
     _state["driver"].driver_set_memory(ctypes.c_uint64(size))
 
@@ -201,12 +201,12 @@ def allocations():
     return list(zip(pairs[::2], pairs[1::2], strict=True))
 
 
-def executed():
+def kernels_run():
     """How many kernels have run, those of graphs included."""
     return _state["driver"].driver_executed()
 
 
-def pending():
+def pending_work():
     """How much is queued, and runs when something waits for it."""
     return _state["driver"].driver_pending()
 
@@ -228,6 +228,6 @@ def recover():
     _state["driver"].driver_recover()
 
 
-def strict():
+def fail_on_problems():
     """From now on, let the process end with 99 if there are problems that nobody asked for."""
     _state["driver"].driver_strict()

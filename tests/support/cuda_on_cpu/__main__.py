@@ -40,7 +40,7 @@ def main():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     cuda_on_cpu = importlib.import_module("cuda_on_cpu")
     cuda_on_cpu.install()
-    cuda_on_cpu.strict()
+    cuda_on_cpu.fail_on_problems()
     code = run(arguments)
     cuda_on_cpu.run_pending()  # a fault in the last kernels counts, also if nobody has waited for them
     found = cuda_on_cpu.problems()
