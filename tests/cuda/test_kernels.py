@@ -184,7 +184,7 @@ def test_the_first_steps_of_every_recipe_are_the_cpus(name):
         ready = training.prepare_data(recipe, digits, np.random.default_rng(1), device)
         rule = training.build_optimizer(recipe, model, 2, 1e-4 if "tune_lr" in recipe.training else None)
         (record,) = fit(
-            model, training.build_loss(recipe), rule, ready.training, epochs=1, batch_size=6, rng=2, progress=False
+            model, training.build_loss(recipe), rule, ready.train, epochs=1, batch_size=6, rng=2, progress=False
         )
         losses_found.append(record["train_loss"])
         gradients.append(np.array(model.ops.to_host(model.grad)))

@@ -395,7 +395,6 @@ def test_results_are_read_as_they_were_saved(small, tmp_path):
     found = [made_up(small, seed, 0.9 + seed / 1000) for seed in (11, 2, 0)]
     keep(tmp_path, small, *found)
     assert results.read(tmp_path, small) == found[::-1]  # by their numbers, not by the alphabet
-    assert results.read(tmp_path, small, data="fashion") == []
     again = made_up(small, 2, 0.5)
     keep(tmp_path, small, again)
     assert results.read(tmp_path, small)[1] == again
