@@ -162,7 +162,7 @@ def test_training_gives_the_same_bits_again(monkeypatch):
 
 
 NETS = {}  # one recipe for each combination of network, loss, optimizer and augmentation
-for _name, _recipe in recipes.shipped().items():
+for _name, _recipe in recipes.builtin().items():
     _options = _recipe.net["layers"], _recipe.training.get("loss"), _recipe.training["optimizer"]
     if not _recipe.space:
         NETS.setdefault((*_options, _recipe.data.get("augment"), "ema" in _recipe.training), _name)
@@ -181,11 +181,11 @@ def test_the_first_steps_of_every_recipe_are_the_cpus(name):
     digits = data.Dataset("digits", images[:12], labels[:12], images[12:], labels[12:], tuple("0123456789"))
     train_losses, gradients = [], []
     for device in ("cuda", "cpu"):
-        model = training.network(recipe, 0, device)
-        ready = training.prepare(recipe, digits, np.random.default_rng(1), device)
-        rule = training.optimizer(recipe, model, 2, 1e-4 if "tune_lr" in recipe.training else None)
+        model = training.build_model(recipe, 0, device)
+        ready = training.prepare_data(recipe, digits, np.random.default_rng(1), device)
+        rule = training.build_optimizer(recipe, model, 2, 1e-4 if "tune_lr" in recipe.training else None)
         (record,) = fit(
-            model, training.criterion(recipe), rule, ready.training, epochs=1, batch_size=6, rng=2, progress=False
+            model, training.build_loss(recipe), rule, ready.train, epochs=1, batch_size=6, rng=2, progress=False
         )
         train_losses.append(record["train_loss"])
         gradients.append(np.array(model.ops.to_host(model.grad)))

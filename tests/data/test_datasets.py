@@ -346,9 +346,8 @@ def test_real_mnist():
 
 
 def test_auto_falls_back_with_two_lines(world, monkeypatch):
-    module = sys.modules["tinycnn.data.synthetic"]
-    original = module.synthetic_dataset
-    monkeypatch.setattr(module, "synthetic_dataset", lambda: original(20, 10))
+    original = datasets.synthetic_dataset
+    monkeypatch.setattr(datasets, "synthetic_dataset", lambda: original(20, 10))
     messages = []
     data = load("auto", on_message=messages.append)
     assert data.name == "synthetic"

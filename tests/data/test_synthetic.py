@@ -110,9 +110,9 @@ def test_another_process_gives_the_same_bits():
 
 @pytest.mark.parametrize(("n", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
 def test_sizes_are_checked(n, error):
-    with pytest.raises(error, match="n: expected"):
+    with pytest.raises(error, match="n must be"):
         synthetic_digits(n)
-    with pytest.raises(error, match="n_test: expected"):
+    with pytest.raises(error, match="n_test must be"):
         synthetic_dataset(10, n)
 
 

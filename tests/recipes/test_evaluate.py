@@ -90,8 +90,8 @@ def spoil(config, *path, value=None):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (("net",), None, "does not tell which network"),
-        (("net", "input"), None, "does not tell which network"),
+        (("net",), None, "does not describe a network"),
+        (("net", "input"), None, "does not describe a network"),
         (("net", "input"), 3, "input must be a list, got 3"),
         (("net", "input"), ["a"], "input_shape must be an integer"),
         (("net", "input"), [1, 28, 28], "takes (64,), got (49,)"),
@@ -100,18 +100,18 @@ def spoil(config, *path, value=None):
         (("net", "layers"), "AvgPool2d(4), Flatten(), Linear(64, 12)", "state does not fit the model"),
         (("net", "layers"), "AvgPool2d(4), Flatten()", "state does not fit the model"),
         (("net", "init"), 3, "init must be a string"),
-        (("pixels",), None, "does not tell which network"),
-        (("pixels",), {"a": 1}, "does not tell which network"),
-        (("pixels", "std"), None, "does not tell which network"),
+        (("pixels",), None, "does not describe a network"),
+        (("pixels",), {"a": 1}, "does not describe a network"),
+        (("pixels", "std"), None, "does not describe a network"),
         (("pixels", "std"), [0], "std must be positive"),
-        (("pixels", "mean"), ["a"], "does not tell which network"),
+        (("pixels", "mean"), ["a"], "does not describe a network"),
         (("pixels", "mean"), [0, 1], "one mean and one std"),
         (("data", "padding"), "a", "padding must be a whole number"),
         (("data", "padding"), 3, "the model takes images (1, 32, 32), got (1, 34, 34)"),
         (("data", "resize"), 0, "resize must be at least 1"),
         (("training", "loss"), 3, "loss must be a string"),
         (("training", "loss"), "Foo()", "unknown name 'Foo'"),
-        (("dataset", "name"), [], "does not tell which network"),
+        (("dataset", "name"), [], "does not describe a network"),
     ],
 )
 def test_a_config_that_is_damaged(folder, saved, capsys, path, value, words):
@@ -145,7 +145,7 @@ def test_files_that_are_damaged_or_missing(folder, saved, capsys, tmp_path):
     weights.write_bytes(content)
     for damaged in ("", "{", "[]", "3", told[:100]):
         config.write_text(damaged)
-        refused("config.json does not tell which network this was")
+        refused("config.json does not describe a network")
     config.unlink()
     refused("config.json")
     config.write_text(told)

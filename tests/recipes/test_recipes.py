@@ -100,13 +100,13 @@ PARAMETERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", recipes.shipped())
+@pytest.mark.parametrize("name", recipes.builtin())
 def test_what_is_shipped_can_be_built(name):
     (recipe,) = recipes.find(name)
     assert recipe.title
     assert recipe.source or recipe.study.startswith("1998 to today")
     if recipe.space:
-        recipe = recipe.at({key: values[-1] for key, values in recipe.space.items()})
+        recipe = recipe.substitute({key: values[-1] for key, values in recipe.space.items()})
     model = training.check(recipe)
     assert len(model.theta) == PARAMETERS.get(name, len(model.theta))
     assert name != "best" or len(model.theta) <= 62_000
@@ -115,12 +115,12 @@ def test_what_is_shipped_can_be_built(name):
 def test_the_recipes_are_listed_with_their_claims(capsys):
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for name, recipe in recipes.shipped().items():
+    for name, recipe in recipes.builtin().items():
         (line,) = [line for line in lines if line.startswith(f"  {name} ")]
         assert recipe.title in line
         assert ("" if recipe.claimed is None else f"{recipe.claimed:.2f} %") in line
     assert not any(recipe.space for recipe in recipes.find("all"))
-    assert len(recipes.find("all")) < len(recipes.shipped())
+    assert len(recipes.find("all")) < len(recipes.builtin())
 
 
 def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
@@ -351,8 +351,8 @@ def test_a_fingerprint_changes_with_what_changes_results_only(write):
 def test_rates_of_two_epochs_of_three_steps(write, lr, want):
     (recipe,) = recipes.read(write(TEXT.replace("1e-2", lr))).values()
     model = training.check(recipe)
-    np.testing.assert_allclose(training.optimizer(recipe, model, 3).lr_schedule, want)
-    assert training.optimizer(recipe, model, 3, rate=7.0).lr == 7
+    np.testing.assert_allclose(training.build_optimizer(recipe, model, 3).lr_schedule, want)
+    assert training.build_optimizer(recipe, model, 3, rate=7.0).lr == 7
 
 
 def test_the_rate_that_does_best_on_the_validation_set_is_taken(reproduce):
@@ -385,7 +385,7 @@ def made_up(recipe, seed=0, accuracy=0.9, epochs=3, **more):
 
 
 def keep(root, recipe, *found):
-    results.prepare(root, recipe)
+    results.prepare_folder(root, recipe)
     for result in found:
         results.save(root, recipe, result)
 
@@ -395,7 +395,6 @@ def test_results_are_read_as_they_were_saved(small, tmp_path):
     found = [made_up(small, seed, 0.9 + seed / 1000) for seed in (11, 2, 0)]
     keep(tmp_path, small, *found)
     assert results.read(tmp_path, small) == found[::-1]  # by their numbers, not by the alphabet
-    assert results.read(tmp_path, small, data="fashion") == []
     again = made_up(small, 2, 0.5)
     keep(tmp_path, small, again)
     assert results.read(tmp_path, small)[1] == again
@@ -453,7 +452,7 @@ def deep(depth):
     ],
 )
 def test_a_result_that_no_report_could_be_made_of(small, tmp_path, change, words):
-    results.prepare(tmp_path, small)
+    results.prepare_folder(tmp_path, small)
     (tmp_path / "small" / "seed-0.json").write_text(json.dumps(made_up(small) | change))
     with pytest.raises(ValueError, match=re.escape(words) + r".*: remove it$") as caught:
         results.read(tmp_path, small)
@@ -464,17 +463,17 @@ def test_a_result_that_no_report_could_be_made_of(small, tmp_path, change, words
     "content", [deep(100_000), '{"a": ' + deep(100_000) + "}", "1" * 5000, '{"a": ' + "1" * 5000 + "}"]
 )
 def test_json_that_python_cannot_hold(small, tmp_path, content):
-    results.prepare(tmp_path, small)
+    results.prepare_folder(tmp_path, small)
     (tmp_path / "small" / "seed-0.json").write_text(content)
     with pytest.raises(ValueError, match=r"seed-0\.json is not a result of recipe 'small' \(.*\): remove it"):
         results.read(tmp_path, small)
 
 
-@pytest.mark.parametrize("key", results.KEYS)
+@pytest.mark.parametrize("key", results.RESULT_KEYS)
 def test_a_result_without_a_part_is_named(small, tmp_path, key):
     result = made_up(small)
     del result[key]
-    results.prepare(tmp_path, small)
+    results.prepare_folder(tmp_path, small)
     (tmp_path / "small" / "seed-0.json").write_text(json.dumps(result))
     with pytest.raises(ValueError, match=f"{key} is missing or damaged"):
         results.read(tmp_path, small)
@@ -516,7 +515,7 @@ def test_damaged_trials_are_named(tmp_path, content):
             read(tmp_path)
 
 
-@pytest.mark.parametrize("key", [*results.TRIAL_KEYS, *results.FIGURES])
+@pytest.mark.parametrize("key", [*results.TRIAL_KEYS, *results.TRIAL_METRICS])
 def test_a_trial_without_a_part_is_named(tmp_path, key):
     (search,) = recipes.find("sweep")
     trial = made_up_trial()
@@ -527,21 +526,21 @@ def test_a_trial_without_a_part_is_named(tmp_path, key):
 
 
 def test_summary_against_numbers_by_hand(small):
-    one = results.summary([made_up(small, accuracy=0.9876)])
+    one = results.summarize([made_up(small, accuracy=0.9876)])
     assert one.mean == pytest.approx(98.76)
     assert math.isnan(one.sd)
     assert str(one) == "98.76 % (1 seed)"
     # 99.0, 99.1, 99.5: mean 99.2, squares 0.04 + 0.01 + 0.09 = 0.14, sd sqrt(0.07), t(2) = 4.303, over sqrt(3)
-    three = results.summary([made_up(small, accuracy=a) for a in (0.990, 0.991, 0.995)])
+    three = results.summarize([made_up(small, accuracy=a) for a in (0.990, 0.991, 0.995)])
     assert three.n == 3
     assert three.mean == pytest.approx(99.2)
     assert three.sd == pytest.approx(math.sqrt(0.07))
-    assert three.half == pytest.approx(4.303 * math.sqrt(0.07 / 3))
+    assert three.half_width == pytest.approx(4.303 * math.sqrt(0.07 / 3))
     assert str(three) == "99.20 % (sd 0.26, 3 seeds, 95 % interval ± 0.66)"
     many = [0.9 + 0.001 * (i % 7) for i in range(40)]
-    s = results.summary([made_up(small, accuracy=a) for a in many])
+    s = results.summarize([made_up(small, accuracy=a) for a in many])
     assert s.sd == pytest.approx(100 * statistics.stdev(many))
-    assert s.half == pytest.approx(1.96 * s.sd / math.sqrt(40))
+    assert s.half_width == pytest.approx(1.96 * s.sd / math.sqrt(40))
 
 
 def test_students_t_is_that_of_the_tables():
@@ -563,7 +562,7 @@ def test_only_what_is_missing_is_run_and_bits_repeat(reproduce, monkeypatch, tmp
     code, out, err = reproduce(TEXT, "--seeds", 2)
     assert (code, err, ran) == (0, "", [0, 1])
     first = results.read("results", recipes.read("mine.toml")["small"])
-    assert f"claimed 50.00 %, obtained {results.summary(first)}" in out
+    assert f"claimed 50.00 %, obtained {results.summarize(first)}" in out
     assert reproduce(TEXT, "--seeds", 2)[0] == 0
     assert ran == [0, 1]
     assert reproduce(TEXT, "--seeds", 3)[0] == 0
@@ -732,7 +731,7 @@ def test_nothing_is_trained_that_could_not_be_kept(reproduce, monkeypatch, tmp_p
         assert err.startswith("error: ")
         assert words in err
         assert err.count("\n") == 1
-    results.prepare("results", recipes.find("default")[0])
+    results.prepare_folder("results", recipes.find("default")[0])
     (tmp_path / "results" / "default" / "seed-0.json").write_text("{")
     code, _, err = reproduce(TEXT, "adam-5e4")  # whose table would hold it
     assert code == 1
@@ -763,7 +762,7 @@ def test_results_of_another_files_recipe_are_kept(reproduce, write, tmp_path):
 def test_a_large_rate_may_be_written_as_an_integer(write):
     (recipe,) = recipes.read(write(TEXT.replace("1e-2", "1" + "0" * 20))).values()
     training.check(recipe)
-    assert training.rates(recipe, 3) == 1e20
+    assert training.lr_schedule(recipe, 3) == 1e20
 
 
 def test_ctrl_c_keeps_finished_seeds(reproduce, monkeypatch):
@@ -867,7 +866,7 @@ def test_curves_are_means_over_the_seeds(small):
 
 
 def test_the_table_shows_every_picture(tmp_path):
-    for recipe in recipes.shipped().values():
+    for recipe in recipes.builtin().values():
         if not recipe.space:
             keep(tmp_path, recipe, *(made_up(recipe, seed, 0.98 + seed / 100, gradients=FLOW) for seed in (0, 1)))
             keep(tmp_path, recipe, made_up(recipe, 2, 0.1, history={}, gradients={}, diverged="training diverged"))

@@ -303,7 +303,7 @@ KEPT, TABLE = Path("results/sweep/trials.json"), Path("results/REPRODUCTIONS.md"
 @pytest.fixture
 def search(home, trained, monkeypatch, capsys):
     """Run the project's own search: exit code, output, errors."""
-    monkeypatch.setattr(training, "sizes", lambda *args: None)  # it wants more images than there are
+    monkeypatch.setattr(training, "split_sizes", lambda *args: None)  # it wants more images than there are
 
     def search(*args):
         code = main(["sweep", *map(str, args)])
@@ -356,7 +356,7 @@ def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home)
     at = lines.index("### 6 trials of `sweep`, in order")
     assert lines.index(row) < at < lines.index("## LuxxxLucy/mnist_LeNet (TensorFlow, 2017)")
     start = next(n for n in range(at, len(lines)) if lines[n].startswith("| rank |")) + 2
-    points = [recipes.told(trial.params) for trial in trials]
+    points = [recipes.format_point(trial.params) for trial in trials]
     assert [cells(line) for line in lines[start : start + 10]] == [
         ["1", "99", "95.03", "98.00", points[2]],
         ["2", "98", "96.12", "97.00", points[1]],
@@ -552,4 +552,4 @@ def test_the_shipped_space_is_the_one_of_its_source():
     points = list(sweep._corner(recipe.space))
     assert len(points) == 1 + sum(len(values) - 1 for values in recipe.space.values())
     for point in points:
-        training.check(recipe.at(point))
+        training.check(recipe.substitute(point))

@@ -1,8 +1,8 @@
 """Data sets: MNIST and its look-alikes, synthetic digits, and the IDX file format."""
 
-from tinycnn.data.datasets import Dataset, fashion_mnist, kmnist, load, mnist, train_val_split
+from tinycnn.data.datasets import Dataset, fashion_mnist, kmnist, load, mnist, synthetic_dataset, train_val_split
 from tinycnn.data.idx import read_idx, write_idx
-from tinycnn.data.synthetic import synthetic_dataset, synthetic_digits
+from tinycnn.data.synthetic import synthetic_digits
 from tinycnn.errors import DamagedFileError, DataUnavailableError
 
 __all__ = [

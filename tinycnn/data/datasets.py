@@ -12,6 +12,7 @@ import numpy as np
 
 from tinycnn import _check
 from tinycnn.data._fetch import FASHION_MNIST, KMNIST, MNIST, Source, fetch
+from tinycnn.data.synthetic import synthetic_digits
 from tinycnn.errors import DataUnavailableError
 
 DIGITS = tuple("0123456789")
@@ -123,6 +124,24 @@ def _dataset(name: str, source: Source, data_dir: _Folder, download: bool, class
     return Dataset(name, train_images, train_labels, test_images, test_labels, classes)
 
 
+def synthetic_dataset(n_train: int = 60_000, n_test: int = 10_000, rng: Any = 0) -> Dataset:
+    """A `Dataset` of synthetic digits; the training and the test part have independent random streams.
+
+    rng: anything `np.random.default_rng` takes; a Generator is advanced, so a second call gives another set.
+    Raises TypeError or ValueError if a size is no positive integer.
+    """
+    n_train, n_test = _check.integer("n_train", n_train, 1), _check.integer("n_test", n_test, 1)
+    # Drawn, not taken from the generator's own seed: not every bit generator has one.
+    root = np.random.SeedSequence(_check.generator("rng", rng).integers(0, 2**32, 8).tolist())
+    train, test = root.spawn(2)
+    return Dataset(
+        "synthetic",
+        *synthetic_digits(n_train, rng=train),
+        *synthetic_digits(n_test, rng=test),
+        classes=DIGITS,
+    )
+
+
 def load(name: str, data_dir: _Folder = None, on_message: Callable[[str], object] = print) -> Dataset:
     """Load a data set by name: "mnist", "fashion", "kmnist", "synthetic", or "auto".
 
@@ -130,8 +149,6 @@ def load(name: str, data_dir: _Folder = None, on_message: Callable[[str], object
     then called twice, with one line each: why, and what is used instead.
     Raises ValueError for another name, and what the data set's own function raises.
     """
-    from tinycnn.data.synthetic import synthetic_dataset
-
     if name == "synthetic":
         return synthetic_dataset()
     if name == "auto":

@@ -10,7 +10,6 @@ import numpy as np
 
 from tinycnn import _check
 from tinycnn.data._skeletons import STYLES, Stroke
-from tinycnn.data.datasets import DIGITS, Dataset
 
 _SAMPLES = 72  # points along the pen's way; the segments between them are about one pixel long
 
@@ -37,11 +36,11 @@ def synthetic_digits(n: int, *, rng: Any = None) -> tuple[np.ndarray, np.ndarray
     or down), in random order.
 
     rng: anything `np.random.default_rng` takes.  Equal seeds give equal bits for any number of threads.
-    Raises TypeError or ValueError if `n` is no positive integer.
+    Raises TypeError or ValueError unless `n` is a positive integer.
     """
     from tinycnn.data._synthetic_kernels import SIZE, draw_digits
 
-    n = _positive("n", n)
+    n = _check.integer("n", n, 1)
     rng = _check.generator("rng", rng)
     labels = rng.permutation(np.arange(n, dtype=np.int64) % 10)
     alphabet = _alphabet()
@@ -74,32 +73,6 @@ def synthetic_digits(n: int, *, rng: Any = None) -> tuple[np.ndarray, np.ndarray
     drawing = [np.ascontiguousarray(array, np.float32) for array in (points, shape, waves, pen)]
     draw_digits(images, style, alphabet.basis, alphabet.lifted, *drawing)
     return images, labels
-
-
-def synthetic_dataset(n_train: int = 60_000, n_test: int = 10_000, rng: Any = 0) -> Dataset:
-    """A `Dataset` of synthetic digits; the training and the test part have independent random streams.
-
-    rng: anything `np.random.default_rng` takes; a Generator is advanced, so a second call gives another set.
-    Raises TypeError or ValueError if a size is no positive integer.
-    """
-    n_train, n_test = _positive("n_train", n_train), _positive("n_test", n_test)
-    # Drawn, not taken from the generator's own seed: not every bit generator has one.
-    root = np.random.SeedSequence(_check.generator("rng", rng).integers(0, 2**32, 8).tolist())
-    train, test = root.spawn(2)
-    return Dataset(
-        "synthetic",
-        *synthetic_digits(n_train, rng=train),
-        *synthetic_digits(n_test, rng=test),
-        classes=DIGITS,
-    )
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected a positive number, got {value}")
-    return int(value)
 
 
 class _Alphabet(NamedTuple):

@@ -1,10 +1,9 @@
-"""Recipes: named training runs, each with what its source claims and what we obtain.
+"""Recipes: named training runs, each with the accuracy that its source claims and the accuracy that we obtain.
 
-A recipe file is TOML and holds any number of recipes, a table each; those of the project lie next to this file, and
-`lenet1998.toml` shows every part of one.  Layers, optimizers, losses and schedules are written as the Python calls that
-would make them.
+A recipe file is TOML with one table per recipe. The project's own lie beside this module; `lenet1998.toml` shows every
+key. Layers, optimizers, losses and schedules are written as the Python calls that create them.
 
-    python -m tinycnn recipes                       # what there is
+    python -m tinycnn recipes                       # list them
     python -m tinycnn reproduce adam-5e4 --seeds 3
     python -m tinycnn reproduce mine.toml
 """
@@ -14,80 +13,87 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 import string
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 from tinycnn._check import short_repr
 from tinycnn.errors import RecipeError
-from tinycnn.recipes._calls import nearest
+from tinycnn.recipes._calls import suggest
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["Recipe", "RecipeError", "find", "read", "shipped"]
+__all__ = ["Recipe", "RecipeError", "builtin", "find", "read"]
 
-HERE = Path(__file__).parent
+RECIPES_DIR = Path(__file__).parent
 
 NUMBER, LIST, TEXT = (int, float), (list,), (str,)
-# Every key of a recipe: the types that its value may have.
+# Every key of a recipe and the types of its value.
 KEYS: dict[str, dict[str, Any]] = {
     "": {
-        "title": TEXT,     # in a few words
-        "source": TEXT,    # who claims it, and where
+        "title": TEXT,     # a few words
+        "source": TEXT,    # where the claim was published
         "claimed": NUMBER, # test accuracy, %
-        "trials": LIST,    # of a search: the test accuracy of each trial that the source tells, %
-        "why": TEXT,       # one line: where claimed and obtained differ, and why
-        "like": TEXT,      # all that is not said here is as in this recipe, which stands earlier in the file
+        "trials": LIST,    # for a search: test accuracies of the source's trials, %
+        "why": TEXT,       # one line: how and why the obtained accuracy differs from the claimed one
+        "like": TEXT,      # an earlier recipe of the file: default for the source and all keys of the tables below
     },
     "net": {
         "input": LIST,     # channels, height, width
-        "layers": TEXT,    # of Sequential
-        "init": TEXT,      # functions of tinycnn.init; by default torch's weights
+        "layers": TEXT,    # arguments of Sequential
+        "init": TEXT,      # functions of tinycnn.init; default: the layers' own initialisation, as in torch
     },
     "data": {
-        "name": TEXT,      # as for --data; by default mnist
-        "train": (int,),   # so many training images, chosen at random; by default all
-        "validation": (int,), # so many of them are kept apart to choose by
-        "mean": NUMBER, "std": NUMBER, # of pixels from 0 to 1; by default those of the training images
-        "padding": (int,), # pixels round every image
-        "resize": (int,),  # height and width to which images are interpolated
+        "name": TEXT,      # as for --data; default: mnist
+        "train": (int,),   # number of training images, chosen at random; default: all
+        "validation": (int,), # number of validation images, taken from the training set
+        "mean": NUMBER, "std": NUMBER, # normalisation of pixels in [0, 1]; default: computed from the training images
+        "padding": (int,), # pixels added on each side
+        "resize": (int,),  # height and width after interpolation
         "augment": TEXT,   # RandomAffine, ElasticTransform, ColorJitter
     },
     "training": {
         "loss": TEXT, "optimizer": TEXT,
-        "lr": (int, float, str, list), # a number, a schedule without its number of steps, or a rate for each epoch
-        "tune_lr": LIST,   # rates to choose from, by the mean validation accuracy of three runs
+        "lr": (int, float, str, list), # a number, a schedule without its number of steps, or one number per epoch
+        "tune_lr": LIST,   # candidates; the one with the best mean validation accuracy of three runs is used
         "epochs": (int,), "batch": (int,), "steps_per_epoch": (int,),
-        "reshuffle": (bool,), # False: one random order for all epochs
-        "gradients": (bool,), # record how large gradients are in each layer, for the study of vanishing gradients
-        "ema": NUMBER,     # decay of the average of weights that is evaluated
+        "reshuffle": (bool,), # False: the same random order in all epochs
+        "gradients": (bool,), # record gradient statistics of each layer (see gradients.py)
+        "ema": NUMBER,     # decay of the moving average of the weights; the average is evaluated
     },
 }  # fmt: skip
 SECTIONS = [section for section in KEYS if section]
 INF = math.inf
-# The least and the largest value that numbers may have.
+# Smallest and largest value of the numbers.
 RANGES: dict[str, tuple[float, float]] = {
     "claimed": (0, 100), "trials": (0, 100), "train": (1, INF), "validation": (0, INF), "mean": (-INF, INF),
     "std": (1e-6, INF), "padding": (0, INF), "resize": (1, INF), "lr": (0, INF), "tune_lr": (0, INF),
     "epochs": (1, INF), "batch": (1, INF), "steps_per_epoch": (1, INF), "ema": (0, 1),
 }  # fmt: skip
 COUNTS = ("train", "validation", "padding", "resize", "epochs", "batch", "steps_per_epoch")
-MOST = 10**9
-# One more table makes a search of a recipe: names and lists of values, which "$name" in its texts stands for.
+MAX_COUNT = 10**9
+# A recipe with this table is a search. The table lists the values of each "$name" that the recipe's strings contain.
 SPACE = "space"
 REQUIRED = {"net": ("input", "layers"), "training": ("optimizer", "epochs", "batch")}
 
 
+Settings: TypeAlias = dict[str, Any]  # a table of a recipe
+Point: TypeAlias = dict[str, Any]  # a value for each name of a search space
+Fail: TypeAlias = Callable[[str, str], NoReturn]  # raises an error from a key's path and the problem with its value
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a recipe says; net, data and training are dicts with the keys above.
+    """A recipe as read from its file; net, data, training and space are its tables.
 
-    study: what its file is about    path, lines: where it stands, for messages ("net.layers" -> line)
+    study: title of the file    path, lines: position in the file for messages ("net.layers" -> line)
     """
 
     name: str
@@ -95,25 +101,25 @@ class Recipe:
     title: str = ""
     source: str = ""
     claimed: float | None = None
-    trials: list = dataclasses.field(default_factory=list)
+    trials: list[float] = dataclasses.field(default_factory=list)
     why: str = ""
-    net: dict = dataclasses.field(default_factory=dict)
-    data: dict = dataclasses.field(default_factory=dict)
-    training: dict = dataclasses.field(default_factory=dict)
-    space: dict = dataclasses.field(default_factory=dict)
-    path: Path = HERE
-    lines: dict = dataclasses.field(default_factory=dict)
+    net: Settings = dataclasses.field(default_factory=dict)
+    data: Settings = dataclasses.field(default_factory=dict)
+    training: Settings = dataclasses.field(default_factory=dict)
+    space: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    path: Path = RECIPES_DIR
+    lines: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
-    def fingerprint(self):
-        """Changes with everything that can change a result."""
-        told = json.dumps([self.net, self.data, self.training, *([self.space] if self.space else [])], sort_keys=True)
-        return hashlib.sha256(" ".join(told.split()).encode()).hexdigest()[:16]
+    def fingerprint(self) -> str:
+        """Hash of every setting that can change a result; white space does not count."""
+        text = json.dumps([self.net, self.data, self.training, *([self.space] if self.space else [])], sort_keys=True)
+        return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
 
-    def at(self, point):
-        """The recipe at a point of its space: {name: value} for every name."""
+    def substitute(self, point: Point) -> "Recipe":
+        """The recipe at a point of its search space: without a space, each "$name" replaced by its value."""
 
-        def fill(value):
+        def fill(value: Any) -> Any:
             return string.Template(value).substitute(point) if isinstance(value, str) else value
 
         sections: dict[str, Any] = {
@@ -121,45 +127,48 @@ class Recipe:
         }
         return dataclasses.replace(self, **sections, space={})
 
-    def where(self, key):
-        """For messages: file and recipe, and the line where the text of a key begins."""
+    def location(self, key: str) -> tuple[str, int]:
+        """File and recipe, and the line where the value of `key` begins; for messages."""
         return f"{self.path.name}, recipe {self.name!r}", _line(self.lines, key + " text")
 
 
-def told(point):
-    """A point of a space in a line."""
+def format_point(point: Point) -> str:
+    """A point of a search space on one line."""
     return ", ".join(f"{name} {value if value != '' else '-'}".rstrip(",") for name, value in point.items())
 
 
-def shipped():
-    """All recipes of the project, by name, in the order of the files and within them."""
-    return {name: recipe for path in sorted(HERE.glob("*.toml")) for name, recipe in read(path).items()}
+def builtin() -> dict[str, Recipe]:
+    """All recipes of the project by name, in the order of the files and within them."""
+    return {name: recipe for path in sorted(RECIPES_DIR.glob("*.toml")) for name, recipe in read(path).items()}
 
 
-def find(name):
-    """The recipes that `name` means, a list: one by its name, "all" but searches, or those of a file (*.toml).
+def find(name: str) -> list[Recipe]:
+    """The recipes with this name: a built-in recipe, "all" (built-in, without searches), or a file (*.toml).
 
-    Raises RecipeError for an unknown name, with the nearest; OSError if the file cannot be read.
+    Raises RecipeError for an unknown name and suggests a similar one; OSError if the file cannot be read.
     """
-    if str(name).endswith(".toml"):
+    if name.endswith(".toml"):
         return list(read(name).values())
-    known = shipped()
+    known = builtin()
     if name == "all":
         return [recipe for recipe in known.values() if not recipe.space]
     if name not in known:
-        raise RecipeError(f"unknown recipe {name!r}{nearest(name, known)} (python -m tinycnn recipes lists them)")
+        raise RecipeError(f"unknown recipe {name!r}{suggest(name, known)} (python -m tinycnn recipes lists them)")
     return [known[name]]
 
 
-def read(path):
-    """The recipes of a file, by name.  RecipeError says what is wrong, with its line; OSError if it cannot be read."""
+def read(path: str | os.PathLike[str]) -> dict[str, Recipe]:
+    """Read a recipe file; returns its recipes by name.
+
+    Raises RecipeError, with the line, if the file is invalid; OSError if it cannot be read.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
         tables = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file ({error.reason} at byte {error.start})") from None
-    except ValueError as error:  # TOMLDecodeError, and what Python says of a number of thousands of digits
+    except ValueError as error:  # TOMLDecodeError, or Python's limit on the digits of an integer
         raise RecipeError(f"{path}: {error}") from None
     except RecursionError:
         raise RecipeError(f"{path}: it is nested too deeply") from None
@@ -172,100 +181,103 @@ def read(path):
         if not isinstance(table, dict):
             raise RecipeError(f"{path}, line {lines.get(name, 1)}: unknown key {name!r}; a recipe is a table, [{name}]")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise RecipeError(f"{path}: a recipe's name must be of letters, digits, - and _, got {name!r}")
-        mine = {key.removeprefix(name + "."): line for key, line in lines.items() if key.startswith(name + ".")}
-        mine[""] = lines.get(name, 1)
-        found[name] = _recipe(name, table, study, path, mine, found)
+            raise RecipeError(f"{path}: a recipe's name must consist of letters, digits, - and _, got {name!r}")
+        own = {key.removeprefix(name + "."): line for key, line in lines.items() if key.startswith(name + ".")}
+        own[""] = lines.get(name, 1)
+        found[name] = _recipe(name, table, study, path, own, found)
     if not found:
-        raise RecipeError(f"{path}: holds no recipe")
+        raise RecipeError(f"{path}: contains no recipe")
     return found
 
 
-def _recipe(name, table, study, path, lines, earlier):
-    def fail(key, problem):
+def _recipe(
+    name: str, table: dict[str, Any], study: str, path: Path, lines: dict[str, int], earlier: dict[str, Recipe]
+) -> Recipe:
+    def fail(key: str, problem: str) -> NoReturn:
         raise RecipeError(f"{path.name}, recipe {name!r}, line {_line(lines, key)}: {problem}")
 
-    said: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in table.items():
         if key in SECTIONS:
             if not isinstance(value, dict):
                 fail(key, f"{key} must be a table, [{name}.{key}]")
-            for inner, given in value.items():
-                check_key(fail, KEYS[key], f"{key}.{inner}", inner, given)
-            said[key] = dict(value)
+            for inner, setting in value.items():
+                check_key(fail, KEYS[key], f"{key}.{inner}", inner, setting)
+            fields[key] = dict(value)
         elif key == SPACE:
-            said[key] = _space(fail, value)
+            fields[key] = _space(fail, value)
         else:
             check_key(fail, KEYS[""] | dict.fromkeys([*SECTIONS, SPACE]), key, key, value)
-            said[key] = value
-    if "like" in said:
-        model = said.pop("like")
-        if model not in earlier:
-            wanted = "like must name a recipe that stands earlier in the file"
-            fail("like", f"{wanted}, got {model!r}{nearest(model, earlier)}")
-        base = earlier[model]
+            fields[key] = value
+    if "like" in fields:
+        parent = fields.pop("like")
+        if parent not in earlier:
+            problem = "like must name an earlier recipe of the file"
+            fail("like", f"{problem}, got {parent!r}{suggest(parent, earlier)}")
+        base = earlier[parent]
         lines = base.lines | lines
         for section in SECTIONS:
-            said[section] = copy.deepcopy(getattr(base, section)) | said.get(section, {})
-        if {"lr", "tune_lr"} <= said["training"].keys():  # of which one is the other recipe's
-            del said["training"]["tune_lr" if "lr" in table.get("training", {}) else "lr"]
-        said = {"source": base.source} | said
+            fields[section] = copy.deepcopy(getattr(base, section)) | fields.get(section, {})
+        if {"lr", "tune_lr"} <= fields["training"].keys():  # one of them is inherited
+            del fields["training"]["tune_lr" if "lr" in table.get("training", {}) else "lr"]
+        fields = {"source": base.source} | fields
     for section, keys in REQUIRED.items():
         for key in keys:
-            if key not in said.get(section, {}):
+            if key not in fields.get(section, {}):
                 fail(section, f"{section}.{key} is missing")
-    if "trials" in said and SPACE not in said:
-        fail("trials", f"trials are those of a search, and there is no table '{SPACE}'")
-    if ("lr" in said["training"]) == ("tune_lr" in said["training"]):
+    if "trials" in fields and SPACE not in fields:
+        fail("trials", f"trials need a table '{SPACE}': only a search has them")
+    if ("lr" in fields["training"]) == ("tune_lr" in fields["training"]):
         fail("training", "training must have either lr or tune_lr")
-    return _filled(fail, Recipe(name, study, path=path, lines=lines, **said))
+    recipe = Recipe(name, study, path=path, lines=lines, **fields)
+    _check_placeholders(fail, recipe)
+    return recipe
 
 
-def _space(fail, table):
+def _space(fail: Fail, table: Any) -> dict[str, list[Any]]:
     if not isinstance(table, dict) or not table:
         fail(SPACE, f"{SPACE} must be a table of names and lists of values")
     for name, values in table.items():
         if not re.fullmatch(string.Template.idpattern, name, re.ASCII | re.IGNORECASE):
-            fail(f"{SPACE}.{name}", f"the names of {SPACE} must be of letters, digits and _, got {short_repr(name)}")
+            fail(f"{SPACE}.{name}", f"names in {SPACE} must consist of letters, digits and _, got {short_repr(name)}")
         if not isinstance(values, list) or not values or not all(isinstance(v, (str, int, float)) for v in values):
             fail(f"{SPACE}.{name}", f"{SPACE}.{name} must be a list of strings or numbers, got {short_repr(values)}")
         if len(set(values)) < len(values):
-            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must hold every value once, got {short_repr(values)}")
+            fail(f"{SPACE}.{name}", f"{SPACE}.{name} must not repeat a value, got {short_repr(values)}")
     return dict(table)
 
 
-def _filled(fail, recipe):
-    """The recipe, if each "$name" in its texts is in its space, and the other way round."""
+def _check_placeholders(fail: Fail, recipe: Recipe) -> None:
+    """Every "$name" in the recipe's strings must be in its space, and every name of the space must be used."""
     used = set()
     for section in SECTIONS:
         for key, value in getattr(recipe, section).items():
-            for found in string.Template.pattern.finditer(value) if isinstance(value, str) else ():
-                name = found["named"] or found["braced"]
+            for match in string.Template.pattern.finditer(value) if isinstance(value, str) else ():
+                name = match["named"] or match["braced"]
                 if not name:
-                    fail(f"{section}.{key}", "$ must stand before a name of the space")
+                    fail(f"{section}.{key}", "$ must be followed by a name of the space")
                 if name not in recipe.space:
-                    fail(f"{section}.{key}", f"${name} is not in the space{nearest(name, recipe.space)}")
+                    fail(f"{section}.{key}", f"${name} is not in the space{suggest(name, recipe.space)}")
                 used.add(name)
     for name in sorted(recipe.space.keys() - used):
-        fail(f"{SPACE}.{name}", f"no text uses ${name}")
-    return recipe
+        fail(f"{SPACE}.{name}", f"${name} is not used")
 
 
-def check_key(fail, keys, path, key, value):
-    """Call `fail(path, problem)` if `key` is none of `keys`, or cannot have this value."""
+def check_key(fail: Fail, keys: dict[str, Any], path: str, key: str, value: Any) -> None:
+    """Call `fail(path, problem)` if `key` is not in `keys` or its value has the wrong type or range."""
     if key not in keys:
-        fail(path, f"unknown key {key!r}{nearest(key, keys)}")
-    kinds = keys[key]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        words = {int: "a whole number", float: "a number", str: "a string", list: "a list", bool: "true or false"}
-        wanted = " or ".join(words[kind] for kind in kinds if not (kind is int and float in kinds))
-        fail(path, f"{key} must be {wanted}, got {short_repr(value)}")
+        fail(path, f"unknown key {key!r}{suggest(key, keys)}")
+    types = keys[key]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        words = {int: "an integer", float: "a number", str: "a string", list: "a list", bool: "true or false"}
+        expected = " or ".join(words[kind] for kind in types if not (kind is int and float in types))
+        fail(path, f"{key} must be {expected}, got {short_repr(value)}")
     if key in RANGES and not isinstance(value, str):
         _check_range(fail, path, key, value)
 
 
-def _check_range(fail, path, key, value):
-    """A number, or a list of numbers, must be finite and in its range."""
+def _check_range(fail: Fail, path: str, key: str, value: Any) -> None:
+    """A number, or each number of a list, must be finite and in its range."""
     low, high = RANGES[key]
     numbers = value if isinstance(value, list) else [value]
     if not numbers:
@@ -280,26 +292,26 @@ def _check_range(fail, path, key, value):
         if not (finite and low <= number <= high):
             bounds = f"from {low:g} to {high:g}" if high < INF else f"at least {low:g}"
             fail(path, f"{key} must be {bounds if finite else 'finite'}, got {short_repr(number)}")
-        if key in COUNTS and number > MOST:
-            fail(path, f"{key} must be at most {MOST}, got {short_repr(number)}")
+        if key in COUNTS and number > MAX_COUNT:
+            fail(path, f"{key} must be at most {MAX_COUNT}, got {short_repr(number)}")
 
 
-def _line(lines, key):
-    """The line of a key, or of the table that it would stand in."""
+def _line(lines: dict[str, int], key: str) -> int:
+    """The line of a key, or of the table that would contain it."""
     while key not in lines and key:
         key = key.rpartition(".")[0]
     return lines.get(key, 1)
 
 
-def _lines(text):
-    """The line of every key: {"recipe.section.key": number}, for TOML as the recipes write it."""
-    found, table, inside = {}, "", ""
+def _lines(text: str) -> dict[str, int]:
+    """The line of every key: {"recipe.section.key": number}, for the subset of TOML that recipes use."""
+    found, table, delimiter = {}, "", ""
     for number, line in enumerate(text.splitlines(), 1):
         quotes = re.findall(r'"""|\'\'\'', line)
-        if inside:  # a text of several lines
-            inside = "" if inside in quotes else inside
+        if delimiter:  # inside a multi-line string
+            delimiter = "" if delimiter in quotes else delimiter
             continue
-        inside = quotes[0] if len(quotes) % 2 else ""
+        delimiter = quotes[0] if len(quotes) % 2 else ""
         if header := re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line):
             table = header[1].strip().replace('"', "") + "."
             found[table[:-1]] = number

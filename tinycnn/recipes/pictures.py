@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn.plot import BLUE, GREEN, GRID, LABEL, MUTED, ORANGE, SMALL, TEXT, TITLE, new_figure
-from tinycnn.recipes.results import summary
+from tinycnn.recipes.results import summarize
 
 COLOURS = {"sigmoid": ORANGE, "tanh": BLUE, "relu": GREEN}
 
@@ -69,7 +69,7 @@ def curves(recipe, results):
     ax = fig.add_subplot()
     name = "test set" if results[0]["held_out"] == "test" else "validation set"
     _plain(ax, "epoch", "error (%)")
-    ax.set_title(f"{recipe.name}: test accuracy {summary(results)}", fontsize=LABEL + 1, color=TEXT)
+    ax.set_title(f"{recipe.name}: test accuracy {summarize(results)}", fontsize=LABEL + 1, color=TEXT)
     results = [result for result in results if "diverged" not in result]
     if not results:
         return fig
@@ -91,7 +91,7 @@ def claims(rows):
     fig = new_figure(7.4, 0.27 * len(rows) + 1.3, layout="constrained")
     ax = fig.add_subplot()
     for at, (recipe, found) in enumerate(rows):
-        s = summary(found)
+        s = summarize(found)
         ax.plot([100 - recipe.claimed, 100 - s.mean], [at, at], color=GRID, linewidth=2, zorder=1)
         ax.plot(
             100 - recipe.claimed, at, "D", color=ORANGE, markersize=5, label="claimed" if at == 0 else None, zorder=3
@@ -182,7 +182,7 @@ def ladder(rows):
     fig = new_figure(7.6, 0.42 * len(rows) + 1.2, layout="constrained")
     ax = fig.add_subplot()
     _plain(ax, "test error on MNIST (%)")
-    means = [100 - summary(found).mean for _, found in rows]
+    means = [100 - summarize(found).mean for _, found in rows]
     ax.barh(range(len(rows)), means, color=BLUE, alpha=0.75, height=0.62)
     for at, (mean, (_, found)) in enumerate(zip(means, rows, strict=True)):
         errors = [100 - 100 * result["accuracy"] for result in found]

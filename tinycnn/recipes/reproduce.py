@@ -1,21 +1,25 @@
 """The commands `python -m tinycnn recipes` and `reproduce`."""
 
+import argparse
 import functools
 import importlib.util
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tinycnn import experiment, recipes
-from tinycnn.recipes import results
+from tinycnn.errors import RecipeError
+from tinycnn.recipes import Recipe, results
 
 
-def add_options(parser):
-    """The options of `reproduce`."""
+def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of `reproduce`."""
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help="recipes, files of recipes (*.toml), or all")
-    add("--seeds", type=_seeds, default=range(3), metavar="K", help="how many, from 0 on, or which: 3,4 (default: 3)")
+    add("--seeds", type=_seeds, default=range(3), metavar="K", help="number of seeds, or their list: 3,4 (default: 3)")
     add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
-    add("--threads", type=experiment.positive_int, help="CPU threads; all by default")
-    add("--data", choices=("mnist", "fashion", "kmnist"), help="another data set than the recipe's")
+    add("--threads", type=experiment.positive_int, help="CPU threads (default: all)")
+    add("--data", choices=("mnist", "fashion", "kmnist"), help="data set (default: the recipe's)")
     add("--data-dir", help="folder to look for the data in, and to download it to")
     add("--results", default="results", help="folder of finished seeds (default: results)")
     add("--out", default="runs", help="folder of run folders and reports (default: runs)")
@@ -23,15 +27,15 @@ def add_options(parser):
     return parser
 
 
-def _seeds(text):
+def _seeds(text: str) -> Sequence[int]:
     if "," in text:
         return sorted({experiment.non_negative_int(part) for part in text.rstrip(",").split(",")})
     return range(experiment.positive_int(text))
 
 
-def listing():
+def listing() -> int:
     """Print all recipes."""
-    known = recipes.shipped()
+    known = recipes.builtin()
     width = max(map(len, known))
     study = None
     for name, recipe in known.items():
@@ -41,66 +45,67 @@ def listing():
         claimed = f"{recipe.claimed:.2f} %" if recipe.claimed is not None else ""
         search = f" (a search: python -m tinycnn sweep {name})" if recipe.space else ""
         print(f"  {name:<{width}}  {claimed:>8}  {recipe.title}{search}")
-    print("\nThe figures are test accuracies that the sources claim.  Run one: python -m tinycnn reproduce NAME")
+    print("\nThe numbers are the test accuracies that the sources claim.  Train one: python -m tinycnn reproduce NAME")
     return 0
 
 
-def main(args):
-    """Run what is missing of the recipes in `args`, and print claimed and obtained; returns the exit code."""
-    interrupted = "interrupted: finished seeds are kept, and the same command goes on with the next"
-    return experiment.run_command(lambda: _run(args, _chosen(args.names)), interrupted)
+def main(args: argparse.Namespace) -> int:
+    """Train the missing seeds of the recipes in `args` and print claimed and obtained; returns the exit code."""
+    interrupted = "interrupted: finished seeds are kept; the same command resumes with the next seed"
+    return experiment.run_command(lambda: _run(args, _select(args.names)), interrupted)
 
 
-def _chosen(names):
-    """The recipes that are named, each once."""
-    chosen: dict[str, recipes.Recipe] = {}
-    shipped = recipes.shipped()
+def _select(names: Sequence[str]) -> list[Recipe]:
+    """The named recipes, each once."""
+    selected: dict[str, Recipe] = {}
+    builtin = recipes.builtin()
     for recipe in (recipe for name in names for recipe in recipes.find(name)):
         if recipe.space:
-            raise recipes.RecipeError(f"{recipe.name} is a search: python -m tinycnn sweep {recipe.name}")
-        # Results are kept by name, and would replace one another.
-        for other in (chosen.get(recipe.name, recipe), shipped.get(recipe.name, recipe)):
+            raise RecipeError(f"{recipe.name} is a search: python -m tinycnn sweep {recipe.name}")
+        # Results are stored by name: equal names would overwrite each other's.
+        for other in (selected.get(recipe.name, recipe), builtin.get(recipe.name, recipe)):
             if other.path.resolve() != recipe.path.resolve():
-                raise recipes.RecipeError(f"two recipes are called {recipe.name!r}: in {other.path} and {recipe.path}")
-        chosen[recipe.name] = recipe
-    return list(chosen.values())
+                raise RecipeError(f"two recipes are called {recipe.name!r}: in {other.path} and {recipe.path}")
+        selected[recipe.name] = recipe
+    return list(selected.values())
 
 
-def _run(args, chosen):
+def _run(args: argparse.Namespace, selected: Sequence[Recipe]) -> int:
     from tinycnn import devices
     from tinycnn.recipes import report, training
 
-    for recipe in chosen:
+    for recipe in selected:
         training.check(recipe)
     device = devices.resolve(args.device)
     devices.get(device)
     devices.set_num_threads(args.threads)
-    if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:  # now, not after hours of training
+    if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:  # before hours of training
         raise ValueError("--tensorboard needs tensorboardX: pip install 'tinycnn[tensorboard]'")
     root = args.results if args.data is None else f"{args.results}/{args.data}"
-    in_table = args.data is None and any(recipe.path.parent == recipes.HERE for recipe in chosen)
+    in_table = args.data is None and any(recipe.path.parent == recipes.RECIPES_DIR for recipe in selected)
     if in_table:
-        report.read_all(root)  # a damaged file is told before hours of training
-    loaded, todo = {}, []
-    for recipe in chosen:
+        report.read_all(root)  # a damaged file is reported before hours of training
+    loaded: dict[str, Any] = {}
+    missing_seeds = {}
+    for recipe in selected:
         results.check_owner(root, recipe)
         done = {result["seed"] for result in results.read(root, recipe)}
-        missing = [seed for seed in args.seeds if seed not in done]
+        missing_seeds[recipe.name] = [seed for seed in args.seeds if seed not in done]
         name = args.data or recipe.data.get("name", "mnist")
-        if missing:
+        if missing_seeds[recipe.name]:
             for folder in (root, args.out):
-                results.prepare(folder, recipe)
+                results.prepare_folder(folder, recipe)
             if name not in loaded:
                 loaded[name] = training.load(recipe, args.data_dir, name)
-            training.sizes(recipe, loaded[name])
-        todo.append((recipe, name, missing))
-    for recipe, name, missing in todo:
+            training.split_sizes(recipe, loaded[name])
+    for recipe in selected:
         print(f"\n{recipe.name}: {recipe.title}")
-        for seed in missing:
+        for seed in missing_seeds[recipe.name]:
             print(f"  seed {seed}, {recipe.training['epochs']} epochs:", flush=True)
             result = training.run(
-                recipe, seed, loaded[name], device=device, out=args.out, on_message=lambda text: print(f"  {text}"),
-                on_epoch=_teller(recipe, seed, args.tensorboard),
+                recipe, seed, loaded[args.data or recipe.data.get("name", "mnist")], device=device, out=args.out,
+                on_message=lambda text: print(f"  {text}"),
+                on_epoch=_progress_printer(recipe, seed, args.tensorboard),
                 on_result=functools.partial(results.save, root, recipe),
             )  # fmt: skip
             if "diverged" in result:
@@ -110,23 +115,24 @@ def _run(args, chosen):
             )
         found = results.read(root, recipe)
         claimed = "nothing" if recipe.claimed is None else f"{recipe.claimed:.2f} %"
-        print(f"  claimed {claimed}, obtained {results.summary(found)}")
-        print(f"  report: {report.write(recipe, found, args.out)}")
+        print(f"  claimed {claimed}, obtained {results.summarize(found)}")
+        print(f"  report: {report.write_report(recipe, found, args.out)}")
     if in_table:
         print(f"\ntable: {report.write_table(args.results)}")
     return 0
 
 
-def _teller(recipe, seed, tensorboard):
-    """What is called after each epoch: a line, at most every few seconds, and the event file."""
-    epochs, shown = recipe.training["epochs"], [time.monotonic() - 60]
-    writer = None
+def _progress_printer(recipe: Recipe, seed: int, tensorboard: str | None) -> Callable[[dict[str, Any]], None]:
+    """An `on_epoch` callback: prints a line at most every ten seconds and writes the event file, if wanted."""
+    epochs, last_print = recipe.training["epochs"], time.monotonic() - 60
+    writer: Any = None
     if tensorboard:
         from tensorboardX import SummaryWriter
 
         writer = SummaryWriter(f"{tensorboard}/{recipe.name}/seed-{seed}")
 
-    def tell(record):
+    def on_epoch(record: dict[str, Any]) -> None:
+        nonlocal last_print
         epoch = record["epoch"]
         if writer is not None:
             for key, value in record.items():
@@ -135,14 +141,14 @@ def _teller(recipe, seed, tensorboard):
             writer.flush()
             if epoch == epochs:
                 writer.close()
-        if time.monotonic() - shown[0] > 10 or epoch == epochs:
-            shown[0] = time.monotonic()
-            left = (epochs - epoch) * record["seconds"]
+        if time.monotonic() - last_print > 10 or epoch == epochs:
+            last_print = time.monotonic()
+            remaining = (epochs - epoch) * record["seconds"]
             held_out = f"held-out error {1 - record['val_accuracy']:.2%}"
             print(
                 f"  epoch {epoch:3d}   training error {1 - record['train_accuracy']:.2%}, {held_out}"
-                + (f", about {left:.0f} s to go" if left > 10 else ""),
+                + (f", about {remaining:.0f} s remaining" if remaining > 10 else ""),
                 flush=True,
             )
 
-    return tell
+    return on_epoch

@@ -1,4 +1,4 @@
-"""Results of recipes: one small JSON file for each finished seed, one for a search, and what they say together.
+"""Results of recipes: one small JSON file per finished seed, one per search, and their summary.
 
 results/<recipe>/seed-0.json
 results/<recipe>/trials.json
@@ -7,153 +7,159 @@ results/<recipe>/trials.json
 import dataclasses
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from tinycnn._check import short_repr
 from tinycnn._files import atomic_write, read_json
-from tinycnn.recipes import HERE
+from tinycnn.recipes import RECIPES_DIR, Recipe
 
-# Student's t for a two-sided confidence of 95 %, by degrees of freedom from 1; beyond, the normal distribution's.
+Result: TypeAlias = dict[str, Any]  # of one seed
+Trial: TypeAlias = dict[str, Any]  # of a search
+
+# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond, the normal distribution's is used.
 T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
-# What the reports need of a result.
-KEYS = {
+# Keys that the reports need, and their types.
+RESULT_KEYS = {
     "fingerprint": str, "seed": int, "data": str, "accuracy": float, "errors": int, "precision": float, "recall": float,
     "f1": float, "cpu_seconds": float, "held_out": str, "history": dict, "confusion": list, "environment": dict,
 }  # fmt: skip
-# The same of a search and of its trials; those that were not trained to the end have no figures.
 SEARCH_KEYS = {"fingerprint": str, "trials": list}
 TRIAL_KEYS = {
     "number": int, "point": dict, "state": str, "validation": (float, type(None)), "environment": dict, "finished": str,
 }  # fmt: skip
-FIGURES = {"validation": float, "accuracy": float, "f1": float, "cpu_seconds": float}
-CLASSES = 10  # of all data sets
-SHARES = ("accuracy", "precision", "recall", "f1", "validation")
-CURVES = ("train_accuracy", "val_accuracy")  # of a result's history
-MACHINE = ("device", "numpy", "numba")  # of its environment, if there is one
+TRIAL_METRICS = {"validation": float, "accuracy": float, "f1": float, "cpu_seconds": float}  # of complete trials
+CLASSES = 10  # in every data set
+FRACTIONS = ("accuracy", "precision", "recall", "f1", "validation")
+CURVES = ("train_accuracy", "val_accuracy")  # in "history"
+MACHINE = ("device", "numpy", "numba")  # in "environment", unless that is empty
 
 
-def path_of(root, recipe, seed):
+def result_path(root: str | Path, recipe: Recipe, seed: int) -> Path:
+    """The file of a seed's result."""
     return Path(root) / recipe.name / f"seed-{seed}.json"
 
 
-def prepare(root, recipe):
-    """Make a recipe's folder under `root`; OSError now, not after hours of training, if it cannot be written."""
-    folder = path_of(root, recipe, 0).parent
+def prepare_folder(root: str | Path, recipe: Recipe) -> None:
+    """Create a recipe's folder under `root` and check that it is writable: OSError before any training."""
+    folder = result_path(root, recipe, 0).parent
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "try") as file:
         file.write(b"")
     (folder / "try").unlink()
 
 
-def save(root, recipe, result):
-    """Write a seed's result; whatever stood there is replaced."""
-    path = path_of(root, recipe, result["seed"])
+def save(root: str | Path, recipe: Recipe, result: Result) -> Path:
+    """Write a seed's result, replacing an earlier one; returns its path."""
+    path = result_path(root, recipe, result["seed"])
     with atomic_write(path) as file:
         file.write((json.dumps(result) + "\n").encode())
     return path
 
 
-def read(root, recipe, device=None, data=None):
-    """The seeds of `recipe` as it is now, in order: a list of results.
+def read(root: str | Path, recipe: Recipe) -> list[Result]:
+    """The results of the current version of `recipe` in the order of their seeds.
 
-    Results of an earlier version of the recipe do not count.  A damaged file is a ValueError that names it.
+    Raises ValueError with the file's name if a file is damaged.
     """
     found = []
     for path in sorted((Path(root) / recipe.name).glob("seed-*.json"), key=lambda p: (len(p.name), p.name)):
         result = _load(path, recipe, _check_result)
-        if result["fingerprint"] == recipe.fingerprint and data in (None, result["data"]):
+        if result["fingerprint"] == recipe.fingerprint:
             found.append(result)
     return found
 
 
-def save_trials(root, recipe, trials):
-    """Write the trials of a search; returns the path, or None where the file holds more of them, which stay."""
+def save_trials(root: str | Path, recipe: Recipe, trials: list[Trial]) -> Path | None:
+    """Write the trials of a search unless the file holds more; returns the path, or None if nothing was written."""
     if len(read_trials(root, recipe)) > len(trials):
         return None
     path = Path(root) / recipe.name / "trials.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {"recipe": recipe.name, "fingerprint": recipe.fingerprint, "trials": trials}
+    search = {"recipe": recipe.name, "fingerprint": recipe.fingerprint, "trials": trials}
     with atomic_write(path) as file:
-        file.write((json.dumps(found) + "\n").encode())
+        file.write((json.dumps(search) + "\n").encode())
     return path
 
 
-def read_trials(root, recipe):
-    """The trials of the search `recipe` as it is now, the best on validation images first: a list of dicts.
+def read_trials(root: str | Path, recipe: Recipe) -> list[Trial]:
+    """The trials of the current version of the search `recipe`, best validation accuracy first.
 
-    Those of an earlier version of the recipe do not count.  A damaged file is a ValueError that names it.
+    Raises ValueError with the file's name if the file is damaged.
     """
-
-    def check(found):
-        _need(found, SEARCH_KEYS)
-        for trial in found["trials"]:
-            _need(trial, TRIAL_KEYS)
-            if complete(trial):
-                _need(trial, FIGURES)
-            _check_environment(trial)
-
     path = Path(root) / recipe.name / "trials.json"
     if not path.exists():
         return []
-    found = _load(path, recipe, check)
-    trials = found["trials"] if found["fingerprint"] == recipe.fingerprint else []
-    return sorted(trials, key=lambda t: (not complete(t), -(t["validation"] or 0), t["number"]))
+    search = _load(path, recipe, _check_search)
+    trials = search["trials"] if search["fingerprint"] == recipe.fingerprint else []
+    return sorted(trials, key=lambda t: (not is_complete(t), -(t["validation"] or 0), t["number"]))
 
 
-def complete(trial):
-    """Whether a trial was trained to the end, not given up and not failed."""
-    return trial["state"] == "COMPLETE"
+def is_complete(trial: Trial) -> bool:
+    """Whether a trial was trained to the end: neither pruned nor failed."""
+    return bool(trial["state"] == "COMPLETE")
 
 
-def file_of(recipe):
-    """Where a recipe stands, for its results; None for those of the project."""
-    return None if recipe.path.parent == HERE else str(recipe.path.resolve())
+def source_file(recipe: Recipe) -> str | None:
+    """The recipe's file, for its results; None for a built-in recipe."""
+    return None if recipe.path.parent == RECIPES_DIR else str(recipe.path.resolve())
 
 
-def check_owner(root, recipe):
-    """ValueError if what lies in the recipe's place are results of another recipe, of the same name in another file."""
+def check_owner(root: str | Path, recipe: Recipe) -> None:
+    """ValueError if the recipe's folder holds results of a recipe with the same name from another file."""
     for path in sorted((Path(root) / recipe.name).glob("seed-*.json")):
         result = _load(path, recipe, _check_result)
         owner = result.get("file")
-        if owner not in (None, file_of(recipe)) and result["fingerprint"] != recipe.fingerprint:
+        if owner not in (None, source_file(recipe)) and result["fingerprint"] != recipe.fingerprint:
             raise ValueError(
-                f"{path} is a result of another recipe {recipe.name!r}, that of {owner}: choose another name, or "
-                "another folder with --results"
+                f"{path} is a result of another recipe {recipe.name!r}, from {owner}: choose another name, or another "
+                "folder with --results"
             )
 
 
-def _load(path, recipe, check):
-    """What a file of the recipe holds, a dict that `check` has nothing against; else a ValueError that names it."""
+def _load(path: Path, recipe: Recipe, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Content of a result file of the recipe; ValueError with the file's name if `check` raises one."""
     try:
-        found = read_json(path)
-        if found.get("recipe") != recipe.name:
-            raise ValueError("another recipe's, or none's")
-        check(found)
+        content = read_json(path)
+        if content.get("recipe") != recipe.name:
+            raise ValueError("it is not of this recipe")
+        check(content)
     except ValueError as error:
         raise ValueError(f"{path} is not a result of recipe {recipe.name!r} ({error}): remove it") from None
-    return found
+    return content
 
 
-def _need(found, keys):
+def _check_keys(record: Any, keys: Mapping[str, Any]) -> None:
     for key, kind in keys.items():
-        if not isinstance(found, dict) or key not in found or not isinstance(found[key], kind):
+        if not isinstance(record, dict) or key not in record or not isinstance(record[key], kind):
             raise ValueError(f"{key} is missing or damaged")
-        value = found[key]
+        value = record[key]
         if isinstance(value, bool) or (kind is int and value < 0):
             raise ValueError(f"{key} must not be {short_repr(value)}")
-        if isinstance(value, float) and not (math.isfinite(value) and 0 <= value <= (1 if key in SHARES else math.inf)):
-            raise ValueError(f"{key} must be {'from 0 to 1' if key in SHARES else 'at least 0'}, got {value}")
+        high, bounds = (1, "from 0 to 1") if key in FRACTIONS else (math.inf, "at least 0")
+        if isinstance(value, float) and not (math.isfinite(value) and 0 <= value <= high):
+            raise ValueError(f"{key} must be {bounds}, got {value}")
 
 
-def _check_result(result):
-    """ValueError unless reports and pictures can be made of it."""
-    _need(result, KEYS)
+def _check_search(search: dict[str, Any]) -> None:
+    _check_keys(search, SEARCH_KEYS)
+    for trial in search["trials"]:
+        _check_keys(trial, TRIAL_KEYS)
+        if is_complete(trial):
+            _check_keys(trial, TRIAL_METRICS)
+        _check_environment(trial)
+
+
+def _check_result(result: Result) -> None:
+    """ValueError unless the reports and pictures can be made from the result."""
+    _check_keys(result, RESULT_KEYS)
     _check_environment(result)
     if result["held_out"] not in ("test", "validation"):
         raise ValueError(f"held_out must be 'test' or 'validation', got {short_repr(result['held_out'])}")
@@ -162,62 +168,64 @@ def _check_result(result):
         raise ValueError(f"confusion must have {CLASSES} rows of {CLASSES} counts")
     if not all(type(count) is int and 0 <= count < 2**53 for row in rows for count in row):
         raise ValueError("confusion must hold counts")
-    for key, kind in (("diverged", str), ("file", str)):
-        if key in result and not isinstance(result[key], kind):
+    for key in ("diverged", "file"):
+        if key in result and not isinstance(result[key], str):
             raise ValueError(f"{key} must be a string, got {short_repr(result[key])}")
     for key in CURVES if "diverged" not in result else ():
         curve = result["history"].get(key)
         if not isinstance(curve, list) or not curve or not all(_is_number(value, 1) for value in curve):
-            raise ValueError(f"history must have {key}, a share for each epoch")
+            raise ValueError(f"history must have {key}, a number from 0 to 1 per epoch")
     if "rate" in result and not _is_number(result["rate"]):
         raise ValueError(f"rate must be a number, got {short_repr(result['rate'])}")
     tuning = result.get("tuning", {})
     if not isinstance(tuning, dict) or not all(_is_number(value, 1) for value in tuning.values()):
-        raise ValueError("tuning must hold a share for each rate")
+        raise ValueError("tuning must hold a number from 0 to 1 for each rate")
     for rate in tuning:
         float(rate)  # ValueError
     if tuning and "rate" not in result:
         raise ValueError("rate is missing or damaged")
     flow = result.get("gradients", {})
-    if not isinstance(flow, dict) or not all(map(_is_flow, flow.values())):
-        raise ValueError("gradients must hold figures of each layer")
+    if not isinstance(flow, dict) or not all(map(_is_gradient_statistics, flow.values())):
+        raise ValueError("gradients must hold statistics of each layer")
 
 
-def _check_environment(found):
-    machine = found["environment"]
-    if machine and not all(isinstance(machine.get(key), str) for key in MACHINE):
+def _check_environment(record: dict[str, Any]) -> None:
+    environment = record["environment"]
+    if environment and not all(isinstance(environment.get(key), str) for key in MACHINE):
         raise ValueError(f"environment must have {', '.join(MACHINE)}")
 
 
-def _is_flow(layers):
-    """Whether this is a list of what recipes/gradients.py says of each layer."""
-    figures = ("signal", "gradient", "update")
-    return isinstance(layers, list) and all(
-        isinstance(layer, dict) and all(_is_number(layer.get(key)) for key in figures) for layer in layers
+def _is_gradient_statistics(value: Any) -> bool:
+    """Whether this is a list of records as `gradients.statistics` returns it."""
+    keys = ("signal", "gradient", "update")
+    return isinstance(value, list) and all(
+        isinstance(layer, dict) and all(_is_number(layer.get(key)) for key in keys) for layer in value
     )
 
 
-def _is_number(value, most=math.inf):
-    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value <= most
+def _is_number(value: Any, high: float = math.inf) -> bool:
+    return not isinstance(value, bool) and isinstance(value, (int, float)) and 0 <= value <= high
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Test accuracies of n seeds in %: their mean, standard deviation (of n - 1) and half of a 95 % interval of the
-    mean; sd and half are NaN for one seed."""
+    """Test accuracies of n seeds in %: mean, sample standard deviation (n - 1), half width of the mean's 95 % interval.
+
+    sd and half_width are NaN for one seed.
+    """
 
     n: int
     mean: float
     sd: float
-    half: float
+    half_width: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.n == 1:
             return f"{self.mean:.2f} % (1 seed)"
-        return f"{self.mean:.2f} % (sd {self.sd:.2f}, {self.n} seeds, 95 % interval ± {self.half:.2f})"
+        return f"{self.mean:.2f} % (sd {self.sd:.2f}, {self.n} seeds, 95 % interval ± {self.half_width:.2f})"
 
 
-def summary(results):
+def summarize(results: Sequence[Result]) -> Summary:
     """`Summary` of a list of results, at least one."""
     values = 100 * np.array([result["accuracy"] for result in results])
     n = len(values)

@@ -78,14 +78,14 @@ def _recipe(args):
         raise RecipeError(f"{args.name}: a sweep needs one recipe with a table 'space', found {len(with_space)}")
     recipe = with_space[0]
     if not recipe.data.get("validation"):
-        raise RecipeError(f"{recipe.where('data')[0]}: a sweep needs data.validation, to choose by")
+        raise RecipeError(f"{recipe.location('data')[0]}: a sweep needs data.validation, to choose by")
     if args.epochs:
         recipe = dataclasses.replace(recipe, training=recipe.training | {"epochs": args.epochs})
     for point in _corner(recipe.space) if not args.show else ():
         try:
-            training.check(recipe.at(point))
+            training.check(recipe.substitute(point))
         except RecipeError as error:
-            raise RecipeError(f"{error} (at {recipes.told(point)})") from None
+            raise RecipeError(f"{error} (at {recipes.format_point(point)})") from None
     return recipe
 
 
@@ -169,13 +169,13 @@ def _search(args, recipe, study, optuna):
     device = devices.resolve(args.device)
     devices.get(device)
     devices.set_num_threads(args.threads)
-    results.prepare(args.out, recipe)
+    results.prepare_folder(args.out, recipe)
     is_kept = _is_kept(recipe, study)
     if is_kept:
-        results.prepare(args.results, recipe)
+        results.prepare_folder(args.results, recipe)
         report.read_all(args.results)  # a damaged file is told before hours of training
     data = training.load(recipe, args.data_dir, args.data)
-    training.sizes(recipe, data)
+    training.split_sizes(recipe, data)
     combinations, done = math.prod(map(len, recipe.space.values())), _counted(study, optuna)
     print(f"{recipe.title}: {combinations:,} combinations; {done} of {args.trials} trials done\n{HEAD}", flush=True)
     while True:
@@ -193,7 +193,7 @@ def _search(args, recipe, study, optuna):
         if _counted(study, optuna, running=True, below=trial.number) >= args.trials:  # others were faster
             _give_back(study, study.trials[trial.number], optuna, "one too many")
             continue
-        _trial(args, recipe.at(point), trial, study, data, device, optuna)
+        _trial(args, recipe.substitute(point), trial, study, data, device, optuna)
         print(_line(study.trials[trial.number]), flush=True)
         if is_kept:  # now, and not only at the end, which an interrupted search does not reach
             _keep(args, recipe, study)
@@ -295,7 +295,7 @@ HEAD = "trial  validation   test     F1      point"
 
 def _line(trial):
     """A trial as a line of the table."""
-    point = recipes.told(trial.params)
+    point = recipes.format_point(trial.params)
     state, told = trial.state.name, trial.user_attrs
     if state == "COMPLETE":
         figures = f"{trial.value:9.2%} {told['accuracy']:9.2%} {told['f1']:8.4f}"
@@ -318,7 +318,7 @@ def _is_kept(recipe, study):
     """Whether results of the study are kept: of a recipe of the project as it stands there, on its own data set."""
     begun = (study.user_attrs.get("recipe"), study.user_attrs.get("data"))
     own = (recipe.fingerprint, recipe.data.get("name", "mnist"))
-    return recipe == recipes.shipped().get(recipe.name) and begun == own
+    return recipe == recipes.builtin().get(recipe.name) and begun == own
 
 
 def _keep(args, recipe, study):
