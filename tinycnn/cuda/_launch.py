@@ -55,7 +55,7 @@ class _Capture(threading.local):
     """The capture of this thread: the stream that replaces the default one, and the arguments of all launches."""
 
     stream: Any = 0
-    arguments: list | None = None
+    arguments: list[Any] | None = None
 
 
 _capture = _Capture()

@@ -273,7 +273,7 @@ def _fma_broadcast(context, acc, array, index, step, vectors):
         acc = cgutils.unpack_tuple(builder, acc, signature.args[0].count)
         vectors = cgutils.unpack_tuple(builder, vectors, signature.args[4].count)
         data = context.make_array(signature.args[1])(context, builder, array).data
-        new: list = []
+        new: list[Any] = []
         for row in range(len(acc) // len(vectors)):
             number = builder.load(builder.gep(data, [_index(builder, index, step, row)]))
             factor = _broadcast(builder, number, vectors[0].type)
