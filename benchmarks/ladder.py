@@ -130,7 +130,7 @@ VERSIONS: dict[str, Callable] = {
     "Numba, rows inside": numba_rows,
     "im2col, our GEMM": im2col,
     "shifted rows": shifted_rows,
-    "in use: direct, blocked": in_use,
+    "in use: direct": in_use,
 }
 
 
