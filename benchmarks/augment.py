@@ -43,13 +43,13 @@ class TinyCNN:
         self.background, self.counter = np.zeros(1, np.float32), np.zeros(1, np.int64)
 
     def run(self, images):
-        k = self.ops
-        k.increment(self.counter)
+        ops = self.ops
+        ops.increment(self.counter)
         if len(self.matrices):
-            k.random_affine(self.matrices, self.counter, 1, *AFFINE.values())
+            ops.random_affine(self.matrices, self.counter, 1, *AFFINE.values())
         if len(self.field):
-            k.elastic_field(self.field, self.weights, self.counter, 2, ALPHA)
-        k.warp(self.result, images, self.matrices, self.field, self.background)
+            ops.elastic_field(self.field, self.weights, self.counter, 2, ALPHA)
+        ops.warp(self.result, images, self.matrices, self.field, self.background)
         return self.result
 
     def numbers(self):

@@ -82,13 +82,13 @@ class TinyCNN:
         self.ops = tinycnn.kernels
 
     def start(self, shape, batch):
-        k, (x, w, b, dy) = self.ops, random_arrays(shape, batch)
-        self.batch, lanes = batch, k.layout.lanes_for(batch, np.float32)
+        ops, (x, w, b, dy) = self.ops, random_arrays(shape, batch)
+        self.batch, lanes = batch, ops.layout.lanes_for(batch, np.float32)
         x, y, dy, dx = (self.to_layout(a, lanes) for a in (x, np.zeros_like(dy), dy, np.zeros_like(x)))
         options = ((shape.stride,) * 2, (shape.padding,) * 2, (1, 1), 1)
-        self.results = y, dx, *(k.empty(a.shape, a.dtype) for a in (w, b))
-        self.forward = functools.partial(k.conv2d_forward, y, x, w, b, *options)
-        self.backward = functools.partial(k.conv2d_backward, *self.results[1:], dy, x, w, *options)
+        self.results = y, dx, *(ops.empty(a.shape, a.dtype) for a in (w, b))
+        self.forward = functools.partial(ops.conv2d_forward, y, x, w, b, *options)
+        self.backward = functools.partial(ops.conv2d_backward, *self.results[1:], dy, x, w, *options)
 
     def to_layout(self, a, lanes):
         """A copy as between the layers of a net: aligned to cache lines, and blocked if the batch is large enough."""
