@@ -29,7 +29,7 @@ FANS = {"0.weight": (2 * 15, 60 * 15), "3.weight": (1440, 50)}
         (lambda m: init.kaiming_normal(m, "tanh", rng=1), lambda i, o: 5 / 3 / math.sqrt(i)),
     ],
 )
-def test_spread(rule, deviation):
+def test_standard_deviation(rule, deviation):
     net = model()
     bias = net.state_dict()["0.bias"]
     rule(net)
@@ -40,7 +40,7 @@ def test_spread(rule, deviation):
     np.testing.assert_array_equal(net.state_dict()["0.bias"], bias)
 
 
-def test_uniform_stays_in_its_bounds():
+def test_uniform_bounds():
     net = model()
     init.xavier_uniform(net, rng=1)
     for name, (fan_in, fan_out) in FANS.items():
@@ -57,7 +57,7 @@ def test_bias_and_seed():
     np.testing.assert_array_equal(net.state_dict()["3.weight"], twin.state_dict()["3.weight"])
 
 
-def test_what_is_refused():
+def test_invalid_arguments():
     with pytest.raises(ValueError, match="no convolution or fully connected layer with a weight"):
         init.xavier_uniform(Sequential(AvgPool2d(2), input_shape=(1, 4, 4)))
     with pytest.raises(ValueError, match="nonlinearity must be one of"):
@@ -81,7 +81,7 @@ def test_same_padding_keeps_the_size(kernel, dilation):
     [(2, 1, (5, 6)), ((2, 3), 1, (4, 5)), ((3, 4), 1, (7, 3)), (4, (3, 1), (9, 8)), (6, 1, (4, 9)), (2, 1, (2, 2))],
 )
 def test_same_padding_of_even_windows(kernel, dilation, size, images, device):
-    """As torch: where an odd number of rows or columns is needed, one more lies below, or on the right."""
+    """As in torch, an odd padding has one more row below, or column on the right."""
     rng = np.random.default_rng(0)
     x, dy = rng.standard_normal((images, 4, *size)), rng.standard_normal((images, 6, *size))
     layer = Conv2d(4, 6, kernel, padding="same", dilation=dilation, groups=2)
@@ -105,7 +105,7 @@ def test_same_padding_of_a_window_as_large_as_the_image():
     np.testing.assert_array_equal(functional.conv2d(x, np.ones((1, 1, 2, 2)), padding="same"), [[[[6, 4], [5, 3]]]])
 
 
-def test_padding_that_cannot_be():
+def test_invalid_padding():
     with pytest.raises(ValueError, match="padding='same' needs a stride of 1"):
         Conv2d(1, 1, 3, stride=2, padding="same")
     with pytest.raises(ValueError, match="padding must be one of 'same', 'valid', got 'full'"):
@@ -125,7 +125,7 @@ def test_truncated_normal():
     assert weight.std() == pytest.approx(0.1 * math.sqrt(1 - 4 * 0.05399096651 / 0.95449973610), rel=0.01)
 
 
-def test_only_one_kind_of_layer():
+def test_only():
     net = model()
     before = net.state_dict()
     init.xavier_uniform(net, only=Linear, rng=1)
@@ -139,8 +139,8 @@ def test_only_one_kind_of_layer():
 
 
 @pytest.mark.parametrize("root", [False, True])
-def test_the_papers_weights(root):
-    """By unit: C3's maps have 75, 100 or 150 inputs."""
+def test_lecun1998(root):
+    """The bound depends on the unit: C3's maps have 75, 100 or 150 inputs."""
     net = lecun98.lenet5(root=root, rng=0)
     state = net.state_dict()
     fans = {"0": 25, "2": 4, "6": 4, "8": 400, "11": 120}

@@ -1,4 +1,4 @@
-"""The machine of 1998 against what the paper says of it, and its kernels against NumPy."""
+"""LeNet-5 of 1998 against the figures of the paper, and its kernels against NumPy."""
 
 import copy
 import hashlib
@@ -33,7 +33,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 seeds = st.integers(0, 2**32 - 1)
 
 
-# --- what the paper says ----------------------------------------------------------------------------------------------
+# --- figures of the paper ---------------------------------------------------------------------------------------------
 
 
 def test_parameters_and_connections():
@@ -56,7 +56,7 @@ def test_table_1():
     assert list(table.sum(axis=0)) == [3] * 6 + [4] * 9 + [6]
     assert list(table.sum(axis=1)) == [10] * 6
     three = {tuple(np.flatnonzero(column)) for column in table.T[:6]}
-    assert three == {tuple(sorted((i, (i + 1) % 6, (i + 2) % 6))) for i in range(6)}  # contiguous, as the text says
+    assert three == {tuple(sorted((i, (i + 1) % 6, (i + 2) % 6))) for i in range(6)}  # contiguous, section II.B
 
 
 def test_the_bitmaps_are_those_of_figure_3():
@@ -87,14 +87,14 @@ def test_initial_weights(root):
 def test_gradient_of_the_whole_net_with_its_loss():
     model = lecun98.lenet5(root=True, rng=0, dtype=np.float64)
     x = np.random.default_rng(1).standard_normal((2, 1, 32, 32))
-    # A step of 1e-5 in all 60,000 weights at once is long: the finite difference is off by its cube.
+    # eps is small: the error of the finite difference is cubic in the step of all 60,000 weights together.
     assert gradcheck_model(model, x, eps=1e-6, rtol=1e-7, rng=3) < 1e-8
 
 
-# --- layers against their dense relatives -----------------------------------------------------------------------------
+# --- layers against equivalent dense layers ---------------------------------------------------------------------------
 
 
-def test_a_full_table_is_a_plain_convolution():
+def test_a_full_table_is_a_convolution():
     rng = np.random.default_rng(0)
     mapped = Sequential(lecun98.MappedConv2d(np.ones((3, 4), bool), (3, 2)), input_shape=(3, 7, 6), rng=0)
     plain = Sequential(Conv2d(3, 4, (3, 2)), input_shape=(3, 7, 6), rng=0)
@@ -134,7 +134,7 @@ def test_c5_is_a_fully_connected_layer():
         (lambda: lecun98.RBFLoss(-1.0), "rubbish must be at least 0"),
     ],
 )
-def test_what_is_refused(make, words):
+def test_invalid_arguments(make, words):
     with pytest.raises(ValueError, match=words):
         make()
 
@@ -143,12 +143,12 @@ def test_what_is_refused(make, words):
 
 
 def batches_of(x, target):
-    """Images as they are."""
+    """A data set without normalisation."""
     return DeviceDataset(x, target, mean=0, std=1)
 
 
 def by_differences(model, criterion, x, target, eps=1e-4):
-    """The diagonal of the Hessian, from differences of the gradient."""
+    """The diagonal of the Hessian by finite differences of the gradient."""
     start, found = model.theta.copy(), []
 
     def gradient(theta):
@@ -176,7 +176,7 @@ def data_for(model, images=5, classes=1, seed=1):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_second_derivatives_of_one_layer_are_exact(reduction):
-    """Distances of what is linear in the parameters: nothing is dropped."""
+    """Squared distances of outputs that are linear in the parameters: the recursion drops nothing."""
     for chain, shape in (
         ((Flatten(), Linear(6, 3)), (1, 2, 3)),
         ((Conv2d(2, 3, 2), Flatten()), (2, 2, 2)),
@@ -209,7 +209,7 @@ def test_second_derivatives_of_softmax_are_exact(reduction):
     np.testing.assert_allclose(h, by_differences(model, CrossEntropyLoss(), x, target), rtol=1e-5)
 
 
-def test_second_derivatives_of_a_loss_that_has_none():
+def test_second_derivatives_of_a_loss_without_curvature():
     model = small(Flatten(), Linear(6, 4), shape=(1, 2, 3))
     x, target = data_for(model, classes=4)
     with pytest.raises(ValueError, match="MSELoss"):
@@ -218,8 +218,8 @@ def test_second_derivatives_of_a_loss_that_has_none():
         lecun98.gauss_newton_diagonal(model, CrossEntropyLoss(np.ones(4)), batches_of(x, target), np.arange(5))
 
 
-def test_second_derivatives_go_down_a_chain():
-    """One unit a layer: there are no mixed terms to drop, and what is left out is the term with f'' alone."""
+def test_second_derivatives_through_a_chain():
+    """With one unit per layer there are no mixed terms; the recursion drops the term with f'' only."""
     chain = (
         Conv2d(1, 1, 3), ScaledTanh(), lecun98.Subsample(1, 2), ScaledTanh(),
         lecun98.MappedConv2d(np.ones((1, 1), bool), 1), ScaledTanh(), Flatten(), Linear(1, 1), ScaledTanh(),
@@ -242,8 +242,8 @@ def test_second_derivatives_go_down_a_chain():
 
 
 @pytest.mark.parametrize("images", [2, 11])
-def test_second_derivatives_through_plain_pooling(images):
-    """An average is a `Subsample` that is not trained; of a maximum's window one entry counts."""
+def test_second_derivatives_through_pooling(images):
+    """An average is an untrained `Subsample`; the maximum passes one entry of its window on."""
     output = Flatten(), lecun98.EuclideanRBF(np.random.default_rng(3).standard_normal((4, 4)))
     plain = small(Conv2d(1, 1, 3), ScaledTanh(), AvgPool2d(2), *output, shape=(1, 6, 6))
     trained = small(
@@ -287,8 +287,8 @@ def test_second_derivatives_of_shared_weights_are_summed_over_connections():
     np.testing.assert_allclose(h[:8], want.ravel(), rtol=1e-9)
 
 
-def test_a_pass_with_the_papers_method_learns():
-    """Single patterns, with the schedule's first rate; the machine's own loss goes down."""
+def test_sdlm_learns_in_one_pass():
+    """Batch size 1, with the first rate of the schedule."""
     from tinycnn import data
 
     images, labels = data.synthetic_digits(400, rng=0)
@@ -345,10 +345,10 @@ def test_distances(rows, classes, features, seed, dtype):
 
 @both_dtypes
 @pytest.mark.parametrize("rubbish", [-1.0, 0.0, 2.0])
-def test_nearest_loss(rubbish, dtype):
+def test_rbf_loss(rubbish, dtype):
     rng = np.random.default_rng(1)
     x, target = (80 + 10 * rng.standard_normal((7, 10))).astype(dtype), rng.integers(0, 10, 7)
-    x[0] = 1e4 + np.arange(10)  # exp(-x) of these is nothing in any precision
+    x[0] = 1e4 + np.arange(10)  # exp(-x) underflows in both precisions
     loss, predicted, dx = blank(7, dtype), blank(7, np.int64), blank(x.shape, dtype)
     kernels.rbf_loss(loss, predicted, dx, x, target, rubbish, False)
     np.testing.assert_array_equal(predicted, x.argmin(axis=1))
@@ -365,7 +365,7 @@ def test_nearest_loss(rubbish, dtype):
     np.testing.assert_allclose(dx, np.eye(10)[target] - share, atol=1e-5)
 
 
-def test_the_smallest_distance_wins_and_nan_is_seen():
+def test_rbf_loss_predicts_the_smallest_distance_and_passes_nan_on():
     x = np.array([[3.0, 1.0, 2.0], [3.0, np.nan, 2.0]])
     loss, predicted, dx = blank(2, np.float64), blank(2, np.int64), blank(x.shape, np.float64)
     kernels.rbf_loss(loss, predicted, dx, x, np.array([0, 1]), 1.0, True)
@@ -374,7 +374,7 @@ def test_the_smallest_distance_wins_and_nan_is_seen():
     assert np.isnan(loss[1])
 
 
-# --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------
+# --- the same bits with any number of threads: a row per kernel of this file ------------------------------------------
 
 
 def _case(name, dtype):
@@ -416,7 +416,7 @@ def test_same_bits(name, dtype, same_bits):
 
 
 def test_the_reference_convolution_agrees():
-    """A table as a dense convolution with zeros, in plain NumPy."""
+    """`MappedConv2d` as a dense convolution with zeros, in NumPy."""
     rng = np.random.default_rng(0)
     table = lecun98.connections()
     layer = lecun98.MappedConv2d(table, 5)

@@ -1,4 +1,4 @@
-"""Sequential and the layers: parameters, shapes, buffers, state, and what is refused."""
+"""Sequential and the layers: parameters, shapes, buffers, state, and errors."""
 
 import math
 
@@ -29,7 +29,7 @@ IMAGES = np.random.default_rng(0).standard_normal((21, 1, 28, 28)).astype(np.flo
 
 
 def small(**options):
-    """A net for images (2, 6, 6), with every kind of layer that has something to remember."""
+    """A net for images (2, 6, 6), with every kind of layer that has state."""
     chain = Conv2d(2, 3, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(), Linear(27, 5), Tanh(), Linear(5, 4)
     return Sequential(*chain, **{"input_shape": (2, 6, 6), "rng": 1, **options})
 
@@ -95,7 +95,7 @@ def test_summary():
     assert [i for i, line in enumerate(lines) if set(line) == {"-"}] == [1, len(lines) - 2]
     assert all(line == line.rstrip() for line in lines)
     ends = {len(line) for line in lines if line.split()[-1].replace(",", "").isdigit() and "," in line.split()[-1]}
-    assert len(lines[1]) in ends  # numbers are aligned on the right
+    assert len(lines[1]) in ends  # numbers are right-aligned
     named = [line for line in lines if "Conv2d" in line or "Linear(400" in line or "total" in line]
     assert {len(line) for line in named} == {len(lines[1])}
 
@@ -111,7 +111,7 @@ def test_summary_needs_a_shape():
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
 @pytest.mark.parametrize("pool", ["avg", "max"])
-def test_lenet5_in_all_its_forms(activation, pool):
+def test_lenet5_options(activation, pool):
     model = models.lenet5(activation, pool, classes=7, rng=1)
     y = model.forward(IMAGES[:2])
     assert y.shape == (2, 7)
@@ -119,7 +119,7 @@ def test_lenet5_in_all_its_forms(activation, pool):
 
 
 @pytest.mark.parametrize(("arguments", "words"), [(("gelu",), "activation must be one of"), (("tanh", "mean"), "pool")])
-def test_lenet5_refuses_by_name(arguments, words):
+def test_lenet5_names_a_wrong_argument(arguments, words):
     with pytest.raises(ValueError, match=words):
         models.lenet5(*arguments)
 
@@ -180,7 +180,7 @@ def test_initial_values_are_uniform_within_one_over_root_fan_in(layer, fan_in):
     assert len(np.unique(model.theta)) == model.theta.size
 
 
-def test_centres_are_normal_with_the_scale_as_deviation():
+def test_rbf_centres_have_the_scale_as_standard_deviation():
     for scale in (1.0, 0.2, 0.0):
         centres = Sequential(GaussianRBF(84, 100, scale), rng=3, dtype=np.float64).theta
         assert centres.std() == pytest.approx(scale, rel=0.05)
@@ -189,7 +189,7 @@ def test_centres_are_normal_with_the_scale_as_deviation():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_radial_basis_functions_and_their_gradients(dtype):
-    """Against plain NumPy, also for a batch smaller than the last."""
+    """Against NumPy, also for a batch smaller than the last one."""
     model = Sequential(GaussianRBF(6, 4, scale=0.5), input_shape=(6,), rng=0, dtype=dtype)
     rng, centres = np.random.default_rng(1), model[0].weight.astype(np.float64)
     for images in (9, 5):
@@ -202,11 +202,11 @@ def test_radial_basis_functions_and_their_gradients(dtype):
         np.testing.assert_allclose(model.backward(dy), -pull.sum(axis=1), rtol=0, atol=10 * tolerance)
         np.testing.assert_allclose(model[0].weight_grad, pull.sum(axis=0), rtol=0, atol=10 * tolerance)
         model.grad[...] = np.nan
-        model.plan(images).backward()  # without the gradient of the images
+        model.plan(images).backward()  # without the gradient of x
         np.testing.assert_allclose(model[0].weight_grad, pull.sum(axis=0), rtol=0, atol=10 * tolerance)
 
 
-def test_radial_basis_functions_are_torchs():
+def test_radial_basis_functions_against_torch_formula():
     torch = pytest.importorskip("torch")
     model = Sequential(GaussianRBF(6, 4), input_shape=(6,), rng=0, dtype=np.float64)
     x = 0.3 * np.random.default_rng(1).standard_normal((5, 6))
@@ -225,7 +225,7 @@ def test_initial_values_come_from_rng_alone():
     assert (one != other).mean() > 0.99
     np.testing.assert_array_equal(models.lenet5(rng=np.random.default_rng(5)).theta, one)
     rng = np.random.default_rng(5)
-    first, second = models.lenet5(rng=rng), models.lenet5(rng=rng)  # a generator goes on
+    first, second = models.lenet5(rng=rng), models.lenet5(rng=rng)  # a generator advances
     np.testing.assert_array_equal(first.theta, one)
     assert (second.theta != one).mean() > 0.99
     assert (models.lenet5().theta != models.lenet5().theta).mean() > 0.99
@@ -254,7 +254,7 @@ def test_parameters_and_gradients_are_views_into_two_vectors():
     np.testing.assert_array_equal(model.forward(X)[:, 2], 7)
     model.grad[...] = np.nan
     model.backward(np.ones((9, 4)))
-    assert np.isfinite(model.grad).all()  # every entry is written anew, none is added to
+    assert np.isfinite(model.grad).all()  # every entry is overwritten, not added to
     np.testing.assert_array_equal(model[6].bias_grad, [9] * 4)
     assert [name for name, _ in model.named_parameters()] == list(model.state_dict())
 
@@ -281,7 +281,7 @@ def test_a_model_without_parameters():
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
-def test_state_goes_from_one_model_to_another():
+def test_state_can_be_loaded_into_another_model():
     one, other = small(rng=1), small(rng=2)
     state = one.state_dict()
     assert other.load_state_dict(state) == ([], [])
@@ -312,7 +312,7 @@ def test_state_goes_from_one_model_to_another():
         (lambda s: s.update({"6.bias": np.ones(4, complex)}), TypeError, "6.bias must be an array of real numbers"),
     ],
 )
-def test_a_state_that_does_not_fit_changes_nothing(change, error, words):
+def test_a_wrong_state_changes_nothing(change, error, words):
     model, state = small(rng=1), small(rng=2).state_dict()
     change(state)
     before = model.theta.copy()
@@ -325,7 +325,7 @@ def test_a_state_that_does_not_fit_changes_nothing(change, error, words):
         np.testing.assert_array_equal(model.theta, before)
 
 
-def test_every_wrong_shape_and_key_is_named():
+def test_errors_name_every_wrong_shape_and_key():
     model = small()
     state = model.state_dict()
     wrong = state | {"0.bias": np.ones(1), "6.bias": np.ones(2)}
@@ -337,7 +337,7 @@ def test_every_wrong_shape_and_key_is_named():
         model.load_state_dict(state)
 
 
-def test_part_of_a_state():
+def test_partial_state():
     model, other = small(rng=1), small(rng=2).state_dict()
     before = model.state_dict()
     part = {"4.weight": other["4.weight"], "extra": np.ones(1)}
@@ -356,11 +356,13 @@ def test_batches_may_grow_and_shrink():
         model = make()
         alone = np.concatenate([model.forward(image[None]) for image in x])
         for size in (3, len(x), 1, 8, 2, len(x)):
-            # other tiles, other order of the same sums
+            # other layouts sum in another order
             np.testing.assert_allclose(model.forward(x[:size]), alone[:size], rtol=1e-5, atol=1e-6)
         fresh = make()
         for size in (5, 2, len(x)):
-            np.testing.assert_array_equal(make().forward(x[:size]), fresh.forward(x[:size]))  # whatever came before
+            np.testing.assert_array_equal(
+                make().forward(x[:size]), fresh.forward(x[:size])
+            )  # independent of earlier batches
             dy = np.cos(fresh.forward(x[:size]))
             other = make()
             other.forward(x[:size])
@@ -396,7 +398,7 @@ def test_gradients_of_a_batch_are_the_sum_of_those_of_its_images():
     np.testing.assert_allclose(grad, total, rtol=1e-10, atol=1e-14)
 
 
-def test_what_is_returned_does_not_change_later():
+def test_returned_arrays_are_copies():
     model = small()
     y = model.forward(X)
     dx = model.backward(np.ones((9, 4)))
@@ -406,7 +408,7 @@ def test_what_is_returned_does_not_change_later():
     model.theta[...] = 0
     np.testing.assert_array_equal(y, kept[0])
     np.testing.assert_array_equal(dx, kept[1])
-    y[...] = dx[...] = 0  # and is the caller's
+    y[...] = dx[...] = 0  # writable
     assert model.plan(9).y is not y
     flat = Sequential(Flatten())
     x = np.ones((2, 3), np.float32)
@@ -416,7 +418,7 @@ def test_what_is_returned_does_not_change_later():
     np.testing.assert_array_equal(y, 1)
 
 
-def test_arguments_are_left_alone():
+def test_arguments_are_not_modified():
     model, x = small(), X.copy()
     dy = model.forward(x)
     model.backward(dy.copy())
@@ -433,7 +435,7 @@ def test_predict_in_batches_equals_forward():
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8"])
-def test_predict_refuses_a_wrong_batch_size_by_name(batch_size):
+def test_predict_names_a_wrong_batch_size(batch_size):
     with pytest.raises((ValueError, TypeError), match="batch_size must be"):
         small().predict(X, batch_size)
 
@@ -482,14 +484,14 @@ def test_len_and_index():
     assert [type(layer) for layer in model[1:3]] == [ReLU, MaxPool2d]
 
 
-def test_the_shape_is_found_at_the_first_forward():
+def test_first_forward_sets_the_input_shape():
     model = small(input_shape=None)
     np.testing.assert_array_equal(model.forward(X), small().forward(X))
     assert model.input_shape == (2, 6, 6)
     assert model.shapes == [(2, 6, 6), (3, 6, 6), (3, 6, 6), (3, 3, 3), (27,), (5,), (5,), (4,)]
 
 
-def test_first_not_finite_names_the_place():
+def test_find_non_finite():
     model = small()
     model.forward(X)
     plan = model.plan(9)
@@ -504,14 +506,14 @@ def test_first_not_finite_names_the_place():
     assert model.find_non_finite(plan) == "the output of layer 4 Linear(27, 5)"
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 class Half(Layer):
-    """A layer somebody began to write."""
+    """A layer without methods."""
 
 
-def test_a_layer_without_forward_or_backward_says_so():
+def test_a_layer_without_forward_or_backward_raises():
     model = Sequential(Half())
     with pytest.raises(RuntimeError, match="Half has no forward"):
         model.forward(np.ones((1, 2)))
@@ -586,12 +588,12 @@ def shared():
         (lambda: Softmax(0), ValueError, "dim must be one of -1, 1, got 0"),
     ],
 )
-def test_what_cannot_be_built(make, error, words):
+def test_invalid_models(make, error, words):
     with pytest.raises(error, match=words):
         make()
 
 
-def test_padding_over_half_of_the_window_is_refused():
+def test_pooling_padding_over_half_of_the_window():
     with pytest.raises(ValueError, match="padding must be at most half of kernel_size 2, got 2"):
         Sequential(MaxPool2d(2, padding=2), input_shape=(1, 4, 4))
 
@@ -615,34 +617,34 @@ def with_bad(value):
         ("an image", TypeError, "x must be an array of real numbers, got dtype <U8"),
     ],
 )
-def test_images_that_are_refused(x, error, words):
+def test_invalid_images(x, error, words):
     model = small()
     want = model.forward(X)
     with pytest.raises(error, match=words):
         model.forward(x)
     with pytest.raises(error, match=words):
         small().forward(x)
-    np.testing.assert_array_equal(model.plan(9).y, want)  # before anything is computed
+    np.testing.assert_array_equal(model.plan(9).y, want)  # refused before anything is computed
 
 
-def test_images_too_large_for_float32_are_refused():
+def test_pixels_too_large_for_float32():
     with pytest.raises(ValueError, match=r"^x must be"):
         small().forward(np.full((1, 2, 6, 6), 1e300))
 
 
-def test_a_batch_axis_is_needed():
+def test_missing_batch_axis():
     with pytest.raises(ValueError, match=r"x must have a batch axis and the axes of an image, got shape \(3,\)"):
         Sequential(Tanh()).forward(np.ones(3))
 
 
-def test_a_first_forward_that_fails_leaves_the_shape_open():
+def test_a_failed_first_forward_does_not_set_the_input_shape():
     model = small(input_shape=None)
     with pytest.raises(ValueError, match="layer 4"):
         model.forward(np.ones((1, 2, 8, 8)))
     assert model.forward(X).shape == (9, 4)
 
 
-def test_backward_refuses_by_name():
+def test_invalid_backward():
     model = small()
     with pytest.raises(RuntimeError, match="backward needs a forward before it"):
         model.backward(np.ones((9, 4)))
@@ -657,13 +659,13 @@ def test_backward_refuses_by_name():
     assert model.backward(np.ones((2, 4))).shape == (2, 2, 6, 6)
 
 
-def test_device_cpu_is_the_module_of_kernels():
+def test_device_cpu_is_tinycnn_kernels():
     assert small(device="cpu").ops is kernels
 
 
 @pytest.mark.parametrize(("window", "dilation"), [(2, 1), (3, 1), ((2, 3), 1), ((4, 2), 1), (2, 2)])
-def test_max_pooling_that_keeps_the_size(window, dilation):
-    """TensorFlow's: of an odd number of rows of padding the larger half is behind."""
+def test_same_max_pooling(window, dilation):
+    """TensorFlow's rule: the larger half of an odd padding is after the image."""
     x = np.random.default_rng(0).standard_normal((2, 3, 6, 5)).astype(np.float32)
     model = Sequential(MaxPool2d(window, 1, "same", dilation), input_shape=(3, 6, 5))
     kernel = (window, window) if isinstance(window, int) else window

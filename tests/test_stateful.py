@@ -1,4 +1,4 @@
-"""A model driven as users do, in any order, beside a plain NumPy model: after every step the two are the same."""
+"""Random sequences of a user's calls on a model and on a NumPy model: after every call the two agree."""
 
 import copy
 import pickle
@@ -37,7 +37,7 @@ NAMES = "0.weight", "0.bias", "1.weight", "1.bias", "5.weight", "5.bias"
 
 
 class OwnTanh(Layer):
-    """In NumPy; it counts, as code that is skipped would not."""
+    """A user's layer in NumPy; it counts its calls."""
 
     calls = 0
 
@@ -59,7 +59,7 @@ class OwnLoss(OneHotMSELoss):
 
 
 class Twin:
-    """Conv2d(1, 2, 3), BatchNorm2d(2), tanh, 2 x 2 pooling, Linear(18, 4), with SGD: in plain NumPy."""
+    """Conv2d(1, 2, 3), BatchNorm2d(2), tanh, 2 x 2 pooling, Linear(18, 4), with SGD: in NumPy."""
 
     def __init__(self, state, pool):
         self.p = {name: np.array(state[name]) for name in NAMES}
@@ -86,11 +86,11 @@ class Twin:
         blocks = t.reshape(len(x), 2, 3, 2, 3, 2)
         pooled = blocks.mean((3, 5)) if self.pool == "avg" else blocks.max((3, 5))
         flat = pooled.reshape(len(x), 18)
-        self.kept = windows, hat, rstd, by_batch, t, pooled, flat
+        self.saved_arrays = windows, hat, rstd, by_batch, t, pooled, flat
         return flat @ p["5.weight"].T + p["5.bias"]
 
     def backward(self, dy):
-        windows, hat, rstd, by_batch, t, pooled, flat = self.kept
+        windows, hat, rstd, by_batch, t, pooled, flat = self.saved_arrays
         p, g = self.p, self.grad
         g["5.weight"], g["5.bias"] = dy.T @ flat, dy.sum(0)
         dpool = (dy @ p["5.weight"]).reshape(pooled.shape)
@@ -112,7 +112,7 @@ class Twin:
         return dx
 
     def loss(self, y, labels, own):
-        """(value, gradient, images that are right)"""
+        """(value, gradient)"""
         hot = np.eye(4)[labels]
         if own:
             return 2 * np.mean((y - hot) ** 2), 4 * (y - hot) / y.size
@@ -147,7 +147,7 @@ class Users(RuleBasedStateMachine):
         self.losses = {False: CrossEntropyLoss(), True: OwnLoss()}
         self.twin, self.pending, self.saved = Twin(self.model.state_dict(), pool), None, None
 
-    def near(self, got, want):
+    def assert_close(self, got, want):
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-8)
 
     def draw(self, seed, n):
@@ -156,7 +156,7 @@ class Users(RuleBasedStateMachine):
     @rule(n=sizes, seed=seeds)
     def forward(self, n, seed):
         x = self.draw(seed, n)
-        self.near(self.model(x), self.twin.forward(x))
+        self.assert_close(self.model(x), self.twin.forward(x))
         self.pending = n
 
     @rule(seed=seeds, n=sizes)
@@ -167,15 +167,15 @@ class Users(RuleBasedStateMachine):
             with pytest.raises(RuntimeError, match="backward needs a forward"):
                 self.model.backward(dy)
             return
-        self.near(self.model.backward(dy), self.twin.backward(dy))
-        self.near(self.model.grad, np.concatenate([self.twin.grad[name].ravel() for name in NAMES]))
+        self.assert_close(self.model.backward(dy), self.twin.backward(dy))
+        self.assert_close(self.model.grad, np.concatenate([self.twin.grad[name].ravel() for name in NAMES]))
         if self.model.plan(n).fused:
             self.pending = None
 
     @rule(index=st.lists(st.integers(0, 22), min_size=1, max_size=30), own=st.booleans())
     def one_step(self, index, own):
         got = train_step(self.model, self.losses[own], self.optimizer, self.data, index)
-        self.near(got, self.twin.step(index, own))
+        self.assert_close(got, self.twin.step(index, own))
         self.pending = None
 
     @rule(batch_size=sizes, own=st.booleans(), seed=seeds, epochs=st.integers(1, 2), validate=st.booleans())
@@ -192,17 +192,17 @@ class Users(RuleBasedStateMachine):
             total = sum(twin.step(part, own) * len(part) for part in parts)
             twin.epochs += 1
             assert record["epoch"] == twin.epochs
-            self.near(record["train_loss"], total / 23)
+            self.assert_close(record["train_loss"], total / 23)
             if validate:
                 y = twin.forward((X - MEAN) / STD, training=False)
-                self.near(record["val_loss"], twin.loss(y, LABELS, own)[0])
+                self.assert_close(record["val_loss"], twin.loss(y, LABELS, own)[0])
 
     @rule(batch_size=sizes, own=st.booleans())
     def evaluation(self, batch_size, own):
         loss, accuracy, y = evaluate(self.model, self.data, self.losses[own], batch_size)
         want = self.twin.forward((X - MEAN) / STD, training=False)
-        self.near(y, want)
-        self.near(loss, self.twin.loss(want, LABELS, own)[0])
+        self.assert_close(y, want)
+        self.assert_close(loss, self.twin.loss(want, LABELS, own)[0])
         assert accuracy == np.mean(y.argmax(1) == LABELS)
         self.pending = None
 
@@ -219,17 +219,17 @@ class Users(RuleBasedStateMachine):
         for worker in workers:
             worker.join()
         for number in range(threads):
-            self.near(found[number], self.twin.forward(self.draw(seed + number, n), training=False))
+            self.assert_close(found[number], self.twin.forward(self.draw(seed + number, n), training=False))
         self.pending = None
 
     @rule(n=sizes, seed=seeds)
-    def trace(self, n, seed):
-        x, before = self.draw(seed, n), getattr(self.twin, "kept", None)
+    def activations(self, n, seed):
+        x, saved_arrays = self.draw(seed, n), getattr(self.twin, "saved_arrays", None)
         y = self.twin.forward(x)
         layers = self.model.activations(x, dy=np.cos)
-        self.near(layers[-1].output, y)
-        self.near(layers[0].input_grad, self.twin.backward(np.cos(y)))
-        self.twin.kept = before  # a backward may still follow the forward before it
+        self.assert_close(layers[-1].output, y)
+        self.assert_close(layers[0].input_grad, self.twin.backward(np.cos(y)))
+        self.twin.saved_arrays = saved_arrays  # for a backward of the previous forward
 
     @rule(mode=st.booleans())
     def mode(self, mode):
@@ -258,7 +258,7 @@ class Users(RuleBasedStateMachine):
     def duplicate(self, by_pickle):
         parts = self.model, self.optimizer, self.data, self.losses
         parts = pickle.loads(pickle.dumps(parts)) if by_pickle else copy.deepcopy(parts)
-        self.model.theta[...] = np.nan  # the original is of no use any more
+        self.model.theta[...] = np.nan  # the copies must not depend on the original
         self.model, self.optimizer, self.data, self.losses = parts
         self.pending = None
 
@@ -285,9 +285,9 @@ class Users(RuleBasedStateMachine):
     def the_same(self):
         state, twin = self.model.state_dict(), self.twin
         for name in NAMES:
-            self.near(state[name], twin.p[name])
-        self.near(state["1.running_mean"], twin.mean)
-        self.near(state["1.running_var"], twin.var)
+            self.assert_close(state[name], twin.p[name])
+        self.assert_close(state["1.running_mean"], twin.mean)
+        self.assert_close(state["1.running_var"], twin.var)
         assert state["1.num_batches_tracked"] == twin.batches
         assert self.optimizer.steps == twin.steps
         assert self.model.training is twin.training

@@ -1,4 +1,4 @@
-"""Code and habits that users bring along: what they do is what happens, or is refused in words."""
+"""Users' own layers, losses, optimizers and data sets, threads, copies: all work, or raise an error that says why."""
 
 import copy
 import functools
@@ -64,11 +64,11 @@ def learn(model, criterion=None, optimizer=None, data=None, **options):
     return fit(model, criterion or CrossEntropyLoss(), optimizer or SGD(model, 0.1), data or digits(), **options)
 
 
-# --- own layers, losses, optimizers -----------------------------------------------------------------------------------
+# --- users' layers, losses, optimizers --------------------------------------------------------------------------------
 
 
 class Softplus(Layer):
-    """In NumPy, without a word on how it may be called."""
+    """A layer in NumPy that sets no flags."""
 
     def forward(self, y, x):
         assert y is not x
@@ -79,7 +79,7 @@ class Softplus(Layer):
 
 
 class OwnTanh(Layer):
-    """Its backward reads the output, and it says nothing of that either."""
+    """Its backward reads the output, and it sets no flags."""
 
     def forward(self, y, x):
         y[...] = np.tanh(x)
@@ -89,7 +89,7 @@ class OwnTanh(Layer):
 
 
 class LateLinear(Linear):
-    """A subclass that does something else from the fourth call on."""
+    """A subclass that changes its behaviour from the fourth call on."""
 
     calls = 0
 
@@ -101,7 +101,7 @@ class LateLinear(Linear):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 40])
-def test_an_own_layer_runs_every_time(batch):
+def test_a_users_layer_runs_every_time(batch):
     model = net(Conv2d(1, 3, 3), Softplus(), AvgPool2d(2), Flatten(), Linear(27, 4), dtype=np.float64).eval()
     with_ours = [layer if not isinstance(layer, Softplus) else None for layer in model.layers]
     for number in range(6):
@@ -112,8 +112,8 @@ def test_an_own_layer_runs_every_time(batch):
 
 
 @pytest.mark.parametrize("batch", [1, 40])
-def test_own_layers_and_ours_have_the_same_gradients(batch):
-    """Whatever stands before and after: what an own layer reads is not written over."""
+def test_users_layers_and_builtin_ones_have_the_same_gradients(batch):
+    """The input and output of a user's layer are not overwritten by the layers around it."""
     for before, after in ((Conv2d(1, 3, 3), ReLU()), (Tanh(), Tanh()), (MaxPool2d(2), MaxPool2d(2))):
         ours, theirs = (
             net(*copy.deepcopy((before, kind(), after, Dropout(0.0))), Flatten(), dtype=np.float64)
@@ -126,14 +126,14 @@ def test_own_layers_and_ours_have_the_same_gradients(batch):
             np.testing.assert_allclose(theirs.grad, ours.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_a_subclass_that_changes_its_mind_late_is_heard():
+def test_a_subclass_that_changes_its_behaviour_runs_every_time():
     model = net(*chain()[:-1], LateLinear(8, 4))
     plain = net()
     for call in range(6):
         np.testing.assert_allclose(model(X), plain(X) * (2 if call >= 3 else 1), rtol=1e-6)
 
 
-def test_a_method_that_is_replaced_is_heard():
+def test_a_replaced_method_runs():
     model, plain = net(), net()
     model(X), model(X), model(X)
     forward = model.layers[-1].forward
@@ -143,7 +143,7 @@ def test_a_method_that_is_replaced_is_heard():
 
 
 class Clipped(SGD):
-    """Clips the gradient, which it has to do late only."""
+    """Clips the gradient, in late steps only."""
 
     def step(self):
         if self.steps >= 3:
@@ -152,7 +152,7 @@ class Clipped(SGD):
 
 
 class OwnSGD:
-    """No class of ours at all."""
+    """Not a subclass of Optimizer."""
 
     def __init__(self, model, lr):
         self.model, self.lr, self.steps, self.patterns = model, lr, 0, 0
@@ -177,7 +177,7 @@ class OwnSGD:
 
 
 @pytest.mark.parametrize("averaged", [False, True])
-def test_an_own_optimizer_is_asked_at_every_step(averaged):
+def test_a_users_optimizer_runs_in_every_step(averaged):
     found = []
     for kind in (Clipped, SGD):
         model = net()
@@ -185,7 +185,7 @@ def test_an_own_optimizer_is_asked_at_every_step(averaged):
         rule = EMA(optimizer, 0.5) if averaged else optimizer
         if kind is Clipped:
             learn(model, optimizer=rule)
-        else:  # the same by hand
+        else:  # the same with NumPy
             order = np.random.default_rng(0)
             for permutation in [order.permutation(60) for _ in range(2)]:
                 for at in range(0, 60, 16):
@@ -201,7 +201,7 @@ def test_an_own_optimizer_is_asked_at_every_step(averaged):
     np.testing.assert_array_equal(*found)
 
 
-def test_an_optimizer_that_is_no_class_of_ours_counts_its_own_steps():
+def test_an_optimizer_that_is_not_a_subclass_counts_its_own_steps():
     model, plain = net(), net()
     optimizer = OwnSGD(model, 0.1)
     learn(model, optimizer=optimizer)
@@ -216,7 +216,7 @@ class Halved(OneHotMSELoss):
         dx *= 0.5
 
 
-def test_an_own_loss_runs_every_time():
+def test_a_users_loss_runs_every_time():
     model, plain = net(), net()
     learn(model, Halved(), SGD(model, 0.2))
     learn(plain, OneHotMSELoss(), SGD(plain, 0.1))
@@ -231,7 +231,7 @@ class OwnReLUAgain(OwnReLU):
     pass
 
 
-def test_a_class_may_say_that_it_is_made_of_kernels_and_only_for_itself():
+def test_replayable_is_not_inherited():
     for kind, captured in ((OwnReLU, True), (OwnReLUAgain, False)):
         model = net(Conv2d(1, 3, 3), kind(), Flatten())
         for _ in range(2):
@@ -246,7 +246,7 @@ class Inverted(DeviceDataset):
         return target
 
 
-def test_an_own_data_set_is_asked_for_every_batch():
+def test_a_users_data_set_gathers_every_batch():
     inverted = Inverted(IMAGES, LABELS)
     model, plain = net(), net()
     learn(model, data=inverted)
@@ -254,8 +254,8 @@ def test_an_own_data_set_is_asked_for_every_batch():
     np.testing.assert_allclose(model.theta, plain.theta, rtol=1e-3, atol=1e-5)
 
 
-def test_many_other_sizes_in_between_change_nothing():
-    """More than there are plans that are kept, and larger ones."""
+def test_other_batch_sizes_in_between_change_nothing():
+    """More sizes than plans are kept, and larger ones."""
     found = []
     for sizes in ((), range(1, 40)):
         model = net()
@@ -270,7 +270,7 @@ def test_many_other_sizes_in_between_change_nothing():
     assert found[0] == found[1]
 
 
-def test_what_is_set_on_a_layer_an_optimizer_or_a_loss_in_a_training_holds():
+def test_attributes_set_during_training_take_effect():
     def change(record):
         model.layers[1].p, optimizer.momentum, criterion.label_smoothing = 0.0, 0.9, 0.3
 
@@ -289,7 +289,7 @@ def test_what_is_set_on_a_layer_an_optimizer_or_a_loss_in_a_training_holds():
     np.testing.assert_array_equal(*found)
 
 
-def test_other_models_do_not_make_a_training_record_again(monkeypatch):
+def test_other_models_do_not_invalidate_captures(monkeypatch):
     model, other, made = net(), net(), []
     init = _capture.CapturedStep.__init__
     monkeypatch.setattr(_capture.CapturedStep, "__init__", lambda self, step: (made.append(self), init(self, step))[1])
@@ -298,7 +298,7 @@ def test_other_models_do_not_make_a_training_record_again(monkeypatch):
         other.layers[-1].label = record["epoch"]
 
     learn(model, epochs=5, validation=digits(20), on_epoch=elsewhere)
-    assert len(made) == 3  # batches of 16, the last one of 12, and the validation
+    assert len(made) == 3  # batches of 16, the last of 12, and the validation
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_threads_share_a_model():
     in_threads(*(lambda first=first: ask(first) for first in range(4)))
 
 
-def test_a_backward_belongs_to_the_forward_of_its_thread():
+def test_backward_needs_a_forward_of_its_thread():
     model = net()
     y = model(X)
     in_threads(lambda: model(X[:3]))
@@ -344,7 +344,7 @@ def test_a_backward_belongs_to_the_forward_of_its_thread():
         model.backward(y)
 
 
-def test_two_trainings_share_a_data_set_and_a_loss():
+def test_two_fits_share_a_data_set_and_a_loss():
     data, criterion = digits(augment=RandomAffine(degrees=10)), CrossEntropyLoss()
     want = net()
     learn(want, data=digits(augment=RandomAffine(degrees=10)), epochs=6)
@@ -357,7 +357,7 @@ def test_two_trainings_share_a_data_set_and_a_loss():
 # --- layers and weights -----------------------------------------------------------------------------------------------
 
 
-def test_a_layer_of_a_model_is_refused_and_its_copy_brings_the_weights_along():
+def test_a_layer_belongs_to_one_model_and_its_copy_keeps_the_weights():
     old = net(Conv2d(1, 3, 3), BatchNorm2d(3), ReLU(), Flatten(), Linear(108, 4))
     learn(old)
     before = old.predict(X)
@@ -384,7 +384,7 @@ def test_layers_are_a_tuple():
         model.layers = ()
 
 
-def test_what_is_assigned_to_a_weight_is_copied_into_it():
+def test_assigning_to_a_weight_copies_into_it():
     model = net()
     optimizer = Adam(model)
     model.layers[-1].weight = np.full((4, 8), 0.5)
@@ -416,7 +416,7 @@ def test_an_optimizer_of_another_model_is_refused():
             go()
 
 
-def test_parts_of_a_training_that_are_none_are_named():
+def test_fit_names_a_wrong_argument():
     model = net()
     for go, words in (
         (lambda: fit(model, SGD(model), CrossEntropyLoss(), digits(), epochs=1), "criterion must be a loss"),
@@ -474,14 +474,14 @@ def test_predictions_are_made_in_evaluation_mode():
     np.testing.assert_equal(model.snapshot(), before)
     np.testing.assert_array_equal(model.eval()(X), found)
     model.train()
-    model.layers[1].training = False  # a layer that is frozen stays so
+    model.layers[1].training = False  # a frozen layer stays frozen
     model.predict(X)
     assert [layer.training for layer in model.layers] == [True, False, True, True, True]
     model.training = False
     assert not any(layer.training for layer in model.layers)
 
 
-def test_modes_of_single_layers_are_heard_by_what_was_captured():
+def test_switching_a_single_layer_invalidates_captures():
     model = net(Flatten(), Dropout(0.5), Linear(64, 4)).eval()
     still = [model(X) for _ in range(3)]
     model.layers[1].training = True
@@ -497,7 +497,7 @@ def test_modes_of_single_layers_are_heard_by_what_was_captured():
     assert (model(X) != still[0]).any()
 
 
-def test_an_evaluation_that_fails_leaves_the_mode():
+def test_a_failed_evaluation_restores_the_mode():
     model = net()
     with pytest.raises(ValueError, match="OneHotMSELoss"):
         evaluate(model, digits(), MSELoss())
@@ -533,7 +533,7 @@ def test_a_loss_over_a_data_set_does_not_depend_on_batches(criterion):
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
-def test_counters_keep_every_digit():
+def test_counters_are_exact():
     model = net(Conv2d(1, 3, 3), BatchNorm2d(3))
     state = model.state_dict() | {"1.num_batches_tracked": np.array(2**24 + 1)}
     model.load_state_dict(state)
@@ -542,7 +542,7 @@ def test_counters_keep_every_digit():
         model.load_state_dict(state | {"1.num_batches_tracked": np.array(1.5)})
 
 
-def test_a_state_goes_layer_by_layer():
+def test_state_dict_order():
     model = net(Conv2d(1, 3, 3), BatchNorm2d(3), Flatten(), Linear(108, 4))
     batch_norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     assert list(model.state_dict()) == [
@@ -550,7 +550,7 @@ def test_a_state_goes_layer_by_layer():
     ]  # fmt: skip
 
 
-def test_the_scale_of_pixels_travels_with_the_model():
+def test_normalization_is_saved_with_the_model():
     model = net()
     raw = IMAGES[:40, None]
     assert model.normalization is None
@@ -582,7 +582,7 @@ def test_the_scale_of_pixels_travels_with_the_model():
 # --- a second training ------------------------------------------------------------------------------------------------
 
 
-def test_epochs_are_counted_on_and_a_schedule_that_is_used_up_is_refused():
+def test_epochs_continue_and_a_finished_schedule_is_refused():
     model = net()
     optimizer = SGD(model, schedules.one_cycle(0.1, 8))
     assert [record["epoch"] for record in learn(model, optimizer=optimizer)] == [1, 2]
@@ -596,7 +596,7 @@ def test_epochs_are_counted_on_and_a_schedule_that_is_used_up_is_refused():
     assert record["lr"] == 0.05
     assert (model.theta != before).any()
     optimizer.lr = 0.025
-    for _ in range(2):  # a number stays
+    for _ in range(2):  # a single rate stays
         assert [r["lr"] for r in learn(model, optimizer=optimizer)] == [0.025] * 2
     with pytest.raises(ValueError, match="lr must be finite and not negative"):
         optimizer.lr = -1
@@ -614,7 +614,7 @@ def test_epochs_are_counted_on_and_a_schedule_that_is_used_up_is_refused():
         ([True], TypeError, "integer image numbers"),
     ],
 )
-def test_images_that_are_not_there_are_refused(index, error, words):
+def test_invalid_indices(index, error, words):
     model = net()
     before = model.theta.copy()
     with pytest.raises(error, match=words):
@@ -622,7 +622,7 @@ def test_images_that_are_not_there_are_refused(index, error, words):
     np.testing.assert_array_equal(model.theta, before)
 
 
-def test_any_list_of_images_makes_a_step():
+def test_train_step_takes_any_index():
     found = []
     for kind in (list, tuple, np.array, np.uint8):
         model = net()
@@ -638,7 +638,7 @@ def test_any_list_of_images_makes_a_step():
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 @pytest.mark.parametrize("averaged", [False, True])
-def test_copies_go_on_as_the_originals_do(duplicate, averaged):
+def test_copies_continue_like_the_originals(duplicate, averaged):
     model = net(Conv2d(1, 3, 3, bias=False), BatchNorm2d(3), ReLU(), MaxPool2d(2), Flatten(), Dropout(0.3),
                 Linear(27, 4))  # fmt: skip
     optimizer = Adam(model, schedules.cosine(0.01, 100))
@@ -663,7 +663,7 @@ def test_copies_go_on_as_the_originals_do(duplicate, averaged):
     assert model.theta.any()
 
 
-def test_a_copy_keeps_what_a_subclass_adds():
+def test_a_copy_keeps_attributes_of_a_subclass():
     class Named(Sequential):
         def __init__(self, name):
             super().__init__(*chain(), input_shape=(1, 8, 8), rng=0)
@@ -675,7 +675,7 @@ def test_a_copy_keeps_what_a_subclass_adds():
     np.testing.assert_array_equal(twin(X), model(X))
 
 
-def test_plans_can_be_read():
+def test_repr_of_a_plan():
     plan = str(models.lenet5(rng=0).plan(64))
     lines = plan.splitlines()
     assert lines[0] == "64 images, float32"
@@ -689,7 +689,7 @@ def test_plans_can_be_read():
     assert not any(line.endswith(" fused") for line in unfused)
 
 
-# --- what a stranger found in an afternoon ----------------------------------------------------------------------------
+# --- regressions ------------------------------------------------------------------------------------------------------
 
 
 def few(classes=3):
@@ -706,7 +706,7 @@ def one_epoch(model, criterion=None, optimizer=None, data=None, **options):
 
 
 @pytest.mark.parametrize("part", ["layer", "activation", "loss", "optimizer"])
-def test_a_method_wrapped_by_functools_is_called_every_time(part):
+def test_a_wrapped_method_runs_every_time(part):
     model, criterion = net(Conv2d(1, 2, 3), Tanh(), AvgPool2d(2), Flatten(), Linear(18, 3)), CrossEntropyLoss()
     optimizer, calls = SGD(model, 0.1), []
     owner, name = {
@@ -725,7 +725,7 @@ def test_a_method_wrapped_by_functools_is_called_every_time(part):
     assert len(calls) == 15
 
 
-def test_labels_are_the_data_sets_own():
+def test_the_data_set_copies_labels():
     images, labels = few()
     labels = labels.astype(np.int64)
     data = DeviceDataset(images, labels)
@@ -733,7 +733,7 @@ def test_labels_are_the_data_sets_own():
     assert np.asarray(data.labels).max() == 2
 
 
-def test_trace_refuses_other_shapes_and_ends_a_forward():
+def test_activations_checks_shapes_and_discards_a_forward():
     model, x = net(Flatten(), Dropout(0.5), Linear(64, 3)), np.ones((4, 1, 8, 8))
     for wrong in (x[0], x[:, :, :1]):
         with pytest.raises(ValueError, match="x must have shape"):
@@ -747,7 +747,7 @@ def test_trace_refuses_other_shapes_and_ends_a_forward():
         model.backward(np.ones((4, 3)))
 
 
-def test_a_new_plan_ends_a_forward_of_layers_that_keep_their_buffers():
+def test_a_new_plan_discards_a_forward_of_layers_with_own_buffers():
     class Masked(Layer):
         def reserve(self, k, batch, shape, dtype):
             self.mask = np.zeros((batch, *shape), dtype)
@@ -766,7 +766,7 @@ def test_a_new_plan_ends_a_forward_of_layers_that_keep_their_buffers():
         model.backward(np.ones((4, 3)))
 
 
-def test_an_accuracy_that_nobody_knows_is_nan():
+def test_unknown_accuracy_is_nan():
     class Squares(losses.Loss):
         def forward_backward(self, dx, x, target):
             error = x - np.eye(3, dtype=x.dtype)[target]
@@ -777,7 +777,7 @@ def test_an_accuracy_that_nobody_knows_is_nan():
     assert np.isfinite(record["train_loss"])
 
 
-def test_class_weights_are_not_changed_in_place():
+def test_class_weights_are_read_only():
     weight = np.ones(3, np.float32)
     criterion = CrossEntropyLoss(weight)
     weight[1] = 10
@@ -786,7 +786,7 @@ def test_class_weights_are_not_changed_in_place():
         criterion.weight[1] = 10
 
 
-def test_a_loss_of_ones_own_validates_too():
+def test_a_users_loss_validates():
     class Tenfold(CrossEntropyLoss):
         def forward_backward(self, dx, x, target):
             super().forward_backward(dx, x, target)
@@ -798,7 +798,7 @@ def test_a_loss_of_ones_own_validates_too():
     assert record["val_loss"] == pytest.approx(record["train_loss"], rel=1e-6)
 
 
-def test_a_model_with_a_forward_of_its_own_is_not_trained_without_it():
+def test_a_model_with_its_own_forward_is_refused():
     class Own(Sequential):
         def forward(self, x):
             return super().forward(np.zeros_like(x))
@@ -807,12 +807,12 @@ def test_a_model_with_a_forward_of_its_own_is_not_trained_without_it():
         one_epoch(Own(Flatten(), Linear(64, 3), rng=0))
 
 
-def test_numpys_true_ends_a_training():
+def test_numpy_true_stops_training():
     history = one_epoch(net(Flatten(), Linear(64, 3)), epochs=4, on_epoch=lambda record: np.float64(1) > 0)
     assert len(history) == 1
 
 
-def test_a_view_with_a_backward_of_its_own():
+def test_a_view_with_its_own_backward():
     class Reversal(Flatten):
         def forward(self, y, x):
             y[...] = x.reshape(y.shape)
@@ -836,7 +836,7 @@ def test_a_view_with_a_backward_of_its_own():
         model.forward(x)
 
 
-def test_weights_given_to_a_layer_before_it_has_a_model():
+def test_weights_set_before_binding():
     layer = Linear(2, 1)
     layer.weight, layer.bias = [[1.0, 2.0]], [0.5]
     np.testing.assert_allclose(Sequential(layer, input_shape=(2,))(np.ones((1, 2))), [[3.5]])
@@ -846,7 +846,7 @@ def test_weights_given_to_a_layer_before_it_has_a_model():
         Sequential(layer, input_shape=(3, 2, 2))
 
 
-def test_geometry_that_changes_is_followed_or_refused():
+def test_changed_geometry():
     x = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
     model, again = (Sequential(Conv2d(1, 2, 3), MaxPool2d(2), rng=0) for _ in range(2))
     model.forward(x)
@@ -862,20 +862,20 @@ def test_geometry_that_changes_is_followed_or_refused():
         model.forward(x)
 
 
-def test_a_bias_cannot_be_given_to_a_layer_without_one():
+def test_setting_a_missing_bias():
     model = net(Flatten(), Linear(64, 3, bias=False))
     with pytest.raises(ValueError, match=r"Linear\(64, 3, bias=False\) has no bias"):
         model[1].bias = np.full(3, 10.0, np.float32)
 
 
-def test_the_mean_over_no_image_is_nan():
+def test_mean_over_no_image_is_nan():
     images, labels = few()
     data = DeviceDataset(images, labels * 0)
     model = net(Flatten(), Linear(64, 3))
     assert math.isnan(evaluate(model, data, CrossEntropyLoss(ignore_index=0))[0])
 
 
-def test_a_model_that_runs_is_not_run_by_its_own_parts():
+def test_a_running_model_cannot_be_run_by_its_parts():
     class Asks(Layer):
         def forward(self, y, x):
             model.predict(np.ones((2, 1, 8, 8)))
@@ -887,7 +887,7 @@ def test_a_model_that_runs_is_not_run_by_its_own_parts():
     assert net(Flatten(), Linear(64, 3)).forward(np.ones((2, 1, 8, 8))).shape == (2, 3)
 
 
-def test_an_optimizers_state_that_cannot_be_is_refused():
+def test_invalid_optimizer_state():
     model = net(Flatten(), Linear(64, 3))
     optimizer = Adam(model)
     state = optimizer.state_dict()

@@ -1,4 +1,4 @@
-"""What is said to a user who is mistaken: the argument's name, what was expected, what came.  And `repr`."""
+"""Error messages name the argument, what was expected and what came.  And `repr`."""
 
 import re
 
@@ -124,7 +124,7 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
         (lambda: MaxPool2d(2, return_indices=True), TypeError, "MaxPool2d has no return_indices: functional.max"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told(call, error, words):
+def test_error_messages(call, error, words):
     before = MODEL.theta.copy()
     with pytest.raises(error, match="^.*" + re.escape(words)):
         call()
@@ -139,12 +139,12 @@ def test_what_is_wrong_is_told(call, error, words):
         lambda path: plot.save(plot.confusion(np.eye(3, dtype=int)), path / "a.png"),
     ],
 )
-def test_a_missing_folder_is_told_by_name(tmp_path, save):
+def test_a_missing_folder_is_named(tmp_path, save):
     with pytest.raises(FileNotFoundError, match=r"the folder does not exist: '.*/missing/a[^/]*'$"):
         save(tmp_path / "missing")
 
 
-def test_an_array_file_that_is_compressed(tmp_path):
+def test_compressed_array_file(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", w=np.zeros(3))
     with pytest.raises(
         ValueError, match=r"a\.npz: .* array 'w' is compressed \(as np\.savez_compressed does\): save it"
@@ -153,7 +153,7 @@ def test_an_array_file_that_is_compressed(tmp_path):
 
 
 class Tensor:
-    """As much of torch's as matters: one that records what is done with it is no array before it is detached."""
+    """A stand-in for torch's: NumPy takes it only after `detach` if it requires grad."""
 
     def __init__(self, array, requires_grad=True):
         self.array, self.requires_grad = array, requires_grad
@@ -167,7 +167,7 @@ class Tensor:
         return np.asarray(self.array, dtype)
 
 
-def test_tensors_that_require_grad_are_taken():
+def test_tensors_that_require_grad_are_accepted():
     other = Sequential(Flatten(), Linear(16, 3), input_shape=(1, 4, 4), rng=5)
     other.load_state_dict({name: Tensor(value) for name, value in MODEL.state_dict().items()})
     np.testing.assert_array_equal(other.forward(Tensor(X)), MODEL.forward(X))
@@ -196,5 +196,5 @@ def test_tensors_that_require_grad_are_taken():
         (MaxPool2d(2, ceil_mode=True), "MaxPool2d(kernel_size=(2, 2), stride=(2, 2), ceil_mode=True)"),
     ],
 )  # fmt: skip
-def test_what_things_are_is_shown(thing, text):
+def test_repr(thing, text):
     assert repr(thing) == text

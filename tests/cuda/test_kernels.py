@@ -1,7 +1,6 @@
 """The CUDA kernels against the CPU kernels, on a GPU or as PTX on the CPU (see conftest.py)."""
 
 import dataclasses
-import inspect
 
 import cuda_calls
 import cuda_on_cpu
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import ON_GPU
 
+from tests.test_places import KERNELS
 from tinycnn import (
     ColorJitter,
     CrossEntropyLoss,
@@ -36,7 +36,6 @@ from tinycnn.dataset import DataLoader
 from tinycnn.recipes import training
 
 pytestmark = pytest.mark.gpu
-SERVICES = {"capture", "precompile", "empty", "fused", "layout", "to_device", "to_host", "copy_to"}
 ORDERS = ["forward", "backward", "shuffled"]
 
 
@@ -81,21 +80,6 @@ def compare(kernel, dtype, sizes):
             results = run(cuda, name, arguments, outputs), run(kernels, name, arguments, outputs)
             for got, want in zip(*results, strict=True):
                 assert_close(f"{name}: {description}", got, want, dtype)
-
-
-KERNELS = sorted(set(kernels.__all__) - SERVICES)
-
-
-def test_the_two_backends_have_the_same_names_and_arguments():
-    assert sorted(kernels.__all__) == sorted(cuda.__all__)
-    for name in set(kernels.__all__) - {"fused", "layout"}:
-        parameters = [list(inspect.signature(getattr(backend, name)).parameters) for backend in (kernels, cuda)]
-        assert parameters[0] == parameters[1], name
-
-
-def test_every_kernel_is_called():
-    called = {name for name, *_ in cuda_calls.calls(np.float32, cuda_calls.SMALL)}
-    assert called == set(KERNELS)
 
 
 @pytest.mark.parametrize("name", KERNELS)
