@@ -14,7 +14,8 @@ PACKAGES = ("tinycnn", "numpy", "numba", "torch", "jax", "onnxruntime", "onnx", 
 
 def hardware() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    info: dict[str, Any] = {"processor": processor(), "cores": cores, "system": f"{platform.system()} {platform.machine()}"}
+    system = f"{platform.system()} {platform.machine()}"
+    info: dict[str, Any] = {"processor": processor(), "cores": cores, "system": system}
     with contextlib.suppress(AttributeError, ValueError, OSError):
         info["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     return info

@@ -454,8 +454,10 @@ def main(argv=None):
     header = f"{name}; {hardware.processor()}, {os.cpu_count()} cores; driver for CUDA {status.driver}; " + ", ".join(
         f"{package} {version or 'none'}" for package, version in versions.items()
     )
-    result: dict[str, Any] = {"device": name, "processor": hardware.processor(), "driver": status.driver, "versions": versions,
-              "git_revision": hardware.git_revision(), "parts": {}}  # fmt: skip
+    result: dict[str, Any] = {
+        "device": name, "processor": hardware.processor(), "driver": status.driver, "versions": versions,
+        "git_revision": hardware.git_revision(), "parts": {},
+    }  # fmt: skip
     text = ["# tinycnn on a GPU", "", header, ""]
     print(header)
     failed = []
