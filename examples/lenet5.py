@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, in today's form) learns MNIST.
+"""Train LeNet-5 (LeCun, Bottou, Bengio and Haffner 1998, in today's form) on MNIST.
 
     python examples/lenet5.py
     python examples/lenet5.py --activation relu --pool max
@@ -16,10 +16,12 @@ That is seed 0 on two cores of an Intel Xeon at 2.8 GHz; README.md has five seed
 import argparse
 import sys
 
+import numpy as np
+
 from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential, Sigmoid, Tanh, experiment
 
 
-def lenet5(activation, pool, rng, device):
+def lenet5(activation: str, pool: str, rng: np.random.Generator, device: str) -> Sequential:
     Activation = {"tanh": Tanh, "sigmoid": Sigmoid, "relu": ReLU}[activation]
     Pool = {"avg": AvgPool2d, "max": MaxPool2d}[pool]
     return Sequential(  #                                         images: 1 x 28 x 28
@@ -30,7 +32,7 @@ def lenet5(activation, pool, rng, device):
         Flatten(),
         Linear(400, 120), Activation(),  #                        C5
         Linear(120, 84), Activation(),  #                         F6
-        Linear(84, 10),  #                                        one logit a digit
+        Linear(84, 10),  #                                        one logit per digit
         input_shape=(1, 28, 28), rng=rng, device=device,
     )  # fmt: skip
 
