@@ -117,11 +117,10 @@ class DeviceDataset(Tracked):
         return state | {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("images", "labels")}
 
     def __setstate__(self, state):
-        k = devices.get(state["device"])
-        vars(self).update(
-            state, k=k, _scale_shift={}, **{name: k.to_device(state[name]) for name in ("images", "labels")}
-        )
-        self.augmentation.ops = k
+        ops = devices.get(state["device"])
+        arrays = {name: ops.to_device(state[name]) for name in ("images", "labels")}
+        vars(self).update(state, ops=ops, _scale_shift={}, **arrays)
+        self.augmentation.ops = ops
 
     def __len__(self):
         return len(self.images)
