@@ -882,7 +882,7 @@ def test_a_running_model_cannot_be_run_by_its_parts():
             y[...] = x
 
     model = net(Flatten(), Linear(64, 3), Asks())
-    with pytest.raises(RuntimeError, match="the model runs already"):
+    with pytest.raises(RuntimeError, match="the model is running"):
         model.forward(np.ones((2, 1, 8, 8)))
     assert net(Flatten(), Linear(64, 3)).forward(np.ones((2, 1, 8, 8))).shape == (2, 3)
 

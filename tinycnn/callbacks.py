@@ -80,7 +80,10 @@ class ReduceLROnPlateau(InitRepr):
     ):
         _check.instance("optimizer", optimizer, (Optimizer, EMA), "a tinycnn optimizer")
         self.optimizer, self.mode = optimizer, _check.choice("mode", mode, ("min", "max"))
-        self.factor, self.patience = _check.number("factor", factor, 0, below=1), _check.integer("patience", patience, 0)
+        self.factor, self.patience = (
+            _check.number("factor", factor, 0, below=1),
+            _check.integer("patience", patience, 0),
+        )
         self.threshold = _check.number("threshold", threshold, 0)
         self.threshold_mode = _check.choice("threshold_mode", threshold_mode, ("rel", "abs"))
         self.cooldown = _check.integer("cooldown", cooldown, 0)

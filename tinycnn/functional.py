@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tinycnn import _check, kernels
+from tinycnn import _check, kernels, scalars
 from tinycnn._typing import Array, DType, Padding, Pair
 from tinycnn.losses import CrossEntropyLoss, MSELoss, as_float
 
@@ -158,7 +158,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Array | tuple[Array, Array]:
-    """(N, C, H, W) -> (N, C, OH, OW), and, if asked for, where in its plane each maximum stood (h*W + w, int64)."""
+    """(N, C, H, W) -> (N, C, OH, OW), and, if asked for, the position h*W + w (int64) of each maximum in its plane."""
     y, x, options = _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode)
     indices = np.empty(y.shape, np.int32)
     kernels.max_pool2d_forward(y, indices, x, *options)
@@ -215,68 +215,75 @@ def linear_backward(
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
-def _activate(kernel: Callable[..., None], input: ArrayLike, *options: float) -> Array:
+TANH, SIGMOID, RELU = map(scalars.activation, (scalars.TANH, scalars.SIGMOID, scalars.RELU))
+
+
+def _activate(activation: tuple[int, float, float], input: ArrayLike) -> Array:
     x = _prepare("input", input)
     y = np.empty_like(x)
-    kernel(y.reshape(-1), x.reshape(-1), *options)
+    kernels.activation_forward(y.reshape(-1), x.reshape(-1), activation)
     return y
 
 
-def _activate_backward(kernel: Callable[..., None], dy: ArrayLike, y_or_x: Array, *options: float) -> Array:
+def _activate_backward(activation: tuple[int, float, float], dy: ArrayLike, y_or_x: Array) -> Array:
     dx = np.empty_like(y_or_x)
-    kernel(dx.reshape(-1), _prepare_gradient(dy, y_or_x).reshape(-1), y_or_x.reshape(-1), *options)
+    dy = _prepare_gradient(dy, y_or_x)
+    kernels.activation_backward(dx.reshape(-1), dy.reshape(-1), y_or_x.reshape(-1), activation)
     return dx
 
 
 def tanh(input: ArrayLike) -> Array:
     """Element by element, any shape."""
-    return _activate(kernels.tanh_forward, input)
+    return _activate(TANH, input)
 
 
 def tanh_backward(dy: ArrayLike, input: ArrayLike) -> Array:
     """Gradient of input."""
-    return _activate_backward(kernels.tanh_backward, dy, tanh(input))
+    return _activate_backward(TANH, dy, tanh(input))
 
 
 def scaled_tanh(input: ArrayLike, A: float = 1.7159, S: float = 2 / 3) -> Array:
     """A * tanh(S * input), LeCun et al. 1998, appendix A."""
-    return _activate(kernels.scaled_tanh_forward, input, _check.number("A", A), _check.number("S", S))
+    A, S = _check.number("A", A), _check.number("S", S)
+    return _activate(scalars.activation(scalars.SCALED_TANH, A, S), input)
 
 
 def scaled_tanh_backward(dy: ArrayLike, input: ArrayLike, A: float = 1.7159, S: float = 2 / 3) -> Array:
     """Gradient of input."""
-    return _activate_backward(kernels.scaled_tanh_backward, dy, scaled_tanh(input, A, S), float(A), float(S))
+    y = scaled_tanh(input, A, S)
+    return _activate_backward(scalars.activation(scalars.SCALED_TANH, A, S), dy, y)
 
 
 def sigmoid(input: ArrayLike) -> Array:
     """Element by element, any shape."""
-    return _activate(kernels.sigmoid_forward, input)
+    return _activate(SIGMOID, input)
 
 
 def sigmoid_backward(dy: ArrayLike, input: ArrayLike) -> Array:
     """Gradient of input."""
-    return _activate_backward(kernels.sigmoid_backward, dy, sigmoid(input))
+    return _activate_backward(SIGMOID, dy, sigmoid(input))
 
 
 def relu(input: ArrayLike) -> Array:
     """Element by element, any shape."""
-    return _activate(kernels.relu_forward, input)
+    return _activate(RELU, input)
 
 
 def relu_backward(dy: ArrayLike, input: ArrayLike) -> Array:
     """Gradient of input; 0 where input is 0."""
-    return _activate_backward(kernels.relu_backward, dy, relu(input))
+    return _activate_backward(RELU, dy, relu(input))
 
 
 def leaky_relu(input: ArrayLike, negative_slope: float = 0.01) -> Array:
     """Element by element, any shape."""
-    return _activate(kernels.leaky_relu_forward, input, _check.number("negative_slope", negative_slope))
+    slope = _check.number("negative_slope", negative_slope)
+    return _activate(scalars.activation(scalars.LEAKY_RELU, slope), input)
 
 
 def leaky_relu_backward(dy: ArrayLike, input: ArrayLike, negative_slope: float = 0.01) -> Array:
     """Gradient of input."""
     slope = _check.number("negative_slope", negative_slope)
-    return _activate_backward(kernels.leaky_relu_backward, dy, _prepare("input", input), slope)
+    return _activate_backward(scalars.activation(scalars.LEAKY_RELU, slope), dy, _prepare("input", input))
 
 
 def _along_axis(kernel: Callable[..., None], dim: int, *arrays: Array) -> Array:

@@ -46,7 +46,7 @@ class Layer(Tracked):
     is_view = False  # the output is the input with another shape; no kernel runs
     in_place = False
     reads_output = False
-    activation_code: Any = None  # of an activation: code and constants for fused kernels
+    activation_code: Any = None  # of an activation: see `scalars.activation`
     _bound_names: frozenset[str] = frozenset()  # names of all that `bind` has set
     _bound_shapes: dict[str, Shape] | None = None  # of the parameters, in a model
     _array_names: frozenset[str] = frozenset()  # names of parameters, gradients and buffers, in a model
@@ -71,7 +71,7 @@ class Layer(Tracked):
         if self._bound_shapes is not None and self.parameter_shapes() != self._bound_shapes:
             super().__setattr__(name, previous)
             raise ValueError(
-                f"{name} of {self!r} decides on the shape of its parameters, which a model has: make another"
+                f"{name} of {self!r} cannot change in a model: it determines the parameters' shape; make a new layer"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Layer(Tracked):
 
 
 def copy_into(ops: Backend, name: str, array: DeviceArray, values: Any) -> None:
-    """Overwrite a device array with `values`; ValueError, with both shapes, if theirs is another."""
+    """Overwrite a device array with `values`; ValueError with both shapes if they differ."""
     values = _check.array(name, ops.to_host(values)) if array.size else np.asarray(values)
     _check.shape(name, values, array.shape)
     ops.copy_to(array, values.astype(array.dtype))
@@ -170,7 +170,7 @@ def check_unbound(layers: tuple[Layer, ...]) -> None:
     if not layers:
         raise ValueError("a Sequential needs at least one layer")
     if len(set(map(id, layers))) < len(layers):
-        raise ValueError("every layer may stand in a Sequential once; make a new one for each place")
+        raise ValueError("a layer may be in a Sequential once only; make a new one for each position")
 
 
 class Parametric(Layer):
@@ -287,6 +287,9 @@ class Linear(Parametric):
         return f"{self.in_features}, {self.out_features}" + ("" if self.has_bias else ", bias=False")
 
 
+GAUSSIAN = scalars.activation(scalars.GAUSSIAN, -0.5)  # exp(-x/2), of squared distances
+
+
 class GaussianRBF(Layer):
     """Gaussian radial basis functions: (F,) -> (O,), y[k] = exp(-|x - weight[k]|^2 / 2) (Broomhead and Lowe 1988).
 
@@ -323,10 +326,10 @@ class GaussianRBF(Layer):
 
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
         self.ops.squared_distance_forward(self.saved.squares, x, self.weight)
-        self.ops.gaussian_forward(y, self.saved.squares)
+        self.ops.activation_forward(y, self.saved.squares, GAUSSIAN)
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.gaussian_backward(self.saved.squares, dy, y)
+        self.ops.activation_backward(self.saved.squares, dy, y, GAUSSIAN)
         self.ops.squared_distance_backward(dx, self.weight_grad, self.saved.squares, x, self.weight)
 
     def extra_repr(self) -> str:
@@ -620,23 +623,26 @@ class Flatten(Layer):
         return (math.prod(shape),)
 
 
-class Tanh(Layer):
-    """Hyperbolic tangent."""
+class _Activation(Layer):
+    """y = f(x) for each element; `activation_code` says which f."""
 
     in_place = reads_output = True
-    activation_code = scalars.TANH, 1.0, 1.0
 
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.tanh_forward(y, x)
+        self.ops.activation_forward(y, x, self.activation_code)
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.tanh_backward(dx, dy, y)
+        self.ops.activation_backward(dx, dy, y if self.reads_output else x, self.activation_code)
 
 
-class ScaledTanh(Layer):
+class Tanh(_Activation):
+    """Hyperbolic tangent."""
+
+    activation_code = scalars.activation(scalars.TANH)
+
+
+class ScaledTanh(_Activation):
     """A * tanh(S * x); the squashing function of LeCun et al. 1998 (appendix A) with A = 1.7159, S = 2/3."""
-
-    in_place = reads_output = True
 
     def __init__(self, A: float = 1.7159, S: float = 2 / 3) -> None:
         self.A, self.S = _check.number("A", A), _check.number("S", S)
@@ -645,55 +651,35 @@ class ScaledTanh(Layer):
 
     @property
     def activation_code(self) -> tuple[int, float, float]:
-        return scalars.SCALED_TANH, self.A, self.S
-
-    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.scaled_tanh_forward(y, x, self.A, self.S)
-
-    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.scaled_tanh_backward(dx, dy, y, self.A, self.S)
+        return scalars.activation(scalars.SCALED_TANH, self.A, self.S)
 
     def extra_repr(self) -> str:
         return f"A={self.A:g}, S={self.S:g}"
 
 
-class Sigmoid(Layer):
+class Sigmoid(_Activation):
     """1 / (1 + exp(-x))."""
 
-    in_place = reads_output = True
-    activation_code = scalars.SIGMOID, 1.0, 1.0
-
-    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.sigmoid_forward(y, x)
-
-    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.sigmoid_backward(dx, dy, y)
+    activation_code = scalars.activation(scalars.SIGMOID)
 
 
-class ReLU(Layer):
+class ReLU(_Activation):
     """max(x, 0); the derivative at 0 is 0, as in torch."""
 
-    in_place = reads_output = True
-    activation_code = scalars.RELU, 1.0, 1.0
-
-    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.relu_forward(y, x)
-
-    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.relu_backward(dx, dy, y)
+    activation_code = scalars.activation(scalars.RELU)
 
 
-class LeakyReLU(Layer):
+class LeakyReLU(_Activation):
     """x for x > 0, negative_slope * x below."""
+
+    in_place = reads_output = False  # x cannot be found from y if the slope is 0 or negative
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = _check.number("negative_slope", negative_slope)
 
-    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.leaky_relu_forward(y, x, self.negative_slope)
-
-    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.leaky_relu_backward(dx, dy, x, self.negative_slope)
+    @property
+    def activation_code(self) -> tuple[int, float, float]:
+        return scalars.activation(scalars.LEAKY_RELU, self.negative_slope)
 
     def extra_repr(self) -> str:
         return f"negative_slope={self.negative_slope:g}"

@@ -1,9 +1,10 @@
 """Functions of one number, written once and compiled for every target.
 
-The float32 versions of tanh and sigmoid exist because libm's are calls, which no compiler vectorises: in a LeNet they
-would cost more than the convolutions.  They are branch-free on purpose (a choice between two values is an instruction,
-a jump is not), and pass NaN and infinities through.  Largest error over all floats, tested: 7 ulp for tanh, 3 ulp for
-sigmoid.  In float64 the library's functions are used.
+NAME32 and NAME64 are the float32 and the float64 version of NAME; `overload_by_dtype` of a backend makes one of both.
+tanh32 and sigmoid32 are approximations because libm's are calls, which no compiler vectorises: in a LeNet they would
+cost more than the convolutions.  They have no branches (a choice between two values is an instruction, a jump is not)
+and pass NaN and infinities through.  Largest error over all floats, tested: 7 ulp for tanh, 3 ulp for sigmoid.  The
+float64 versions call the library's functions.
 """
 
 import math
@@ -12,17 +13,17 @@ import numpy as np
 
 f32 = np.float32
 
-# tanh(x) = x P(x^2) / Q(x^2) up to LIMIT, beyond which it rounds to 1; coefficients from tools/derive_scalars.py.
+# tanh(x) = x P(x^2) / Q(x^2) up to TANH_LIMIT, beyond which it rounds to 1; coefficients: tools/derive_scalars.py.
 TANH_LIMIT = f32(9.02)
-TANH_LIMIT2 = TANH_LIMIT * TANH_LIMIT  # a larger x^2 becomes this, and then x P / Q is a multiple of x above 1
+TANH_LIMIT2 = TANH_LIMIT * TANH_LIMIT  # x^2 is clamped to this; beyond it x P / Q is a multiple of x above 1
 P0, P1, P2 = f32(1), f32(0.13379649817943573), f32(0.0034939520992338657)
 P3, P4 = f32(2.058206155197695e-05), f32(1.3317022151682067e-08)
 Q1, Q2 = f32(0.467129647731781), f32(0.025870762765407562)
 Q3, Q4 = f32(0.0003282954858150333), f32(7.761196343381016e-07)
 ONE, HALF, ZERO = f32(1), f32(0.5), f32(0)
 
-# exp(-a) = 2^-n exp(-r) with a = n ln 2 + r; the polynomial for r in [0, ln 2] is from tools/derive_scalars.py.
-LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)  # together ln 2; n times HIGH is exact
+# exp(-a) = 2^-n exp(-r) with a = n ln 2 + r; polynomial for r in [0, ln 2]: tools/derive_scalars.py.
+LN2_HIGH, LN2_LOW = f32(0.693359375), f32(-2.12194440e-4)  # their sum is ln 2; n * LN2_HIGH is exact
 EXP_LIMIT = f32(104)  # exp(-104) rounds to zero
 E1, E2, E3 = f32(-0.9999998211860657), f32(0.49999547004699707), f32(-0.16662709414958954)
 E4, E5, E6 = f32(0.04150088131427765), f32(-0.007971991784870625), f32(0.0009857852710410953)
@@ -32,10 +33,6 @@ A128, A64, A32, A16 = (f32(n * math.log(2)) for n in (128, 64, 32, 16))
 A8, A4, A2, A1 = (f32(n * math.log(2)) for n in (8, 4, 2, 1))
 H128, H64, H32, H16 = (f32(2.0**-n) for n in (128, 64, 32, 16))
 H8, H4, H2, H1 = (f32(2.0**-n) for n in (8, 4, 2, 1))
-
-
-# The first number of a formula, which tells a kernel what activation to apply; the others are A and S of SCALED_TANH.
-TANH, SIGMOID, RELU, SCALED_TANH = range(4)
 
 
 def tanh32(x):
@@ -51,9 +48,9 @@ def tanh64(x):
 
 
 def sigmoid32(x):
-    """1 / (1 + exp(-x)), as exp(x) / (1 + exp(x)) on the left, where it keeps its relative accuracy.
+    """1 / (1 + exp(-x)); exp(x) / (1 + exp(x)) for x < 0, where that keeps its relative accuracy.
 
-    The power of two in exp(-|x|) is put together bit by bit, so that no bits need to be reinterpreted.
+    2^-n in exp(-|x|) is multiplied up from one factor for each binary digit of n: no bits are reinterpreted.
     """
     a = abs(x)
     a = EXP_LIMIT if a > EXP_LIMIT else a
@@ -100,7 +97,91 @@ def sigmoid64(x):
     return (1.0 if x >= 0 else e) / (1.0 + e)
 
 
-# Sine and cosine of an angle up to pi, by Taylor's series: CUDA's own keep an array for angles up to 1e38.
+def exp32(x):
+    return f32(math.exp(x))  # on a GPU math.exp of a float32 is a float64, and so would be all that follows
+
+
+def exp64(x):
+    return math.exp(x)
+
+
+# --- element-wise activations -----------------------------------------------------------------------------------------
+# A tuple (code, a, b) tells a kernel which one to apply, see `activation`.  To add one: a code, a pair of functions in
+# `activations`, and in activations.py of both backends a branch that calls each of the two.
+
+TANH, SIGMOID, RELU, SCALED_TANH, LEAKY_RELU, GAUSSIAN = range(6)
+
+
+def activation(code: int, a: float = 0.0, b: float = 0.0) -> tuple[int, float, float]:
+    """(code, a, b), as kernels take it.  LEAKY_RELU: slope a.  SCALED_TANH: a * tanh(b * x).  GAUSSIAN: exp(a * x)."""
+    return code, float(a), float(b)
+
+
+def scaled_tanh_constants(a, b):
+    """c and d of the gradient of SCALED_TANH; for all other activations they are a and b."""
+    return a * b, b / a
+
+
+def activations(compiled, overload_by_dtype):
+    """code -> (value, gradient), compiled by a backend with its decorator for functions that kernels call.
+
+    value(x, a, b) is y = f(x), gradient(dy, y, c, d) is dx = f'(x) * dy as a function of the output y (LEAKY_RELU: of
+    the input x).  All constants are arguments, of the type of x: a literal is a float64, and on a GPU so would be all
+    arithmetic with it.  RELU and LEAKY_RELU take their zero from b and d.
+    """
+    tanh, sigmoid = overload_by_dtype(tanh32, tanh64), overload_by_dtype(sigmoid32, sigmoid64)
+    exp = overload_by_dtype(exp32, exp64)
+
+    def tanh_value(x, a, b):
+        return tanh(x)
+
+    def tanh_gradient(dy, y, c, d):
+        return dy - dy * y * y
+
+    def sigmoid_value(x, a, b):
+        return sigmoid(x)
+
+    def sigmoid_gradient(dy, y, c, d):
+        return dy * (y - y * y)
+
+    def relu_value(x, a, b):
+        return b if x <= b else x  # NaN stays NaN
+
+    def relu_gradient(dy, y, c, d):
+        return d if y <= d else dy
+
+    def scaled_tanh_value(x, a, b):
+        return a * tanh(b * x)
+
+    def scaled_tanh_gradient(dy, y, c, d):
+        return dy * (c - d * y * y)
+
+    def leaky_relu_value(x, a, b):
+        return a * x if x <= b else x
+
+    def leaky_relu_gradient(dy, x, c, d):
+        return c * dy if x <= d else dy
+
+    def gaussian_value(x, a, b):
+        return exp(a * x)
+
+    def gaussian_gradient(dy, y, c, d):
+        return c * y * dy
+
+    pairs = {
+        TANH: (tanh_value, tanh_gradient),
+        SIGMOID: (sigmoid_value, sigmoid_gradient),
+        RELU: (relu_value, relu_gradient),
+        SCALED_TANH: (scaled_tanh_value, scaled_tanh_gradient),
+        LEAKY_RELU: (leaky_relu_value, leaky_relu_gradient),
+        GAUSSIAN: (gaussian_value, gaussian_gradient),
+    }
+    return {code: (compiled(value), compiled(gradient)) for code, (value, gradient) in pairs.items()}
+
+
+# --- random numbers, angles -------------------------------------------------------------------------------------------
+
+# Sine and cosine of an angle up to pi, as Taylor series: CUDA's own need an array for angles up to 1e38.
 S0, S1, S2, S3, S4, S5, S6, S7, S8 = (f32((-1) ** k / math.factorial(2 * k + 1)) for k in range(9))
 C0, C1, C2, C3, C4, C5, C6, C7, C8, C9 = (f32((-1) ** k / math.factorial(2 * k)) for k in range(10))
 
@@ -123,14 +204,14 @@ def cos64(x):
     return math.cos(x)
 
 
-# A hash for masks: Steele, Lea and Flood 2014 (SplitMix64), whose last two steps are David Stafford's "mix 13".
+# SplitMix64 (Steele, Lea and Flood 2014); its last two steps are David Stafford's "mix 13".
 u64 = np.uint64
 GOLDEN, M1, M2 = u64(0x9E3779B97F4A7C15), u64(0xBF58476D1CE4E5B9), u64(0x94D049BB133111EB)
 S30, S27, S31 = u64(30), u64(27), u64(31)
 
 
 def splitmix64(x):
-    """64 bits that look random, from any 64 (uint64): neighbours have nothing in common."""
+    """A hash of 64 bits (uint64): the results for x, x + 1, ... look independent."""
     x = x * GOLDEN
     x = (x ^ (x >> S30)) * M1
     x = (x ^ (x >> S27)) * M2
@@ -142,10 +223,10 @@ TOP, ULP24 = np.int32(2**24 - 1), f32(2.0**-24)
 
 
 def uniform_from_high(word):
-    """Uniform in (-1, 1), from the upper half of 64 random bits: an odd multiple of 2**-24, so the mean is 0."""
+    """Uniform in (-1, 1) from the upper 24 of 64 random bits: an odd multiple of 2**-24, so the mean is 0."""
     return f32(np.int32(np.int32(word >> S40) * np.int32(2) - TOP)) * ULP24
 
 
 def uniform_from_low(word):
-    """`uniform_from_high` from the lower half."""
+    """`uniform_from_high` from bits 8 to 31."""
     return f32(np.int32(np.int32((word >> S8_BITS) & MASK24) * np.int32(2) - TOP)) * ULP24

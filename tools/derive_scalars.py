@@ -1,13 +1,12 @@
 """Derive the coefficients of tinycnn/scalars.py and measure them.      python tools/derive_scalars.py
 
-tanh(x) ~ x P(x^2) / Q(x^2) for |x| <= 9.02, beyond which tanh rounds to +-1 in float32.  The relative error is made
-small everywhere by linearised least squares (multiplied by Q the equation is linear in the coefficients); each round
-divides by the last Q and weighs every point by its error so far (Lawson's method), which turns the least-squares fit
-into a nearly equal-ripple one.
+tanh(x) ~ x P(x^2) / Q(x^2) for |x| <= 9.02, beyond which tanh rounds to +-1 in float32.  Multiplied by Q, the equation
+is linear in the coefficients, and least squares solve it.  Each round divides by the last Q and weights every point by
+its error so far (Lawson's method), so that the fit approaches the one with the smallest maximal relative error.
 
-exp(-r) ~ polynomial of degree 6 for 0 <= r <= ln 2: interpolated at Chebyshev points.
+exp(-r) ~ polynomial of degree 6 for 0 <= r <= ln 2, interpolated at Chebyshev points.
 
-Prints coefficients and the largest errors, in units in the last place, of the functions as they stand in scalars.py.
+Prints the coefficients, and the largest errors of the functions in scalars.py in units in the last place.
 """
 
 import math
@@ -19,7 +18,7 @@ DEGREE = 4  # of P and of Q
 
 
 def fit_tanh(rounds=60):
-    x = LIMIT * (1 - np.cos(np.linspace(1e-3, np.pi / 2, 4000)))  # dense near zero, where tanh bends
+    x = LIMIT * (1 - np.cos(np.linspace(1e-3, np.pi / 2, 4000)))  # denser near zero
     x = np.sort(np.concatenate([x, np.linspace(1e-3, LIMIT, 4000)])).astype(np.longdouble)
     z, target = (x / LIMIT) ** 2, np.tanh(x) / x
     weight, q = np.ones_like(x), np.ones_like(x)

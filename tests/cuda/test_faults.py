@@ -58,7 +58,7 @@ def wrong_sign(tid, nt, first, dx, dy, y):
 
 
 @kernel(THREADS, registers=32)
-def tanh_backward_kernel(dx, dy, y):
+def wrong_backward_kernel(dx, dy, y):
     wrong_sign(numba_cuda.threadIdx.x, THREADS, numba_cuda.blockIdx.x * THREADS, dx, dy, y)
 
 
@@ -94,14 +94,14 @@ def test_a_race_gives_different_results():
 
 
 def test_a_wrong_sign_is_no_twin(monkeypatch):
-    test_kernels.compare("tanh_backward", np.float32, test_kernels.cuda_calls.SMALL)
+    test_kernels.compare("activation_backward", np.float32, test_kernels.cuda_calls.SMALL)
 
-    def tanh_backward(dx, dy, y):
-        tanh_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y))
+    def activation_backward(dx, dy, y, activation):
+        wrong_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y))
 
-    monkeypatch.setattr(cuda, "tanh_backward", tanh_backward)
-    with pytest.raises(AssertionError, match="tanh_backward"):
-        test_kernels.compare("tanh_backward", np.float32, test_kernels.cuda_calls.SMALL)
+    monkeypatch.setattr(cuda, "activation_backward", activation_backward)
+    with pytest.raises(AssertionError, match="activation_backward"):
+        test_kernels.compare("activation_backward", np.float32, test_kernels.cuda_calls.SMALL)
 
 
 def test_a_slice_of_an_empty_array_is_refused():
@@ -118,7 +118,8 @@ def test_strides_that_numba_cuda_does_not_call_contiguous_are_refused():
 # A fault in a kernel ends a context, so each of these has a process of its own.
 FATAL = {
     "an input half as long": (
-        "y, x = cuda.empty((2048,), np.float32), cuda.empty((1024,), np.float32)\ncuda.tanh_forward(y, x)\n",
+        "y, x = cuda.empty((2048,), np.float32), cuda.empty((1024,), np.float32)\n"
+        "cuda.activation_forward(y, x, (0, 0.0, 0.0))\n",
         "global read outside of an allocation",
         "CUDA_ERROR_ILLEGAL_ADDRESS",
     ),

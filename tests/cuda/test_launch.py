@@ -26,6 +26,7 @@ from tinycnn import (
     experiment,
     fit,
     optim,
+    scalars,
     train,
 )
 from tinycnn.cuda import _launch
@@ -50,6 +51,8 @@ def value(step):
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
+RELU = scalars.activation(scalars.RELU)
+RELU_ARGUMENTS = scalars.RELU, np.float32(0), np.float32(0)
 GRID = np.arange(24, dtype=np.float32).reshape(4, 6)
 ODD = {
     "an axis of length 1 with stride 0": GRID[:, None],
@@ -79,7 +82,7 @@ def test_host_arrays_of_any_strides_arrive(name):
     np.testing.assert_array_equal(cuda.to_host(other), array.reshape(shape))
     if array.size:
         y = cuda.empty(shape, np.float32)
-        cuda.relu_forward(y, there)
+        cuda.activation_forward(y, there, RELU)
         np.testing.assert_array_equal(cuda.to_host(y), np.maximum(array.reshape(shape), 0))
 
 
@@ -141,7 +144,7 @@ def test_images_with_and_without_a_channel_axis():
 
 def test_a_launch_without_elements_does_nothing():
     none = cuda.empty((0,), np.float32)
-    cuda.relu_forward(none, none)
+    cuda.activation_forward(none, none, RELU)
     cuda.linear_forward(cuda.empty((0, 3), np.float32), cuda.empty((0, 4), np.float32),
                         cuda.empty((3, 4), np.float32), cuda.empty((3,), np.float32))  # fmt: skip
     step = counter()
@@ -272,12 +275,12 @@ def launch_on(stream, kernel, blocks, *args):
 
 @pytest.mark.parametrize("protocol", ["interface", "dlpack"])
 def test_an_arrays_pending_work_is_waited_for(stream, protocol):
-    from tinycnn.cuda.activations import relu_forward_kernel
+    from tinycnn.cuda.activations import activation_forward_kernel
 
     x, y = cuda.to_device(GRID.ravel()), cuda.empty((24,), np.float32)
-    cuda.relu_forward(y, x)  # compiles
+    cuda.activation_forward(y, x, RELU)  # compiles
     cuda.copy_to(y, np.zeros(24, np.float32))
-    launch_on(stream, relu_forward_kernel, 1, y, x)
+    launch_on(stream, activation_forward_kernel, 1, y, x, *RELU_ARGUMENTS)
     taken = cuda.to_device(Other(y, stream, protocol))
     np.testing.assert_array_equal(cuda.to_host(taken), GRID.ravel())
 
@@ -286,12 +289,12 @@ def test_an_arrays_pending_work_is_waited_for(stream, protocol):
 def test_what_is_handed_out_is_waited_for(stream, protocol):
     from cuda.core.utils import StridedMemoryView
 
-    from tinycnn.cuda.activations import relu_forward_kernel
+    from tinycnn.cuda.activations import activation_forward_kernel
 
     x, y, out = cuda.to_device(GRID.ravel()), cuda.empty((24,), np.float32), cuda.empty((24,), np.float32)
-    cuda.relu_forward(y, x)
+    cuda.activation_forward(y, x, RELU)
     cuda.copy_to(y, np.zeros(24, np.float32))
-    cuda.relu_forward(y, x)  # still pending when the other library takes it
+    cuda.activation_forward(y, x, RELU)  # still pending when the other library takes it
     shared = devices.as_dlpack(y)
     if protocol == "numba":
         taken = _launch.cuda.as_cuda_array(shared)
@@ -300,7 +303,7 @@ def test_what_is_handed_out_is_waited_for(stream, protocol):
         view = make(shared, stream_ptr=int(stream.handle))
         assert (view.ptr, view.shape) == (y.device_ctypes_pointer.value, (24,))
         taken = y
-    launch_on(stream, relu_forward_kernel, 1, out, taken)
+    launch_on(stream, activation_forward_kernel, 1, out, taken, *RELU_ARGUMENTS)
     stream.sync()
     np.testing.assert_array_equal(cuda.to_host(out), GRID.ravel())
 

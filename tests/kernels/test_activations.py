@@ -1,44 +1,53 @@
-"""Activations and softmax: against NumPy in float64, and tanh and sigmoid of float32 over the whole line."""
+"""Activations and softmax against NumPy in float64; tanh and sigmoid of float32 over all exponents."""
 
 import numpy as np
 import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import assert_close, blank
+from reference import ACTIVATIONS, assert_close, blank
 
 from tests.test_places import NAN_STOPS
 from tinycnn import kernels, scalars
+from tinycnn.kernels._jit import overload_by_dtype
 
 DTYPES = [np.float32, np.float64]
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
-# name: (value, slope, what the backward takes beside dy, options)
-ELEMENTWISE = {
-    "tanh": (reference.tanh, reference.tanh_derivative, "y", ()),
-    "scaled_tanh": (reference.scaled_tanh, reference.scaled_tanh_derivative, "y", (1.7159, 2 / 3)),
-    "sigmoid": (reference.sigmoid, reference.sigmoid_derivative, "y", ()),
-    "gaussian": (reference.gaussian, reference.gaussian_derivative, "y", ()),
-    "relu": (reference.relu, reference.relu_derivative, "y", ()),
-    "leaky_relu": (reference.leaky_relu, reference.leaky_relu_derivative, "x", (0.01,)),
-}
 ROWS = {
     "softmax": (reference.softmax, reference.softmax_backward),
     "log_softmax": (reference.log_softmax, reference.log_softmax_backward),
 }
-every_activation = pytest.mark.parametrize("name", ELEMENTWISE)
+every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 both_softmaxes = pytest.mark.parametrize("name", ROWS)
 
 
-def forward(name, x, *options):
+def kernel(name, way, *constants):
+    """(kernel, its last arguments)"""
+    if name in ROWS:
+        return getattr(kernels, name + way), ()
+    return getattr(kernels, "activation" + way), (scalars.activation(getattr(scalars, name.upper()), *constants),)
+
+
+def forward(name, x, *constants):
     y = blank(x.shape, x.dtype)
-    getattr(kernels, name + "_forward")(y, x, *options)
+    function, activation = kernel(name, "_forward", *constants)
+    function(y, x, *activation)
+    if name in ACTIVATIONS:
+        in_place = x.copy()
+        function(in_place, in_place, *activation)
+        np.testing.assert_array_equal(in_place, y)
     return y
 
 
-def backward(name, dy, y_or_x, *options):
+def backward(name, dy, y_or_x, *constants):
     dx = blank(dy.shape, dy.dtype)
-    getattr(kernels, name + "_backward")(dx, dy, y_or_x, *options)
+    function, activation = kernel(name, "_backward", *constants)
+    function(dx, dy, y_or_x, *activation)
+    if name in ACTIVATIONS:
+        in_place = dy.copy()
+        function(in_place, in_place, y_or_x, *activation)
+        np.testing.assert_array_equal(in_place, dx)
     return dx
 
 
@@ -56,19 +65,19 @@ def images(draw):
 @every_activation
 @given(image=images())
 def test_value_and_gradient(name, image, dtype):
-    value, slope, saved, options = ELEMENTWISE[name]
+    value, derivative, saved, constants = ACTIVATIONS[name]
     shape, seed, scale = image
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal(shape) * scale).astype(dtype)
-    x.reshape(-1)[:: 1 + seed % 7] = 0  # the kink of ReLU counts as left of it
+    x.reshape(-1)[:: 1 + seed % 7] = 0  # at 0 the derivative of ReLU is 0
     x = abs(x) if name == "gaussian" else x  # squared distances
-    y = forward(name, x, *options)
-    assert_close(y, value(x.astype(np.float64), *options), 0, 140)  # 7 ulp and the rounding of A and S
+    y = forward(name, x, *constants)
+    assert_close(y, value(x.astype(np.float64), *constants), 0, 140)  # 7 ulp and the rounding of A and S
     dy = rng.standard_normal(shape).astype(dtype)
     # In terms of y the derivative 1 - y^2 cannot be better than the rounding of y: absolute, not relative.
     assert_close(
-        backward(name, dy, y if saved == "y" else x, *options),
-        dy * slope(x.astype(np.float64), *options),
+        backward(name, dy, y if saved == "y" else x, *constants),
+        dy * derivative(x.astype(np.float64), *constants),
         abs(dy),
         400,
     )
@@ -101,27 +110,27 @@ def test_leaky_relu_with_any_slope(slope, dtype):
 @both_dtypes
 @every_activation
 def test_infinity_and_nan(name, dtype):
-    value, _, saved, options = ELEMENTWISE[name]
-    x = np.full((1, 1, 1, 37), 0.5, dtype)  # longer than a vector, so that both its loop and the rest are run
-    places = {3: np.nan, 11: np.inf, 17: -np.inf, 34: np.nan, 35: np.inf, 36: -np.inf}
-    for at, bad in places.items():
-        x[..., at] = bad
-    y = forward(name, x, *options)
+    value, _, saved, constants = ACTIVATIONS[name]
+    x = np.full((1, 1, 1, 37), 0.5, dtype)  # longer than a vector, to run the vectorised loop and its remainder
+    special = {3: np.nan, 11: np.inf, 17: -np.inf, 34: np.nan, 35: np.inf, 36: -np.inf}
+    for i, number in special.items():
+        x[..., i] = number
+    y = forward(name, x, *constants)
     np.testing.assert_array_equal(np.isnan(y), np.isnan(x))
-    want = value(x.astype(np.float64), *options)
+    want = value(x.astype(np.float64), *constants)
     np.testing.assert_allclose(y, want, rtol=1e-6)
     dy = np.ones_like(x)
-    dx = backward(name, dy, y if saved == "y" else x, *options)
-    np.testing.assert_array_equal(np.isnan(dx), np.isnan(x) & (f"{name}_backward" not in NAN_STOPS))
+    dx = backward(name, dy, y if saved == "y" else x, *constants)
+    np.testing.assert_array_equal(np.isnan(dx), np.isnan(x) & (name not in NAN_STOPS))
     dy[..., 5] = np.nan
-    assert np.isnan(backward(name, dy, forward(name, np.abs(x), *options), *options)[..., 5]).all()
+    assert np.isnan(backward(name, dy, forward(name, np.abs(x), *constants), *constants)[..., 5]).all()
 
 
 # --- tanh and sigmoid of float32, over the whole line -----------------------------------------------------------------
 
 
 def whole_line():
-    """Non-negative floats of every exponent with the denormals, in order, and all that lie around the clamps."""
+    """Non-negative floats of every exponent, denormals included, in order, and all floats around the clamps."""
     coarse = np.arange(0, 0x7F800000, 1021, dtype=np.uint32).view(np.float32)
     edges = [scalars.TANH_LIMIT, scalars.EXP_LIMIT, 7.9, 9.01, 88.72, 87.34, 103.97, 2.0**-126, 0.5, 1.0]
     edges += [float(n * np.log(2)) for n in (1, 2, 4, 8, 16, 32, 64, 128)]
@@ -178,7 +187,7 @@ def test_the_end_of_the_line(name):
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid"])
 def test_the_scalars_are_the_same_uncompiled(name):
-    """What stands in scalars.py is also plain Python over np.float32; compiling may fuse multiply-adds, no more."""
+    """The functions in scalars.py also run as Python on np.float32; compiled, they may only fuse multiply-adds."""
     x = np.float32([0, 1e-40, 1e-3, 0.1, 0.7, 1, 2.5, 9, 9.03, 20, 100, 104, 105])
     x = np.concatenate([x, -x])
     with np.errstate(under="ignore"):
@@ -191,7 +200,7 @@ def test_the_scalars_are_the_same_uncompiled(name):
 def test_float64_uses_the_library(name):
     x = np.concatenate([np.linspace(-800, 800, 40001), np.linspace(-3, 3, 40001)])
     with np.errstate(under="ignore"):
-        want = ELEMENTWISE[name][0](x)
+        want = ACTIVATIONS[name][0](x)
     np.testing.assert_allclose(run(name, x), want, rtol=5e-16, atol=1e-320)
 
 
@@ -247,19 +256,26 @@ def test_softmax_of_what_is_not_finite(name, dtype):
 # --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------
 
 
-def _case(name, dtype):
+def _case(name, way, dtype):
     rng = np.random.default_rng(4)
-    shape = (501, 37) if "softmax" in name else (7, 5, 33, 31)
+    shape = (501, 37) if name in ROWS else (7, 5, 33, 31)
     a, b = rng.standard_normal((2, *shape)).astype(dtype)
-    options = ELEMENTWISE.get(name.rpartition("_")[0], (0, 0, 0, ()))[3]
-    out = blank(shape, dtype)
-    return getattr(kernels, name), (out, a, b, *options) if "backward" in name else (out, a, *options), (0,)
+    constants = ACTIVATIONS[name][3] if name in ACTIVATIONS else ()
+    function, activation = kernel(name, way, *constants)
+    inputs = (a, b) if way == "_backward" else (a,)
+    return function, (blank(shape, dtype), *inputs, *activation), (0,)
 
 
-CASES = [name + way for name in (*ELEMENTWISE, *ROWS) for way in ("_forward", "_backward")]
+CASES = [name + way for name in ("activation", *ROWS) for way in ("_forward", "_backward")]
 
 
 @both_dtypes
-@pytest.mark.parametrize("name", CASES)
-def test_same_bits(name, dtype, same_bits):
-    same_bits(lambda: _case(name, dtype))
+@pytest.mark.parametrize("way", ["_forward", "_backward"])
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *ROWS])
+def test_same_bits(name, way, dtype, same_bits):
+    same_bits(lambda: _case(name, way, dtype))
+
+
+def test_every_activation_has_a_row():
+    codes = {getattr(scalars, name.upper()) for name in ACTIVATIONS}
+    assert codes == set(scalars.activations(lambda function: function, overload_by_dtype))

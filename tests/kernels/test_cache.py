@@ -1,4 +1,4 @@
-"""Compiled kernels are kept from process to process; what is damaged, stale or cannot be kept costs time."""
+"""The disk cache of compiled kernels: damaged, stale and missing entries cost time, never correctness."""
 
 import os
 import re
@@ -15,16 +15,16 @@ from tinycnn.kernels import _cache
 PACKAGE = Path(tinycnn.__file__).parent
 SCRIPT = """
 import numpy as np
-from tinycnn import kernels
+from tinycnn import kernels, scalars
 from tinycnn.kernels._jit import dispatchers
 x = np.array([[0.5, -2.0]], np.float32)
 y = np.empty_like(x)
-kernels.sigmoid_forward(y, x)
+kernels.activation_forward(y, x, scalars.activation(scalars.SIGMOID))
 np.testing.assert_allclose(y, 1 / (1 + np.exp(-x)), rtol=1e-6)
 used = [f.stats for f in dispatchers.values() if f.overloads]
 print(sum(sum(s.cache_hits.values()) for s in used), sum(sum(s.cache_misses.values()) for s in used))
 """
-# Sums over many numbers, in inner functions that LLVM optimises once by themselves and once more in their kernels.
+# Long sums in device functions, which LLVM optimises on their own and again within their kernels.
 SUMS = """
 import hashlib
 import sys
@@ -58,7 +58,7 @@ ADVICE = "set NUMBA_CACHE_DIR to a folder that can be written"
 
 @pytest.fixture
 def run(tmp_path):
-    """Run a kernel in a process of its own: (loaded, compiled, the lines on stderr)."""
+    """Run a kernel in a new process: (number of kernels loaded, number compiled, lines on stderr)."""
 
     def run(before="", package=PACKAGE, **environment):
         environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(package.parent)} | environment
@@ -94,13 +94,13 @@ def test_a_damaged_file_is_compiled_anew(run, tmp_path):
     (file,) = (tmp_path / "cache").rglob("*.kernel")
     for kind, content in damaged(file.read_bytes()).items():
         file.write_bytes(content)
-        loaded, compiled, said = run()
+        loaded, compiled, notes = run()
         assert (loaded, compiled) == (0, 1), kind
-        assert said == [f"tinycnn: the compiled kernel in {file} is damaged; it is removed and compiled anew"], kind
+        assert notes == [f"tinycnn: the compiled kernel in {file} is damaged; it is removed and compiled anew"], kind
         assert run() == (1, 0, []), kind
 
 
-def test_what_is_loaded_gives_the_bits_of_what_was_compiled(tmp_path):
+def test_loaded_kernels_give_the_bits_of_compiled_ones(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(PACKAGE.parent)}
 
     def hashes(*names):
@@ -119,7 +119,7 @@ def test_what_is_loaded_gives_the_bits_of_what_was_compiled(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["scalars.py", "kernels/pooling.py"])
-def test_an_edit_in_any_source_of_kernels_counts(run, copy, name):
+def test_an_edit_in_any_kernel_source_invalidates_entries(run, copy, name):
     assert run(package=copy) == (0, 1, [])
     with (copy / name).open("a") as file:
         file.write("# an edit\n")
@@ -127,7 +127,7 @@ def test_an_edit_in_any_source_of_kernels_counts(run, copy, name):
     assert run(package=copy) == (1, 0, [])
 
 
-def test_what_is_no_source_of_kernels():
+def test_files_that_are_not_kernel_sources():
     for path in (PACKAGE / "kernels").glob("*.py"):
         if path.name in _cache.NOT_KERNELS:
             assert not re.search(
@@ -135,7 +135,7 @@ def test_what_is_no_source_of_kernels():
             )
 
 
-def test_what_an_edit_changes_is_computed(run, copy):
+def test_an_edit_takes_effect(run, copy):
     """In a function that kernels of other files call."""
     run(package=copy)
     with (copy / "scalars.py").open("a") as file:
@@ -155,7 +155,7 @@ def sigmoid64(x):
 """
 
 
-def test_no_folder_that_can_be_written(run, copy, tmp_path):
+def test_no_writable_folder(run, copy, tmp_path):
     """Another user's site-packages and no HOME."""
     (tmp_path / "file").write_text("in the way")
     nowhere = str(tmp_path / "file" / "below")
@@ -175,17 +175,17 @@ tempfile.TemporaryFile = os.makedirs = Path.write_bytes = Path.unlink = refuse
 """
 
 
-def test_a_folder_that_can_only_be_read(run, copy, tmp_path):
-    loaded, compiled, said = run(READ_ONLY, copy)
-    assert (loaded, compiled, len(said)) == (0, 1, 1)
-    assert said[0].endswith(ADVICE)
+def test_a_read_only_folder(run, copy, tmp_path):
+    loaded, compiled, notes = run(READ_ONLY, copy)
+    assert (loaded, compiled, len(notes)) == (0, 1, 1)
+    assert notes[0].endswith(ADVICE)
     assert run(package=copy) == (0, 1, [])
-    assert run(READ_ONLY, copy) == (1, 0, [])  # what is there is used
+    assert run(READ_ONLY, copy) == (1, 0, [])  # existing entries are used
     (file,) = (tmp_path / "cache").rglob("*.kernel")
     file.write_bytes(b"garbage")
-    loaded, compiled, said = run(READ_ONLY, copy)
+    loaded, compiled, notes = run(READ_ONLY, copy)
     assert (loaded, compiled) == (0, 1)
-    assert said[0].endswith("it is removed and compiled anew")
+    assert notes[0].endswith("it is removed and compiled anew")
 
 
 FULL = """
@@ -197,10 +197,10 @@ os.replace = refuse
 
 
 def test_a_full_disk(run, tmp_path):
-    loaded, compiled, said = run(FULL)
-    assert (loaded, compiled, len(said)) == (0, 1, 1)
-    assert "No space left on device" in said[0]
-    assert said[0].endswith(ADVICE)
+    loaded, compiled, notes = run(FULL)
+    assert (loaded, compiled, len(notes)) == (0, 1, 1)
+    assert "No space left on device" in notes[0]
+    assert notes[0].endswith(ADVICE)
     assert not list((tmp_path / "cache").rglob("*.kernel*"))
 
 

@@ -1,4 +1,4 @@
-"""Steps that the CPU captures and replays do to the bit what the step itself does; what is not ours is not captured."""
+"""Captured steps on the CPU give the bits of the step itself; steps with foreign code are not captured."""
 
 import copy
 
@@ -72,7 +72,7 @@ def images(count):
 
 
 def made(chain, criterion, optimizer, batch):
-    """What takes the steps of a training, and what they change."""
+    """(run, function that returns all state that its steps change)"""
     model, batches = Sequential(*copy.deepcopy(chain), rng=1), images(STEPS * batch)
     model.set_input_shape(batches.image_shape)
     rule = optimizer(model)
@@ -96,7 +96,7 @@ def test_a_captured_step_has_the_bits_of_the_step(net, batch, monkeypatch):
         want.append(state())
     run, state = made(*NETS[net], batch)
     for number in range(STEPS):
-        if number == 1:  # from here on no layer is asked
+        if number == 1:  # replays call no layer
             monkeypatch.setattr(Plan, "forward", None)
         run.replay(batch)
         assert state() == want[number], f"after step {number + 1}"
@@ -104,27 +104,27 @@ def test_a_captured_step_has_the_bits_of_the_step(net, batch, monkeypatch):
 
 
 class InNumPy(losses.OneHotMSELoss):
-    """A loss that is no kernel."""
+    """A loss with Python code of its own."""
 
     def forward_backward(self, dx, x, target):
         super().forward_backward(dx, x, target)
         dx *= 0.5
 
 
-def test_a_step_that_is_not_made_of_kernels_alone_is_never_captured():
+def test_a_step_with_foreign_code_is_never_captured():
     chain, _, optimizer = NETS["functions of a whole row"]
-    found = []
+    states = []
     for replay in (False, True):
         run, state = made(chain, InNumPy(), optimizer, 40)
         for _ in range(STEPS):
             run.replay(40) if replay else run.step(40)
-        found.append(state())
-    assert found[0] == found[1]
+        states.append(state())
+    assert states[0] == states[1]
     ((_, capture),) = run.captures.values()
     assert not isinstance(capture.run, _capture.CapturedStep)
 
 
-def test_an_error_ends_the_recording():
+def test_an_error_ends_the_capture():
     def step():
         kernels.increment(counter)
         if counter[0] == 1:
@@ -143,7 +143,7 @@ def test_an_error_ends_the_recording():
 
 def test_what_on_epoch_changes_is_seen(monkeypatch):
     batches = images(40)
-    found = []
+    states = []
     for capture in (lambda step: step, kernels.capture):
         monkeypatch.setattr(kernels, "capture", capture)
         model = Sequential(layers.Flatten(), layers.Linear(64, 9), layers.Dropout(0.0), layers.Linear(9, 4), rng=1)
@@ -153,8 +153,8 @@ def test_what_on_epoch_changes_is_seen(monkeypatch):
             model.layers[2].p = 0.5
 
         fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=2, batch_size=8, rng=0, on_epoch=more_dropout)
-        found.append(model.theta.tobytes())
-    assert found[0] == found[1]
+        states.append(model.theta.tobytes())
+    assert states[0] == states[1]
 
 
 # --- inference --------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def chain():
 
 
 def reference_output(model, x):
-    """What a model without captures says."""
+    """The output of the model without captures."""
     model.clear_plans()
     return model(x)
 
@@ -191,7 +191,7 @@ def test_inference_is_replayed_until_something_changes(batch, monkeypatch):
 
     same_four_times()
     for m in (model, other):
-        m.theta *= 0.5  # seen by a recording
+        m.theta *= 0.5  # replays see it
     same_four_times()
     for m in (model, other):
         m.layers[1].negative_slope = 0.3

@@ -23,20 +23,20 @@ images, labels = data.synthetic_digits(300, rng=0)
 digits, first = DeviceDataset(images, labels), new()
 train(*first)
 x = np.random.default_rng(0).standard_normal((200, 1, 28, 28), np.float32)
-want = [first[0].forward(x).tobytes() for _ in range(4)][-1]  # recorded, and replayed
+want = [first[0].forward(x).tobytes() for _ in range(4)][-1]  # captured, and replayed
 assert numba.get_num_threads() == 2
 reading, writing = os.pipe()
 child = os.fork()
 if not child:
-    signal.alarm(100)  # a child that waits for threads that are not there
+    signal.alarm(100)  # in case the child waits for threads that do not exist
     again = first[0].forward(x).tobytes(), first[0].predict(x).tobytes(), data.synthetic_digits(100, rng=1)[0].tobytes()
     os.write(writing, bytes([again[0] == want]) + train(*new())[:1000])
     os._exit(0)
 os.close(writing)
-told = os.fdopen(reading, "rb").read()
+answer = os.fdopen(reading, "rb").read()
 assert os.waitpid(child, 0)[1] == 0
-assert told[0] == 1
-assert told[1:] == train(*new())[:1000]  # and the parent goes on with its threads
+assert answer[0] == 1
+assert answer[1:] == train(*new())[:1000]  # and the parent still uses its threads
 assert first[0].forward(x).tobytes() == want
 """
 

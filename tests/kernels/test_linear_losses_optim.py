@@ -51,7 +51,7 @@ def test_linear_around_the_sizes_of_blocks(N, F, O, dtype):
 
 
 @both_dtypes
-def test_linear_input_gradient_that_is_not_wanted(dtype):
+def test_linear_without_input_gradient(dtype):
     x, w, b, dy = linear_arrays(31, 17, 7, True, 1, dtype)
     _, dw, db = check_linear(x, w, b, dy)
     dw2, db2 = blank(w.shape, dtype), blank(b.shape, dtype)
@@ -135,14 +135,14 @@ def test_cross_entropy_of_huge_and_mixed_logits(dtype):
 
 
 @both_dtypes
-def test_cross_entropy_of_what_is_not_finite(dtype):
+def test_cross_entropy_with_nan_and_infinity(dtype):
     x = np.array([[0, np.nan, 1], [np.inf, 0, 1], [-np.inf, 0, 1], [-np.inf, 0, 1], [0, 0, 1]], dtype)
     loss, predicted, dx = cross_entropy(x, [0, 1, 1, 0, 2], reduction="sum")
     assert np.isnan(loss[0])
     assert np.isnan(dx[0]).all()
     assert not np.isfinite(loss[1])
-    assert np.isfinite(loss[2])  # no probability is asked of the class at -inf
-    assert loss[3] == np.inf  # all of it is
+    assert np.isfinite(loss[2])  # the class at -inf is not the target
+    assert loss[3] == np.inf  # here it is
     assert np.isfinite(dx[2:]).all()
     assert np.isfinite(loss[4])
     assert predicted[4] == 2
@@ -177,7 +177,7 @@ def test_one_hot(N, K, seed, dtype):
     np.testing.assert_array_equal(predicted, want_predicted)
 
 
-def test_one_hot_shows_nan():
+def test_one_hot_propagates_nan():
     x, predicted = np.array([[0, np.nan, 5], [7, 2, 1]]), blank(2, np.int64)
     kernels.one_hot(blank(x.shape, x.dtype), predicted, x, np.array([2, 0]))
     assert list(predicted) == [1, 0]  # as NumPy's argmax
@@ -185,16 +185,16 @@ def test_one_hot_shows_nan():
 
 # --- optimizers -------------------------------------------------------------------------------------------------------
 
-RATES = np.array([0.1, 0.05, 0.2, 0.025])  # the last one stays
+RATES = np.array([0.1, 0.05, 0.2, 0.025])  # the last one is kept
 
 
 def path(kernel, theta, grads, states, options):
-    """theta after each step; the optimizer's own vectors start at zero, as the classes make them"""
+    """theta after each step; the optimizer's state starts at zero, as in the classes"""
     theta = theta.copy()
-    own = [np.zeros_like(theta) for _ in range(states)]
+    state = [np.zeros_like(theta) for _ in range(states)]
     step, steps = np.zeros(1, np.int64), []
     for t, grad in enumerate(grads):
-        kernel(theta, grad, *own, RATES, step, *options)
+        kernel(theta, grad, *state, RATES, step, *options)
         assert step[0] == t + 1
         steps.append(theta.copy())
     return np.array(steps)
@@ -245,7 +245,7 @@ def test_adam(size, seed, betas, eps, weight_decay, decoupled, dtype):
 
 @both_dtypes
 @pytest.mark.parametrize("states", [1, 2])
-def test_optimizers_show_what_is_not_finite(states, dtype):
+def test_optimizers_propagate_nan(states, dtype):
     theta, grads = vectors(100, 3, dtype)
     grads[:, 41] = np.nan
     kernel, options = [(kernels.sgd, (0.9, 0.0, 0.0, False)), (kernels.adam, (0.9, 0.999, 1e-8, 0.0, False))][
@@ -298,7 +298,7 @@ def test_gather(N, shape, B, padding, seed, kind, dtype):
     (ph, pw), (C, H, W) = padding, shape
     x, target = blank((B, C, H + 2 * ph, W + 2 * pw), dtype), blank(B, np.int64)
     kernels.gather(x, target, images, labels, order, start, scale, shift, padding)
-    padded = np.pad(images.astype(np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))  # pixels of zero, then normalised
+    padded = np.pad(images.astype(np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))  # zero pixels, then normalised
     want = padded[index] * scale[:, None, None] + shift[:, None, None]
     assert_close(x, want, 256 * scale.max() + 5)
     np.testing.assert_array_equal(target, labels[index])
@@ -316,7 +316,7 @@ def test_accumulate_metrics():
     assert list(totals[1:]) == [3, 7, 2, 7]
 
 
-def test_accumulate_metrics_of_classes_that_count_differently_and_of_sums():
+def test_accumulate_metrics_with_class_weights_and_of_sums():
     totals, shares, target = np.zeros(5), np.array([0.5, 0.0, 2.0]), np.array([0, 1, 2])
     for _ in range(2):
         kernels.accumulate_metrics(totals, np.zeros(1, np.int64), np.float32([0.5, 0.25, 1]), target, target, shares)
@@ -329,18 +329,18 @@ def test_accumulate_metrics_of_classes_that_count_differently_and_of_sums():
 
 
 def test_array_services():
-    made = kernels.empty((2, 3), np.float32)
-    assert made.dtype == np.float32
-    np.testing.assert_array_equal(made, np.zeros((2, 3)))
-    turned = np.arange(6.0).reshape(2, 3).T
-    there = kernels.to_device(turned)
-    assert there.flags.c_contiguous
-    np.testing.assert_array_equal(kernels.to_host(there), turned)
+    new = kernels.empty((2, 3), np.float32)
+    assert new.dtype == np.float32
+    np.testing.assert_array_equal(new, np.zeros((2, 3)))
+    transposed = np.arange(6.0).reshape(2, 3).T
+    array = kernels.to_device(transposed)
+    assert array.flags.c_contiguous
+    np.testing.assert_array_equal(kernels.to_host(array), transposed)
     ran = []
     kernels.capture(lambda: ran.append(1))()
     assert ran == [1]
-    kernels.copy_to(there, np.ones((3, 2)))
-    np.testing.assert_array_equal(there, np.ones((3, 2)))
+    kernels.copy_to(array, np.ones((3, 2)))
+    np.testing.assert_array_equal(array, np.ones((3, 2)))
 
 
 # --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------

@@ -1,4 +1,4 @@
-"""Batch and group normalisation against NumPy, dropout's masks against their statistics, and their layers."""
+"""Batch and group normalisation against NumPy, statistics of dropout masks, and the layers of both."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ seeds = st.integers(0, 2**32 - 1)
 EPS = 1e-5
 
 
-def near(got, want, dtype):
-    """Up to the rounding of sums over a few hundred numbers of size one."""
+def assert_near(got, want, dtype):
+    """Equal up to the rounding of sums over a few hundred numbers of magnitude 1."""
     np.testing.assert_allclose(
         got, want, rtol=0, atol=(2e-5 if dtype == np.float32 else 1e-12) * max(1, abs(want).max())
     )
@@ -41,19 +41,19 @@ def test_batch_norm(shape, seed, affine, offset, dtype):
 
     kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, batches, 0.1, EPS, False, len(x))
     statistics = before[0][:, None, None], before[1][:, None, None]
-    near(y, reference.normalize(x.astype(np.float64), None, *ones, EPS, statistics)[0], dtype)
+    assert_near(y, reference.normalize(x.astype(np.float64), None, *ones, EPS, statistics)[0], dtype)
     np.testing.assert_array_equal(running[0], before[0].astype(dtype))
 
     x64 = x.astype(np.float64)
     want, want_mean, want_rstd = reference.normalize(x64, (0, 2, 3), *ones, EPS)
     kernels.batch_norm_forward(y, x, w, b, mean, rstd, *running, batches, 0.1, EPS, True, len(x))
-    near(mean, want_mean.ravel(), dtype)
+    assert_near(mean, want_mean.ravel(), dtype)
     spread = float(x64.std((0, 2, 3)).min())
-    if spread > 0.1:  # else 1/std blows rounding up
-        near(y, want, dtype)
-        near(rstd, want_rstd.ravel(), dtype)
-    near(running[0], 0.9 * before[0] + 0.1 * x64.mean((0, 2, 3)), dtype)
-    near(running[1], 0.9 * before[1] + 0.1 * x64.var((0, 2, 3), ddof=1), dtype)
+    if spread > 0.1:  # else 1/std magnifies rounding errors
+        assert_near(y, want, dtype)
+        assert_near(rstd, want_rstd.ravel(), dtype)
+    assert_near(running[0], 0.9 * before[0] + 0.1 * x64.mean((0, 2, 3)), dtype)
+    assert_near(running[1], 0.9 * before[1] + 0.1 * x64.var((0, 2, 3), ddof=1), dtype)
 
 
 @both_dtypes
@@ -68,10 +68,10 @@ def test_group_norm(shape, groups, seed, dtype):
     kernels.group_norm_forward(y, x, weight, bias, mean, rstd, groups, EPS)
     grouped = x.astype(np.float64).reshape(N, groups, per, H, W)
     want_mean, want_var = grouped.mean((2, 3, 4)), grouped.var((2, 3, 4))
-    near(mean, want_mean, dtype)
+    assert_near(mean, want_mean, dtype)
     if want_var.min() > 0.01:
         xhat = (grouped - want_mean[..., None, None, None]) / np.sqrt(want_var[..., None, None, None] + EPS)
-        near(y, xhat.reshape(x.shape) * weight[:, None, None].astype(np.float64) + bias[:, None, None], dtype)
+        assert_near(y, xhat.reshape(x.shape) * weight[:, None, None].astype(np.float64) + bias[:, None, None], dtype)
 
 
 norms = pytest.mark.parametrize("layer", [lambda: BatchNorm2d(1, momentum=1.0), lambda: GroupNorm(1, 1)])
@@ -87,7 +87,7 @@ def test_statistics_of_many_numbers_in_float32(shape, layer, device):
     y, axes = model.forward(x).astype(np.float64), (2, 3) if isinstance(model.layers[0], GroupNorm) else (0, 2, 3)
     x64 = x.astype(np.float64)
     want = (x64 - x64.mean(axes, keepdims=True)) / np.sqrt(x64.var(axes, keepdims=True) + 1e-5)
-    wide = x64.var(axes).min() > 0.1 and not (shape[2] == 2 and axes == (2, 3))  # else 1/std blows rounding up
+    wide = x64.var(axes).min() > 0.1 and not (shape[2] == 2 and axes == (2, 3))  # else 1/std magnifies rounding errors
     np.testing.assert_allclose(y, want, rtol=0, atol=2e-6 if wide else 1e-3)
     if "0.running_var" in (state := model.state_dict()):
         np.testing.assert_allclose(state["0.running_mean"], x64.mean(axes), rtol=2e-7)
@@ -125,7 +125,7 @@ def test_squares_that_overflow_float32(size, layer, device):
 
 
 @devices
-def test_batch_norm_layer_has_torchs_state_and_two_modes(device):
+def test_batch_norm_layer_in_both_modes(device):
     rng = np.random.default_rng(0)
     model = Sequential(BatchNorm2d(3), rng=0, device=device, input_shape=(3, 4, 5))
     assert list(model.state_dict()) == [
@@ -142,7 +142,7 @@ def test_batch_norm_layer_has_torchs_state_and_two_modes(device):
     model.eval()
     want = (x - state["0.running_mean"][:, None, None]) / np.sqrt(state["0.running_var"][:, None, None] + 1e-5)
     np.testing.assert_allclose(model.forward(x), want, rtol=1e-4, atol=1e-5)
-    assert model.state_dict()["0.num_batches_tracked"] == 1  # nothing moves in eval mode
+    assert model.state_dict()["0.num_batches_tracked"] == 1  # unchanged in eval mode
     other = Sequential(BatchNorm2d(3), rng=1, device=device, input_shape=(3, 4, 5))
     other.load_state_dict(state)
     for name, value in other.state_dict().items():
@@ -176,7 +176,7 @@ def test_gradient_of_batch_norm_in_eval_mode(affine, device):
     gradcheck_model(model, x, rtol=1e-7, rng=2)
 
 
-def test_what_cannot_be_normalised():
+def test_invalid_norms():
     with pytest.raises(ValueError, match="num_channels must be divisible by num_groups, got 6 and 4"):
         GroupNorm(4, 6)
     with pytest.raises(ValueError, match=r"BatchNorm2d\(3\) takes \(3, height, width\), got \(2, 4, 4\)"):
@@ -221,7 +221,7 @@ def test_dropout_layer(device):
     model = Sequential(Linear(40, 40), Dropout(0.3), rng=3, device=device, input_shape=(40,))
     first, dx = model.forward(x), model.backward(np.ones((50, 40)))
     again = model.forward(x)
-    assert (first != again).any()  # every step has a mask of its own
+    assert (first != again).any()  # a new mask in every step
     assert dx.shape == x.shape
     model.eval()
     plain = model.forward(x)

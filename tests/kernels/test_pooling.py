@@ -16,7 +16,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def problems(draw, dilated=False):
     """(shape of x, kernel, stride, padding, dilation, ceil_mode, seed)"""
     images, channels = draw(st.integers(1, 3), label="N"), draw(st.integers(1, 5), label="C")
-    side_by_side = draw(st.booleans(), label="2 x 2 side by side")  # these have a loop of their own
+    side_by_side = draw(st.booleans(), label="2 x 2 side by side")  # a special case in the kernels
     ceil_mode = draw(st.booleans(), label="ceil_mode")
     size, kernel, stride, padding, dilation = [], [], [], [], []
     for axis in "hw":
@@ -41,15 +41,7 @@ def image(shape, seed, dtype, ties=False):
 
 # --- average ----------------------------------------------------------------------------------------------------------
 
-HANGING_OVER = (
-    (1, 1, 5, 7),
-    (2, 2),
-    (2, 2),
-    (0, 0),
-    (1, 1),
-    True,
-    0,
-)  # the last windows, over the edge of the image
+HANGING_OVER = (1, 1, 5, 7), (2, 2), (2, 2), (0, 0), (1, 1), True, 0  # the last windows reach over the edge
 OVER_THE_PADDING = (1, 1, 4, 4), (3, 3), (2, 2), (1, 1), (1, 1), True, 0
 LARGER_THAN_THE_IMAGE = (1, 1, 2, 3), (3, 4), (2, 3), (0, 0), (1, 1), True, 0
 
@@ -116,7 +108,7 @@ def test_max(problem, ties, dtype):
 
 @both_dtypes
 @given(problem=problems(dilated=True), bad=st.sampled_from([np.nan, np.inf, -np.inf]), share=st.floats(0.02, 1))
-def test_max_of_what_is_not_finite(problem, bad, share, dtype):
+def test_max_with_nan_and_infinity(problem, bad, share, dtype):
     shape, *where, ceil_mode, seed = problem
     x = image(shape, seed, dtype, ties=True)
     x[np.random.default_rng(seed).random(shape) < share] = bad
@@ -147,7 +139,7 @@ def test_max_window_without_a_pixel(dtype):
 @both_dtypes
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", [((2, 2), (2, 2), (0, 0)), ((3, 2), (1, 2), (1, 1))])
-def test_what_is_not_finite_is_seen(where, value, dtype):
+def test_nan_and_infinity_propagate(where, value, dtype):
     x = image((2, 2, 6, 8), 3, dtype)
     out = reference.pool_out(x, *where)
     dy = image((2, 2, *out), 4, dtype)
@@ -170,12 +162,12 @@ def test_what_is_not_finite_is_seen(where, value, dtype):
 # --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------
 
 SHAPE = (9, 5, 21, 18)
-PLACES = {"2 x 2": ((2, 2), (2, 2), (0, 0)), "3 x 3 overlapping": ((3, 3), (2, 2), (1, 1))}
+WINDOWS = {"2 x 2": ((2, 2), (2, 2), (0, 0)), "3 x 3 overlapping": ((3, 3), (2, 2), (1, 1))}
 
 
-def _case(name, dtype, place):
+def _case(name, dtype, window):
     x = image(SHAPE, 1, dtype)
-    where = PLACES[place]
+    where = WINDOWS[window]
     shape = (*SHAPE[:2], *reference.pool_out(x, *where))
     dy, y, dx = image(shape, 2, dtype), blank(shape, dtype), blank(SHAPE, dtype)
     indices = blank(shape, np.int32)
@@ -194,7 +186,7 @@ CASES = ["avg_pool2d_forward", "avg_pool2d_backward", "max_pool2d_forward", "max
 
 
 @both_dtypes
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("name", CASES)
-def test_same_bits(name, place, dtype, same_bits):
-    same_bits(lambda: _case(name, dtype, place))
+def test_same_bits(name, window, dtype, same_bits):
+    same_bits(lambda: _case(name, dtype, window))

@@ -1,4 +1,4 @@
-"""How kernels are compiled, and that several processes do it ahead."""
+"""Precompilation of kernels by several processes, and options of the compiler."""
 
 import os
 import subprocess
@@ -8,75 +8,77 @@ import numba
 import numpy as np
 import pytest
 
-from tinycnn import SGD, CrossEntropyLoss, DeviceDataset, Dropout, Flatten, Linear, Sequential, kernels, train
+from tinycnn import SGD, CrossEntropyLoss, DeviceDataset, Dropout, Flatten, Linear, Sequential, kernels, scalars, train
 from tinycnn.dataset import DataLoader
 from tinycnn.kernels import _capture, _jit, _precompile
 
-# Four kernels and more, for one type each, with an empty cache; prints how many of them came from another process.
+RELU = scalars.activation(scalars.RELU)
+# Precompiles six kernels with an empty cache; prints how many of them were loaded from it.
 COMPILE = """
 import sys
 import numpy as np
-from tinycnn import kernels
+from tinycnn import kernels, scalars
 from tinycnn.kernels import _precompile, _jit
 _precompile._processors = lambda: 2
-programs = {"dies": "false", "talks and dies": "echo", "says nothing": sys.argv[2], "is not there": "no such program"}
+programs = {"dies": "false", "writes and dies": "echo", "is silent": sys.argv[2], "does not exist": "no such program"}
 sys.executable = programs.get(sys.argv[1], sys.executable)
+RELU = scalars.activation(scalars.RELU)
 x, y, z = (kernels.empty((20, 30), np.float32) for _ in range(3))
 def step():
-    kernels.leaky_relu_forward(y[0], x[0], 0.1)
-    kernels.leaky_relu_forward(y, x, 0.1)
-    kernels.leaky_relu_backward(z, y, x, 0.1)
-    kernels.gaussian_forward(y, x)
-    kernels.gaussian_backward(z, y, y)
+    kernels.activation_forward(y[0], x[0], RELU)
+    kernels.activation_forward(y, x, RELU)
+    kernels.activation_backward(z, y, x, RELU)
+    kernels.log_softmax_forward(y, x)
+    kernels.log_softmax_backward(z, y, y)
     kernels.softmax_forward(y, x)
     kernels.softmax_backward(z, y, y)
-fed = []
-class Waiting(_precompile.collections.deque):
+taken = []
+class Queue(_precompile.collections.deque):
     def popleft(self):
-        fed.append(one := super().popleft())
-        return one
-_precompile.collections.deque = Waiting
+        taken.append(task := super().popleft())
+        return task
+_precompile.collections.deque = Queue
 kernels.precompile(step)
 assert not y.any() and not z.any()
-found = [f for f in _jit.dispatchers.values() if f.overloads]
-assert len(found) == 6 and sum(len(f.overloads) for f in found) == 7, found
-assert len(fed) == len({f for f, _ in fed}) == 6, fed  # Numba's cache would mix up one that two processes compile
-print(sum(sum(f.stats.cache_hits.values()) for f in found))
+used = [f for f in _jit.dispatchers.values() if f.overloads]
+assert len(used) == 6 and sum(len(f.overloads) for f in used) == 7, used
+assert len(taken) == len({f for f, _ in taken}) == 6, taken  # each in one process: Numba's cache needs that
+print(sum(sum(f.stats.cache_hits.values()) for f in used))
 step()
 assert abs(y.sum() - 20) < 1e-4
 """
 
 
-@pytest.mark.parametrize("the_other", ["works", "dies", "talks and dies", "says nothing", "is not there"])
-def test_every_kernel_is_compiled_and_some_by_another_process(the_other, tmp_path):
+@pytest.mark.parametrize("worker", ["works", "dies", "writes and dies", "is silent", "does not exist"])
+def test_every_kernel_is_compiled_and_some_by_a_worker(worker, tmp_path):
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\nexec sleep 1000\n")
     silent.chmod(0o755)
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", COMPILE, the_other, str(silent)]
+    command = [sys.executable, "-c", COMPILE, worker, str(silent)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert (int(done.stdout) > 0) == (the_other == "works"), done.stdout
+    assert (int(done.stdout) > 0) == (worker == "works"), done.stdout
 
 
-def test_a_step_that_fails_without_its_kernels_is_compiled_as_far_as_it_gets():
+def test_a_step_that_fails_in_a_dry_run_is_compiled_up_to_there():
     x = kernels.empty((20, 30), np.float64)
 
     def step():
-        kernels.relu_forward(x, x)
+        kernels.activation_forward(x, x, RELU)
         np.log(x)
         raise ZeroDivisionError
 
     kernels.precompile(step)
     assert not x.any()
-    kernels.relu_forward(x, x)  # and kernels do what they did
+    kernels.activation_forward(x, x, RELU)  # kernels still run
 
 
-def test_nothing_is_started_where_everything_is_compiled(monkeypatch):
+def test_no_worker_is_started_if_everything_is_compiled(monkeypatch):
     x = kernels.empty((20, 30), np.float32)
 
     def step():
-        kernels.relu_forward(x, x)
+        kernels.activation_forward(x, x, RELU)
 
     kernels.precompile(step)
     monkeypatch.setattr(_precompile.subprocess, "Popen", None)
@@ -86,18 +88,18 @@ def test_nothing_is_started_where_everything_is_compiled(monkeypatch):
 def test_fit_asks_for_its_smaller_last_batch_and_for_training(monkeypatch):
     model = Sequential(Flatten(), Dropout(0.5), Linear(12, 3), input_shape=(1, 3, 4), rng=0).eval()
     data = DeviceDataset(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
-    before, asked = model.snapshot(), []
-    monkeypatch.setattr(kernels, "precompile", lambda step: _capture.trace_calls(step, asked, dry_run=True))
+    before, calls = model.snapshot(), []
+    monkeypatch.setattr(kernels, "precompile", lambda step: _capture.trace_calls(step, calls, dry_run=True))
     model.set_input_shape(data.image_shape)
     train._compile(train.StepRunner(model, CrossEntropyLoss(), DataLoader(data), SGD(model, 0.1)), {16, 4})
-    assert {len(args[0]) for function, args in asked if function.__name__.startswith("gather")} == {16, 4}
-    assert any(function.__name__ == "increment" for function, _ in asked)  # dropout's masks, in training only
+    assert {len(args[0]) for function, args in calls if function.__name__.startswith("gather")} == {16, 4}
+    assert any(function.__name__ == "increment" for function, _ in calls)  # dropout's masks, in training only
     assert not model.training
     np.testing.assert_equal(model.snapshot(), before)
 
 
-def test_what_is_compiled_second_is_compiled_like_the_first():
-    """Numba takes the entries out of a dictionary of parallel options that it is given."""
+def test_options_are_the_same_in_every_compilation():
+    """Numba removes the entries from a plain dictionary of parallel options."""
 
     def two_loops(x, y):
         for i in numba.prange(len(x)):
@@ -109,4 +111,4 @@ def test_what_is_compiled_second_is_compiled_like_the_first():
     for dtype in (np.float32, np.float64):
         compiled(np.zeros(3, dtype), np.zeros(3, dtype))
     loops = [compiled.get_metadata(types)["parfor_diagnostics"].count_parfors() for types in compiled.signatures]
-    assert loops == [2, 2]  # they would become one
+    assert loops == [2, 2]  # not fused into one

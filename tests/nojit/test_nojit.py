@@ -1,4 +1,4 @@
-"""The kernels as plain Python, without the compiler: what a debugger steps through must compute the same.
+"""The kernels as plain Python, without the compiler, as in a debugger.
 
 Run by .ci/run with NUMBA_DISABLE_JIT=1; otherwise skipped.
 """

@@ -5,8 +5,9 @@ calls launch.  No size here is a multiple of a block or a tile, unless it is sma
 """
 
 import numpy as np
+from reference import ACTIVATIONS
 
-from tinycnn import kernels
+from tinycnn import kernels, scalars
 
 SMALL = {"N": 2, "H": 7, "W": 9, "rows": 5, "classes": 10, "features": 37, "outputs": 21, "size": 150}
 LARGE = {"N": 9, "H": 17, "W": 13, "rows": 131, "classes": 11, "features": 1201, "outputs": 70, "size": 1031}
@@ -89,14 +90,10 @@ def calls(dtype, sizes, seed=0):
 
     x, dy = 3 * normal(N, 3, size), normal(N, 3, size)
     x.flat[:3] = 0, np.nan, np.inf
-    for name in ("tanh", "sigmoid", "relu"):
-        yield name + "_forward", "", (blank(x.shape, dtype), x), (0,)
-        yield name + "_backward", "", (blank(x.shape, dtype), dy, np.tanh(x)), (0,)
-    yield "gaussian_forward", "", (blank(x.shape, dtype), abs(x)), (0,)
-    yield "gaussian_backward", "", (blank(x.shape, dtype), dy, np.tanh(x)), (0,)
-    for name, options in (("scaled_tanh", (1.7159, 2 / 3)), ("leaky_relu", (0.1,))):
-        yield name + "_forward", "", (blank(x.shape, dtype), x, *options), (0,)
-        yield name + "_backward", "", (blank(x.shape, dtype), dy, np.tanh(x), *options), (0,)
+    for name, (*_, constants) in ACTIVATIONS.items():
+        activation = scalars.activation(getattr(scalars, name.upper()), *constants)
+        yield "activation_forward", name, (blank(x.shape, dtype), x, activation), (0,)
+        yield "activation_backward", name, (blank(x.shape, dtype), dy, np.tanh(x), activation), (0,)
     for C, groups in ((4, 2), (5, 5), (6, 1)):
         x, dy = normal(N, C, H, W) + 1, normal(N, C, H, W)
         weight, bias, mean = normal(C), normal(C), normal(C)

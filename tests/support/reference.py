@@ -1,4 +1,4 @@
-"""What the engine must compute, in plain NumPy and float64: slow, short and obviously right.
+"""Reference implementations in plain NumPy and float64: slow, short and obviously right.
 
 Shapes and argument names are those of the kernels.  Nothing here imports tinycnn.
 """
@@ -9,19 +9,19 @@ import numpy as np
 
 
 def out_size(size, kernel, stride, padding, dilation=1, ceil_mode=False):
-    """Output length along one axis: count the windows that fit (or, with ceil_mode, that begin before the right
-    padding and are needed to cover what is left)."""
-    reach = dilation * (kernel - 1) + 1
-    starts = list(range(0, size + 2 * padding - reach + 1, stride))
-    if ceil_mode and not starts and reach - (size + 2 * padding) < stride:  # one that is larger than the image
+    """Output length along one axis: the windows that fit; with ceil_mode one more, if the others leave pixels out and
+    it begins before the right padding."""
+    extent = dilation * (kernel - 1) + 1
+    starts = list(range(0, size + 2 * padding - extent + 1, stride))
+    if ceil_mode and not starts and extent - (size + 2 * padding) < stride:  # a window larger than the image
         starts.append(0)
-    if ceil_mode and starts[-1] + reach < size + 2 * padding and starts[-1] + stride < size + padding:
+    if ceil_mode and starts[-1] + extent < size + 2 * padding and starts[-1] + stride < size + padding:
         starts.append(starts[-1] + stride)
     return len(starts)
 
 
 def windows(x, kernel, out, stride, padding, dilation, fill):
-    """x: (N, C, H, W) -> (N, C, OH, OW, KH, KW); `fill` stands wherever a window leaves the image."""
+    """x: (N, C, H, W) -> (N, C, OH, OW, KH, KW); `fill` where a window leaves the image."""
     N, C, H, W = x.shape
     (OH, OW), (KH, KW) = out, kernel
     result = np.full((N, C, OH, OW, KH, KW), fill, x.dtype)
@@ -36,8 +36,8 @@ def windows(x, kernel, out, stride, padding, dilation, fill):
     return result
 
 
-def windows_transposed(columns, shape, stride, padding, dilation):
-    """The transpose of `windows` (with fill 0): every entry is added to the pixel it was copied from."""
+def add_windows(columns, shape, stride, padding, dilation):
+    """The transpose of `windows` (with fill 0): adds every entry to the pixel that `windows` copied it from."""
     x = np.zeros(shape, columns.dtype)
     H, W = shape[2:]
     OH, OW, KH, KW = columns.shape[2:]
@@ -79,7 +79,7 @@ def conv2d_backward(dy, x, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1), gr
         win = windows(xg, w.shape[2:], dy.shape[2:], stride, padding, dilation, 0)
         dw.append(np.einsum("noij,ncijuv->ocuv", dyg, win))
         columns = np.einsum("noij,ocuv->ncijuv", dyg, wg)
-        dx.append(windows_transposed(columns, xg.shape, stride, padding, dilation))
+        dx.append(add_windows(columns, xg.shape, stride, padding, dilation))
     return np.concatenate(dx, 1), np.concatenate(dw), dy.sum((0, 2, 3))
 
 
@@ -92,7 +92,7 @@ def im2col(x, kernel, out, stride, padding, dilation):
 def col2im(columns, shape, kernel, out, stride, padding, dilation):
     """(N, C*KH*KW, OH*OW) -> (N, C, H, W)"""
     split = columns.reshape(len(columns), -1, *kernel, *out).transpose(0, 1, 4, 5, 2, 3)
-    return windows_transposed(split, shape, stride, padding, dilation)
+    return add_windows(split, shape, stride, padding, dilation)
 
 
 # --- pooling ----------------------------------------------------------------------------------------------------------
@@ -102,12 +102,12 @@ def pool_out(x, kernel, stride, padding, dilation=(1, 1), ceil_mode=False):
     return tuple(out_size(*s, ceil_mode) for s in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True))
 
 
-def _share(x, kernel, out, stride, padding, count_include_pad, divisor):
-    """What each window's sum is divided by: (OH, OW)."""
+def _divisors(x, kernel, out, stride, padding, count_include_pad, divisor):
+    """Divisor of each window's sum: (OH, OW)."""
     if divisor:
         return np.full(out, divisor, np.float64)
     H, W = x.shape[2:]
-    if count_include_pad:  # the padded image is all ones; what a window has even beyond it does not count
+    if count_include_pad:  # ones in the padded image; entries outside of it do not count
         ones = np.ones((1, 1, H + 2 * padding[0], W + 2 * padding[1]))
         return windows(ones, kernel, out, stride, (0, 0), (1, 1), 0).sum((0, 1, 4, 5))
     return windows(np.ones((1, 1, H, W)), kernel, out, stride, padding, (1, 1), 0).sum((0, 1, 4, 5))
@@ -117,19 +117,18 @@ def avg_pool2d(x, kernel, stride, padding=(0, 0), ceil_mode=False, count_include
     x = np.asarray(x, np.float64)
     out = pool_out(x, kernel, stride, padding, (1, 1), ceil_mode)
     total = windows(x, kernel, out, stride, padding, (1, 1), 0).sum((4, 5))
-    return total / _share(x, kernel, out, stride, padding, count_include_pad, divisor)
+    return total / _divisors(x, kernel, out, stride, padding, count_include_pad, divisor)
 
 
 def avg_pool2d_backward(dy, x, kernel, stride, padding=(0, 0), count_include_pad=True, divisor=0):
     dy = np.asarray(dy, np.float64)
-    part = dy / _share(x, kernel, dy.shape[2:], stride, padding, count_include_pad, divisor)
+    part = dy / _divisors(x, kernel, dy.shape[2:], stride, padding, count_include_pad, divisor)
     columns = np.broadcast_to(part[..., None, None], (*dy.shape, *kernel))
-    return windows_transposed(columns, x.shape, stride, padding, (1, 1))
+    return add_windows(columns, x.shape, stride, padding, (1, 1))
 
 
 def max_pool2d(x, kernel, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=False):
-    """(y, indices): the first of equal entries; NaN where there is one, and then the last NaN's index; -inf and index
-    -1 for a window without a pixel."""
+    """(y, indices): of equal entries the first; of several NaN the last; -inf and -1 for a window without a pixel."""
     N, C, H, W = x.shape
     OH, OW = out = pool_out(x, kernel, stride, padding, dilation, ceil_mode)
     y, indices = np.empty((N, C, *out), x.dtype), np.empty((N, C, *out), np.int64)
@@ -213,12 +212,23 @@ def leaky_relu_derivative(x, negative_slope):
     return np.where(x > 0, 1.0, negative_slope)
 
 
-def gaussian(x):
-    return np.exp(-x / 2)
+def gaussian(x, a):
+    return np.exp(a * x)
 
 
-def gaussian_derivative(x):
-    return -np.exp(-x / 2) / 2
+def gaussian_derivative(x, a):
+    return a * np.exp(a * x)
+
+
+# name in tinycnn.scalars, in lower case: (value, derivative, what the backward takes beside dy, constants)
+ACTIVATIONS = {
+    "tanh": (tanh, tanh_derivative, "y", ()),
+    "sigmoid": (sigmoid, sigmoid_derivative, "y", ()),
+    "relu": (relu, relu_derivative, "y", ()),
+    "scaled_tanh": (scaled_tanh, scaled_tanh_derivative, "y", (1.7159, 2 / 3)),
+    "leaky_relu": (leaky_relu, leaky_relu_derivative, "x", (0.01,)),
+    "gaussian": (gaussian, gaussian_derivative, "y", (-0.5,)),
+}
 
 
 def softmax(x):
@@ -252,17 +262,17 @@ def cross_entropy(x, target, weight=None, ignore_index=-100, label_smoothing=0.0
     x = np.asarray(x, np.float64)
     N, K = x.shape
     weight = np.ones(K) if weight is None else np.asarray(weight, np.float64)
-    logs, shares = log_softmax(x), softmax(x)
+    log_p, p = log_softmax(x), softmax(x)
     loss, dx, total = np.zeros(N), np.zeros((N, K)), 0.0
     for n in range(N):
         if target[n] == ignore_index:
             continue
         total += weight[target[n]]
-        asked = np.full(K, label_smoothing / K)
-        asked[target[n]] += 1 - label_smoothing
-        asked = asked * weight
-        loss[n] = -sum(asked[k] * logs[n, k] for k in range(K) if asked[k])
-        dx[n] = shares[n] * asked.sum() - asked
+        wanted = np.full(K, label_smoothing / K)
+        wanted[target[n]] += 1 - label_smoothing
+        wanted = wanted * weight
+        loss[n] = -sum(wanted[k] * log_p[n, k] for k in range(K) if wanted[k])
+        dx[n] = p[n] * wanted.sum() - wanted
     divisor = total if reduction == "mean" else 1.0
     return loss / divisor, dx / divisor
 
@@ -315,28 +325,31 @@ def adam(theta, grads, rates, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0
 
 def ema(path, decay):
     """The exponential moving average after every step of a path of theta; the first is theta itself."""
-    found = [np.asarray(path[0], np.float64)]
+    averages = [np.asarray(path[0], np.float64)]
     for theta in path[1:]:
-        found.append(decay * found[-1] + (1 - decay) * theta)
-    return np.array(found)
-
-
-# --- comparing --------------------------------------------------------------------------------------------------------
+        averages.append(decay * averages[-1] + (1 - decay) * theta)
+    return np.array(averages)
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------------
 
 
 def normalize(x, sets, weight, bias, eps, statistics=None):
-    """x: (N, C, H, W) with mean and variance over the axes `sets` of x, or with `statistics`; (y, mean, rstd)."""
+    """x: (N, C, H, W) with mean and variance over the axes `sets`, or with `statistics`; (y, mean, rstd)."""
     mean, var = statistics if statistics else (x.mean(sets, keepdims=True), x.var(sets, keepdims=True))
     rstd = 1 / np.sqrt(var + eps)
     return (x - mean) * rstd * weight[:, None, None] + bias[:, None, None], mean, rstd
 
 
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
 def assert_close(got, want, magnitude=1.0, terms=1):
-    """Assert that `got` is `want` up to the rounding of a sum of `terms` products whose absolute values add up to
-    `magnitude`: sqrt(terms) + 4 units of the last place in float32, 1e-12 in float64."""
+    """Assert that `got` equals `want` up to rounding.
+
+    For a sum of `terms` products whose absolute values add up to `magnitude`: sqrt(terms) + 4 units in the last place
+    in float32, 1e-12 in float64.
+    """
     assert got.shape == np.shape(want), f"shape {got.shape}, expected {np.shape(want)}"
     rtol = 1e-12 if got.dtype == np.float64 else (4 + math.sqrt(terms)) * 2.0**-24
     error = np.abs(got - want)
@@ -351,5 +364,5 @@ def assert_close(got, want, magnitude=1.0, terms=1):
 
 
 def blank(shape, dtype):
-    """An output to be filled: NaN everywhere, so that an entry nobody wrote is seen."""
+    """An output array full of NaN (integers: -7), so that an entry that is not written is seen."""
     return np.full(shape, -7 if np.dtype(dtype).kind in "iu" else np.nan, dtype)

@@ -1,10 +1,11 @@
-"""Draw pen paths as grey pixels.  Loaded on first use, because it brings Numba along."""
+"""Draw pen paths as grey pixels.  Imported on first use, because it imports Numba."""
 
 import math
 
 import numpy as np
 from numba import prange
 
+from tinycnn._typing import Array
 from tinycnn.kernels._jit import device_function, kernel
 
 BOX = 20  # pixels; a digit is scaled to fit, its aspect kept
@@ -14,7 +15,7 @@ SIZE = 28  # pixels; its centre of mass is moved to (SIZE / 2, SIZE / 2), counti
 # image: (SIZE, SIZE) uint8, path: (S, 2), lifted: (S,) bool
 # pen: (S,) radius and soft: width of the grey edge, in pixels
 @device_function
-def _draw(image, path, lifted, pen, soft):
+def _draw(image: Array, path: Array, lifted: Array, pen: Array, soft: float) -> None:
     S = len(path)
     margin = pen.max() + 0.5 * soft
     x0, x1 = path[:, 0].min(), path[:, 0].max()
@@ -39,7 +40,7 @@ def _draw(image, path, lifted, pen, soft):
                 distance = math.sqrt((px - t * dx) ** 2 + (py - t * dy) ** 2)
                 radius = pen[s - 1] + t * (pen[s] - pen[s - 1])
                 grey = min(max((radius - distance) / soft + 0.5, 0.0), 1.0)
-                ink[i, j] = max(ink[i, j], grey)  # not the sum: strokes overlap where they join
+                ink[i, j] = max(ink[i, j], grey)  # not the sum: segments of a stroke overlap at their ends
 
     mass, mass_x, mass_y = 0.0, 0.0, 0.0
     for i in range(BOX):
@@ -49,7 +50,7 @@ def _draw(image, path, lifted, pen, soft):
             mass += grey
             mass_x += grey * j
             mass_y += grey * i
-    # Whole pixels, so that centring blurs nothing; the box never leaves the image.
+    # By whole pixels, so that centring does not blur; the box stays inside the image.
     right = min(max(math.floor(SIZE / 2 - mass_x / mass + 0.5), 0), SIZE - BOX)
     down = min(max(math.floor(SIZE / 2 - mass_y / mass + 0.5), 0), SIZE - BOX)
     image[:] = 0
@@ -62,7 +63,9 @@ def _draw(image, path, lifted, pen, soft):
 # points: (N, P, 2), shape: (N, 2, 2) linear map, waves: (N, W, 5) wave vector, phase, amplitude x and y
 # pen: (N, 5) radius in pixels, then amplitude, frequency and phase of its change, width of the edge in pixels
 @kernel
-def draw_digits(images, style, basis, lifted, points, shape, waves, pen):
+def draw_digits(
+    images: Array, style: Array, basis: Array, lifted: Array, points: Array, shape: Array, waves: Array, pen: Array
+) -> None:
     N = len(images)
     S, P = basis.shape[1:]
     for n in prange(N):
@@ -73,13 +76,13 @@ def draw_digits(images, style, basis, lifted, points, shape, waves, pen):
             for p in range(P):
                 x += basis[style[n], s, p] * points[n, p, 0]
                 y += basis[style[n], s, p] * points[n, p, 1]
-            bent_x, bent_y = x, y
+            warped_x, warped_y = x, y
             for w in range(waves.shape[1]):
-                push = math.sin(waves[n, w, 0] * x + waves[n, w, 1] * y + waves[n, w, 2])
-                bent_x += push * waves[n, w, 3]
-                bent_y += push * waves[n, w, 4]
-            path[s, 0] = shape[n, 0, 0] * bent_x + shape[n, 0, 1] * bent_y
-            path[s, 1] = shape[n, 1, 0] * bent_x + shape[n, 1, 1] * bent_y
-            swell = pen[n, 1] * math.sin(pen[n, 2] * s / S + pen[n, 3])
-            radius[s] = max(pen[n, 0] * (1 + swell), 0.4)
+                wave = math.sin(waves[n, w, 0] * x + waves[n, w, 1] * y + waves[n, w, 2])
+                warped_x += wave * waves[n, w, 3]
+                warped_y += wave * waves[n, w, 4]
+            path[s, 0] = shape[n, 0, 0] * warped_x + shape[n, 0, 1] * warped_y
+            path[s, 1] = shape[n, 1, 0] * warped_x + shape[n, 1, 1] * warped_y
+            modulation = pen[n, 1] * math.sin(pen[n, 2] * s / S + pen[n, 3])
+            radius[s] = max(pen[n, 0] * (1 + modulation), 0.4)
         _draw(images[n], path, lifted[style[n]], radius, pen[n, 4])

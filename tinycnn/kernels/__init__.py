@@ -1,7 +1,6 @@
-"""The CPU kernels, and the few array services every backend offers.
+"""The CPU backend: the kernels, and the array services that every backend has.
 
-A backend is a module with these names: what the arrays are made of and where the loops run is its business, what they
-compute is the same.
+A backend is a module with these names.  Backends differ in their arrays and in where the loops run, not in the results.
 """
 
 import math
@@ -12,22 +11,12 @@ from tinycnn.kernels import fused, layout
 from tinycnn.kernels._capture import CapturedStep
 from tinycnn.kernels._precompile import precompile
 from tinycnn.kernels.activations import (
-    gaussian_backward,
-    gaussian_forward,
-    leaky_relu_backward,
-    leaky_relu_forward,
+    activation_backward,
+    activation_forward,
     log_softmax_backward,
     log_softmax_forward,
-    relu_backward,
-    relu_forward,
-    scaled_tanh_backward,
-    scaled_tanh_forward,
-    sigmoid_backward,
-    sigmoid_forward,
     softmax_backward,
     softmax_forward,
-    tanh_backward,
-    tanh_forward,
 )
 from tinycnn.kernels.augment import elastic_field, jitter, random_affine, warp
 from tinycnn.kernels.batch import accumulate_metrics, gather
@@ -55,6 +44,8 @@ from tinycnn.kernels.pooling import (
 
 __all__ = [
     "accumulate_metrics",
+    "activation_backward",
+    "activation_forward",
     "adam",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
@@ -74,16 +65,12 @@ __all__ = [
     "empty",
     "fused",
     "gather",
-    "gaussian_backward",
-    "gaussian_forward",
     "group_norm_backward",
     "group_norm_forward",
     "im2col",
     "increment",
     "jitter",
     "layout",
-    "leaky_relu_backward",
-    "leaky_relu_forward",
     "linear_backward",
     "linear_forward",
     "log_softmax_backward",
@@ -95,22 +82,14 @@ __all__ = [
     "precompile",
     "random_affine",
     "rbf_loss",
-    "relu_backward",
-    "relu_forward",
-    "scaled_tanh_backward",
-    "scaled_tanh_forward",
     "sgd",
     "sgd_per_parameter",
-    "sigmoid_backward",
-    "sigmoid_forward",
     "softmax_backward",
     "softmax_forward",
     "squared_distance_backward",
     "squared_distance_forward",
     "subsample_backward",
     "subsample_forward",
-    "tanh_backward",
-    "tanh_forward",
     "to_device",
     "to_host",
     "warp",
@@ -121,15 +100,15 @@ CACHE_LINE = 64  # bytes
 
 
 def empty(shape, dtype):
-    """A new array on this device, filled with zeros.
+    """A new array of this device, filled with zeros and aligned to a cache line.
 
-    It begins where a line of the cache begins: otherwise every vector of a tile would lie on two.
+    Without the alignment every vector of a blocked map would lie on two cache lines.
     """
     dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(shape)
     size = math.prod(shape) * dtype.itemsize
-    room = np.zeros(size + CACHE_LINE, np.uint8)
-    start = -room.ctypes.data % CACHE_LINE
-    return room[start : start + size].view(dtype).reshape(shape)
+    buffer = np.zeros(size + CACHE_LINE, np.uint8)
+    start = -buffer.ctypes.data % CACHE_LINE
+    return buffer[start : start + size].view(dtype).reshape(shape)
 
 
 def to_device(array):
@@ -138,7 +117,7 @@ def to_device(array):
 
 
 def to_host(array):
-    """An array of this device as NumPy."""
+    """An array of this device as a NumPy array."""
     return array
 
 
@@ -148,9 +127,9 @@ def copy_to(array, values):
 
 
 def capture(step):
-    """`step`, a function without arguments, as something that is called like it and does the same, sooner.
+    """`step`, a function without arguments, as a callable that does the same faster.
 
-    Which kernels it calls on which arrays is written down by the first call, and from then on that is all that happens:
-    what changes from call to call must live in arrays, and nothing but kernels may change them.
+    The first call runs it and records which kernels it calls on which arrays; later calls run only these.  So whatever
+    changes from call to call must be in arrays, and only kernels may change them.
     """
     return CapturedStep(step)

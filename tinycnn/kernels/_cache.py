@@ -1,8 +1,8 @@
-"""Where compiled kernels are kept from process to process: Numba's folders, with files of our own.
+"""The disk cache of compiled kernels: in Numba's folders, with a file format of our own.
 
-Numba's files hold what the source file of a kernel gave.  Here an entry belongs to all kernel sources of the package,
-since kernels are compiled into one another.  It carries a checksum, as a power cut can leave half a file.  And where no
-folder can be written, kernels are compiled in every process, which is said once.
+Numba invalidates an entry when the source file of its kernel changes.  Here any change in the kernel sources of the
+package does, since kernels are compiled into one another.  Entries have a checksum, as a power cut can leave half a
+file.  If no folder can be written, kernels are compiled in every process, and a note says so once.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import inspect
 import os
 import pickle
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,16 @@ from numba.core.caching import FunctionCache
 from tinycnn._streams import print_stderr
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# What runs as Python beside the kernels, and is in none of them.
+# Files beside the kernels that run as Python and are compiled into none of them.
 NOT_KERNELS = {"__init__.py", "_precompile.py", "_cache.py", "_capture.py", "_threads.py"}
-CHECKSUM = 4  # bytes in front of an entry
+CHECKSUM = 4  # bytes at the start of an entry
 ADVICE = "set NUMBA_CACHE_DIR to a folder that can be written"
 
 
 @functools.cache
-def stamp(folder):
-    """A hash of all sources that kernels in a file of `folder` may be made of; "" where they are not files."""
-    sources = {path for place in (PACKAGE / "kernels", folder) for path in place.glob("*.py")}
+def source_hash(folder: Path) -> str:
+    """A hash of all sources that are compiled into kernels in `folder`; "" if they are not files."""
+    sources = {path for parent in (PACKAGE / "kernels", folder) for path in parent.glob("*.py")}
     sources = {path for path in sources if path.name not in NOT_KERNELS} | {PACKAGE / "scalars.py"}
     digest = hashlib.sha256()
     try:
@@ -41,26 +42,27 @@ def stamp(folder):
 
 
 @functools.cache
-def note_once(text):
+def note_once(text: str) -> None:
     print_stderr(f"tinycnn: {text}")
 
 
 class CacheEntries:
-    """The entries of one kernel, a file for each signature and processor: the interface of Numba's IndexDataCacheFile.
+    """The entries of one kernel, a file for each signature and processor; has the interface of Numba's
+    IndexDataCacheFile.
 
-    A file holds a checksum and the pickled (stamp, key, data), where data is pickled too: what another version of the
-    package has left is not looked at.
+    A file holds a checksum and the pickled (version, key, data), where data is pickled itself: an entry of another
+    version of the package is not unpickled.
     """
 
-    def __init__(self, folder, name, stamp, dump):
-        self.folder, self.name, self.stamp, self.dump = Path(folder), name, stamp, dump
+    def __init__(self, folder: str, name: str, version: str, dump: Callable[[Any], bytes]) -> None:
+        self.folder, self.name, self.version, self.dump = Path(folder), name, version, dump
 
-    def path(self, key):
-        """The name tells signature and processor, but not the third part of a key: hashes of code, as the stamp."""
-        named = repr((*key[:2], *key[3:]))
-        return self.folder / f"{self.name}.{hashlib.sha256(named.encode()).hexdigest()[:16]}.kernel"
+    def path(self, key: Any) -> Path:
+        """Named after signature and processor, but not after key[2], Numba's hashes of the code: `version` has that."""
+        digest = hashlib.sha256(repr((*key[:2], *key[3:])).encode()).hexdigest()
+        return self.folder / f"{self.name}.{digest[:16]}.kernel"
 
-    def load(self, key):
+    def load(self, key: Any) -> Any:
         """The data of a key, or None."""
         path = self.path(key)
         try:
@@ -70,21 +72,21 @@ class CacheEntries:
         try:
             if zlib.crc32(content[CHECKSUM:]).to_bytes(CHECKSUM, "little") != content[:CHECKSUM]:
                 raise ValueError("checksum")
-            stamp, whole_key, data = pickle.loads(content[CHECKSUM:])
-            return pickle.loads(data) if (stamp, whole_key) == (self.stamp, key) else None
-        except Exception:  # bytes may be anything, and so may what they provoke in pickle
-            self.damaged(key)
+            version, entry_key, data = pickle.loads(content[CHECKSUM:])
+            return pickle.loads(data) if (version, entry_key) == (self.version, key) else None
+        except Exception:  # damaged bytes can raise anything in pickle
+            self.discard(key)
             return None
 
-    def damaged(self, key):
-        """Remove the file of a key, and say so."""
+    def discard(self, key: Any) -> None:
+        """Remove the damaged file of a key, with a note."""
         print_stderr(f"tinycnn: the compiled kernel in {self.path(key)} is damaged; it is removed and compiled anew")
         with contextlib.suppress(OSError):
             self.path(key).unlink()
 
-    def save(self, key, data):
+    def save(self, key: Any, data: Any) -> None:
         """Write an entry, completely or not at all; OSError if it cannot be written."""
-        content = self.dump((self.stamp, key, self.dump(data)))
+        content = self.dump((self.version, key, self.dump(data)))
         path = self.path(key)
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
         try:
@@ -95,67 +97,66 @@ class CacheEntries:
                 temporary.unlink()
             raise
 
-    def flush(self):
+    def flush(self) -> None:
         """Remove all entries."""
         for path in self.folder.glob(f"{self.name}.*.kernel"):
             path.unlink()
 
 
-def _reading(locator):
-    """A locator that is content with a folder that can be read."""
+def _read_only(locator: Any) -> Any:
+    """A class like `locator`, one of Numba's cache folders, that needs to be read only."""
 
-    def ensure_cache_path(self):
-        if not os.path.isdir(self.get_cache_path()):  # noqa: PTH112 (what Numba gives is text)
+    def ensure_cache_path(self: Any) -> None:
+        if not os.path.isdir(self.get_cache_path()):  # noqa: PTH112 (Numba's path is a string)
             raise FileNotFoundError(self.get_cache_path())
 
-    return type(f"Reading{locator.__name__}", (locator,), {"ensure_cache_path": ensure_cache_path})
+    return type(f"ReadOnly{locator.__name__}", (locator,), {"ensure_cache_path": ensure_cache_path})
 
 
 @functools.cache
-def _kept(base):
-    """A class like `base`, Numba's cache of functions or numba-cuda's, whose entries are `CacheEntries`."""
-    where = base._impl_class._locator_classes
+def _cache_class(base: Any) -> Any:
+    """A class like `base`, Numba's cache of a function or numba-cuda's, with `CacheEntries`."""
+    locators = base._impl_class._locator_classes
     implementation = type(
-        "Implementation", (base._impl_class,), {"_locator_classes": [*where, *map(_reading, where)]}
+        "Implementation", (base._impl_class,), {"_locator_classes": [*locators, *map(_read_only, locators)]}
     )  # fmt: skip
 
-    class Kept(base):  # type: ignore[misc, valid-type]
+    class KernelCache(base):
         _impl_class = implementation
         _cache_file: Any
 
-        def __init__(self, function):
+        def __init__(self, function: Any) -> None:
             super().__init__(function)
-            theirs = self._cache_file
-            about = (
-                f"{stamp(Path(inspect.getfile(function)).resolve().parent) or theirs._source_stamp!r} {theirs._version}"
-            )
-            self._cache_file = CacheEntries(self._cache_path, self._impl.filename_base, about, theirs._dump)
+            original = self._cache_file
+            sources = source_hash(Path(inspect.getfile(function)).resolve().parent)
+            version = f"{sources or repr(original._source_stamp)} {original._version}"
+            self._cache_file = CacheEntries(self._cache_path, self._impl.filename_base, version, original._dump)
 
-        def load_overload(self, sig, target_context):
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
             try:
                 return super().load_overload(sig, target_context)
             except (MemoryError, KeyboardInterrupt):
                 raise
-            except Exception:  # it was whole, but is no code of this processor and this Numba
-                self._cache_file.damaged(self._index_key(sig, target_context.codegen()))
+            except Exception:  # complete, but not code for this processor and this Numba
+                self._cache_file.discard(self._index_key(sig, target_context.codegen()))
                 return None
 
-        def save_overload(self, sig, data):
+        def save_overload(self, sig: Any, data: Any) -> None:
             try:
                 super().save_overload(sig, data)
             except OSError as error:
                 note_once(f"compiled kernels cannot be kept in {self._cache_path} ({error.strerror}): {ADVICE}")
                 self.disable()
 
-    return Kept
+    return KernelCache
 
 
-def enable_cache(dispatcher, base=FunctionCache):
-    """Keep what `dispatcher` compiles in a cache like `base`; returns it.  Where there is no folder for it, it is not
-    kept, and that is said."""
+def enable_cache(dispatcher: Any, base: Any = FunctionCache) -> Any:
+    """Cache what `dispatcher` compiles, as `base` does; returns it.  If there is no folder for the cache, a note says
+    so once."""
     if hasattr(dispatcher, "_cache"):  # with NUMBA_DISABLE_JIT it is the function itself
         try:
-            dispatcher._cache = _kept(base)(dispatcher.py_func)
+            dispatcher._cache = _cache_class(base)(dispatcher.py_func)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
@@ -163,6 +164,6 @@ def enable_cache(dispatcher, base=FunctionCache):
     return dispatcher
 
 
-def is_cached(dispatcher):
-    """Whether other processes find what this one compiles."""
+def is_cached(dispatcher: Any) -> bool:
+    """Whether other processes can load what this one compiles."""
     return dispatcher._cache.cache_path is not None and getattr(dispatcher._cache, "_enabled", False)

@@ -1,48 +1,57 @@
-"""Steps that are captured and replayed.
+"""Capture and replay of steps.
 
-Of the time of a small kernel more than half goes into finding it: which layer comes next, the view of its buffer, the
-code for these types.  All of that is the same in every step, so it is done once: the calls of kernels are written down,
-and from then on they are all that happens, on the same arrays and numbers, one after the other.  Who captures a step
-has to know that it is made of kernels alone (see `tinycnn.plan.Replay`).
+Of the time of a small kernel more than half is dispatch: the next layer, the view of its buffer, the machine code for
+these types.  All of that is the same in every step, so it is done once: the first call of a captured step records which
+kernels it calls, and later calls run only these, on the same arrays and numbers, in the same order.  The caller must
+know that the step consists of kernels alone (see `tinycnn._tracked.Replay`).
 """
 
 import contextlib
 import functools
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from numba.core.dispatcher import Dispatcher
 
 from tinycnn.kernels import _threads
 
+F = TypeVar("F", bound=Callable[..., Any])
+Step = Callable[[], Any]
+Call = tuple[Callable[..., Any], tuple[Any, ...]]  # function and arguments
+
 
 class _Trace(threading.local):
-    """Of this thread: the calls that are being written down, whether they are made as well, and whether the last one
-    was to run on one thread."""
+    """State of the capture in this thread.
 
-    calls: list | None = None
+    calls   recorded so far; None: nothing is being captured
+    dry     whether kernels are only recorded, not run
+    serial  whether the last kernel ran on one thread
+    """
+
+    calls: list[Call] | None = None
     dry = serial = False
 
 
 trace = _Trace()
 
 
-def traced(function):
-    """`function`, whose calls a capture is to see: a compiled one, or a plain one that changes arrays."""
+def traced(function: F) -> F:
+    """Record the calls of `function` while a step is captured: a compiled one, or any that changes arrays."""
 
     @functools.wraps(function)
-    def call(*args):
+    def call(*args: Any) -> None:
         if trace.calls is not None:
             trace.calls.append((function, args))
             if trace.dry:
                 return
         function(*args)
 
-    return call
+    return call  # type: ignore[return-value]
 
 
-def trace_calls(step, calls, dry_run=False):
-    """Append (function, arguments) of the kernels that `step()` calls to `calls`; in a dry run they do nothing."""
+def trace_calls(step: Step, calls: list[Call], dry_run: bool = False) -> None:
+    """Append (function, arguments) of each kernel that `step()` calls to `calls`; a dry run does not run them."""
     trace.calls, trace.dry, trace.serial = calls, dry_run, False
     try:
         step()
@@ -51,33 +60,33 @@ def trace_calls(step, calls, dry_run=False):
 
 
 class CapturedStep:
-    """`step`, a function without arguments, to be called like it: the first call runs it, all later ones replay it."""
+    """`step`, a function without arguments, as a callable: the first call runs and records it, later ones replay it."""
 
-    def __init__(self, step):
+    def __init__(self, step: Step) -> None:
         self.step, self.forks = step, _threads.process.forks
-        self.calls: list = []  # (machine code, arguments)
-        self.policy: Any = contextlib.nullcontext()
+        self.calls: list[Call] = []  # machine code and arguments
+        self.policy: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
-    def __call__(self):
-        if self.forks != _threads.process.forks:  # captured by a parent process, which had threads
+    def __call__(self) -> None:
+        if self.forks != _threads.process.forks:  # captured by a parent process, with threads
             self.__init__(self.step)  # type: ignore[misc]
-        if trace.calls is not None:  # a larger step is being captured, of which this is a part
+        if trace.calls is not None:  # part of a larger step that is being captured
             self.step()
         elif self.calls:
             with _threads.pool_lock, self.policy:
                 for function, args in self.calls:
                     function(*args)
         else:
-            calls: list = []
+            calls: list[Call] = []
             trace_calls(self.step, calls)
             self.calls = [(_machine_code(function, args), args) for function, args in calls]
             if any(isinstance(f, Dispatcher) and f.targetoptions.get("parallel") for f, _ in calls):
                 self.policy = _threads.ThreadPolicy()
 
 
-def _machine_code(function, args):
-    """What a compiled function runs for arguments of these types."""
+def _machine_code(function: Any, args: tuple[Any, ...]) -> Any:
+    """The entry point of a compiled function for arguments of these types; other functions as they are."""
     if not isinstance(function, Dispatcher):
         return function
-    found = function.overloads.get(tuple(map(function.typeof_pyval, args)))
-    return found.entry_point if found else function
+    overload = function.overloads.get(tuple(map(function.typeof_pyval, args)))
+    return overload.entry_point if overload else function

@@ -1,17 +1,26 @@
-"""How kernels are compiled: one decorator for what Python calls, one for what kernels call.
+"""How kernels are compiled: decorators for functions that Python calls, and for functions that kernels call.
 
-`@kernel` compiles a function for parallel loops (`prange`) and keeps the machine code (see _cache.py), so the compiler
-runs once per machine, not once per process.  It calls no function outside its own code (see `KernelLibrary`), so that
-both give the same bits.  Threads are not free, so small calls do without them: a kernel is compiled for one thread when
-a first one comes.  So do forked children of a process with threads.  `@serial_kernel` never has them.
-`@device_function` compiles a serial helper that kernels call, `@inline_ir` marks one that becomes part of them.
+Called from Python; the machine code is cached on disk (see _cache.py), so each is compiled once per machine:
 
-The fastmath flags let LLVM reorder sums and fuse multiply-adds, which is what vectorises a reduction.  The flags
-that assume NaN and infinity away ("nnan", "ninf") are left out on purpose: a diverged run must be seen.
+    @kernel              parallel loops (`prange`); a second, serial version is compiled when a small call needs it
+                         (`_threads.runs_serial`), or in a forked child that cannot use its parent's threads
+    @parameter_kernel    a kernel over flat vectors with an entry for every parameter
+    @kernel_no_reassoc   a kernel whose sums are not reordered
+    @serial_kernel       a kernel with too little work for more than one thread
+
+Called by kernels, on one thread:
+
+    @device_function     compiled on its own; LLVM decides whether to inline it
+    @force_inline        its machine code is always inlined: for innermost loops
+    @inline_ir           inlined by Numba, before anything is compiled
+
+The fastmath flags allow LLVM to reorder sums and to fuse multiply-adds, which vectorising a reduction needs.  The flags
+that assume that there is no NaN and no infinity ("nnan", "ninf") are left out: a diverged run must be seen.
 """
 
 import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -26,10 +35,13 @@ from tinycnn.kernels import _threads
 from tinycnn.kernels._cache import enable_cache
 from tinycnn.kernels._capture import trace, traced
 
+Function = Callable[..., Any]
+Options = dict[str, Any]
+
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
-# Only `prange` makes threads.  Array expressions stay loops: each would become a parallel region of its own.  Not a
-# plain dictionary: the first compilation would take its entries out, and all others would find the defaults.
+# Only `prange` makes threads.  Array expressions stay serial loops: each would be a parallel region of its own.  Not a
+# plain dictionary: Numba removes its entries in the first compilation, and all others would get the defaults.
 NOT_PARALLEL = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
 PRANGE = ParallelOptions(dict.fromkeys(NOT_PARALLEL, False) | {"prange": True})
 
@@ -37,15 +49,15 @@ SHARED = {"linkonce_odr", "linkonce_any", "weak_odr", "weak_any"}  # linkages wi
 
 
 class KernelLibrary(JITCodeLibrary):
-    """The code of one kernel, which calls its own copies of device functions and loop bodies.
+    """The machine code of one kernel, which calls its own copies of device functions and loop bodies.
 
-    LLVM optimises each copy once more within its kernel, which may change the order of sums.  But Numba leaves copies
-    weak symbols: all callers in a process get the copy that was loaded first, or the function as it was compiled by
-    itself, which a process has only if it compiles.  Results would depend on what was compiled or loaded before.
+    LLVM optimises each copy again within its kernel, which can change the order of sums.  Numba leaves these copies as
+    weak symbols: all callers in a process get the copy that was loaded first, or the function as it was compiled on its
+    own.  Results would depend on what else was compiled or loaded, so the copies are made internal.
     """
 
-    def _finalize_final_module(self):
-        # After the optimisation, which would treat internal functions in another way.
+    def _finalize_final_module(self) -> None:
+        # After the optimisation, which would treat internal functions differently.
         for function in self._final_module.functions:
             if not function.is_declaration and function.linkage.name in SHARED:
                 function.linkage = "internal"
@@ -53,49 +65,49 @@ class KernelLibrary(JITCodeLibrary):
 
 
 class KernelCompiler(Compiler):
-    """Numba's compiler, which puts what it compiles into a `KernelLibrary`."""
+    """Numba's compiler with a `KernelLibrary` for the result."""
 
-    def define_pipelines(self):
+    def define_pipelines(self) -> Any:
         state = self.state
         state.library = KernelLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
         state.library.enable_object_caching()  # as Numba does where it makes the library
         return super().define_pipelines()
 
 
-OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
+OPTIONS: Options = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
 KERNEL_OPTIONS = OPTIONS | {"parallel": PRANGE}
-NO_REASSOC: dict[str, Any] = {"fastmath": {"contract"}}
-DEVICE_FUNCTION = OPTIONS | {"no_cpython_wrapper": True}  # nobody calls it but kernels
+NO_REASSOC: Options = {"fastmath": {"contract"}}
+DEVICE_FUNCTION = OPTIONS | {"no_cpython_wrapper": True}  # Python never calls it
 
 
-def kernel(function):
-    """Compile `function` for several threads and, for when a small call comes, for one; called from Python."""
+def kernel(function: Function) -> Any:
+    """Compile `function` for several threads and, on the first small call, for one."""
     return _parallel_and_serial(function, {})
 
 
-def parameter_kernel(function):
-    """A `kernel` over flat vectors, one number of each for every parameter."""
+def parameter_kernel(function: Function) -> Any:
+    """A `kernel` over flat vectors with an entry for every parameter; see `_threads.runs_serial`."""
     return _parallel_and_serial(function, {}, per_parameter=True)
 
 
-def kernel_no_reassoc(function):
-    """A `kernel` whose sums may not be reordered, for formulas whose accuracy rests on what is subtracted first."""
+def kernel_no_reassoc(function: Function) -> Any:
+    """A `kernel` whose sums are not reordered: for formulas that are accurate only in the order they are written."""
     return _parallel_and_serial(function, NO_REASSOC)
 
 
-def serial_kernel(function):
-    """A `kernel` with too little to do for more than one thread."""
+def serial_kernel(function: Function) -> Any:
+    """A `kernel` that never uses more than one thread."""
     return traced(_dispatcher(function, OPTIONS))
 
 
-dispatchers: dict[tuple[str, str], Any] = {}  # by module and name: what other processes are asked to compile
+dispatchers: dict[tuple[str, str], Any] = {}  # of all kernels by module and name: what worker processes compile
 
 
-def _dispatcher(function, options):
+def _dispatcher(function: Function, options: Options) -> Any:
     """Numba's dispatcher of `function`.
 
-    Ctrl-C waits for the end of a compilation, or of a load from the cache: LLVM calls back into Python, where an
-    exception would be dropped.
+    Ctrl-C waits for the end of a compilation or of a load from the cache: LLVM calls back into Python, where an
+    exception would be lost.
     """
     dispatchers[function.__module__, function.__qualname__] = dispatcher = enable_cache(
         numba.njit(pipeline_class=KernelCompiler, **options)(function)
@@ -105,50 +117,50 @@ def _dispatcher(function, options):
     return dispatcher
 
 
-def _parallel_and_serial(function, options, per_parameter=False):
-    parallel = _dispatcher(function, KERNEL_OPTIONS | options)
-    # A second name, or both would share their places in the cache.
-    twin = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_serial")
-    twin.__module__, twin.__qualname__ = function.__module__, f"{function.__qualname__}_serial"
-    serial = _dispatcher(twin, OPTIONS | options)
-
-    one, many = traced(serial), traced(parallel)
+def _parallel_and_serial(function: Function, options: Options, per_parameter: bool = False) -> Any:
+    parallel = traced(_dispatcher(function, KERNEL_OPTIONS | options))
+    # A copy under another name: with the same name both would use the same cache entries.
+    copy = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_serial")
+    copy.__module__, copy.__qualname__ = function.__module__, f"{function.__qualname__}_serial"
+    serial = traced(_dispatcher(copy, OPTIONS | options))
 
     @functools.wraps(function)
-    def call(*args):
+    def call(*args: Any) -> None:
         if _threads.runs_serial(args, per_parameter, trace) or _threads.process.forks:
-            one(*args)
+            serial(*args)
         else:
             with _threads.pool_lock:
-                many(*args)
+                parallel(*args)
 
     return call
 
 
-def device_function(function):
-    """Compile `function` for one thread; the result is called by kernels."""
+def device_function(function: Function) -> Any:
+    """Compile `function` for one thread, to be called by kernels."""
     return numba.njit(**DEVICE_FUNCTION)(function)
 
 
-def force_inline(function):
-    """A `device_function` for innermost loops, whose machine code becomes part of its callers': LLVM would often call
-    it, and calls keep vectors in memory."""
+def force_inline(function: Function) -> Any:
+    """A `device_function` for innermost loops that LLVM always inlines: a call would keep vectors in memory."""
     return numba.njit(forceinline=True, **DEVICE_FUNCTION)(function)
 
 
-def inline_ir(function):
-    """A piece of a kernel that stands on its own to be read, and is put into its place before anything is compiled:
-    LLVM goes over a `device_function` once more in each kernel, and in each device function, that calls it."""
+def inline_ir(function: Function) -> Any:
+    """A part of a kernel under a name of its own, inlined by Numba before anything is compiled.
+
+    A `device_function` costs more: LLVM optimises it again in each kernel, and in each device function, that calls it.
+    """
     return numba.njit(inline="always")(function)
 
 
-def scalar(single, double):
+def overload_by_dtype(single: Function, double: Function) -> Any:
     """One name for two functions of one number, `single` for float32 and `double` for float64.
 
-    Which one is meant is settled when the caller is compiled.  Unlike in kernels, sums may not be reordered here: the
-    approximations in scalars.py rely on what cancels first.
+    The choice is made when the caller is compiled.  Sums are not reordered here, unlike in kernels: the approximations
+    in scalars.py rely on the order of their operations.
     """
 
+    # No annotations: Numba compares the signatures of `_choose` and of what it returns.
     def choose(x):
         return single(x) if isinstance(x, np.float32) else double(x)
 

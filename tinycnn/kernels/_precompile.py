@@ -1,7 +1,7 @@
-"""Compiling all that a step needs before it is taken, in several processes.
+"""Compile all kernels of a step before it runs, in several processes.
 
-Numba compiles one function at a time, when it is first called, and keeps the result in its cache on disk.  So other
-processes can compile too: they leave what they have compiled in the cache, from where this one loads it.
+Numba compiles one function at a time, on its first call.  Its result goes into the cache on disk, so other processes
+can compile too: they leave their results in the cache, and this process loads them from there.
 """
 
 import collections
@@ -19,103 +19,106 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from tinycnn.kernels._cache import is_cached
-from tinycnn.kernels._capture import trace_calls
+from tinycnn.kernels._capture import Call, Step, trace_calls
 from tinycnn.kernels._jit import dispatchers
 
+Task = tuple[Any, dict[Any, None]]  # a dispatcher, and the argument types to compile it for
+
 PROCESSES = 3  # with more, all would wait for the one with the longest kernel
-FEW = 3  # so many kernels take hardly longer than starting a process
-JOIN_TIMEOUT = 120  # seconds for another process to end what it has begun, before it is compiled here
-WORKER_FLAG = "TINYCNN_COMPILES_FOR_ANOTHER"  # in the environment of the other processes, which start no more
+FEW = 3  # compiling so many kernels takes hardly longer than starting a process
+JOIN_TIMEOUT = 120  # seconds that a worker has to finish its last kernel, before that is compiled here
+WORKER_FLAG = "TINYCNN_COMPILES_FOR_ANOTHER"  # environment variable that is set in workers, which start no more
 
 
-def precompile(step):
-    """Compile every kernel that `step`, a function without arguments, would call; none of them is run."""
-    calls: list = []
-    with contextlib.suppress(Exception), np.errstate(all="ignore"):  # what fails here fails again when it is run
+def precompile(step: Step) -> None:
+    """Compile every kernel that `step`, a function without arguments, would call.  No kernel is run."""
+    calls: list[Call] = []
+    with contextlib.suppress(Exception), np.errstate(all="ignore"):  # an error here comes again when the step is run
         trace_calls(step, calls, dry_run=True)
-    # All types of a kernel stay together: who compiles the second finds much of the first done.
-    wanted: dict = {}
+    # One task for all types of a kernel: the second compilation reuses much of the first.
+    tasks: dict[Any, dict[Any, None]] = {}
     for function, args in calls:
         if isinstance(function, Dispatcher) and function.py_func.__module__.startswith("tinycnn."):
             types = tuple(map(function.typeof_pyval, args))
             if types not in function.overloads:
-                wanted.setdefault(function, {})[types] = None
-    # The longest should be first, and those with many arguments tend to be long.
-    waiting = collections.deque(sorted(wanted.items(), key=lambda one: -len(next(iter(one[1])))))
-    others: list = []
+                tasks.setdefault(function, {})[types] = None
+    # Kernels that take long should be first; those with many arguments tend to.
+    queue = collections.deque(sorted(tasks.items(), key=lambda task: -len(next(iter(task[1])))))
+    workers: list[_Worker] = []
     may_start = WORKER_FLAG not in os.environ and not getattr(sys, "frozen", False)
-    with contextlib.ExitStack() as ending:
+    with contextlib.ExitStack() as stack:
         while True:
             try:
-                function, kinds = waiting.popleft()
+                function, signatures = queue.popleft()
             except IndexError:
                 break
-            missed = sum(function.stats.cache_misses.values())
-            for types in kinds:
+            misses = sum(function.stats.cache_misses.values())
+            for types in signatures:
                 function.compile(types)
-            compiled_here = is_cached(function) and sum(function.stats.cache_misses.values()) > missed
-            if may_start and compiled_here and len(waiting) > FEW:
+            compiled = is_cached(function) and sum(function.stats.cache_misses.values()) > misses
+            if may_start and compiled and len(queue) > FEW:
                 may_start = False
                 for _ in range(min(PROCESSES, _processors()) - 1):
-                    with contextlib.suppress(OSError):  # where this process is no Python that can be started again
-                        others.append(ending.enter_context(_Process(waiting)))
-        for one in others:
-            one.end(JOIN_TIMEOUT)
-    for function, kinds in wanted.items():
-        for types in kinds:
-            function.compile(types)  # from the cache, or here after all
+                    with contextlib.suppress(OSError):  # sys.executable is not a Python that can be started
+                        workers.append(stack.enter_context(_Worker(queue)))
+        for worker in workers:
+            worker.join(JOIN_TIMEOUT)
+    for function, signatures in tasks.items():
+        for types in signatures:
+            function.compile(types)  # loads it from the cache, or compiles it if a worker failed
 
 
-def _processors():
+def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Process:
-    """A process that compiles what it takes from `waiting`, until nothing is left."""
+class _Worker:
+    """A process that compiles tasks from `queue` until that is empty."""
 
-    def __init__(self, waiting):
-        worker_main = f"import sys; sys.path.append(sys.argv[1]); from {__name__} import worker_main; worker_main()"
+    def __init__(self, queue: collections.deque[Task]) -> None:
+        code = f"import sys; sys.path.append(sys.argv[1]); from {__name__} import worker_main; worker_main()"
         self.process: Any = subprocess.Popen(
-            [str(sys.executable), "-c", worker_main, str(Path(__file__).parents[2])],
+            [str(sys.executable), "-c", code, str(Path(__file__).parents[2])],
             env=os.environ | {WORKER_FLAG: "1", "PYTHONSAFEPATH": "1"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self.thread = threading.Thread(target=self._feed, args=(waiting,), daemon=True)
-        self.began = False  # to compile
+        self.thread = threading.Thread(target=self._feed, args=(queue,), daemon=True)
+        self.has_task = False  # whether it was ever given one
 
-    def __enter__(self):
+    def __enter__(self) -> "_Worker":
         self.thread.start()
         return self
 
-    def end(self, patience):
-        """Wait for what it is compiling, but not for it to be ready, now that nothing is left."""
-        if self.began:
-            self.thread.join(patience)
+    def join(self, timeout: float) -> None:
+        """Wait for a running compile; do not wait for a worker that never started on one."""
+        if self.has_task:
+            self.thread.join(timeout)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
         self.thread.join()
         for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):  # what it was told, and did not read any more
+            with contextlib.suppress(OSError):  # a task that the process did not read any more
                 pipe.close()
 
-    def _feed(self, waiting):
-        """Hand over one kernel after the other.  If the process dies, what it had is compiled in this one."""
+    def _feed(self, queue: collections.deque[Task]) -> None:
+        """Send one task after the other.  If the process dies, its last task is compiled in this process."""
         with contextlib.suppress(IndexError, OSError, ValueError, pickle.PicklingError):
-            while self.process.stdout.readline():  # ready, or done with one
-                function, kinds = waiting.popleft()
-                self.began = True
-                pickle.dump((function.py_func.__module__, function.py_func.__qualname__, [*kinds]), self.process.stdin)
+            while self.process.stdout.readline():  # ready for a task
+                function, signatures = queue.popleft()
+                self.has_task = True
+                name = function.py_func.__module__, function.py_func.__qualname__
+                pickle.dump((*name, [*signatures]), self.process.stdin)
                 self.process.stdin.flush()
 
 
-def worker_main():
-    """Compile what standard input names, and say so after each: what the other processes do."""
+def worker_main() -> None:
+    """The loop of a worker: print a line when ready, read a task from standard input, compile it."""
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             print(flush=True)
-            module, name, kinds = pickle.load(sys.stdin.buffer)
+            module, name, signatures = pickle.load(sys.stdin.buffer)
             importlib.import_module(module)
-            for types in kinds:
+            for types in signatures:
                 dispatchers[module, name].compile(types)

@@ -1,12 +1,13 @@
-"""On how many threads kernels run: a single call, and a captured step.
+"""The thread policy: on how many threads a single call runs, and a captured step.
 
-For any number of threads the results are the same to the bit, so this is about time alone.
+Results are the same to the bit for any number of threads, so this affects the time only.
 """
 
 import os
 import sys
 import threading
 import time
+from typing import Any
 
 import numba
 import numpy as np
@@ -16,8 +17,10 @@ pool_lock = threading.RLock()
 
 
 class _Process:
-    """forks: how many lie between this process and one whose threads it cannot use: those of a thread pool are not
-    there in a forked child, and GNU OpenMP's ends a child that asks for them."""
+    """forks: the number of forks between this process and one whose threads it cannot use.
+
+    The threads of a pool do not exist in a forked child, and GNU OpenMP's pool ends a child that asks for them.
+    """
 
     forks = 0
 
@@ -25,84 +28,86 @@ class _Process:
 process = _Process()
 
 
-def _in_child():
-    numbas = sys.modules.get("numba.np.ufunc.parallel")
-    process.forks += getattr(numbas, "_is_initialized", False)
+def _in_child() -> None:
+    parallel = sys.modules.get("numba.np.ufunc.parallel")
+    process.forks += getattr(parallel, "_is_initialized", False)
     pool_lock.release()
 
 
-if hasattr(os, "register_at_fork"):  # no other thread may be within a kernel: its lock would never be given back
+if hasattr(os, "register_at_fork"):  # the child must not inherit a lock that another thread holds
     os.register_at_fork(before=pool_lock.acquire, after_in_parent=pool_lock.release, after_in_child=_in_child)
 
 # --- a call -----------------------------------------------------------------------------------------------------------
-# Calls for so few images, in plain order, with so few numbers in all arrays run on one thread, and so do calls with
-# fewer numbers still: two need 2 us to meet, and longer to fetch what the other one has written.
+# Calls in plain layout with at most SMALL_BATCH images and SMALL_BATCH_ELEMENTS numbers in all arrays run on one
+# thread, and so do calls with at most SERIAL_ELEMENTS numbers: starting and joining two threads takes 2 us, and reading
+# what another core has written takes longer.
 SMALL_BATCH, SMALL_BATCH_ELEMENTS, SERIAL_ELEMENTS = 7, 120_000, 20_000
-SERIAL_PARAMETERS = 100_000  # the same for parameter kernels in a captured step, after a serial kernel
+# In a captured step, a parameter kernel over at most so many parameters runs serially if the kernel before it does.
+SERIAL_PARAMETERS = 100_000
 
 
-def runs_serial(args, per_parameter, trace):
-    """Whether a kernel with these arguments runs on one thread.
+def runs_serial(args: tuple[Any, ...], per_parameter: bool, trace: Any) -> Any:
+    """Whether a kernel runs on one thread when it is called with these arguments.
 
-    trace   the captured step that it is called in, if any: there a kernel `per_parameter` follows the one before it
+    per_parameter: whether it is a parameter kernel   trace: see _capture.py; remembers the decision for the next kernel
     """
     if per_parameter and trace.calls is not None:
         return trace.serial and args[0].size <= SERIAL_PARAMETERS
     trace.serial = False
     if args[0].ndim < 5:  # not blocked, see layout.py
-        numbers = 0
+        elements = 0
         for a in args:
             if type(a) is np.ndarray:
-                numbers += a.size
-        trace.serial = numbers <= (SMALL_BATCH_ELEMENTS if len(args[0]) <= SMALL_BATCH else SERIAL_ELEMENTS)
+                elements += a.size
+        trace.serial = elements <= (SMALL_BATCH_ELEMENTS if len(args[0]) <= SMALL_BATCH else SERIAL_ELEMENTS)
     return trace.serial
 
 
 # --- a captured step --------------------------------------------------------------------------------------------------
-# Threads meet after every loop.  One that has lost its core to another program keeps the others waiting, for longer
-# than many steps take, and one thread alone is faster then.  Nothing says when that is so, but it can be measured: a
-# few steps on one thread now and then, and all that run on all.
+# Threads are joined after every loop.  If one of them loses its core to another program, the others wait for it, longer
+# than many steps take; then one thread is faster.  Only measuring tells: a few steps on one thread from time to time,
+# and all steps that run on all threads.
 
-PROBE_STEPS = 5  # so many on one thread say how long a step takes there
-WINDOW = 0.05  # seconds of parallel steps that are compared with that, or more
-LOSSES = 2  # comparisons in a row that parallel steps lose before one thread goes on for a while; one may be chance
-PROBE_BUDGET = 0.005  # of the time goes into trials, at most
+PROBE_STEPS = 5  # serial steps in a row that are timed
+WINDOW = 0.05  # seconds of parallel steps, at least, that are compared with them
+LOSSES = 2  # comparisons in a row that parallel steps must lose before the policy stays serial; one may be chance
+PROBE_BUDGET = 0.005  # largest share of the time that is spent on probing
 
 clock = time.perf_counter
 
 
 class ThreadPolicy:
-    """A context in which a step runs: on all threads, or on one while that is faster."""
+    """A context manager around a captured step: runs it on all threads, or on one while that is faster."""
 
-    def __init__(self):
-        self.all = self.used = 1  # threads that there are, and that this step runs on
+    def __init__(self) -> None:
+        self.available = self.used = 1  # threads
         self.parallel, self.serial_seconds, self.losses = False, 0.0, 0
-        self.count, self.sum = 0, 0.0  # steps since the last change, and their seconds
-        self.begun = self.until = 0.0  # when this step began, and when there is something to be tried again
+        self.steps, self.seconds = 0, 0.0  # since the last change of mode
+        self.started = self.probe_at = 0.0  # when the step started, and when the other mode is probed again
 
-    def __enter__(self):
-        self.begun, self.all = clock(), numba.get_num_threads()
-        self.used = self.all if self.parallel else 1
-        if self.used != self.all:
+    def __enter__(self) -> None:
+        self.started, self.available = clock(), numba.get_num_threads()
+        self.used = self.available if self.parallel else 1
+        if self.used != self.available:
             numba.set_num_threads(self.used)
 
-    def __exit__(self, *error):
-        if self.used != self.all:
-            numba.set_num_threads(self.all)
-        if self.all == 1:
+    def __exit__(self, *error: object) -> None:
+        if self.used != self.available:
+            numba.set_num_threads(self.available)
+        if self.available == 1:
             return
         now = clock()
-        self.count, self.sum = self.count + 1, self.sum + now - self.begun
+        self.steps, self.seconds = self.steps + 1, self.seconds + now - self.started
         if not self.parallel:
-            if self.count >= PROBE_STEPS and now >= self.until:
-                self.serial_seconds = self.sum / self.count
-                self.change(True, now + PROBE_STEPS * self.serial_seconds / PROBE_BUDGET)
-        elif self.sum > self.serial_seconds * max(self.count, PROBE_STEPS):
+            if self.steps >= PROBE_STEPS and now >= self.probe_at:
+                self.serial_seconds = self.seconds / self.steps
+                self._switch(True, now + PROBE_STEPS * self.serial_seconds / PROBE_BUDGET)
+        elif self.seconds > self.serial_seconds * max(self.steps, PROBE_STEPS):
             self.losses += 1
-            self.change(False, now + (self.sum / PROBE_BUDGET if self.losses >= LOSSES else 0.0))
-        elif self.count >= PROBE_STEPS and self.sum >= WINDOW:
+            self._switch(False, now + (self.seconds / PROBE_BUDGET if self.losses >= LOSSES else 0.0))
+        elif self.steps >= PROBE_STEPS and self.seconds >= WINDOW:
             self.losses = 0
-            self.change(now < self.until, self.until)
+            self._switch(now < self.probe_at, self.probe_at)
 
-    def change(self, parallel, until):
-        self.parallel, self.until, self.count, self.sum = parallel, until, 0, 0.0
+    def _switch(self, parallel: bool, probe_at: float) -> None:
+        self.parallel, self.probe_at, self.steps, self.seconds = parallel, probe_at, 0, 0.0

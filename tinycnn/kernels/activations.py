@@ -1,179 +1,128 @@
-"""Activations, element by element: y = f(x) and dx = f'(x) * dy.  All arrays of one kernel have one shape.
+"""Activations: y = f(x) and dx = f'(x) * dy, element by element, and softmax over rows.
 
-Where the derivative is simpler in terms of the output, the backward takes y in place of x.  Then the input is not
-needed again, and a net calls forward(y, y) and backward(dy, dy, y): memory that is not touched costs no time.
+An element-wise activation is one of those in tinycnn/scalars.py; a tuple says which, see `scalars.activation`.  All
+arrays of one call have one shape.  The backward takes the output y in place of x wherever f' is simpler in terms of y.
+Then the input is not needed again, and a net calls activation_forward(y, y, ...) and activation_backward(dy, dy, y,
+...): memory that is not touched costs no time.
 """
 
-import functools
-import inspect
 import math
 
-import numpy as np
 from numba import prange
 
 from tinycnn import scalars
-from tinycnn.kernels._capture import traced
-from tinycnn.kernels._jit import device_function, force_inline, kernel, kernel_no_reassoc, scalar
+from tinycnn.kernels._jit import device_function, force_inline, inline_ir, kernel, kernel_no_reassoc, overload_by_dtype
 from tinycnn.kernels._simd import full_width
+from tinycnn.scalars import LEAKY_RELU, RELU, SCALED_TANH, SIGMOID, TANH
 
-tanh = scalar(scalars.tanh32, scalars.tanh64)
-sigmoid = scalar(scalars.sigmoid32, scalars.sigmoid64)
-
-
-copy = traced(np.copyto)
-
-
-def in_place(source):
-    """For a kernel that overwrites its first array: Python calls it with one more argument, named `source`, whose
-    values go there first, unless it is that very array."""
-
-    def decorate(kernel):
-        @functools.wraps(kernel)
-        def call(to, values, *args):
-            if to is not values:
-                copy(to, values)
-            kernel(to, *args)
-
-        parameters = list(inspect.signature(kernel).parameters.values())
-        parameters.insert(1, parameters[0].replace(name=source))
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return call
-
-    return decorate
-
-
-TANH, SIGMOID, RELU, SCALED_TANH = scalars.TANH, scalars.SIGMOID, scalars.RELU, scalars.SCALED_TANH
 BLOCK = 2048  # numbers a task
+
+pairs = scalars.activations(inline_ir, overload_by_dtype)
+tanh_value, tanh_gradient = pairs[TANH]
+sigmoid_value, sigmoid_gradient = pairs[SIGMOID]
+relu_value, relu_gradient = pairs[RELU]
+scaled_tanh_value, scaled_tanh_gradient = pairs[SCALED_TANH]
+leaky_relu_value, leaky_relu_gradient = pairs[LEAKY_RELU]
+gaussian_value, gaussian_gradient = pairs[scalars.GAUSSIAN]
+scaled_tanh_constants = inline_ir(scalars.scaled_tanh_constants)
 
 
 @force_inline
-def sigmoid_inplace(y):  # LLVM vectorises this loop only if it is force_inline as it is
+def sigmoid_inplace(y, a, b):  # LLVM vectorises this loop only in a function of its own that is inlined
     for i in range(y.size):
-        y[i] = sigmoid(y[i])
+        y[i] = sigmoid_value(y[i], a, b)
 
 
 @device_function
-def apply_activation(y, formula):
-    """y = f(y), flat.  formula: which f, and its two constants"""
+def apply_activation(y, activation):
+    """y = f(y), flat.  A loop for each f, so that each is vectorised."""
     full_width()
-    which, a, s, zero = formula[0], y.dtype.type(formula[1]), y.dtype.type(formula[2]), y.dtype.type(0)
-    if which == TANH:
+    code, a, b = activation[0], y.dtype.type(activation[1]), y.dtype.type(activation[2])
+    if code == TANH:
         for i in range(y.size):
-            y[i] = tanh(y[i])
-    elif which == SIGMOID:
-        sigmoid_inplace(y)
-    elif which == RELU:
+            y[i] = tanh_value(y[i], a, b)
+    elif code == SIGMOID:
+        sigmoid_inplace(y, a, b)
+    elif code == RELU:
         for i in range(y.size):
-            y[i] = zero if y[i] <= zero else y[i]  # written so that NaN stays NaN
+            y[i] = relu_value(y[i], a, b)
+    elif code == SCALED_TANH:
+        for i in range(y.size):
+            y[i] = scaled_tanh_value(y[i], a, b)
+    elif code == LEAKY_RELU:
+        for i in range(y.size):
+            y[i] = leaky_relu_value(y[i], a, b)
     else:
         for i in range(y.size):
-            y[i] = a * tanh(s * y[i])
+            y[i] = gaussian_value(y[i], a, b)
 
 
 @device_function
-def apply_derivative(dx, y, formula):
-    """dx *= f'(x), flat, where y = f(x)."""
-    which, zero = formula[0], y.dtype.type(0)
-    if which == TANH:
+def apply_derivative(dx, y, activation):
+    """dx *= f'(x), flat, where y = f(x); for LEAKY_RELU y is x."""
+    code, a, b = activation
+    c, d = y.dtype.type(a), y.dtype.type(b)
+    if code == TANH:
         for i in range(dx.size):
-            dx[i] -= dx[i] * y[i] * y[i]
-    elif which == SIGMOID:
+            dx[i] = tanh_gradient(dx[i], y[i], c, d)
+    elif code == SIGMOID:
         for i in range(dx.size):
-            dx[i] *= y[i] - y[i] * y[i]
-    elif which == RELU:
+            dx[i] = sigmoid_gradient(dx[i], y[i], c, d)
+    elif code == RELU:
         for i in range(dx.size):
-            dx[i] = zero if y[i] <= zero else dx[i]
+            dx[i] = relu_gradient(dx[i], y[i], c, d)
+    elif code == SCALED_TANH:
+        c, d = scaled_tanh_constants(a, b)
+        c, d = y.dtype.type(c), y.dtype.type(d)
+        for i in range(dx.size):
+            dx[i] = scaled_tanh_gradient(dx[i], y[i], c, d)
+    elif code == LEAKY_RELU:
+        for i in range(dx.size):
+            dx[i] = leaky_relu_gradient(dx[i], y[i], c, d)
     else:
-        at_zero, fall = y.dtype.type(formula[1] * formula[2]), y.dtype.type(formula[2] / formula[1])
         for i in range(dx.size):
-            dx[i] *= at_zero - fall * y[i] * y[i]
+            dx[i] = gaussian_gradient(dx[i], y[i], c, d)
 
 
-@in_place("x")
+@device_function
+def copy_block(out, source):
+    for i in range(source.size):
+        out[i] = source[i]
+
+
 @kernel
-def forward(y, formula):
-    y = y.reshape(y.size)
+def forward(y, x, activation):
+    """x: of size 0 if y holds x already"""
+    y, x = y.reshape(y.size), x.reshape(x.size)
     for block in prange((y.size + BLOCK - 1) // BLOCK):
-        apply_activation(y[block * BLOCK : (block + 1) * BLOCK], formula)
-
-
-@in_place("dy")
-@kernel
-def backward(dx, y, formula):
-    dx, y = dx.reshape(dx.size), y.reshape(y.size)
-    for block in prange((dx.size + BLOCK - 1) // BLOCK):
-        apply_derivative(dx[block * BLOCK : (block + 1) * BLOCK], y[block * BLOCK : (block + 1) * BLOCK], formula)
-
-
-def tanh_forward(y, x):
-    forward(y, x, (TANH, 1.0, 1.0))
-
-
-def tanh_backward(dx, dy, y):
-    backward(dx, dy, y, (TANH, 1.0, 1.0))
-
-
-def scaled_tanh_forward(y, x, A, S):
-    """y = A tanh(S x); 1.7159 and 2/3 in LeCun et al. 1998, appendix A."""
-    forward(y, x, (SCALED_TANH, float(A), float(S)))
-
-
-def scaled_tanh_backward(dx, dy, y, A, S):
-    backward(dx, dy, y, (SCALED_TANH, float(A), float(S)))
-
-
-def sigmoid_forward(y, x):
-    forward(y, x, (SIGMOID, 1.0, 1.0))
-
-
-def sigmoid_backward(dx, dy, y):
-    backward(dx, dy, y, (SIGMOID, 1.0, 1.0))
-
-
-def relu_forward(y, x):
-    forward(y, x, (RELU, 1.0, 1.0))
-
-
-def relu_backward(dx, dy, y):
-    backward(dx, dy, y, (RELU, 1.0, 1.0))
+        out = y[block * BLOCK : (block + 1) * BLOCK]
+        copy_block(out, x[block * BLOCK : (block + 1) * BLOCK])
+        apply_activation(out, activation)
 
 
 @kernel
-def leaky_relu_forward(y, x, negative_slope):
-    x, y = x.reshape(x.size), y.reshape(y.size)
-    zero, slope = x.dtype.type(0), x.dtype.type(negative_slope)
-    for i in prange(x.size):
-        y[i] = slope * x[i] if x[i] <= zero else x[i]
-
-
-@kernel
-def leaky_relu_backward(dx, dy, x, negative_slope):
-    dx, dy, x = dx.reshape(dx.size), dy.reshape(dy.size), x.reshape(x.size)
-    zero, slope = x.dtype.type(0), x.dtype.type(negative_slope)
-    for i in prange(dx.size):
-        dx[i] = slope * dy[i] if x[i] <= zero else dy[i]
-
-
-@kernel
-def gaussian_forward(y, x):
-    """y = exp(-x/2), of squared distances x."""
-    x, y = x.reshape(x.size), y.reshape(y.size)
-    slope = x.dtype.type(-0.5)
-    for i in prange(x.size):
-        y[i] = math.exp(slope * x[i])
-
-
-@kernel
-def gaussian_backward(dx, dy, y):
+def backward(dx, dy, y, activation):
+    """dy: of size 0 if dx holds dy already"""
     dx, dy, y = dx.reshape(dx.size), dy.reshape(dy.size), y.reshape(y.size)
-    slope = y.dtype.type(-0.5)
-    for i in prange(dx.size):
-        dx[i] = slope * y[i] * dy[i]
+    for block in prange((dx.size + BLOCK - 1) // BLOCK):
+        out = dx[block * BLOCK : (block + 1) * BLOCK]
+        copy_block(out, dy[block * BLOCK : (block + 1) * BLOCK])
+        apply_derivative(out, y[block * BLOCK : (block + 1) * BLOCK], activation)
+
+
+def activation_forward(y, x, activation):
+    """y = f(x); in place if y is x.  activation: see `scalars.activation`"""
+    forward(y, x[:0] if x is y else x, activation)
+
+
+def activation_backward(dx, dy, y, activation):
+    """dx = f'(x) * dy; in place if dx is dy.  y: the output of activation_forward, for LEAKY_RELU its input"""
+    backward(dx, dy[:0] if dy is dx else dy, y, activation)
 
 
 @device_function
-def largest(x):
-    """The largest number of a row; NaN if there is one."""
+def row_max(x):
+    """The largest number of a row; NaN if it contains NaN."""
     top = x[0]
     for k in range(1, x.size):
         top = x[k] if x[k] > top or x[k] != x[k] else top
@@ -185,7 +134,7 @@ def softmax_forward(y, x):
     """y[r] = exp(x[r]) / sum(exp(x[r])) for every row r; x, y: (R, K)"""
     for r in prange(x.shape[0]):
         xr, yr = x[r], y[r]
-        top, total = largest(xr), x.dtype.type(0)
+        top, total = row_max(xr), x.dtype.type(0)
         for k in range(xr.size):
             yr[k] = math.exp(xr[k] - top)
             total += yr[k]
@@ -210,7 +159,7 @@ def log_softmax_forward(y, x):
     """y[r] = x[r] - log(sum(exp(x[r]))) for every row r; x, y: (R, K)"""
     for r in prange(x.shape[0]):
         xr, yr = x[r], y[r]
-        top, total = largest(xr), x.dtype.type(0)
+        top, total = row_max(xr), x.dtype.type(0)
         for k in range(xr.size):
             total += math.exp(xr[k] - top)
         log_total = math.log(total)

@@ -1,4 +1,4 @@
-"""Gathering a batch (pick images, convert, normalise, pad, in one pass), and keeping count of batches."""
+"""Gathering of batches (index, convert, normalise and pad in one pass), and metrics over an epoch."""
 
 import math
 
@@ -8,16 +8,16 @@ from tinycnn.kernels._jit import device_function, kernel, serial_kernel
 
 
 @device_function
-def take_plane(x, image, scale, shift, ph, pw):
+def gather_plane(x, image, scale, shift, ph, pw):
     """x[i + ph, j + pw] = image[i, j]*scale + shift, and shift elsewhere."""
     if ph > 0 or pw > 0:
         for i in range(x.shape[0]):
             for j in range(x.shape[1]):
                 x[i, j] = shift
     for i in range(image.shape[0]):
-        row, to = image[i], x[i + ph, pw:]
+        row, out = image[i], x[i + ph, pw:]
         for j in range(image.shape[1]):
-            to[j] = x.dtype.type(row[j]) * scale + shift
+            out[j] = x.dtype.type(row[j]) * scale + shift
 
 
 @kernel
@@ -27,35 +27,35 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
 
     x: (B, C, H + 2 ph, W + 2 pw)   images: (N, C, H, W), uint8 or float   target: (B,)   labels: (N,)
     order: at least cursor[0] + B image numbers   cursor: (1,)   scale, shift: (C,)
-    Padding is what a pixel of zero becomes: shift[c].
+    The padding has the value of a zero pixel, shift[c].
     """
     for b in prange(len(x)):
         n = order[cursor[0] + b]
         target[b] = labels[n]
         for c in range(x.shape[1]):
             a, s = x.dtype.type(scale[c]), x.dtype.type(shift[c])
-            take_plane(x[b, c], images[n, c], a, s, padding[0], padding[1])
+            gather_plane(x[b, c], images[n, c], a, s, padding[0], padding[1])
 
 
 @serial_kernel
 def accumulate_metrics(totals, cursor, loss, predicted, target, class_weight):
-    """Count a batch: add it to the totals of the epoch, and move on to the next.
+    """Add a batch to the totals of the epoch, and move the cursor to the next one.
 
     totals: (5,) float64: loss (times the batch's weight, if there are class weights), correct predictions, images,
     batches until the loss is first not finite, and weight   cursor: (1,), incremented by B
     loss, target: (B,)   predicted: (B,), or (0,) for none
     class_weight: (K,) float64, the weight of an image of each class in a mean, or (0,) for a loss that is a sum
     """
-    total, right, share = 0.0, 0, 0.0
+    total, correct, weight = 0.0, 0, 0.0
     for n in range(len(loss)):
         total += loss[n]
     for n in range(len(predicted)):
-        right += predicted[n] == target[n]
+        correct += predicted[n] == target[n]
     for n in range(len(target) if len(class_weight) else 0):
-        share += class_weight[target[n]]
-    totals[0] += total * share if len(class_weight) else total
-    totals[1] += right
+        weight += class_weight[target[n]]
+    totals[0] += total * weight if len(class_weight) else total
+    totals[1] += correct
     totals[2] += len(loss)
-    totals[3] += abs(totals[0]) < math.inf  # `isfinite` takes x - x, which a reordered sum makes zero
-    totals[4] += share
+    totals[3] += abs(totals[0]) < math.inf  # not `isfinite`: it tests x - x, which reordering makes 0
+    totals[4] += weight
     cursor[0] += len(loss)

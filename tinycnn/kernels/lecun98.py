@@ -1,6 +1,6 @@
-"""What LeNet-5 of 1998 has and later nets do not (LeCun, Bottou, Bengio and Haffner 1998, section II.B).
+"""Kernels that only LeNet-5 of 1998 needs (LeCun, Bottou, Bengio and Haffner 1998, section II.B).
 
-Subsampling with a coefficient and a bias a map, convolution along a connection table, distances to given points.
+Subsampling with a coefficient and a bias per map, convolution along a connection table, squared distances, RBF losses.
 """
 
 import numpy as np
@@ -11,32 +11,32 @@ from tinycnn.kernels._simd import ravel
 from tinycnn.kernels.layout import via_nchw
 from tinycnn.kernels.pooling import clear, mean_2x2, mean_2x2_backward
 
-# Windows lie side by side; those of LeNet-5, 2 x 2, are written out in pooling.py.
+# The stride is the kernel size.  Windows of 2 x 2, as in LeNet-5, have loops of their own in pooling.py.
 
 
 @device_function
 def window_sums(sums, x, KH, KW):
-    """One plane: sums[i, j] = sum of window (i, j).  sums: (OH, OW)   x: (H, W)"""
+    """sums[i, j] = sum of window (i, j) of one plane.  sums: (OH, OW)   x: (H, W)"""
     if KH == 2 and KW == 2:
         mean_2x2(sums, x, x.dtype.type(1), 0, len(sums))
         return
     for i in range(len(sums)):
-        to = sums[i]
-        for j in range(to.size):
-            to[j] = 0
+        out = sums[i]
+        for j in range(out.size):
+            out[j] = 0
         for u in range(KH):
             row = x[i * KH + u]
             for v in range(KW):
-                for j in range(to.size):
-                    to[j] += row[j * KW + v]
+                for j in range(out.size):
+                    out[j] += row[j * KW + v]
 
 
 @device_function
-def subsample_plane(y, x, factor, offset, KH, KW):
+def subsample_plane(y, x, weight, bias, KH, KW):
     window_sums(y, x, KH, KW)
     flat = ravel(y)
     for k in range(flat.size):
-        flat[k] = factor * flat[k] + offset
+        flat[k] = weight * flat[k] + bias
 
 
 @via_nchw(0)
@@ -49,70 +49,70 @@ def subsample_forward(y, x, weight, bias, kernel_size, scale):
     C = x.shape[1]
     for task in prange(len(x) * C):
         n, c = task // C, task % C
-        factor = weight[c] * x.dtype.type(scale)
-        subsample_plane(y[n, c], x[n, c], factor, bias[c], kernel_size[0], kernel_size[1])
+        w = weight[c] * x.dtype.type(scale)
+        subsample_plane(y[n, c], x[n, c], w, bias[c], kernel_size[0], kernel_size[1])
 
 
 @device_function
-def subsample_slopes(dy, x, c, KH, KW):
+def subsample_weight_grad(dy, x, c, KH, KW):
     """Sums of dy * window and of dy over map c of all images."""
-    slope, offset = x.dtype.type(0), x.dtype.type(0)
+    dweight, dbias = x.dtype.type(0), x.dtype.type(0)
     windows = np.empty(dy.shape[2:], x.dtype)
     flat = ravel(windows)
     for n in range(len(x)):
         window_sums(windows, x[n, c], KH, KW)
         g = dy[n, c].reshape(flat.size)
         for k in range(g.size):
-            slope += g[k] * flat[k]
-            offset += g[k]
-    return slope, offset
+            dweight += g[k] * flat[k]
+            dbias += g[k]
+    return dweight, dbias
 
 
 @device_function
-def subsample_spread(dx, dy, factor, KH, KW):
-    """The transpose of `subsample_plane`; what no window reaches gets zero."""
+def subsample_input_grad(dx, dy, weight, KH, KW):
+    """The transpose of `subsample_plane`; pixels outside of all windows get zero."""
     if KH == 2 and KW == 2:
-        mean_2x2_backward(dx, dy, factor)
+        mean_2x2_backward(dx, dy, weight)
         return
     clear(dx)
     for h in range(dy.shape[0] * KH):
-        to, g = dx[h], dy[h // KH]
+        out, g = dx[h], dy[h // KH]
         for v in range(KW):
             for j in range(g.size):
-                to[j * KW + v] = factor * g[j]
+                out[j * KW + v] = weight * g[j]
 
 
 @via_nchw(0)
 @kernel
 def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
-    """Gradients of all three arguments of `subsample_forward`; dx of size 0 is not computed."""
+    """Gradients of all three arguments of `subsample_forward`.  A dx of size 0 is not computed."""
     for c in prange(x.shape[1]):
         KH, KW = kernel_size
-        slope, offset = subsample_slopes(dy, x, c, KH, KW)
-        dweight[c], dbias[c] = slope * x.dtype.type(scale), offset
+        dw, db = subsample_weight_grad(dy, x, c, KH, KW)
+        dweight[c], dbias[c] = dw * x.dtype.type(scale), db
         if dx.size:
             for n in range(len(x)):
-                subsample_spread(dx[n, c], dy[n, c], weight[c] * x.dtype.type(scale), KH, KW)
+                subsample_input_grad(dx[n, c], dy[n, c], weight[c] * x.dtype.type(scale), KH, KW)
 
 
-# A convolution along a table works on whole planes at once: with the pitch of the input, the pixels that a tap meets
-# are the input itself from some number on.  What is computed between two rows of the output is dropped, or zero.
+# A convolution along a table works on whole planes: if rows of the output are stored with the pitch of the input, the
+# pixels that one tap reads are a contiguous run of the input.  The numbers between two output rows are ignored or zero.
 
 
 @device_function
-def lay_out(padded, dy, pitch):
-    """dy: (OH, OW) row by row with `pitch`, zeros between."""
+def pad_rows(padded, dy, pitch):
+    """padded = the rows of dy, (OH, OW), `pitch` apart, with zeros between them."""
     for k in range(padded.size):
         padded[k] = 0
     for i in range(dy.shape[0]):
-        to, g = padded[i * pitch :], dy[i]
+        out, g = padded[i * pitch :], dy[i]
         for j in range(g.size):
-            to[j] = g[j]
+            out[j] = g[j]
 
 
 @device_function
-def add_pair(out, plane, w, pitch):
-    """out += plane convolved with w; out: a run over all rows of the output   plane: (H*W,)   w: (KH, KW)"""
+def conv_plane(out, plane, w, pitch):
+    """out += plane convolved with w; out: a run over all output rows   plane: (H*W,)   w: (KH, KW)"""
     for u in range(w.shape[0]):
         for v in range(w.shape[1]):
             source, tap = plane[u * pitch + v :], w[u, v]
@@ -121,18 +121,18 @@ def add_pair(out, plane, w, pitch):
 
 
 @device_function
-def spread_pair(plane, g, w, pitch):
-    """The transpose of `add_pair`."""
+def conv_plane_input_grad(plane, g, w, pitch):
+    """The transpose of `conv_plane`."""
     for u in range(w.shape[0]):
         for v in range(w.shape[1]):
-            to, tap = plane[u * pitch + v :], w[u, v]
+            out, tap = plane[u * pitch + v :], w[u, v]
             for k in range(g.size):
-                to[k] += tap * g[k]
+                out[k] += tap * g[k]
 
 
 @device_function
-def pair_gradient(dw, g, plane, pitch):
-    """dw += the sums over the run of g times the plane, shifted by each tap."""
+def conv_plane_weight_grad(dw, g, plane, pitch):
+    """dw[u, v] += sum of g * (plane shifted by the tap); g: a run over all output rows"""
     for u in range(dw.shape[0]):
         for v in range(dw.shape[1]):
             source, total = plane[u * pitch + v :], dw.dtype.type(0)
@@ -142,19 +142,19 @@ def pair_gradient(dw, g, plane, pitch):
 
 
 @device_function
-def map_output(y, x, w, bias, sources, first, last):
-    """One output map of one image.  y: (OH, OW)   x: (C, H, W)"""
+def conv_output(y, x, w, bias, sources, first, end):
+    """One output map of one image, from pairs first ... end - 1.  y: (OH, OW)   x: (C, H, W)"""
     pitch = x.shape[2]
     run = np.empty((y.shape[0] - 1) * pitch + y.shape[1], y.dtype)
     for k in range(run.size):
         run[k] = bias
-    for p in range(first, last):
+    for p in range(first, end):
         plane = x[sources[p]]
-        add_pair(run, ravel(plane), w[p], pitch)
+        conv_plane(run, ravel(plane), w[p], pitch)
     for i in range(y.shape[0]):
-        to, got = y[i], run[i * pitch :]
-        for j in range(to.size):
-            to[j] = got[j]
+        out, source = y[i], run[i * pitch :]
+        for j in range(out.size):
+            out[j] = source[j]
 
 
 @via_nchw(0)
@@ -162,37 +162,37 @@ def map_output(y, x, w, bias, sources, first, last):
 def conv2d_map_forward(y, x, w, b, sources, starts):
     """y[n, o] = b[o] + sum of x[n, sources[p]] convolved with w[p] over the pairs p = starts[o] ... starts[o + 1] - 1.
 
-    x: (N, C, H, W)   y: (N, O, H - KH + 1, W - KW + 1)   w: (pairs, KH, KW)   b: (O,)   sources: (pairs,)   starts:
-    (O + 1,)   Only pairs that are connected are computed.
+    x: (N, C, H, W)   y: (N, O, H - KH + 1, W - KW + 1)   w: (pairs, KH, KW)   b: (O,)
+    sources: (pairs,), the input map of each connected pair of maps   starts: (O + 1,)
     """
     O = y.shape[1]
     for task in prange(len(x) * O):
         n, o = task // O, task % O
-        map_output(y[n, o], x[n], w, b[o], sources, starts[o], starts[o + 1])
+        conv_output(y[n, o], x[n], w, b[o], sources, starts[o], starts[o + 1])
 
 
 @device_function
-def map_weights(dw, db, dy, x, o, sources, first, last):
-    """dw of the pairs of output o, and its bias."""
+def conv_weight_grad(dw, db, dy, x, o, sources, first, end):
+    """dw of the pairs of output map o, and db[o]."""
     pitch = x.shape[3]
     run = np.empty((dy.shape[2] - 1) * pitch + dy.shape[3], x.dtype)
     total = x.dtype.type(0)
-    for p in range(first, last):
+    for p in range(first, end):
         taps = ravel(dw[p])
         for t in range(taps.size):
             taps[t] = 0
     for n in range(len(x)):
-        lay_out(run, dy[n, o], pitch)
+        pad_rows(run, dy[n, o], pitch)
         for k in range(run.size):
             total += run[k]
-        for p in range(first, last):
+        for p in range(first, end):
             plane = x[n, sources[p]]
-            pair_gradient(dw[p], run, ravel(plane), pitch)
+            conv_plane_weight_grad(dw[p], run, ravel(plane), pitch)
     db[o] = total
 
 
 @device_function
-def map_input(dx, dy, w, sources, starts):
+def conv_input_grad(dx, dy, w, sources, starts):
     """dx of one image: (C, H, W)"""
     pitch = dx.shape[2]
     flat = ravel(dx)
@@ -200,28 +200,28 @@ def map_input(dx, dy, w, sources, starts):
         flat[i] = 0
     run = np.empty((dy.shape[1] - 1) * pitch + dy.shape[2], dx.dtype)
     for o in range(len(dy)):
-        lay_out(run, dy[o], pitch)
+        pad_rows(run, dy[o], pitch)
         for p in range(starts[o], starts[o + 1]):
             plane = dx[sources[p]]
-            spread_pair(ravel(plane), run, w[p], pitch)
+            conv_plane_input_grad(ravel(plane), run, w[p], pitch)
 
 
 @via_nchw(0)
 @kernel
 def conv2d_map_backward(dx, dw, db, dy, x, w, sources, starts):
-    """Gradients of all three arguments of `conv2d_map_forward`; dx of size 0 is not computed."""
+    """Gradients of all three arguments of `conv2d_map_forward`.  A dx of size 0 is not computed."""
     O, images = dy.shape[1], len(x) if dx.size else 0
     for task in prange(images + O):
         if task < images:
-            map_input(dx[task], dy[task], w, sources, starts)
+            conv_input_grad(dx[task], dy[task], w, sources, starts)
         else:
             o = task - images
-            map_weights(dw, db, dy, x, o, sources, starts[o], starts[o + 1])
+            conv_weight_grad(dw, db, dy, x, o, sources, starts[o], starts[o + 1])
 
 
 @kernel
 def squared_distance_forward(y, x, w):
-    """y[n, i] = |x[n] - w[i]|^2, the Euclidean RBF units of eq. 7.  x: (N, F)   w: (K, F)   y: (N, K)"""
+    """y[n, i] = |x[n] - w[i]|^2: the Euclidean RBF units of eq. 7.  x: (N, F)   w: (K, F)   y: (N, K)"""
     for n in prange(len(x)):
         for i in range(len(w)):
             total = x.dtype.type(0)
@@ -231,33 +231,33 @@ def squared_distance_forward(y, x, w):
 
 
 @device_function
-def add_differences(to, row, others, weights):
-    """to = 2 * sum over i of weights[i] * (row - others[i])"""
-    for f in range(to.size):
-        to[f] = 0
-    for i in range(len(others)):
-        other, twice = others[i], weights[i] + weights[i]
-        for f in range(to.size):
-            to[f] += twice * (row[f] - other[f])
+def sum_differences(out, row, points, weights):
+    """out = 2 * sum over i of weights[i] * (row - points[i])"""
+    for f in range(out.size):
+        out[f] = 0
+    for i in range(len(points)):
+        point, twice = points[i], weights[i] + weights[i]
+        for f in range(out.size):
+            out[f] += twice * (row[f] - point[f])
 
 
 @kernel
 def squared_distance_backward(dx, dw, dy, x, w):
-    """Gradients of both arguments of `squared_distance_forward`; dx and dw of size 0 are not computed."""
+    """Gradients of both arguments of `squared_distance_forward`; of these, arrays of size 0 are not computed."""
     images, points = len(x) if dx.size else 0, len(w) if dw.size else 0
     for task in prange(images + points):
         if task < images:
-            add_differences(dx[task], x[task], w, dy[task])
+            sum_differences(dx[task], x[task], w, dy[task])
         else:
-            add_differences(dw[task - images], w[task - images], x, dy[:, task - images])
+            sum_differences(dw[task - images], w[task - images], x, dy[:, task - images])
 
 
 @kernel
 def rbf_loss(loss, predicted, dx, x, target, rubbish, mean):
-    """Losses of distances x: (N, K), whose smallest is the prediction.
+    """Losses of squared distances x: (N, K); the prediction is the class with the smallest.
 
-    With rubbish < 0 that of eq. 8, the distance to the target; else that of eq. 9, which also keeps the others away:
-    x[t] + log(exp(-rubbish) + sum of exp(-x)).   loss, predicted, target: (N,)   dx: (N, K)
+    rubbish < 0: x[t], eq. 8.  Else x[t] + log(exp(-rubbish) + sum of exp(-x)), eq. 9, which also pushes the points of
+    the other classes away.   loss, predicted, target: (N,)   dx: (N, K)
     """
     N, K = x.shape
     scale = x.dtype.type(1 / N if mean else 1.0)

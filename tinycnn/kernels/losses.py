@@ -1,6 +1,7 @@
-"""Losses: the value and its gradient in one pass.
+"""Losses: value and gradient in one pass.
 
-`loss` holds one number an image; their sum is the loss of the batch (already divided by the batch's weight if `mean`).
+loss: (N,), one number per image; their sum is the loss of the batch.  If `mean`, they are divided by the weight of the
+batch already.
 """
 
 import math
@@ -16,8 +17,8 @@ def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_sm
 
     loss: (N,)   predicted, target: (N,) int64   dx, x: (N, K)   weight: (K,)
     loss[n] = -sum_k a[k] log softmax(x[n])[k], a[k] = weight[k] * ((1 - s) [k = target] + s/K), s = label_smoothing;
-    images whose target is ignore_index count nothing; the mean divides by the sum of weight[target].
-    The largest logit is subtracted first, so logits of any size are safe.
+    images whose target is ignore_index have loss 0; the mean divides by the sum of weight[target].
+    The largest logit is subtracted first, so that no exponential overflows.
     """
     N, K = x.shape
     total = 0.0
@@ -26,7 +27,7 @@ def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_sm
             total += weight[target[n]]
     scale = x.dtype.type(1 / total if mean else 1.0)
     smooth = x.dtype.type(label_smoothing / K)
-    hit = x.dtype.type(1 - label_smoothing)
+    confidence = x.dtype.type(1 - label_smoothing)
     zero = x.dtype.type(0)
     for n in prange(N):
         row, grad, t = x[n], dx[n], target[n]
@@ -45,21 +46,21 @@ def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_sm
                 grad[k] = math.exp(row[k] - top)
                 norm += grad[k]
             log_norm = math.log(norm)
-            value, share = zero, zero
+            value, weight_sum = zero, zero
             for k in range(K):
-                a = weight[k] * (smooth + hit if k == t else smooth)
-                if a != zero:  # so that a logit of -inf may stand where no probability is asked for
+                a = weight[k] * (smooth + confidence if k == t else smooth)
+                if a != zero:  # 0 * inf: a logit may be -inf where the target has no probability
                     value -= a * ((row[k] - top) - log_norm)
-                share += a
+                weight_sum += a
             for k in range(K):
-                a = weight[k] * (smooth + hit if k == t else smooth)
-                grad[k] = (grad[k] / norm * share - a) * scale
+                a = weight[k] * (smooth + confidence if k == t else smooth)
+                grad[k] = (grad[k] / norm * weight_sum - a) * scale
             loss[n] = value * scale
 
 
 @kernel
 def mse_loss(loss, dx, x, target, mean):
-    """Squared error; loss: (N,)   dx, x, target: (N, F).  The mean is over all N*F entries."""
+    """Squared error.  loss: (N,)   dx, x, target: (N, F)   mean: over all N*F entries"""
     N, F = x.shape
     scale = x.dtype.type(1 / (N * F) if mean else 1.0)
     two = x.dtype.type(2)

@@ -12,14 +12,14 @@ from numba import prange
 
 from tinycnn.kernels._jit import device_function, parameter_kernel, serial_kernel
 
-# Averages of gradients that have stopped coming, a dead ReLU's say, shrink until they are denormal numbers, of which
-# processors are a hundred times slower.  Nothing above those may go: the weights that weight decay leaves of a net that
-# nothing reaches are as small, and later grow again.
+# Moving averages of gradients that have become zero, such as a dead ReLU's, decay to denormal numbers, with which CPUs
+# are a hundred times slower.  Small normal numbers are kept: weights that weight decay has shrunk to such a
+# size can grow again.
 
 
 @device_function
-def or_zero(average, least):
-    return average - average if abs(average) < least else average
+def flush_denormal(value, tiny):
+    return value - value if abs(value) < tiny else value
 
 
 @serial_kernel
@@ -34,15 +34,15 @@ def sgd(theta, grad, velocity, lr_schedule, step, momentum, dampening, weight_de
     t = step[0]
     lr = theta.dtype.type(lr_schedule[min(t, lr_schedule.size - 1)])
     mu, decay = theta.dtype.type(momentum), theta.dtype.type(weight_decay)
-    fresh = theta.dtype.type(1.0 if t == 0 else 1.0 - dampening)
+    gain = theta.dtype.type(1.0 if t == 0 else 1.0 - dampening)
     if momentum == 0:
         for i in prange(theta.size):
             theta[i] -= lr * (grad[i] + decay * theta[i])
     else:
-        least = np.finfo(theta.dtype).tiny
+        tiny = np.finfo(theta.dtype).tiny
         for i in prange(theta.size):
             g = grad[i] + decay * theta[i]
-            v = or_zero(mu * velocity[i] + fresh * g, least)
+            v = flush_denormal(mu * velocity[i] + gain * g, tiny)
             velocity[i] = v
             theta[i] -= lr * (g + mu * v if nesterov else v)
     step[0] = t + 1
@@ -58,28 +58,30 @@ def sgd_per_parameter(theta, grad, step_sizes, step):
 
 @parameter_kernel
 def adam(theta, grad, m, v, lr_schedule, step, beta1, beta2, eps, weight_decay, decoupled):
-    """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or taken off theta if `decoupled` (AdamW)."""
+    """Adam (Kingma and Ba 2015).  Weight decay is added to the gradient; if `decoupled`, theta is scaled (AdamW)."""
     t = step[0] + 1
     T = theta.dtype.type
     lr = lr_schedule[min(t - 1, lr_schedule.size - 1)]
-    size = T(lr / (1 - beta1**t))
-    root = T(1 / math.sqrt(1 - beta2**t))
+    step_size = T(lr / (1 - beta1**t))
+    root_scale = T(1 / math.sqrt(1 - beta2**t))
     keep = T(1 - lr * weight_decay if decoupled else 1.0)
     decay = T(0.0 if decoupled else weight_decay)
-    b1, b2, a1, a2, e, least = T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), T(eps), np.finfo(theta.dtype).tiny
+    b1, b2, a1, a2, e, tiny = T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), T(eps), np.finfo(theta.dtype).tiny
     for i in prange(theta.size):
         g = grad[i] + decay * theta[i]
-        mi, vi = or_zero(b1 * m[i] + a1 * g, least), or_zero(b2 * v[i] + a2 * g * g, least)
+        mi, vi = flush_denormal(b1 * m[i] + a1 * g, tiny), flush_denormal(b2 * v[i] + a2 * g * g, tiny)
         m[i], v[i] = mi, vi
-        theta[i] = theta[i] * keep - size * mi / (T(math.sqrt(vi)) * root + e)
+        theta[i] = theta[i] * keep - step_size * mi / (T(math.sqrt(vi)) * root_scale + e)
     step[0] = t
 
 
 @parameter_kernel
 def ema_update(average, theta, step, decay):
-    """average = decay*average + (1 - decay)*theta, as torch's get_ema_multi_avg_fn; the first time (step[0] = 0)
-    average = theta.  average: (P,)"""
-    keep, share, first = theta.dtype.type(decay), theta.dtype.type(1 - decay), step[0] == 0
+    """average = decay*average + (1 - decay)*theta, as torch's get_ema_multi_avg_fn; average = theta if step[0] = 0.
+
+    average: (P,)
+    """
+    keep, gain, first = theta.dtype.type(decay), theta.dtype.type(1 - decay), step[0] == 0
     for i in prange(theta.size):
-        average[i] = theta[i] if first else keep * average[i] + share * theta[i]
+        average[i] = theta[i] if first else keep * average[i] + gain * theta[i]
     step[0] += 1

@@ -1,11 +1,11 @@
 """Average and max pooling over KH x KW windows, forward and backward.
 
 x: (N, C, H, W)   y: (N, C, OH, OW)   window of y[i, j]: rows i*sh - ph ..., columns j*sw - pw ...
-kernel_size, stride, padding, dilation: pairs.  The caller chooses OH and OW (with or without ceil_mode); what a window
-has outside the padded image does not count.
+kernel_size, stride, padding, dilation: pairs.  The caller chooses OH and OW (with or without ceil_mode); the part of a
+window outside of the padded image does not count.
 
-Batches may be tiled, (T, C, H, W, L), see layout.py; otherwise a pixel has L = 1 lane.  The inner loops run over lanes.
-The windows of nearly every net, 2 x 2 side by side, are written out.
+Batches may be blocked, (B, C, H, W, L), see layout.py; else a pixel has L = 1 lane.  The inner loops run over lanes.
+The windows of nearly every net, 2 x 2 with stride 2, have loops of their own.
 """
 
 import numpy as np
@@ -19,13 +19,13 @@ from tinycnn.kernels.layout import lanes, valid_range
 @device_function
 def is_2x2(kernel_size, stride, padding, H, W, OH, OW):
     """Whether windows are 2 x 2, side by side, and all inside the image."""
-    two, none = (2, 2), (0, 0)
-    return kernel_size == two and stride == two and padding == none and 2 * OH <= H and 2 * OW <= W
+    two, zero = (2, 2), (0, 0)
+    return kernel_size == two and stride == two and padding == zero and 2 * OH <= H and 2 * OW <= W
 
 
 @device_function
 def window_counts(length, out, size, step, pad, count_include_pad):
-    """For each output position the number of entries in its window along one axis; padding counts if it is to."""
+    """Number of entries of each window along one axis: (out,)"""
     count = np.empty(out, np.int64)
     for i in range(out):
         start = i * step - pad
@@ -50,76 +50,77 @@ def row(plane, i):
 
 
 @device_function
-def mean_2x2(y, x, share, first, last):
-    """Rows first ... last of one plane.  y: (OH, OW) or (OH, OW, L)   x: (H, W) or (H, W, L)"""
-    OW, L, none = y.shape[1], lanes(x), pixel_zero(x)
-    factor = splat(share, none)
-    for i in range(first, last):
-        out, top, low = row(y, i), row(x, 2 * i), row(x, 2 * i + 1)
+def mean_2x2(y, x, scale, first, end):
+    """Rows first ... end - 1 of y = scale * (sum of window).  y: (OH, OW) or (OH, OW, L)   x: (H, W) or (H, W, L)"""
+    OW, L, zero = y.shape[1], lanes(x), pixel_zero(x)
+    factor = splat(scale, zero)
+    for i in range(first, end):
+        out, upper, lower = row(y, i), row(x, 2 * i), row(x, 2 * i + 1)
         for j in range(OW):
             k = 2 * j * L
-            left = fma(load(top, k, none), factor, fma(load(low, k, none), factor, none))
-            right = fma(load(top, k + L, none), factor, fma(load(low, k + L, none), factor, left))
+            left = fma(load(upper, k, zero), factor, fma(load(lower, k, zero), factor, zero))
+            right = fma(load(upper, k + L, zero), factor, fma(load(lower, k + L, zero), factor, left))
             store(out, j * L, right)
 
 
 @device_function
 def mean_plane(y, x, rows, columns, kernel_size, stride, padding, divisor):
+    """One plane.  rows, columns: `window_counts` of both axes"""
     (H, W), (OH, OW), L = x.shape[:2], y.shape[:2], lanes(x)
     (KH, KW), (sh, sw), (ph, pw) = kernel_size, stride, padding
     clear(y)
     for i in range(OH):
         out = row(y, i)
         for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
-            one = row(x, h)
+            source = row(x, h)
             for v in range(KW):
                 j0, j1 = valid_range(v - pw, sw, OW, W)
                 for j in range(j0, j1):
                     k = (j * sw + v - pw) * L
                     for n in range(L):
-                        out[j * L + n] += one[k + n]
+                        out[j * L + n] += source[k + n]
         for j in range(OW):
-            share = x.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
+            count = x.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
             for n in range(L):
-                out[j * L + n] /= share
+                out[j * L + n] /= count
 
 
 @kernel
 def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, divisor):
     """y = mean of each window, or its sum / divisor if divisor > 0."""
-    (T, C, H, W), (OH, OW) = x.shape[:4], y.shape[2:4]
+    (B, C, H, W), (OH, OW) = x.shape[:4], y.shape[2:4]
     rows = window_counts(H, OH, kernel_size[0], stride[0], padding[0], count_include_pad)
     columns = window_counts(W, OW, kernel_size[1], stride[1], padding[1], count_include_pad)
-    share = x.dtype.type(1 / (divisor if divisor > 0 else 4))
+    scale = x.dtype.type(1 / (divisor if divisor > 0 else 4))
     simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW)
-    for task in prange(T * C):
-        t, c = task // C, task % C
+    for task in prange(B * C):
+        b, c = task // C, task % C
         if simple:
-            mean_2x2(y[t, c], x[t, c], share, 0, OH)
+            mean_2x2(y[b, c], x[b, c], scale, 0, OH)
         else:
-            mean_plane(y[t, c], x[t, c], rows, columns, kernel_size, stride, padding, divisor)
+            mean_plane(y[b, c], x[b, c], rows, columns, kernel_size, stride, padding, divisor)
 
 
 @device_function
-def repeat_pixels(to, out, share, like):
-    """Every number of a row `out`, times share, twice."""
-    L, none = lanes(like), pixel_zero(like)
-    factor = splat(share, none)
-    for j in range(out.size // L):
-        part = fma(load(out, j * L, none), factor, none)
-        store(to, 2 * j * L, part)
-        store(to, (2 * j + 1) * L, part)
+def repeat_pixels(out, source, scale, like):
+    """Each pixel of a row `source`, times scale, twice.  like: a plane, for its number of lanes"""
+    L, zero = lanes(like), pixel_zero(like)
+    factor = splat(scale, zero)
+    for j in range(source.size // L):
+        pixel = fma(load(source, j * L, zero), factor, zero)
+        store(out, 2 * j * L, pixel)
+        store(out, (2 * j + 1) * L, pixel)
 
 
 @device_function
-def mean_2x2_backward(dx, dy, share):
+def mean_2x2_backward(dx, dy, scale):
     """One plane, the transpose of `mean_2x2`."""
     (H, W), (OH, OW) = dx.shape[:2], dy.shape[:2]
     if H > 2 * OH or W > 2 * OW:
         clear(dx)
     for i in range(OH):
         for h in (2 * i, 2 * i + 1):
-            repeat_pixels(row(dx, h), row(dy, i), share, dx)
+            repeat_pixels(row(dx, h), row(dy, i), scale, dx)
 
 
 @device_function
@@ -129,52 +130,52 @@ def mean_plane_backward(dx, dy, rows, columns, kernel_size, stride, padding, div
     (KH, KW), (sh, sw), (ph, pw) = kernel_size, stride, padding
     clear(dx)
     for i in range(OH):
-        one = row(dy, i)
+        source = row(dy, i)
         for h in range(max(0, i * sh - ph), min(H, i * sh - ph + KH)):
-            to = row(dx, h)
+            target = row(dx, h)
             for v in range(KW):
                 j0, j1 = valid_range(v - pw, sw, OW, W)
                 for j in range(j0, j1):
                     k = (j * sw + v - pw) * L
-                    share = dx.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
+                    count = dx.dtype.type(divisor if divisor > 0 else rows[i] * columns[j])
                     for n in range(L):
-                        to[k + n] += one[j * L + n] / share
+                        target[k + n] += source[j * L + n] / count
 
 
 @kernel
 def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad, divisor):
-    (T, C, H, W), (OH, OW) = dx.shape[:4], dy.shape[2:4]
+    (B, C, H, W), (OH, OW) = dx.shape[:4], dy.shape[2:4]
     rows = window_counts(H, OH, kernel_size[0], stride[0], padding[0], count_include_pad)
     columns = window_counts(W, OW, kernel_size[1], stride[1], padding[1], count_include_pad)
-    share = dx.dtype.type(1 / (divisor if divisor > 0 else 4))
+    scale = dx.dtype.type(1 / (divisor if divisor > 0 else 4))
     simple = is_2x2(kernel_size, stride, padding, H, W, OH, OW)
-    for task in prange(T * C):
-        t, c = task // C, task % C
+    for task in prange(B * C):
+        b, c = task // C, task % C
         if simple:
-            mean_2x2_backward(dx[t, c], dy[t, c], share)
+            mean_2x2_backward(dx[b, c], dy[b, c], scale)
         else:
-            mean_plane_backward(dx[t, c], dy[t, c], rows, columns, kernel_size, stride, padding, divisor)
+            mean_plane_backward(dx[b, c], dy[b, c], rows, columns, kernel_size, stride, padding, divisor)
 
 
 @device_function
 def max_2x2(y, indices, x):
-    """One plane; see `mean_2x2`."""
+    """One plane; shapes as in `mean_2x2`."""
     (OH, OW), W, L = y.shape[:2], x.shape[1], lanes(x)
     for i in range(OH):
-        out, where, top, low = row(y, i), row(indices, i), row(x, 2 * i), row(x, 2 * i + 1)
+        out, position, upper, lower = row(y, i), row(indices, i), row(x, 2 * i), row(x, 2 * i + 1)
         for j in range(OW):
             corner, k = np.int32(2 * i * W + 2 * j), 2 * j * L
             for n in range(L):
-                best, w = top[k + n], corner
-                value = top[k + L + n]
+                best, w = upper[k + n], corner
+                value = upper[k + L + n]
                 better = value > best or value != value
                 best, w = (value if better else best), (corner + 1 if better else w)
-                value = low[k + n]
+                value = lower[k + n]
                 better = value > best or value != value
                 best, w = (value if better else best), (corner + W if better else w)
-                value = low[k + L + n]
+                value = lower[k + L + n]
                 better = value > best or value != value
-                out[j * L + n], where[j * L + n] = (value if better else best), (corner + W + 1 if better else w)
+                out[j * L + n], position[j * L + n] = (value if better else best), (corner + W + 1 if better else w)
 
 
 @device_function
@@ -182,23 +183,23 @@ def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
     (H, W), (OH, OW), L = x.shape[:2], y.shape[:2], lanes(x)
     (KH, KW), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
     for i in range(OH):
-        out, where = row(y, i), row(indices, i)
+        out, position = row(y, i), row(indices, i)
         for j in range(OW * L):
-            out[j], where[j] = -np.inf, -1
+            out[j], position[j] = -np.inf, -1
         for u in range(KH):
             h = i * sh - ph + u * dh
             if h < 0 or h >= H:
                 continue
-            one = row(x, h)
+            source = row(x, h)
             for v in range(KW):
                 j0, j1 = valid_range(v * dw - pw, sw, OW, W)
                 for j in range(j0, j1):
                     w = j * sw + v * dw - pw
                     for n in range(L):
-                        value, at = one[w * L + n], j * L + n
-                        better = value > out[at] or value != value or where[at] < 0
+                        value, at = source[w * L + n], j * L + n
+                        better = value > out[at] or value != value or position[at] < 0
                         out[at] = value if better else out[at]
-                        where[at] = h * W + w if better else where[at]
+                        position[at] = h * W + w if better else position[at]
 
 
 @inline_ir
@@ -212,39 +213,39 @@ def max_windows(y, indices, x, kernel_size, stride, padding, dilation):
 
 @kernel
 def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
-    """y = largest entry of each window, indices = its position h*W + w in the plane; the first one where several are
-    equal, and NaN where there is one, as in torch.  indices: int32, shape of y."""
+    """y = largest entry of each window, indices = its position h*W + w in the plane; the first of equal
+    entries, and NaN if there is one, as in torch.  indices: int32, shape of y."""
     C = x.shape[1]
     for task in prange(len(x) * C):
-        t, c = task // C, task % C
-        max_windows(y[t, c], indices[t, c], x[t, c], kernel_size, stride, padding, dilation)
+        b, c = task // C, task % C
+        max_windows(y[b, c], indices[b, c], x[b, c], kernel_size, stride, padding, dilation)
 
 
 @device_function
 def unpool_2x2(dx, dy, indices):
     """One plane, the transpose of `max_2x2`."""
-    (H, W), (OH, OW), L, none = dx.shape[:2], dy.shape[:2], lanes(dx), pixel_zero(dx)
+    (H, W), (OH, OW), L, zero = dx.shape[:2], dy.shape[:2], lanes(dx), pixel_zero(dx)
     if H > 2 * OH or W > 2 * OW:
         clear(dx)
     for i in range(OH):
-        top, low, out, where = row(dx, 2 * i), row(dx, 2 * i + 1), row(dy, i), row(indices, i)
+        upper, lower, source, position = row(dx, 2 * i), row(dx, 2 * i + 1), row(dy, i), row(indices, i)
         for j in range(OW):
             corner, k = 2 * i * W + 2 * j, 2 * j * L
-            store(top, k, load_where(out, j * L, where, np.int32(corner), none))
-            store(top, k + L, load_where(out, j * L, where, np.int32(corner + 1), none))
-            store(low, k, load_where(out, j * L, where, np.int32(corner + W), none))
-            store(low, k + L, load_where(out, j * L, where, np.int32(corner + W + 1), none))
+            store(upper, k, load_where(source, j * L, position, np.int32(corner), zero))
+            store(upper, k + L, load_where(source, j * L, position, np.int32(corner + 1), zero))
+            store(lower, k, load_where(source, j * L, position, np.int32(corner + W), zero))
+            store(lower, k + L, load_where(source, j * L, position, np.int32(corner + W + 1), zero))
 
 
 @device_function
 def unpool_plane(dx, dy, indices):
     L = lanes(dx)
-    to, out, where = ravel(dx), ravel(dy), ravel(indices)
+    target, source, position = ravel(dx), ravel(dy), ravel(indices)
     clear(dx)
-    for k in range(0, out.size, L):
+    for k in range(0, source.size, L):
         for n in range(L):
-            if where[k + n] >= 0:  # below: a window of padding alone, whose maximum is -inf
-                to[where[k + n] * L + n] += out[k + n]
+            if position[k + n] >= 0:  # -1: a window of padding only, whose maximum is -inf
+                target[position[k + n] * L + n] += source[k + n]
 
 
 @inline_ir
@@ -258,8 +259,8 @@ def unpool(dx, dy, indices, kernel_size, stride, padding, dilation):
 
 @kernel
 def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation):
-    """dx = dy where `indices` say that the maximum stood."""
+    """dx = sum of dy over the windows whose maximum is at that position."""
     C = dx.shape[1]
     for task in prange(len(dx) * C):
-        t, c = task // C, task % C
-        unpool(dx[t, c], dy[t, c], indices[t, c], kernel_size, stride, padding, dilation)
+        b, c = task // C, task % C
+        unpool(dx[b, c], dy[b, c], indices[b, c], kernel_size, stride, padding, dilation)
