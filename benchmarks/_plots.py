@@ -95,7 +95,7 @@ def ladder(result):
     figure = plot.new_figure(7.6, 4.0, layout="constrained")
     ax = figure.add_subplot()
     for place, row in enumerate(rows):
-        ours = row["version"] in ("im2col, our GEMM", "shifted rows", "in use: direct, blocked")
+        ours = row["version"] in ("im2col, our GEMM", "shifted rows", "in use: direct")
         ax.barh(place, row["gflops"], color=BLUE if ours else MUTED, height=0.7)
         number = ax.text(row["gflops"] * 1.08, place, f"{row['gflops']:.3g}", va="center", fontsize=SMALL, color=TEXT)
         number.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # the line of the peak may cross it

@@ -1,15 +1,15 @@
-"""One operation, step by step from the definition to the kernel in use: the page to learn from.
+"""One operation, step by step from its definition to the kernel in use: read it to learn how a kernel becomes fast.
 
     python -m benchmarks ladder [--images 64] [--threads 1 2]
 
-The operation is the forward pass of LeNet-5's second convolution, C3: 6 maps of 14 x 14 pixels become 16 of 10 x 10,
-through windows of 5 x 5:
+The operation is the forward pass of C3, LeNet-5's second convolution: 6 channels of 14 x 14 pixels become 16 of
+10 x 10, with kernels of 5 x 5:
 
     y[n, o, i, j] = b[o] + sum over c, u, v of w[o, c, u, v] * x[n, c, i + u, j + v]
 
-Read this file from top to bottom.  Each version computes the same numbers and removes what kept the one before it slow;
-its docstring says what.  All are checked against the second, in float64, before a time is taken.  The last three are
-not copies: they are imported from `tinycnn.kernels`, the last one is what training calls.
+Read this file from top to bottom.  All versions compute the same; each removes the bottleneck of the one before it, and
+its docstring names the bottleneck that is left.  The output of each is compared with the second version in float64
+before it is timed.  The last three are not copies but imports from `tinycnn.kernels`; training calls the last one.
 """
 
 import sys
@@ -24,13 +24,13 @@ from tinycnn import kernels, set_num_threads
 from tinycnn.kernels.conv import conv2d_forward_im2col, conv2d_forward_shifted
 
 C, O, K, SIZE, OUT = 6, 16, 5, 14, 10
-FLOPS = 2 * O * OUT * OUT * C * K * K  # of an image
-TOLERANCE = 1e-6  # of the largest output
-PLAIN = (1, 1), (0, 0), (1, 1), 1  # stride, padding, dilation, groups
+FLOPS = 2 * O * OUT * OUT * C * K * K  # per image
+TOLERANCE = 1e-6  # relative to the largest output
+OPTIONS = (1, 1), (0, 0), (1, 1), 1  # stride, padding, dilation, groups
 
 
 def python_loops(y, x, w, b):
-    """The definition.  Every multiplication makes Python objects: some hundred instructions around each useful one."""
+    """The definition.  Each multiplication creates Python objects: about a hundred instructions for a useful one."""
     for n in range(len(x)):
         for o in range(O):
             for i in range(OUT):
@@ -44,7 +44,8 @@ def python_loops(y, x, w, b):
 
 
 def numpy_taps(y, x, w, b):
-    """NumPy, one tap of the window at a time: 150 passes over the output, each in C, each through memory."""
+    """One tap of the window at a time, as array operations: no Python objects per pixel.  But the output is loaded and
+    stored 150 times, once per tap, and with 64 images it does not fit in the L1 cache."""
     y[...] = b[:, None, None]
     for c in range(C):
         for u in range(K):
@@ -53,23 +54,23 @@ def numpy_taps(y, x, w, b):
 
 
 def numpy_im2col(y, x, w, b):
-    """The textbook's trick: copy every window into a row, and one matrix product does the rest (Chellapilla et al.
-    2006).  The product is the BLAS's and fast; now the copy, 25 times the image, takes the time."""
+    """im2col (Chellapilla et al. 2006): every window is copied into a row, and one matrix product computes all outputs.
+    The product is BLAS's GEMM, which is fast; now the copy, nearly 13 times the size of the input, takes the time."""
     windows = np.lib.stride_tricks.sliding_window_view(x, (K, K), (2, 3))  # (N, C, OUT, OUT, K, K), no copy yet
-    columns = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, C * K * K)  # here it is
+    columns = windows.transpose(0, 2, 3, 1, 4, 5).reshape(-1, C * K * K)  # the copy
     rows = columns @ w.reshape(O, C * K * K).T + b
     y[...] = rows.reshape(len(x), OUT, OUT, O).transpose(0, 3, 1, 2)
 
 
-# The same source as the first, compiled: no Python objects are left, but one sum waits for the addition before it,
-# since additions must not be reordered, and so nothing is vectorised.
+# The source of the first version, compiled: no Python objects, no copy, sums in registers.  But each addition waits for
+# the one before it, since floating-point sums must not be reordered: latency-bound, and not vectorised.
 numba_naive = njit(cache=True)(python_loops)
 
 
 @njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
 def numba_parallel(y, x, w, b):
-    """Images on all threads, multiply-adds fused, and sums may be reordered.  The innermost loop is over 5 taps: too
-    short for vectors of 8 or 16."""
+    """Images are divided among the threads, multiply-adds are fused, and sums may be reordered.  But the innermost loop
+    has 5 iterations, one per tap of a kernel row: too few for vectors of 8 or 16 lanes."""
     for n in prange(len(x)):
         for o in range(O):
             for i in range(OUT):
@@ -84,8 +85,8 @@ def numba_parallel(y, x, w, b):
 
 @njit(parallel=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"})
 def numba_rows(y, x, w, b):
-    """The loops in another order: innermost is a row of the output, whose pixels do not depend on one another.  That is
-    vectorised, but each multiply-add now loads and stores its sum, and rows have ten pixels only."""
+    """Loop interchange: the innermost loop runs along a row of the output.  Its pixels are independent, so LLVM
+    vectorises it.  But each multiply-add now loads and stores its sum, and rows of ten pixels leave lanes empty."""
     for n in prange(len(x)):
         for o in range(O):
             y[n, o] = b[o]
@@ -94,27 +95,30 @@ def numba_rows(y, x, w, b):
                     for v in range(K):
                         weight = w[o, c, u, v]
                         for i in range(OUT):
-                            to, row = y[n, o, i], x[n, c, i + u, v:]
+                            out, row = y[n, o, i], x[n, c, i + u, v:]
                             for j in range(OUT):
-                                to[j] += weight * row[j]
+                                out[j] += weight * row[j]
 
 
 def im2col(y, x, w, b):
-    """kernels/conv.py, for strides above one: im2col of one image at a time, which stays in the cache, and a product of
-    our own, which keeps the sums of several output rows in registers, so that every load serves several of them."""
-    conv2d_forward_im2col(y, x, w, b, *PLAIN)
+    """kernels/conv.py, in use for few images and strides above one.  Register blocking: the sums of MR = 8 output
+    channels at two vectors of positions stay in registers for all 150 taps, and each loaded vector is used 8 times.
+    im2col of one image at a time stays in the cache, but is still a copy."""
+    conv2d_forward_im2col(y, x, w, b, *OPTIONS)
 
 
 def shifted_rows(y, x, w, b):
-    """kernels/conv.py, for one image: rows of the column matrix are the image itself, shifted, so that nothing is
-    copied, and all rows of an image make one long run of vectors."""
-    conv2d_forward_shifted(y, x, w, b, *PLAIN)
+    """kernels/conv.py, in use for few images and stride one.  No column matrix: each of its rows is the padded image
+    itself, shifted, and vectors run across the ends of rows.  But the 4 of 14 positions between two output rows are
+    computed in vain."""
+    conv2d_forward_shifted(y, x, w, b, *OPTIONS)
 
 
 def in_use(y, x, w, b):
-    """What training calls.  Batches are interleaved (kernels/layout.py), an image a lane of the vector: no row is too
-    short, no lane empty, and the sums of up to eight maps at two pixels stay in registers (kernels/direct_conv.py)."""
-    kernels.conv2d_forward(y, x, w, b, *PLAIN)
+    """What training calls: direct convolution in the batch-blocked layout (kernels/layout.py, kernels/direct_conv.py).
+    A vector holds one pixel of 8 or 16 images, so that rows of any length fill all lanes.  A register block is 8 output
+    channels x 2 pixels; weights are packed in panels, and the input in bands that stay in the L2 cache."""
+    kernels.conv2d_forward(y, x, w, b, *OPTIONS)
 
 
 VERSIONS: dict[str, Callable] = {
@@ -126,12 +130,12 @@ VERSIONS: dict[str, Callable] = {
     "Numba, rows inside": numba_rows,
     "im2col, our GEMM": im2col,
     "shifted rows": shifted_rows,
-    "in use: direct, blocked": in_use,
+    "in use: direct": in_use,
 }
 
 
 class Ladder:
-    """All versions, in one process."""
+    """All versions, in one process.  With enough images, the last one gets its arrays in the batch-blocked layout."""
 
     def __init__(self, threads, images):
         set_num_threads(threads)
@@ -140,22 +144,25 @@ class Ladder:
             rng.standard_normal(shape, dtype=np.float32) for shape in ((images, C, SIZE, SIZE), (O, C, K, K), (O,))
         )
         self.lanes = kernels.layout.lanes_for(images, np.float32)
-        self.tiles = [self.tiled(channels, size) for channels, size in ((O, OUT), (C, SIZE))]
+        self.blocked_y, self.blocked_x = self.blocks(O, OUT), self.blocks(C, SIZE)
         if self.lanes > 1:
-            kernels.layout.to_blocked(self.tiles[1], self.x)
+            kernels.layout.to_blocked(self.blocked_x, self.x)
         self.y = np.empty((images, O, OUT, OUT), np.float32)
 
-    def tiled(self, channels, size):
+    def blocks(self, channels, size):
         count = -(-len(self.x) // self.lanes)
         return kernels.empty((count, channels, size, size, self.lanes), np.float32)
 
     def images(self, name):
-        """One for Python's loops, which take a second for four."""
+        """One for the Python loops, which take a second for four; all for the others."""
         return 1 if name == "Python loops" else len(self.x)
 
+    def is_blocked(self, name):
+        return VERSIONS[name] is in_use and self.lanes > 1
+
     def run(self, name):
-        if name.startswith("in use") and self.lanes > 1:
-            VERSIONS[name](*self.tiles, self.w, self.b)
+        if self.is_blocked(name):
+            VERSIONS[name](self.blocked_y, self.blocked_x, self.w, self.b)
         else:
             count = self.images(name)
             VERSIONS[name](self.y[:count], self.x[:count], self.w, self.b)
@@ -168,8 +175,8 @@ class Ladder:
     def answer(self, name):
         self.y[...] = np.nan
         self.run(name)
-        tiled = name.startswith("in use") and self.lanes > 1
-        return (kernels.layout.as_nchw(self.tiles[0]) if tiled else self.y)[: self.images(name)].copy()
+        y = kernels.layout.as_nchw(self.blocked_y) if self.is_blocked(name) else self.y
+        return y[: self.images(name)].copy()
 
 
 def measure(args, threads):

@@ -12,17 +12,17 @@ from tinycnn.kernels import conv
 
 DTYPES = [np.float32, np.float64]
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES)
-WAYS = {  # the public names choose by stride; any stride may take the columns, only stride one the shifted rows
+ALGORITHMS = {  # "public" chooses by layout and stride; im2col takes any stride, shifted only stride one
     "public": (conv.conv2d_forward, conv.conv2d_backward),
     "shifted": (conv.conv2d_forward_shifted, conv.conv2d_backward_shifted),
-    "columns": (conv.conv2d_forward_im2col, conv.conv2d_backward_im2col),
+    "im2col": (conv.conv2d_forward_im2col, conv.conv2d_backward_im2col),
 }
 
 
 @st.composite
 def problems(draw, stride=None):
     """(shape of x, shape of w, bias?, (stride, padding, dilation, groups), seed)"""
-    images = draw(st.sampled_from([1, 2, 4, 5, 8, 9, 16, 17, 21, 37]), label="N")  # tiles hold 4, 8 or 16
+    images = draw(st.sampled_from([1, 2, 4, 5, 8, 9, 16, 17, 21, 37]), label="N")  # vectors have 4, 8 or 16 lanes
     groups = draw(st.integers(1, 3), label="groups")
     per = draw(st.integers(1, 3) if groups > 1 else st.integers(1, 7), label="C/groups")
     outputs = draw(st.integers(1, 4) if groups > 1 else st.integers(1, 8), label="O/groups")
@@ -34,7 +34,7 @@ def problems(draw, stride=None):
         )
         p = draw(st.integers(0, K + 1), label=f"padding {axis}")
         least = max(1, d * (K - 1) + 1 - 2 * p)  # the kernel is as large as the padded image
-        size.append(least + draw(st.integers(0, 9), label=f"room {axis}"))
+        size.append(least + draw(st.integers(0, 9), label=f"extra {axis}"))
         kernel.append(K)
         padding.append(p)
         dilation.append(d)
@@ -56,29 +56,29 @@ def arrays(problem, dtype):
     return x, w, b, dy, options
 
 
-def forward(way, x, w, b, dy, options):
+def forward(algorithm, x, w, b, dy, options):
     y = blank(dy.shape, x.dtype)
-    WAYS[way][0](y, x, w, b, *options)
+    ALGORITHMS[algorithm][0](y, x, w, b, *options)
     return y
 
 
-def backward(way, x, w, b, dy, options):
+def backward(algorithm, x, w, b, dy, options):
     dx, dw, db = (blank(a.shape, x.dtype) for a in (x, w, b))
-    WAYS[way][1](dx, dw, db, dy, x, w, *options)
+    ALGORITHMS[algorithm][1](dx, dw, db, dy, x, w, *options)
     return dx, dw, db
 
 
-def check_forward(way, x, w, b, dy, options):
+def check_forward(algorithm, x, w, b, dy, options):
     want = reference.conv2d(x, w, b, *options)
     magnitude = reference.conv2d(abs(x), abs(w), abs(b), *options)
-    assert_close(forward(way, x, w, b, dy, options), want, magnitude, w[0].size + 1)
+    assert_close(forward(algorithm, x, w, b, dy, options), want, magnitude, w[0].size + 1)
 
 
-def check_backward(way, x, w, b, dy, options):
+def check_backward(algorithm, x, w, b, dy, options):
     want = reference.conv2d_backward(dy, x, w, *options)
     magnitude = reference.conv2d_backward(abs(dy), abs(x), abs(w), *options)
     positions = dy[:, 0].size
-    got = backward(way, x, w, b, dy, options)
+    got = backward(algorithm, x, w, b, dy, options)
     assert_close(got[0], want[0], magnitude[0], w[:, 0].size)
     assert_close(got[1], want[1], magnitude[1], positions)
     if b.size:
@@ -96,30 +96,30 @@ def test_forward_and_backward(problem, dtype):
 
 @both_dtypes
 @given(problem=problems(stride=1))
-def test_shifted_rows_and_columns_agree(problem, dtype):
+def test_shifted_and_im2col(problem, dtype):
     case = arrays(problem, dtype)
-    for way in ("shifted", "columns"):
-        check_forward(way, *case)
-        check_backward(way, *case)
+    for algorithm in ("shifted", "im2col"):
+        check_forward(algorithm, *case)
+        check_backward(algorithm, *case)
 
 
 @both_dtypes
-@pytest.mark.parametrize("way", ["shifted", "columns"])
+@pytest.mark.parametrize("algorithm", ["shifted", "im2col"])
 @pytest.mark.parametrize(
     ("x_shape", "w_shape", "options"),
-    [  # runs of many vectors, of one short of a vector, and of one more
+    [  # runs of many vectors, of one element less, and of one more
         ((1, 1, 1, 857), (1, 1, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
         ((2, 2, 3, 1000), (7, 2, 2, 3), ((1, 1), (1, 1), (1, 1), 1)),
         ((1, 2, 2, 1713), (4, 1, 2, 5), ((1, 1), (0, 2), (1, 7), 2)),
-        ((1, 1, 1, 860), (2, 1, 1, 5), ((1, 1), (0, 0), (1, 1), 1)),  # less than a pair of vectors more than a row
+        ((1, 1, 1, 860), (2, 1, 1, 5), ((1, 1), (0, 0), (1, 1), 1)),  # a row and less than a pair of vectors
         ((9, 1, 30, 31), (5, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
         ((1, 1, 2, 3), (1, 1, 1, 1), ((1, 1), (3, 430), (1, 1), 1)),  # nearly all padding
     ],
 )
-def test_long_runs(x_shape, w_shape, options, way, dtype):
+def test_long_runs(x_shape, w_shape, options, algorithm, dtype):
     case = arrays((x_shape, w_shape, True, options, 5), dtype)
-    check_forward(way, *case)
-    check_backward(way, *case)
+    check_forward(algorithm, *case)
+    check_backward(algorithm, *case)
 
 
 @both_dtypes
@@ -130,25 +130,25 @@ def test_lenet_layers(images, dtype):
         if images < 20:
             check_forward("public", *case)
             check_backward("public", *case)
-        else:  # the loops of the reference would take long: the other way has been compared with them
+        else:  # the reference would take long; its results are compared with im2col's in other tests
             terms = images * case[3][0, 0].size
-            assert_close(forward("shifted", *case), forward("columns", *case).astype(np.float64), 100, w[1] * 25)
-            for a, b in zip(backward("shifted", *case), backward("columns", *case), strict=True):
+            assert_close(forward("shifted", *case), forward("im2col", *case).astype(np.float64), 100, w[1] * 25)
+            for a, b in zip(backward("shifted", *case), backward("im2col", *case), strict=True):
                 assert_close(a, b.astype(np.float64), 4 * np.sqrt(terms), terms)
 
 
 @both_dtypes
-@pytest.mark.parametrize("way", ["shifted", "columns"])
-def test_input_gradient_that_is_not_wanted(way, dtype):
+@pytest.mark.parametrize("algorithm", ["shifted", "im2col"])
+def test_without_input_gradient(algorithm, dtype):
     problem = (9, 4, 7, 9), (6, 2, 3, 3), True, ((1, 1), (1, 2), (1, 1), 2), 3
     x, w, b, dy, options = arrays(problem, dtype)
-    dx, dw, db = backward(way, x, w, b, dy, options)
+    dx, dw, db = backward(algorithm, x, w, b, dy, options)
     dw2, db2 = blank(w.shape, dtype), blank(b.shape, dtype)
-    WAYS[way][1](dx[:0], dw2, db2, dy, x, w, *options)
+    ALGORITHMS[algorithm][1](dx[:0], dw2, db2, dy, x, w, *options)
     np.testing.assert_array_equal(dw2, dw)
     np.testing.assert_array_equal(db2, db)
     dx2, dw2 = blank(x.shape, dtype), blank(w.shape, dtype)
-    WAYS[way][1](dx2, dw2, b[:0], dy, x, w, *options)  # and without a bias
+    ALGORITHMS[algorithm][1](dx2, dw2, b[:0], dy, x, w, *options)  # without a bias
     np.testing.assert_array_equal(dx2, dx)
     np.testing.assert_array_equal(dw2, dw)
 
@@ -156,23 +156,23 @@ def test_input_gradient_that_is_not_wanted(way, dtype):
 @both_dtypes
 @given(problem=problems())
 def test_backward_is_the_transpose_of_forward(problem, dtype):
-    """<conv(x), dy> = <x, dx> = <w, dw>, with no reference in between."""
+    """<conv(x), dy> = <x, dx> = <w, dw>, without a reference."""
     x, w, _, dy, options = arrays(problem, np.float64)
     x, w, dy = x.astype(dtype), w.astype(dtype), dy.astype(dtype)
-    none = np.zeros(0, dtype)
-    y = forward("public", x, w, none, dy, options)
-    dx, dw, _ = backward("public", x, w, none, dy, options)
+    no_bias = np.zeros(0, dtype)
+    y = forward("public", x, w, no_bias, dy, options)
+    dx, dw, _ = backward("public", x, w, no_bias, dy, options)
     products = [np.vdot(a.astype(np.float64), b) for a, b in ((y, dy), (x, dx), (w, dw))]
-    scale = np.vdot(forward("public", abs(x), abs(w), none, dy, options).astype(np.float64), abs(dy))
+    scale = np.vdot(forward("public", abs(x), abs(w), no_bias, dy, options).astype(np.float64), abs(dy))
     assert np.ptp(products) <= scale * (1e-12 if dtype == np.float64 else 1e-6)
 
 
-@pytest.mark.parametrize("way", ["shifted", "columns"])
+@pytest.mark.parametrize("algorithm", ["shifted", "im2col"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("images", [1, 11])
-def test_what_is_not_finite_is_seen(way, value, images):
-    """... exactly where it has an influence in y and dx, so that other images of a tile stay clean.  In dw, and in dx
-    after a weight, at least there: zeros of the padding are multiplied too, and 0 * inf is NaN."""
+def test_nonfinite_values_propagate(algorithm, value, images):
+    """y and dx: exactly where the value has an influence, so not in other images.  dw, and dx after a bad weight: at
+    least there, since zeros of the padding are multiplied too, and 0 * inf is NaN."""
     problem = (images, 2, 8, 9), (4, 2, 3, 2), True, ((1, 1), (0, 0), (1, 1), 1), 7
     for name in ("x", "w", "b", "dy"):
         case = dict(zip(("x", "w", "b", "dy"), arrays(problem, np.float32)[:4], strict=True))
@@ -180,17 +180,17 @@ def test_what_is_not_finite_is_seen(way, value, images):
         x, w, b, dy = case.values()
         with np.errstate(invalid="ignore"):
             want = reference.conv2d(x, w, b)
-            want_back = reference.conv2d_backward(dy, x, w)
-        y = forward(way, x, w, b, dy, problem[3])
+            want_grads = reference.conv2d_backward(dy, x, w)
+        y = forward(algorithm, x, w, b, dy, problem[3])
         np.testing.assert_array_equal(np.isfinite(y), np.isfinite(want), err_msg=name)
         assert name == "dy" or not np.isfinite(y).all()
-        dx, dw, db = backward(way, x, w, b, dy, problem[3])
+        dx, dw, db = backward(algorithm, x, w, b, dy, problem[3])
         if name == "w":
-            assert not np.isfinite(dx[~np.isfinite(want_back[0])]).any()
+            assert not np.isfinite(dx[~np.isfinite(want_grads[0])]).any()
         else:
-            np.testing.assert_array_equal(np.isfinite(dx), np.isfinite(want_back[0]), err_msg=name)
-        np.testing.assert_array_equal(np.isfinite(db), np.isfinite(want_back[2]), err_msg=name)
-        assert not np.isfinite(dw[~np.isfinite(want_back[1])]).any()
+            np.testing.assert_array_equal(np.isfinite(dx), np.isfinite(want_grads[0]), err_msg=name)
+        np.testing.assert_array_equal(np.isfinite(db), np.isfinite(want_grads[2]), err_msg=name)
+        assert not np.isfinite(dw[~np.isfinite(want_grads[1])]).any()
         if name in "wb":
             assert np.isfinite(dw).all()
 
@@ -202,47 +202,48 @@ def test_im2col_and_col2im(problem, dtype):
     rng, kernel = np.random.default_rng(seed), w_shape[2:]
     x = rng.standard_normal(shape).astype(dtype)
     out = reference.conv_out(x, np.empty(w_shape), stride, padding, dilation)
-    where = kernel, out, stride, padding, dilation
+    windows = kernel, out, stride, padding, dilation
 
     columns = blank((shape[0], shape[1] * kernel[0] * kernel[1], out[0] * out[1]), dtype)
-    kernels.im2col(columns, x, *where)
-    np.testing.assert_array_equal(columns, reference.im2col(x, *where))
+    kernels.im2col(columns, x, *windows)
+    np.testing.assert_array_equal(columns, reference.im2col(x, *windows))
 
     c = rng.standard_normal(columns.shape).astype(dtype)
     back = blank(shape, dtype)
-    kernels.col2im(back, c, *where)
-    wide = c.astype(np.float64)
-    magnitude = reference.col2im(abs(wide), shape, *where)
-    assert_close(back, reference.col2im(wide, shape, *where), magnitude, kernel[0] * kernel[1])
+    kernels.col2im(back, c, *windows)
+    c64 = c.astype(np.float64)
+    magnitude = reference.col2im(abs(c64), shape, *windows)
+    assert_close(back, reference.col2im(c64, shape, *windows), magnitude, kernel[0] * kernel[1])
 
-    one, two = np.vdot(columns.astype(np.float64), c), np.vdot(x.astype(np.float64), back)
-    assert abs(one - two) <= np.vdot(abs(columns.astype(np.float64)), abs(c)) * (1e-12 if dtype == np.float64 else 1e-6)
-
-
-# --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------
+    products = np.vdot(columns.astype(np.float64), c), np.vdot(x.astype(np.float64), back)
+    scale = np.vdot(abs(columns.astype(np.float64)), abs(c))
+    assert np.ptp(products) <= scale * (1e-12 if dtype == np.float64 else 1e-6)
 
 
-def _conv_case(way, back, stride=(1, 1)):
+# --- same bits for any number of threads; one row per kernel ----------------------------------------------------------
+
+
+def _conv_case(algorithm, backward, stride=(1, 1)):
     def case(dtype):
         problem = (37, 3, 19, 18), (7, 3, 5, 4), True, (stride, (2, 1), (1, 1), 1), 11
         x, w, b, dy, options = arrays(problem, dtype)
-        if back:
+        if backward:
             dx, dw, db = (blank(a.shape, dtype) for a in (x, w, b))
-            return WAYS[way][1], (dx, dw, db, dy, x, w, *options), (0, 1, 2)
-        return WAYS[way][0], (blank(dy.shape, dtype), x, w, b, *options), (0,)
+            return ALGORITHMS[algorithm][1], (dx, dw, db, dy, x, w, *options), (0, 1, 2)
+        return ALGORITHMS[algorithm][0], (blank(dy.shape, dtype), x, w, b, *options), (0,)
 
     return case
 
 
-def _columns_case(back):
+def _columns_case(backward):
     def case(dtype):
         rng = np.random.default_rng(2)
         x = rng.standard_normal((23, 3, 17, 15)).astype(dtype)
         columns = rng.standard_normal((23, 3 * 9, 17 * 15)).astype(dtype)
-        where = (3, 3), (17, 15), (1, 1), (1, 1), (1, 1)
-        if back:
-            return kernels.col2im, (blank(x.shape, dtype), columns, *where), (0,)
-        return kernels.im2col, (blank(columns.shape, dtype), x, *where), (0,)
+        windows = (3, 3), (17, 15), (1, 1), (1, 1), (1, 1)
+        if backward:
+            return kernels.col2im, (blank(x.shape, dtype), columns, *windows), (0,)
+        return kernels.im2col, (blank(columns.shape, dtype), x, *windows), (0,)
 
     return case
 
@@ -254,8 +255,8 @@ CASES = {
     "col2im": _columns_case(True),
 }
 OTHER_CASES = {
-    "conv2d_forward_im2col": _conv_case("columns", False),
-    "conv2d_backward_im2col": _conv_case("columns", True),
+    "conv2d_forward_im2col": _conv_case("im2col", False),
+    "conv2d_backward_im2col": _conv_case("im2col", True),
     "conv2d_forward, stride 2": _conv_case("public", False, (2, 3)),
     "conv2d_backward, stride 2": _conv_case("public", True, (2, 3)),
 }

@@ -1,4 +1,4 @@
-"""An activation and the pooling after it in one go: what comes out is what the two layers give one after the other."""
+"""Fused activation and pooling: the same results as the two layers one after the other."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ POOLS = [
     lambda: nn.MaxPool2d(2),
     lambda: nn.MaxPool2d(3, ceil_mode=True),
 ]
-BATCH = 19  # two tiles of float32, three of float64, the last one not full
+BATCH = 19  # several blocks, the last one not full
 
 
 def net(activation, pool, size=(7, 10), dtype=np.float64, after=()):
@@ -31,12 +31,12 @@ def images(model, seed=1):
 
 
 def check(model):
-    """The gradients: with steps so small that hardly a maximum changes its place, and rounding that goes with them."""
+    """Gradient check with steps so small that hardly a maximum moves, and a tolerance for their rounding."""
     tinycnn.gradcheck_model(model, images(model), eps=1e-7, rtol=1e-5, rng=3)
 
 
 def passes(model, x):
-    """Output, gradient of the input, and that of the parameters."""
+    """Output, input gradient and parameter gradient."""
     y = model.forward(x)
     dy = np.random.default_rng(2).standard_normal(y.shape).astype(model.dtype)
     return y, model.backward(dy), model.grad.copy()
@@ -45,18 +45,18 @@ def passes(model, x):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("pool", range(len(POOLS)))
 @pytest.mark.parametrize("activation", range(len(ACTIVATIONS)))
-def test_the_same_as_layer_by_layer(activation, pool, dtype):
+def test_same_as_unfused(activation, pool, dtype):
     model = net(ACTIVATIONS[activation], POOLS[pool], dtype=dtype)
     x = images(model)
-    may_fall = activation >= 3 and pool >= 2  # the maximum may change places with what never falls only
-    assert model.plan(BATCH).fused is not may_fall
-    for _ in range(4):  # recorded, and replayed
-        together = passes(model, x)
+    may_decrease = activation >= 3 and pool >= 2  # max pooling is fused with non-decreasing activations only
+    assert model.plan(BATCH).fused is not may_decrease
+    for _ in range(4):  # captured, then replayed
+        fused = passes(model, x)
     with model.unfused():
-        apart = passes(model, x)
-    for a, b in zip(together, apart, strict=True):
+        unfused = passes(model, x)
+    for a, b in zip(fused, unfused, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=30 * np.finfo(dtype).eps * abs(b).max())
-    np.testing.assert_array_equal(passes(model, x)[2], together[2])  # and joined again
+    np.testing.assert_array_equal(passes(model, x)[2], fused[2])  # and fused again
 
 
 @pytest.mark.parametrize("pool", range(len(POOLS)))
@@ -66,7 +66,7 @@ def test_gradients(activation, pool):
     check(model)
 
 
-def test_an_activation_behind_does_not_spoil_what_the_maximum_needs():
+def test_activation_after_max_pooling_keeps_its_input():
     model = net(nn.ReLU, lambda: nn.MaxPool2d(2), after=[nn.Tanh()])
     check(model)
     assert [step.numbers for step in model.plan(BATCH).steps if step.fused] == [(1, 2)]
@@ -84,7 +84,7 @@ def test_an_activation_behind_does_not_spoil_what_the_maximum_needs():
         lambda: nn.MaxPool2d(3, 1, padding="same"),
     ],
 )
-def test_what_is_left_apart(pool):
+def test_not_fused(pool):
     model = net(nn.Tanh, pool)
     assert not model.plan(BATCH).fused
     check(model)
@@ -94,7 +94,7 @@ SOFTER = scalars.activation(scalars.SCALED_TANH, 1.0, 0.5)
 
 
 class Softer(nn.Tanh):
-    """Somebody's own."""
+    """A user's layer."""
 
     def forward(self, y, x):
         self.ops.activation_forward(y, x, SOFTER)
@@ -104,7 +104,7 @@ class Softer(nn.Tanh):
 
 
 @pytest.mark.parametrize("pool", POOLS[::2])
-def test_a_subclass_does_its_own_work(pool):
+def test_subclass_is_not_fused(pool):
     model = net(Softer, pool)
     assert not model.plan(BATCH).fused
     check(model)
@@ -137,7 +137,7 @@ def test_one_forward_serves_one_backward(pool):
         model.backward(y)
 
 
-def test_without_joined_layers_one_forward_serves_many():
+def test_unfused_one_forward_serves_many_backwards():
     model = Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), input_shape=(2, 5, 5), rng=0, dtype=np.float64)
     y = model.forward(images(model))
     first = model.backward(y)
@@ -163,7 +163,7 @@ def test_nan_is_seen(activation, pool):
     x = images(model)
     x[3, 0, 2, 2] = np.nan
     plan = model.plan(BATCH)
-    model.ops.copy_to(plan.x, x)  # past the check of what comes in
+    model.ops.copy_to(plan.x, x)  # bypasses the check of the input
     plan.forward()
     bad = np.isnan(plan.y).any(axis=1)
     assert bad.tolist() == [i == 3 for i in range(BATCH)]

@@ -3,25 +3,35 @@
     y[n, o, i, j] = b[o] + sum over c, u, v of w[o, c, u, v] * x[n, c, i*sh + u*dh - ph, j*sw + v*dw - pw]
 
 x: (N, C, H, W)   w: (O, C/groups, KH, KW)   b: (O,) or (0,) for none   y: (N, O, OH, OW)
-stride (sh, sw), padding (ph, pw), dilation (dh, dw): pairs; pixels outside the image count as zero.  OH and OW are the
-caller's choice: with stride one the last windows may reach further over the edge than the first ones do.
+stride (sh, sw), padding (ph, pw), dilation (dh, dw): pairs; pixels outside the image count as zero.  The caller chooses
+OH and OW: with stride one the last windows may reach further beyond the edge than the first ones do.
 
-The textbook way is im2col: copy the pixel that tap k meets at every output position into row k of a column matrix, and
-multiply by the weights.  That is what happens here for strides above one.  For stride one the copy is not needed: on a
-zero-padded image stored row after row, the pixels that tap (u, v) meets are the image itself, shifted by u*pitch + v.
-A row of the column matrix is then just an offset into the image, and both ways share all arithmetic.  What a window
-meets between the last column of one row and the first of the next is computed too, and dropped.
+Three algorithms, all with the micro-kernel of microkernel.py:
+- direct: batches in the batch-blocked layout, for all but the smallest batches; see direct_conv.py.
+- shifted, stride one, and im2col, any stride: the few images of NCHW batches one by one, vectors along the rows.
 
-Batches are interleaved, as many images as a vector has lanes (see layout.py), and direct_conv.py convolves them with a
-pixel a vector.  What is in this file is for the few images that are not worth a tile, one by one, with vectors along
-the rows.
+im2col copies the pixel that tap k meets at every output position into row k of a column matrix, which is multiplied by
+the weights.  For stride one no copy is needed: in a zero-padded image, stored row after row, the pixels that tap (u, v)
+meets are the image itself, shifted by u*dh*pitch + v*dw.  A row of the column matrix is then an offset into the image:
+
+    padded image, flat: rows of pitch = OW + (KW - 1)*dw      output channel, flat: rows of pitch
+    ┌───────────┬───────────┬───────────┬───────────┬─        ┌─────────┬─┬─────────┬─┬─────────┬─
+    │ row 0     │ row 1     │ row 2     │ row 3     │         │ y row 0 │#│ y row 1 │#│ y row 2 │
+    └───────────┴───────────┴───────────┴───────────┴─        └─────────┴─┴─────────┴─┴─────────┴─
+    ├─ tap (0, 0) reads from here on ───►                     #: here windows wrap around: computed
+      ├─ tap (0, 2) from 2*dw further ────►                   too, but not copied to y
+                ├─ tap (1, 0) from dh*pitch further, here dh = 1 ──►
+
+    for o in blocks of MR channels            2*MR accumulators stay in registers for all taps
+      for positions of the run, two vectors   consecutive: image and run stay in L1 or L2
+        for k in taps (c, u, v)               two loads, MR broadcasts, 2*MR multiply-adds
 """
 
 import numpy as np
 from numba import prange
 
+from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, kernel
-from tinycnn.kernels._simd import broadcast_rows, fma_outer, load_indexed, ravel, reduce_add, store_block, width, zeros
 from tinycnn.kernels.direct_conv import CHUNKS, conv2d_backward_direct, conv2d_forward_direct
 from tinycnn.kernels.layout import via_nchw
 from tinycnn.kernels.linear import linear_backward, linear_forward
@@ -38,14 +48,17 @@ from tinycnn.kernels.microkernel import (
 )
 from tinycnn.kernels.pooling import clear
 
-MAPS, TAPS = 3, 5  # output maps and taps of a block of weight gradients
-PRODUCTS = MAPS * TAPS
+broadcast_rows, fma_outer, load_indexed, ravel = _simd.broadcast_rows, _simd.fma_outer, _simd.load_indexed, _simd.ravel
+reduce_add, store_block, width, zeros = _simd.reduce_add, _simd.store_block, _simd.width, _simd.zeros
 
-products_block = device_function(lambda x: zeros(x, PRODUCTS))
+GRAD_MR, GRAD_NR = 3, 5  # register block of weight gradients: output channels, and taps
+GRAD_SIZE = GRAD_MR * GRAD_NR
+
+grad_accumulators = device_function(lambda x: zeros(x, GRAD_SIZE))
 
 
 def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
-    """y = conv(x, w) + b; shapes at the top of this file, or x and y tiled."""
+    """y = conv(x, w) + b; shapes at the top of this file, or x and y in the batch-blocked layout."""
     if is_full_window(y, x, w, padding, groups):
         as_linear(y, x, w, b)
     elif x.ndim == 5:
@@ -67,7 +80,7 @@ def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
 
 
 def is_full_window(y, x, w, padding, groups):
-    """Whether a window is the whole image: then the convolution is a fully connected layer (C5 of 1998)."""
+    """Whether one window covers the whole image: then the convolution is a fully connected layer (C5 of LeNet-5)."""
     return groups == 1 and padding == (0, 0) and x.shape[2:4] == w.shape[2:] and y.shape[2:4] == (1, 1)
 
 
@@ -86,73 +99,74 @@ def as_rows(array):
     return array.reshape(len(array), array.shape[1] * array.shape[2] * array.shape[3])
 
 
-# --- what both ways share ---------------------------------------------------------------------------------------------
-# A *run* is what is computed of one map: all its rows, `pitch` apart, with what lies between them.  Vectors reach over
-# its end, so whatever a run reads has room for two more.
+# --- shared by shifted and im2col -------------------------------------------------------------------------------------
+# A *run* is all that is computed of one output channel: its rows, `pitch` apart, and what lies between them.  Vectors
+# reach beyond its end, so that buffers from which runs are computed have two vectors to spare.
 
 
 @device_function
 def run_length(y, pitch):
-    """Of a plane (OH, OW), rounded up to pairs of vectors."""
+    """Length of the run of a plane (OH, OW), rounded up to pairs of vectors."""
     return round_up((y.shape[0] - 1) * pitch + y.shape[1], 2 * width(y))
 
 
 @device_function
-def combine(y, src, at, pitch, weight, bias, shape, steps, like):
-    """y[r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[at + i*pitch + j + c*steps[0] + u*steps[1] + v*steps[2]]
+def conv_rows(y, src, start, pitch, weight, bias, shape, steps, like):
+    """y[r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[start + i*pitch + j + (c, u, v) . steps].
 
-    y: (count, OH, OW)   src: flat   weight: see `pack`; of maps of `shape`: (C, KH, KW)   like: a block, for its size
+    y: (count, OH, OW)   src: flat   weight: see `pack`   shape: (C, KH, KW)   like: accumulators, for their number
     """
-    (count, OH, OW), (C, KH, KW), block, W = y.shape, shape, len(like) // 2, width(y)
+    (count, OH, OW), (C, KH, KW), mr, W = y.shape, shape, len(like) // 2, width(y)
     length, taps = run_length(y[0], pitch), C * KH * KW
-    out, offset = np.empty(block * length, y.dtype), tap_offsets(C, KH, KW, steps[0], steps[1], steps[2])
-    for r in range(0, count, block):
+    out, offsets = np.empty(mr * length, y.dtype), tap_offsets(C, KH, KW, steps[0], steps[1], steps[2])
+    for r in range(0, count, mr):
         for k in range(0, length, 2 * W):
-            sums = microkernel(broadcast_rows(bias, r, like), src, at + k, offset, 0, taps, W, weight, r * taps)
-            store_block(out, k, length, W, sums, block)
-        for one in range(min(block, count - r)):
+            acc = microkernel(broadcast_rows(bias, r, like), src, start + k, offsets, 0, taps, W, weight, r * taps)
+            store_block(out, k, length, W, acc, mr)
+        for o in range(min(mr, count - r)):
             for i in range(OH):
-                to, run = y[r + one, i], out[one * length + i * pitch :]
+                row, run = y[r + o, i], out[o * length + i * pitch :]
                 for j in range(OW):
-                    to[j] = run[j]
+                    row[j] = run[j]
 
 
 @device_function
-def combine_maps(y, src, at, pitch, weight, bias, shape, steps, block):
-    """`combine` with blocks of as many maps as the weights are packed in."""
-    if block == MR_WIDE:
-        combine(y, src, at, pitch, weight, bias, shape, steps, wide_accumulators(src))
+def conv_rows_by_mr(y, src, start, pitch, weight, bias, shape, steps, mr):
+    """`conv_rows` with register blocks of `mr` output channels, as the weights are packed."""
+    if mr == MR_WIDE:
+        conv_rows(y, src, start, pitch, weight, bias, shape, steps, wide_accumulators(src))
     else:
-        combine(y, src, at, pitch, weight, bias, shape, steps, narrow_accumulators(src))
+        conv_rows(y, src, start, pitch, weight, bias, shape, steps, narrow_accumulators(src))
 
 
 @device_function
-def correlate(dw, rows, first, between, src, offset, length):
-    """dw[o, t] += sum over k < length of rows[first + o*between + k] * src[offset[t] + k].
+def weight_grad(dw, dy, dy_start, dy_step, src, offsets, length):
+    """dw[o, t] += sum over k < length of dy[dy_start + o*dy_step + k] * src[offsets[t] + k].
 
-    dw: (O, T)   rows, src: flat   offset: (>= T rounded up to TAPS,)   length: a multiple of a vector
+    dw: (O, T)   dy, src: flat   offsets: at least T rounded up to GRAD_NR   length: a multiple of a vector
     """
-    (O, T), W, none = dw.shape, width(src), products_block(src)
-    left, right, totals = zeros(src, MAPS), zeros(src, TAPS), np.empty(round_up(MAPS * TAPS, W), src.dtype)
-    lines = np.empty(round_up(O, MAPS), np.int64)
-    for o in range(lines.size):
-        lines[o] = first + min(o, O - 1) * between
-    for o in range(0, O, MAPS):
-        for t in range(0, T, TAPS):
-            sums = none
+    (O, T), W, zero = dw.shape, width(src), grad_accumulators(src)
+    dy_like, src_like, totals = zeros(src, GRAD_MR), zeros(src, GRAD_NR), np.empty(round_up(GRAD_SIZE, W), src.dtype)
+    dy_offsets = np.empty(round_up(O, GRAD_MR), np.int64)
+    for o in range(dy_offsets.size):
+        dy_offsets[o] = dy_start + min(o, O - 1) * dy_step
+    for o in range(0, O, GRAD_MR):
+        for t in range(0, T, GRAD_NR):
+            acc = zero
             for k in range(0, length, W):
-                sums = fma_outer(sums, load_indexed(rows, k, lines, o, left), load_indexed(src, k, offset, t, right))
+                dy_vectors = load_indexed(dy, k, dy_offsets, o, dy_like)
+                acc = fma_outer(acc, dy_vectors, load_indexed(src, k, offsets, t, src_like))
             for i in range(totals.size):
                 totals[i] = 0
-            reduce_add(totals, 0, sums)
-            for i in range(min(MAPS, O - o)):
-                for k in range(min(TAPS, T - t)):
-                    dw[o + i, t + k] += totals[i * TAPS + k]
+            reduce_add(totals, 0, acc)
+            for i in range(min(GRAD_MR, O - o)):
+                for k in range(min(GRAD_NR, T - t)):
+                    dw[o + i, t + k] += totals[i * GRAD_NR + k]
 
 
 @device_function
-def lay_out(flat, images, first, count, start, pitch, plane):
-    """flat[c*plane + start + i*pitch + j] = images[first + c, i, j]"""
+def pad_rows(flat, images, first, count, start, pitch, plane):
+    """flat[c*plane + start + i*pitch + j] = images[first + c, i, j]; what lies between is left as it is."""
     for c in range(count):
         for i in range(images.shape[1]):
             to, row = flat[c * plane + start + i * pitch :], images[first + c, i]
@@ -161,7 +175,7 @@ def lay_out(flat, images, first, count, start, pitch, plane):
 
 
 @device_function
-def add_sums(db, dy):
+def add_bias_grad(db, dy):
     """db[o] += sum of plane o of one image."""
     for o in range(len(dy)):
         plane, total = ravel(dy[o]), dy.dtype.type(0)
@@ -171,8 +185,8 @@ def add_sums(db, dy):
 
 
 @device_function
-def biases(b, groups, count):
-    """b, (O,) or (0,), as (groups, count >= O/groups), filled up with zeros."""
+def pack_bias(b, groups, count):
+    """b, (O,) or (0,), as (groups, count), padded with zeros; count >= O/groups."""
     bias = np.zeros((groups, count), b.dtype)
     for o in range(b.size):
         bias[o // (b.size // groups), o % (b.size // groups)] = b[o]
@@ -181,91 +195,91 @@ def biases(b, groups, count):
 
 @device_function
 def image_of(dx, n):
-    """Image n of a gradient, or nothing if it is not wanted."""
+    """Image n of dx, or an empty array if dx is not wanted."""
     return dx[n] if dx.size else dx.reshape((dx.size, 0, 0))
 
 
 @device_function
-def add_parts(to, parts):
-    """to = the sum of the parts, in order; both flat, to may be of size 0."""
-    for k in range(to.size):
-        to[k] = parts[0, k]
-    for part in range(1, len(parts)):
-        for k in range(to.size):
-            to[k] += parts[part, k]
+def reduce_partials(total, partials):
+    """total = sum of the partials, in order; total is flat and may be of size 0."""
+    for k in range(total.size):
+        total[k] = partials[0, k]
+    for part in range(1, len(partials)):
+        for k in range(total.size):
+            total[k] += partials[part, k]
 
 
-# --- stride one: the image is its own column matrix -------------------------------------------------------------------
+# --- shifted: stride one, the image is its own column matrix ----------------------------------------------------------
 
 
 @device_function
-def forward_one(y, x, weight, bias, shape, padding, dilation, block):
-    """One image.  y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
+def forward_shifted_image(y, x, weight, bias, shape, padding, dilation, mr):
+    """y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)   shape: (C/groups, KH, KW)"""
     (_, KH, KW), (ph, pw), groups = shape, padding, len(weight)
     per, count, pitch = len(x) // groups, len(y) // groups, y.shape[2] + (KW - 1) * dilation[1]
     plane = (y.shape[1] + (KH - 1) * dilation[0]) * pitch
-    flat = np.zeros(per * plane + 2 * width(x), x.dtype)
+    padded = np.zeros(per * plane + 2 * width(x), x.dtype)
     steps = plane, dilation[0] * pitch, dilation[1]
     for g in range(groups):
-        lay_out(flat, x, g * per, per, ph * pitch + pw, pitch, plane)
-        combine_maps(y[g * count : (g + 1) * count], flat, 0, pitch, weight[g], bias[g], shape, steps, block)
+        pad_rows(padded, x, g * per, per, ph * pitch + pw, pitch, plane)
+        conv_rows_by_mr(y[g * count : (g + 1) * count], padded, 0, pitch, weight[g], bias[g], shape, steps, mr)
 
 
 @kernel
 def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
-    shape, block = w.shape[1:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
-    weight = pack(w, groups, block, False, False)
-    bias = biases(b, groups, round_up(len(w) // groups, block))
+    shape, mr = w.shape[1:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
+    weight = pack(w, groups, mr, False, False)
+    bias = pack_bias(b, groups, round_up(len(w) // groups, mr))
     for n in prange(len(x)):
-        forward_one(y[n], x[n], weight, bias, shape, padding, dilation, block)
+        forward_shifted_image(y[n], x[n], weight, bias, shape, padding, dilation, mr)
 
 
 @device_function
-def backward_one(dx, dw, dy, x, turned, kernel_size, padding, dilation, block):
-    """One image; adds to dw: (O, C/groups * KH * KW).  turned: see `pack`"""
-    groups, (KH, KW), (ph, pw), (dh, dw_) = len(turned), kernel_size, padding, dilation
-    per, count, pitch = len(x) // groups, len(dy) // groups, dy.shape[2] + (KW - 1) * dw_
-    plane, length = (dy.shape[1] + (KH - 1) * dh) * pitch, run_length(dy[0], pitch)
-    # dy is laid out with the pitch of x, so that one product serves the weight gradient; the zeros that end each of its
-    # rows, dilation*(KW - 1) of them, are also those that begin the next, and `front` of them lie before the first.
-    front = (KH - 1) * dh * pitch + (KW - 1) * dw_
-    plane_dy, room = front + max(plane, length), 2 * width(x)
-    flat, slopes = np.zeros(per * plane + room, x.dtype), np.zeros(count * plane_dy + room, x.dtype)
-    offset = np.zeros(round_up(per * KH * KW, TAPS), np.int64)
+def backward_shifted_image(dx, dw, dy, x, flipped, kernel_size, padding, dilation, mr):
+    """Input gradient of one image; its weight gradient is added to dw: (O, C/groups * KH * KW).  flipped: see `pack`"""
+    groups, (KH, KW), (ph, pw), (dil_h, dil_w) = len(flipped), kernel_size, padding, dilation
+    per, count, pitch = len(x) // groups, len(dy) // groups, dy.shape[2] + (KW - 1) * dil_w
+    plane, length = (dy.shape[1] + (KH - 1) * dil_h) * pitch, run_length(dy[0], pitch)
+    # dy is padded to the pitch of x, so that one product of runs gives the weight gradient.  The (KW - 1)*dil_w zeros
+    # after each of its rows are also the padding before the next row; the first row has `front` zeros before it.
+    front = (KH - 1) * dil_h * pitch + (KW - 1) * dil_w
+    dy_plane, spare = front + max(plane, length), 2 * width(x)
+    padded_x, padded_dy = np.zeros(per * plane + spare, x.dtype), np.zeros(count * dy_plane + spare, x.dtype)
+    offsets = np.zeros(round_up(per * KH * KW, GRAD_NR), np.int64)
     for c in range(per):
         for u in range(KH):
             for v in range(KW):
-                offset[(c * KH + u) * KW + v] = c * plane + u * dh * pitch + v * dw_
-    base, none = ph * pitch + pw, np.zeros(round_up(per, block), x.dtype)
+                offsets[(c * KH + u) * KW + v] = c * plane + u * dil_h * pitch + v * dil_w
+    origin, no_bias = ph * pitch + pw, np.zeros(round_up(per, mr), x.dtype)
     for g in range(groups):
-        lay_out(flat, x, g * per, per, base, pitch, plane)
-        lay_out(slopes, dy, g * count, count, front, pitch, plane_dy)
-        correlate(dw[g * count : (g + 1) * count], slopes, front, plane_dy, flat, offset, length)
+        pad_rows(padded_x, x, g * per, per, origin, pitch, plane)
+        pad_rows(padded_dy, dy, g * count, count, front, pitch, dy_plane)
+        weight_grad(dw[g * count : (g + 1) * count], padded_dy, front, dy_plane, padded_x, offsets, length)
         if dx.size:
-            shape, steps = (count, KH, KW), (plane_dy, dh * pitch, dw_)
-            combine_maps(dx[g * per : (g + 1) * per], slopes, base, pitch, turned[g], none, shape, steps, block)
+            shape, steps, group_dx = (count, KH, KW), (dy_plane, dil_h * pitch, dil_w), dx[g * per : (g + 1) * per]
+            conv_rows_by_mr(group_dx, padded_dy, origin, pitch, flipped[g], no_bias, shape, steps, mr)
 
 
 @kernel
 def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     N, O, taps = len(x), len(w), w[0].size
-    block = choose_mr(w.shape[1], MR_WIDE, MR_NARROW)
-    turned = pack(w, groups, block, True, False)
+    mr = choose_mr(w.shape[1], MR_WIDE, MR_NARROW)
+    flipped = pack(w, groups, mr, True, False)
     chunks = min(CHUNKS, N)
-    parts, bias_parts = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
+    partials, bias_partials = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
             kernel_size = w.shape[2], w.shape[3]
-            backward_one(
-                image_of(dx, n), parts[chunk], dy[n], x[n], turned, kernel_size, padding, dilation, block
+            backward_shifted_image(
+                image_of(dx, n), partials[chunk], dy[n], x[n], flipped, kernel_size, padding, dilation, mr
             )  # fmt: skip
             if db.size:
-                add_sums(bias_parts[chunk], dy[n])
-    add_parts(ravel(dw), parts.reshape((chunks, O * taps)))
-    add_parts(db, bias_parts)
+                add_bias_grad(bias_partials[chunk], dy[n])
+    reduce_partials(ravel(dw), partials.reshape((chunks, O * taps)))
+    reduce_partials(db, bias_partials)
 
 
-# --- any stride: im2col, product, col2im ------------------------------------------------------------------------------
+# --- im2col: any stride; copy, product, and col2im on the way back ----------------------------------------------------
 
 
 @device_function
@@ -277,11 +291,11 @@ def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, paddi
         for u in range(KH):
             for v in range(KW):
                 for i in range(OH):
-                    y = i * stride[0] + u * dilation[0] - padding[0]
-                    inside = 0 <= y < H
+                    h = i * stride[0] + u * dilation[0] - padding[0]
+                    inside = 0 <= h < H
                     for j in range(OW):
-                        x = j * stride[1] + v * dilation[1] - padding[1]
-                        columns[at] = image[first + c, y, x] if inside and 0 <= x < W else columns.dtype.type(0)
+                        w = j * stride[1] + v * dilation[1] - padding[1]
+                        columns[at] = image[first + c, h, w] if inside and 0 <= w < W else columns.dtype.type(0)
                         at += 1
 
 
@@ -294,12 +308,12 @@ def columns_to_image(image, columns, first, count, KH, KW, OH, OW, stride, paddi
         for u in range(KH):
             for v in range(KW):
                 for i in range(OH):
-                    y = i * stride[0] + u * dilation[0] - padding[0]
-                    inside = 0 <= y < H
+                    h = i * stride[0] + u * dilation[0] - padding[0]
+                    inside = 0 <= h < H
                     for j in range(OW):
-                        x = j * stride[1] + v * dilation[1] - padding[1]
-                        if inside and 0 <= x < W:
-                            image[first + c, y, x] += columns[at]
+                        w = j * stride[1] + v * dilation[1] - padding[1]
+                        if inside and 0 <= w < W:
+                            image[first + c, h, w] += columns[at]
                         at += 1
 
 
@@ -325,63 +339,63 @@ def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
 
 
 @device_function
-def forward_image(y, x, weight, bias, kernel_size, stride, padding, dilation, block):
-    """One image.  y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
+def forward_im2col_image(y, x, weight, bias, kernel_size, stride, padding, dilation, mr):
+    """y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
     (O, OH, OW), (KH, KW), groups = y.shape, kernel_size, len(weight)
     per, count, M = len(x) // groups, O // groups, OH * OW
     columns = np.zeros(per * KH * KW * M + 2 * width(x), x.dtype)
     for g in range(groups):
         image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-        out = y[g * count : (g + 1) * count]
-        combine_maps(out, columns, 0, OW, weight[g], bias[g], (1, 1, per * KH * KW), (0, 0, M), block)
+        group_y = y[g * count : (g + 1) * count]
+        conv_rows_by_mr(group_y, columns, 0, OW, weight[g], bias[g], (1, 1, per * KH * KW), (0, 0, M), mr)
 
 
 @kernel
 def conv2d_forward_im2col(y, x, w, b, stride, padding, dilation, groups):
-    kernel_size, block = w.shape[2:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
-    weight = pack(w, groups, block, False, False)
-    bias = biases(b, groups, round_up(len(w) // groups, block))
+    kernel_size, mr = w.shape[2:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
+    weight = pack(w, groups, mr, False, False)
+    bias = pack_bias(b, groups, round_up(len(w) // groups, mr))
     for n in prange(len(x)):
-        forward_image(y[n], x[n], weight, bias, kernel_size, stride, padding, dilation, block)
+        forward_im2col_image(y[n], x[n], weight, bias, kernel_size, stride, padding, dilation, mr)
 
 
 @device_function
-def backward_image(dx, dw, dy, x, transposed, kernel_size, stride, padding, dilation, block):
-    """One image; adds to dw: (O, C/groups * KH * KW).  transposed: the weights that lead from dy to columns"""
-    (O, OH, OW), (KH, KW), groups, W = dy.shape, kernel_size, len(transposed), width(x)
+def backward_im2col_image(dx, dw, dy, x, w_t, kernel_size, stride, padding, dilation, mr):
+    """One image; dx and dw are added to.  dw: (O, C/groups * KH * KW)   w_t: packed, (C/groups * KH * KW, O/groups)"""
+    (O, OH, OW), (KH, KW), groups, W = dy.shape, kernel_size, len(w_t), width(x)
     per, count, M = len(x) // groups, O // groups, OH * OW
     K, length = per * KH * KW, round_up(M, 2 * W)
-    columns, slopes = np.zeros(K * M + 2 * W, x.dtype), np.zeros(count * length, x.dtype)
-    offset = np.arange(round_up(K, TAPS)) * M
-    offset[K:] = 0
-    none = np.zeros(round_up(K, block), x.dtype)
+    columns, padded_dy = np.zeros(K * M + 2 * W, x.dtype), np.zeros(count * length, x.dtype)
+    offsets = np.arange(round_up(K, GRAD_NR)) * M
+    offsets[K:] = 0
+    no_bias = np.zeros(round_up(K, mr), x.dtype)
     for g in range(groups):
         image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-        lay_out(slopes, dy, g * count, count, 0, OW, length)
-        correlate(dw[g * count : (g + 1) * count], slopes, 0, length, columns, offset, length)
+        pad_rows(padded_dy, dy, g * count, count, 0, OW, length)
+        weight_grad(dw[g * count : (g + 1) * count], padded_dy, 0, length, columns, offsets, length)
         if dx.size:
-            back = columns[: K * M].reshape((K, 1, M))
-            combine_maps(back, slopes, 0, 0, transposed[g], none, (count, 1, 1), (length, 0, 0), block)
+            dx_columns = columns[: K * M].reshape((K, 1, M))
+            conv_rows_by_mr(dx_columns, padded_dy, 0, 0, w_t[g], no_bias, (count, 1, 1), (length, 0, 0), mr)
             columns_to_image(dx, columns, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
 
 
 @kernel
 def conv2d_backward_im2col(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     N, O, taps = len(x), len(w), w[0].size
-    block = choose_mr(taps, MR_WIDE, MR_NARROW)
-    w_t = w.reshape(groups, O // groups, taps).transpose(0, 2, 1).copy()  # columns of dx = w_t @ dy
-    transposed = pack(w_t.reshape((groups * taps, O // groups, 1, 1)), groups, block, False, False)
+    mr = choose_mr(taps, MR_WIDE, MR_NARROW)
+    transposed = w.reshape(groups, O // groups, taps).transpose(0, 2, 1).copy()  # columns of dx = w.T @ dy
+    w_t = pack(transposed.reshape((groups * taps, O // groups, 1, 1)), groups, mr, False, False)
     chunks = min(CHUNKS, N)
-    parts, bias_parts = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
+    partials, bias_partials = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
             kernel_size = w.shape[2], w.shape[3]
-            to = image_of(dx, n)
-            clear(to)
-            backward_image(
-                to, parts[chunk], dy[n], x[n], transposed, kernel_size, stride, padding, dilation, block
+            image_dx = image_of(dx, n)
+            clear(image_dx)
+            backward_im2col_image(
+                image_dx, partials[chunk], dy[n], x[n], w_t, kernel_size, stride, padding, dilation, mr
             )  # fmt: skip
             if db.size:
-                add_sums(bias_parts[chunk], dy[n])
-    add_parts(ravel(dw), parts.reshape((chunks, O * taps)))
-    add_parts(db, bias_parts)
+                add_bias_grad(bias_partials[chunk], dy[n])
+    reduce_partials(ravel(dw), partials.reshape((chunks, O * taps)))
+    reduce_partials(db, bias_partials)

@@ -1,15 +1,42 @@
-"""Convolution on tiles: see layout.py for how a batch is laid out, conv.py for what is computed.
+"""Direct convolution of batch blocks (B, C, H, W, L): layout.py explains the layout, conv.py has the formula.
 
-The sums of a few output maps at two neighbouring pixels stay in registers until they are complete; the taps of a window
-that would meet padding are left out.  Where the others are is written down first, in a list: then a window is one long
-loop, and there is little to compute beside the sums.  A tile is copied first, a band of rows that the cache holds at a
-time, so that its maps come last, in the order in which they are read.
+A register block, MR output channels x 2 neighbouring output pixels of L images each, stays in registers while all taps
+of the windows are added, and is stored once.  The input is packed first, a band of rows that fits in the L2 cache at a
+time, channels last, so that the taps of a window are read in ascending order.  No window is copied, unlike in im2col.
 
-The input's gradient is such a convolution too, of dy with the weights turned by 180 degrees.  Strides above one make it
-several, with a part of the taps each: pixels that are the stride apart meet pixels of dy that are neighbours.
+One call of the micro-kernel, with taps k = (u, v, c), MR = 8 or 6, and L images a vector:
 
-A weight's gradient is the product of two images shifted against each other, added up over all lanes: a few maps of one
-times a few taps of the other at a time, on a strip of pixels that the cache holds.
+    packed weights (O/MR, KH, KW, C, MR)          block of y: MR channels x 2 pixels x L lanes,
+    a panel: channels o .. o+MR-1                 in registers for all k
+                                               y[.., i, j, :]   y[.., i, j+1, :]
+    ┌─────┬─────┬───┬────────┐                ┌────────────────┬────────────────┐
+    │ w_0 │ w_1 │ … │ w_MR-1 │ k = 0        o │      acc       │      acc       │ += w_0 * vector
+    ├─────┼─────┼───┼────────┤                ├────────────────┼────────────────┤
+    │ w_0 │ w_1 │ … │ w_MR-1 │ k ─broadcast─► │      acc       │      acc       │ += w_r * vector
+    ├─────┼─────┼───┼────────┤                ├────────────────┼────────────────┤
+    │  :  │  :  │   │   :    │         o+MR-1 │      acc       │      acc       │ += w_MR-1 * vector
+    └─────┴─────┴───┴────────┘                └───────▲────────┴───────▲────────┘
+                                               vector │         vector │
+    packed input (rows, halo + W + halo, C|1, L)    at (h, w, c)    at (h, w+sw, c)
+
+    row h    │ 0..0 │ C vectors │ C vectors │ C vectors │ …  │ 0..0 │     h = i*sh + u*dh - ph
+    row h+dh │ 0..0 │ C vectors │ C vectors │ C vectors │ …  │ 0..0 │     w = j*sw + v*dw - pw
+      …        halo    pixel 0     pixel 1     pixel 2         halo       c = 0 .. C-1
+
+    for bands of blocks                 a task each, for the threads; stays in L2 (L2_ELEMENTS)
+      for i in output rows
+        for (j, j+1) in pixel pairs     both windows stay in L1: 6.7 KB in LeNet-5's C3, with L = 8
+          for o in blocks of MR         a panel is read front to back: 150 x 8 floats = 4.8 KB in C3
+            for k in taps               2*MR multiply-adds for two loads and MR broadcasts
+
+Taps that would meet padding only are skipped.  The number of channels is made odd (C|1), since pixels a power of two
+apart would compete for a few sets of the cache.
+
+The input gradient is such a convolution too, of dy with the flipped kernel.  A stride above one splits it into
+subconvolutions: for each remainder of (h, w) modulo the stride, the taps that reach such pixels, with stride one.
+
+The weight gradient is the correlation of dy and x, summed over pixels and lanes: register blocks of GRAD_MR_* output
+channels x GRAD_NR taps, over L1_PIXELS pixels at a time.
 """
 
 import numpy as np
@@ -30,338 +57,344 @@ from tinycnn.kernels.microkernel import (
     wide_accumulators,
 )
 
-CHUNKS = 8  # weight gradients are summed in at most this many parts: never one a thread, so that their number and
-# order, and with them the rounding, are the same for any number of threads
-BANDS = 2  # parts of an image, each a task of its own, so that few tiles keep several threads busy
-L2_ELEMENTS = 2**17  # numbers of a band and what is computed of it: with more of them the copy would leave the second
-# cache before it is read, so large images have more bands
-MANY, FEW, TAPS = 4, 3, 5  # of a block of weight gradients: output maps, as they fit better, and taps of a window's row
-L1_PIXELS = 112  # pixels that such blocks are summed over one after the other: what they read stays in the L1 cache
+CHUNKS = 8  # partial weight gradients, at most: not one per thread, so that the order of summation, and with it the
+# rounding, is the same for any number of threads
+BANDS = 2  # bands of an image, at least: each is a task, so that few blocks keep several threads busy
+L2_ELEMENTS = 2**17  # of a band and its output: large images have more bands, or the packed input would leave the cache
+GRAD_MR_WIDE, GRAD_MR_NARROW, GRAD_NR = 4, 3, 5  # register block of weight gradients: output channels, and taps
+L1_PIXELS = 112  # a strip of about so many pixels is summed for all taps before the next, so that it stays in L1
 
 BYTES, pixel_zero, zeros, broadcast_rows = _simd.BYTES, _simd.pixel_zero, _simd.zeros, _simd.broadcast_rows
 load_strided, load_indexed, store_contiguous = _simd.load_strided, _simd.load_indexed, _simd.store_contiguous
 store_block, fma_outer, reduce_add = _simd.store_block, _simd.fma_outer, _simd.reduce_add
 load, store, ravel = _simd.load, _simd.store, _simd.ravel
 
-MANY_SUMS, FEW_SUMS = MANY * TAPS, FEW * TAPS
+WIDE_SIZE, NARROW_SIZE = GRAD_MR_WIDE * GRAD_NR, GRAD_MR_NARROW * GRAD_NR
 
-many_block, few_block = device_function(lambda x: zeros(x, MANY_SUMS)), device_function(lambda x: zeros(x, FEW_SUMS))
-many_maps, few_maps = device_function(lambda x: zeros(x, MANY)), device_function(lambda x: zeros(x, FEW))
-taps_block = device_function(lambda x: zeros(x, TAPS))
+wide_grads = device_function(lambda x: zeros(x, WIDE_SIZE))
+narrow_grads = device_function(lambda x: zeros(x, NARROW_SIZE))
+wide_rows = device_function(lambda x: zeros(x, GRAD_MR_WIDE))
+narrow_rows = device_function(lambda x: zeros(x, GRAD_MR_NARROW))
+tap_vectors = device_function(lambda x: zeros(x, GRAD_NR))
 
 
 @device_function
-def on_lines(size, like):
-    """So many numbers, not set, from the beginning of a line of the cache: otherwise every vector would lie on two."""
-    room = np.empty(size + BYTES // like.itemsize, like.dtype)
-    start = -room.ctypes.data % BYTES // like.itemsize
-    return room[start : start + size]
+def empty_aligned(size, like):
+    """`size` elements, not initialised, that begin on a cache line: otherwise every vector would cross two lines."""
+    buffer = np.empty(size + BYTES // like.itemsize, like.dtype)
+    start = -buffer.ctypes.data % BYTES // like.itemsize
+    return buffer[start : start + size]
 
 
 @device_function
 def odd(n):
-    """n or n + 1.  Pixels that are 64 lines apart, or another power of two, would share a few places of the cache."""
+    """n or n + 1: a stride of a power of two would map pixels to a few sets of the cache."""
     return n | 1
 
 
 @device_function
-def spread_out(x, first, count, rows, margin, maps_last):
-    """Rows `rows` of maps first ... first + count of a tile, flat, with `margin` columns of zeros on both sides:
-    (count, rows, W', L) or, `maps_last`, (rows, W', odd(count), L).
+def pack_input(x, first, count, rows, halo, channels_last):
+    """Pack `rows` of the channels first ... first + count of a block, with `halo` columns of zeros on both sides.
 
-    x: (C, H, W, L)
+    x: (C, H, W, L) -> flat: (count, rows, halo + W + halo, L) or, `channels_last`, (rows, halo + W + halo, odd(count),
+    L)
     """
     H, W, L = x.shape[1:]
-    height, pitch, none, source = rows[1] - rows[0], W + 2 * margin, pixel_zero(x[0]), ravel(x)
-    flat = on_lines(height * pitch * odd(count) * L, x)
-    next_map, next_pixel = (L, odd(count) * L) if maps_last else (height * pitch * L, L)
+    height, pitch, zero, source = rows[1] - rows[0], W + 2 * halo, pixel_zero(x[0]), ravel(x)
+    flat = empty_aligned(height * pitch * odd(count) * L, x)
+    channel_step, pixel_step = (L, odd(count) * L) if channels_last else (height * pitch * L, L)
     for c in range(count):
         for i in range(height):
-            here, at = i * pitch * next_pixel + c * next_map, ((first + c) * H + rows[0] + i) * W * L
-            for k in range(margin):
-                store(flat, here + k * next_pixel, none)
-                store(flat, here + (pitch - 1 - k) * next_pixel, none)
-            to = here + margin * next_pixel
+            row, at = i * pitch * pixel_step + c * channel_step, ((first + c) * H + rows[0] + i) * W * L
+            for k in range(halo):
+                store(flat, row + k * pixel_step, zero)
+                store(flat, row + (pitch - 1 - k) * pixel_step, zero)
+            to = row + halo * pixel_step
             for _ in range(W):
-                store(flat, to, load(source, at, none))
-                to += next_pixel
+                store(flat, to, load(source, at, zero))
+                to += pixel_step
                 at += L
     return flat
 
 
 @device_function
-def slide(y, places, first, count, src, lies, weight, bias, shape, stride, padding, dilation, rows, like):
-    """y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[c, i*sh + u*dh - ph, j*sw + v*dw - pw], one tile.
+def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride, padding, dilation, rows, like):
+    """Macro-kernel: output rows `rows` of `count` channels of one batch block, from packed input.
 
-    y: (O, OH, OW, L), of which only pixels are meant that are `places`: the first one, and how far they are apart
-    src: flat, (H, W, odd(C), L), it `lies` there as (H, W, the first row that is there, columns of zeros on both sides,
-    as many as a window reaches over the edge, or stride[1])   rows: the range of i   like: a block, for its size
-    weight: see `pack`   bias: as many numbers as weight has maps
+    y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[c, i*sh + u*dh - ph, j*sw + v*dw - pw]
+
+    y: (O, OH, OW, L); with `grid`, (origin, step), output (i, j) is written to pixel origin + (i, j) * step
+    src: see `pack_input`, channels last   layout: (H, W, first row in src, halo), halo >= min(stride[1],
+    columns that windows reach beyond the edge)   weight: one group, see `pack`   bias: (count rounded up to MR,)
+    shape: (C, KH, KW)   like: accumulators, for their number
     """
-    (H, W, begin, margin), (C, KH, KW), (OH, width, L), (place, apart) = lies, shape, y.shape[1:], places
-    OW = (width - place[1] + apart[1] - 1) // apart[1]
-    block, out, pairs, next_to = len(like) // 2, ravel(y), (OW + 1) // 2, 1 if OW > 1 else 0
-    column, pitch = odd(C) * L, (W + 2 * margin) * odd(C) * L
-    offset, taps = tap_offsets(KH, KW, C, dilation[0] * pitch, dilation[1] * column, L), KW * C
-    # Where pairs of outputs stand, and the columns of the window that meet the image, are the same in all rows.
+    (H, W, first_row, halo), (C, KH, KW), (OH, y_width, L), (origin, step) = layout, shape, y.shape[1:], grid
+    OW = (y_width - origin[1] + step[1] - 1) // step[1]
+    mr, out, pairs, second = len(like) // 2, ravel(y), (OW + 1) // 2, 1 if OW > 1 else 0  # the second pixel, j + second
+    column, pitch = odd(C) * L, (W + 2 * halo) * odd(C) * L
+    offsets, taps = tap_offsets(KH, KW, C, dilation[0] * pitch, dilation[1] * column, L), KW * C
+    # The pairs of pixels, and the kernel columns that meet the image at one of the two, are the same in all rows.
     columns = np.empty((pairs, 3), np.int64)
     for p in range(pairs):
-        j = max(0, min(2 * p, OW - 2))  # the last pair of a row reaches back
+        j = max(0, min(2 * p, OW - 2))  # the last pair of a row overlaps the one before it
         left = j * stride[1] - padding[1]
-        one, other = valid_range(left, dilation[1], KW, W), valid_range(left + next_to * stride[1], dilation[1], KW, W)
-        columns[p, 0], columns[p, 1], columns[p, 2] = j, min(one[0], other[0]), max(one[1], other[1])
+        range0 = valid_range(left, dilation[1], KW, W)
+        range1 = valid_range(left + second * stride[1], dilation[1], KW, W)
+        columns[p, 0], columns[p, 1], columns[p, 2] = j, min(range0[0], range1[0]), max(range0[1], range1[1])
     for i in range(rows[0], rows[1]):
         top = i * stride[0] - padding[0]
         u0, u1 = valid_range(top, dilation[0], KH, H)
         for p in range(pairs):
             j, v0, v1 = columns[p, 0], columns[p, 1], columns[p, 2]
-            at = (top - begin) * pitch + (j * stride[1] - padding[1] + margin) * column
-            tap, run, pieces = u0 * taps + v0 * C, (v1 - v0) * C, u1 - u0
-            if run == taps:  # whole rows of the window follow one another
-                run, pieces = run * pieces, 1
-            for r in range(0, count, block):
-                sums, k, w = broadcast_rows(bias, r, like), tap, r * taps * KH
-                for _ in range(pieces):
-                    sums = microkernel(sums, src, at, offset, k, k + run, next_to * stride[1] * column, weight, w)
+            start = (top - first_row) * pitch + (j * stride[1] - padding[1] + halo) * column
+            tap, run, runs = u0 * taps + v0 * C, (v1 - v0) * C, u1 - u0
+            if run == taps:  # whole rows of the kernel: one run
+                run, runs = run * runs, 1
+            for r in range(0, count, mr):
+                acc, k, w = broadcast_rows(bias, r, like), tap, r * taps * KH
+                for _ in range(runs):
+                    acc = microkernel(acc, src, start, offsets, k, k + run, second * stride[1] * column, weight, w)
                     k += taps
-                to = (((first + r) * OH + place[0] + i * apart[0]) * width + place[1] + j * apart[1]) * L
-                store_block(out, to, OH * width * L, next_to * apart[1] * L, sums, min(block, count - r))
+                to = (((first + r) * OH + origin[0] + i * step[0]) * y_width + origin[1] + j * step[1]) * L
+                store_block(out, to, OH * y_width * L, second * step[1] * L, acc, min(mr, count - r))
 
 
 @device_function
 def bands(x, y, least):
-    """How many parts an image has."""
+    """The number of bands of an image: at least `least`, more if a band would not fit in the L2 cache."""
     return max(least, min(y.shape[1], (x.size + y.size) // L2_ELEMENTS))
 
 
 @device_function
-def band(part, parts, height):
-    """The rows of an image that are its part `part` of `parts`."""
-    return part * height // parts, (part + 1) * height // parts
+def band(index, count, height):
+    """Rows of band `index` of `count`: (first, end)."""
+    return index * height // count, (index + 1) * height // count
 
 
 @device_function
-def source_rows(rows, K, stride, padding, dilation, height):
-    """The rows of the image that the windows of output rows `rows` meet."""
+def input_rows(rows, K, stride, padding, dilation, height):
+    """The input rows, (first, end), that the windows of output rows `rows` meet."""
     first = rows[0] * stride - padding
     last = (rows[1] - 1) * stride + (K - 1) * dilation - padding
     return min(height, max(0, first)), min(height, max(0, last + 1))
 
 
 @device_function
-def edge_columns(out, W, K, stride, padding, dilation):
-    """How many columns a window reaches over the edge at most, on either side."""
+def halo_columns(out, W, K, stride, padding, dilation):
+    """The largest number of columns that a window reaches beyond the image, on either side."""
     return max(padding, (out - 1) * stride + (K - 1) * dilation - padding - (W - 1))
 
 
 @inline_ir
 def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, like):
-    """Output rows `rows` of a tile.  weight: (groups, ...), see `pack`   bias: (groups, ...)"""
+    """Output rows `rows` of a block.  weight: (groups, ...), see `pack`   bias: (groups, ...)"""
     H, W = x.shape[1:3]
     groups, (per, KH, KW), count = len(weight), shape, len(y) // len(weight)
-    margin = edge_columns(y.shape[2], W, KW, stride[1], padding[1], dilation[1])
-    met = source_rows(rows, KH, stride[0], padding[0], dilation[0], H)
+    halo = halo_columns(y.shape[2], W, KW, stride[1], padding[1], dilation[1])
+    src_rows = input_rows(rows, KH, stride[0], padding[0], dilation[0], H)
     for g in range(groups):
-        src = spread_out(x, g * per, per, met, margin, True)
-        slide(
-            y, ((0, 0), (1, 1)), g * count, count, src, (H, W, met[0], margin), weight[g], bias[g], shape, stride,
+        src = pack_input(x, g * per, per, src_rows, halo, True)
+        direct_conv(
+            y, ((0, 0), (1, 1)), g * count, count, src, (H, W, src_rows[0], halo), weight[g], bias[g], shape, stride,
             padding, dilation, rows, like,
         )  # fmt: skip
 
 
 @kernel
 def conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups):
-    """y = conv(x, w) + b; x: (T, C, H, W, L), y: (T, O, OH, OW, L)."""
+    """y = conv(x, w) + b; x: (B, C, H, W, L), y: (B, O, OH, OW, L)."""
     O, OH = y.shape[1], y.shape[2]
     per_o, shape = O // groups, (w.shape[1], w.shape[2], w.shape[3])
-    block = choose_mr(per_o, MR_WIDE, MR_NARROW)
-    weight, bias = pack(w, groups, block, False, True), np.zeros((groups, round_up(per_o, block)), w.dtype)
+    mr = choose_mr(per_o, MR_WIDE, MR_NARROW)
+    weight, bias = pack(w, groups, mr, False, True), np.zeros((groups, round_up(per_o, mr)), w.dtype)
     for o in range(b.size):
         bias[o // per_o, o % per_o] = b[o]
-    parts = bands(x[0], y[0], BANDS)
-    for task in prange(len(x) * parts):
-        t, rows = task // parts, band(task % parts, parts, OH)
-        if block == MR_WIDE:
-            forward_band(y[t], x[t], weight, bias, shape, stride, padding, dilation, rows, wide_accumulators(x))
+    count = bands(x[0], y[0], BANDS)
+    for task in prange(len(x) * count):
+        n, rows = task // count, band(task % count, count, OH)
+        if mr == MR_WIDE:
+            forward_band(y[n], x[n], weight, bias, shape, stride, padding, dilation, rows, wide_accumulators(x))
         else:
-            forward_band(y[t], x[t], weight, bias, shape, stride, padding, dilation, rows, narrow_accumulators(x))
+            forward_band(y[n], x[n], weight, bias, shape, stride, padding, dilation, rows, narrow_accumulators(x))
 
 
 @device_function
-def meeting_taps(place, K, stride, padding, dilation):
-    """The taps of K that lead from dy to pixels place, place + stride, ... of dx: the first one, the step to the next
-    and, for these pixels and taps on their own, turned, the padding and dilation with which they meet dy."""
+def subconv_taps(origin, K, stride, padding, dilation):
+    """The taps of K by which dy reaches pixels origin, origin + stride, ... of dx: the first one and the step between
+    them; then padding and dilation of the flipped convolution of dy, of stride one, with these taps."""
     first, step = 0, 1
-    while first < K and (place + padding - first * dilation) % stride:
+    while first < K and (origin + padding - first * dilation) % stride:
         first += 1
     while step * dilation % stride:
         step += 1
     last = first + (K - 1 - first) // step * step
-    return first, step, (last * dilation - place - padding) // stride, step * dilation // stride
+    return first, step, (last * dilation - origin - padding) // stride, step * dilation // stride
 
 
 @device_function
-def pack_turned(w, groups, block, stride, padding, dilation):
-    """(sh*sw, groups, ...): the weights that lead to a pixel of dx, see `pack`, for each place modulo the stride."""
+def pack_flipped(w, groups, mr, stride, padding, dilation):
+    """Flipped weights of each of the sh*sw subconvolutions of the input gradient: (sh*sw, groups, ...), see `pack`."""
     O, per, KH, KW = w.shape
-    turned = np.empty((stride[0] * stride[1], groups, round_up(per, block) * (O // groups) * KH * KW), w.dtype)
+    flipped = np.empty((stride[0] * stride[1], groups, round_up(per, mr) * (O // groups) * KH * KW), w.dtype)
     for a in range(stride[0]):
         for b in range(stride[1]):
-            u, du, _, _ = meeting_taps(a, KH, stride[0], padding[0], dilation[0])
-            v, dv, _, _ = meeting_taps(b, KW, stride[1], padding[1], dilation[1])
-            packed = pack(w[:, :, u::du, v::dv], groups, block, True, True)
+            u, du, _, _ = subconv_taps(a, KH, stride[0], padding[0], dilation[0])
+            v, dv, _, _ = subconv_taps(b, KW, stride[1], padding[1], dilation[1])
+            packed = pack(w[:, :, u::du, v::dv], groups, mr, True, True)
             for g in range(groups):
                 for i in range(packed.shape[1]):
-                    turned[a * stride[1] + b, g, i] = packed[g, i]
-    return turned
+                    flipped[a * stride[1] + b, g, i] = packed[g, i]
+    return flipped
 
 
 @inline_ir
-def input_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
-    """Rows `rows` of a tile's input gradient: for each place modulo the stride dy convolved with weights, turned.
+def input_grad_band(dx, dy, weight, shape, stride, padding, dilation, rows, like):
+    """Rows `rows` of a block's input gradient: a subconvolution of dy for each remainder (a, b) modulo the stride.
 
-    weight: see `pack_turned`   shape: (O/groups, KH, KW)
+    weight: see `pack_flipped`   shape: (O/groups, KH, KW)
     """
     OH, OW = dy.shape[1:3]
     groups, (sh, sw), (per_o, KH, KW) = weight.shape[1], stride, shape
-    per, around = len(dx) // groups, (dilation[0] * (KH - 1) - padding[0], dilation[1] * (KW - 1) - padding[1])
-    margin, none = 1 if around[1] > 0 else 0, np.zeros(per + MR_WIDE, dx.dtype)
-    top, end = source_rows(rows, KH, 1, around[0], dilation[0], (OH - 1) * sh + 1)  # if dy's rows were sh apart
-    met = top // sh, (end + sh - 1) // sh
+    per, pad = len(dx) // groups, (dilation[0] * (KH - 1) - padding[0], dilation[1] * (KW - 1) - padding[1])
+    halo, no_bias = 1 if pad[1] > 0 else 0, np.zeros(per + MR_WIDE, dx.dtype)
+    first, end = input_rows(rows, KH, 1, pad[0], dilation[0], (OH - 1) * sh + 1)  # of dy with its rows sh apart
+    src_rows = first // sh, (end + sh - 1) // sh
     for g in range(groups):
-        src = spread_out(dy, g * per_o, per_o, met, margin, True)
+        src = pack_input(dy, g * per_o, per_o, src_rows, halo, True)
         for a in range(sh):
-            u, du, up, down = meeting_taps(a, KH, sh, padding[0], dilation[0])
+            u, du, pad_h, dil_h = subconv_taps(a, KH, sh, padding[0], dilation[0])
             for b in range(sw):
-                v, dv, left, right = meeting_taps(b, KW, sw, padding[1], dilation[1])
-                slide(
-                    dx, ((a, b), stride), g * per, per, src, (OH, OW, met[0], margin), weight[a * sw + b, g], none,
-                    (per_o, (KH - u + du - 1) // du, (KW - v + dv - 1) // dv), (1, 1), (up, left), (down, right),
-                    ((rows[0] - a + sh - 1) // sh, (rows[1] - a + sh - 1) // sh), like,
+                v, dv, pad_w, dil_w = subconv_taps(b, KW, sw, padding[1], dilation[1])
+                direct_conv(
+                    dx, ((a, b), stride), g * per, per, src, (OH, OW, src_rows[0], halo), weight[a * sw + b, g],
+                    no_bias, (per_o, (KH - u + du - 1) // du, (KW - v + dv - 1) // dv), (1, 1), (pad_h, pad_w),
+                    (dil_h, dil_w), ((rows[0] - a + sh - 1) // sh, (rows[1] - a + sh - 1) // sh), like,
                 )  # fmt: skip
 
 
 @device_function
-def weight_blocks(part, bias_part, dy, x, shape, stride, padding, dilation, rows, none, left):
-    """Add a tile's products of dy's rows `rows` to the weights' gradient, and their sums to the bias's.
+def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilation, rows, zero, dy_like):
+    """Add a block's products of dy's rows `rows` with x to the weight gradient, and their sums to the bias gradient.
 
-    part: flat; groups, blocks of output maps, kernel rows and blocks of taps, each a block of sums and fill
-    none: a block of sums   left: as many maps as it has
+    partial: flat, (groups, blocks of output channels, KH, blocks of taps (c, v), GRAD_MR * GRAD_NR rounded up to L)
+    zero: accumulators of zeros   dy_like: as many vectors as a block has output channels
     """
     (C, H, W, L), (O, OH, OW) = x.shape, dy.shape[:3]
     groups, KH, KW = shape
-    maps, right = len(left), taps_block(x)
-    per, count, margin = C // groups, O // groups, edge_columns(OW, W, KW, stride[1], padding[1], dilation[1])
-    plane, pitch, size = OH * OW * L, (W + 2 * margin) * L, len(none) * L
-    offset_dy = np.zeros(round_up(count, maps), np.int64)
-    met, grad, place = source_rows(rows, KH, stride[0], padding[0], dilation[0], H), ravel(dy), 0
-    begin, height = (met[0], met[1] - met[0]) if margin else (0, H)
-    offset = np.zeros(round_up(per * KW, TAPS), np.int64)
+    mr, x_like = len(dy_like), tap_vectors(x)
+    per, count, halo = C // groups, O // groups, halo_columns(OW, W, KW, stride[1], padding[1], dilation[1])
+    plane, pitch, size = OH * OW * L, (W + 2 * halo) * L, len(zero) * L
+    dy_offsets = np.zeros(round_up(count, mr), np.int64)
+    src_rows, grad, block = input_rows(rows, KH, stride[0], padding[0], dilation[0], H), ravel(dy), 0
+    first_row, height = (src_rows[0], src_rows[1] - src_rows[0]) if halo else (0, H)
+    offsets = np.zeros(round_up(per * KW, GRAD_NR), np.int64)
     for k in range(per * KW):
-        offset[k] = k // KW * height * pitch + k % KW * dilation[1] * L
-    kept, strip = on_lines(KH * (offset.size // TAPS) * size, x), max(1, L1_PIXELS // OW)
+        offsets[k] = k // KW * height * pitch + k % KW * dilation[1] * L
+    spilled, strip = empty_aligned(KH * (offsets.size // GRAD_NR) * size, x), max(1, L1_PIXELS // OW)
     for g in range(groups):
         for r in range(count):
-            offset_dy[r] = (g * count + r) * plane
-        if margin:
-            src = spread_out(x, g * per, per, met, margin, False)
+            dy_offsets[r] = (g * count + r) * plane
+        if halo:
+            src = pack_input(x, g * per, per, src_rows, halo, False)
         else:
             src = x[g * per :].reshape((C - g * per) * H * W * L)
-        for r in range(0, count, maps):
+        for r in range(0, count, mr):
             for first in range(rows[0], rows[1], strip):
                 last = min(first + strip, rows[1])
                 for u in range(KH):
                     top = u * dilation[0] - padding[0]
                     i0, i1 = valid_range(top, stride[0], OH, H)
-                    start = (top - begin) * pitch + (margin - padding[1]) * L
-                    for k in range(0, offset.size, TAPS):
-                        at_kept = (u * (offset.size // TAPS) + k // TAPS) * size
-                        sums = none if first == rows[0] else load_strided(kept, at_kept, L, none)
+                    start = (top - first_row) * pitch + (halo - padding[1]) * L
+                    for k in range(0, offsets.size, GRAD_NR):
+                        spill = (u * (offsets.size // GRAD_NR) + k // GRAD_NR) * size
+                        acc = zero if first == rows[0] else load_strided(spilled, spill, L, zero)
                         for i in range(max(i0, first), min(i1, last)):
-                            at, q = i * OW * L, start + i * stride[0] * pitch
+                            p, q = i * OW * L, start + i * stride[0] * pitch
                             for _ in range(OW):
-                                sums = fma_outer(
-                                    sums,
-                                    load_indexed(grad, at, offset_dy, r, left),
-                                    load_indexed(src, q, offset, k, right),
-                                )
-                                at += L
+                                dy_vectors = load_indexed(grad, p, dy_offsets, r, dy_like)
+                                acc = fma_outer(acc, dy_vectors, load_indexed(src, q, offsets, k, x_like))
+                                p += L
                                 q += stride[1] * L
                         if last < rows[1]:
-                            store_contiguous(kept, at_kept, sums)
+                            store_contiguous(spilled, spill, acc)
                         else:
-                            reduce_add(part, place, sums)
-                            place += round_up(len(none), L)
-                if bias_part.size:
-                    for o in range(g * count + r, g * count + min(r + maps, count)):
+                            reduce_add(partial, block, acc)
+                            block += round_up(len(zero), L)
+                if bias_partial.size:
+                    for o in range(g * count + r, g * count + min(r + mr, count)):
                         run, total = grad[(o * OH + first) * OW * L : (o * OH + last) * OW * L], x.dtype.type(0)
                         for k in range(run.size):
                             total += run[k]
-                        bias_part[o] += total
+                        bias_partial[o] += total
 
 
 @device_function
-def sum_parts(dw, db, part, bias_part, groups, maps, fill):
-    """dw and db from their parts, added in order."""
+def reduce_partials(dw, db, partial, bias_partial, groups, mr, block_size):
+    """dw and db from the partial gradients of the chunks, added in order."""
     O, per, KH, KW = dw.shape
-    count, taps, total = O // groups, per * KH * KW, part[0]
-    for k in range(1, len(part)):
-        more = part[k]
+    count, taps, total = O // groups, per * KH * KW, partial[0]
+    for k in range(1, len(partial)):
+        addend = partial[k]
         for i in range(total.size):
-            total[i] += more[i]
+            total[i] += addend[i]
     at, flat = 0, ravel(dw)
     for g in range(groups):
-        for r in range(0, count, maps):
+        for r in range(0, count, mr):
             for u in range(KH):
                 c = v = 0
-                for k0 in range(0, per * KW, TAPS):
-                    for k in range(min(TAPS, per * KW - k0)):
+                for k0 in range(0, per * KW, GRAD_NR):
+                    for k in range(min(GRAD_NR, per * KW - k0)):
                         to = (((g * count + r) * per + c) * KH + u) * KW + v
-                        for i in range(min(maps, count - r)):
-                            flat[to + i * taps] = total[at + i * TAPS + k]
+                        for i in range(min(mr, count - r)):
+                            flat[to + i * taps] = total[at + i * GRAD_NR + k]
                         c, v = (c, v + 1) if v + 1 < KW else (c + 1, 0)
-                    at += fill
+                    at += block_size
     for o in range(db.size):
-        db[o] = bias_part[0, o]
-        for k in range(1, len(part)):
-            db[o] += bias_part[k, o]
+        db[o] = bias_partial[0, o]
+        for k in range(1, len(partial)):
+            db[o] += bias_partial[k, o]
 
 
 @inline_ir
-def backward_tile(dx, part, bias_part, dy, x, weight, shape, stride, padding, dilation, band_of, block):
-    """A band of a tile; adds to the parts.  shape: (groups, O/groups, KH, KW)   band_of: its number, and of how many"""
+def backward_band(dx, partial, bias_partial, dy, x, weight, shape, stride, padding, dilation, index, mr):
+    """A band of a block.  shape: (groups, O/groups, KH, KW)   index: (number of the band, how many there are)"""
     groups, count, KH, KW = shape
-    rows, windows = band(*band_of, dy.shape[1]), (groups, KH, KW)
-    if choose_mr(count, MANY, FEW) == MANY:
-        weight_blocks(part, bias_part, dy, x, windows, stride, padding, dilation, rows, many_block(x), many_maps(x))
+    rows, kernel = band(*index, dy.shape[1]), (groups, KH, KW)
+    if choose_mr(count, GRAD_MR_WIDE, GRAD_MR_NARROW) == GRAD_MR_WIDE:
+        weight_grad_band(
+            partial, bias_partial, dy, x, kernel, stride, padding, dilation, rows, wide_grads(x), wide_rows(x)
+        )
     else:
-        weight_blocks(part, bias_part, dy, x, windows, stride, padding, dilation, rows, few_block(x), few_maps(x))
+        weight_grad_band(
+            partial, bias_partial, dy, x, kernel, stride, padding, dilation, rows, narrow_grads(x), narrow_rows(x)
+        )
     if dx.size:
-        turned, rows = (count, KH, KW), band(*band_of, x.shape[1])
-        if block == MR_WIDE:
-            input_band(dx, dy, weight, turned, stride, padding, dilation, rows, wide_accumulators(x))
+        flipped, rows = (count, KH, KW), band(*index, x.shape[1])
+        if mr == MR_WIDE:
+            input_grad_band(dx, dy, weight, flipped, stride, padding, dilation, rows, wide_accumulators(x))
         else:
-            input_band(dx, dy, weight, turned, stride, padding, dilation, rows, narrow_accumulators(x))
+            input_grad_band(dx, dy, weight, flipped, stride, padding, dilation, rows, narrow_accumulators(x))
 
 
 @kernel
 def conv2d_backward_direct(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward_direct`; dx and db of size 0 are not computed."""
     (O, per, KH, KW), L = w.shape, dy.shape[4]
-    shape, block = (groups, O // groups, KH, KW), choose_mr(per, MR_WIDE, MR_NARROW)
-    weight = pack_turned(w, groups, block, stride, padding, dilation)
-    parts = bands(x[0], dy[0], BANDS if BANDS * len(x) < CHUNKS else 1)
-    tasks = len(x) * parts
-    chunks, maps = min(CHUNKS, tasks), choose_mr(O // groups, MANY, FEW)
-    fill = round_up(maps * TAPS, L)
-    size = round_up(O // groups, maps) // maps * KH * (round_up(per * KW, TAPS) // TAPS) * fill
-    part, bias_part = np.zeros((chunks, groups * size), x.dtype), np.zeros((chunks, db.size), x.dtype)
+    shape, mr = (groups, O // groups, KH, KW), choose_mr(per, MR_WIDE, MR_NARROW)
+    weight = pack_flipped(w, groups, mr, stride, padding, dilation)
+    count = bands(x[0], dy[0], BANDS if BANDS * len(x) < CHUNKS else 1)
+    tasks = len(x) * count
+    chunks, grad_mr = min(CHUNKS, tasks), choose_mr(O // groups, GRAD_MR_WIDE, GRAD_MR_NARROW)
+    block_size = round_up(grad_mr * GRAD_NR, L)
+    blocks = round_up(O // groups, grad_mr) // grad_mr * KH * (round_up(per * KW, GRAD_NR) // GRAD_NR)
+    partial = np.zeros((chunks, groups * blocks * block_size), x.dtype)
+    bias_partial = np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
-            t = task // parts
-            to = dx[t] if dx.size else dx.reshape((0, 0, 0, 0))
-            backward_tile(
-                to, part[chunk], bias_part[chunk], dy[t], x[t], weight, shape, stride, padding, dilation,
-                (task % parts, parts), block,
+            n = task // count
+            image_dx = dx[n] if dx.size else dx.reshape((0, 0, 0, 0))
+            backward_band(
+                image_dx, partial[chunk], bias_partial[chunk], dy[n], x[n], weight, shape, stride, padding, dilation,
+                (task % count, count), mr,
             )  # fmt: skip
-    sum_parts(dw, db, part, bias_part, groups, maps, fill)
+    reduce_partials(dw, db, partial, bias_partial, groups, grad_mr, block_size)

@@ -1,13 +1,14 @@
-"""Two layers in one pass: an activation, and the pooling that follows it.
+"""Fused kernels: an activation and the pooling after it, in one pass over the maps.
 
-The maps of a net's first layers are larger than the nearest cache, and to fetch them takes as long as to work on them.
-Before a mean of 2 x 2 pixels side by side, both layers do their work on two rows at a time.  On the way back, the
-gradient is written over the activation's values, which nobody needs after that: the largest array of slopes is never
-made.  The maximum is taken first, since the largest of f(x) is f of the largest x if f never falls: then few numbers
-are left for f.
+The maps of a net's first layers exceed the L1 cache, so that loading them takes as long as computing on them.
 
-x, dx: (T, C, H, W, L), see layout.py   y, dy: (T, C, OH, OW, L), of means (T, C, H // 2, W // 2, L)
-formula: see activations.py   divisor: of a window's sum   indices and the rest: see pooling.py
+Average pooling (2 x 2, stride 2): both layers work on two rows at a time, while these are in the cache.  The backward
+pass writes the gradient over the activation's output, which is not needed any more: the largest gradient array of the
+net is never allocated.  Max pooling: for a non-decreasing f, max f(x) = f(max x), so the kernel pools first and applies
+f to the fewer values.
+
+x, dx: (B, C, H, W, L), see layout.py   y, dy: (B, C, OH, OW, L); for averages (B, C, H // 2, W // 2, L)
+formula: see activations.py   divisor: of a window's sum   indices and window arguments: see pooling.py
 """
 
 import numpy as np
@@ -20,7 +21,7 @@ from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, repeat_pixels,
 
 
 @device_function
-def forward_plane(y, x, formula, share):
+def avg_pool_forward_plane(y, x, formula, share):
     for i in range(len(y)):
         apply_activation(ravel(x[2 * i : 2 * i + 2]), formula)
         mean_2x2(y, x, share, i, i + 1)
@@ -28,51 +29,51 @@ def forward_plane(y, x, formula, share):
 
 @kernel
 def avg_pool_forward(y, x, formula, divisor):
-    """x = f(x), y = the means of that."""
+    """x = f(x), in place; y = avg_pool(x)."""
     C, share = x.shape[1], x.dtype.type(1 / divisor)
     for task in prange(len(x) * C):
-        t, c = task // C, task % C
-        forward_plane(y[t, c], x[t, c], formula, share)
+        n, c = task // C, task % C
+        avg_pool_forward_plane(y[n, c], x[n, c], formula, share)
 
 
 @device_function
-def backward_plane(dx, dy, formula, share):
+def avg_pool_backward_plane(dx, dy, formula, share):
     length = row(dx, 0).size
-    slopes = np.zeros(2 * length, dx.dtype)
+    grads = np.zeros(2 * length, dx.dtype)
     for i in range(len(dy)):
-        values = ravel(dx[2 * i : 2 * i + 2])
-        repeat_pixels(slopes[:length], row(dy, i), share, dx)
-        repeat_pixels(slopes[length:], row(dy, i), share, dx)
-        apply_derivative(slopes, values, formula)
-        for k in range(values.size):
-            values[k] = slopes[k]
+        activations = ravel(dx[2 * i : 2 * i + 2])
+        repeat_pixels(grads[:length], row(dy, i), share, dx)
+        repeat_pixels(grads[length:], row(dy, i), share, dx)
+        apply_derivative(grads, activations, formula)
+        for k in range(activations.size):
+            activations[k] = grads[k]
     clear(dx[2 * len(dy) :])
 
 
 @kernel
 def avg_pool_backward(dx, dy, formula, divisor):
-    """dx: before, what `avg_pool_forward` left in x; after, the gradient of what it was given there."""
+    """dx: on entry f(x), as `avg_pool_forward` left it in x; on return the gradient of x."""
     C, share = dx.shape[1], dx.dtype.type(1 / divisor)
     for task in prange(len(dx) * C):
-        t, c = task // C, task % C
-        backward_plane(dx[t, c], dy[t, c], formula, share)
+        n, c = task // C, task % C
+        avg_pool_backward_plane(dx[n, c], dy[n, c], formula, share)
 
 
 @kernel
 def max_pool_forward(y, indices, x, formula, kernel_size, stride, padding, dilation):
-    """y = f(the largest entry of each window of x)."""
+    """y = f(max_pool(x))."""
     C = x.shape[1]
     for task in prange(len(x) * C):
-        t, c = task // C, task % C
-        max_windows(y[t, c], indices[t, c], x[t, c], kernel_size, stride, padding, dilation)
-        apply_activation(ravel(y[t, c]), formula)
+        n, c = task // C, task % C
+        max_windows(y[n, c], indices[n, c], x[n, c], kernel_size, stride, padding, dilation)
+        apply_activation(ravel(y[n, c]), formula)
 
 
 @kernel
 def max_pool_backward(dx, dy, indices, y, formula, kernel_size, stride, padding, dilation):
-    """dx from dy, which is overwritten; y: what `max_pool_forward` left."""
+    """Gradient of x from dy, which is overwritten.  y: the output of `max_pool_forward`"""
     C = dx.shape[1]
     for task in prange(len(dx) * C):
-        t, c = task // C, task % C
-        apply_derivative(ravel(dy[t, c]), ravel(y[t, c]), formula)
-        unpool(dx[t, c], dy[t, c], indices[t, c], kernel_size, stride, padding, dilation)
+        n, c = task // C, task % C
+        apply_derivative(ravel(dy[n, c]), ravel(y[n, c]), formula)
+        unpool(dx[n, c], dy[n, c], indices[n, c], kernel_size, stride, padding, dilation)

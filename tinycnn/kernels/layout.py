@@ -1,8 +1,18 @@
-"""Batches as *tiles*: as many images as a vector register has lanes, interleaved pixel by pixel.
+"""The batch-blocked layout of maps on the CPU, and the reorders that lead into it and back.
 
-A batch of N images (N, C, H, W) becomes (T, C, H, W, L): image n is lane n % L of tile n // L, and lanes of the last
-tile that have no image start as zeros.  A pixel of a tile is one vector then, so that no row is too short for vectors.
-A `Plan` keeps the maps of a batch in this order from the images to Flatten; NumPy and GPUs never see it.
+A batch (N, C, H, W) becomes (B, C, H, W, L): image n is lane n % L of block n // L, where L is the number of lanes of a
+vector register and B = ceil(N / L).  oneDNN calls such a layout Abcd16a, for L = 16.  A pixel of a block is one vector,
+so even the narrowest map fills whole registers.  Lanes of the last block without an image start as zeros.
+
+    NCHW: the pixels of an image in a row        blocked, L = 4: a pixel of four images is one vector
+
+    image 0 │ a0 a1 a2 a3 ...                    block 0 │ a0 b0 c0 d0 │ a1 b1 c1 d1 │ a2 b2 ...
+    image 1 │ b0 b1 b2 b3 ...
+    image 2 │ c0 c1 c2 c3 ...
+    image 3 │ d0 d1 d2 d3 ...
+    image 4 │ e0 e1 ...                          block 1 │ e0 f0 ...
+
+A `Plan` keeps maps in this layout from the first layer to Flatten.  Users and GPUs never see it.
 """
 
 import functools
@@ -18,7 +28,7 @@ transpose, width, ravel = _simd.transpose, _simd.width, _simd.ravel
 
 
 def lanes(plane):
-    """Numbers a pixel of a plane has: 1 in (H, W), or L in (H, W, L); compiled code knows both beforehand."""
+    """Elements of a pixel: 1 in a plane (H, W), L in a plane (H, W, L); a constant in compiled code."""
     return plane.shape[2] if plane.ndim == 3 else 1
 
 
@@ -28,42 +38,42 @@ def _lanes(plane):
 
 
 def lanes_for(batch, dtype):
-    """Images a tile for batches of this size: 1 for the few that would leave most of a tile empty."""
+    """Lanes a block for batches of this size: 1, which means NCHW, for batches that fill less than half a block."""
     size = _simd.BYTES // np.dtype(dtype).itemsize
     return size if 2 * batch >= size else 1
 
 
 @device_function
 def valid_range(start, step, count, size):
-    """The range of k < count for which start + k*step lies in 0 ... size."""
+    """The range (first, end) of k < count for which 0 <= start + k*step < size."""
     first = min(count, max(0, (step - 1 - start) // step))
     return first, max(first, min(count, (size - start + step - 1) // step))
 
 
 @device_function
-def gather_plane(to, x, n, c, count):
-    """to[p*L + l] = pixel p of x[n + l, c], with L lanes; lanes from `count` on are zero."""
-    L, P, step = to.size // (x.shape[2] * x.shape[3]), x.shape[2] * x.shape[3], x[0].size
+def gather_plane(plane, x, n, c, count):
+    """plane[p*L + l] = pixel p of x[n + l, c] for l < count, zero for the other lanes.  plane: (H*W*L,)"""
+    L, P, step = plane.size // (x.shape[2] * x.shape[3]), x.shape[2] * x.shape[3], x[0].size
     flat, start = ravel(x), n * step + c * P
     if P >= L:
         if count < L:
-            whole = np.zeros(L * P, x.dtype)
+            padded = np.zeros(L * P, x.dtype)
             for lane in range(count):
                 for p in range(P):
-                    whole[lane * P + p] = flat[start + lane * step + p]
-            flat, start, step = whole, 0, P
+                    padded[lane * P + p] = flat[start + lane * step + p]
+            flat, start, step = padded, 0, P
         for first in range(0, P, L):
-            p = min(first, P - L)  # the last square reaches back, to end with the plane
-            transpose(to, p * L, L, flat, start + p, step)
+            p = min(first, P - L)  # the last L x L square overlaps the one before it, to end with the plane
+            transpose(plane, p * L, L, flat, start + p, step)
     else:
         for p in range(P):
             for lane in range(L):
-                to[p * L + lane] = flat[start + lane * step + p] if lane < count else x.dtype.type(0)
+                plane[p * L + lane] = flat[start + lane * step + p] if lane < count else x.dtype.type(0)
 
 
 @device_function
 def scatter_plane(y, n, c, count, plane):
-    """The opposite: y[n + l, c], pixel p, = plane[p*L + l] for the first `count` lanes."""
+    """Inverse of `gather_plane`: pixel p of y[n + l, c] = plane[p*L + l] for l < count."""
     L, P, step = plane.size // (y.shape[2] * y.shape[3]), y.shape[2] * y.shape[3], y[0].size
     flat, start = ravel(y), n * step + c * P
     if count == L and P >= L:
@@ -77,27 +87,27 @@ def scatter_plane(y, n, c, count, plane):
 
 
 @kernel
-def to_blocked(tiles, x):
-    """tiles: (T, C, H, W, L) from x: (N, C, H, W)"""
-    T, C, L = tiles.shape[0], tiles.shape[1], tiles.shape[4]
-    for task in prange(T * C):
-        t, c = task // C, task % C
-        plane = tiles[t, c]
-        gather_plane(ravel(plane), x, t * L, c, min(L, len(x) - t * L))
+def to_blocked(y, x):
+    """Reorder.  x: (N, C, H, W) -> y: (B, C, H, W, L)"""
+    B, C, L = y.shape[0], y.shape[1], y.shape[4]
+    for task in prange(B * C):
+        n, c = task // C, task % C
+        plane = y[n, c]
+        gather_plane(ravel(plane), x, n * L, c, min(L, len(x) - n * L))
 
 
 @kernel
-def to_nchw(y, tiles):
-    """y: (N, C, H, W) from tiles: (T, C, H, W, L)"""
-    T, C, L = tiles.shape[0], tiles.shape[1], tiles.shape[4]
-    for task in prange(T * C):
-        t, c = task // C, task % C
-        plane = tiles[t, c]
-        scatter_plane(y, t * L, c, min(L, len(y) - t * L), ravel(plane))
+def to_nchw(y, x):
+    """Reorder.  x: (B, C, H, W, L) -> y: (N, C, H, W)"""
+    B, C, L = x.shape[0], x.shape[1], x.shape[4]
+    for task in prange(B * C):
+        n, c = task // C, task % C
+        plane = x[n, c]
+        scatter_plane(y, n * L, c, min(L, len(y) - n * L), ravel(plane))
 
 
 def as_nchw(x):
-    """A tiled batch as a new (N, C, H, W), with an image for every lane; any other array as it is."""
+    """A blocked array as a new (B*L, C, H, W), lanes without an image included; any other argument unchanged."""
     if not isinstance(x, np.ndarray) or x.ndim != 5:
         return x
     images = np.empty((x.shape[0] * x.shape[4], *x.shape[1:4]), x.dtype)
@@ -106,7 +116,7 @@ def as_nchw(x):
 
 
 def via_nchw(output):
-    """For kernels that know of no tiles: copies in plain order for them, and argument `output` copied back."""
+    """Decorator for kernels without a blocked version: they get NCHW copies, and argument `output` is copied back."""
 
     def decorate(kernel):
         @functools.wraps(kernel)

@@ -1,173 +1,197 @@
-"""Fully connected layer: y[n, o] = b[o] + sum_f x[n, f] * w[o, f].
+"""Fully connected layer, forward and backward: y[n, o] = b[o] + sum_f x[n, f] * w[o, f].
 
 x: (N, F)   w: (O, F)   b: (O,) or (0,) for none   y: (N, O)
 
-All three products have rows that are weighted sums of rows: those of y of the columns of w, those of dx of the rows of
-w, those of dw of the rows of x.  What is weighted is laid out first, a strip of two vectors at a time, and blocks of
-sums stay in vector registers until they are complete (see _simd.py).
+All three products are C = A @ B, with C: (M, J), A: (M, K), B: (K, J).  A strip of NR columns of B is packed first, so
+that it is read front to back.  Then, for MR rows of A at a time, an MR x NR block of C stays in registers for all k.
+
+    C (M, J)    A (M, K)       B (K, J)       a strip of B is packed by
+    y  (N, O)   x    (N, F)    w.T (F, O)     pack_b_columns: a transposition
+    dx (N, F)   dy   (N, O)    w   (O, F)     pack_b_rows: a copy
+    dw (O, F)   dy.T (O, N)    x   (N, F)     pack_b_rows
+
+                                     NR = 2W columns, W lanes per register
+                                       ┌─────┬─────┐
+                                       │     │     │ k = 0
+                                       ├─────┼─────┤
+                                       │  v  │  v  │ k         strip of B, packed: (K, NR)
+                                       ├─────┼─────┤           per k: two loads
+                                       │     │     │ K - 1
+                 A (M, K)              └──▼──┴──▼──┘
+             ┌─────┬───┬─────┐         ┌─────┬─────┐
+           i │     │ a ├─────┼────────►│ acc │ acc │ i         block of C: (MR, NR), in registers,
+             │     │ a ├─────┼────────►│ acc │ acc │           starts as the bias, stored at the end
+             │     │ : │     │         │  :  │  :  │
+      i+MR-1 │     │ a ├─────┼────────►│ acc │ acc │ i+MR-1    MR = 8 with AVX-512 (32 registers),
+             └─────┴───┴─────┘         └─────┴─────┘           else 6 (16 registers)
+                     k: broadcast       j .. j+NR-1
+
+    for j in strips of NR columns       a task each, for the threads; packs its strip of B
+      for i in blocks of MR rows        the strip stays in L1 or L2: K x 16 floats with AVX2
+        for k in 0 .. K-1               2*MR multiply-adds for two loads and MR broadcasts
+
+Nothing is blocked along k or i: the matrices of small nets fit in the L2 cache.  The last strip and the last block
+overlap those before them, instead of being shorter.
 """
 
 import numpy as np
 from numba import prange
 
+from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, kernel
-from tinycnn.kernels._simd import (
-    BYTES,
-    fma_broadcast,
-    fma_outer,
-    load_strided,
-    ravel,
-    reduce_add,
-    store_block,
-    transpose,
-    width,
-    zeros,
-)
 
-ALONE = 10  # outputs a block of images that are too few for such sums
-ROWS = 8 if BYTES == 64 else 6  # of a block of sums, each two vectors long; as many as there are registers for
-SUMS = 2 * ROWS
+BYTES, ravel, width, transpose, zeros = _simd.BYTES, _simd.ravel, _simd.width, _simd.transpose, _simd.zeros
+load_strided, store_block, fma_broadcast = _simd.load_strided, _simd.store_block, _simd.fma_broadcast
+fma_outer, reduce_add = _simd.fma_outer, _simd.reduce_add
 
-alone_block = device_function(lambda x: zeros(x, ALONE))
-rows_block = device_function(lambda x: zeros(x, SUMS))
+MR = 8 if BYTES == 64 else 6  # rows of a register block, each NR_VECTORS = 2 vectors long
+GEMV_MR = 10  # outputs that `gemv` computes at a time
+ACCUMULATORS = 2 * MR
+
+gemm_accumulators = device_function(lambda x: zeros(x, ACCUMULATORS))
+gemv_accumulators = device_function(lambda x: zeros(x, GEMV_MR))
 
 
 @device_function
-def at_least(array, rows, columns):
-    """The array, (R, C), with zeros added where it has fewer rows or columns."""
+def pad_to(array, rows, columns):
+    """`array`, (R, C), padded with zeros to at least `rows` rows and `columns` columns."""
     if len(array) >= rows and array.shape[1] >= columns:
         return array
-    larger = np.zeros((max(rows, len(array)), max(columns, array.shape[1])), array.dtype)
-    put(larger, array, array.shape[1])
-    return larger
+    padded = np.zeros((max(rows, len(array)), max(columns, array.shape[1])), array.dtype)
+    copy_into(padded, array, array.shape[1])
+    return padded
 
 
 @device_function
-def put(to, rows, columns):
-    """to[i, j] = rows[i, j] for j < columns.  (As an assignment of slices it takes the compiler seconds longer.)"""
-    for i in range(min(len(to), len(rows))):
+def copy_into(dst, src, columns):
+    """dst[i, j] = src[i, j] for j < columns.  (An assignment of slices takes the compiler seconds longer.)"""
+    for i in range(min(len(dst), len(src))):
         for j in range(columns):
-            to[i, j] = rows[i, j]
+            dst[i, j] = src[i, j]
 
 
 @device_function
-def one_image(y, x, w, b):
-    """y: (O,)   x: (F,)   w: (>= O, F), at least ALONE rows"""
+def gemv(y, x, w, b):
+    """y = w @ x + b for one image, as dot products: vectors lie along F.
+
+    y: (O,)   x: (F,)   w: (>= O, F), at least GEMV_MR rows
+    """
     O, F, W = y.size, x.size, width(x)
-    whole, flat, none, left = F // W * W, ravel(w), alone_block(x), zeros(x, 1)
-    out = np.empty((ALONE + W - 1) // W * W, x.dtype)
-    for first in range(0, O, ALONE):
-        o, sums = max(0, min(first, O - ALONE)), none  # the last block reaches back
-        for f in range(0, whole, W):
-            sums = fma_outer(sums, load_strided(x, f, F, left), load_strided(flat, o * F + f, F, none))
-        for k in range(out.size):
-            out[k] = 0
-        reduce_add(out, 0, sums)
-        for k in range(min(ALONE, O)):
-            total = out[k] + (b[o + k] if b.size else x.dtype.type(0))
-            for f in range(whole, F):
+    vector_end, flat, zero, single = F // W * W, ravel(w), gemv_accumulators(x), zeros(x, 1)
+    totals = np.empty((GEMV_MR + W - 1) // W * W, x.dtype)
+    for first in range(0, O, GEMV_MR):
+        o, acc = max(0, min(first, O - GEMV_MR)), zero  # the last block overlaps the one before it
+        for f in range(0, vector_end, W):
+            acc = fma_outer(acc, load_strided(x, f, F, single), load_strided(flat, o * F + f, F, zero))
+        for k in range(totals.size):
+            totals[k] = 0
+        reduce_add(totals, 0, acc)
+        for k in range(min(GEMV_MR, O)):
+            total = totals[k] + (b[o + k] if b.size else x.dtype.type(0))
+            for f in range(vector_end, F):
                 total += x[f] * w[o + k, f]
             y[o + k] = total
 
 
 @device_function
-def strip_of_rows(b, count, length, j):
-    """The numbers j ... j + 2W of `length` rows in one piece, since they lie on as many pages.  b: rows of `count`"""
+def pack_b_rows(b, count, K, j):
+    """Columns j ... j + 2W of B, packed: (K, 2W), contiguous (in B every row lies on another page).  b: (K, count)"""
     W, pair = width(b), zeros(b, 2)
-    strip = np.empty(length * 2 * W, b.dtype)
-    for k in range(length):
+    strip = np.empty(K * 2 * W, b.dtype)
+    for k in range(K):
         store_block(strip, k * 2 * W, 0, W, load_strided(b, k * count + j, W, pair), 1)
     return strip
 
 
 @device_function
-def strip_of_columns(b, length, j):
-    """The rows j ... j + 2W as columns.  b: rows of `length`, at least W"""
+def pack_b_columns(b, K, j):
+    """The same of a B that is stored transposed: rows j ... j + 2W of b.  b: (count, K), K >= W"""
     W = width(b)
-    strip = np.empty(length * 2 * W, b.dtype)
-    for first in range(0, length, W):
-        k = min(first, length - W)  # the last square reaches back
+    strip = np.empty(K * 2 * W, b.dtype)
+    for first in range(0, K, W):
+        k = min(first, K - W)  # the last W x W square overlaps the one before it
         for half in range(2):
-            transpose(strip, k * 2 * W + half * W, 2 * W, b, (j + half * W) * length + k, length)
+            transpose(strip, k * 2 * W + half * W, 2 * W, b, (j + half * W) * K + k, K)
     return strip
 
 
 @device_function
-def weigh(out, first, last, count, a, row_step, step, strip, j, start):
-    """out[i, j + l] = start[j + l] + sum over k of a[i*row_step + k*step] * strip[k, l], two vectors of l wide.
+def gemm_strip(out, first, last, count, a, row_step, k_step, strip, j, bias):
+    """out[i, j + l] = bias[j + l] + sum over k of a[i*row_step + k*k_step] * strip[k, l], first <= i < last, l < 2W.
 
-    first <= i < last   out: flat, rows of `count`   strip: see above   start: (1 + count,), which begins with a one
+    out: flat, (M, count)   strip: packed columns of B   bias: see `pack_bias`
     """
     W, pair = width(out), zeros(out, 2)
-    begin, length = load_strided(start, 1 + j, W, pair), strip.size // (2 * W)
-    if last - first < ROWS:
+    bias_row, K = load_strided(bias, 1 + j, W, pair), strip.size // (2 * W)
+    if last - first < MR:
         for i in range(first, last):
-            one = begin
-            for k in range(length):
-                one = fma_broadcast(one, a, i * row_step + k * step, 0, load_strided(strip, k * 2 * W, W, pair))
-            store_block(out, i * count + j, 0, W, one, 1)
+            row = bias_row
+            for k in range(K):
+                row = fma_broadcast(row, a, i * row_step + k * k_step, 0, load_strided(strip, k * 2 * W, W, pair))
+            store_block(out, i * count + j, 0, W, row, 1)
         return
-    none = fma_broadcast(rows_block(out), start, 0, 0, begin)
-    for near in range(first, last, ROWS):
-        i, sums = min(near, last - ROWS), none  # the last block reaches back, and so does the last strip
-        for k in range(length):
-            sums = fma_broadcast(sums, a, i * row_step + k * step, row_step, load_strided(strip, k * 2 * W, W, pair))
-        store_block(out, i * count + j, count, W, sums, ROWS)
+    bias_block = fma_broadcast(gemm_accumulators(out), bias, 0, 0, bias_row)  # every row is 0 + 1 * bias
+    for block in range(first, last, MR):
+        i, acc = min(block, last - MR), bias_block  # the last block overlaps the one before it
+        for k in range(K):
+            acc = fma_broadcast(acc, a, i * row_step + k * k_step, row_step, load_strided(strip, k * 2 * W, W, pair))
+        store_block(out, i * count + j, count, W, acc, MR)
 
 
 @device_function
-def start_of(b, count):
-    """What `weigh` broadcast_rows from: b, (O,) or (0,), filled up with zeros, after a one."""
-    start = np.zeros(1 + count, b.dtype)
-    start[0] = 1
+def pack_bias(b, count):
+    """(1 + count,): a one, which `gemm_strip` multiplies by, then b, (O,) or (0,), padded with zeros."""
+    packed = np.zeros(1 + count, b.dtype)
+    packed[0] = 1
     for o in range(b.size):
-        start[1 + o] = b[o]
-    return start
+        packed[1 + o] = b[o]
+    return packed
 
 
 @kernel
 def linear_forward(y, x, w, b):
+    """y = x @ w.T + b."""
     (N, O), W = y.shape, width(x)
-    if N < ROWS:
-        rows = at_least(w, ALONE, 0)
+    if N < MR:
+        rows = pad_to(w, GEMV_MR, 0)
         for n in range(N):
-            one_image(y[n], x[n], rows, b)
+            gemv(y[n], x[n], rows, b)
         return
-    count, short = max(O, 2 * W), O < 2 * W
-    x, w, start = at_least(x, 0, W), at_least(w, count, W), start_of(b, count)
-    out = np.empty((N, count), x.dtype) if short else y
+    count, narrow = max(O, 2 * W), O < 2 * W
+    x, w, bias = pad_to(x, 0, W), pad_to(w, count, W), pack_bias(b, count)
+    out = np.empty((N, count), x.dtype) if narrow else y
     F, flat_out, flat_x, flat_w = x.shape[1], ravel(out), ravel(x), ravel(w)
     strips = (count + 2 * W - 1) // (2 * W)
-    parts = 2 if strips < 4 and N >= 4 * ROWS else 1  # of the images, where there are few strips
+    parts = 2 if strips < 4 and N >= 4 * MR else 1  # of the images, where there are few strips
     for task in prange(strips * parts):
         j, part = min(task // parts * 2 * W, count - 2 * W), task % parts
-        strip = strip_of_columns(flat_w, F, j)
-        weigh(flat_out, part * N // parts, (part + 1) * N // parts, count, flat_x, F, 1, strip, j, start)
-    if short:
-        put(y, out, O)
+        strip = pack_b_columns(flat_w, F, j)
+        gemm_strip(flat_out, part * N // parts, (part + 1) * N // parts, count, flat_x, F, 1, strip, j, bias)
+    if narrow:
+        copy_into(y, out, O)
 
 
 @kernel
 def linear_backward(dx, dw, db, dy, x, w):
     """Gradients of all three arguments of `linear_forward`; dx and db of size 0 are not computed."""
     (N, O), F, W = dy.shape, max(x.shape[1], 2 * width(x)), width(x)
-    short = x.shape[1] < F
-    rows, weights = at_least(x, 0, F), at_least(w, 0, F)
-    slopes = np.empty((N if dx.size else 0, F), x.dtype) if short else dx
-    gradient = np.empty((O, F), x.dtype) if short else dw
+    narrow = x.shape[1] < F
+    rows, weights = pad_to(x, 0, F), pad_to(w, 0, F)
+    padded_dx = np.empty((N if dx.size else 0, F), x.dtype) if narrow else dx
+    padded_dw = np.empty((O, F), x.dtype) if narrow else dw
     flat_dy, flat_x, flat_w = ravel(dy), ravel(rows), ravel(weights)
-    flat_dx, flat_dw = ravel(slopes), ravel(gradient)
-    strips, start = (F + 2 * W - 1) // (2 * W), start_of(db[:0], F)
+    flat_dx, flat_dw = ravel(padded_dx), ravel(padded_dw)
+    strips, bias = (F + 2 * W - 1) // (2 * W), pack_bias(db[:0], F)
     tasks = 2 * strips if dx.size else strips
     for task in prange(tasks):
         j = min(task % strips * 2 * W, F - 2 * W)
         if task < strips:
-            weigh(flat_dw, 0, O, F, flat_dy, 1, O, strip_of_rows(flat_x, F, N, j), j, start)
+            gemm_strip(flat_dw, 0, O, F, flat_dy, 1, O, pack_b_rows(flat_x, F, N, j), j, bias)
         else:
-            weigh(flat_dx, 0, N, F, flat_dy, O, 1, strip_of_rows(flat_w, F, O, j), j, start)
-    if short:
-        put(dw, gradient, x.shape[1])
-        put(dx, slopes, x.shape[1])
+            gemm_strip(flat_dx, 0, N, F, flat_dy, O, 1, pack_b_rows(flat_w, F, O, j), j, bias)
+    if narrow:
+        copy_into(dw, padded_dw, x.shape[1])
+        copy_into(dx, padded_dx, x.shape[1])
     for o in range(db.size):
         db[o] = 0
     for n in range(N):

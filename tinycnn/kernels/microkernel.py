@@ -1,8 +1,8 @@
-"""What all convolutions on the CPU share: how many sums stay in registers, and how the weights are laid out for them.
+"""The micro-kernel of all convolutions on the CPU, and the packing of the weights that it reads.
 
-A block of output maps is computed at two vectors of positions at a time: neighbouring pixels of a tile, or thirty-two
-pixels of a row.  An iteration loads two vectors and multiplies them by one weight of every map: each value loaded
-is used several times, which is what keeps the multiply-add units busy.
+It computes a register block of MR output channels x NR_VECTORS vectors of output positions: neighbouring pixels of the
+batch-blocked layout, or consecutive pixels of a row.  Per tap it loads two vectors and broadcasts MR weights, for 2*MR
+multiply-adds; so each loaded vector is used MR times.  direct_conv.py has a drawing of one call.
 """
 
 import numpy as np
@@ -10,12 +10,12 @@ import numpy as np
 from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, force_inline
 
-MR_WIDE, MR_NARROW = 8, 6  # output maps a block; the number that leaves fewer of the last block unused is taken
+MR_WIDE, MR_NARROW = 8, 6  # output channels of a register block: the one that wastes fewer rows of the last block
 
 load_strided, fma_broadcast, zeros = _simd.load_strided, _simd.fma_broadcast, _simd.zeros
 
-# Blocks are tuples, and tuples have their size in their type: these make one of each.
-wide_accumulators = device_function(lambda x: zeros(x, 16))
+# Accumulators are tuples of vectors, and the length of a tuple is part of its type: one function for each length.
+wide_accumulators = device_function(lambda x: zeros(x, 16))  # MR_WIDE * NR_VECTORS
 narrow_accumulators = device_function(lambda x: zeros(x, 12))
 
 
@@ -26,54 +26,54 @@ def round_up(n, multiple):
 
 
 @device_function
-def choose_mr(n, large, small):
-    """The block size of the two that covers n with less to spare."""
-    return large if round_up(n, large) <= round_up(n, small) else small
+def choose_mr(n, wide, narrow):
+    """The one of the two block sizes that covers n rows with fewer unused ones; `wide` if both waste the same."""
+    return wide if round_up(n, wide) <= round_up(n, narrow) else narrow
 
 
 @device_function
 def tap_offsets(I, J, K, i_step, j_step, k_step):
-    """i*i_step + j*j_step + k*k_step for i < I, j < J, k < K, in this order: where the taps of a window are."""
-    offset, at = np.empty(I * J * K, np.int64), 0
+    """Offsets of the taps of a window: i*i_step + j*j_step + k*k_step for i < I, j < J, k < K, k fastest."""
+    offsets, n = np.empty(I * J * K, np.int64), 0
     for i in range(I):
         for j in range(J):
             for k in range(K):
-                offset[at] = i * i_step + j * j_step + k * k_step
-                at += 1
-    return offset
+                offsets[n] = i * i_step + j * j_step + k * k_step
+                n += 1
+    return offsets
 
 
 @force_inline
-def microkernel(sums, src, at, offset, first, last, right, weight, w):
-    """Add, for taps first ... last of the windows at two vectors, `right` apart, weight times source.
+def microkernel(acc, src, start, offsets, first, last, vector_step, weight, w):
+    """acc[r, v] += sum over k of weight[w + k*MR + r] * vector at src[start + offsets[k] + v*vector_step].
 
-    offset: where the source has what a tap meets, counted from `at`   weight: from w on, a block of one number for each
-    output map a tap
+    acc: (MR, NR_VECTORS) vectors   k: taps first <= k < last   weight: a packed panel that begins at w, see `pack`
     """
-    block, pair = len(sums) // 2, zeros(src, 2)
+    mr, pair = len(acc) // 2, zeros(src, 2)
     for k in range(first, last):
-        sums = fma_broadcast(sums, weight, w + k * block, 1, load_strided(src, at + offset[k], right, pair))
-    return sums
+        acc = fma_broadcast(acc, weight, w + k * mr, 1, load_strided(src, start + offsets[k], vector_step, pair))
+    return acc
 
 
 @device_function
-def pack(w, groups, block, flipped, taps_first):
-    """Weights in the order in which they are read: (groups, blocks * C * KH * KW * block), where the last axis of a
-    block is the output map, and the one before it the tap or, if `taps_first`, the input map.
+def pack(w, groups, mr, flipped, taps_first):
+    """Pack weights into panels of `mr` output channels, in the order in which the micro-kernel reads them.
 
-    flipped: the weights that lead from dy to dx, turned by 180 degrees
+    w: (O, C/groups, KH, KW) -> (groups, blocks * mr * C/groups * KH * KW).  The axes of a group are (blocks, KH, KW, C,
+    mr) if `taps_first`, else (blocks, C, KH, KW, mr); missing channels of the last block are zeros.
+    flipped: for the input gradient: input and output channels exchanged, the kernel rotated by 180 degrees
     """
     (O, per, KH, KW), taps = w.shape, w.shape[2] * w.shape[3]
     outputs, inputs = (per, O // groups) if flipped else (O // groups, per)
-    packed = np.zeros((groups, round_up(outputs, block) * inputs * taps), w.dtype)
-    source, next_tap = (1, inputs * block) if taps_first else (taps, block)
+    packed = np.zeros((groups, round_up(outputs, mr) * inputs * taps), w.dtype)
+    input_step, tap_step = (1, inputs * mr) if taps_first else (taps, mr)
     for g in range(groups):
         for r in range(outputs):
             for s in range(inputs):
                 o, c = (s, r) if flipped else (r, s)
-                at, maps = r // block * block * inputs * taps + r % block + s * source * block, w[g * (O // groups) + o]
+                at, maps = r // mr * mr * inputs * taps + r % mr + s * input_step * mr, w[g * (O // groups) + o]
                 for i in range(KH):
                     for j in range(KW):
                         packed[g, at] = maps[c, KH - 1 - i, KW - 1 - j] if flipped else maps[c, i, j]
-                        at += next_tap
+                        at += tap_step
     return packed
