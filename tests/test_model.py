@@ -533,7 +533,7 @@ def shared():
         (lambda: Sequential(Tanh), TypeError, "layers must be tinycnn layers, got the class"),
         (lambda: Sequential([Tanh()]), TypeError, "layers must be tinycnn layers, got \\["),
         (lambda: Sequential(Sequential(Tanh())), TypeError, "layers must be tinycnn layers"),
-        (shared, ValueError, "every layer may stand in a Sequential once"),
+        (shared, ValueError, "a layer may be in a Sequential once only"),
         (lambda: small(dtype=np.float16), ValueError, "dtype must be float32 or float64, got .*float16"),
         (lambda: small(dtype=int), ValueError, "dtype must be float32 or float64"),
         (lambda: small(dtype=complex), ValueError, "dtype must be float32 or float64"),
@@ -646,7 +646,7 @@ def test_a_failed_first_forward_does_not_set_the_input_shape():
 
 def test_invalid_backward():
     model = small()
-    with pytest.raises(RuntimeError, match="backward needs a forward before it"):
+    with pytest.raises(RuntimeError, match="backward needs a forward of its own"):
         model.backward(np.ones((9, 4)))
     model.forward(X)
     with pytest.raises(ValueError, match=r"dy must have the shape of the last output, \(9, 4\), got \(8, 4\)"):

@@ -2,8 +2,8 @@
 
 layer    a class in tinycnn/layers.py with `forward` and `backward`; its name in tinycnn/__init__.py; a row in
          tests/test_gradients.py; its function and the `_backward` twin in tinycnn/functional.py, with torch's answers
-         (tests/support/make_torch_answers.py), or a reason in NOT_IN_FUNCTIONAL below.  If it has an
-         `activation_code`: the code in tinycnn/scalars.py, and `can_fuse` in tinycnn/plan.py
+         (tests/support/make_torch_answers.py), or a reason in NOT_IN_FUNCTIONAL below.  An activation: also a code and
+         two functions in tinycnn/scalars.py, and a row in tests/support/reference.py
 loss     a class in tinycnn/losses.py; its name in tinycnn/__init__.py; a row in tests/test_gradients.py
 kernel   a function in tinycnn/kernels/ and its twin with the same arguments in tinycnn/cuda/, both exported; calls in
          tests/support/cuda_calls.py; a row in a table CASES of the tests, for the same bits with any number of threads.
@@ -21,9 +21,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import reference
 
 import tinycnn
-from tinycnn import functional, kernels, layers, lecun98, losses, plan, scalars
+from tinycnn import functional, kernels, layers, lecun98, losses
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,10 +32,10 @@ ROOT = Path(__file__).parents[1]
 SERVICES = {"capture", "copy_to", "empty", "precompile", "to_device", "to_host"}
 CPU_MODULES = {"fused", "layout"}
 
-# Every kernel passes NaN on, so that a diverged run is seen.  Exceptions, and why.
+# Every kernel passes NaN on, so that a diverged run is seen.  Exceptions: activations whose gradient does not, and why.
 NAN_STOPS = {
-    "relu_backward": "dx is 0 unless y > 0, which is false for NaN",
-    "leaky_relu_backward": "dx is slope * dy unless x > 0, which is false for NaN",
+    "relu": "dx is dy unless y <= 0, which is false for NaN",
+    "leaky_relu": "dx is dy unless x <= 0, which is false for NaN",
 }
 
 NOT_IN_FUNCTIONAL = {
@@ -126,14 +127,9 @@ def missing_for_layer(name, layer, path):
         yield f"{where}: add {name} as {name}"
     if name not in NOT_IN_FUNCTIONAL:
         yield from missing_for_function(snake_case(name))
-    if layer.activation_code is not None:
-        activation = layer()
-        code = activation.activation_code[0]
-        if code not in [value for key, value in vars(scalars).items() if key.isupper()]:
-            yield f"tinycnn/scalars.py: add the code {code} of {name}, and its function and derivative"
-        if not plan.can_fuse(activation, layers.AvgPool2d(2)):
-            where = place("tinycnn/plan.py", "def can_fuse")
-            yield f"{where}: add {name} to the activations that are fused, or remove its activation_code"
+    if layer.activation_code is not None and snake_case(name) not in reference.ACTIVATIONS:
+        where = place("tests/support/reference.py", "ACTIVATIONS = {")
+        yield f'{where}: add a row "{snake_case(name)}": (value, derivative, what backward reads, constants)'
 
 
 def missing_for_function(name):
@@ -220,7 +216,7 @@ def test_no_row_is_left_over():
     assert gradient_rows() == tuple(names), "tests/test_gradients.py: LAYERS or LOSSES has a row of what is gone"
     assert cuda_calls() <= set(KERNELS), "tests/support/cuda_calls.py calls what is gone"
     assert {row for table in case_files().values() for row in table} <= set(KERNELS), "a table CASES has a row too many"
-    assert NAN_STOPS.keys() <= set(KERNELS)
+    assert NAN_STOPS.keys() <= reference.ACTIVATIONS.keys()
     assert NOT_IN_FUNCTIONAL.keys() <= names[0]
     assert not {name for name in NOT_IN_FUNCTIONAL if hasattr(functional, snake_case(name))}
 
@@ -236,7 +232,7 @@ def test_what_is_forgotten_is_named():
         report(missing_for_layer("Swish", Swish, "tinycnn/layers.py"))
     for words in (
         "a method forward", "a method backward", "tests/test_gradients.py:", "tinycnn/__init__.py:", "add swish,",
-        "add swish_backward", "make_torch_answers.py", "tinycnn/scalars.py", "tinycnn/plan.py",
+        "add swish_backward", "make_torch_answers.py:", "tests/support/reference.py:",
     ):  # fmt: skip
         assert words in str(caught.value)
 

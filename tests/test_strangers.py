@@ -710,7 +710,7 @@ def test_a_wrapped_method_runs_every_time(part):
     model, criterion = net(Conv2d(1, 2, 3), Tanh(), AvgPool2d(2), Flatten(), Linear(18, 3)), CrossEntropyLoss()
     optimizer, calls = SGD(model, 0.1), []
     owner, name = {
-        "layer": (model[0], "forward"), "activation": (model[1], "forward"), "loss": (criterion, "run"),
+        "layer": (model[0], "forward"), "activation": (model[1], "forward"), "loss": (criterion, "forward_backward"),
         "optimizer": (optimizer, "step"),
     }[part]  # fmt: skip
     inner = getattr(owner, name)
@@ -882,7 +882,7 @@ def test_a_running_model_cannot_be_run_by_its_parts():
             y[...] = x
 
     model = net(Flatten(), Linear(64, 3), Asks())
-    with pytest.raises(RuntimeError, match="the model runs already"):
+    with pytest.raises(RuntimeError, match="the model is running"):
         model.forward(np.ones((2, 1, 8, 8)))
     assert net(Flatten(), Linear(64, 3)).forward(np.ones((2, 1, 8, 8))).shape == (2, 3)
 

@@ -180,7 +180,7 @@ def array(name: str, value: Any, ndim: int | None = None, axes: str = "") -> Arr
 
 
 def shape(name: str, value: Any, expected: Shape, of: str = "") -> None:
-    """ValueError unless the array `value` has the shape `expected`, that of the array which the message calls `of`."""
+    """ValueError unless `value` has the shape `expected`.   of: what has that shape, for the message"""
     if tuple(value.shape) != tuple(expected):
         what = f"the shape of {of}," if of else "shape"
         raise ValueError(f"{name} must have {what} {tuple(expected)}, got {tuple(value.shape)}")

@@ -53,6 +53,7 @@ def _conv_arguments(
     """An output, the arrays and the options of the kernels of a convolution."""
     x = _prepare("input", input, 4, "(N, C, H, W)")
     w = _prepare("weight", weight, 4, "(O, C/groups, KH, KW)", x.dtype)
+    b = _prepare_bias(bias, w)
     stride, dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
     groups, same = _check.integer("groups", groups, 1), isinstance(padding, str) and padding == "same"
     kernel_size = w.shape[2], w.shape[3]
@@ -61,7 +62,6 @@ def _conv_arguments(
         raise ValueError(f"channels must be divisible by groups {groups}, got {x.shape[1]} in and {w.shape[0]} out")
     if w.shape[1] != x.shape[1] // groups:
         raise ValueError(f"weight must have {x.shape[1] // groups} input channels a group, got shape {w.shape}")
-    b = _prepare_bias(bias, w)
     size = _check.conv_output_size(x.shape[2:], kernel_size, stride, padding, dilation, same)
     y = np.empty((len(x), len(w), *size), x.dtype)
     return y, x, w, b, (stride, padding, dilation, groups)
@@ -158,7 +158,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Array | tuple[Array, Array]:
-    """(N, C, H, W) -> (N, C, OH, OW), and, if asked for, where in its plane each maximum stood (h*W + w, int64)."""
+    """(N, C, H, W) -> (N, C, OH, OW), and, if asked for, the position h*W + w (int64) of each maximum in its plane."""
     y, x, options = _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode)
     indices = np.empty(y.shape, np.int32)
     kernels.max_pool2d_forward(y, indices, x, *options)
@@ -189,9 +189,10 @@ def _linear_arguments(input: ArrayLike, weight: ArrayLike, bias: ArrayLike | Non
     """An output (..., O), the input as rows (R, F), weight and bias."""
     x = _prepare("input", input)
     w = _prepare("weight", weight, 2, "(O, F)", x.dtype)
+    b = _prepare_bias(bias, w)
     if not x.ndim or x.shape[-1] != w.shape[1]:
         raise ValueError(f"input must end in an axis of {w.shape[1]} features, got shape {x.shape}")
-    return np.empty((*x.shape[:-1], len(w)), x.dtype), x.reshape(-1, x.shape[-1]), w, _prepare_bias(bias, w)
+    return np.empty((*x.shape[:-1], len(w)), x.dtype), x.reshape(-1, x.shape[-1]), w, b
 
 
 def linear(input: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Array:

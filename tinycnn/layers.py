@@ -71,7 +71,7 @@ class Layer(Tracked):
         if self._bound_shapes is not None and self.parameter_shapes() != self._bound_shapes:
             super().__setattr__(name, previous)
             raise ValueError(
-                f"{name} of {self!r} decides on the shape of its parameters, which a model has: make another"
+                f"{name} of {self!r} cannot change in a model: it determines the parameters' shape; make a new layer"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Layer(Tracked):
 
 
 def copy_into(ops: Backend, name: str, array: DeviceArray, values: Any) -> None:
-    """Overwrite a device array with `values`; ValueError, with both shapes, if theirs is another."""
+    """Overwrite a device array with `values`; ValueError with both shapes if they differ."""
     values = _check.array(name, ops.to_host(values)) if array.size else np.asarray(values)
     _check.shape(name, values, array.shape)
     ops.copy_to(array, values.astype(array.dtype))
@@ -170,7 +170,7 @@ def check_unbound(layers: tuple[Layer, ...]) -> None:
     if not layers:
         raise ValueError("a Sequential needs at least one layer")
     if len(set(map(id, layers))) < len(layers):
-        raise ValueError("every layer may stand in a Sequential once; make a new one for each place")
+        raise ValueError("a layer may be in a Sequential once only; make a new one for each position")
 
 
 class Parametric(Layer):
@@ -623,23 +623,26 @@ class Flatten(Layer):
         return (math.prod(shape),)
 
 
-class Tanh(Layer):
-    """Hyperbolic tangent."""
+class _Activation(Layer):
+    """y = f(x) for each element; `activation_code` says which f."""
 
     in_place = reads_output = True
-    activation_code = scalars.activation(scalars.TANH)
 
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
         self.ops.activation_forward(y, x, self.activation_code)
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.activation_backward(dx, dy, y, self.activation_code)
+        self.ops.activation_backward(dx, dy, y if self.reads_output else x, self.activation_code)
 
 
-class ScaledTanh(Layer):
+class Tanh(_Activation):
+    """Hyperbolic tangent."""
+
+    activation_code = scalars.activation(scalars.TANH)
+
+
+class ScaledTanh(_Activation):
     """A * tanh(S * x); the squashing function of LeCun et al. 1998 (appendix A) with A = 1.7159, S = 2/3."""
-
-    in_place = reads_output = True
 
     def __init__(self, A: float = 1.7159, S: float = 2 / 3) -> None:
         self.A, self.S = _check.number("A", A), _check.number("S", S)
@@ -650,44 +653,26 @@ class ScaledTanh(Layer):
     def activation_code(self) -> tuple[int, float, float]:
         return scalars.activation(scalars.SCALED_TANH, self.A, self.S)
 
-    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.activation_forward(y, x, self.activation_code)
-
-    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.activation_backward(dx, dy, y, self.activation_code)
-
     def extra_repr(self) -> str:
         return f"A={self.A:g}, S={self.S:g}"
 
 
-class Sigmoid(Layer):
+class Sigmoid(_Activation):
     """1 / (1 + exp(-x))."""
 
-    in_place = reads_output = True
     activation_code = scalars.activation(scalars.SIGMOID)
 
-    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.activation_forward(y, x, self.activation_code)
 
-    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.activation_backward(dx, dy, y, self.activation_code)
-
-
-class ReLU(Layer):
+class ReLU(_Activation):
     """max(x, 0); the derivative at 0 is 0, as in torch."""
 
-    in_place = reads_output = True
     activation_code = scalars.activation(scalars.RELU)
 
-    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.activation_forward(y, x, self.activation_code)
 
-    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.activation_backward(dx, dy, y, self.activation_code)
-
-
-class LeakyReLU(Layer):
+class LeakyReLU(_Activation):
     """x for x > 0, negative_slope * x below."""
+
+    in_place = reads_output = False  # x cannot be found from y if the slope is 0 or negative
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = _check.number("negative_slope", negative_slope)
@@ -695,12 +680,6 @@ class LeakyReLU(Layer):
     @property
     def activation_code(self) -> tuple[int, float, float]:
         return scalars.activation(scalars.LEAKY_RELU, self.negative_slope)
-
-    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.activation_forward(y, x, self.activation_code)
-
-    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.activation_backward(dx, dy, x, self.activation_code)
 
     def extra_repr(self) -> str:
         return f"negative_slope={self.negative_slope:g}"

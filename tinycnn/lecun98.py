@@ -330,7 +330,7 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceData
     """
     ops, n = model.ops, len(index)
     if not hasattr(criterion, "curvature"):
-        raise ValueError(f"the second derivatives of {type(criterion).__name__} by its arguments are not known here")
+        raise ValueError(f"the second derivatives of {type(criterion).__name__} are not implemented")
     if model.input_shape is None:
         model.set_input_shape(dataset.image_shape)
     with model.lock:

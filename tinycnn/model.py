@@ -204,7 +204,7 @@ class Sequential:
     def begin_run(self) -> None:
         """Mark the model as running until `end_run`; RuntimeError if it is running already."""
         if self._running:
-            raise RuntimeError("the model runs already; a layer, loss or optimizer that it calls may not run it")
+            raise RuntimeError("the model is running; a layer, loss or optimizer must not run it again")
         self._running = True
 
     def end_run(self) -> None:
@@ -250,8 +250,7 @@ class Sequential:
         with self.lock:
             if self._pending is None or self._pending[1] != threading.get_ident():
                 raise RuntimeError(
-                    "backward needs a forward before it, one for each (but see unfused), with nothing in between that "
-                    "runs the model"
+                    "backward needs a forward of its own (but see unfused), and nothing may run the model in between"
                 )
             plan, _ = self._pending
             _check.shape("dy", dy, plan.dy.shape, "the last output")
@@ -353,7 +352,7 @@ class Sequential:
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
         """Set parameters and buffers from `state`.  Returns the names (missing, unexpected).
 
-        Nothing is changed if a shape is wrong (ValueError lists all) or, if `strict`, if keys are missing or unexpected
+        Nothing is changed if a shape is wrong (ValueError lists all) or, with `strict`, keys are missing or unexpected
         (KeyError lists both).
         """
         return _state.load_state_dict(self, state, strict)

@@ -22,7 +22,7 @@ import numpy as np
 from tinycnn._tracked import Replay, is_builtin, is_replayable
 from tinycnn._typing import Array, DeviceArray, Shape
 from tinycnn.errors import DeviceMemoryError
-from tinycnn.layers import AvgPool2d, Layer, MaxPool2d, ReLU, ScaledTanh, Sigmoid, Tanh
+from tinycnn.layers import AvgPool2d, Layer, MaxPool2d, ReLU, Sigmoid, Tanh
 
 if TYPE_CHECKING:
     from tinycnn.model import Sequential
@@ -34,7 +34,7 @@ def can_fuse(activation: Layer, pool: Layer) -> bool:
     """Whether a fused kernel exists for the two layers."""
     if type(pool) is AvgPool2d:
         is_2x2 = pool.kernel_size == pool.stride == (2, 2) and pool.padding == (0, 0) and not pool.ceil_mode
-        return is_2x2 and type(activation) in (Tanh, Sigmoid, ReLU, ScaledTanh)
+        return is_2x2 and activation.activation_code is not None and activation.in_place
     # max f(x) = f(max x) for non-decreasing f, so the pooling comes first.
     disjoint = type(pool) is MaxPool2d and pool.kernel_size == pool.stride and pool.padding == (0, 0)
     return disjoint and type(activation) in (Tanh, Sigmoid, ReLU)
