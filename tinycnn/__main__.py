@@ -75,14 +75,16 @@ def data(args: "argparse.Namespace") -> int:
 def program() -> int:
     """`main`, for a shell.  The exit code is 1 if the output could not be written (a closed pipe), and 130 after
     Ctrl-C, also during the imports."""
-    from tinycnn import _streams
-
     try:
+        from tinycnn import _streams
+
         with _streams.safe_streams() as failed:
             code = main()
             sys.stdout.flush()
             return code or int(failed())
     except KeyboardInterrupt:
+        from tinycnn import _streams  # again: it may have been interrupted
+
         _streams.print_stderr("\ninterrupted")
         return _streams.EXIT_INTERRUPTED
 
