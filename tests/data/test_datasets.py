@@ -44,7 +44,7 @@ def world(tmp_path, monkeypatch):
     md5 = tuple(hashlib.md5(content).hexdigest() for content in zipped[1])
     digits = Source("MNIST", ("mnist", "MNIST/raw"), "sha256", sha, (CLOSED,))
     clothes = Source("Fashion-MNIST", ("fashion-mnist", "FashionMNIST/raw"), "md5", md5, (CLOSED,))
-    monkeypatch.setattr(_fetch, "_KNOWN", (digits, clothes))
+    monkeypatch.setattr(_fetch, "_SOURCES", (digits, clothes))
     monkeypatch.setattr(datasets, "MNIST", digits)
     monkeypatch.setattr(datasets, "FASHION_MNIST", clothes)
     return tmp_path
@@ -292,7 +292,7 @@ def test_an_interruption_leaves_no_partial_file(server, monkeypatch, where, inte
 
 def test_an_endless_answer_is_cut_off(server, monkeypatch):
     server("good")
-    monkeypatch.setattr(_fetch, "_LARGEST", 1000)
+    monkeypatch.setattr(_fetch, "_MAX_BYTES", 1000)
     with pytest.raises(DataUnavailableError, match="expected at most 1000 bytes"):
         mnist()
 
@@ -301,7 +301,7 @@ def test_an_endless_answer_is_cut_off(server, monkeypatch):
 
 
 def test_real_sources_are_encrypted_and_complete():
-    for source in _fetch._KNOWN:
+    for source in _fetch._SOURCES:
         assert all(mirror.startswith("https://") and mirror.endswith("/") for mirror in source.mirrors)
         assert len(set(source.hashes)) == 4
         assert {len(h) for h in source.hashes} == {64 if source.algorithm == "sha256" else 32}
@@ -440,8 +440,8 @@ def test_split(n, n_val):
 
 @pytest.mark.parametrize(
     ("n", "n_val", "error", "says"),
-    [(0, 0, ValueError, "n: "), (5, 5, ValueError, "n_val: "), (5, -1, ValueError, "n_val: "),
-     (5.0, 1, TypeError, "n: "), (5, True, TypeError, "n_val: ")],
+    [(0, 0, ValueError, "n must be"), (5, 5, ValueError, "n_val must be"), (5, -1, ValueError, "n_val must be"),
+     (5.0, 1, TypeError, "n must be"), (5, True, TypeError, "n_val must be")],
 )  # fmt: skip
 def test_split_arguments_are_checked(n, n_val, error, says):
     with pytest.raises(error, match=says):

@@ -106,7 +106,7 @@ def spoil(config, *path, value=None):
         (("pixels", "std"), [0], "std must be positive"),
         (("pixels", "mean"), ["a"], "does not describe a network"),
         (("pixels", "mean"), [0, 1], "one mean and one std"),
-        (("data", "padding"), "a", "padding must be a whole number"),
+        (("data", "padding"), "a", "padding must be an integer"),
         (("data", "padding"), 3, "the model takes images (1, 32, 32), got (1, 34, 34)"),
         (("data", "resize"), 0, "resize must be at least 1"),
         (("training", "loss"), 3, "loss must be a string"),

@@ -138,8 +138,8 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
     [
         ("optimizer", "optimiser", "optimiser", "unknown key 'optimiser'; did you mean 'optimizer'?"),
         ("[small.data]", "[small.dta]", "[small.dta]", "unknown key 'dta'; did you mean 'data'?"),
-        ("epochs = 2", "epochs = '2'", "epochs", "epochs must be a whole number, got '2'"),
-        ("epochs = 2", "epochs = true", "epochs", "epochs must be a whole number, got True"),
+        ("epochs = 2", "epochs = '2'", "epochs", "epochs must be an integer, got '2'"),
+        ("epochs = 2", "epochs = true", "epochs", "epochs must be an integer, got True"),
         ("epochs = 2", "epochs = 0", "epochs", "epochs must be at least 1, got 0"),
         ("epochs = 2\n", "", "[small.training]", "training.epochs is missing"),
         ("claimed = 50", "claimed = nan", "claimed", "claimed must be finite, got nan"),
@@ -147,15 +147,15 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
         ("claimed = 50", "trials = 50", "trials", "trials must be a list, got 50"),
         ("claimed = 50", "trials = [9, 500]", "trials", "trials must be from 0 to 100, got 500"),
         ("claimed = 50", "trials = [9, 'a']", "trials", "trials must hold numbers, got 'a'"),
-        ("claimed = 50", "trials = [50]", "trials", "trials are those of a search, and there is no table 'space'"),
+        ("claimed = 50", "trials = [50]", "trials", "trials need a table 'space': only a search has them"),
         ("lr = 1e-2", "", "[small.training]", "training must have either lr or tune_lr"),
         ("lr = 1e-2", "lr = 1\ntune_lr = [1]", "[small.training]", "training must have either lr or tune_lr"),
         ("lr = 1e-2", "lr = -1", "lr", "lr must be at least 0, got -1"),
         ("lr = 1e-2", "lr = inf", "lr", "lr must be finite, got inf"),
         ("lr = 1e-2", "lr = [1, 'a']", "lr", "lr must hold numbers, got 'a'"),
-        ("lr = 1e-2", "lr = [1, 2, 3]", "lr", "lr must have 2 rates, one an epoch, got 3"),
+        ("lr = 1e-2", "lr = [1, 2, 3]", "lr", "lr must have 2 rates, one per epoch, got 3"),
         ("lr = 1e-2", "lr = 'one_cicle(1)'", "lr", "unknown name 'one_cicle'; did you mean 'one_cycle'?"),
-        ("lr = 1e-2", "lr = 'cosine'", "lr", "cosine is to be called"),
+        ("lr = 1e-2", "lr = 'cosine'", "lr", "cosine must be called"),
         ("lr = 1e-2", "lr = 'cosine(-1)'", "lr", "cosine(-1): lr must be at least 0, got -1"),
         ("lr = 1e-2", "lr = 'one_cycle(1, warmup=3)'", "lr", "warmup must be at least 0 and at most 1, got 3"),
         ("lr = 1e-2", "tune_lr = []", "tune_lr", "tune_lr must not be empty"),
@@ -169,24 +169,24 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
         ("Linear(49, 10)", "Linear(*(49, 10))", "Linear", "may not unpack"),
         ("Linear(49, 10)", "open('x')", "open", "unknown name 'open'"),
         ("Linear(49, 10)", "Linear.mro()", "Linear", "is neither a call nor a plain value"),
-        ("Flatten()", "Flatten", "Flatten", "Flatten is to be called"),
+        ("Flatten()", "Flatten", "Flatten", "Flatten must be called"),
         ("Linear(49, 10)", "Linear(48, 10)", "AvgPool", "layer 2: Linear(48, 10) takes (48,), got (49,)"),
-        ("Linear(49, 10)", "Linear(49, 9)", "AvgPool", "the last layer must give 10 numbers"),
+        ("Linear(49, 10)", "Linear(49, 9)", "AvgPool", "the last layer must give at least 10 numbers"),
         ("AvgPool2d(4)", "Conv2d(1, 6, 5), GroupNorm(4, 6)", "Group", "must be divisible by num_groups, got 6 and 4"),
         ("AvgPool2d(4)", "MappedConv2d([[1]], 5)", "Mapped", "connections must be a table"),
         ("AvgPool2d(4)", "MappedConv2d([[True, False]], 5)", "Mapped", "none for output map 1"),
         ("AvgPool2d(4)", "MappedConv2d(connections(), 5)", "Mapped", "layer 0: MappedConv2d"),
         ("xavier_uniform()", "xavier()", "init", "unknown name 'xavier'"),
-        ("xavier_uniform()", "xavier_uniform", "init", "xavier_uniform is to be called"),
+        ("xavier_uniform()", "xavier_uniform", "init", "xavier_uniform must be called"),
         ("xavier_uniform()", "xavier_uniform(gian=2)", "init", "unexpected keyword argument 'gian'"),
         ("xavier_uniform()", "truncated_normal(-1)", "init", "std must be at least 0, got -1"),
         ("xavier_uniform()", "Linear(3, 4)", "init", "net.init must be calls of"),
         ("Adam()", "Adm()", "optimizer", "unknown name 'Adm'; did you mean 'Adam'?"),
-        ("Adam()", "Adam", "optimizer", "Adam is to be called"),
+        ("Adam()", "Adam", "optimizer", "Adam must be called"),
         ("Adam()", "Adam(eps=-1)", "optimizer", "Adam(eps=-1): eps must be at least 0, got -1"),
         ("Adam()", "Adam(lr=1)", "optimizer", "multiple values for keyword argument 'lr'"),
-        ("Adam()", "Adam(), SGD()", "optimizer", "training.optimizer must be one of SGD, Adam"),
-        ("Adam()", "3", "optimizer", "training.optimizer must be one of SGD, Adam"),
+        ("Adam()", "Adam(), SGD()", "optimizer", "training.optimizer must be one call of SGD, Adam"),
+        ("Adam()", "3", "optimizer", "training.optimizer must be one call of SGD, Adam"),
         ('"Adam()"', "'SDLM()'\nloss = 'OneHotMSELoss()'", "optimizer", "SDLM needs second derivatives"),
         ('"Adam()"', "'Adam()'\nloss = 'MSELoss()'", "loss", "did you mean 'OneHotMSELoss'?"),
         ('"Adam()"', "'Adam()'\nloss = 'CrossEntropyLoss(weight=[1, 2])'", "loss", "weight must have 10 entries"),
@@ -225,22 +225,22 @@ def test_a_mistake_is_told_with_its_line(write, capsys, old, new, there, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "mine.toml: holds no recipe"),
+        ("", "mine.toml: contains no recipe"),
         ("study = 3", "line 1: study must be a string, got 3"),
         ("stdy = 'x'\n" + TEXT, "line 1: unknown key 'stdy'"),
         (TEXT[:140], "mine.toml: Unterminated string"),
         (TEXT + "[small]", "mine.toml: Cannot declare"),
-        (TEXT.replace("[small", "['../up'"), "a recipe's name must be of letters, digits, - and _, got '../up'"),
+        (TEXT.replace("[small", "['../up'"), "a recipe's name must consist of letters, digits, - and _, got '../up'"),
         ("[a]\nnet = 3", "'a', line 2: net must be a table, [a.net]"),
-        ("[a]\nlike = 'a'", "'a', line 2: like must name a recipe that stands earlier in the file, got 'a'"),
-        ("[a]\nlike = 'b'\n[b]\nlike = 'a'", "'a', line 2: like must name a recipe that stands earlier"),
-        (TEXT + "[b]\nlike = 'smal'", "recipe 'b', line 23: like must name a recipe that stands earlier in the file, "
+        ("[a]\nlike = 'a'", "'a', line 2: like must name an earlier recipe of the file, got 'a'"),
+        ("[a]\nlike = 'b'\n[b]\nlike = 'a'", "'a', line 2: like must name an earlier recipe of the file"),
+        (TEXT + "[b]\nlike = 'smal'", "recipe 'b', line 23: like must name an earlier recipe of the file, "
          "got 'smal'; did you mean 'small'?"),
-        (TEXT + "[small.space]\nrate = [1]", "'small', line 23: no text uses $rate"),
+        (TEXT + "[small.space]\nrate = [1]", "'small', line 23: $rate is not used"),
         (TEXT + "[small.space]", "'small', line 22: space must be a table of names and lists of values"),
         (TEXT.replace("1e-2", "'$r'") + "[small.space]\nr = []", "line 23: space.r must be a list of strings or"),
-        (TEXT.replace("1e-2", "'$r'") + "[small.space]\nr = [1, 1]", "line 23: space.r must hold every value once"),
-        (TEXT.replace("1e-2", "'$r$'") + "[small.space]\nr = [1]", "line 19: $ must stand before a name of the space"),
+        (TEXT.replace("1e-2", "'$r'") + "[small.space]\nr = [1, 1]", "line 23: space.r must not repeat a value"),
+        (TEXT.replace("1e-2", "'$r$'") + "[small.space]\nr = [1]", "line 19: $ must be followed by a name of the space"),
         (TEXT.replace("1e-2", "'$rte'") + "[small.space]\nrate = [1]", "line 19: $rte is not in the space; did you"),
         (TEXT.replace("[small", "[default"), "two recipes are called 'default'"),
         ('"study" = 3', "line 1: study must be a string, got 3"),
@@ -352,7 +352,7 @@ def test_rates_of_two_epochs_of_three_steps(write, lr, want):
     (recipe,) = recipes.read(write(TEXT.replace("1e-2", lr))).values()
     model = training.check(recipe)
     np.testing.assert_allclose(training.build_optimizer(recipe, model, 3).lr_schedule, want)
-    assert training.build_optimizer(recipe, model, 3, rate=7.0).lr == 7
+    assert training.build_optimizer(recipe, model, 3, lr=7.0).lr == 7
 
 
 def test_the_rate_that_does_best_on_the_validation_set_is_taken(reproduce):
@@ -363,7 +363,7 @@ def test_the_rate_that_does_best_on_the_validation_set_is_taken(reproduce):
     assert result["tuning"]["0.01"] > result["tuning"]["1e-07"]
     assert set(result["tuning"]) == {"1e-07", "0.01", "1e+20"}
     assert "rate 0.01" in out
-    assert "Rate 0.01, chosen by accuracy on validation images" in Path("runs/small/report.md").read_text()
+    assert "Learning rate 0.01, chosen by validation accuracy" in Path("runs/small/report.md").read_text()
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -447,8 +447,8 @@ def deep(depth):
         ({"rate": "fast"}, "rate must be a number"),
         ({"tuning": {"0.1": 0.5}}, "rate is missing"),
         ({"rate": 0.1, "tuning": {"fast": 0.5}}, "could not convert string to float"),
-        ({"rate": 0.1, "tuning": {"0.1": 5}}, "tuning must hold a share for each rate"),
-        ({"gradients": {"at the start": [{"signal": 1}]}}, "gradients must hold figures"),
+        ({"rate": 0.1, "tuning": {"0.1": 5}}, "tuning must hold a number from 0 to 1 for each rate"),
+        ({"gradients": {"at the start": [{"signal": 1}]}}, "gradients must hold statistics"),
     ],
 )
 def test_a_result_that_no_report_could_be_made_of(small, tmp_path, change, words):
@@ -638,7 +638,7 @@ def test_the_table_names_claimed_obtained_and_deviation(reproduce, monkeypatch, 
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[3:9] == ["99.02", "**99.20**", "0.26", "3", "0.66", "2"]
     assert "1 of 3 seeds diverged" in cells[9]
-    assert "| `lecun1998` | LeNet-5 as it was | 99.05 | not run |" in table
+    assert "| `lecun1998` | LeNet-5 as published | 99.05 | not run |" in table
 
 
 def test_a_search_in_the_table(tmp_path):
@@ -678,14 +678,15 @@ def test_the_short_table_and_the_picture_of_claims_leave_searches_out(tmp_path, 
     results.save_trials(tmp_path, search, [made_up_trial()])
     drawn = []
     monkeypatch.setattr(pictures, "claims", lambda rows: drawn.extend(r.name for r, found in rows if found))
-    root, readme = tmp_path / "results", tmp_path / "README.md"
-    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    root, page = tmp_path / "results", tmp_path / "docs" / "reproductions.md"
+    page.parent.mkdir()
+    page.write_text(f"{report.BEGIN}\n{report.END}\n")
     root.mkdir()
     for name in ("sweep", "sweep-best"):
         (tmp_path / name).rename(root / name)
     report.write_table(root)
     assert drawn == ["sweep-best"]
-    assert [line for line in readme.read_text().splitlines() if "sweep" in line] == [
+    assert [line for line in page.read_text().splitlines() if "sweep" in line] == [
         f"| `sweep-best`: {best.title} | 99.00 | 90.00 | 1 |"
     ]
 
@@ -722,9 +723,9 @@ def test_nothing_is_trained_that_could_not_be_kept(reproduce, monkeypatch, tmp_p
         (TEXT, ["--threads", 4096], "threads must be at most"),
         # What is wrong with the last recipe is told before the first is run.
         (TEXT + other.replace("Linear(49", "Linear(48"), [], "recipe 'other', line 31"),
-        (TEXT + other.replace("200", "301"), [], "line 36: 301 + 100 images are wanted"),
+        (TEXT + other.replace("200", "301"), [], "line 36: 301 + 100 images are needed"),
         (TEXT.replace("batch = 50", "batch = 50\nsteps_per_epoch = 5"), [], "line 22: 5 batches of 50 images are"),
-        (TEXT.replace("train = 200\nvalidation = 100", "validation = 400"), [], "line 15: 1 + 400 images are wanted"),
+        (TEXT.replace("train = 200\nvalidation = 100", "validation = 400"), [], "line 15: 1 + 400 images are needed"),
     ]:  # fmt: skip
         code, _, err = reproduce(text, *args)
         assert code == 1

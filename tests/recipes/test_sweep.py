@@ -119,7 +119,7 @@ def test_trials_are_as_many_as_asked_for_and_go_on(run, trained, sampler):
 def test_a_grid_is_gone_through_once(run, trained):
     code, out, err = run("--sampler", "grid", "--trials", 10)
     assert (code, err) == (0, "")
-    assert "the grid has been gone through" in out
+    assert "every point of the grid has been tried" in out
     assert len(trained) == len({point[:2] for point in trained}) == 6
     code, out, _ = run("--sampler", "grid", "--trials", 10)
     assert code == 0
@@ -154,7 +154,7 @@ def test_two_processes_together_run_no_trial_too_many(run, trained, monkeypatch,
     assert run("--trials", 1)[0] == 0
     assert len(trained) == 1
     assert states()[:2] == [COMPLETE, FAIL]
-    assert study().trials[1].user_attrs["given back"] == "one too many"
+    assert study().trials[1].user_attrs["requeued"] == "one too many"
 
 
 # --- trials that do not end well --------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
         "import sys, optuna, time; from tinycnn.recipes import sweep\n"
         "backend = optuna.storages.journal.JournalFileBackend('sweeps/small.journal')\n"
         "s = optuna.load_study(study_name='small', storage=optuna.storages.JournalStorage(backend))\n"
-        "t = s.ask(); t.set_user_attr('process', sweep._me())\n"
+        "t = s.ask(); t.set_user_attr('process', sweep._process_identity())\n"
         "t.suggest_categorical('act', ['', 'Tanh(),', 'ReLU(),']); t.suggest_categorical('rate', [0.1, 0.3])\n"
         "print('asked', flush=True); time.sleep(600)\n"
     )
@@ -185,7 +185,7 @@ def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
     assert (code, err) == (0, "")
     assert len(trained) == 2
     lost, again = study().trials[1:]
-    assert (lost.state, lost.user_attrs["given back"]) == (FAIL, "its process was lost")
+    assert (lost.state, lost.user_attrs["requeued"]) == (FAIL, "its process was lost")
     assert (again.state, again.params) == (COMPLETE, lost.params)
     assert "2 trials" in out.split("\n\n")[1]
 
@@ -205,7 +205,7 @@ def test_ctrl_c_gives_the_trial_back(run, trained, sampler):
     assert len(trained) == 5
     assert trained[2][:2] == trained[1][:2]
     trials = study().trials
-    assert [trial.user_attrs.get("given back") for trial in trials] == [None, "interrupted", None, None, None]
+    assert [trial.user_attrs.get("requeued") for trial in trials] == [None, "interrupted", None, None, None]
     assert trials[2].params == trials[1].params
 
 
@@ -233,7 +233,7 @@ def test_a_disk_that_is_full_ends_the_sweep_and_fails_no_trial(run, trained):
     trained.outcomes = full
     code, _, err = run("--trials", 2)
     assert (code, err) == (1, "error: no space left\n")
-    assert [trial.user_attrs.get("given back") for trial in study().trials] == ["interrupted", None]
+    assert [trial.user_attrs.get("requeued") for trial in study().trials] == ["interrupted", None]
 
 
 def test_trials_that_lag_behind_are_given_up(run, trained):
@@ -242,7 +242,7 @@ def test_trials_that_lag_behind_are_given_up(run, trained):
     assert code == 0
     assert states() == [COMPLETE] * 5 + [PRUNED]
     assert 3 <= max(study().trials[5].intermediate_values) < 10
-    assert "given up in epoch" in out
+    assert "pruned in epoch" in out
     assert run("--trials", 6, "--epochs", 10, "--pruner", "none", "--study", "all")[0] == 0
     assert states(name="all") == [COMPLETE] * 6
     assert run("--trials", 2, "--epochs", 10, "--pruner", "hyperband", "--study", "hyperband")[0] == 0
@@ -263,7 +263,7 @@ def test_the_validation_set_chooses_and_the_test_set_does_not(run, trained):
         ["1", "90.00%", "10.00%"], ["2", "70.00%", "95.00%"], ["0", "60.00%", "99.00%"],
     ]  # fmt: skip
     report = Path("sweeps/small-report/report.md").read_text()
-    assert "## The best: trial 1" in report
+    assert "## Best trial: 1" in report
     assert "90.00%" in report
     # Looking at it changes nothing.
     before = Path("sweeps/small.journal").read_bytes()
@@ -326,7 +326,9 @@ def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home)
         return found
 
     trained.outcomes = outcomes
-    (home / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    page = home / "docs" / "reproductions.md"
+    page.parent.mkdir()
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     code, out, err = search("--trials", 6)
     assert (code, err) == (0, "")
     assert f"results: {KEPT}\ntable: {TABLE}\n" in out
@@ -353,7 +355,7 @@ def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home)
     lines = TABLE.read_text().splitlines()
     (row,) = [line for line in lines if line.startswith("| `sweep` |")]
     assert cells(row)[2:] == ["99.00", "**95.03**", "", "none: 6 trials", "", "1", recipe.why]
-    at = lines.index("### 6 trials of `sweep`, in order")
+    at = lines.index("### 6 trials of `sweep` by rank")
     assert lines.index(row) < at < lines.index("## LuxxxLucy/mnist_LeNet (TensorFlow, 2017)")
     start = next(n for n in range(at, len(lines)) if lines[n].startswith("| rank |")) + 2
     points = [recipes.format_point(trial.params) for trial in trials]
@@ -362,16 +364,15 @@ def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home)
         ["2", "98", "96.12", "97.00", points[1]],
         ["3", "98", "99.51", "96.00", points[0]],
         ["4", "96", "94.04", "95.00", points[4]],
-        ["5", "96", "–", "given up at 20.00", points[5]],
+        ["5", "96", "–", "pruned at 20.00", points[5]],
         ["6", "96", "–", "failed", points[3] + " (no such thing)"],
         *([str(rank), "95", "–", "–", "–"] for rank in (7, 8, 9, 10)),
     ]
     assert not lines[start + 10].startswith("|")
     assert hardware.device_name("cpu") in lines[-1]
     # Neither the short table nor the picture of claims is for trials.
-    readme = (home / "README.md").read_text()
-    assert "old" not in readme
-    assert "sweep" not in readme
+    assert "old" not in page.read_text()
+    assert "sweep" not in page.read_text()
     assert "claims.png" not in "".join(lines)
 
 
@@ -416,7 +417,7 @@ def test_a_smaller_search_does_not_replace_a_larger_one(search):
     before = KEPT.read_bytes()
     code, out, _ = search("--trials", 2, "--study", "another", "--seed", 1)
     assert code == 0
-    assert "results holds more trials of sweep, which stay" in out
+    assert "results has more trials of sweep; they are kept" in out
     assert KEPT.read_bytes() == before
     assert search("--trials", 3, "--study", "another", "--seed", 1)[0] == 0
     assert KEPT.read_bytes() != before
@@ -454,7 +455,7 @@ def test_nothing_is_tried_that_could_not_be_kept(search, trained, home):
         ("0.3", "-0.3", "line 12: lr must be finite and not negative"),
         ("0.3", '"cosin(1)"', "unknown name 'cosin'"),
         ("validation = 100\n", "", "a sweep needs data.validation"),
-        ("validation = 100", "validation = 300", "200 + 300 images are wanted, digits has 400"),
+        ("validation = 100", "validation = 300", "200 + 300 images are needed, digits has 400"),
         ("[small.space]", "[small.spce]", "line 15: unknown key 'spce'; did you mean 'space'?"),
         ('act = ["", "Tanh(),", "ReLU(),"]\nrate = [0.1, 0.3]', "act = ['']\nrat = [1]", "did you mean 'rat'?"),
     ],
@@ -474,7 +475,7 @@ def test_epochs_that_a_list_of_rates_does_not_have(run, trained):
     text = TEXT.replace('"$rate"', "[1, 2]").replace("rate = [0.1, 0.3]\n", "")
     code, _, err = run("--epochs", 3, text=text)
     assert code == 1
-    assert "line 12: lr must have 3 rates, one an epoch, got 2" in err
+    assert "line 12: lr must have 3 rates, one per epoch, got 2" in err
 
 
 @pytest.mark.parametrize(
@@ -508,10 +509,10 @@ def test_a_data_base_will_do(run, trained):
 def test_a_study_is_of_one_recipe_one_data_set_and_so_many_epochs(run, trained):
     assert run("--trials", 1)[0] == 0
     for args, text, words in [
-        (["--epochs", 3], TEXT, "begun with epochs 2, not 3"),
-        (["--data", "fashion"], TEXT, "begun with data 'mnist', not 'fashion'"),
-        ([], TEXT.replace("batch = 50", "batch = 51"), "begun with another version of its recipe"),
-        ([], TEXT.replace("0.3", "0.4"), "begun with another version of its space"),
+        (["--epochs", 3], TEXT, "started with epochs 2, not 3"),
+        (["--data", "fashion"], TEXT, "started with data 'mnist', not 'fashion'"),
+        ([], TEXT.replace("batch = 50", "batch = 51"), "started with another version of its recipe"),
+        ([], TEXT.replace("0.3", "0.4"), "started with another version of its space"),
     ]:
         code, _, err = run("--trials", 2, *args, text=text)
         assert code == 1
@@ -549,7 +550,7 @@ def test_other_mistakes(run, trained, home, capsys):
 def test_the_shipped_space_is_the_one_of_its_source():
     (recipe,) = recipes.find("sweep")
     assert math.prod(map(len, recipe.space.values())) == 3200
-    points = list(sweep._corner(recipe.space))
+    points = list(sweep._one_at_a_time(recipe.space))
     assert len(points) == 1 + sum(len(values) - 1 for values in recipe.space.values())
     for point in points:
         training.check(recipe.substitute(point))
