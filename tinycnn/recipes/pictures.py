@@ -260,7 +260,7 @@ def dead_start(dead: Sequence[Result], alive: Sequence[Result]) -> "Figure":
     right.set_xticks(range(len(LAYERS)), LAYERS)
     right.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(0.01, 0.66))  # between the curves
     fig.suptitle(
-        "Gaussian outputs: with distant centres the gradients are zero at the start", fontsize=TITLE, color=TEXT
+        "Gaussian outputs: distant centres make the gradients vanish at the start", fontsize=TITLE, color=TEXT
     )
     return fig
 

@@ -216,7 +216,7 @@ def _pictures(root: Path, rows: Rows) -> list[str]:
         show("today.png", "From 1998 to today", pictures.ladder(first + steps + last))
     dead, alive = done["push-tanh"], done["push-tanh-alive"]
     if dead and alive:
-        show("dead_start.png", "Zero gradients at the start, and the repair", pictures.dead_start(dead, alive))
+        show("dead_start.png", "Vanishing gradients at the start, and the repair", pictures.dead_start(dead, alive))
     flows = {name: done[f"vanishing-{name}"] for name in ("sigmoid", "tanh", "relu")}
     if all(flows.values()):
         show("vanishing.png", "Gradients by layer", pictures.gradient_flow(flows))
