@@ -259,9 +259,7 @@ def dead_start(dead: Sequence[Result], alive: Sequence[Result]) -> "Figure":
     left.legend(fontsize=LABEL, frameon=False, loc="lower right")
     right.set_xticks(range(len(LAYERS)), LAYERS)
     right.legend(fontsize=SMALL, frameon=False, loc="center left", bbox_to_anchor=(0.01, 0.66))  # between the curves
-    fig.suptitle(
-        "Gaussian outputs: distant centres make the gradients vanish at the start", fontsize=TITLE, color=TEXT
-    )
+    fig.suptitle("Gaussian outputs: distant centres make the gradients vanish at the start", fontsize=TITLE, color=TEXT)
     return fig
 
 
