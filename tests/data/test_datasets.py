@@ -1,4 +1,4 @@
-"""Data sets: found, refused or downloaded; the mirrors here are a server in a thread."""
+"""Data sets: search, refusal and download. The mirrors are a server in a thread."""
 
 import gzip
 import hashlib
@@ -18,7 +18,7 @@ from tinycnn.data._fetch import FILES, Source
 from tinycnn.data.idx import write_idx
 
 SHAPES = ((20, 28, 28), (20,), (10, 28, 28), (10,))
-CLOSED = "http://127.0.0.1:1/"  # nobody listens here
+CLOSED = "http://127.0.0.1:1/"  # no server listens here
 
 
 def write_files(folder, seed, suffix=".gz", dot=False):
@@ -31,8 +31,8 @@ def write_files(folder, seed, suffix=".gz", dot=False):
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    """Tiny stand-ins for MNIST (seed 0) and Fashion-MNIST (seed 1), an empty cache, no mirror."""
+def sources(tmp_path, monkeypatch):
+    """Small replacements of MNIST (seed 0) and Fashion-MNIST (seed 1), an empty cache, no mirror."""
     monkeypatch.delenv("TINYCNN_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -44,31 +44,31 @@ def world(tmp_path, monkeypatch):
     md5 = tuple(hashlib.md5(content).hexdigest() for content in zipped[1])
     digits = Source("MNIST", ("mnist", "MNIST/raw"), "sha256", sha, (CLOSED,))
     clothes = Source("Fashion-MNIST", ("fashion-mnist", "FashionMNIST/raw"), "md5", md5, (CLOSED,))
-    monkeypatch.setattr(_fetch, "_KNOWN", (digits, clothes))
+    monkeypatch.setattr(_fetch, "_SOURCES", (digits, clothes))
     monkeypatch.setattr(datasets, "MNIST", digits)
     monkeypatch.setattr(datasets, "FASHION_MNIST", clothes)
     return tmp_path
 
 
 @pytest.fixture
-def server(world, monkeypatch):
-    """Serve /good/, /other/ (of Fashion-MNIST), /short/, /mute/ and /gone/; returns what sets the mirrors."""
-    asked = []
+def server(sources, monkeypatch):
+    """Serve /good/, /other/ (Fashion-MNIST), /short/, /mute/ and /gone/; returns a function that sets the mirrors."""
+    requests = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             _, kind, name = self.path.split("/")
-            asked.append(f"{kind}/{name}")
+            requests.append(f"{kind}/{name}")
             if kind == "mute":
                 time.sleep(0.6)
                 return
             if kind == "gone":
                 self.send_error(404)
                 return
-            if kind in ANSWERS:
-                self.wfile.write(ANSWERS[kind])
+            if kind in RESPONSES:
+                self.wfile.write(RESPONSES[kind])
                 return
-            body = (world / "originals" / ("1" if kind == "other" else "0") / name).read_bytes()
+            body = (sources / "originals" / ("1" if kind == "other" else "0") / name).read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -84,7 +84,7 @@ def server(world, monkeypatch):
     def mirrors(*kinds):
         addresses = [CLOSED if k == "down" else f"http://127.0.0.1:{http.server_port}/{k}/" for k in kinds]
         monkeypatch.setattr(datasets, "MNIST", replace(datasets.MNIST, mirrors=tuple(addresses)))
-        return asked
+        return requests
 
     yield mirrors
     http.shutdown()
@@ -97,7 +97,7 @@ def cached():
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
-ANSWERS = {  # word for word
+RESPONSES = {  # raw
     "long": b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 400 + b"\r\n\r\n",
     "redirect": b"HTTP/1.1 302 Found\r\nLocation: https://[::1\r\n\r\n",
     "host": b"HTTP/1.1 302 Found\r\nLocation: http://" + b"a" * 100 + b".example/\r\n\r\n",
@@ -111,14 +111,14 @@ ANSWERS = {  # word for word
 IN_CACHE = sorted(f"mnist/{name}.gz" for name in FILES)
 
 
-# ---- finding
+# ---- search
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("place", [".", "mnist", "MNIST/raw"])
 @pytest.mark.parametrize("given", ["environment", "data_dir", "cache"])
-def test_files_are_found(world, monkeypatch, given, place, suffix):
-    root = _fetch.cache_folder() if given == "cache" else world / "data"
+def test_files_are_found(sources, monkeypatch, given, place, suffix):
+    root = _fetch.cache_folder() if given == "cache" else sources / "data"
     write_files(root / place, 0, suffix)
     if given == "environment":
         monkeypatch.setenv("TINYCNN_DATA", str(root))
@@ -130,19 +130,19 @@ def test_files_are_found(world, monkeypatch, given, place, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_files_named_with_a_dot(world, suffix):
-    write_files(world / "mine", 0, suffix, dot=True)
-    assert len(mnist(world / "mine", download=False).train_images) == 20
+def test_files_with_a_dot_in_their_names(sources, suffix):
+    write_files(sources / "mine", 0, suffix, dot=True)
+    assert len(mnist(sources / "mine", download=False).train_images) == 20
 
 
-def test_the_environment_comes_before_data_dir(world, monkeypatch):
-    monkeypatch.setenv("TINYCNN_DATA", str(write_files(world / "first", 0)))
-    write_files(world / "second" / "mnist", 5)  # would be refused
-    assert mnist(world / "second", download=False).name == "mnist"
+def test_the_environment_comes_before_data_dir(sources, monkeypatch):
+    monkeypatch.setenv("TINYCNN_DATA", str(write_files(sources / "first", 0)))
+    write_files(sources / "second" / "mnist", 5)  # of unknown content
+    assert mnist(sources / "second", download=False).name == "mnist"
 
 
-def test_the_same_names_of_another_data_set_are_passed_over(world):
-    folder = write_files(world / "data", 1)
+def test_files_of_another_data_set_are_skipped(sources):
+    folder = write_files(sources / "data", 1)
     assert datasets.fashion_mnist(folder, download=False).classes[0] == "T-shirt/top"
     with pytest.raises(DataUnavailableError, match=r"train-images-idx3-ubyte\.gz is of Fashion-MNIST"):
         mnist(folder, download=False)
@@ -150,8 +150,8 @@ def test_the_same_names_of_another_data_set_are_passed_over(world):
     assert mnist(folder, download=False).sha256 != datasets.fashion_mnist(folder, download=False).sha256
 
 
-def test_plain_files_without_a_known_hash(world):
-    folder = write_files(world / "data", 1, suffix="")
+def test_plain_files_without_a_hash(sources):
+    folder = write_files(sources / "data", 1, suffix="")
     with pytest.raises(DataUnavailableError, match=r"put it in fashion-mnist/"):
         datasets.fashion_mnist(folder, download=False)
     write_files(folder / "fashion-mnist", 1, suffix="")
@@ -166,97 +166,93 @@ def test_plain_files_without_a_known_hash(world):
 
 @pytest.mark.parametrize("place", [".", "mnist", "MNIST/raw"])
 @pytest.mark.parametrize("damage", ["other bits", "cut gzip", "cut plain", "empty"])
-def test_a_damaged_file_of_the_user_is_refused_and_kept(world, server, damage, place):
-    asked = server("good")
+def test_a_damaged_file_of_the_user_is_refused_and_kept(sources, server, damage, place):
+    requests = server("good")
     suffix = ".gz" if damage == "cut gzip" else ""
-    path = write_files(world / "data" / place, 0, suffix) / f"{FILES[2]}{suffix}"
+    path = write_files(sources / "data" / place, 0, suffix) / f"{FILES[2]}{suffix}"
     good = path.read_bytes()
     bad = {"other bits": good[:-1] + b"\xff", "empty": b""}.get(damage, good[:-20])
     path.write_bytes(bad)
     with pytest.raises(DamagedFileError) as caught:
-        mnist(world / "data")
+        mnist(sources / "data")
     expected = datasets.MNIST.hashes[2]
     found = hashlib.md5(bad).hexdigest() if damage == "cut gzip" else hashlib.sha256(bad).hexdigest()
     assert all(part in str(caught.value) for part in (str(path), expected, found))
     assert path.read_bytes() == bad
-    assert asked == []
+    assert requests == []
     with pytest.raises(DamagedFileError):
-        load("auto", world / "data")
+        load("auto", sources / "data")
 
 
-def test_a_wrong_md5_is_refused(world):
-    path = write_files(world / "data" / "fashion-mnist", 7) / f"{FILES[0]}.gz"
+def test_a_wrong_md5_is_refused(sources):
+    path = write_files(sources / "data" / "fashion-mnist", 7) / f"{FILES[0]}.gz"
     found = hashlib.md5(path.read_bytes()).hexdigest()
     with pytest.raises(
         DamagedFileError, match=f"md5 of the gzip file {datasets.FASHION_MNIST.hashes[0]}, found {found}"
     ):
-        datasets.fashion_mnist(world / "data", download=False)
+        datasets.fashion_mnist(sources / "data", download=False)
 
 
 # ---- downloading
 
 
 def test_download_into_the_cache_once(server, capsys):
-    asked = server("good")
+    requests = server("good")
     first = mnist()
     assert cached() == IN_CACHE
     captured = capsys.readouterr()
     assert captured.out == ""
     assert f"{FILES[0]}.gz" in captured.err
     assert mnist().sha256 == first.sha256
-    assert len(asked) == 4
+    assert len(requests) == 4
 
 
-def test_download_into_data_dir(world, server):
+def test_download_into_data_dir(sources, server):
     server("good")
-    mnist(world / "mine")
-    assert sorted(p.name for p in (world / "mine" / "mnist").iterdir()) == sorted(f"{n}.gz" for n in FILES)
+    mnist(sources / "mine")
+    assert sorted(p.name for p in (sources / "mine" / "mnist").iterdir()) == sorted(f"{n}.gz" for n in FILES)
     assert cached() == []
 
 
-@pytest.mark.parametrize("bad", ["down", "mute", "gone", "other", "short", *ANSWERS])
-def test_the_next_mirror_helps(server, monkeypatch, bad):
+@pytest.mark.parametrize("bad", ["down", "mute", "gone", "other", "short", *RESPONSES])
+def test_the_next_mirror_is_tried(server, monkeypatch, bad):
     monkeypatch.setattr(_fetch, "_TIMEOUT", 0.3)
-    asked = server(bad, "good")
+    requests = server(bad, "good")
     mnist()
     assert cached() == IN_CACHE
-    assert len(asked) == (4 if bad == "down" else 5)  # a mirror that worked is asked first from then on
+    assert len(requests) == (4 if bad == "down" else 5)  # a mirror that worked stays first
 
 
-def test_only_what_is_missing_or_damaged_in_the_cache_is_downloaded(world, server):
+def test_only_what_is_missing_or_damaged_in_the_cache_is_downloaded(sources, server):
     folder = write_files(_fetch.cache_folder() / "mnist", 0)
     (folder / f"{FILES[0]}.gz").unlink()
     (folder / f"{FILES[1]}.gz").write_bytes(b"damaged")
-    asked = server("good")
+    requests = server("good")
     mnist()
-    assert asked == [f"good/{FILES[0]}.gz", f"good/{FILES[1]}.gz"]
+    assert requests == [f"good/{FILES[0]}.gz", f"good/{FILES[1]}.gz"]
 
 
-def test_when_nothing_helps_the_message_says_what_was_tried(world, server, monkeypatch):
+def test_the_error_lists_everything_that_was_tried(sources, server, monkeypatch):
     server("down", "gone", "other", "short")
-    monkeypatch.setenv("TINYCNN_DATA", str(world / "first"))
+    monkeypatch.setenv("TINYCNN_DATA", str(sources / "first"))
     with pytest.raises(DataUnavailableError) as caught:
-        mnist(world / "second")
+        mnist(sources / "second")
     lines = str(caught.value).splitlines()
-    for folder in (world / "first", world / "second", _fetch.cache_folder()):
+    for folder in (sources / "first", sources / "second", _fetch.cache_folder()):
         for place in (folder / "mnist", folder / "MNIST/raw", folder):
             assert f"  {place}: no such folder" in lines
-    for mirror, why in zip(
-        datasets.MNIST.mirrors, ["refused", "HTTP 404", "expected sha256", "cut short"], strict=True
-    ):
-        assert any(line.startswith(f"  {mirror}{FILES[0]}.gz: ") and why in line for line in lines), (
-            mirror,
-            lines,
-        )
+    reasons = ["refused", "HTTP 404", "expected sha256", "cut short"]
+    for mirror, reason in zip(datasets.MNIST.mirrors, reasons, strict=True):
+        assert any(line.startswith(f"  {mirror}{FILES[0]}.gz: ") and reason in line for line in lines), (mirror, lines)
     assert "TINYCNN_DATA" in lines[-1]
     assert "\n" not in caught.value.reason
     assert "HTTP 404" in caught.value.reason
     assert isinstance(caught.value, OSError)
-    assert list((world / "second" / "mnist").iterdir()) == []
+    assert list((sources / "second" / "mnist").iterdir()) == []
 
 
-@pytest.mark.parametrize("bad", ANSWERS)
-def test_what_a_server_says_is_told_in_a_short_line(server, bad):
+@pytest.mark.parametrize("bad", RESPONSES)
+def test_a_response_is_quoted_in_one_short_line(server, bad):
     server(bad)
     with pytest.raises(DataUnavailableError) as caught:
         mnist()
@@ -266,11 +262,11 @@ def test_what_a_server_says_is_told_in_a_short_line(server, bad):
 
 
 def test_download_can_be_switched_off(server):
-    asked = server("good")
+    requests = server("good")
     with pytest.raises(DataUnavailableError) as caught:
         mnist(download=False)
     assert "download=False" in caught.value.reason
-    assert asked == []
+    assert requests == []
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError("disk full")])
@@ -290,9 +286,9 @@ def test_an_interruption_leaves_no_partial_file(server, monkeypatch, where, inte
         assert "disk full" in caught.value.reason
 
 
-def test_an_endless_answer_is_cut_off(server, monkeypatch):
+def test_an_endless_response_is_cut_off(server, monkeypatch):
     server("good")
-    monkeypatch.setattr(_fetch, "_LARGEST", 1000)
+    monkeypatch.setattr(_fetch, "_MAX_BYTES", 1000)
     with pytest.raises(DataUnavailableError, match="expected at most 1000 bytes"):
         mnist()
 
@@ -301,7 +297,7 @@ def test_an_endless_answer_is_cut_off(server, monkeypatch):
 
 
 def test_real_sources_are_encrypted_and_complete():
-    for source in _fetch._KNOWN:
+    for source in _fetch._SOURCES:
         assert all(mirror.startswith("https://") and mirror.endswith("/") for mirror in source.mirrors)
         assert len(set(source.hashes)) == 4
         assert {len(h) for h in source.hashes} == {64 if source.algorithm == "sha256" else 32}
@@ -326,18 +322,8 @@ def test_real_mnist():
         data = mnist(download=False)
     except DataUnavailableError as error:
         pytest.skip(error.reason)
-    assert np.bincount(data.train_labels).tolist() == [
-        5923,
-        6742,
-        5958,
-        6131,
-        5842,
-        5421,
-        5918,
-        6265,
-        5851,
-        5949,
-    ]
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(data.train_labels).tolist() == counts
     assert abs(data.train_images.mean() / 255 - 0.1307) < 1e-4
     assert data.test_labels[:5].tolist() == [7, 2, 1, 0, 4]
 
@@ -345,7 +331,7 @@ def test_real_mnist():
 # ---- load, Dataset, split
 
 
-def test_auto_falls_back_with_two_lines(world, monkeypatch):
+def test_auto_falls_back_with_two_lines(sources, monkeypatch):
     original = datasets.synthetic_dataset
     monkeypatch.setattr(datasets, "synthetic_dataset", lambda: original(20, 10))
     messages = []
@@ -361,30 +347,25 @@ def test_auto_falls_back_with_two_lines(world, monkeypatch):
         load("mnist")
 
 
-def test_auto_says_nothing_when_mnist_is_there(world):
-    write_files(world / "data", 0)
-    assert load("auto", world / "data", on_message=pytest.fail).name == "mnist"
-    assert load("mnist", world / "data").name == "mnist"
+def test_auto_is_silent_when_mnist_is_found(sources):
+    write_files(sources / "data", 0)
+    assert load("auto", sources / "data", on_message=pytest.fail).name == "mnist"
+    assert load("mnist", sources / "data").name == "mnist"
 
 
-def test_load_knows_its_names():
+def test_load_lists_its_names():
     with pytest.raises(ValueError, match="auto, mnist, fashion, kmnist or synthetic, got 'cifar'"):
         load("cifar")
 
 
-def parts(**changes):
+def fields(**changes):
     images, labels = np.zeros((4, 28, 28), np.uint8), np.arange(4)
-    fields = {
-        "train_images": images,
-        "train_labels": labels,
-        "test_images": images[:2],
-        "test_labels": labels[:2],
-    }
-    return {"name": "x", "classes": ("a", "b", "c", "d"), **fields, **changes}
+    arrays = {"train_images": images, "train_labels": labels, "test_images": images[:2], "test_labels": labels[:2]}
+    return {"name": "x", "classes": ("a", "b", "c", "d"), **arrays, **changes}
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "says"),
+    ("changes", "error", "message"),
     [
         ({"train_images": [1]}, TypeError, "train_images: expected a NumPy array, got list"),
         (
@@ -409,20 +390,20 @@ def parts(**changes):
         ({"classes": ()}, ValueError, "classes: expected at least one"),
     ],
 )
-def test_a_data_set_is_checked(changes, error, says):
-    with pytest.raises(error, match=says):
-        Dataset(**parts(**changes))
+def test_a_data_set_is_checked(changes, error, message):
+    with pytest.raises(error, match=message):
+        Dataset(**fields(**changes))
 
 
 def test_the_hash_is_of_the_content():
-    data = Dataset(**parts())
-    assert data.sha256 == Dataset(**parts(name="y")).sha256
+    data = Dataset(**fields())
+    assert data.sha256 == Dataset(**fields(name="y")).sha256
     assert len(data.sha256) == 64
     strided = np.zeros((4, 28, 56), np.uint8)[:, :, ::2]
-    assert data.sha256 == Dataset(**parts(train_images=strided)).sha256
-    changed = parts()["train_images"].copy()
+    assert data.sha256 == Dataset(**fields(train_images=strided)).sha256
+    changed = fields()["train_images"].copy()
     changed[3, 27, 27] = 1
-    assert data.sha256 != Dataset(**parts(train_images=changed)).sha256
+    assert data.sha256 != Dataset(**fields(train_images=changed)).sha256
     with pytest.raises(AttributeError):
         data.name = "z"
 
@@ -439,12 +420,12 @@ def test_split(n, n_val):
 
 
 @pytest.mark.parametrize(
-    ("n", "n_val", "error", "says"),
-    [(0, 0, ValueError, "n: "), (5, 5, ValueError, "n_val: "), (5, -1, ValueError, "n_val: "),
-     (5.0, 1, TypeError, "n: "), (5, True, TypeError, "n_val: ")],
+    ("n", "n_val", "error", "message"),
+    [(0, 0, ValueError, "n must be"), (5, 5, ValueError, "n_val must be"), (5, -1, ValueError, "n_val must be"),
+     (5.0, 1, TypeError, "n must be"), (5, True, TypeError, "n_val must be")],
 )  # fmt: skip
-def test_split_arguments_are_checked(n, n_val, error, says):
-    with pytest.raises(error, match=says):
+def test_split_arguments_are_checked(n, n_val, error, message):
+    with pytest.raises(error, match=message):
         datasets.train_val_split(n, n_val, rng=0)
 
 

@@ -1,4 +1,4 @@
-"""IDX files: what is written is read back, and every damage is refused by name."""
+"""IDX files: round trips and damaged files."""
 
 import contextlib
 import gzip
@@ -23,7 +23,7 @@ def arrays(draw):
     dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     size = int(np.prod(shape)) * dtype.itemsize
-    return rng.integers(0, 256, size, np.uint8).view(dtype).reshape(shape)  # any bits, NaN among them
+    return rng.integers(0, 256, size, np.uint8).view(dtype).reshape(shape)  # arbitrary bits, including NaN
 
 
 @settings(deadline=None, max_examples=60)
@@ -44,7 +44,7 @@ def test_round_trip(array, name, turned):
     assert back.tobytes() == array.astype(native).tobytes()
 
 
-def test_the_bytes_are_as_the_format_says(tmp_path):
+def test_the_bytes_of_a_file(tmp_path):
     write_idx(tmp_path / "a", np.array([[1, -2, 3]], np.int16))
     assert (tmp_path / "a").read_bytes() == bytes.fromhex("00000b02 00000001 00000003 0001 fffe 0003")
 
@@ -80,11 +80,11 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_damage_is_named(damage, tmp_path):
-    content, says = DAMAGED[damage]
+def test_a_damaged_file_is_refused(damage, tmp_path):
+    content, message = DAMAGED[damage]
     path = tmp_path / "some.idx"
     path.write_bytes(content)
-    with pytest.raises(DamagedFileError, match=re.escape(says)) as caught:
+    with pytest.raises(DamagedFileError, match=re.escape(message)) as caught:
         read_idx(path)
     assert str(path) in str(caught.value)
     assert isinstance(caught.value, ValueError)
@@ -106,7 +106,7 @@ def test_a_missing_file_is_an_os_error(tmp_path):
 
 
 @pytest.mark.parametrize("array", [np.zeros(2, np.int64), np.zeros(2, bool), np.array("a"), np.uint8(1)])
-def test_what_cannot_be_stored_is_refused(array, tmp_path):
+def test_an_array_that_idx_cannot_store_is_refused(array, tmp_path):
     with pytest.raises(ValueError, match="array: expected"):
         write_idx(tmp_path / "a", array)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Synthetic digits: the same bits for the same seed, and sized, centred and balanced like MNIST."""
+"""Synthetic digits: equal bits for equal seeds; size, centre and balance like MNIST."""
 
 import hashlib
 import os
@@ -44,17 +44,17 @@ def test_every_image_is_sized_and_centred_like_mnist(digits):
     images, _ = digits
     ink = images.astype(float)
     mass = ink.sum((1, 2))
-    place = np.arange(28)
+    position = np.arange(28)
     for axis in (1, 2):
         profile = ink.sum(3 - axis)
-        centre = (profile * place).sum(1) / mass
-        used = profile > 0
-        first, last = used.argmax(1), 27 - used[:, ::-1].argmax(1)
+        centre = (profile * position).sum(1) / mass
+        inked = profile > 0
+        first, last = inked.argmax(1), 27 - inked[:, ::-1].argmax(1)
         assert (last - first < 20).all()
-        # Whole pixels leave half a pixel; a digit that would leave the image stops at its edge.
-        stopped = np.minimum(first, 27 - last) == 0
-        assert (np.abs(centre - 14)[~stopped] <= 0.5 + 1e-9).all()
-        assert stopped.mean() < 0.02
+        # Shifts are whole pixels, which leaves up to half a pixel, and end at the edge of the image.
+        at_edge = np.minimum(first, 27 - last) == 0
+        assert (np.abs(centre - 14)[~at_edge] <= 0.5 + 1e-9).all()
+        assert at_edge.mean() < 0.02
     assert (images.reshape(N, -1).max(1) > 200).all()
 
 

@@ -1,4 +1,4 @@
-"""Every recipe trains the same bits as when bits.json was written: renaming and rewriting must not change a number.
+"""Every recipe trains the same bits as when bits.json was written: a rename or rewrite must not change a number.
 
 Each recipe is cut to a few steps on synthetic digits and goes through `training.run`, as in `reproduce`. The test
 compares statistics of the parameters and the losses with bits.json to 1e-4, on every machine. It also compares the
@@ -109,8 +109,8 @@ def test_a_recipe_trains_the_same_bits(name, dataset, monkeypatch, tmp_path):
 if __name__ == "__main__":
     found = {}
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        made = digits()
+        dataset = digits()
         for name, recipe in recipes.builtin().items():
-            found[name] = trained(recipe, made, patch, folder)
+            found[name] = trained(recipe, dataset, patch, folder)
             print(name, found[name], file=sys.stderr)
     FILE.write_text(json.dumps({"machine": machine(), "recipes": found}, indent=1) + "\n")

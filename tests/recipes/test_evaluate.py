@@ -27,7 +27,7 @@ batch = 50
 
 @pytest.fixture
 def saved(tmp_path, monkeypatch, small_digits):
-    """Pictures, the names of which are kept in place of them."""
+    """Names of the pictures that would be saved."""
     monkeypatch.chdir(tmp_path)
     names = []
     monkeypatch.setattr(plot, "save", lambda figure, path: names.append(path.name))
@@ -52,12 +52,12 @@ def evaluate(capsys, *args):
     return code, *capsys.readouterr()
 
 
-def test_a_recipes_weights_give_the_accuracy_of_the_recipe(folder, saved, capsys, tmp_path):
+def test_saved_weights_give_the_accuracy_of_the_result(folder, saved, capsys, tmp_path):
     result = json.loads((tmp_path / "results" / "small" / "seed-0.json").read_text())
     code, out, err = evaluate(capsys, folder)
     assert (code, err) == (0, "")
     assert f"weights of epoch 3, on digits: accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}" in out
-    assert result["accuracy"] > 0.3  # more than chance
+    assert result["accuracy"] > 0.3  # better than chance
     assert f"{result['errors']} of 100 wrong" in out
     assert saved == ["predictions.png", "mistakes.png", "confusion.png"]
     assert evaluate(capsys, folder, "--out", tmp_path / "new" / "folder")[0] == 0
@@ -66,29 +66,29 @@ def test_a_recipes_weights_give_the_accuracy_of_the_recipe(folder, saved, capsys
 
 def test_a_run_of_train_can_be_evaluated(saved, tmp_path, capsys):
     assert main(["train", "--epochs", "1"]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test accuracy")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test accuracy")]
     (folder,) = (tmp_path / "runs").iterdir()
     code, out, err = evaluate(capsys, folder)
     assert (code, err) == (0, "")
     accuracy = out.split("accuracy ")[1].split(",")[0]
-    assert f"test accuracy {accuracy}" in said[0]
+    assert f"test accuracy {accuracy}" in lines[0]
 
 
-def spoil(config, *path, value=None):
-    """The config with another value, or with none, at a place."""
+def changed(config, *path, value=None):
+    """A copy of the config with the value at `path` replaced, or removed if it is None."""
     config = json.loads(json.dumps(config))
-    at = config
+    table = config
     for key in path[:-1]:
-        at = at[key]
+        table = table[key]
     if value is None:
-        del at[path[-1]]
+        del table[path[-1]]
     else:
-        at[path[-1]] = value
+        table[path[-1]] = value
     return config
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "words"),
+    ("path", "value", "message"),
     [
         (("net",), None, "does not describe a network"),
         (("net", "input"), None, "does not describe a network"),
@@ -106,7 +106,7 @@ def spoil(config, *path, value=None):
         (("pixels", "std"), [0], "std must be positive"),
         (("pixels", "mean"), ["a"], "does not describe a network"),
         (("pixels", "mean"), [0, 1], "one mean and one std"),
-        (("data", "padding"), "a", "padding must be a whole number"),
+        (("data", "padding"), "a", "padding must be an integer"),
         (("data", "padding"), 3, "the model takes images (1, 32, 32), got (1, 34, 34)"),
         (("data", "resize"), 0, "resize must be at least 1"),
         (("training", "loss"), 3, "loss must be a string"),
@@ -114,26 +114,26 @@ def spoil(config, *path, value=None):
         (("dataset", "name"), [], "does not describe a network"),
     ],
 )
-def test_a_config_that_is_damaged(folder, saved, capsys, path, value, words):
+def test_a_damaged_config(folder, saved, capsys, path, value, message):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(spoil(config, *path, value=value)))
+    (folder / "config.json").write_text(json.dumps(changed(config, *path, value=value)))
     code, _, err = evaluate(capsys, folder)
     assert code == 1
     assert err.startswith("error: ")
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
     assert not saved
 
 
-def test_files_that_are_damaged_or_missing(folder, saved, capsys, tmp_path):
+def test_damaged_and_missing_files(folder, saved, capsys, tmp_path):
     weights, config = folder / "model.npz", folder / "config.json"
-    content, told = weights.read_bytes(), config.read_text()
+    content, text = weights.read_bytes(), config.read_text()
 
-    def refused(words, *args):
+    def refused(message, *args):
         code, _, err = evaluate(capsys, *(args or (folder,)))
         assert code == 1
         assert err.startswith("error: ")
-        assert words in err
+        assert message in err
         assert err.count("\n") == 1
 
     weights.write_bytes(content[:500])
@@ -143,12 +143,12 @@ def test_files_that_are_damaged_or_missing(folder, saved, capsys, tmp_path):
     weights.unlink()
     refused("model.npz")
     weights.write_bytes(content)
-    for damaged in ("", "{", "[]", "3", told[:100]):
+    for damaged in ("", "{", "[]", "3", text[:100]):
         config.write_text(damaged)
         refused("config.json does not describe a network")
     config.unlink()
     refused("config.json")
-    config.write_text(told)
+    config.write_text(text)
     (tmp_path / "file").write_text("in the way")
     refused("file", folder, "--out", tmp_path / "file" / "x")
     refused("config.json", tmp_path / "nowhere")

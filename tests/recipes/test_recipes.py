@@ -1,4 +1,4 @@
-"""Recipes: what a file may say, how a seed is trained, what is kept of it, and what is written about it."""
+"""Recipes: file format, training of a seed, stored results, reports and pictures."""
 
 import dataclasses
 import json
@@ -29,6 +29,7 @@ from tinycnn import (
 from tinycnn.__main__ import main
 from tinycnn.recipes import gradients, pictures, report, results, training
 
+ROOT = Path(__file__).parents[2]
 TEXT = '''study = "A study"
 
 [small]
@@ -75,14 +76,14 @@ def small(write):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """They take longer than all the rest."""
+    """Pictures take longer than the training."""
     monkeypatch.setattr(plot, "save", lambda figure, path: None)
     monkeypatch.setattr(runs.RunFolder, "finish", lambda *args: None)
 
 
 @pytest.fixture
 def reproduce(tmp_path, monkeypatch, small_digits, no_pictures, write, capsys):
-    """Run the command on recipes, in an empty folder: exit code, output, errors."""
+    """Run `reproduce` in an empty folder; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def reproduce(text, *args):
@@ -92,7 +93,7 @@ def reproduce(tmp_path, monkeypatch, small_digits, no_pictures, write, capsys):
     return reproduce
 
 
-# --- what a file says -------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 PARAMETERS = {
     "lecun1998": 60_000, "lecun1998-distortions": 60_000, "today-dense": 60_900, "default": 61_706,
@@ -101,7 +102,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", recipes.builtin())
-def test_what_is_shipped_can_be_built(name):
+def test_a_builtin_recipe_can_be_built(name):
     (recipe,) = recipes.find(name)
     assert recipe.title
     assert recipe.source or recipe.study.startswith("1998 to today")
@@ -123,7 +124,7 @@ def test_the_recipes_are_listed_with_their_claims(capsys):
     assert len(recipes.find("all")) < len(recipes.builtin())
 
 
-def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
+def test_a_closed_pipe_gives_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -134,12 +135,12 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "there", "words"),
+    ("old", "new", "position", "message"),
     [
         ("optimizer", "optimiser", "optimiser", "unknown key 'optimiser'; did you mean 'optimizer'?"),
         ("[small.data]", "[small.dta]", "[small.dta]", "unknown key 'dta'; did you mean 'data'?"),
-        ("epochs = 2", "epochs = '2'", "epochs", "epochs must be a whole number, got '2'"),
-        ("epochs = 2", "epochs = true", "epochs", "epochs must be a whole number, got True"),
+        ("epochs = 2", "epochs = '2'", "epochs", "epochs must be an integer, got '2'"),
+        ("epochs = 2", "epochs = true", "epochs", "epochs must be an integer, got True"),
         ("epochs = 2", "epochs = 0", "epochs", "epochs must be at least 1, got 0"),
         ("epochs = 2\n", "", "[small.training]", "training.epochs is missing"),
         ("claimed = 50", "claimed = nan", "claimed", "claimed must be finite, got nan"),
@@ -147,15 +148,15 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
         ("claimed = 50", "trials = 50", "trials", "trials must be a list, got 50"),
         ("claimed = 50", "trials = [9, 500]", "trials", "trials must be from 0 to 100, got 500"),
         ("claimed = 50", "trials = [9, 'a']", "trials", "trials must hold numbers, got 'a'"),
-        ("claimed = 50", "trials = [50]", "trials", "trials are those of a search, and there is no table 'space'"),
+        ("claimed = 50", "trials = [50]", "trials", "trials need a table 'space': only a search has them"),
         ("lr = 1e-2", "", "[small.training]", "training must have either lr or tune_lr"),
         ("lr = 1e-2", "lr = 1\ntune_lr = [1]", "[small.training]", "training must have either lr or tune_lr"),
         ("lr = 1e-2", "lr = -1", "lr", "lr must be at least 0, got -1"),
         ("lr = 1e-2", "lr = inf", "lr", "lr must be finite, got inf"),
         ("lr = 1e-2", "lr = [1, 'a']", "lr", "lr must hold numbers, got 'a'"),
-        ("lr = 1e-2", "lr = [1, 2, 3]", "lr", "lr must have 2 rates, one an epoch, got 3"),
+        ("lr = 1e-2", "lr = [1, 2, 3]", "lr", "lr must have 2 rates, one per epoch, got 3"),
         ("lr = 1e-2", "lr = 'one_cicle(1)'", "lr", "unknown name 'one_cicle'; did you mean 'one_cycle'?"),
-        ("lr = 1e-2", "lr = 'cosine'", "lr", "cosine is to be called"),
+        ("lr = 1e-2", "lr = 'cosine'", "lr", "cosine must be called"),
         ("lr = 1e-2", "lr = 'cosine(-1)'", "lr", "cosine(-1): lr must be at least 0, got -1"),
         ("lr = 1e-2", "lr = 'one_cycle(1, warmup=3)'", "lr", "warmup must be at least 0 and at most 1, got 3"),
         ("lr = 1e-2", "tune_lr = []", "tune_lr", "tune_lr must not be empty"),
@@ -169,24 +170,24 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
         ("Linear(49, 10)", "Linear(*(49, 10))", "Linear", "may not unpack"),
         ("Linear(49, 10)", "open('x')", "open", "unknown name 'open'"),
         ("Linear(49, 10)", "Linear.mro()", "Linear", "is neither a call nor a plain value"),
-        ("Flatten()", "Flatten", "Flatten", "Flatten is to be called"),
+        ("Flatten()", "Flatten", "Flatten", "Flatten must be called"),
         ("Linear(49, 10)", "Linear(48, 10)", "AvgPool", "layer 2: Linear(48, 10) takes (48,), got (49,)"),
-        ("Linear(49, 10)", "Linear(49, 9)", "AvgPool", "the last layer must give 10 numbers"),
+        ("Linear(49, 10)", "Linear(49, 9)", "AvgPool", "the last layer must give at least 10 numbers"),
         ("AvgPool2d(4)", "Conv2d(1, 6, 5), GroupNorm(4, 6)", "Group", "must be divisible by num_groups, got 6 and 4"),
         ("AvgPool2d(4)", "MappedConv2d([[1]], 5)", "Mapped", "connections must be a table"),
         ("AvgPool2d(4)", "MappedConv2d([[True, False]], 5)", "Mapped", "none for output map 1"),
         ("AvgPool2d(4)", "MappedConv2d(connections(), 5)", "Mapped", "layer 0: MappedConv2d"),
         ("xavier_uniform()", "xavier()", "init", "unknown name 'xavier'"),
-        ("xavier_uniform()", "xavier_uniform", "init", "xavier_uniform is to be called"),
+        ("xavier_uniform()", "xavier_uniform", "init", "xavier_uniform must be called"),
         ("xavier_uniform()", "xavier_uniform(gian=2)", "init", "unexpected keyword argument 'gian'"),
         ("xavier_uniform()", "truncated_normal(-1)", "init", "std must be at least 0, got -1"),
         ("xavier_uniform()", "Linear(3, 4)", "init", "net.init must be calls of"),
         ("Adam()", "Adm()", "optimizer", "unknown name 'Adm'; did you mean 'Adam'?"),
-        ("Adam()", "Adam", "optimizer", "Adam is to be called"),
+        ("Adam()", "Adam", "optimizer", "Adam must be called"),
         ("Adam()", "Adam(eps=-1)", "optimizer", "Adam(eps=-1): eps must be at least 0, got -1"),
         ("Adam()", "Adam(lr=1)", "optimizer", "multiple values for keyword argument 'lr'"),
-        ("Adam()", "Adam(), SGD()", "optimizer", "training.optimizer must be one of SGD, Adam"),
-        ("Adam()", "3", "optimizer", "training.optimizer must be one of SGD, Adam"),
+        ("Adam()", "Adam(), SGD()", "optimizer", "training.optimizer must be one call of SGD, Adam"),
+        ("Adam()", "3", "optimizer", "training.optimizer must be one call of SGD, Adam"),
         ('"Adam()"', "'SDLM()'\nloss = 'OneHotMSELoss()'", "optimizer", "SDLM needs second derivatives"),
         ('"Adam()"', "'Adam()'\nloss = 'MSELoss()'", "loss", "did you mean 'OneHotMSELoss'?"),
         ('"Adam()"', "'Adam()'\nloss = 'CrossEntropyLoss(weight=[1, 2])'", "loss", "weight must have 10 entries"),
@@ -208,39 +209,39 @@ def test_a_reader_who_has_seen_enough_of_the_list_gets_no_traceback():
         ('"xavier_uniform()"', '"\\u0000"', "init", "null bytes"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_with_its_line(write, capsys, old, new, there, words):
+def test_an_error_names_its_line(write, capsys, old, new, position, message):
     assert TEXT.count(old) == 1 or old == "Adam()"
     text = TEXT.replace(old, new)
-    if there is None:  # only without a validation set
-        text, there, words = text.replace("lr = 1e-2", "tune_lr = [1]"), "tune_lr", "tune_lr needs data.validation"
-    line = next(n for n, line in enumerate(text.splitlines(), 1) if there in line)
+    if position is None:  # an error only without a validation set
+        text, position, message = text.replace("lr = 1e-2", "tune_lr = [1]"), "tune_lr", "tune_lr needs data.validation"
+    line = next(n for n, line in enumerate(text.splitlines(), 1) if position in line)
     assert main(["reproduce", str(write(text))]) == 1
     out, err = capsys.readouterr()
     assert err.startswith(f"error: mine.toml, recipe 'small', line {line}: ")
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
     assert not out
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
-        ("", "mine.toml: holds no recipe"),
+        ("", "mine.toml: contains no recipe"),
         ("study = 3", "line 1: study must be a string, got 3"),
         ("stdy = 'x'\n" + TEXT, "line 1: unknown key 'stdy'"),
         (TEXT[:140], "mine.toml: Unterminated string"),
         (TEXT + "[small]", "mine.toml: Cannot declare"),
-        (TEXT.replace("[small", "['../up'"), "a recipe's name must be of letters, digits, - and _, got '../up'"),
+        (TEXT.replace("[small", "['../up'"), "a recipe's name must consist of letters, digits, - and _, got '../up'"),
         ("[a]\nnet = 3", "'a', line 2: net must be a table, [a.net]"),
-        ("[a]\nlike = 'a'", "'a', line 2: like must name a recipe that stands earlier in the file, got 'a'"),
-        ("[a]\nlike = 'b'\n[b]\nlike = 'a'", "'a', line 2: like must name a recipe that stands earlier"),
-        (TEXT + "[b]\nlike = 'smal'", "recipe 'b', line 23: like must name a recipe that stands earlier in the file, "
+        ("[a]\nlike = 'a'", "'a', line 2: like must name an earlier recipe of the file, got 'a'"),
+        ("[a]\nlike = 'b'\n[b]\nlike = 'a'", "'a', line 2: like must name an earlier recipe of the file"),
+        (TEXT + "[b]\nlike = 'smal'", "recipe 'b', line 23: like must name an earlier recipe of the file, "
          "got 'smal'; did you mean 'small'?"),
-        (TEXT + "[small.space]\nrate = [1]", "'small', line 23: no text uses $rate"),
+        (TEXT + "[small.space]\nrate = [1]", "'small', line 23: $rate is not used"),
         (TEXT + "[small.space]", "'small', line 22: space must be a table of names and lists of values"),
         (TEXT.replace("1e-2", "'$r'") + "[small.space]\nr = []", "line 23: space.r must be a list of strings or"),
-        (TEXT.replace("1e-2", "'$r'") + "[small.space]\nr = [1, 1]", "line 23: space.r must hold every value once"),
-        (TEXT.replace("1e-2", "'$r$'") + "[small.space]\nr = [1]", "line 19: $ must stand before a name of the space"),
+        (TEXT.replace("1e-2", "'$r'") + "[small.space]\nr = [1, 1]", "line 23: space.r must not repeat a value"),
+        (TEXT.replace("1e-2", "'$r$'") + "[small.space]\nr = [1]", "line 19: $ must be followed by a name of"),
         (TEXT.replace("1e-2", "'$rte'") + "[small.space]\nrate = [1]", "line 19: $rte is not in the space; did you"),
         (TEXT.replace("[small", "[default"), "two recipes are called 'default'"),
         ('"study" = 3', "line 1: study must be a string, got 3"),
@@ -248,17 +249,17 @@ def test_a_mistake_is_told_with_its_line(write, capsys, old, new, there, words):
         ("a = " + 4301 * "1", "mine.toml: "),
     ],
 )  # fmt: skip
-def test_a_file_that_is_refused(write, capsys, text, words):
+def test_an_invalid_file_is_refused(write, capsys, text, message):
     assert main(["reproduce", str(write(text))]) == 1
     err = capsys.readouterr().err
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
 
 
-def test_names_that_mean_nothing(tmp_path, capsys):
+def test_unknown_names(tmp_path, capsys):
     binary = tmp_path / "x.toml"
     binary.write_bytes(b"\xff\xfe\x00")
-    for name, words in [
+    for name, message in [
         ("lecun199", "unknown recipe 'lecun199'; did you mean 'lecun1998'?"),
         (str(tmp_path / "no.toml"), "No such file"),
         (str(tmp_path), "unknown recipe"),
@@ -268,26 +269,26 @@ def test_names_that_mean_nothing(tmp_path, capsys):
         assert main(["reproduce", name]) == 1
         err = capsys.readouterr().err
         assert err.startswith("error: ")
-        assert words in err
+        assert message in err
         assert err.count("\n") == 1
     for seeds in ("0", "-1", "a", ",", "1,,2"):
         with pytest.raises(SystemExit, match="2"):
             main(["reproduce", "default", "--seeds", seeds])
 
 
-def test_a_file_of_another_editor(write):
+def test_a_file_with_a_byte_order_mark_and_crlf(write):
     (recipe,) = recipes.read(write("\ufeff" + TEXT.replace("\n", "\r\n"))).values()
     assert training.check(recipe).shapes[-1] == (10,)
 
 
-def test_lines_are_those_of_the_file_even_where_a_text_looks_like_keys(write):
+def test_line_numbers_ignore_keys_inside_strings(write):
     text = TEXT.replace("Linear(49, 10)", "Linear(49,\nbias=True, out_features=10)").replace("init =", "bias =")
     line = next(n for n, line in enumerate(text.splitlines(), 1) if line.startswith("bias ="))
     with pytest.raises(recipes.RecipeError, match=f"line {line}: unknown key 'bias'"):
         recipes.read(write(text))
 
 
-def test_like_takes_over_what_is_not_said(write):
+def test_like_inherits_missing_keys(write):
     found = recipes.read(write(TEXT + '''
 [child]
 like = "small"
@@ -312,12 +313,12 @@ lr = 3
     assert grandchild.data == child.data
     assert small.data["train"] == 200
     assert len({recipe.fingerprint for recipe in found.values()}) == 3
-    # A mistake in what was taken over is where it was said.
+    # An error in an inherited key names the line of the earlier recipe.
     with pytest.raises(recipes.RecipeError, match="'child', line 18: unknown name 'Adm'"):
         training.check(recipes.read(write(TEXT.replace("Adam", "Adm") + "[child]\nlike = 'small'"))["child"])
 
 
-def test_a_fingerprint_changes_with_what_changes_results_only(write):
+def test_the_fingerprint_changes_only_with_settings_that_change_results(write):
     def fingerprint(old="", new=""):
         return recipes.read(write(TEXT.replace(old, new) if old else TEXT))["small"].fingerprint
 
@@ -325,18 +326,18 @@ def test_a_fingerprint_changes_with_what_changes_results_only(write):
                      "batch = 50\nepochs = 2")]:  # fmt: skip
         assert fingerprint(old, new) == fingerprint()
     search = TEXT.replace("1e-2", "'$r'") + "[small.space]\nr = [1, 2]"
-    told = recipes.read(write(search.replace("claimed = 50", "trials = [50, 40]")))["small"]
-    assert told.trials == [50, 40]
-    assert told.fingerprint == recipes.read(write(search))["small"].fingerprint
+    recipe = recipes.read(write(search.replace("claimed = 50", "trials = [50, 40]")))["small"]
+    assert recipe.trials == [50, 40]
+    assert recipe.fingerprint == recipes.read(write(search))["small"].fingerprint
     for old, new in [("Linear(49, 10)", "Linear(49, 11)"), ("train = 200", ""), ("1e-2", "1e-3"), ("= 50\n", "= 51\n")]:
         assert fingerprint(old, new) != fingerprint()
 
 
-# --- rates ------------------------------------------------------------------------------------------------------------
+# --- learning rates ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("lr", "want"),
+    ("lr", "expected"),
     [
         ("0.5", [0.5]),
         ("'0.5'", [0.5]),
@@ -348,14 +349,14 @@ def test_a_fingerprint_changes_with_what_changes_results_only(write):
         ("'one_cycle(1, warmup=0.5)'", schedules.one_cycle(1, 6, warmup=0.5)),
     ],
 )
-def test_rates_of_two_epochs_of_three_steps(write, lr, want):
+def test_the_schedule_of_two_epochs_of_three_steps(write, lr, expected):
     (recipe,) = recipes.read(write(TEXT.replace("1e-2", lr))).values()
     model = training.check(recipe)
-    np.testing.assert_allclose(training.build_optimizer(recipe, model, 3).lr_schedule, want)
-    assert training.build_optimizer(recipe, model, 3, rate=7.0).lr == 7
+    np.testing.assert_allclose(training.build_optimizer(recipe, model, 3).lr_schedule, expected)
+    assert training.build_optimizer(recipe, model, 3, lr=7.0).lr == 7
 
 
-def test_the_rate_that_does_best_on_the_validation_set_is_taken(reproduce):
+def test_tune_lr_takes_the_best_rate_on_the_validation_set(reproduce):
     code, out, err = reproduce(DEEP.replace("lr = 1e-2", "tune_lr = [1e-7, 1e-2, 1e20]"), "--seeds", 1)
     assert (code, err) == (0, "")
     result = json.loads(Path("results/small/seed-0.json").read_text())
@@ -363,14 +364,14 @@ def test_the_rate_that_does_best_on_the_validation_set_is_taken(reproduce):
     assert result["tuning"]["0.01"] > result["tuning"]["1e-07"]
     assert set(result["tuning"]) == {"1e-07", "0.01", "1e+20"}
     assert "rate 0.01" in out
-    assert "Rate 0.01, chosen by accuracy on validation images" in Path("runs/small/report.md").read_text()
+    assert "Learning rate 0.01, chosen by validation accuracy" in Path("runs/small/report.md").read_text()
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
 def made_up(recipe, seed=0, accuracy=0.9, epochs=3, **more):
-    """A result that nothing was trained for."""
+    """A result without a training."""
     history = {
         "train_loss": np.linspace(1, 0.5, epochs), "train_accuracy": np.linspace(0.5, 0.95, epochs),
         "val_loss": np.linspace(1, 0.6, epochs), "val_accuracy": np.linspace(0.6, accuracy, epochs),
@@ -384,7 +385,7 @@ def made_up(recipe, seed=0, accuracy=0.9, epochs=3, **more):
     } | more  # fmt: skip
 
 
-def keep(root, recipe, *found):
+def store(root, recipe, *found):
     results.prepare_folder(root, recipe)
     for result in found:
         results.save(root, recipe, result)
@@ -393,18 +394,30 @@ def keep(root, recipe, *found):
 def test_results_are_read_as_they_were_saved(small, tmp_path):
     assert results.read(tmp_path, small) == []
     found = [made_up(small, seed, 0.9 + seed / 1000) for seed in (11, 2, 0)]
-    keep(tmp_path, small, *found)
-    assert results.read(tmp_path, small) == found[::-1]  # by their numbers, not by the alphabet
+    store(tmp_path, small, *found)
+    assert results.read(tmp_path, small) == found[::-1]  # in numerical order
     again = made_up(small, 2, 0.5)
-    keep(tmp_path, small, again)
+    store(tmp_path, small, again)
     assert results.read(tmp_path, small)[1] == again
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == [
         "seed-0.json", "seed-11.json", "seed-2.json",
     ]  # fmt: skip
 
 
+def test_the_committed_results_are_complete_and_current():
+    """Every file in results/ is of its recipe's current version, so `reproduce` trains no seed again."""
+    for recipe in recipes.builtin().values():
+        files = sorted(path.name for path in (ROOT / "results" / recipe.name).iterdir())
+        if recipe.space:
+            assert files == ["trials.json"]
+            assert len(results.read_trials(ROOT / "results", recipe)) == 10
+        else:
+            assert len(files) >= 3
+            assert files == [f"seed-{result['seed']}.json" for result in results.read(ROOT / "results", recipe)]
+
+
 def test_results_of_a_changed_recipe_do_not_count(small, tmp_path, write):
-    keep(tmp_path, small, made_up(small))
+    store(tmp_path, small, made_up(small))
     (changed,) = recipes.read(write(TEXT.replace("1e-2", "2e-2"))).values()
     assert results.read(tmp_path, changed) == []
     (renamed,) = recipes.read(write(TEXT.replace("a small net", "else"))).values()
@@ -413,7 +426,7 @@ def test_results_of_a_changed_recipe_do_not_count(small, tmp_path, write):
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"recipe": "small", "accuracy": 0.5}', "\xff"])
 def test_a_damaged_result_is_named(small, tmp_path, content):
-    keep(tmp_path, small, made_up(small))
+    store(tmp_path, small, made_up(small))
     path = tmp_path / "small" / "seed-3.json"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=r"seed-3\.json is not a result of recipe 'small' .*: remove it"):
@@ -425,7 +438,7 @@ def deep(depth):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"accuracy": math.nan}, "accuracy must be from 0 to 1, got nan"),
         ({"accuracy": 7.0}, "accuracy must be from 0 to 1, got 7.0"),
@@ -447,14 +460,14 @@ def deep(depth):
         ({"rate": "fast"}, "rate must be a number"),
         ({"tuning": {"0.1": 0.5}}, "rate is missing"),
         ({"rate": 0.1, "tuning": {"fast": 0.5}}, "could not convert string to float"),
-        ({"rate": 0.1, "tuning": {"0.1": 5}}, "tuning must hold a share for each rate"),
-        ({"gradients": {"at the start": [{"signal": 1}]}}, "gradients must hold figures"),
+        ({"rate": 0.1, "tuning": {"0.1": 5}}, "tuning must hold a number from 0 to 1 for each rate"),
+        ({"gradients": {"at the start": [{"signal": 1}]}}, "gradients must hold statistics"),
     ],
 )
-def test_a_result_that_no_report_could_be_made_of(small, tmp_path, change, words):
+def test_an_invalid_result_is_refused(small, tmp_path, change, message):
     results.prepare_folder(tmp_path, small)
     (tmp_path / "small" / "seed-0.json").write_text(json.dumps(made_up(small) | change))
-    with pytest.raises(ValueError, match=re.escape(words) + r".*: remove it$") as caught:
+    with pytest.raises(ValueError, match=re.escape(message) + r".*: remove it$") as caught:
         results.read(tmp_path, small)
     assert "seed-0.json is not a result of recipe 'small'" in str(caught.value)
 
@@ -462,7 +475,7 @@ def test_a_result_that_no_report_could_be_made_of(small, tmp_path, change, words
 @pytest.mark.parametrize(
     "content", [deep(100_000), '{"a": ' + deep(100_000) + "}", "1" * 5000, '{"a": ' + "1" * 5000 + "}"]
 )
-def test_json_that_python_cannot_hold(small, tmp_path, content):
+def test_json_that_python_cannot_parse(small, tmp_path, content):
     results.prepare_folder(tmp_path, small)
     (tmp_path / "small" / "seed-0.json").write_text(content)
     with pytest.raises(ValueError, match=r"seed-0\.json is not a result of recipe 'small' \(.*\): remove it"):
@@ -470,7 +483,7 @@ def test_json_that_python_cannot_hold(small, tmp_path, content):
 
 
 @pytest.mark.parametrize("key", results.RESULT_KEYS)
-def test_a_result_without_a_part_is_named(small, tmp_path, key):
+def test_a_missing_key_of_a_result_is_named(small, tmp_path, key):
     result = made_up(small)
     del result[key]
     results.prepare_folder(tmp_path, small)
@@ -491,10 +504,10 @@ def test_trials_are_read_in_the_order_of_their_validation_accuracy(tmp_path):
     (search,) = recipes.find("sweep")
     assert results.read_trials(tmp_path, search) == []
     best, again, worst = made_up_trial(3, 0.99, accuracy=0.1), made_up_trial(5, 0.99), made_up_trial(0, 0.5)
-    given_up = made_up_trial(1, 0.999, state="PRUNED", accuracy=None, f1=None, cpu_seconds=None)
+    pruned = made_up_trial(1, 0.999, state="PRUNED", accuracy=None, f1=None, cpu_seconds=None)
     failed = made_up_trial(2, None, state="FAIL", accuracy=None)
-    results.save_trials(tmp_path, search, [again, failed, given_up, worst, best])
-    assert results.read_trials(tmp_path, search) == [best, again, worst, given_up, failed]
+    results.save_trials(tmp_path, search, [again, failed, pruned, worst, best])
+    assert results.read_trials(tmp_path, search) == [best, again, worst, pruned, failed]
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["trials.json"]
     other = dataclasses.replace(search, training=search.training | {"epochs": 3})
     assert results.read_trials(tmp_path, other) == []
@@ -516,7 +529,7 @@ def test_damaged_trials_are_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("key", [*results.TRIAL_KEYS, *results.TRIAL_METRICS])
-def test_a_trial_without_a_part_is_named(tmp_path, key):
+def test_a_missing_key_of_a_trial_is_named(tmp_path, key):
     (search,) = recipes.find("sweep")
     trial = made_up_trial()
     del trial[key]
@@ -525,7 +538,7 @@ def test_a_trial_without_a_part_is_named(tmp_path, key):
         results.read_trials(tmp_path, search)
 
 
-def test_summary_against_numbers_by_hand(small):
+def test_summary_against_numbers_computed_by_hand(small):
     one = results.summarize([made_up(small, accuracy=0.9876)])
     assert one.mean == pytest.approx(98.76)
     assert math.isnan(one.sd)
@@ -551,7 +564,7 @@ def test_students_t_is_that_of_the_tables():
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_missing_is_run_and_bits_repeat(reproduce, monkeypatch, tmp_path):
+def test_only_missing_seeds_are_run_and_bits_repeat(reproduce, monkeypatch, tmp_path):
     ran, run = [], training.run
 
     def counted(recipe, seed, *args, **options):
@@ -569,7 +582,7 @@ def test_only_what_is_missing_is_run_and_bits_repeat(reproduce, monkeypatch, tmp
     assert ran == [0, 1, 2]
     assert reproduce(TEXT, "--seeds", "1,5,5")[0] == 0
     assert ran == [0, 1, 2, 5]
-    # The same seed, elsewhere.
+    # The same seeds in another folder.
     assert reproduce(TEXT, "--seeds", 2, "--results", "again")[0] == 0
     second = results.read("again", recipes.read("mine.toml")["small"])
     for a, b in zip(first, second, strict=True):
@@ -580,7 +593,7 @@ def test_only_what_is_missing_is_run_and_bits_repeat(reproduce, monkeypatch, tmp
     assert np.sum(first[0]["confusion"]) == 100
     assert first[0]["accuracy"] == np.trace(first[0]["confusion"]) / 100
     assert first[0]["held_out"] == "validation"
-    # A changed recipe starts anew.
+    # A changed recipe has no results yet.
     ran.clear()
     assert reproduce(TEXT.replace("1e-2", "2e-2"), "--seeds", 2)[0] == 0
     assert ran == [0, 1]
@@ -609,7 +622,7 @@ def test_a_run_folder_and_a_report_are_written(reproduce, monkeypatch, tmp_path)
     for name in ("curves.png", "confusion.png"):
         assert f"({name})" in text
         assert (tmp_path / "runs" / "small" / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "table" not in out  # of the project's recipes, of which this is none
+    assert "table" not in out  # only for built-in recipes
 
 
 def test_a_seed_that_diverges_is_recorded(reproduce):
@@ -624,9 +637,9 @@ def test_a_seed_that_diverges_is_recorded(reproduce):
     assert "| 0 (training diverged at step" in Path("runs/small/report.md").read_text()
 
 
-def test_the_table_names_claimed_obtained_and_deviation(reproduce, monkeypatch, tmp_path):
+def test_the_table_has_claimed_obtained_and_deviation(reproduce, monkeypatch, tmp_path):
     (recipe,) = recipes.find("adam-5e4")
-    keep(
+    store(
         "results", recipe, made_up(recipe, 0, 0.990), made_up(recipe, 1, 0.991), made_up(recipe, 2, 0.995, diverged="x")
     )
     code, out, err = reproduce(TEXT, "adam-5e4", "--seeds", 3)
@@ -638,13 +651,13 @@ def test_the_table_names_claimed_obtained_and_deviation(reproduce, monkeypatch, 
     cells = [cell.strip() for cell in row.split("|")]
     assert cells[3:9] == ["99.02", "**99.20**", "0.26", "3", "0.66", "2"]
     assert "1 of 3 seeds diverged" in cells[9]
-    assert "| `lecun1998` | LeNet-5 as it was | 99.05 | not run |" in table
+    assert "| `lecun1998` | LeNet-5 as published | 99.05 | not run |" in table
 
 
 def test_a_search_in_the_table(tmp_path):
     (search,) = recipes.find("sweep")
     (best,) = recipes.find("sweep-best")
-    keep(tmp_path, best, made_up(best))
+    store(tmp_path, best, made_up(best))
 
     def table(*trials):
         results.save_trials(tmp_path, search, list(trials))
@@ -659,7 +672,7 @@ def test_a_search_in_the_table(tmp_path):
     assert ranks[1:3] == ["| 2 | 98 | – | – | – |", "| 3 | 98 | – | – | – |"]
     assert len(ranks) == 10
     many = [made_up_trial(n, 0.9 + n / 1000, accuracy=0.9 + n / 500, cpu_seconds=100.0 * n) for n in range(12)]
-    many[1]["environment"] = {}  # begun before trials said where they ran
+    many[1]["environment"] = {}  # an old trial without an environment
     row, ranks, lines = table(*many)
     assert "| 99.00 | **92.20** | | none: 12 trials | | 550 |" in row
     assert ranks[0] == "| 1 | 99 | 92.20 | 91.10 | activation Tanh(), norm1 - |"
@@ -669,23 +682,24 @@ def test_a_search_in_the_table(tmp_path):
             (10, 95, "90.40", "90.20"), (11, "–", "90.20", "90.10"), (12, "–", "90.00", "90.00"),
         ]
     ]  # fmt: skip
-    assert "![Claimed and obtained, all recipes](claims.png)" in lines  # of the other one
+    assert "![Claimed and obtained, all recipes](claims.png)" in lines  # of sweep-best
 
 
 def test_the_short_table_and_the_picture_of_claims_leave_searches_out(tmp_path, monkeypatch, no_pictures):
     (search,), (best,) = recipes.find("sweep"), recipes.find("sweep-best")
-    keep(tmp_path, best, made_up(best))
+    store(tmp_path, best, made_up(best))
     results.save_trials(tmp_path, search, [made_up_trial()])
     drawn = []
     monkeypatch.setattr(pictures, "claims", lambda rows: drawn.extend(r.name for r, found in rows if found))
-    root, readme = tmp_path / "results", tmp_path / "README.md"
-    readme.write_text(f"{report.BEGIN}\n{report.END}\n")
+    root, page = tmp_path / "results", tmp_path / "docs" / "reproductions.md"
+    page.parent.mkdir()
+    page.write_text(f"{report.BEGIN}\n{report.END}\n")
     root.mkdir()
     for name in ("sweep", "sweep-best"):
         (tmp_path / name).rename(root / name)
     report.write_table(root)
     assert drawn == ["sweep-best"]
-    assert [line for line in readme.read_text().splitlines() if "sweep" in line] == [
+    assert [line for line in page.read_text().splitlines() if "sweep" in line] == [
         f"| `sweep-best`: {best.title} | 99.00 | 90.00 | 1 |"
     ]
 
@@ -710,56 +724,56 @@ def test_tensorboard_gets_the_scalars(reproduce):
     assert {"lr", "seconds"} <= set(scalars)
 
 
-def test_nothing_is_trained_that_could_not_be_kept(reproduce, monkeypatch, tmp_path):
+def test_errors_are_found_before_training(reproduce, monkeypatch, tmp_path):
     monkeypatch.setattr(training, "run", lambda *args, **options: pytest.fail("trained"))
     (tmp_path / "file").write_text("in the way")
     other = TEXT.replace("[small", "[other").replace('study = "A study"', "")
-    for text, args, words in [
+    for text, args, message in [
         (TEXT, ["--results", "file"], "file/small"),
         (TEXT, ["--out", "file"], "file/small"),
         (TEXT, ["--tensorboard", "file"], "file/small"),
         (TEXT, ["--device", "gpu"], "device must be"),
         (TEXT, ["--threads", 4096], "threads must be at most"),
-        # What is wrong with the last recipe is told before the first is run.
+        # An error in the last recipe is found before the first one is trained.
         (TEXT + other.replace("Linear(49", "Linear(48"), [], "recipe 'other', line 31"),
-        (TEXT + other.replace("200", "301"), [], "line 36: 301 + 100 images are wanted"),
+        (TEXT + other.replace("200", "301"), [], "line 36: 301 + 100 images are needed"),
         (TEXT.replace("batch = 50", "batch = 50\nsteps_per_epoch = 5"), [], "line 22: 5 batches of 50 images are"),
-        (TEXT.replace("train = 200\nvalidation = 100", "validation = 400"), [], "line 15: 1 + 400 images are wanted"),
+        (TEXT.replace("train = 200\nvalidation = 100", "validation = 400"), [], "line 15: 1 + 400 images are needed"),
     ]:  # fmt: skip
         code, _, err = reproduce(text, *args)
         assert code == 1
         assert err.startswith("error: ")
-        assert words in err
+        assert message in err
         assert err.count("\n") == 1
     results.prepare_folder("results", recipes.find("default")[0])
     (tmp_path / "results" / "default" / "seed-0.json").write_text("{")
-    code, _, err = reproduce(TEXT, "adam-5e4")  # whose table would hold it
+    code, _, err = reproduce(TEXT, "adam-5e4")  # whose table includes it
     assert code == 1
     assert "seed-0.json is not a result" in err
 
 
-def test_two_recipes_of_one_name_do_not_replace_each_others_results(reproduce, write):
+def test_two_recipes_with_one_name_are_refused(reproduce, write):
     other = write(TEXT.replace("1e-2", "2e-2"), "other.toml")
     code, _, err = reproduce(TEXT, other)
     assert code == 1
     assert "two recipes are called 'small'" in err
 
 
-def test_results_of_another_files_recipe_are_kept(reproduce, write, tmp_path):
+def test_results_of_a_recipe_from_another_file_are_kept(reproduce, write, tmp_path):
     assert reproduce(TEXT, "--seeds", 1)[0] == 0
     kept = Path("results/small/seed-0.json").read_text()
     other = write(TEXT.replace("1e-2", "2e-2"), "other.toml")
     assert main(["reproduce", str(other), "--seeds", "1"]) == 1
     assert Path("results/small/seed-0.json").read_text() == kept
     assert main(["reproduce", str(other), "--seeds", "1", "--results", "elsewhere"]) == 0
-    write(TEXT, "copy.toml")  # the same recipe, so the same results
+    write(TEXT, "copy.toml")  # the same recipe has the same results
     assert main(["reproduce", "copy.toml", "--seeds", "1"]) == 0
     assert Path("results/small/seed-0.json").read_text() == kept
-    assert reproduce(TEXT.replace("1e-2", "2e-2"), "--seeds", 1)[0] == 0  # another version of the first
+    assert reproduce(TEXT.replace("1e-2", "2e-2"), "--seeds", 1)[0] == 0  # a new version of the first recipe
     assert Path("results/small/seed-0.json").read_text() != kept
 
 
-def test_a_large_rate_may_be_written_as_an_integer(write):
+def test_a_large_learning_rate_may_be_an_integer(write):
     (recipe,) = recipes.read(write(TEXT.replace("1e-2", "1" + "0" * 20))).values()
     training.check(recipe)
     assert training.lr_schedule(recipe, 3) == 1e20
@@ -786,7 +800,7 @@ def test_ctrl_c_keeps_finished_seeds(reproduce, monkeypatch):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_gradient_statistics_of_a_net_of_two_layers(small_digits, reduction):
     images, labels = small_digits.train_images[:60], small_digits.train_labels[:60]
-    batches = DeviceDataset(images, labels, mean=0.1, std=0.05)  # so that some units are saturated
+    batches = DeviceDataset(images, labels, mean=0.1, std=0.05)  # some units are saturated
     model = Sequential(Flatten(), Linear(784, 20), Tanh(), Linear(20, 10), input_shape=(1, 28, 28), rng=0)
     before = model.theta.copy()
     found = gradients.statistics(model, CrossEntropyLoss(reduction=reduction), batches, 0.1)
@@ -832,12 +846,12 @@ def test_every_picture_is_drawn(small, tmp_path):
     perfect = [made_up(small, accuracy=1.0, epochs=1)]
     for key in ("train_accuracy", "val_accuracy"):
         perfect[0]["history"][key] = [1.0]
-    lost = made_up(small, 2, 0.1, history={}, diverged="training diverged")
+    diverged = made_up(small, 2, 0.1, history={}, diverged="training diverged")
     drawn = {
         "curves": pictures.curves(small, found),
         "curves of one": pictures.curves(small, found[:1]),
-        "curves with one lost": pictures.curves(small, [*found, lost]),
-        "curves, all lost": pictures.curves(small, [lost]),
+        "curves with one diverged": pictures.curves(small, [*found, diverged]),
+        "curves, all diverged": pictures.curves(small, [diverged]),
         "curves without error": pictures.curves(small, perfect),
         "claims": pictures.claims([(small, found), (small, []), (small, perfect)]),
         "figure 5": pictures.figure5(found),
@@ -868,8 +882,8 @@ def test_curves_are_means_over_the_seeds(small):
 def test_the_table_shows_every_picture(tmp_path):
     for recipe in recipes.builtin().values():
         if not recipe.space:
-            keep(tmp_path, recipe, *(made_up(recipe, seed, 0.98 + seed / 100, gradients=FLOW) for seed in (0, 1)))
-            keep(tmp_path, recipe, made_up(recipe, 2, 0.1, history={}, gradients={}, diverged="training diverged"))
+            store(tmp_path, recipe, *(made_up(recipe, seed, 0.98 + seed / 100, gradients=FLOW) for seed in (0, 1)))
+            store(tmp_path, recipe, made_up(recipe, 2, 0.1, history={}, gradients={}, diverged="training diverged"))
     text = report.write_table(tmp_path).read_text()
     for name in ("claims", "figure5", "figure6", "today", "vanishing"):
         assert f"({name}.png)" in text

@@ -1,4 +1,4 @@
-"""Sweeps: which points are tried, how often, what becomes of those that fail, and what is optimised."""
+"""Sweeps: choice of points, number of trials, failed and interrupted trials, and the ranking."""
 
 import json
 import math
@@ -43,7 +43,7 @@ COMPLETE, FAIL, PRUNED, RUNNING = (
 
 @pytest.fixture
 def home(tmp_path, monkeypatch, small_digits):
-    """An empty folder, without pictures, which take longer than all the rest."""
+    """An empty folder; no pictures are drawn, which take longer than the training."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plot, "save", lambda figure, path: None)
     monkeypatch.setattr(runs.RunFolder, "finish", lambda *args: None)
@@ -53,7 +53,7 @@ def home(tmp_path, monkeypatch, small_digits):
 
 @pytest.fixture
 def run(home, capsys):
-    """Run the command: exit code, output, errors."""
+    """Run the command; returns exit code, stdout and stderr."""
 
     def run(*args, text=TEXT):
         (home / "mine.toml").write_text(text)
@@ -65,7 +65,7 @@ def run(home, capsys):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Nothing is trained: accuracies are as `outcomes` says for a point (validation, test).  What was run is kept."""
+    """Replace the training: `outcomes` gives (validation, test) accuracy. A list of the points that were run."""
 
     class Trained(list):
         def outcomes(self, recipe, seed):
@@ -99,11 +99,11 @@ def states(**options):
     return [trial.state for trial in study(**options).trials]
 
 
-# --- which points -----------------------------------------------------------------------------------------------------
+# --- points -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe", "grid"])
-def test_trials_are_as_many_as_asked_for_and_go_on(run, trained, sampler):
+def test_the_number_of_trials_and_resuming(run, trained, sampler):
     assert run("--trials", 3, "--sampler", sampler)[0] == 0
     assert len(trained) == 3
     code, out, err = run("--trials", 5, "--sampler", sampler)
@@ -116,10 +116,10 @@ def test_trials_are_as_many_as_asked_for_and_go_on(run, trained, sampler):
     assert all(seed == 0 and epochs == 2 for *_, seed, epochs in trained)
 
 
-def test_a_grid_is_gone_through_once(run, trained):
+def test_a_grid_tries_every_point_once(run, trained):
     code, out, err = run("--sampler", "grid", "--trials", 10)
     assert (code, err) == (0, "")
-    assert "the grid has been gone through" in out
+    assert "every point of the grid has been tried" in out
     assert len(trained) == len({point[:2] for point in trained}) == 6
     code, out, _ = run("--sampler", "grid", "--trials", 10)
     assert code == 0
@@ -140,8 +140,8 @@ def test_random_points_do_not_depend_on_interruptions(run, trained):
     assert {seed for *_, seed, _ in trained} == {1}
 
 
-def test_two_processes_together_run_no_trial_too_many(run, trained, monkeypatch, home):
-    """The second process asks for a trial just when the first one has seen that one is missing."""
+def test_two_processes_do_not_exceed_the_number_of_trials(run, trained, monkeypatch, home):
+    """The second process asks for a trial right after the first one has counted the trials."""
     ask, once = optuna.Study.ask, []
 
     def slow(self, *args):
@@ -154,10 +154,10 @@ def test_two_processes_together_run_no_trial_too_many(run, trained, monkeypatch,
     assert run("--trials", 1)[0] == 0
     assert len(trained) == 1
     assert states()[:2] == [COMPLETE, FAIL]
-    assert study().trials[1].user_attrs["given back"] == "one too many"
+    assert study().trials[1].user_attrs["requeued"] == "one too many"
 
 
-# --- trials that do not end well --------------------------------------------------------------------------------------
+# --- failed and interrupted trials ------------------------------------------------------------------------------------
 
 
 def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
@@ -166,7 +166,7 @@ def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
         "import sys, optuna, time; from tinycnn.recipes import sweep\n"
         "backend = optuna.storages.journal.JournalFileBackend('sweeps/small.journal')\n"
         "s = optuna.load_study(study_name='small', storage=optuna.storages.JournalStorage(backend))\n"
-        "t = s.ask(); t.set_user_attr('process', sweep._me())\n"
+        "t = s.ask(); t.set_user_attr('process', sweep._process_identity())\n"
         "t.suggest_categorical('act', ['', 'Tanh(),', 'ReLU(),']); t.suggest_categorical('rate', [0.1, 0.3])\n"
         "print('asked', flush=True); time.sleep(600)\n"
     )
@@ -174,7 +174,7 @@ def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
                           env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:  # fmt: skip
         try:
             assert process.stdout.readline() == b"asked\n"
-            # While it lives, its trial is its own, and counts.
+            # The trial counts while its process lives.
             assert run("--trials", 2)[0] == 0
             assert states() == [COMPLETE, RUNNING]
             assert "running" in run("--show")[1]
@@ -185,13 +185,13 @@ def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
     assert (code, err) == (0, "")
     assert len(trained) == 2
     lost, again = study().trials[1:]
-    assert (lost.state, lost.user_attrs["given back"]) == (FAIL, "its process was lost")
+    assert (lost.state, lost.user_attrs["requeued"]) == (FAIL, "its process was lost")
     assert (again.state, again.params) == (COMPLETE, lost.params)
     assert "2 trials" in out.split("\n\n")[1]
 
 
 @pytest.mark.parametrize("sampler", ["random", "grid"])
-def test_ctrl_c_gives_the_trial_back(run, trained, sampler):
+def test_ctrl_c_requeues_the_trial(run, trained, sampler):
     def interrupted(recipe, seed):
         if len(trained) == 2:
             raise KeyboardInterrupt
@@ -205,11 +205,11 @@ def test_ctrl_c_gives_the_trial_back(run, trained, sampler):
     assert len(trained) == 5
     assert trained[2][:2] == trained[1][:2]
     trials = study().trials
-    assert [trial.user_attrs.get("given back") for trial in trials] == [None, "interrupted", None, None, None]
+    assert [trial.user_attrs.get("requeued") for trial in trials] == [None, "interrupted", None, None, None]
     assert trials[2].params == trials[1].params
 
 
-def test_what_fails_is_recorded_and_the_sweep_goes_on(run, trained):
+def test_failures_are_recorded_and_the_sweep_continues(run, trained):
     def outcomes(recipe, seed):
         if len(trained) == 1:
             raise ValueError("no such thing")
@@ -226,32 +226,32 @@ def test_what_fails_is_recorded_and_the_sweep_goes_on(run, trained):
     assert "(too large)" in out
 
 
-def test_a_disk_that_is_full_ends_the_sweep_and_fails_no_trial(run, trained):
+def test_a_full_disk_ends_the_sweep_without_failing_the_trial(run, trained):
     def full(recipe, seed):
         raise OSError("no space left")
 
     trained.outcomes = full
     code, _, err = run("--trials", 2)
     assert (code, err) == (1, "error: no space left\n")
-    assert [trial.user_attrs.get("given back") for trial in study().trials] == ["interrupted", None]
+    assert [trial.user_attrs.get("requeued") for trial in study().trials] == ["interrupted", None]
 
 
-def test_trials_that_lag_behind_are_given_up(run, trained):
+def test_unpromising_trials_are_pruned(run, trained):
     trained.outcomes = lambda recipe, seed: (0.9, 0.9) if len(trained) <= 5 else (0.1, 0.9)
     code, out, _ = run("--trials", 6, "--epochs", 10)
     assert code == 0
     assert states() == [COMPLETE] * 5 + [PRUNED]
     assert 3 <= max(study().trials[5].intermediate_values) < 10
-    assert "given up in epoch" in out
+    assert "pruned in epoch" in out
     assert run("--trials", 6, "--epochs", 10, "--pruner", "none", "--study", "all")[0] == 0
     assert states(name="all") == [COMPLETE] * 6
     assert run("--trials", 2, "--epochs", 10, "--pruner", "hyperband", "--study", "hyperband")[0] == 0
 
 
-# --- what is optimised ------------------------------------------------------------------------------------------------
+# --- ranking ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_validation_set_chooses_and_the_test_set_does_not(run, trained):
+def test_the_validation_set_ranks_and_the_test_set_does_not(run, trained):
     trained.outcomes = lambda recipe, seed: [(0.6, 0.99), (0.9, 0.1), (0.7, 0.95)][len(trained) - 1]
     code, out, _ = run("--trials", 3)
     assert code == 0
@@ -263,9 +263,9 @@ def test_the_validation_set_chooses_and_the_test_set_does_not(run, trained):
         ["1", "90.00%", "10.00%"], ["2", "70.00%", "95.00%"], ["0", "60.00%", "99.00%"],
     ]  # fmt: skip
     report = Path("sweeps/small-report/report.md").read_text()
-    assert "## The best: trial 1" in report
+    assert "## Best trial: 1" in report
     assert "90.00%" in report
-    # Looking at it changes nothing.
+    # --show changes nothing.
     before = Path("sweeps/small.journal").read_bytes()
     code, shown, _ = run("--show")
     assert code == 0
@@ -287,7 +287,7 @@ def test_a_whole_sweep_with_its_report(run, monkeypatch, home):
     assert (code, err) == (0, "")
     rates = {trial.params["rate"]: trial.state for trial in study().trials}
     assert rates == {0.1: COMPLETE, 1e38: FAIL}
-    assert out.count("(training diverged at step") == 6  # while it runs, and in the end
+    assert out.count("(training diverged at step") == 6  # while it runs, and in the report
     best = study().best_trial
     assert 0.05 < best.value <= 1
     assert (home / "sweeps" / "small-report" / "parallel.png").stat().st_size > 3000
@@ -295,15 +295,15 @@ def test_a_whole_sweep_with_its_report(run, monkeypatch, home):
     assert math.isclose(sum(map(sum, best.user_attrs["confusion"])), 100)
 
 
-# --- what is kept of a search of the project's ------------------------------------------------------------------------
+# --- results of a built-in search -------------------------------------------------------------------------------------
 
 KEPT, TABLE = Path("results/sweep/trials.json"), Path("results/REPRODUCTIONS.md")
 
 
 @pytest.fixture
 def search(home, trained, monkeypatch, capsys):
-    """Run the project's own search: exit code, output, errors."""
-    monkeypatch.setattr(training, "split_sizes", lambda *args: None)  # it wants more images than there are
+    """Run the built-in search; returns exit code, stdout and stderr."""
+    monkeypatch.setattr(training, "split_sizes", lambda *args: None)  # it needs more images than the data set has
 
     def search(*args):
         code = main(["sweep", *map(str, args)])
@@ -316,7 +316,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home):
+def test_a_builtin_search_is_saved_and_in_the_table(search, trained, home):
     figures = [(0.96, 0.9951), (0.97, 0.9612), (0.98, 0.9503), None, (0.95, 0.9404), (0.2, 0.9999)]
 
     def outcomes(recipe, seed):
@@ -326,22 +326,24 @@ def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home)
         return found
 
     trained.outcomes = outcomes
-    (home / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    page = home / "docs" / "reproductions.md"
+    page.parent.mkdir()
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     code, out, err = search("--trials", 6)
     assert (code, err) == (0, "")
     assert f"results: {KEPT}\ntable: {TABLE}\n" in out
     kept = json.loads(KEPT.read_text())
     trials, (recipe,) = study(name="sweep", journal="sweeps/sweep.journal").trials, recipes.find("sweep")
     assert (kept["recipe"], kept["fingerprint"]) == ("sweep", recipe.fingerprint)
-    for number, (told, trial) in enumerate(zip(kept["trials"], trials, strict=True)):
-        assert (told["number"], told["point"]) == (number, trial.params)
-        assert told["environment"]["device"] == hardware.device_name("cpu")
-        assert set(told["environment"]) > {"git_revision", "numpy", "numba", "tinycnn"}
-        assert "command" not in told["environment"]
-        assert told["finished"] == str(trial.datetime_complete.date())
-    what = [[t[key] for key in ("state", "validation", "accuracy", "f1", "cpu_seconds", "failed")]
+    for number, (record, trial) in enumerate(zip(kept["trials"], trials, strict=True)):
+        assert (record["number"], record["point"]) == (number, trial.params)
+        assert record["environment"]["device"] == hardware.device_name("cpu")
+        assert set(record["environment"]) > {"git_revision", "numpy", "numba", "tinycnn"}
+        assert "command" not in record["environment"]
+        assert record["finished"] == str(trial.datetime_complete.date())
+    values = [[t[key] for key in ("state", "validation", "accuracy", "f1", "cpu_seconds", "failed")]
             for t in kept["trials"]]  # fmt: skip
-    assert what == [
+    assert values == [
         ["COMPLETE", 0.96, 0.9951, 0.9951, 1.0, None],
         ["COMPLETE", 0.97, 0.9612, 0.9612, 1.0, None],
         ["COMPLETE", 0.98, 0.9503, 0.9503, 1.0, None],
@@ -349,11 +351,11 @@ def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home)
         ["COMPLETE", 0.95, 0.9404, 0.9404, 1.0, None],
         ["PRUNED", 0.2, None, None, None, None],
     ]
-    # The validation set chooses; the test set's best, 99.99 and 99.51, are not what is obtained.
+    # The obtained accuracy is that of the best validation accuracy, not 99.99 or 99.51, the best of the test set.
     lines = TABLE.read_text().splitlines()
     (row,) = [line for line in lines if line.startswith("| `sweep` |")]
     assert cells(row)[2:] == ["99.00", "**95.03**", "", "none: 6 trials", "", "1", recipe.why]
-    at = lines.index("### 6 trials of `sweep`, in order")
+    at = lines.index("### 6 trials of `sweep` by rank")
     assert lines.index(row) < at < lines.index("## LuxxxLucy/mnist_LeNet (TensorFlow, 2017)")
     start = next(n for n in range(at, len(lines)) if lines[n].startswith("| rank |")) + 2
     points = [recipes.format_point(trial.params) for trial in trials]
@@ -362,20 +364,19 @@ def test_a_search_of_the_project_is_kept_and_in_the_table(search, trained, home)
         ["2", "98", "96.12", "97.00", points[1]],
         ["3", "98", "99.51", "96.00", points[0]],
         ["4", "96", "94.04", "95.00", points[4]],
-        ["5", "96", "–", "given up at 20.00", points[5]],
+        ["5", "96", "–", "pruned at 20.00", points[5]],
         ["6", "96", "–", "failed", points[3] + " (no such thing)"],
         *([str(rank), "95", "–", "–", "–"] for rank in (7, 8, 9, 10)),
     ]
     assert not lines[start + 10].startswith("|")
     assert hardware.device_name("cpu") in lines[-1]
-    # Neither the short table nor the picture of claims is for trials.
-    readme = (home / "README.md").read_text()
-    assert "old" not in readme
-    assert "sweep" not in readme
+    # Trials are neither in the short table nor in the picture of claims.
+    assert "old" not in page.read_text()
+    assert "sweep" not in page.read_text()
     assert "claims.png" not in "".join(lines)
 
 
-def test_an_interrupted_search_has_kept_its_trials(search, trained):
+def test_an_interrupted_search_keeps_its_trials(search, trained):
     def outcomes(recipe, seed):
         if len(trained) == 3:
             raise KeyboardInterrupt
@@ -394,14 +395,16 @@ def test_an_interrupted_search_has_kept_its_trials(search, trained):
     assert [trial["number"] for trial in json.loads(KEPT.read_text())["trials"]] == [0, 1, 3, 4, 5]
 
 
-def test_only_a_search_as_its_recipe_has_it_is_kept(search, run, trained, home):
+def test_only_an_unchanged_builtin_search_is_saved(search, run, trained, home):
     (recipe,) = recipes.find("sweep")
     for args in (["--epochs", 3, "--study", "short"], ["--data", "fashion", "--study", "fashion"]):
         assert search("--trials", 1, *args)[0] == 0
         assert search("--show", "--study", args[-1])[0] == 0
     assert search("--show", *args)[0] == 0
-    assert run("--trials", 1)[0] == 0  # a recipe of one's own,
-    assert run("--trials", 1, "--study", "mine", text=TEXT.replace("small", "sweep"))[0] == 0  # and of the same name
+    assert run("--trials", 1)[0] == 0  # a user's recipe,
+    assert (
+        run("--trials", 1, "--study", "mine", text=TEXT.replace("small", "sweep"))[0] == 0
+    )  # and one with the same name
     assert len(trained) == 4
     assert not Path("results").exists()
     own = ["--epochs", recipe.training["epochs"], "--data", "mnist", "--study", "own"]
@@ -416,7 +419,7 @@ def test_a_smaller_search_does_not_replace_a_larger_one(search):
     before = KEPT.read_bytes()
     code, out, _ = search("--trials", 2, "--study", "another", "--seed", 1)
     assert code == 0
-    assert "results holds more trials of sweep, which stay" in out
+    assert "results has more trials of sweep; they are kept" in out
     assert KEPT.read_bytes() == before
     assert search("--trials", 3, "--study", "another", "--seed", 1)[0] == 0
     assert KEPT.read_bytes() != before
@@ -426,12 +429,12 @@ def test_a_smaller_search_does_not_replace_a_larger_one(search):
     assert len(json.loads(KEPT.read_text())["trials"]) == 1
 
 
-def test_nothing_is_tried_that_could_not_be_kept(search, trained, home):
+def test_errors_are_found_before_the_first_trial(search, trained, home):
     (home / "file").write_text("in the way")
     code, _, err = search("--results", "file")
     assert code == 1
     assert "file/sweep" in err
-    for path in (KEPT, Path("results/default/seed-0.json")):  # the table would hold it
+    for path in (KEPT, Path("results/default/seed-0.json")):  # the table includes it
         path.parent.mkdir(parents=True)
         path.write_text("{")
         code, _, err = search()
@@ -443,42 +446,42 @@ def test_nothing_is_tried_that_could_not_be_kept(search, trained, home):
     assert not trained
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("old", "new", "message"),
     [
         ("Linear(49, 10)", "Liner(49, 10)", "line 6: unknown name 'Liner'"),
         ('"Tanh(),"', '"Tahn(),"', "line 6: unknown name 'Tahn'; did you mean 'Tanh'? (at act Tahn(), rate 0.1)"),
         ("0.3", "-0.3", "line 12: lr must be finite and not negative"),
         ("0.3", '"cosin(1)"', "unknown name 'cosin'"),
         ("validation = 100\n", "", "a sweep needs data.validation"),
-        ("validation = 100", "validation = 300", "200 + 300 images are wanted, digits has 400"),
+        ("validation = 100", "validation = 300", "200 + 300 images are needed, digits has 400"),
         ("[small.space]", "[small.spce]", "line 15: unknown key 'spce'; did you mean 'space'?"),
         ('act = ["", "Tanh(),", "ReLU(),"]\nrate = [0.1, 0.3]', "act = ['']\nrat = [1]", "did you mean 'rat'?"),
     ],
 )
-def test_a_mistake_in_the_recipe_is_told_before_anything_is_run(run, trained, old, new, words):
+def test_an_error_in_the_recipe_is_found_before_training(run, trained, old, new, message):
     assert old in TEXT
     code, out, err = run(text=TEXT.replace(old, new))
     assert code == 1
     assert err.startswith("error: ")
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
     assert not trained
     assert "validation" not in out
 
 
-def test_epochs_that_a_list_of_rates_does_not_have(run, trained):
+def test_a_list_of_rates_needs_one_per_epoch(run, trained):
     text = TEXT.replace('"$rate"', "[1, 2]").replace("rate = [0.1, 0.3]\n", "")
     code, _, err = run("--epochs", 3, text=text)
     assert code == 1
-    assert "line 12: lr must have 3 rates, one an epoch, got 2" in err
+    assert "line 12: lr must have 3 rates, one per epoch, got 2" in err
 
 
 @pytest.mark.parametrize(
-    ("storage", "words"),
+    ("storage", "message"),
     [
         ("mysql://nowhere/x", "cannot be used"),
         ("sqlite:////nonexistent/dir/x.db", "unable to open database file"),
@@ -488,16 +491,16 @@ def test_epochs_that_a_list_of_rates_does_not_have(run, trained):
         ("mine.toml/x", "cannot be used"),
     ],
 )
-def test_a_storage_that_cannot_be_used(run, trained, storage, words):
+def test_an_unusable_storage(run, trained, storage, message):
     code, _, err = run("--storage", storage)
     assert code == 1
     assert err.startswith(f"error: the storage {storage} cannot be used: ")
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
     assert not trained
 
 
-def test_a_data_base_will_do(run, trained):
+def test_a_database_as_storage(run, trained):
     assert run("--trials", 2, "--storage", "sqlite:///trials.db")[0] == 0
     code, out, _ = run("--show", "--storage", "sqlite:///trials.db")
     assert code == 0
@@ -505,23 +508,23 @@ def test_a_data_base_will_do(run, trained):
     assert len(optuna.load_study(study_name="small", storage="sqlite:///trials.db").trials) == 2
 
 
-def test_a_study_is_of_one_recipe_one_data_set_and_so_many_epochs(run, trained):
+def test_a_study_has_one_recipe_data_set_and_number_of_epochs(run, trained):
     assert run("--trials", 1)[0] == 0
-    for args, text, words in [
-        (["--epochs", 3], TEXT, "begun with epochs 2, not 3"),
-        (["--data", "fashion"], TEXT, "begun with data 'mnist', not 'fashion'"),
-        ([], TEXT.replace("batch = 50", "batch = 51"), "begun with another version of its recipe"),
-        ([], TEXT.replace("0.3", "0.4"), "begun with another version of its space"),
+    for args, text, message in [
+        (["--epochs", 3], TEXT, "started with epochs 2, not 3"),
+        (["--data", "fashion"], TEXT, "started with data 'mnist', not 'fashion'"),
+        ([], TEXT.replace("batch = 50", "batch = 51"), "started with another version of its recipe"),
+        ([], TEXT.replace("0.3", "0.4"), "started with another version of its space"),
     ]:
         code, _, err = run("--trials", 2, *args, text=text)
         assert code == 1
-        assert words in err
+        assert message in err
         assert "--study" in err
         assert err.count("\n") == 1
     assert len(trained) == 1
 
 
-def test_showing_what_is_not_there(run, trained, home):
+def test_show_without_a_study(run, trained, home):
     code, _, err = run("--show")
     assert (code, err) == (1, "error: there is no journal sweeps/small.journal\n")
     assert not (home / "sweeps").exists()
@@ -531,7 +534,7 @@ def test_showing_what_is_not_there(run, trained, home):
     assert len(study().get_trials()) == 1
 
 
-def test_other_mistakes(run, trained, home, capsys):
+def test_other_errors(run, trained, home, capsys):
     (home / "file").write_text("in the way")
     assert run("--out", "file")[0] == 1
     assert run("--out", "file", "--storage", "x.journal")[0] == 1
@@ -546,10 +549,10 @@ def test_other_mistakes(run, trained, home, capsys):
     assert not trained
 
 
-def test_the_shipped_space_is_the_one_of_its_source():
+def test_the_builtin_space_is_that_of_its_source():
     (recipe,) = recipes.find("sweep")
     assert math.prod(map(len, recipe.space.values())) == 3200
-    points = list(sweep._corner(recipe.space))
+    points = list(sweep._one_at_a_time(recipe.space))
     assert len(points) == 1 + sum(len(values) - 1 for values in recipe.space.values())
     for point in points:
         training.check(recipe.substitute(point))

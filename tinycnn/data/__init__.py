@@ -1,4 +1,4 @@
-"""Data sets: MNIST and its look-alikes, synthetic digits, and the IDX file format."""
+"""Data sets: MNIST, Fashion-MNIST, KMNIST, synthetic digits, and the IDX file format."""
 
 from tinycnn.data.datasets import Dataset, fashion_mnist, kmnist, load, mnist, synthetic_dataset, train_val_split
 from tinycnn.data.idx import read_idx, write_idx

@@ -1,6 +1,4 @@
-"""Find the four files of an MNIST-like data set on this machine, or download them, and check every one."""
-
-from __future__ import annotations
+"""Find the four files of an MNIST-like data set on this machine or download them, and check their hashes."""
 
 import gzip
 import hashlib
@@ -17,30 +15,26 @@ import numpy as np
 from tinycnn._check import short_repr
 from tinycnn._files import atomic_write
 from tinycnn._streams import SafeStream
+from tinycnn._typing import Array, Shape
 from tinycnn.data.idx import GZIP_MAGIC, parse_idx
 from tinycnn.errors import DamagedFileError, DataUnavailableError
 
-FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-_SHAPES: tuple[tuple[int, ...], ...] = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
-_LARGEST = 60_000 * 28 * 28 + 16  # bytes; no file, compressed or not, is longer
-_TIMEOUT = 10  # seconds, to connect and for every piece of the answer
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_SHAPES: tuple[Shape, ...] = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
+_MAX_BYTES = 60_000 * 28 * 28 + 16  # size of the largest file, uncompressed
+_TIMEOUT = 10  # seconds, for the connection and for each read
 
 
-class _AnotherDataSet(Exception):
-    """The file is sound, or may be, but is not known to belong to the data set that is sought."""
+class _OtherDatasetError(Exception):
+    """The file belongs to another data set, or its data set is unknown."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set lies and how its files are known: sha256 of the content or md5 of the gzip file."""
+    """Folders, hashes (sha256 of the content, or md5 of the gzip file) and mirrors of a data set."""
 
     title: str
-    folders: tuple[str, ...]  # below a searched folder; the first is where downloads go
+    folders: tuple[str, ...]  # below a searched folder; downloads go into the first
     algorithm: str
     hashes: tuple[str, ...]
     mirrors: tuple[str, ...]
@@ -85,11 +79,11 @@ KMNIST = Source(
     ),
     ("https://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
 )
-_KNOWN = (MNIST, FASHION_MNIST, KMNIST)
+_SOURCES = (MNIST, FASHION_MNIST, KMNIST)
 
 
 def cache_folder() -> Path:
-    """The folder for downloads: $XDG_CACHE_HOME/tinycnn, or where the platform keeps caches."""
+    """The folder for downloads: $XDG_CACHE_HOME/tinycnn, or the platform's default for caches."""
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "tinycnn"
     configured = os.environ.get("XDG_CACHE_HOME", "")
@@ -97,53 +91,59 @@ def cache_folder() -> Path:
     return (Path(configured) if Path(configured).is_absolute() else Path.home() / ".cache") / "tinycnn"
 
 
-def fetch(source: Source, data_dir: str | os.PathLike[str] | None, download: bool) -> list[np.ndarray]:
-    """Return train images, train labels, test images and test labels of `source`; see `datasets.mnist`."""
+def fetch(source: Source, data_dir: str | os.PathLike[str] | None, download: bool) -> list[Array]:
+    """Find or download `source`; returns train images, train labels, test images and test labels.
+
+    See `datasets.mnist` for the folders and the errors.
+    """
     cache = cache_folder()
-    own = [Path(folder).expanduser() for folder in (os.environ.get("TINYCNN_DATA"), data_dir) if folder]
-    looked: list[str] = []
-    for folder in [*own, cache]:
-        for place in [*(folder / name for name in source.folders), folder]:
-            arrays, note = _read_place(place, source, flat=place == folder, strict=folder in own)
+    user_folders = [Path(folder).expanduser() for folder in (os.environ.get("TINYCNN_DATA"), data_dir) if folder]
+    searched: list[str] = []
+    for root in [*user_folders, cache]:
+        for folder in [*(root / name for name in source.folders), root]:
+            arrays, note = _read_folder(folder, source, is_root=folder == root, strict=root in user_folders)
             if arrays is not None:
                 return arrays
-            looked.append(f"  {place}: {note}")
+            searched.append(f"  {folder}: {note}")
 
     target = (Path(data_dir).expanduser() if data_dir else cache) / source.folders[0]
-    tried: list[str] = []
+    failures: list[str] = []
     reason = "downloading is switched off (download=False)"
     if download:
         try:
-            return _download(source, target, source.mirrors, tried)
+            return _download(source, target, source.mirrors, failures)
         except DataUnavailableError as error:
             reason = error.reason
     names = ", ".join(f"{name}.gz" for name in FILES)
-    mirrors = ["Tried to download from:", *tried] if tried else [f"Nothing was downloaded: {reason}"]
+    mirrors = ["Tried to download from:", *failures] if failures else [f"Nothing was downloaded: {reason}"]
     lines = [
         f"{source.title} is not available: {reason}",
         "Looked in:",
-        *looked,
+        *searched,
         *mirrors,
         f"To get it, download {names}",
         *(f"  from {mirror}" for mirror in source.mirrors),
         f"on any machine, put them in {target},",
-        "or put them in any folder and name that in the environment variable TINYCNN_DATA.",
+        "or put them in any folder and set the environment variable TINYCNN_DATA to it.",
     ]
     raise DataUnavailableError("\n".join(lines), reason)
 
 
-def _read_place(place: Path, source: Source, flat: bool, strict: bool) -> tuple[list[np.ndarray] | None, str]:
-    """The four arrays in the folder `place`, or None and why not; a damaged file is an error if `strict`."""
-    if not place.is_dir():
+def _read_folder(folder: Path, source: Source, is_root: bool, strict: bool) -> tuple[list[Array] | None, str]:
+    """The four arrays in a folder, or None and the reason.
+
+    is_root: files of other data sets may lie here    strict: raise DamagedFileError for a damaged file
+    """
+    if not folder.is_dir():
         return None, "no such folder"
-    found = [next((path for path in map(place.joinpath, _spellings(name)) if path.is_file()), None) for name in FILES]
+    found = [next((path for path in map(folder.joinpath, _file_names(name)) if path.is_file()), None) for name in FILES]
     arrays = []
     for index, path in enumerate(found):
         if path is not None:
             try:
-                arrays.append(_read_checked(path, source, index, flat))
-            except _AnotherDataSet as other:
-                return None, str(other)
+                arrays.append(_read_checked(path, source, index, is_root))
+            except _OtherDatasetError as error:
+                return None, str(error)
             except DamagedFileError as error:
                 if strict:
                     raise
@@ -154,47 +154,44 @@ def _read_place(place: Path, source: Source, flat: bool, strict: bool) -> tuple[
     return arrays, ""
 
 
-def _spellings(name: str) -> list[str]:
-    """Names under which a file is found; many archives have train-images.idx3-ubyte for train-images-idx3-ubyte.
+def _file_names(name: str) -> list[str]:
+    """Accepted names of a file: many archives have train-images.idx3-ubyte for train-images-idx3-ubyte.
 
-    Gzip first: for two of the data sets only the gzip file has a hash to check.
+    Gzip first: two of the data sets publish only the hash of the gzip file.
     """
-    return [f"{spelling}{suffix}" for suffix in (".gz", "") for spelling in (name, name.replace("-idx", ".idx"))]
+    return [f"{stem}{suffix}" for suffix in (".gz", "") for stem in (name, name.replace("-idx", ".idx"))]
 
 
-def _read_checked(path: Path, source: Source, index: int, flat: bool = False) -> np.ndarray:
+def _read_checked(path: Path, source: Source, index: int, is_root: bool = False) -> Array:
     with path.open("rb") as file:
-        return _checked(file.read(_LARGEST + 1), path, source, index, flat)
+        return _checked(file.read(_MAX_BYTES + 1), path, source, index, is_root)
 
 
-def _checked(raw: bytes, path: Path, source: Source, index: int, flat: bool = False) -> np.ndarray:
-    """The array in `raw`, if that is the file FILES[index] of `source`; `path` is for the messages."""
+def _checked(raw: bytes, path: Path, source: Source, index: int, is_root: bool = False) -> Array:
+    """The array in `raw`, checked to be the file FILES[index] of `source`; `path` is for the messages."""
     expected = source.hashes[index]
-    what = "sha256 of the uncompressed content" if source.algorithm == "sha256" else "md5 of the gzip file"
+    kind = "sha256 of the uncompressed content" if source.algorithm == "sha256" else "md5 of the gzip file"
     zipped = raw[:2] == GZIP_MAGIC
     md5 = hashlib.md5(raw, usedforsecurity=False).hexdigest() if zipped else None
     try:
         content = _unzip(raw) if zipped else raw
     except (EOFError, OSError, zlib.error) as error:
-        broken = (
-            md5 if source.algorithm == "md5" else f"none, for it is no complete gzip file ({error}; its md5 is {md5})"
-        )
-        raise DamagedFileError(f"{path}: expected {what} {expected}, found {broken}") from error
+        found = md5 if source.algorithm == "md5" else f"an incomplete gzip file ({error}; its md5 is {md5})"
+        raise DamagedFileError(f"{path}: expected {kind} {expected}, found {found}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     found = sha256 if source.algorithm == "sha256" else md5
     if found != expected:
-        if flat:
-            # All data sets use the same file names, so here a name says nothing.
-            for other in _KNOWN:
+        if is_root:  # all data sets use the same file names
+            for other in _SOURCES:
                 if other.hashes[index] in (sha256, md5):
-                    raise _AnotherDataSet(f"{path.name} is of {other.title}")
+                    raise _OtherDatasetError(f"{path.name} is of {other.title}")
             if found is None:
-                raise _AnotherDataSet(
-                    f"{path.name} is not compressed, hence has no known hash; if it is {source.title}, "
+                raise _OtherDatasetError(
+                    f"{path.name} is not compressed and therefore has no known hash; if it is {source.title}, "
                     f"put it in {source.folders[0]}/"
                 )
         if found is not None:
-            raise DamagedFileError(f"{path}: expected {what} {expected}, found {found}")
+            raise DamagedFileError(f"{path}: expected {kind} {expected}, found {found}")
     array = parse_idx(io.BytesIO(content), path)
     if array.shape != _SHAPES[index] or array.dtype != np.uint8:
         raise DamagedFileError(
@@ -209,11 +206,11 @@ def _checked(raw: bytes, path: Path, source: Source, index: int, flat: bool = Fa
 
 def _unzip(raw: bytes) -> bytes:
     with gzip.open(io.BytesIO(raw)) as file:
-        return file.read(_LARGEST + 1)  # one more than the longest file, so that a longer one has another hash
+        return file.read(_MAX_BYTES + 1)  # one byte more, so that the hash of a longer file differs
 
 
-def _download(source: Source, target: Path, mirrors: Sequence[str], tried: list[str]) -> list[np.ndarray]:
-    """Complete the folder `target` from `mirrors`; adds a line to `tried` for every failure."""
+def _download(source: Source, target: Path, mirrors: Sequence[str], failures: list[str]) -> list[Array]:
+    """Download the missing files of the folder `target`; adds a line to `failures` for each failed mirror."""
     arrays, mirrors = [], list(mirrors)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -222,41 +219,42 @@ def _download(source: Source, target: Path, mirrors: Sequence[str], tried: list[
             try:
                 array = _read_checked(path, source, index)
             except (FileNotFoundError, DamagedFileError):
-                raw, array = _download_file(source, index, mirrors, tried)
+                raw, array = _download_file(source, index, mirrors, failures)
                 with atomic_write(path) as file:
                     file.write(raw)
             arrays.append(array)
     except DataUnavailableError:
         raise
     except OSError as error:
-        reason = f"cannot use the folder {target} ({_brief(error)})"
+        reason = f"cannot use the folder {target} ({_one_line(error)})"
         raise DataUnavailableError(reason, reason) from error
     return arrays
 
 
-def _download_file(source: Source, index: int, mirrors: list[str], tried: list[str]) -> tuple[bytes, np.ndarray]:
-    """The first right answer of a mirror, as it came and as an array; that mirror moves to the front."""
+def _download_file(source: Source, index: int, mirrors: list[str], failures: list[str]) -> tuple[bytes, Array]:
+    """Download a file from the first mirror that has it: its bytes and its array. Moves that mirror to the front."""
     from http.client import HTTPException
     from urllib.parse import urlsplit
 
     name = f"{FILES[index]}.gz"
-    failures = []
+    reasons = []
     for mirror in list(mirrors):
         try:
             raw = _transfer(f"{mirror}{name}")
             array = _checked(raw, Path(name), source, index)
-        except (OSError, HTTPException, ValueError) as error:  # a ValueError of an address that it redirects to
-            failures.append(f"{urlsplit(mirror).hostname}: {_brief(error)}")
-            tried.append(f"  {mirror}{name}: {_brief(error)}")
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirect to an invalid URL
+            reasons.append(f"{urlsplit(mirror).hostname}: {_one_line(error)}")
+            failures.append(f"  {mirror}{name}: {_one_line(error)}")
         else:
             mirrors.remove(mirror)
             mirrors.insert(0, mirror)
             return raw, array
-    reason = "; ".join(failures)
+    reason = "; ".join(reasons)
     raise DataUnavailableError(reason, reason)
 
 
 def _transfer(url: str) -> bytes:
+    """Download a URL with a progress bar. Raises OSError if it is too long, cut short or redirected to plain HTTP."""
     from urllib.request import Request, urlopen
 
     from tqdm import tqdm
@@ -267,25 +265,25 @@ def _transfer(url: str) -> bytes:
             raise OSError(f"redirected to an unencrypted address, {response.geturl()}")
         length = response.headers.get("Content-Length", "")
         size = int(length[:20]) if length.isdecimal() else None
-        if size is not None and size > _LARGEST:
-            raise OSError(f"expected at most {_LARGEST} bytes, got {short_repr(length, 20)}")
+        if size is not None and size > _MAX_BYTES:
+            raise OSError(f"expected at most {_MAX_BYTES} bytes, got {short_repr(length, 20)}")
         name = url.rpartition("/")[2]
         with tqdm(total=size, unit="B", unit_scale=True, desc=name, file=SafeStream(sys.stderr)) as bar:
             while chunk := response.read(1 << 16):
                 data += chunk
                 bar.update(len(chunk))
-                if len(data) > _LARGEST:
-                    raise OSError(f"expected at most {_LARGEST} bytes, got more")
+                if len(data) > _MAX_BYTES:
+                    raise OSError(f"expected at most {_MAX_BYTES} bytes, got more")
     if size is not None and len(data) != size:
         raise OSError(f"cut short: expected {size} bytes, got {len(data)}")
     return bytes(data)
 
 
-def _brief(error: Exception) -> str:
-    """One line; for what urllib wraps, the reason inside."""
+def _one_line(error: Exception) -> str:
+    """The error as one line; the wrapped reason for errors of urllib."""
     code, reason = getattr(error, "code", None), getattr(error, "reason", None)
     text = f"HTTP {code} {reason}" if code else str(reason or getattr(error, "strerror", None) or error)
-    # What a server says may hold anything, such as what changes the colours of a terminal.
+    # The text comes from a server and can contain terminal escape sequences.
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 500 else text[:500] + "…"

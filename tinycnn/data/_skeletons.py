@@ -1,11 +1,8 @@
-"""How people write the ten digits: pen paths on a grid, x to the right and y downwards, 100 steps high.
+"""Styles of the ten handwritten digits: pen paths on a grid, x to the right and y downwards, 100 units high.
 
-A style is how often it is seen beside the others, and its strokes, parted by slashes; a stroke is the points
-its curve passes through.  Where the pen turns sharply a stroke ends and the next begins at the same point;
-equal points stay together when they are moved.
+A style is a relative frequency and strokes separated by slashes. A stroke is a list of points on its curve. Where the
+pen turns sharply, a stroke ends and the next one starts at the same point; equal points are moved together.
 """
-
-from __future__ import annotations
 
 Stroke = list[tuple[float, float]]
 

@@ -1,6 +1,4 @@
-"""MNIST and its two look-alikes as arrays: found on this machine, or downloaded, and always checked."""
-
-from __future__ import annotations
+"""MNIST, Fashion-MNIST, KMNIST and synthetic digits as arrays. Files are found or downloaded; hashes are checked."""
 
 import hashlib
 import os
@@ -11,23 +9,15 @@ from typing import Any
 import numpy as np
 
 from tinycnn import _check
+from tinycnn._typing import Array, Rng
 from tinycnn.data._fetch import FASHION_MNIST, KMNIST, MNIST, Source, fetch
 from tinycnn.data.synthetic import synthetic_digits
 from tinycnn.errors import DataUnavailableError
 
 DIGITS = tuple("0123456789")
 _CLOTHES = (
-    "T-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
 _KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 
 _Folder = str | os.PathLike[str] | None
@@ -35,18 +25,21 @@ _Folder = str | os.PathLike[str] | None
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Images with labels, in a training and a test part.
+    """A training and a test set of labelled images.
 
-    train_images, test_images: (N, 28, 28) uint8, 0 is background.  train_labels, test_labels: (N,) int64,
-    indices into `classes`, which names them.  sha256: a hash of all of the above but the name, made here.
-    Raises TypeError or ValueError, naming the field, if the arrays are not of this form.
+    train_images, test_images  (N, 28, 28) uint8, background 0
+    train_labels, test_labels  (N,) int64, indices into `classes`
+    classes                    the names of the classes
+    sha256                     hash of the arrays and the class names, computed here
+
+    Raises TypeError or ValueError, with the field's name, for arrays of another shape or dtype.
     """
 
     name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    train_images: Array
+    train_labels: Array
+    test_images: Array
+    test_labels: Array
     classes: tuple[str, ...]
     sha256: str = field(init=False)
 
@@ -67,7 +60,7 @@ class Dataset:
             for array in (images, labels):
                 digest.update(f"{array.dtype.str} {array.shape} ".encode())
                 digest.update(np.ascontiguousarray(array).data)
-        object.__setattr__(self, "sha256", digest.hexdigest())  # the way to set a field of a frozen class
+        object.__setattr__(self, "sha256", digest.hexdigest())  # the class is frozen
 
     def __repr__(self) -> str:
         train, test = len(self.train_images), len(self.test_images)
@@ -88,24 +81,25 @@ def _check_field(name: str, array: Any, dtype: type, shape: tuple[int | None, ..
 def mnist(data_dir: _Folder = None, download: bool = True) -> Dataset:
     """MNIST, handwritten digits: 60,000 images to train on and 10,000 to test on (LeCun et al., 1998).
 
-    Looks in the folder that the environment variable TINYCNN_DATA names, in `data_dir` and in the cache
-    ($XDG_CACHE_HOME/tinycnn, else ~/.cache/tinycnn; on macOS ~/Library/Caches/tinycnn); in each of them in
-    mnist/, in MNIST/raw/ (as torchvision has it) and in the folder itself, for the four IDX files, gzipped
-    or plain, named train-images-idx3-ubyte or train-images.idx3-ubyte and so on.  Failing that it downloads
-    them into `data_dir`/mnist/, or else into the cache.  The content of every file must have the sha256 of MNIST.
+    Searches the folder in the environment variable TINYCNN_DATA, then `data_dir`, then the cache
+    ($XDG_CACHE_HOME/tinycnn, else ~/.cache/tinycnn; on macOS ~/Library/Caches/tinycnn). In each it looks in mnist/, in
+    MNIST/raw/ (torchvision's layout) and in the folder itself for the four IDX files, gzipped or plain, named
+    train-images-idx3-ubyte or train-images.idx3-ubyte and so on. Missing files are downloaded into `data_dir`/mnist/ or,
+    without a `data_dir`, into the cache. The sha256 of every file's content is checked.
 
-    Raises DamagedFileError if TINYCNN_DATA or `data_dir` hold a file with another content (it is never
-    overwritten; in the cache it is), DataUnavailableError if the files are not found and not downloaded.
+    Raises DamagedFileError if a file in TINYCNN_DATA or `data_dir` has another content; such files are never
+    overwritten, damaged files in the cache are. Raises DataUnavailableError if the files are neither found nor
+    downloaded.
     """
     return _dataset("mnist", MNIST, data_dir, download, DIGITS)
 
 
 def fashion_mnist(data_dir: _Folder = None, download: bool = True) -> Dataset:
-    """Fashion-MNIST, clothes in MNIST's format: 60,000 + 10,000 images of 10 kinds (Xiao et al., 2017).
+    """Fashion-MNIST, clothes in MNIST's format: 60,000 + 10,000 images of 10 classes (Xiao et al., 2017).
 
-    Found, downloaded and refused like `mnist`, in fashion-mnist/, fashion_mnist/ and FashionMNIST/raw/.  Its
-    published hashes (md5) are of the gzip files.  A plain file is therefore only checked for its shape, dtype
-    and label range, and is not accepted directly in a searched folder, where it might be of another data set.
+    Like `mnist`, with the folders fashion-mnist/, fashion_mnist/ and FashionMNIST/raw/. The published hashes (md5) are
+    those of the gzip files. Plain files are therefore only checked for shape, dtype and label range, and are not
+    accepted directly in a searched folder, where they could belong to another data set.
     """
     return _dataset("fashion", FASHION_MNIST, data_dir, download, _CLOTHES)
 
@@ -113,8 +107,8 @@ def fashion_mnist(data_dir: _Folder = None, download: bool = True) -> Dataset:
 def kmnist(data_dir: _Folder = None, download: bool = True) -> Dataset:
     """Kuzushiji-MNIST, cursive Japanese in MNIST's format: 60,000 + 10,000 images (Clanuwat et al., 2018).
 
-    Found, downloaded and refused like `mnist`, in kmnist/ and KMNIST/raw/.  Its published hashes (md5) are of
-    the gzip files; what that means for plain files is said at `fashion_mnist`.
+    Like `mnist`, with the folders kmnist/ and KMNIST/raw/. The published hashes (md5) are those of the gzip files; see
+    `fashion_mnist` for plain files.
     """
     return _dataset("kmnist", KMNIST, data_dir, download, _KANA)
 
@@ -124,30 +118,27 @@ def _dataset(name: str, source: Source, data_dir: _Folder, download: bool, class
     return Dataset(name, train_images, train_labels, test_images, test_labels, classes)
 
 
-def synthetic_dataset(n_train: int = 60_000, n_test: int = 10_000, rng: Any = 0) -> Dataset:
-    """A `Dataset` of synthetic digits; the training and the test part have independent random streams.
+def synthetic_dataset(n_train: int = 60_000, n_test: int = 10_000, rng: Rng = 0) -> Dataset:
+    """A `Dataset` of synthetic digits; the training and the test set have independent random streams.
 
-    rng: anything `np.random.default_rng` takes; a Generator is advanced, so a second call gives another set.
-    Raises TypeError or ValueError if a size is no positive integer.
+    rng: argument of `np.random.default_rng`; a Generator is advanced, so that a second call gives other digits.
+    Raises TypeError or ValueError if a size is not a positive integer.
     """
     n_train, n_test = _check.integer("n_train", n_train, 1), _check.integer("n_test", n_test, 1)
-    # Drawn, not taken from the generator's own seed: not every bit generator has one.
+    # Drawn because not every bit generator has a seed sequence to spawn from.
     root = np.random.SeedSequence(_check.generator("rng", rng).integers(0, 2**32, 8).tolist())
     train, test = root.spawn(2)
     return Dataset(
-        "synthetic",
-        *synthetic_digits(n_train, rng=train),
-        *synthetic_digits(n_test, rng=test),
-        classes=DIGITS,
+        "synthetic", *synthetic_digits(n_train, rng=train), *synthetic_digits(n_test, rng=test), classes=DIGITS
     )
 
 
 def load(name: str, data_dir: _Folder = None, on_message: Callable[[str], object] = print) -> Dataset:
     """Load a data set by name: "mnist", "fashion", "kmnist", "synthetic", or "auto".
 
-    "auto" is MNIST, or, if that can be neither found nor downloaded, the synthetic digits; `on_message` is
-    then called twice, with one line each: why, and what is used instead.
-    Raises ValueError for another name, and what the data set's own function raises.
+    "auto" is MNIST, or the synthetic digits if MNIST is neither found nor downloaded. In that case `on_message` is
+    called with two lines: the reason, and the replacement.
+    Raises ValueError for another name, and the exceptions of the data set's function.
     """
     if name == "synthetic":
         return synthetic_dataset()
@@ -157,8 +148,7 @@ def load(name: str, data_dir: _Folder = None, on_message: Callable[[str], object
         except DataUnavailableError as error:
             on_message(f"MNIST is not available: {error.reason}.")
             on_message(
-                "Using synthetic digits instead; to get MNIST, put its four files in a folder "
-                "and set TINYCNN_DATA to it."
+                "Using synthetic digits instead. To use MNIST, put its four files in a folder; set TINYCNN_DATA to it."
             )
             return synthetic_dataset()
     loaders = {"mnist": mnist, "fashion": fashion_mnist, "kmnist": kmnist}
@@ -167,18 +157,14 @@ def load(name: str, data_dir: _Folder = None, on_message: Callable[[str], object
     return loaders[name](data_dir)
 
 
-def train_val_split(n: int, n_val: int, rng: Any) -> tuple[np.ndarray, np.ndarray]:
+def train_val_split(n: int, n_val: int, rng: Rng) -> tuple[Array, Array]:
     """Choose `n_val` of `n` examples for validation; returns (train, validation) indices, sorted, int64.
 
-    rng: anything `np.random.default_rng` takes.
+    rng: argument of `np.random.default_rng`.
     Raises TypeError or ValueError unless n and n_val are integers with 0 <= n_val < n.
     """
-    for argument, value in (("n", n), ("n_val", n_val)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{argument}: expected an integer, got {type(value).__name__}")
-    if n < 1:
-        raise ValueError(f"n: expected a positive number, got {n}")
-    if not 0 <= n_val < n:
-        raise ValueError(f"n_val: expected 0 to {n - 1}, so that examples to train on remain, got {n_val}")
+    n, n_val = _check.integer("n", n, 1), _check.integer("n_val", n_val, 0)
+    if n_val >= n:
+        raise ValueError(f"n_val must be below n, so that training examples remain, got {n_val} of {n}")
     order = _check.generator("rng", rng).permutation(np.arange(n, dtype=np.int64))
     return np.sort(order[n_val:]), np.sort(order[:n_val])

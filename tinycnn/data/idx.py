@@ -1,9 +1,7 @@
-"""Read and write IDX, the file format of MNIST: two zero bytes, a type, sizes and numbers, big-endian.
+"""Read and write IDX, MNIST's file format: two zero bytes, type, number of dimensions, sizes and data, big-endian.
 
 The format is described by LeCun, Cortes and Burges on the page of "The MNIST database of handwritten digits".
 """
-
-from __future__ import annotations
 
 import gzip
 import math
@@ -15,22 +13,22 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from tinycnn._files import atomic_write
+from tinycnn._typing import Array
 from tinycnn.errors import DamagedFileError
 
 GZIP_MAGIC = b"\x1f\x8b"
 
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_MAX_DIMENSIONS = 32  # what every NumPy can hold; the format could say 255
+_MAX_DIMENSIONS = 32  # NumPy's limit in all versions; the format allows 255
 _CHUNK = 1 << 20
 
 
-def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read the IDX file at `path`, gzipped or plain (told apart by its first bytes, not by its name).
+def read_idx(path: str | os.PathLike[str]) -> Array:
+    """Read the IDX file at `path`, gzipped or plain (detected from the first bytes).
 
-    Returns a fresh array of the shape the file gives, of dtype uint8, int8, int16, int32, float32 or float64
-    in native byte order.  Memory grows with what the file holds, never with what its header claims.
-    Raises DamagedFileError for a file that is no IDX file, is cut short or goes on after its end; OSError
-    if it cannot be read.
+    Returns a new array of the file's shape, dtype uint8, int8, int16, int32, float32 or float64 in native byte order.
+    Memory use is bounded by the file's content, not by the sizes in its header.
+    Raises DamagedFileError if the file is not IDX, is cut short or has trailing bytes; OSError if it cannot be read.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -40,8 +38,8 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         return parse_idx(file, path)
 
 
-def parse_idx(file: BinaryIO, path: Path) -> np.ndarray:
-    """Read IDX from an open `file`, to its end; `path` is for the messages."""
+def parse_idx(file: BinaryIO, path: Path) -> Array:
+    """Read IDX from an open file up to its end; `path` is for the messages."""
     try:
         magic = _read(file, 4)
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES:
@@ -61,16 +59,16 @@ def parse_idx(file: BinaryIO, path: Path) -> np.ndarray:
         shape = tuple(np.frombuffer(header, ">u4").tolist())
         dtype = np.dtype(_DTYPES[magic[2]])
         size = math.prod(shape) * dtype.itemsize
-        numbers = _read(file, size + 1)  # one more, to see whether the file ends
+        content = _read(file, size + 1)  # one byte more, to detect trailing bytes
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DamagedFileError(f"{path}: expected a complete gzip file, got: {error}") from error
-    if len(numbers) != size:
-        problem = "cut short" if len(numbers) < size else "too long"
-        came = f"{len(numbers)}" if len(numbers) < size else "more"
-        raise DamagedFileError(f"{path}: {problem}: expected {size} bytes for shape {shape}, got {came}")
+    if len(content) != size:
+        problem = "cut short" if len(content) < size else "too long"
+        length = f"{len(content)}" if len(content) < size else "more"
+        raise DamagedFileError(f"{path}: {problem}: expected {size} bytes for shape {shape}, got {length}")
     try:
-        array = np.frombuffer(numbers, dtype).reshape(shape)
-    except ValueError as error:  # no bytes at all, but sizes that overflow
+        array = np.frombuffer(content, dtype).reshape(shape)
+    except ValueError as error:  # one size is 0, the product of the others overflows
         raise DamagedFileError(f"{path}: expected a shape that memory can hold, got {shape}") from error
     return array.astype(dtype.newbyteorder("="), copy=False)
 
@@ -85,12 +83,11 @@ def _read(file: BinaryIO, size: int) -> bytearray:
     return data
 
 
-def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
-    """Write `array` to `path`, completely or not at all; gzipped if the name ends in .gz.
+def write_idx(path: str | os.PathLike[str], array: Array) -> None:
+    """Write `array` to `path` atomically; gzipped if the name ends in .gz.
 
     array: 1 to 32 dimensions, dtype uint8, int8, int16, int32, float32 or float64.
-    Raises ValueError for another dtype or number of dimensions or a size of 2**32 or more, OSError if writing
-    fails.
+    Raises ValueError for another dtype or number of dimensions or a size of 2**32 or more, OSError if writing fails.
     """
     path, array = Path(path), np.asarray(array)
     codes = {np.dtype(name).newbyteorder("="): code for code, name in _DTYPES.items()}
@@ -106,7 +103,7 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
     body = array.astype(_DTYPES[code], order="C", copy=False).tobytes()
     with atomic_write(path) as file:
         if path.suffix == ".gz":
-            # No name and no date inside, so that equal arrays give equal files.
+            # Without a name and a date, so that equal arrays give equal files.
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped:
                 zipped.write(head)
                 zipped.write(body)

@@ -37,6 +37,7 @@ def statistics(model: Sequential, loss: Any, dataset: DeviceDataset, lr: float) 
         )  # from the gradient of the batch's loss to that of one image's loss
         steps = {step.numbers[0]: step for step in plan.steps if step.layers}
         records = []
+        layer: Any
         for number, layer in enumerate(model.layers):
             if "weight" not in layer.parameter_shapes():
                 continue

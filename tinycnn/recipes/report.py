@@ -100,10 +100,10 @@ def write_table(root: str | Path) -> Path:
         "# Claimed and obtained", "",
         "Written by `python -m tinycnn reproduce` and `sweep` from the files in this folder. Accuracies are on MNIST's",
         "test set, in %. sd: standard deviation over the seeds. ±: half width of the 95 % confidence interval of the",
-        "mean (Student's t). One more wrong image is 0.01; the binomial standard error of one run is 0.08 at 99.4 %. s:",
-        "processor seconds of one seed or trial for training and evaluation, measured while two processes shared two",
-        "virtual cores. A search has trials, each of another network, instead of seeds. Its obtained accuracy is the",
-        "test accuracy of the trial with the best validation accuracy.", "",
+        "mean (Student's t). One more wrong image is 0.01; the binomial standard error of one run is 0.08 at 99.4 %.",
+        "s: processor seconds of one seed or trial for training and evaluation, measured while two processes shared",
+        "two virtual cores. A search has trials, each of another network, instead of seeds. Its obtained accuracy is",
+        "the test accuracy of the trial with the best validation accuracy.", "",
     ]  # fmt: skip
     for study, group in groupby(rows, key=lambda row: row[0].study):
         lines += [
@@ -216,7 +216,7 @@ def _pictures(root: Path, rows: Rows) -> list[str]:
         show("today.png", "From 1998 to today", pictures.ladder(first + steps + last))
     dead, alive = done["push-tanh"], done["push-tanh-alive"]
     if dead and alive:
-        show("dead_start.png", "Zero gradients at the start, and the repair", pictures.dead_start(dead, alive))
+        show("dead_start.png", "Vanishing gradients at the start, and the repair", pictures.dead_start(dead, alive))
     flows = {name: done[f"vanishing-{name}"] for name in ("sigmoid", "tanh", "relu")}
     if all(flows.values()):
         show("vanishing.png", "Gradients by layer", pictures.gradient_flow(flows))

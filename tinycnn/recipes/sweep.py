@@ -1,10 +1,11 @@
-"""The command `python -m tinycnn sweep`: a search through the space of a recipe, with Optuna.
+"""The command `python -m tinycnn sweep`: hyperparameter search over the space of a recipe, with Optuna.
 
-A study lies in a journal file, or in any storage that Optuna knows; whoever opens the same one takes part in the same
-search, from other processes or machines.  A trial is judged by a validation split; what it gets on the test set is
-written down beside it and chooses nothing.  The trials of a recipe of the project are kept in results/ as well.
+A study is stored in a journal file or any storage that Optuna supports. Processes that open the same storage share the
+search. Trials are ranked by validation accuracy; the test accuracy is recorded but selects nothing. Trials of the
+project's recipes are also saved in results/.
 """
 
+import argparse
 import dataclasses
 import datetime
 import math
@@ -12,76 +13,83 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tinycnn import experiment, recipes
+from tinycnn.data import Dataset
 from tinycnn.errors import RecipeError
+from tinycnn.recipes import Point, Recipe
+
+# Optuna is optional: functions get its module as the argument `optuna`, studies and trials have the type Any.
+REQUEUED = "requeued"  # user attribute of a trial that did not finish: the reason why its point is run again
 
 
-def add_options(parser):
-    """The options of `sweep`."""
+def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of `sweep`."""
     non_negative_int, positive_int = experiment.non_negative_int, experiment.positive_int
     add = parser.add_argument
     add("name", nargs="?", default="sweep", metavar="NAME", help="a recipe with a space, or a file (default: sweep)")
-    add("--trials", type=positive_int, default=10, help="until the study has so many (default: 10)")
+    add("--trials", type=positive_int, default=10, help="total number of trials in the study (default: 10)")
     add("--sampler", choices=("random", "grid", "tpe"), default="random", help="how to choose (default: random)")
     add("--pruner", choices=("none", "median", "hyperband"), default="median",
-        help="when to give up a trial that lags behind (default: median)")  # fmt: skip
-    add("--epochs", type=positive_int, help="of each trial; the recipe's by default")
+        help="when to stop an unpromising trial early (default: median)")  # fmt: skip
+    add("--epochs", type=positive_int, help="epochs per trial (default: the recipe's)")
     add("--storage", help="an Optuna storage URL, or a journal file (default: sweeps/NAME.journal)")
     add("--study", help="name of the study in the storage (default: NAME)")
-    add("--seed", type=non_negative_int, default=0, help="of the sampler, and of every training")
+    add("--seed", type=non_negative_int, default=0, help="seed of the sampler and of every training")
     add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
-    add("--threads", type=positive_int, help="CPU threads; all by default")
-    add("--data", choices=("mnist", "fashion", "kmnist", "synthetic"), help="another data set than the recipe's")
+    add("--threads", type=positive_int, help="CPU threads (default: all)")
+    add("--data", choices=("mnist", "fashion", "kmnist", "synthetic"), help="data set (default: the recipe's)")
     add("--data-dir", help="folder to look for the data in, and to download it to")
-    add("--results", default="results", help="folder where trials of the project's recipes are kept (default: results)")
+    add("--results", default="results", help="folder for trials of the project's recipes (default: results)")
     add("--out", default="sweeps", help="folder of journals, run folders and the report (default: sweeps)")
-    add("--show", action="store_true", help="print and draw what the study holds, and run nothing")
+    add("--show", action="store_true", help="report the trials of the study without running any")
     return parser
 
 
-def main(args):
-    """Run trials until there are enough, then report; returns the exit code."""
+def main(args: argparse.Namespace) -> int:
+    """Run trials up to the wanted number, then report; returns the exit code."""
     try:
         import optuna
     except ImportError:
         print("error: a sweep needs Optuna: pip install 'tinycnn[sweep]'", file=sys.stderr)
         return 1
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    interrupted = "interrupted: the study is kept, and the same command goes on"
+    interrupted = "interrupted: the study is kept; the same command resumes it"
     return experiment.run_command(lambda: _sweep(args, optuna), interrupted)
 
 
-def _sweep(args, optuna):
+def _sweep(args: argparse.Namespace, optuna: Any) -> int:
     recipe = _recipe(args)
     study = _study(args, recipe, optuna)
     if not args.show:
         _search(args, recipe, study, optuna)
     code = _report(args, recipe, study, optuna)
-    if _is_kept(recipe, study):
+    if _is_recorded(recipe, study):
         from tinycnn.recipes import report
 
-        kept = _keep(args, recipe, study)
-        print(f"results: {kept}" if kept else f"{args.results} holds more trials of {recipe.name}, which stay")
+        path = _record_trials(args, recipe, study)
+        print(f"results: {path}" if path else f"{args.results} has more trials of {recipe.name}; they are kept")
         print(f"table: {report.write_table(args.results)}")
     return code
 
 
-def _recipe(args):
-    """The recipe, with the number of epochs that is asked for."""
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that the arguments name, checked, with their number of epochs."""
     from tinycnn.recipes import training
 
-    with_space = [recipe for recipe in recipes.find(args.name) if recipe.space]
-    if len(with_space) != 1:
-        raise RecipeError(f"{args.name}: a sweep needs one recipe with a table 'space', found {len(with_space)}")
-    recipe = with_space[0]
+    searches = [recipe for recipe in recipes.find(args.name) if recipe.space]
+    if len(searches) != 1:
+        raise RecipeError(f"{args.name}: a sweep needs one recipe with a table 'space', found {len(searches)}")
+    recipe = searches[0]
     if not recipe.data.get("validation"):
-        raise RecipeError(f"{recipe.location('data')[0]}: a sweep needs data.validation, to choose by")
+        raise RecipeError(f"{recipe.location('data')[0]}: a sweep needs data.validation to rank the trials")
     if args.epochs:
         recipe = dataclasses.replace(recipe, training=recipe.training | {"epochs": args.epochs})
-    for point in _corner(recipe.space) if not args.show else ():
+    for point in _one_at_a_time(recipe.space) if not args.show else ():
         try:
             training.check(recipe.substitute(point))
         except RecipeError as error:
@@ -89,8 +97,8 @@ def _recipe(args):
     return recipe
 
 
-def _corner(space):
-    """The first value of each name together, and every other value with the first ones of the other names."""
+def _one_at_a_time(space: dict[str, list[Any]]) -> Iterator[Point]:
+    """The point of all first values, and each point that differs from it in one value."""
     first = {name: values[0] for name, values in space.items()}
     yield first
     for name, values in space.items():
@@ -98,51 +106,53 @@ def _corner(space):
             yield first | {name: value}
 
 
-def _study(args, recipe, optuna):
-    """Open the study, or begin it.  ValueError if its storage cannot be reached, or it is of another recipe."""
-    where, name = args.storage or str(Path(args.out) / f"{recipe.name}.journal"), args.study or recipe.name
-    if args.show and "://" not in where and not Path(where).exists():
-        raise ValueError(f"there is no journal {where}")
+def _study(args: argparse.Namespace, recipe: Recipe, optuna: Any) -> Any:
+    """Open or create the study. ValueError if its storage cannot be used or it belongs to another recipe."""
+    location, name = args.storage or str(Path(args.out) / f"{recipe.name}.journal"), args.study or recipe.name
+    if args.show and "://" not in location and not Path(location).exists():
+        raise ValueError(f"there is no journal {location}")
     try:
-        if "://" in where:
-            storage = optuna.storages.get_storage(where)
+        if "://" in location:
+            storage = optuna.storages.get_storage(location)
         else:
-            Path(where).parent.mkdir(parents=True, exist_ok=True)
-            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(where))
-        there = [study.study_name for study in storage.get_all_studies()]
+            Path(location).parent.mkdir(parents=True, exist_ok=True)
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(location))
+        names = [study.study_name for study in storage.get_all_studies()]
         pruners = {
             "none": optuna.pruners.NopPruner,
             "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3),
             "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=3),
         }
         if args.show:
-            study = optuna.load_study(storage=storage, study_name=name) if name in there else None
+            study = optuna.load_study(storage=storage, study_name=name) if name in names else None
         else:
             study = optuna.create_study(
                 storage=storage, study_name=name, load_if_exists=True, direction="maximize",
                 sampler=_sampler(args, recipe, optuna, 0), pruner=pruners[args.pruner](),
             )  # fmt: skip
-    except Exception as error:  # whatever the storage's driver raises
-        raise ValueError(f"the storage {where} cannot be used: {_first_line(error)}") from error
+    except Exception as error:  # storage drivers raise exceptions of any class
+        raise ValueError(f"the storage {location} cannot be used: {_first_line(error)}") from error
     if study is None:
-        raise ValueError(f"there is no study {name!r} in {where}, only {', '.join(map(repr, there)) or 'nothing'}")
-    # What all trials of a study have in common; to look at it, the same space is enough.
-    common = {"space": recipe.space}
+        raise ValueError(f"there is no study {name!r} in {location}, only {', '.join(map(repr, names)) or 'nothing'}")
+    # All trials of a study share these attributes; --show only needs the same space.
+    attributes: dict[str, Any] = {"space": recipe.space}
     if not args.show:
         data = args.data or recipe.data.get("name", "mnist")
-        common |= {"epochs": recipe.training["epochs"], "data": data, "recipe": recipe.fingerprint}
-    for key, value in common.items():
-        told = study.user_attrs.get(key)
-        if told is None and not args.show:
+        attributes |= {"epochs": recipe.training["epochs"], "data": data, "recipe": recipe.fingerprint}
+    for key, value in attributes.items():
+        stored = study.user_attrs.get(key)
+        if stored is None and not args.show:
             study.set_user_attr(key, value)
-        elif told not in (None, value):
-            was = f"{key} {told!r}, not {value!r}" if key in ("epochs", "data") else f"another version of its {key}"
-            raise ValueError(f"the study {name!r} in {where} was begun with {was}: choose another name with --study")
+        elif stored not in (None, value):
+            words = f"{key} {stored!r}, not {value!r}" if key in ("epochs", "data") else f"another version of its {key}"
+            raise ValueError(
+                f"the study {name!r} in {location} was started with {words}: choose another name with --study"
+            )
     return study
 
 
-def _sampler(args, recipe, optuna, number):
-    """The sampler for a trial; with random numbers of its own, whichever process runs it, and whenever."""
+def _sampler(args: argparse.Namespace, recipe: Recipe, optuna: Any, number: int) -> Any:
+    """The sampler for trial `number`; its seed depends only on --seed and the number, not on the process."""
     seed = 10_007 * args.seed + number
     if args.sampler == "random":
         return optuna.samplers.RandomSampler(seed % 2**32)
@@ -150,19 +160,20 @@ def _sampler(args, recipe, optuna, number):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of constant_liar
             return optuna.samplers.TPESampler(seed=seed % 2**32, constant_liar=True)
-    grid = optuna.samplers.GridSampler(recipe.space, 0)  # one order, whatever the seed: a point is known by its place
-    grid.after_trial = lambda *args: None  # it would end Study.optimize, which does not run here
+    grid = optuna.samplers.GridSampler(recipe.space, 0)  # the same order for every --seed: trials store only an index
+    grid.after_trial = lambda *args: None  # it would call Study.stop, which is an error outside Study.optimize
     return grid
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
 
 
 # --- trials -----------------------------------------------------------------------------------------------------------
 
 
-def _search(args, recipe, study, optuna):
+def _search(args: argparse.Namespace, recipe: Recipe, study: Any, optuna: Any) -> None:
+    """Run trials until the study has enough of them."""
     from tinycnn import devices
     from tinycnn.recipes import report, results, training
 
@@ -170,47 +181,49 @@ def _search(args, recipe, study, optuna):
     devices.get(device)
     devices.set_num_threads(args.threads)
     results.prepare_folder(args.out, recipe)
-    is_kept = _is_kept(recipe, study)
-    if is_kept:
+    is_recorded = _is_recorded(recipe, study)
+    if is_recorded:
         results.prepare_folder(args.results, recipe)
-        report.read_all(args.results)  # a damaged file is told before hours of training
+        report.read_all(args.results)  # a damaged file is reported before hours of training
     data = training.load(recipe, args.data_dir, args.data)
     training.split_sizes(recipe, data)
-    combinations, done = math.prod(map(len, recipe.space.values())), _counted(study, optuna)
+    combinations, done = math.prod(map(len, recipe.space.values())), _count_trials(study, optuna)
     print(f"{recipe.title}: {combinations:,} combinations; {done} of {args.trials} trials done\n{HEAD}", flush=True)
     while True:
-        _take_up_lost(study, optuna)
-        if _counted(study, optuna, running=True) >= args.trials:
+        _requeue_lost(study, optuna)
+        if _count_trials(study, optuna, running=True) >= args.trials:
             break
-        if args.sampler == "grid" and _grid_done(study, combinations, optuna):
-            print("the grid has been gone through")
+        if args.sampler == "grid" and _grid_is_exhausted(study, combinations, optuna):
+            print("every point of the grid has been tried")
             break
         trial = study.ask()
-        trial.set_user_attr("process", _me())
+        trial.set_user_attr("process", _process_identity())
         if args.sampler != "grid":
             study.sampler = _sampler(args, recipe, optuna, trial.number)
         point = {name: trial.suggest_categorical(name, values) for name, values in recipe.space.items()}
-        if _counted(study, optuna, running=True, below=trial.number) >= args.trials:  # others were faster
-            _give_back(study, study.trials[trial.number], optuna, "one too many")
+        if _count_trials(study, optuna, running=True, below=trial.number) >= args.trials:  # other processes were faster
+            _requeue(study, study.trials[trial.number], optuna, "one too many")
             continue
         _trial(args, recipe.substitute(point), trial, study, data, device, optuna)
-        print(_line(study.trials[trial.number]), flush=True)
-        if is_kept:  # now, and not only at the end, which an interrupted search does not reach
-            _keep(args, recipe, study)
+        print(_format_trial(study.trials[trial.number]), flush=True)
+        if is_recorded:  # after each trial: an interrupted search keeps them too
+            _record_trials(args, recipe, study)
 
 
-def _trial(args, recipe, trial, study, data, device, optuna):
-    """Train one point of the space and tell the study; one that fails is written down as such."""
+def _trial(
+    args: argparse.Namespace, recipe: Recipe, trial: Any, study: Any, data: Dataset, device: str, optuna: Any
+) -> None:
+    """Train one point of the space and report its result, or its failure, to the study."""
     from tinycnn.recipes import training
 
-    def on_epoch(record):
+    def on_epoch(record: dict[str, Any]) -> None:
         trial.report(record["val_accuracy"], record["epoch"])
         if trial.should_prune():
             raise optuna.TrialPruned
 
     failed = optuna.trial.TrialState.FAIL
 
-    def on_result(result):
+    def on_result(result: dict[str, Any]) -> None:
         for key in ("accuracy", "precision", "recall", "f1", "confusion", "cpu_seconds", "diverged"):
             if key in result:
                 trial.set_user_attr(key if key != "diverged" else "failed", result[key])
@@ -231,17 +244,17 @@ def _trial(args, recipe, trial, study, data, device, optuna):
         trial.set_user_attr("failed", str(error))
         study.tell(trial, state=failed)
     except BaseException:
-        _give_back(study, study.trials[trial.number], optuna, "interrupted")
+        _requeue(study, study.trials[trial.number], optuna, "interrupted")
         raise
 
 
-def _me():
-    """This process: machine, number, and when it began (numbers are used again)."""
-    return [platform.node(), os.getpid(), _began(os.getpid())]
+def _process_identity() -> list[Any]:
+    """This process: machine, process ID and start time (process IDs are reused)."""
+    return [platform.node(), os.getpid(), _start_time(os.getpid())]
 
 
-def _began(pid):
-    """Something that two processes with the same number do not share; None if there is no such process."""
+def _start_time(pid: int) -> str | None:
+    """The start time of a process where /proc shows it, else "alive"; None if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
     except OSError:
@@ -255,74 +268,73 @@ def _began(pid):
     return "alive"
 
 
-def _take_up_lost(study, optuna):
-    """Trials of processes of this machine that are gone (killed, say) are put back to be run again."""
+def _requeue_lost(study: Any, optuna: Any) -> None:
+    """Requeue the running trials of processes on this machine that no longer exist."""
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        node, pid, began = trial.user_attrs.get("process", (None, 0, None))
+        node, pid, start_time = trial.user_attrs.get("process", (None, 0, None))
         unsigned = node is None and datetime.datetime.now() - trial.datetime_start > datetime.timedelta(minutes=1)
-        if unsigned or (node == platform.node() and _began(pid) != began):
-            _give_back(study, trial, optuna, "its process was lost")
+        if unsigned or (node == platform.node() and _start_time(pid) != start_time):
+            _requeue(study, trial, optuna, "its process was lost")
 
 
-def _give_back(study, trial, optuna, why):
-    """End a trial that was not finished, and let the next one run its point."""
-    with suppress(ValueError, RuntimeError):  # another process was faster: then it gives it back
-        study._storage.set_trial_user_attr(trial._trial_id, "given back", why)
+def _requeue(study: Any, trial: Any, optuna: Any, reason: str) -> None:
+    """End an unfinished trial and enqueue its point for the next one."""
+    with suppress(ValueError, RuntimeError):  # another process has already requeued it
+        study._storage.set_trial_user_attr(trial._trial_id, REQUEUED, reason)
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         if len(trial.params) == len(study.user_attrs["space"]):
             study.enqueue_trial(trial.params)
 
 
-def _counted(study, optuna, running=False, below=math.inf):
-    """Trials (with numbers below `below`) that are done: all but those that were given back to be run again."""
+def _count_trials(study: Any, optuna: Any, running: bool = False, below: float = math.inf) -> int:
+    """Number of finished (with `running`: and running) trials with a number under `below`, without requeued ones."""
     states = optuna.trial.TrialState
-    ended = (states.COMPLETE, states.PRUNED, states.FAIL, *((states.RUNNING,) if running else ()))
-    trials = study.get_trials(deepcopy=False, states=ended)
-    return sum("given back" not in trial.user_attrs and trial.number < below for trial in trials)
+    counted = (states.COMPLETE, states.PRUNED, states.FAIL, *((states.RUNNING,) if running else ()))
+    trials = study.get_trials(deepcopy=False, states=counted)
+    return sum(REQUEUED not in trial.user_attrs and trial.number < below for trial in trials)
 
 
-def _grid_done(study, combinations, optuna):
-    """Whether every point of the grid has been begun, and none waits to be run again."""
+def _grid_is_exhausted(study: Any, combinations: int, optuna: Any) -> bool:
+    """Whether every point of the grid has been started and none is enqueued."""
     trials = study.get_trials(deepcopy=False)
-    begun = sum("grid_id" in trial.system_attrs for trial in trials)
-    return begun >= combinations and all(trial.state != optuna.trial.TrialState.WAITING for trial in trials)
+    started = sum("grid_id" in trial.system_attrs for trial in trials)
+    return started >= combinations and all(trial.state != optuna.trial.TrialState.WAITING for trial in trials)
 
 
-# --- what was found ---------------------------------------------------------------------------------------------------
+# --- report -----------------------------------------------------------------------------------------------------------
 
 HEAD = "trial  validation   test     F1      point"
 
 
-def _line(trial):
+def _format_trial(trial: Any) -> str:
     """A trial as a line of the table."""
-    point = recipes.format_point(trial.params)
-    state, told = trial.state.name, trial.user_attrs
+    state, attributes = trial.state.name, trial.user_attrs
     if state == "COMPLETE":
-        figures = f"{trial.value:9.2%} {told['accuracy']:9.2%} {told['f1']:8.4f}"
+        scores = f"{trial.value:9.2%} {attributes['accuracy']:9.2%} {attributes['f1']:8.4f}"
     else:
-        last = max(trial.intermediate_values.items(), default=(0, 0.0))
-        words = {"PRUNED": f"given up in epoch {last[0]} at {last[1]:.2%}", "FAIL": "failed", "RUNNING": "running"}
-        figures = f"{words.get(state, state.lower()):>28}"
-    why = f" ({told['failed']})" if "failed" in told else ""
-    return f"{trial.number:5d} {figures}    {point}{why}"
+        epoch, accuracy = max(trial.intermediate_values.items(), default=(0, 0.0))
+        words = {"PRUNED": f"pruned in epoch {epoch} at {accuracy:.2%}", "FAIL": "failed", "RUNNING": "running"}
+        scores = f"{words.get(state, state.lower()):>28}"
+    reason = f" ({attributes['failed']})" if "failed" in attributes else ""
+    return f"{trial.number:5d} {scores}    {recipes.format_point(trial.params)}{reason}"
 
 
-def _ranking(study, optuna):
-    """All trials but those that were given back or not begun, the best first."""
+def _ranking(study: Any, optuna: Any) -> list[Any]:
+    """All started trials except requeued ones, best first."""
     waiting = optuna.trial.TrialState.WAITING
-    trials = [t for t in study.trials if "given back" not in t.user_attrs and t.state != waiting]
+    trials = [t for t in study.trials if REQUEUED not in t.user_attrs and t.state != waiting]
     return sorted(trials, key=lambda t: (t.state != optuna.trial.TrialState.COMPLETE, -(t.value or 0), t.number))
 
 
-def _is_kept(recipe, study):
-    """Whether results of the study are kept: of a recipe of the project as it stands there, on its own data set."""
-    begun = (study.user_attrs.get("recipe"), study.user_attrs.get("data"))
-    own = (recipe.fingerprint, recipe.data.get("name", "mnist"))
-    return recipe == recipes.builtin().get(recipe.name) and begun == own
+def _is_recorded(recipe: Recipe, study: Any) -> bool:
+    """Whether results/ keeps the study's trials: of an unchanged built-in recipe on the recipe's data set."""
+    attributes = (study.user_attrs.get("recipe"), study.user_attrs.get("data"))
+    expected = (recipe.fingerprint, recipe.data.get("name", "mnist"))
+    return recipe == recipes.builtin().get(recipe.name) and attributes == expected
 
 
-def _keep(args, recipe, study):
-    """Write the trials that have ended into the folder of results, as `results.save_trials` does."""
+def _record_trials(args: argparse.Namespace, recipe: Recipe, study: Any) -> Path | None:
+    """Write the finished trials into the folder of results; see `results.save_trials`."""
     from tinycnn.recipes import results
 
     trials = [
@@ -331,13 +343,13 @@ def _keep(args, recipe, study):
             **{key: t.user_attrs.get(key) for key in ("accuracy", "f1", "cpu_seconds", "failed")},
             "environment": t.user_attrs.get("environment", {}), "finished": f"{t.datetime_complete:%Y-%m-%d}",
         }
-        for t in study.trials if t.state.is_finished() and "given back" not in t.user_attrs
+        for t in study.trials if t.state.is_finished() and REQUEUED not in t.user_attrs
     ]  # fmt: skip
     return results.save_trials(args.results, recipe, trials)
 
 
-def _report(args, recipe, study, optuna):
-    """Print the ranking; write report.md and its pictures."""
+def _report(args: argparse.Namespace, recipe: Recipe, study: Any, optuna: Any) -> int:
+    """Print the ranking and write report.md with its pictures; returns the exit code."""
     import numpy as np
 
     from tinycnn import metrics, plot
@@ -346,10 +358,10 @@ def _report(args, recipe, study, optuna):
 
     ranked = _ranking(study, optuna)
     complete = [t for t in ranked if t.state == optuna.trial.TrialState.COMPLETE]
-    print(f"\n{study.study_name}, {len(ranked)} trials, the best on validation images first\n{HEAD}")
-    print("\n".join(_line(trial) for trial in ranked))
+    print(f"\n{study.study_name}, {len(ranked)} trials, best validation accuracy first\n{HEAD}")
+    print("\n".join(_format_trial(trial) for trial in ranked))
     if not complete:
-        print("no trial has been completed yet")
+        print("no trial is complete yet")
         return 0
     best = complete[0]
     folder = Path(args.out) / f"{study.study_name}-report"
@@ -365,10 +377,10 @@ def _report(args, recipe, study, optuna):
     plot.save(plot.confusion(matrix), folder / "confusion.png")
     lines = [
         f"# Sweep {study.study_name}", "", f"{recipe.title}; {len(ranked)} trials.", "", "```", HEAD,
-        *(_line(trial) for trial in ranked), "```", "",
-        "Chosen by accuracy on validation images; the test set was looked at once a trial and chose nothing.", "",
+        *(_format_trial(trial) for trial in ranked), "```", "",
+        "Ranked by validation accuracy. The test set was evaluated once per trial and selected nothing.", "",
         "![Trials](parallel.png)", *(["", "![Importances](importances.png)"] if importances else []), "",
-        f"## The best: trial {best.number}", "", "```", metrics.format_report(metrics.report(matrix)), "```", "",
+        f"## Best trial: {best.number}", "", "```", metrics.format_report(metrics.report(matrix)), "```", "",
         "![Confusion matrix on the test set](confusion.png)", "",
     ]  # fmt: skip
     print(f"report: {save_text(folder / 'report.md', chr(10).join(lines))}")

@@ -13,7 +13,7 @@ import numpy as np
 from tinycnn import augment, hardware, init, layers, lecun98, losses, metrics, optim, runs, schedules, train
 from tinycnn import data as datasets
 from tinycnn._interrupts import defer_interrupt
-from tinycnn._typing import Array, Rng
+from tinycnn._typing import Rng
 from tinycnn.data import Dataset
 from tinycnn.dataset import DeviceDataset
 from tinycnn.errors import DivergedError, RecipeError
@@ -162,9 +162,9 @@ def prepare_data(
         train_index = np.sort(rng.permutation(train_index)[:n_train])
     if "resize" in settings:
         images = augment.resize(images, settings["resize"])
-    options = {"padding": settings.get("padding", 0), "device": device}
+    options: dict[str, Any] = {"padding": settings.get("padding", 0), "device": device}
     options |= {key: settings[key] for key in ("mean", "std") if key in settings}
-    augmentation = {"augment": _transforms(recipe), "seed": seed} if "augment" in settings else {}
+    augmentation: dict[str, Any] = {"augment": _transforms(recipe), "seed": seed} if "augment" in settings else {}
     train_set = DeviceDataset(images[train_index], labels[train_index], **options, **augmentation)
     pixels = {"mean": train_set.mean, "std": train_set.std}
     validation_set = None
@@ -195,12 +195,13 @@ def _transforms(recipe: Recipe) -> list[Any]:
     return evaluate_calls(recipe.data.get("augment", ""), names, *recipe.location("data.augment"))
 
 
-def prepare_test(recipe: Recipe, dataset: Dataset, pixels: Mapping[str, Array], device: str = "cpu") -> DeviceDataset:
+def prepare_test(recipe: Recipe, dataset: Dataset, pixels: dict[str, Any], device: str = "cpu") -> DeviceDataset:
     """The test set, resized and padded as the recipe says; pixels: mean and std of the training images."""
     settings, images = recipe.data, dataset.test_images
     if "resize" in settings:
         images = augment.resize(images, settings["resize"])
-    return DeviceDataset(images, dataset.test_labels, **pixels, padding=settings.get("padding", 0), device=device)
+    options: dict[str, Any] = {"padding": settings.get("padding", 0), "device": device}
+    return DeviceDataset(images, dataset.test_labels, **options, **pixels)
 
 
 def check(recipe: Recipe) -> Sequential:
