@@ -1,14 +1,15 @@
-# Two commands on a fresh machine with Python >= 3.10:
+# On a fresh machine with Python >= 3.10:
 #
 #   make lenet5                     train LeNet-5        (make lenet5 ARGS="--epochs 3 --activation relu --pool max")
-#   make test                       run the tests
+#   make smoke                      run the most important tests
+#   make test                       run all tests
 #
 # With an NVIDIA GPU:
 #
 #   make lenet5-cuda                train on it
 #   make gpu-check                  all tests and benchmarks on it, in about eight minutes
 #
-# Both create .venv and install the project into it, once.
+# The first command creates .venv and installs the project into it.
 
 PYTHON ?= python3
 ARGS ?=
@@ -26,6 +27,14 @@ lenet5-cuda: $(VENV)/installed-cuda
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(ARGS)
 
+# Gradients of every layer, fused against unfused steps, checkpoints, a training run, the command line, and the checks
+# that nothing was forgotten for a new layer or kernel.
+SMOKE := tests/test_places.py tests/test_checkpoint.py tests/test_gradients.py tests/kernels/test_fused.py \
+	tests/test_experiment.py
+
+smoke: $(VENV)/installed-test
+	HYPOTHESIS_PROFILE=smoke $(BIN)/python -m pytest -q -m "not gpu" $(SMOKE) $(ARGS)
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,11 +43,11 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(or $(ARGS),train-step)
 
-# The tests of the CUDA path through the real numba-cuda, the PTX run on the processor: no GPU (docs/cuda.md).
+# The tests of the CUDA path with the real numba-cuda and its PTX run on the CPU: no GPU (docs/cuda.md).
 cuda-on-cpu: $(VENV)/installed-test $(VENV)/installed-cuda
 	TINYCNN_CUDA=cpu $(BIN)/python -m pytest -m gpu $(ARGS)
 
-# The CUDA kernels to machine code, with a table of what each takes: no GPU.
+# Compiles the CUDA kernels to machine code and prints the registers and memory of each: no GPU.
 check-kernels: $(VENV)/installed-cuda
 	$(BIN)/python tools/check_kernels.py $(ARGS)
 
@@ -81,7 +90,7 @@ $(VENV)/installed-release: $(VENV)/installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[release]'
 	@touch $@
 
-# make CUDA=cuda12 ... for a driver that knows CUDA 12 only.
+# make CUDA=cuda12 ... for a driver that supports CUDA 12 only.
 CUDA ?= cuda13
 
 $(VENV)/installed-cuda: $(VENV)/installed

@@ -1,5 +1,5 @@
-"""What all tests share: the GPU that they run on, how hard Hypothesis tries, and the check that a kernel gives the same
-bits every time."""
+"""Shared set-up: the device of the CUDA tests, the profiles of Hypothesis, a check that kernels give the same bits on
+every run."""
 
 import os
 
@@ -10,44 +10,45 @@ import pytest
 from cuda_on_cpu import ON_GPU
 from hypothesis import HealthCheck, settings
 
-# The first example of a kernel compiles it, so neither deadlines nor "too slow" mean anything here.
+# The first example of a kernel compiles it: no deadlines, no health check for slow examples.
 settings.register_profile(
     "dev", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
+settings.register_profile("smoke", settings.get_profile("ci"), max_examples=3)
 settings.register_profile("thorough", settings.get_profile("dev"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-# What tests with the marker gpu run on.  TINYCNN_CUDA=gpu: a GPU.  cpu: PTX on the processor, an error where that is
-# impossible.  Not set: the same, and skipped where that is impossible.
-IMPOSSIBLE = None if ON_GPU else cuda_on_cpu.unavailable()
+# TINYCNN_CUDA selects the device of tests with the marker gpu. gpu: a GPU. cpu: PTX on the CPU, an error where that is
+# impossible. Unset: PTX on the CPU, skipped where that is impossible.
+UNAVAILABLE = None if ON_GPU else cuda_on_cpu.unavailable()
 
 
 def pytest_configure():
-    if IMPOSSIBLE is not None and os.environ.get("TINYCNN_CUDA") == "cpu":
-        raise pytest.UsageError(f"CUDA kernels cannot run on this processor: {IMPOSSIBLE}")
-    if not ON_GPU and IMPOSSIBLE is None:
+    if UNAVAILABLE is not None and os.environ.get("TINYCNN_CUDA") == "cpu":
+        raise pytest.UsageError(f"CUDA kernels cannot run on this CPU: {UNAVAILABLE}")
+    if not ON_GPU and UNAVAILABLE is None:
         cuda_on_cpu.install()
 
 
 def pytest_collection_modifyitems(items):
-    if IMPOSSIBLE is not None:
+    if UNAVAILABLE is not None:
         for item in items:
             if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason=f"CUDA kernels cannot run on this processor: {IMPOSSIBLE}"))
+                item.add_marker(pytest.mark.skip(reason=f"CUDA kernels cannot run on this CPU: {UNAVAILABLE}"))
 
 
 @pytest.fixture(autouse=True)
-def no_misuse_of_the_driver(request):
-    """The stand-in driver has nothing to complain about; tests that misuse it on purpose ask it themselves."""
+def no_driver_problems(request):
+    """The driver on the CPU reports no misuse; tests that misuse it on purpose read its reports themselves."""
     yield
-    if not ON_GPU and IMPOSSIBLE is None and "gpu" in request.keywords:
+    if not ON_GPU and UNAVAILABLE is None and "gpu" in request.keywords:
         assert cuda_on_cpu.problems() == []
 
 
 @pytest.fixture
 def small_digits(monkeypatch):
-    """Whatever data set is asked for, it is 400 synthetic digits to train on and 100 to test on."""
+    """Replaces all data sets by synthetic digits, 400 to train on and 100 to test on."""
     from tinycnn import data
 
     images, labels = data.synthetic_digits(500, rng=0)
@@ -58,18 +59,18 @@ def small_digits(monkeypatch):
 
 @pytest.fixture
 def threads():
-    """set_num_threads, undone afterwards; skips where there is only one."""
+    """numba.set_num_threads, restored afterwards; skips where there is only one thread."""
     if numba.config.NUMBA_NUM_THREADS < 2:
         pytest.skip("needs two CPU threads, this machine (or NUMBA_NUM_THREADS) has one")
-    before = numba.get_num_threads()
+    previous = numba.get_num_threads()
     yield numba.set_num_threads
-    numba.set_num_threads(before)
+    numba.set_num_threads(previous)
 
 
 @pytest.fixture
 def same_bits(threads):
-    """Check that `case()` -> (kernel, arguments, outputs among them) leaves the same bits on 1 and 2 threads, and
-    from run to run."""
+    """A check that `case()` -> (kernel, arguments, indices of the outputs) gives the same bits on 1 and 2 threads and on
+    every run."""
 
     def check(case):
         runs = []
