@@ -1,7 +1,4 @@
 """Linear, losses, optimizers, batches, the array services."""
-=======
-"""Linear, losses, optimizers, the gathering of batches, the array services."""
->>>>>>> .merge_file_soFjs6
 
 import numpy as np
 import pytest

@@ -84,8 +84,8 @@ def mnist(data_dir: _Folder = None, download: bool = True) -> Dataset:
     Searches the folder in the environment variable TINYCNN_DATA, then `data_dir`, then the cache
     ($XDG_CACHE_HOME/tinycnn, else ~/.cache/tinycnn; on macOS ~/Library/Caches/tinycnn). In each it looks in mnist/, in
     MNIST/raw/ (torchvision's layout) and in the folder itself for the four IDX files, gzipped or plain, named
-    train-images-idx3-ubyte or train-images.idx3-ubyte and so on. Missing files are downloaded into `data_dir`/mnist/ or,
-    without a `data_dir`, into the cache. The sha256 of every file's content is checked.
+    train-images-idx3-ubyte or train-images.idx3-ubyte and so on. Missing files are downloaded into `data_dir`/mnist/,
+    or into the cache without a `data_dir`. The sha256 of every file's content is checked.
 
     Raises DamagedFileError if a file in TINYCNN_DATA or `data_dir` has another content; such files are never
     overwritten, damaged files in the cache are. Raises DataUnavailableError if the files are neither found nor

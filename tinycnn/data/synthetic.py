@@ -30,8 +30,8 @@ def synthetic_digits(n: int, *, rng: Rng = None) -> tuple[Array, Array]:
     """Draw `n` handwritten digits, sized and centred like MNIST's.
 
     Returns images (n, 28, 28) uint8, white (255) on black (0), and labels (n,) int64. Each digit is scaled to fit a box
-    of 20 x 20 pixels and shifted so that its centre of mass is within half a pixel of row 14, column 14 (from 0), as far
-    as the box stays inside the image. Every label occurs n / 10 times (rounded up or down), in random order.
+    of 20 x 20 pixels and shifted so that its centre of mass is within half a pixel of row 14, column 14 (from 0), as
+    far as the box stays inside the image. Every label occurs n / 10 times (rounded up or down), in random order.
 
     rng: argument of `np.random.default_rng`. Equal seeds give equal bits for any number of threads.
     Raises TypeError or ValueError unless `n` is a positive integer.
