@@ -107,7 +107,8 @@ def exp64(x):
 
 # --- element-wise activations -----------------------------------------------------------------------------------------
 # A tuple (code, a, b) tells a kernel which one to apply, see `activation`.  To add one: a code, a pair of functions in
-# `activations`, and in activations.py of both backends a branch that calls each of the two.
+# `activations`, and in activations.py of both backends a branch that calls each of the two; tests/test_places.py names
+# the other places.
 
 TANH, SIGMOID, RELU, SCALED_TANH, LEAKY_RELU, GAUSSIAN = range(6)
 
@@ -118,16 +119,16 @@ def activation(code: int, a: float = 0.0, b: float = 0.0) -> tuple[int, float, f
 
 
 def scaled_tanh_constants(a, b):
-    """c and d of the gradient of SCALED_TANH; for all other activations they are a and b."""
+    """c and d of the gradient of SCALED_TANH.  For all other activations they are a and b."""
     return a * b, b / a
 
 
 def activations(compiled, overload_by_dtype):
     """code -> (value, gradient), compiled by a backend with its decorator for functions that kernels call.
 
-    value(x, a, b) is y = f(x), gradient(dy, y, c, d) is dx = f'(x) * dy as a function of the output y (LEAKY_RELU: of
-    the input x).  All constants are arguments, of the type of x: a literal is a float64, and on a GPU so would be all
-    arithmetic with it.  RELU and LEAKY_RELU take their zero from b and d.
+    value(x, a, b) is y = f(x); gradient(dy, y, c, d) is dx = f'(x) * dy as a function of the output y (LEAKY_RELU: of
+    the input x).  Constants are the arguments, in the type of x, and float32 such as ZERO and ONE above: a literal is a
+    float64, and on a GPU so would be all arithmetic with it.
     """
     tanh, sigmoid = overload_by_dtype(tanh32, tanh64), overload_by_dtype(sigmoid32, sigmoid64)
     exp = overload_by_dtype(exp32, exp64)
@@ -145,10 +146,10 @@ def activations(compiled, overload_by_dtype):
         return dy * (y - y * y)
 
     def relu_value(x, a, b):
-        return b if x <= b else x  # NaN stays NaN
+        return ZERO if x <= ZERO else x  # NaN stays NaN
 
     def relu_gradient(dy, y, c, d):
-        return d if y <= d else dy
+        return ZERO if y <= ZERO else dy
 
     def scaled_tanh_value(x, a, b):
         return a * tanh(b * x)
@@ -157,10 +158,10 @@ def activations(compiled, overload_by_dtype):
         return dy * (c - d * y * y)
 
     def leaky_relu_value(x, a, b):
-        return a * x if x <= b else x
+        return a * x if x <= ZERO else x
 
     def leaky_relu_gradient(dy, x, c, d):
-        return c * dy if x <= d else dy
+        return c * dy if x <= ZERO else dy
 
     def gaussian_value(x, a, b):
         return exp(a * x)

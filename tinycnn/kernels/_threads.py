@@ -38,9 +38,9 @@ if hasattr(os, "register_at_fork"):  # the child must not inherit a lock that an
     os.register_at_fork(before=pool_lock.acquire, after_in_parent=pool_lock.release, after_in_child=_in_child)
 
 # --- a call -----------------------------------------------------------------------------------------------------------
-# Calls in plain layout with at most SMALL_BATCH images and SMALL_BATCH_ELEMENTS numbers in all arrays run on one
-# thread, and so do calls with at most SERIAL_ELEMENTS numbers: starting and joining two threads takes 2 us, and reading
-# what another core has written takes longer.
+# Calls in NCHW with at most SMALL_BATCH images and SMALL_BATCH_ELEMENTS numbers in all arrays run on one thread, and so
+# do calls with at most SERIAL_ELEMENTS numbers: starting and joining two threads takes 2 us, and reading what another
+# core has written takes longer.
 SMALL_BATCH, SMALL_BATCH_ELEMENTS, SERIAL_ELEMENTS = 7, 120_000, 20_000
 # In a captured step, a parameter kernel over at most so many parameters runs serially if the kernel before it does.
 SERIAL_PARAMETERS = 100_000
@@ -65,8 +65,8 @@ def runs_serial(args: tuple[Any, ...], per_parameter: bool, trace: Any) -> Any:
 
 # --- a captured step --------------------------------------------------------------------------------------------------
 # Threads are joined after every loop.  If one of them loses its core to another program, the others wait for it, longer
-# than many steps take; then one thread is faster.  Only measuring tells: a few steps on one thread from time to time,
-# and all steps that run on all threads.
+# than many steps take; then one thread is faster.  So the policy measures: a few steps on one thread from time to time,
+# and every step on all threads.
 
 PROBE_STEPS = 5  # serial steps in a row that are timed
 WINDOW = 0.05  # seconds of parallel steps, at least, that are compared with them

@@ -1,9 +1,9 @@
 """Activations: y = f(x) and dx = f'(x) * dy, element by element, and softmax over rows.
 
-An element-wise activation is one of those in tinycnn/scalars.py; a tuple says which, see `scalars.activation`.  All
+Element-wise activations are defined in tinycnn/scalars.py and selected by a tuple, see `scalars.activation`.  All
 arrays of one call have one shape.  The backward takes the output y in place of x wherever f' is simpler in terms of y.
 Then the input is not needed again, and a net calls activation_forward(y, y, ...) and activation_backward(dy, dy, y,
-...): memory that is not touched costs no time.
+...), which saves reading and writing another array.
 """
 
 import math

@@ -8,7 +8,7 @@ net is never allocated.  Max pooling: for a non-decreasing f, max f(x) = f(max x
 f to the fewer values.
 
 x, dx: (B, C, H, W, L), see layout.py   y, dy: (B, C, OH, OW, L); for averages (B, C, H // 2, W // 2, L)
-formula: see activations.py   divisor: of a window's sum   indices and window arguments: see pooling.py
+activation: see scalars.py   divisor: of a window's sum   indices and window arguments: see pooling.py
 """
 
 import numpy as np
@@ -21,59 +21,59 @@ from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, repeat_pixels,
 
 
 @device_function
-def avg_pool_forward_plane(y, x, formula, share):
+def avg_pool_forward_plane(y, x, activation, share):
     for i in range(len(y)):
-        apply_activation(ravel(x[2 * i : 2 * i + 2]), formula)
+        apply_activation(ravel(x[2 * i : 2 * i + 2]), activation)
         mean_2x2(y, x, share, i, i + 1)
 
 
 @kernel
-def avg_pool_forward(y, x, formula, divisor):
+def avg_pool_forward(y, x, activation, divisor):
     """x = f(x), in place; y = avg_pool(x)."""
     C, share = x.shape[1], x.dtype.type(1 / divisor)
     for task in prange(len(x) * C):
         n, c = task // C, task % C
-        avg_pool_forward_plane(y[n, c], x[n, c], formula, share)
+        avg_pool_forward_plane(y[n, c], x[n, c], activation, share)
 
 
 @device_function
-def avg_pool_backward_plane(dx, dy, formula, share):
+def avg_pool_backward_plane(dx, dy, activation, share):
     length = row(dx, 0).size
     grads = np.zeros(2 * length, dx.dtype)
     for i in range(len(dy)):
         activations = ravel(dx[2 * i : 2 * i + 2])
         repeat_pixels(grads[:length], row(dy, i), share, dx)
         repeat_pixels(grads[length:], row(dy, i), share, dx)
-        apply_derivative(grads, activations, formula)
+        apply_derivative(grads, activations, activation)
         for k in range(activations.size):
             activations[k] = grads[k]
     clear(dx[2 * len(dy) :])
 
 
 @kernel
-def avg_pool_backward(dx, dy, formula, divisor):
+def avg_pool_backward(dx, dy, activation, divisor):
     """dx: on entry f(x), as `avg_pool_forward` left it in x; on return the gradient of x."""
     C, share = dx.shape[1], dx.dtype.type(1 / divisor)
     for task in prange(len(dx) * C):
         n, c = task // C, task % C
-        avg_pool_backward_plane(dx[n, c], dy[n, c], formula, share)
+        avg_pool_backward_plane(dx[n, c], dy[n, c], activation, share)
 
 
 @kernel
-def max_pool_forward(y, indices, x, formula, kernel_size, stride, padding, dilation):
+def max_pool_forward(y, indices, x, activation, kernel_size, stride, padding, dilation):
     """y = f(max_pool(x))."""
     C = x.shape[1]
     for task in prange(len(x) * C):
         n, c = task // C, task % C
         max_windows(y[n, c], indices[n, c], x[n, c], kernel_size, stride, padding, dilation)
-        apply_activation(ravel(y[n, c]), formula)
+        apply_activation(ravel(y[n, c]), activation)
 
 
 @kernel
-def max_pool_backward(dx, dy, indices, y, formula, kernel_size, stride, padding, dilation):
+def max_pool_backward(dx, dy, indices, y, activation, kernel_size, stride, padding, dilation):
     """Gradient of x from dy, which is overwritten.  y: the output of `max_pool_forward`"""
     C = dx.shape[1]
     for task in prange(len(dx) * C):
         n, c = task // C, task % C
-        apply_derivative(ravel(dy[n, c]), ravel(y[n, c]), formula)
+        apply_derivative(ravel(dy[n, c]), ravel(y[n, c]), activation)
         unpool(dx[n, c], dy[n, c], indices[n, c], kernel_size, stride, padding, dilation)

@@ -25,7 +25,7 @@ from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels._simd import fma, load, pixel_zero, ravel, splat, store
 from tinycnn.kernels.layout import lanes
 
-RUN = 2048  # numbers that are added one after the other in float32, at most
+RUN = 2048  # longest run of float32 additions
 
 
 @device_function
