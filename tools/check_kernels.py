@@ -128,7 +128,7 @@ def faults(figures, registers, double):
     if figures["divide64"]:
         found.append(f"{figures['divide64']} 64-bit divisions")
     if figures["registers"] > registers:
-        found.append(f"{figures['registers']} registers, at largest {registers} are allowed")
+        found.append(f"{figures['registers']} registers, at most {registers} are allowed")
     return found
 
 
