@@ -30,7 +30,7 @@ from tinycnn.dataset import DataLoader
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 seeds = st.integers(0, 2**32 - 1)
-STILL = (0.0, (0.0, 0.0), (1.0, 1.0), (1.0, 1.0), 0.0)  # the ranges of an affine map that moves nothing
+IDENTITY = (0.0, (0.0, 0.0), (1.0, 1.0), (1.0, 1.0), 0.0)  # the ranges of the identity
 RANGES = (30.0, (2.0, 3.0), (0.8, 1.3), (0.7, 1.1), 20.0)
 
 
@@ -66,7 +66,7 @@ def lower(word):
 
 
 def noise(shape, step, seed):
-    """(N, 2, H, W): what elastic_field smooths."""
+    """The noise that elastic_field smooths, (N, 2, H, W)."""
     N, _, H, W = shape
     words = [[word(step, seed, n, k) for k in range(H * W)] for n in range(N)]
     return np.array([[[f(w) for w in row] for f in (upper, lower)] for row in words]).reshape(shape)
@@ -85,24 +85,24 @@ def test_sine_and_cosine():
 
 
 def affine_by_hand(step, seed, image, degrees, translate, scale, squeeze, shear):
-    """(amounts, matrix): from where a pixel comes is the inverse of where it goes, in coordinates (x, y)."""
+    """(amounts, matrix); the matrix maps output to input, so it is the inverse of the map of points (x, y)."""
     draws = [upper(word(step, seed, image, k)) for k in range(6)]
     angle, slant = np.radians(degrees * draws[0]), np.radians(shear * draws[5])
     move = np.array([translate[0] * draws[1], translate[1] * draws[2]])
     size, e = (sum(r) / 2 + (r[1] - r[0]) / 2 * d for r, d in zip((scale, squeeze), draws[3:5], strict=True))
     turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     sheared = np.array([[1, -np.tan(slant)], [0, 1]])
-    there = size * turned @ sheared @ np.diag([e, 1 / e])
-    back = np.linalg.inv(there)
-    x, y = np.column_stack([back, -back @ move])
-    matrix = np.array([[y[1], y[0], y[2]], [x[1], x[0], x[2]]])  # rows and columns change places
+    forward = size * turned @ sheared @ np.diag([e, 1 / e])
+    inverse = np.linalg.inv(forward)
+    x, y = np.column_stack([inverse, -inverse @ move])
+    matrix = np.array([[y[1], y[0], y[2]], [x[1], x[0], x[2]]])  # to (row, column)
     return (angle, *move, size, e, slant), matrix
 
 
 @both_dtypes
 @pytest.mark.parametrize("only", [None, 0, 1, 2, 3, 4])
-def test_affine_draw(only, dtype):
-    ranges = [r if only in (None, k) else still for k, (r, still) in enumerate(zip(RANGES, STILL, strict=True))]
+def test_random_affine(only, dtype):
+    ranges = [r if only in (None, k) else still for k, (r, still) in enumerate(zip(RANGES, IDENTITY, strict=True))]
     matrices = blank((9, 2, 3), dtype)
     kernels.random_affine(matrices, counter(41), 2**63 - 5, *ranges)
     want = np.array([affine_by_hand(41, 2**63 - 5, n, *ranges)[1] for n in range(9)])
@@ -110,7 +110,7 @@ def test_affine_draw(only, dtype):
     assert abs(want - np.eye(2, 3)).max() > 0.1
 
 
-def test_affine_draw_keeps_to_its_ranges():
+def test_random_affine_covers_its_ranges():
     N = 20_000
     amounts = np.array([affine_by_hand(1, 5, n, *RANGES)[0] for n in range(N)])
     matrices = blank((N, 2, 3), np.float64)
@@ -129,9 +129,9 @@ def test_affine_draw_keeps_to_its_ranges():
 
 
 @both_dtypes
-def test_no_motion_is_exactly_none(dtype):
+def test_the_identity_is_exact(dtype):
     matrices = blank((5, 2, 3), dtype)
-    kernels.random_affine(matrices, counter(), 3, *STILL)
+    kernels.random_affine(matrices, counter(), 3, *IDENTITY)
     np.testing.assert_array_equal(matrices, np.broadcast_to(np.eye(2, 3), (5, 2, 3)))
 
 
@@ -223,7 +223,7 @@ def test_warp(channels, size, out, seed, turned, moved, dtype):
     y = blank((2, channels, *out), dtype)
     kernels.warp(y, *arrays)
     want = warp_by_scipy(arrays[0].astype(np.float64), out, *(a.astype(np.float64) for a in arrays[1:]))
-    near(y, want, dtype, 20)  # a place is rounded as a number of size 10 is
+    near(y, want, dtype, 20)  # coordinates up to 10 are rounded
 
 
 def test_warp_is_scipys_affine_transform():
@@ -258,7 +258,7 @@ def test_the_example_of_simard_steinkraus_and_platt(dtype):
 
 @pytest.mark.parametrize("far", [1e30, -1e30, np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_far_outside_is_the_background(far, axis):
+def test_far_outside_the_image_is_the_background(far, axis):
     x, field = np.ones((1, 1, 3, 4), np.float32), np.zeros((1, 2, 3, 4), np.float32)
     field[0, axis, 1, 2] = far
     y = blank(x.shape, np.float32)
@@ -271,7 +271,7 @@ def test_far_outside_is_the_background(far, axis):
 @pytest.mark.parametrize(
     ("matrix", "want"),
     [
-        ([[0, -1, 0], [1, 0, 0]], lambda x: np.rot90(x, -1)),  # what a quarter turn clockwise shows
+        ([[0, -1, 0], [1, 0, 0]], lambda x: np.rot90(x, -1)),  # a quarter turn clockwise
         ([[1, 0, -1], [0, 1, 0]], lambda x: np.pad(x, ((1, 0), (0, 0)))[:-1]),  # one pixel down
         ([[1, 0, 0], [0, 1, -1]], lambda x: np.pad(x, ((0, 0), (1, 0)))[:, :-1]),  # one pixel to the right
     ],
@@ -286,15 +286,15 @@ def test_whole_pixels(matrix, want):
 @pytest.mark.parametrize(
     ("ranges", "draw", "shown"),
     [
-        ((60.0, *STILL[1:]), 0, lambda y, x: np.arctan2(y, x)),  # clockwise: a point on the right goes down
-        ((0.0, (6.0, 0.0), *STILL[2:]), 1, lambda y, x: x - 8),  # to the right
-        ((0.0, (0.0, 6.0), *STILL[2:]), 2, lambda y, x: y),  # down
-        ((*STILL[:2], (0.5, 1.5), *STILL[3:]), 3, lambda y, x: x - 8),  # larger: further from the centre
-        ((*STILL[:3], (0.5, 1.5), 0.0), 4, lambda y, x: x - 8),  # wider
+        ((60.0, *IDENTITY[1:]), 0, lambda y, x: np.arctan2(y, x)),  # clockwise: a point on the right goes down
+        ((0.0, (6.0, 0.0), *IDENTITY[2:]), 1, lambda y, x: x - 8),  # to the right
+        ((0.0, (0.0, 6.0), *IDENTITY[2:]), 2, lambda y, x: y),  # down
+        ((*IDENTITY[:2], (0.5, 1.5), *IDENTITY[3:]), 3, lambda y, x: x - 8),  # larger: further from the centre
+        ((*IDENTITY[:3], (0.5, 1.5), 0.0), 4, lambda y, x: x - 8),  # wider
     ],
 )
-def test_a_point_goes_where_the_sign_says(ranges, draw, shown):
-    """A blob 8 pixels to the right of the centre; where is it after the map?"""
+def test_the_signs_of_the_amounts(ranges, draw, shown):
+    """Where a blob 8 pixels to the right of the centre is after the map."""
     i, j = np.indices((41, 41)) - 20.0
     x = np.exp(-(i**2 + (j - 8) ** 2) / 4)[None, None].repeat(12, 0)
     matrices, y = blank((12, 2, 3), np.float64), blank(x.shape, np.float64)
@@ -326,7 +326,7 @@ def test_jitter(brightness, contrast, dtype):
         near(x[n], want * scale[:, None, None] + shift[:, None, None], dtype, 10)
         factors.append((b, c))
     widths = [a + min(a, 1) for a in (brightness, contrast)]
-    assert (np.ptp(factors, axis=0) >= np.multiply(0.85, widths)).all()  # the draws are all over the range
+    assert (np.ptp(factors, axis=0) >= np.multiply(0.85, widths)).all()  # the draws cover the range
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -359,19 +359,18 @@ def test_transformations_that_do_nothing_leave_every_bit(images, transforms, dty
 
 
 @devices
-def test_a_batch_is_what_the_kernels_make_of_it(images, device):
+def test_a_batch_is_the_result_of_the_kernels(images, device):
     mean, std, order = [0.1, 0.4], [0.5, 2.0], np.random.default_rng(0).permutation(20)
     batches = DeviceDataset(*images, mean=mean, std=std, padding=1, augment=ALL[::-1], seed=5, device=device)
     loader = DataLoader(batches, augment=True)
     loader.start_epoch(order)
-    take(loader, 3)  # the second batch is looked at
+    take(loader, 3)  # check the second batch
     x, _ = take(loader, 7)
     affine, elastic, jitter = (int(s) for s in np.random.default_rng(5).integers(2**63, size=3))
     plain = blank(x.shape, np.float32)
-    batches.gather(
-        plain if device == "cpu" else (there := batches.ops.to_device(plain)), batches.ops.to_device(order[:7])
-    )
-    plain = plain if device == "cpu" else np.array(batches.ops.to_host(there))
+    on_device = plain if device == "cpu" else batches.ops.to_device(plain)
+    batches.gather(on_device, batches.ops.to_device(order[:7]))
+    plain = plain if device == "cpu" else np.array(batches.ops.to_host(on_device))
     matrices, field = blank((7, 2, 3), np.float32), blank((7, 2, 11, 10), np.float32)
     kernels.random_affine(matrices, counter(2), affine, 15.0, (2.0, 2.0), (0.9, 1.1), (0.9, 1.1), 10.0)
     kernels.elastic_field(field, ElasticTransform().weights().astype(np.float32), counter(2), elastic, 34.0)
@@ -385,9 +384,9 @@ def test_a_batch_is_what_the_kernels_make_of_it(images, device):
 
 
 @devices
-def test_batches_differ_and_epochs_differ_and_an_epoch_can_be_had_again(images, device):
+def test_batches_and_epochs_differ_and_an_epoch_can_be_repeated(images, device):
     loader = DataLoader(DeviceDataset(*images, augment=ALL, device=device), augment=True)
-    order = np.zeros(20, np.int64)  # one image, over and over
+    order = np.zeros(20, np.int64)  # always the same image
     epochs = []
     for again in (False, False, True):
         loader.start_epoch(order, again)
@@ -397,7 +396,7 @@ def test_batches_differ_and_epochs_differ_and_an_epoch_can_be_had_again(images, 
     assert np.array(second).tobytes() == np.array(repeated).tobytes()
 
 
-def test_the_seed_decides_and_is_all_that_does(images):
+def test_the_seed_alone_decides(images):
     runs = []
     for seed in (0, 1, 1):
         loader = DataLoader(DeviceDataset(*images, augment=ALL, seed=seed), augment=True)
@@ -417,7 +416,7 @@ def small_model():
     return Sequential(Flatten(), Linear(144, 4), rng=0)
 
 
-def test_evaluation_sees_the_images_as_they_are(images):
+def test_evaluation_is_not_augmented(images):
     model = small_model()
     plain, augmented = DeviceDataset(*images), DeviceDataset(*images, augment=ALL)
     assert evaluate(model, plain)[0] == evaluate(model, augmented)[0]
@@ -443,32 +442,32 @@ def test_training_is_augmented_and_has_the_same_bits_on_any_number_of_threads(im
     assert runs[0] != learn(images, augment=ALL, seed=1)
 
 
-def test_the_epoch_that_diverged_is_taken_again_with_the_same_images(images, monkeypatch):
-    """Two clean epochs; in the third an image is infinite.  The second look at it sees the images of then."""
+def test_a_diverged_epoch_is_repeated_with_the_same_images(images, monkeypatch):
+    """An image of the third epoch is infinite.  The epoch is repeated with the same images."""
     batches, model, seen = DeviceDataset(*images, augment=ALL), small_model(), []
-    monkeypatch.setattr(kernels, "capture", lambda step: step)  # every step asks `look`
+    monkeypatch.setattr(kernels, "capture", lambda step: step)  # Python runs every step
     monkeypatch.setattr(kernels, "precompile", lambda step: None)
-    following = DataLoader.next
+    original_next = DataLoader.next
 
-    def look(self, x):
-        target = following(self, x)
+    def next_batch(self, x):
+        target = original_next(self, x)
         seen.append(np.array(x))
-        if len(seen) >= 8 and x.tobytes() == seen[7].tobytes():  # the second step of the third epoch, whenever it comes
+        if len(seen) >= 8 and x.tobytes() == seen[7].tobytes():  # the second step of the third epoch, repeated or not
             x[...] = np.inf
         return target
 
-    monkeypatch.setattr(DataLoader, "next", look)
+    monkeypatch.setattr(DataLoader, "next", next_batch)
     with pytest.raises(DivergedError) as raised:
         fit(model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=5, batch_size=8, rng=0, progress=False)
     assert (raised.value.epoch, raised.value.step) == (3, 8)
-    assert len(seen) in (10, 11)  # a slow step lets `fit` look at the loss before the epoch is over
-    for then, again in zip(seen[6:8], seen[-2:], strict=True):
-        assert then.tobytes() == again.tobytes()
+    assert len(seen) in (10, 11)  # after a slow step `fit` reads the loss within the epoch
+    for first, repeated in zip(seen[6:8], seen[-2:], strict=True):
+        assert first.tobytes() == repeated.tobytes()
     assert seen[3].tobytes() != seen[6].tobytes()
 
 
-def test_a_step_allocates_no_arrays_once_it_has_been_taken(images, monkeypatch):
-    """What a GPU records must not: the arrays are made with the first batch of a size."""
+def test_only_the_first_step_allocates_arrays(images, monkeypatch):
+    """A captured step must not.  The first batch of a size allocates the arrays."""
     loader = DataLoader(DeviceDataset(*images, augment=ALL), augment=True)
     take(loader, 8)
     for name in ("empty", "to_device", "to_host", "copy_to"):
@@ -527,18 +526,18 @@ def test_resize_is_pillows(H, W, size):
     assert got.dtype == np.uint8
     for image, ours in zip(images, got, strict=True):
         theirs = np.asarray(Image.fromarray(image.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR))
-        assert abs(ours - theirs).max() < 0.501  # theirs is not rounded
+        assert abs(ours - theirs).max() < 0.501  # Pillow does not round
     if H == W == size:
         np.testing.assert_array_equal(got, images)
 
 
-def test_resize_of_more_images_than_are_taken_at_once():
+def test_resize_of_more_images_than_a_chunk():
     images = np.random.default_rng(0).integers(0, 256, (2100, 3, 3), dtype=np.uint8)
     got = augment.resize(images, 5)
     np.testing.assert_array_equal(got[[0, 999, 1000, 2099]], augment.resize(images[[0, 999, 1000, 2099]], 5))
 
 
-# --- the same bits on any number of threads; a row for every kernel of this file --------------------------------------
+# --- the same bits for any number of threads: one row for every kernel of this file -----------------------------------
 
 
 def _case(name, dtype):

@@ -1,4 +1,4 @@
-"""What is saved comes back, what is damaged is refused by name, and the old file survives."""
+"""Saved files load, damaged ones are refused by name, and the old file survives a failure."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ def an_array():
     return np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
-# ---------------------------------------------------------------- what is saved comes back
+# ------------------------------------------------------------------------------ round trip
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -120,7 +120,7 @@ def test_numpy_and_checkpoint_read_each_other(file):
         ({"w": an_array()}, [1], TypeError, "metadata: expected a mapping"),
     ],
 )
-def test_what_cannot_be_saved(file, arrays, metadata, error, words):
+def test_invalid_content_is_refused(file, arrays, metadata, error, words):
     file.write_bytes(b"old")
     with pytest.raises(error, match=words):
         checkpoint.save(file, arrays, metadata)
@@ -190,8 +190,8 @@ def test_truncated_anywhere(file, saved):
             checkpoint.load(file)
 
 
-def check_refused_or_right(file, data, arrays):
-    """Some bytes of a zip, such as the date, say nothing about the content: then it must be right."""
+def assert_refused_or_intact(file, data, arrays):
+    """A change of bytes that are not content, such as the date, must leave the content intact."""
     file.write_bytes(data)
     try:
         loaded, metadata = checkpoint.load(file)
@@ -207,7 +207,7 @@ def test_every_bit_flipped(file, saved):
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
-        check_refused_or_right(file, flipped, arrays)
+        assert_refused_or_intact(file, flipped, arrays)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -220,7 +220,7 @@ def test_damaged_in_places(file, saved, data):
         patch = data.draw(st.binary(max_size=6))
         damaged[at : at + data.draw(st.sampled_from([0, len(patch)]))] = patch
     file.write_bytes(damaged)
-    with contextlib.suppress(DamagedCheckpointError):  # nothing else may come out
+    with contextlib.suppress(DamagedCheckpointError):  # no other exception
         checkpoint.load(file)
 
 

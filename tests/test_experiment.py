@@ -1,4 +1,4 @@
-"""The example and the command line, run as a person runs them."""
+"""The example and the command line, run as subprocesses."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ FILES = {
 }  # fmt: skip
 
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TINYCNN_CUDA"}  # as a user has it
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TINYCNN_CUDA"}  # a user's environment
 SYNTHETIC = ("--data", "synthetic")  # needs neither files nor a network
 
 
@@ -53,7 +53,7 @@ def test_the_example_trains_and_writes_a_whole_run_folder(tmp_path):
     report = json.loads((folder / "report.json").read_text())
     assert report["total"] == 10_000
     assert set(report["macro"]) == {"precision", "recall", "f1"}
-    # The saved weights are those that were tested.
+    # The saved weights load.
     model = models.lenet5(rng=1)
     model.load_state_dict(checkpoint.load(folder / "model.npz")[0])
     for name in FILES:
@@ -74,7 +74,7 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
 
 def test_ctrl_c_leaves_a_complete_folder_and_exit_code_130(tmp_path):
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    # A job in the background may have been told to ignore SIGINT, and so would its children.
+    # The children of a background job may ignore SIGINT.
     code = (
         "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -117,15 +117,15 @@ def test_ctrl_c_leaves_a_complete_folder_and_exit_code_130(tmp_path):
         (["--seed", "-1"], "--seed: must not be negative"),
     ],
 )
-def test_bad_options_are_refused_at_once(args, words):
+def test_invalid_options_are_refused(args, words):
     done = run(*args)
     assert done.returncode == 2
     assert words in done.stderr
 
 
-def test_mistakes_are_one_line_and_nothing_is_trained(tmp_path):
+def test_user_errors_are_one_line_before_training(tmp_path):
     file = tmp_path / "file"
-    file.write_text("in the way")
+    file.write_text("not a folder")
     for args, words in [
         ((*SYNTHETIC, "--out", file), f"cannot write the output folder {file}"),
         ((*SYNTHETIC, "--device", "gpu", "--out", tmp_path / "r"), "device must be 'auto', 'cpu', 'cuda' or 'cuda:N'"),
@@ -139,7 +139,7 @@ def test_mistakes_are_one_line_and_nothing_is_trained(tmp_path):
         assert not (tmp_path / "r").exists()
 
 
-def test_insisting_on_mnist_without_a_way_to_get_it_names_the_mirrors(tmp_path):
+def test_mnist_that_cannot_be_downloaded_names_the_mirrors(tmp_path):
     proxy = dict.fromkeys(("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
     done = run("--data", "mnist", env={"TINYCNN_DATA": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), **proxy})
     assert done.returncode == 1
@@ -147,7 +147,7 @@ def test_insisting_on_mnist_without_a_way_to_get_it_names_the_mirrors(tmp_path):
     assert "TINYCNN_DATA" in done.stderr
 
 
-def test_the_command_line_says_what_it_can():
+def test_help_version_and_info():
     for command in ([], ["train"], ["data"]):
         done = run(*command, "--help", script=None)
         assert done.returncode == 0
@@ -156,7 +156,7 @@ def test_the_command_line_says_what_it_can():
     assert "threads" in run("info", script=None).stdout
 
 
-def test_numba_and_matplotlib_load_when_first_used():
+def test_numba_and_matplotlib_load_lazily():
     code = (
         "import sys, tinycnn; from tinycnn import Sequential, Conv2d, Adam, fit, data, experiment, models;"
         "print([m for m in ('numba', 'matplotlib', 'tqdm', 'urllib.request') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""Ctrl-C at a bad moment, and output that nobody takes: files are complete, and nothing but a line is said."""
+"""Ctrl-C at critical moments, and output that cannot be written: files stay complete, without a traceback."""
 
 import io
 import json
@@ -29,7 +29,7 @@ FILES = {
 
 @pytest.fixture
 def handler():
-    """Python's own handler of SIGINT, which a job in the background may lack."""
+    """Install Python's SIGINT handler, which a background job may not have."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -39,7 +39,7 @@ def ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_waits_for_the_end(handler, capsys):
+def test_ctrl_c_is_deferred_to_the_end(handler, capsys):
     done = []
 
     def once():
@@ -51,26 +51,26 @@ def test_ctrl_c_waits_for_the_end(handler, capsys):
         with defer_interrupt():
             ctrl_c()
             ctrl_c()
-            done.append("the second one has waited")
+            done.append("the second Ctrl-C was deferred")
 
     def nested():
         with defer_interrupt("outer"):
             with defer_interrupt():
                 ctrl_c()
                 done.append(2)
-            done.append(3)  # the outer one is not at its end
+            done.append(3)  # the outer block continues
 
     for call in (once, twice, nested):
         with pytest.raises(KeyboardInterrupt):
             call()
     assert done == [1, 2, 3]
     assert capsys.readouterr().err == "".join(
-        f"\n{word} (Ctrl-C again to leave it)\n" for word in ("finishing", "outer")
+        f"\n{word} (press Ctrl-C again to stop at once)\n" for word in ("finishing", "outer")
     )
-    with defer_interrupt(raises=False) as asked:
-        assert not asked()
+    with defer_interrupt(raises=False) as pressed:
+        assert not pressed()
         ctrl_c()
-    assert asked()
+    assert pressed()
     thread = threading.Thread(target=lambda: defer_interrupt().__enter__())
     thread.start()
     thread.join()
@@ -79,12 +79,12 @@ def test_ctrl_c_waits_for_the_end(handler, capsys):
 
 @overload(ctrl_c)
 def _(*_):
-    ctrl_c()  # while a caller of it is compiled
+    ctrl_c()  # during the compilation of a caller
     return lambda *_: None
 
 
 @pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT is 1")
-def test_ctrl_c_waits_for_the_end_of_a_compilation(handler):
+def test_ctrl_c_is_deferred_to_the_end_of_a_compilation(handler):
     @serial_kernel
     def double(x):
         ctrl_c()
@@ -93,7 +93,7 @@ def test_ctrl_c_waits_for_the_end_of_a_compilation(handler):
     x = np.ones(1, np.float32)
     with pytest.raises(KeyboardInterrupt):
         double(x)
-    double(x)  # compiled already: no Ctrl-C comes
+    double(x)  # compiled already
     assert x == 2
 
 
@@ -113,7 +113,7 @@ def test_ctrl_c_while_pictures_are_drawn(home, handler, monkeypatch, capsys):
     monkeypatch.setattr(plot_module, "confusion", interrupted)
     assert main(["train", "--epochs", "1"]) == 130
     out, err = capsys.readouterr()
-    assert err.split("interrupted", 1)[1] == ": finishing the run folder (Ctrl-C again to leave it)\n"
+    assert err.split("interrupted", 1)[1] == ": finishing the run folder (press Ctrl-C again to stop at once)\n"
     assert "report and pictures in" in out
     (folder,) = (home / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == FILES
@@ -175,18 +175,18 @@ def test_ctrl_c_at_the_start(tmp_path, delay):
         finally:
             process.kill()
     assert process.returncode == 130, err
-    said = [line for line in (out + err).splitlines() if "interrupted" in line]
-    assert len(said) == 1
+    lines = [line for line in (out + err).splitlines() if "interrupted" in line]
+    assert len(lines) == 1
     assert "Traceback" not in err
     for folder in tmp_path.iterdir():
         json.loads((folder / "config.json").read_text())
 
 
-# --- output that nobody takes -----------------------------------------------------------------------------------------
+# --- output that cannot be written ------------------------------------------------------------------------------------
 
 
-class Gone(io.StringIO):
-    """A stream whose reader has gone."""
+class BrokenPipe(io.StringIO):
+    """A stream whose reader has closed the pipe."""
 
     def write(self, text):
         raise BrokenPipeError
@@ -195,31 +195,32 @@ class Gone(io.StringIO):
         return True
 
 
-def test_what_cannot_be_written_is_dropped(monkeypatch):
-    for stream in (None, Gone(), open(os.devnull), open("/dev/full", "w") if os.path.exists("/dev/full") else None):  # noqa: PTH110, PTH123, SIM115
+def test_output_that_cannot_be_written_is_dropped(monkeypatch):
+    full = open("/dev/full", "w") if os.path.exists("/dev/full") else None  # noqa: PTH110, PTH123, SIM115
+    for stream in (None, BrokenPipe(), open(os.devnull), full):  # noqa: PTH123, SIM115
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", stream)
         _streams.print_stderr("x")
-        with _streams.safe_streams() as lost:
+        with _streams.safe_streams() as failed:
             print("x" * 10_000)
             print("x", file=sys.stderr, flush=True)
-        assert lost() == (stream is not None)
+        assert failed() == (stream is not None)
         assert sys.stdout is stream
         if stream is not None:
             stream.close()
 
 
-def test_a_terminal_without_our_signs(monkeypatch):
+def test_an_ascii_terminal(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
-    with _streams.safe_streams() as lost:
+    with _streams.safe_streams() as failed:
         print("0.5 ± 0.1")
         sys.stdout.flush()
     assert raw.getvalue() == b"0.5 ? 0.1\n"
-    assert not lost()
+    assert not failed()
 
 
-@pytest.mark.parametrize("stream", [None, Gone()])
+@pytest.mark.parametrize("stream", [None, BrokenPipe()])
 def test_a_training_without_standard_error(monkeypatch, small_digits, stream):
     digits = DeviceDataset(small_digits.train_images, small_digits.train_labels)
     model = Sequential(Flatten(), Linear(784, 10), input_shape=(1, 28, 28), rng=0)
@@ -236,7 +237,7 @@ SHELL = (
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("to", SHELL)
-def test_results_are_kept_whatever_becomes_of_the_output(tmp_path, to):
+def test_results_are_kept_when_output_cannot_be_written(tmp_path, to):
     (tmp_path / "mine.toml").write_text(
         '[a]\n[a.net]\ninput = [1, 28, 28]\nlayers = "Flatten(), Linear(784, 10)"\n[a.data]\nname = "synthetic"\n'
         'train = 300\n[a.training]\noptimizer = "SGD()"\nlr = 0.1\nepochs = 1\nbatch = 50\n'

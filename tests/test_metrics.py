@@ -1,4 +1,4 @@
-"""Known answers worked out by hand, and what must be refused."""
+"""Results computed by hand, and wrong arguments."""
 
 import json
 
@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from tinycnn import metrics
 
-# Eight samples, three classes; class 2 is never right.
+# Eight samples, three classes; class 2 is never predicted correctly.
 TRUE = [0, 0, 0, 1, 1, 1, 1, 2]
-SAID = [0, 0, 1, 1, 1, 1, 2, 0]
+PREDICTED = [0, 0, 1, 1, 1, 1, 2, 0]
 CM = np.array([[2, 1, 0], [0, 3, 1], [1, 0, 0]])
 
 
 def test_confusion_matrix_has_true_classes_in_rows():
-    cm = metrics.confusion_matrix(TRUE, SAID, 3)
+    cm = metrics.confusion_matrix(TRUE, PREDICTED, 3)
     assert cm.dtype == np.int64
     np.testing.assert_array_equal(cm, CM)
 
@@ -103,7 +103,7 @@ def test_report_is_json_ready():
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "b"]])
-def test_report_refuses_names_that_do_not_fit(names):
+def test_report_refuses_wrong_names(names):
     with pytest.raises(ValueError, match="class_names: expected 3 different names"):
         metrics.report(CM, names)
 
@@ -125,11 +125,11 @@ def test_format_report():
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1))
-def test_every_number_follows_from_the_samples(pairs):
-    true, said = np.array(pairs).T
-    cm = metrics.confusion_matrix(true, said, 5)
+def test_metrics_are_consistent(pairs):
+    true, predicted = np.array(pairs).T
+    cm = metrics.confusion_matrix(true, predicted, 5)
     assert cm.sum() == len(pairs)
-    assert metrics.accuracy(cm) == np.mean(true == said)
+    assert metrics.accuracy(cm) == np.mean(true == predicted)
     report = metrics.report(cm)
     assert report["weighted"]["recall"] == pytest.approx(report["accuracy"])  # true by definition
     for k in range(5):

@@ -1,6 +1,6 @@
-"""Averaged weights and learning rates that react: EMA and ReduceLROnPlateau.
+"""EMA and ReduceLROnPlateau.
 
-The optimizers themselves and the schedules are compared with PyTorch's in test_functional.py, their kernels in
+The other optimizers and the schedules are compared with PyTorch's in test_functional.py, their kernels in
 test_linear_losses_optim.py.
 """
 
@@ -49,14 +49,14 @@ def train(model, optimizer, batches, **options):
     return fit(model, CrossEntropyLoss(), optimizer, batches, **options)
 
 
-def path(model, optimizer, count):
-    """theta after each of `count` steps on made-up gradients: (count, P)"""
-    rng, found = np.random.default_rng(1), []
+def trajectory(model, optimizer, count):
+    """theta after each of `count` steps on random gradients: (count, P)"""
+    rng, thetas = np.random.default_rng(1), []
     for _ in range(count):
         model.grad[...] = rng.standard_normal(model.grad.shape)
         optimizer.step()
-        found.append(model.theta.astype(np.float64))
-    return np.array(found)
+        thetas.append(model.theta.astype(np.float64))
+    return np.array(thetas)
 
 
 # --- EMA --------------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_the_average_of_every_step(decay):
         optimizer.step()
         thetas.append(model.theta.astype(np.float64))
         np.testing.assert_allclose(optimizer.average, reference.ema(thetas, decay)[-1], rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(thetas, path(*make(lr=0.1, momentum=0.9), 7))  # the steps are those of the inner one
+    np.testing.assert_array_equal(thetas, trajectory(*make(lr=0.1, momentum=0.9), 7))  # the inner optimizer's steps
 
 
 def test_the_average_is_torchs():
@@ -81,7 +81,7 @@ def test_the_average_is_torchs():
     averaged = swa.AveragedModel(linear, multi_avg_fn=swa.get_ema_multi_avg_fn(0.9))
     model = Sequential(Linear(5, 3), input_shape=(5,), rng=0, dtype=np.float64)
     optimizer = EMA(SGD(model, 0.1), 0.9)
-    for theta in path(model, optimizer, 6):
+    for theta in trajectory(model, optimizer, 6):
         with torch.no_grad():
             linear.weight.copy_(torch.tensor(theta[:15].reshape(3, 5)))
             linear.bias.copy_(torch.tensor(theta[15:]))
@@ -90,12 +90,12 @@ def test_the_average_is_torchs():
     np.testing.assert_allclose(optimizer.average, want, rtol=1e-12, atol=1e-12)
 
 
-def test_the_average_stands_in_the_model_for_a_while():
+def test_average_parameters_is_a_context_manager():
     model, inner = make(lr=0.1)
     optimizer, before = EMA(inner, 0.5), model.theta.copy()
     with optimizer.average_parameters():
         assert np.array_equal(model.theta, before)  # no step, no average
-    trained = path(model, optimizer, 3)[-1]
+    trained = trajectory(model, optimizer, 3)[-1]
     with optimizer.average_parameters():
         assert np.array_equal(model.theta, optimizer.average)
         assert not np.array_equal(model.theta, trained)
@@ -111,17 +111,17 @@ def test_the_average_stands_in_the_model_for_a_while():
     assert np.array_equal(model.theta, optimizer.average)
 
 
-def test_an_average_has_the_face_of_its_optimizer():
+def test_ema_exposes_its_optimizer():
     model, inner = make(Adam, lr=schedules.cosine(0.1, 5))
     optimizer = EMA(inner)
-    path(model, optimizer, 2)
+    trajectory(model, optimizer, 2)
     assert optimizer.steps == 2
     assert optimizer.lr == inner.lr_schedule[2]
     assert optimizer.lr_schedule is inner.lr_schedule
     assert optimizer.device_lr_schedule is inner.device_lr_schedule
 
 
-def test_an_average_goes_on_from_its_saved_state(digits):
+def test_ema_resumes_from_its_state_dict(digits):
     index = np.arange(64)
 
     def steps(model, optimizer, count):
@@ -129,8 +129,8 @@ def test_an_average_goes_on_from_its_saved_state(digits):
             train_step(model, CrossEntropyLoss(), optimizer, digits[0], index)
 
     whole, inner = make(Adam, lr=0.01)
-    reached = EMA(inner, 0.8)
-    steps(whole, reached, 6)
+    uninterrupted = EMA(inner, 0.8)
+    steps(whole, uninterrupted, 6)
     first, inner = make(Adam, lr=0.01)
     optimizer = EMA(inner, 0.8)
     steps(first, optimizer, 3)
@@ -140,13 +140,13 @@ def test_an_average_goes_on_from_its_saved_state(digits):
     resumed.load_state_dict(optimizer.state_dict())
     steps(second, resumed, 3)
     assert np.array_equal(second.theta, whole.theta)
-    assert np.array_equal(resumed.average, reached.average)
+    assert np.array_equal(resumed.average, uninterrupted.average)
 
 
-def test_an_average_refuses_a_state_that_does_not_fit():
+def test_ema_refuses_a_wrong_state():
     model, inner = make(lr=0.1)
     optimizer = EMA(inner)
-    path(model, optimizer, 2)
+    trajectory(model, optimizer, 2)
     state = optimizer.state_dict()
     for wrong, words in [
         (inner.state_dict(), "must have 'average' of shape .* got none"),
@@ -164,7 +164,7 @@ def test_an_average_refuses_a_state_that_does_not_fit():
 
 def test_fit_validates_and_returns_the_average(digits, monkeypatch):
     plain, optimizer = make(lr=0.05)
-    monkeypatch.setattr(kernels, "capture", lambda step: step)  # every step is looked at
+    monkeypatch.setattr(kernels, "capture", lambda step: step)  # Python runs every step
     monkeypatch.setattr(kernels, "precompile", lambda step: None)
     thetas = []
     step = optimizer.step
@@ -190,13 +190,13 @@ def test_an_interrupt_leaves_the_average_of_the_last_epoch(digits):
     model, inner = make(lr=0.05)
     seen = []
 
-    def interrupt_in_the_second(record):
+    def interrupt_second_epoch(record):
         seen.append(model.theta.copy())
         if record["epoch"] == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(model, EMA(inner, 0.9), digits[0], epochs=5, on_epoch=interrupt_in_the_second)
+        train(model, EMA(inner, 0.9), digits[0], epochs=5, on_epoch=interrupt_second_epoch)
     assert np.array_equal(model.theta, seen[-1])
 
 
@@ -227,13 +227,13 @@ def test_warm_up_leaves_no_trace_in_the_average(digits):
 # --- ReduceLROnPlateau ------------------------------------------------------------------------------------------------
 
 
-def test_the_rate_falls_after_patience():
+def test_the_rate_is_reduced_after_patience():
     optimizer = make(lr=1.0)[1]
     plateau = ReduceLROnPlateau(optimizer, factor=0.5, patience=2, cooldown=1, min_lr=0.2)
     for metric, rate in [
-        (3, 1), (2, 1), (2, 1), (2, 1), (2, 0.5),  # three in a row were not better
-        (2, 0.5), (2, 0.5), (2, 0.5), (2, 0.25),  # one of cooldown, then three again
-        (1, 0.25), (1, 0.25), (1, 0.25), (1, 0.2),  # a better one, then three again: no lower than min_lr
+        (3, 1), (2, 1), (2, 1), (2, 1), (2, 0.5),  # three epochs without an improvement
+        (2, 0.5), (2, 0.5), (2, 0.5), (2, 0.25),  # one of cooldown, then three
+        (1, 0.25), (1, 0.25), (1, 0.25), (1, 0.2),  # an improvement, then three: not below min_lr
         (1, 0.2), (np.nan, 0.2), (0.9, 0.2),
     ]:  # fmt: skip
         plateau.step(metric)
@@ -242,13 +242,13 @@ def test_the_rate_falls_after_patience():
     assert plateau.best == 0.9
 
 
-def test_the_rates_still_to_come_fall():
+def test_the_remaining_rates_are_reduced():
     model, optimizer = make(lr=[0.8, 0.4, 0.2, 0.1, 1e-9])
-    path(model, optimizer, 2)
+    trajectory(model, optimizer, 2)
     before = optimizer.device_lr_schedule
     ReduceLROnPlateau(optimizer, factor=0.25, patience=0, min_lr=0.04).step(np.nan)
-    np.testing.assert_allclose(optimizer.lr_schedule, [0.8, 0.4, 0.05, 0.04, 1e-9], rtol=1e-12)  # not lifted to min_lr
-    assert optimizer.device_lr_schedule is before  # where a recorded step reads them
+    np.testing.assert_allclose(optimizer.lr_schedule, [0.8, 0.4, 0.05, 0.04, 1e-9], rtol=1e-12)  # not raised to min_lr
+    assert optimizer.device_lr_schedule is before  # a captured step reads it
     np.testing.assert_array_equal(optimizer.device_lr_schedule, optimizer.lr_schedule.astype(np.float32))
 
 
@@ -264,24 +264,24 @@ def test_the_rates_are_torchs(mode, threshold_mode):
             "mode": mode, "threshold_mode": threshold_mode, "factor": 0.3, "patience": patience, "cooldown": cooldown,
             "threshold": threshold, "min_lr": min_lr, "eps": eps,
         }  # fmt: skip
-        optimizer, theirs = make(lr=0.5)[1], torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+        optimizer, torch_optimizer = make(lr=0.5)[1], torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
         plateau = ReduceLROnPlateau(optimizer, **options)
-        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, **options)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(torch_optimizer, **options)
         for metric in np.round(rng.standard_normal(40), 1) * rng.choice([1, -1, 1e-3]):
             plateau.step(metric)
             scheduler.step(metric)
-            assert optimizer.lr == theirs.param_groups[0]["lr"], options
+            assert optimizer.lr == torch_optimizer.param_groups[0]["lr"], options
             assert plateau.best == scheduler.best, options
             assert plateau.num_bad_epochs == scheduler.num_bad_epochs, options
 
 
-def test_a_plateau_goes_on_from_its_saved_state():
+def test_a_plateau_resumes_from_its_state_dict():
     metrics = [3, 2, 2, 2, 2, 2, 1, 1, 1, 1]
 
-    def lowered(optimizer):
+    def make_plateau(optimizer):
         return ReduceLROnPlateau(optimizer, factor=0.5, patience=1, cooldown=1)
 
-    whole, first, second = (lowered(make(lr=1.0)[1]) for _ in range(3))
+    whole, first, second = (make_plateau(make(lr=1.0)[1]) for _ in range(3))
     rates = []
     for metric in metrics:
         whole.step(metric)
@@ -307,7 +307,7 @@ def test_a_plateau_goes_on_from_its_saved_state():
         ({"best": 1.0, "num_bad_epochs": 1, "cooldown_counter": 0.5}, "cooldown_counter must be an integer"),
     ],
 )
-def test_a_plateau_refuses_a_state_that_does_not_fit(state, words):
+def test_a_plateau_refuses_a_wrong_state(state, words):
     plateau = ReduceLROnPlateau(make(lr=1.0)[1])
     before = plateau.state_dict()
     with pytest.raises((TypeError, ValueError), match=words):
@@ -315,15 +315,15 @@ def test_a_plateau_refuses_a_state_that_does_not_fit(state, words):
     assert plateau.state_dict() == before
 
 
-def test_a_cycle_that_only_rises():
+def test_one_cycle_with_warmup_only():
     """torch.optim.lr_scheduler.OneCycleLR with pct_start=1.0"""
     np.testing.assert_allclose(schedules.one_cycle(1.0, 3, warmup=1.0, div_factor=5.0), [0.2, 0.6, 1.0], rtol=1e-12)
     with pytest.raises(ValueError, match="warmup must"):
         schedules.one_cycle(1.0, 3, warmup=1.1)
 
 
-def test_a_plateau_in_a_training(digits):
-    model, inner = make(lr=1e-12)  # nothing gets better
+def test_a_plateau_in_fit(digits):
+    model, inner = make(lr=1e-12)  # no improvement
     plateau = ReduceLROnPlateau(EMA(inner), patience=0, factor=0.5, eps=0.0)
     history = train(
         model, plateau.optimizer, digits[0], epochs=4, validation=digits[1],
@@ -332,15 +332,15 @@ def test_a_plateau_in_a_training(digits):
     assert [record["lr"] for record in history] == [1e-12, 1e-12, 5e-13, 2.5e-13]
 
 
-def test_an_epoch_is_taken_again_with_the_rates_that_on_epoch_has_set(digits):
+def test_a_diverged_epoch_is_repeated_with_the_rates_that_on_epoch_has_set(digits):
     model, optimizer = make(lr=0.05)
-    with np.errstate(all="ignore"), pytest.raises(DivergedError) as caught:  # the second look at the epoch finds it
+    with np.errstate(all="ignore"), pytest.raises(DivergedError) as caught:  # thetas when the epoch is repeated
         train(model, optimizer, digits[0], on_epoch=lambda record: optimizer.set_lr_schedule(1e38))
     assert caught.value.epoch == 2
     assert optimizer.lr == 1e38
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- wrong arguments --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -369,12 +369,12 @@ def test_bad_arguments_are_refused_by_name(build, words):
         build(make(lr=0.1)[1])
 
 
-# --- numbers that are too small ---------------------------------------------------------------------------------------
+# --- denormal numbers -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", [Adam, lambda model, lr: SGD(model, lr, momentum=0.9)])
-def test_averages_of_gradients_that_no_longer_come_end_at_zero(optimizer):
-    """Denormal numbers, which they would become on the way, take a hundred times as long."""
+def test_averages_of_zero_gradients_decay_to_zero(optimizer):
+    """They skip denormal numbers, which are a hundred times slower."""
     model = Sequential(Flatten(), Linear(4, 5), input_shape=(1, 2, 2), rng=0)
     rule = optimizer(model, 1e-3)
     model.grad[:] = np.random.default_rng(0).standard_normal(len(model.grad))
@@ -386,7 +386,7 @@ def test_averages_of_gradients_that_no_longer_come_end_at_zero(optimizer):
             size = np.abs(getattr(rule, name))
             assert not ((size > 0) & (size < np.finfo(np.float32).tiny)).any(), name
     assert not getattr(rule, rule.vectors[0]).any()
-    model.grad[:] = 1e-36  # small, but a normal number, and so is its average
+    model.grad[:] = 1e-36  # small but normal, like its average
     rule.step()
     assert (getattr(rule, rule.vectors[0]) > 9e-38).all()
     model.grad[0] = np.nan
@@ -396,13 +396,13 @@ def test_averages_of_gradients_that_no_longer_come_end_at_zero(optimizer):
 
 
 def test_averages_in_float64_may_be_smaller():
-    """What is no normal number in float32 may be one in float64."""
+    """A number that is denormal in float32 may be normal in float64."""
     model = Sequential(Flatten(), Linear(4, 5), input_shape=(1, 2, 2), rng=0, dtype=np.float64)
     before, rule = model.theta.copy(), Adam(model, 0.1, eps=0)
     model.grad[:] = 1e-18
     rule.step()
     np.testing.assert_allclose(model.theta, before - 0.1, rtol=0, atol=1e-12)
-    model.grad[:] = 1e-160  # its square is no normal number in float64 either
+    model.grad[:] = 1e-160  # its square is denormal in float64 too
     rule.m[:] = rule.v[:] = 0
     rule.step()
     assert not rule.v.any()

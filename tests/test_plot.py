@@ -1,4 +1,4 @@
-"""Every picture draws without a warning, says what it must, and leaves no trace behind."""
+"""Every picture draws without a warning, shows the expected text, and changes no global state."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def rng():
 
 
 @pytest.fixture(autouse=True)
-def no_global_state_is_touched():
+def no_global_state_changes():
     before = dict(matplotlib.rcParams)
     yield
     assert dict(matplotlib.rcParams) == before
@@ -101,7 +101,7 @@ def test_learning_curves_with_gaps_and_perfect_epochs():
         del row["val_loss"]
         row["val_accuracy"] = None
     for row in rows[27:]:
-        row["train_accuracy"] = 1.0  # no place on a log axis
+        row["train_accuracy"] = 1.0  # error 0 is not on a log axis
     text = words(plot.learning_curves(rows))
     assert "training: 0" in text
     assert "not finite" not in text
@@ -131,7 +131,7 @@ def test_confusion():
     cm = np.array([[95, 5], [1, 99]])
     ax = plot.confusion(cm, ["cat", "dog"])
     assert isinstance(ax, Axes)
-    assert ax.get_title() == "97.00 % right, 6 of 200 wrong"
+    assert ax.get_title() == "97.00 % correct, 6 of 200 wrong"
     assert sorted(text.get_text() for text in ax.texts) == ["1", "5", "95", "99"]
     image = ax.images[0]
     assert image.norm.vmax == 0.05  # the worst error, not the diagonal, sets the scale
@@ -143,13 +143,13 @@ def test_confusion():
 def test_confusion_of_any_size(classes, rng):
     cm = rng.poisson(1, (classes, classes)) + 50 * np.eye(classes, dtype=int)
     ax = plot.confusion(cm, FASHION if classes == 10 else None)
-    assert "% right" in words(ax.figure)
+    assert "% correct" in words(ax.figure)
     assert len(ax.texts) == (classes**2 if classes <= 30 else 0)
 
 
 def test_confusion_extremes():
     perfect = plot.confusion(np.eye(3, dtype=int) * 7)
-    assert "100.00 % right, 0 of 21 wrong" in words(perfect.figure)
+    assert "100.00 % correct, 0 of 21 wrong" in words(perfect.figure)
     assert len(perfect.figure.axes) == 1  # no colour bar without errors
     assert "0 of 0 wrong" in words(plot.confusion(np.zeros((2, 2), int)).figure)
     mine = Figure().add_subplot()
@@ -158,14 +158,14 @@ def test_confusion_extremes():
 
 def test_mistakes_most_confident_first(rng):
     images = rng.random((6, 28, 28))
-    true, said = np.array([0, 1, 2, 3, 4, 5]), np.array([0, 2, 2, 4, 5, 6])
-    figure = plot.mistakes(images, true, said, [0.9, 0.5, 0.9, 0.99, 0.7, 0.6], limit=3)
+    true, predicted = np.array([0, 1, 2, 3, 4, 5]), np.array([0, 2, 2, 4, 5, 6])
+    figure = plot.mistakes(images, true, predicted, [0.9, 0.5, 0.9, 0.99, 0.7, 0.6], limit=3)
     assert "3 of 4 mistakes shown" in words(figure)
     captions = [tuple(text.get_text() for text in ax.texts) for ax in figure.axes]
     assert captions == [
-        ("true 3", "said 4, 99.0 %"),
-        ("true 4", "said 5, 70.0 %"),
-        ("true 5", "said 6, 60.0 %"),
+        ("true 3", "predicted 4, 99.0 %"),
+        ("true 4", "predicted 5, 70.0 %"),
+        ("true 5", "predicted 6, 60.0 %"),
     ]
     np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), images[3])
 
@@ -185,22 +185,22 @@ def test_mistakes_of_any_kind(shape, dtype, count, rng):
     figure = plot.mistakes(images, np.zeros(count, int), np.full(count, 8), rng.random(count), FASHION)
     text = words(figure)
     assert f"{min(count, 40)} of {count} mistake" in text
-    assert "said $Bag" in text  # a dollar sign is no formula
+    assert "predicted $Bag" in text  # a dollar sign is no formula
 
 
 def test_predictions_in_the_order_of_the_images(rng):
-    images, true, said = rng.random((5, 6, 6)), np.arange(5), np.array([0, 1, 2, 9, 4])
-    figure = plot.predictions(images, true, said, np.full(5, 0.5), limit=4)
+    images, true, predicted = rng.random((5, 6, 6)), np.arange(5), np.array([0, 1, 2, 9, 4])
+    figure = plot.predictions(images, true, predicted, np.full(5, 0.5), limit=4)
     assert "the first 4 images" in words(figure)
-    assert "3 of them right" in words(figure)
-    colours = [text.get_color() for ax in figure.axes for text in ax.texts if text.get_text().startswith("said")]
+    assert "3 of them correct" in words(figure)
+    colours = [text.get_color() for ax in figure.axes for text in ax.texts if text.get_text().startswith("predicted")]
     assert colours == [plot.BLUE] * 3 + [plot.ORANGE]
 
 
 def test_no_mistakes():
     figure = plot.mistakes(np.zeros((1234, 2, 2)), np.zeros(1234, int), np.zeros(1234, int), np.ones(1234))
     assert "No mistakes" in words(figure)
-    assert "all 1,234 images right" in words(figure)
+    assert "all 1,234 images correct" in words(figure)
 
 
 # --------------------------------------------------------------------- inside the network

@@ -803,7 +803,7 @@ def test_a_model_with_its_own_forward_is_refused():
         def forward(self, x):
             return super().forward(np.zeros_like(x))
 
-    with pytest.raises(TypeError, match="Own has a forward or backward of its own"):
+    with pytest.raises(TypeError, match="Own overrides forward or backward"):
         one_epoch(Own(Flatten(), Linear(64, 3), rng=0))
 
 

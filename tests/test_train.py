@@ -1,4 +1,4 @@
-"""Training: batches, steps, the loop, what happens when it goes wrong."""
+"""Training: data sets, steps, the loop, divergence and interruption."""
 
 import os
 
@@ -44,7 +44,7 @@ def small_model(rng=0):
     return Sequential(Flatten(), Linear(784, 16), Tanh(), Linear(16, 10), rng=rng)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
+# --- data sets --------------------------------------------------------------------------------------------------------
 
 
 def test_batches_normalise_to_mean_zero_and_deviation_one(digits):
@@ -91,7 +91,7 @@ def test_float_images_are_not_divided_by_255():
         (np.zeros((3, 4, 4)), np.zeros(2, int), ValueError, "labels"),
     ],
 )
-def test_bad_batches_are_refused(images, labels, error, words):
+def test_invalid_data_sets_are_refused(images, labels, error, words):
     with pytest.raises(error, match=words):
         DeviceDataset(images, labels)
 
@@ -100,7 +100,7 @@ def test_bad_batches_are_refused(images, labels, error, words):
 
 
 @pytest.mark.parametrize(("activation", "pool"), [("tanh", "avg"), ("relu", "max")])
-def test_32_images_are_learned_by_heart(digits, activation, pool):
+def test_32_images_are_memorized(digits, activation, pool):
     images, labels = digits
     batches = DeviceDataset(images[:32], labels[:32])
     model = models.lenet5(activation, pool, rng=1)
@@ -110,29 +110,29 @@ def test_32_images_are_learned_by_heart(digits, activation, pool):
     assert loss < 0.01
 
 
-def train_some(threads, digits, steps_epochs=7):
+def train_lenet(threads, digits, epochs=7):
     set_num_threads(threads)
     try:
         images, labels = digits
         model = models.lenet5(rng=3)
-        optimizer = AdamW(model, schedules.one_cycle(3e-3, steps_epochs * 16))
+        optimizer = AdamW(model, schedules.one_cycle(3e-3, epochs * 16))
         history = fit(
             model, CrossEntropyLoss(), optimizer, DeviceDataset(images, labels),
-            epochs=steps_epochs, batch_size=130, rng=5, progress=False,
+            epochs=epochs, batch_size=130, rng=5, progress=False,
         )  # fmt: skip
-        assert optimizer.steps == steps_epochs * 16  # the last batch, smaller than the others, counts too
+        assert optimizer.steps == epochs * 16  # with the last batch, which is smaller
         return model.theta.tobytes(), [record["train_loss"] for record in history]
     finally:
         set_num_threads(numba.config.NUMBA_NUM_THREADS)
 
 
 def test_training_gives_the_same_bits_again(digits):
-    assert train_some(None, digits) == train_some(None, digits)
+    assert train_lenet(None, digits) == train_lenet(None, digits)
 
 
-@pytest.mark.skipif(not TWO_CORES, reason="one thread is all there is")
+@pytest.mark.skipif(not TWO_CORES, reason="needs two threads")
 def test_training_gives_the_same_bits_with_one_and_two_threads(digits):
-    assert train_some(1, digits) == train_some(2, digits)
+    assert train_lenet(1, digits) == train_lenet(2, digits)
 
 
 def test_fit_reports_every_epoch(digits):
@@ -151,18 +151,18 @@ def test_fit_reports_every_epoch(digits):
     }  # fmt: skip
 
 
-def test_the_loss_that_is_validated(digits):
-    """The one that is trained; of cross entropy the plain one, which can be compared between runs."""
+def test_the_validation_loss(digits):
+    """The training loss, but plain cross entropy instead of one with options, so that runs can be compared."""
     images, labels = digits
     train, validation = DeviceDataset(images[:100], labels[:100]), DeviceDataset(images[:300], labels[:300])
-    for criterion, measure in [
+    for criterion, val_criterion in [
         (OneHotMSELoss(), OneHotMSELoss()),
         (CrossEntropyLoss(label_smoothing=0.5), CrossEntropyLoss()),
     ]:
         model = small_model()
         options = {"epochs": 1, "batch_size": 32, "rng": 0, "progress": False}
         (record,) = fit(model, criterion, SGD(model, 0.1), train, validation=validation, **options)
-        want = evaluate(model, validation, measure)
+        want = evaluate(model, validation, val_criterion)
         assert (record["val_loss"], record["val_accuracy"]) == want[:2]
 
 
@@ -231,14 +231,14 @@ def test_digits_are_learned_by_squared_error(digits):
     assert evaluate(model, batches, OneHotMSELoss())[0] < 0.02
 
 
-# --- stopping early ---------------------------------------------------------------------------------------------------
+# --- early stopping ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "values", "last", "best"),
     [
         ({"patience": 2}, [3, 2, 2, 2.5, 1], 4, 2),
-        ({"patience": 2}, [3, 2, 2, 1, 1, 1, 0], 6, 4),  # counted anew after a better one
+        ({"patience": 2}, [3, 2, 2, 1, 1, 1, 0], 6, 4),  # the count restarts after an improvement
         ({"patience": 1}, [1, 1, 0], 2, 1),
         ({"patience": 0}, [1, 0.5, 0.6, 0], 3, 2),
         ({"patience": 3}, [3, 2, 1], None, 3),
@@ -248,7 +248,7 @@ def test_digits_are_learned_by_squared_error(digits):
         ({"patience": 2, "monitor": "train_loss"}, [2, 2, 2, 1], 3, 1),
     ],
 )
-def test_when_training_stops(options, values, last, best):
+def test_early_stopping_stops_after_patience(options, values, last, best):
     stopping = EarlyStopping(**options)
     found = None
     for epoch, value in enumerate(values, 1):
@@ -264,7 +264,7 @@ def test_when_training_stops(options, values, last, best):
 def test_training_stops_early_with_the_best_weights(digits):
     images, labels = digits
     train, validation = DeviceDataset(images[:300], labels[:300]), DeviceDataset(images[300:400], labels[300:400])
-    rates = np.concatenate([np.full(10, 0.1), np.full(100, 10.0)])  # from the third epoch on it gets worse
+    rates = np.concatenate([np.full(10, 0.1), np.full(100, 10.0)])  # worse from the third epoch on
     for averaged in (False, True):
         for restore in (False, True):
             model = small_model()
@@ -272,7 +272,7 @@ def test_training_stops_early_with_the_best_weights(digits):
             optimizer = optim.EMA(optimizer, 0.5) if averaged else optimizer
             stopping, seen = EarlyStopping(patience=3, restore_best=model if restore else None), []
 
-            class Watched:
+            class Recorder:
                 at_end = stopping.at_end
 
                 def __call__(self, record, stopping=stopping, model=model, seen=seen):
@@ -281,7 +281,7 @@ def test_training_stops_early_with_the_best_weights(digits):
 
             history = fit(
                 model, CrossEntropyLoss(), optimizer, train, epochs=20, batch_size=64, validation=validation, rng=0,
-                on_epoch=Watched(), progress=False,
+                on_epoch=Recorder(), progress=False,
             )  # fmt: skip
             assert len(history) == stopping.best_epoch + 3 < 20
             losses = [record["val_loss"] for record in history]
@@ -291,7 +291,7 @@ def test_training_stops_early_with_the_best_weights(digits):
             assert evaluate(model, validation)[0] == losses[at]
 
 
-def test_the_best_weights_return_where_nothing_stops(digits):
+def test_the_best_weights_are_restored_without_an_early_stop(digits):
     images, labels = digits
     batches, model = DeviceDataset(images[:100], labels[:100]), small_model()
     rates = np.concatenate([np.full(4, 0.1), np.full(4, 10.0)])
@@ -302,14 +302,14 @@ def test_the_best_weights_return_where_nothing_stops(digits):
     assert stopping.best_epoch == int(np.argmax([record["train_loss"] for record in history])) + 1
 
 
-def test_what_else_a_callback_returns_stops_nothing(digits):
+def test_only_true_from_a_callback_stops_training(digits):
     images, labels = digits
     batches = DeviceDataset(images[:64], labels[:64])
-    for answer, epochs in ((None, 3), (False, 3), ((None, None), 3), ("stop", 3), (True, 1)):
+    for result, epochs in ((None, 3), (False, 3), ((None, None), 3), ("stop", 3), (True, 1)):
         model = small_model()
         history = fit(
             model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=3, rng=0, progress=False,
-            on_epoch=lambda record, answer=answer: answer,
+            on_epoch=lambda record, result=result: result,
         )  # fmt: skip
         assert len(history) == epochs
 
@@ -342,7 +342,7 @@ def test_three_hundred_steps_on_real_mnist():
     assert evaluate(model, test)[1] > 0.95
 
 
-# --- going wrong ------------------------------------------------------------------------------------------------------
+# --- divergence and interruption --------------------------------------------------------------------------------------
 
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_weights(digits):
@@ -374,7 +374,7 @@ def test_an_interrupt_leaves_the_weights_of_the_last_epoch(digits):
     images, labels = digits
     model, good = small_model(), []
 
-    def interrupt_in_the_second(record):
+    def interrupt_second_epoch(record):
         good.append(model.theta.copy())
         if record["epoch"] == 2:
             raise KeyboardInterrupt
@@ -382,12 +382,12 @@ def test_an_interrupt_leaves_the_weights_of_the_last_epoch(digits):
     with pytest.raises(KeyboardInterrupt):
         fit(
             model, CrossEntropyLoss(), SGD(model, 0.1), DeviceDataset(images, labels), epochs=5, rng=0,
-            on_epoch=interrupt_in_the_second, progress=False,
+            on_epoch=interrupt_second_epoch, progress=False,
         )  # fmt: skip
     assert np.array_equal(model.theta, good[-1])
 
 
-def test_a_data_set_that_does_not_fit_the_model_is_refused_before_training(digits):
+def test_a_data_set_of_a_wrong_shape_is_refused_before_training(digits):
     images, labels = digits
     model = models.lenet5(rng=0)
     before = model.theta.copy()
@@ -404,7 +404,7 @@ def test_a_data_set_that_does_not_fit_the_model_is_refused_before_training(digit
 
 
 @pytest.mark.parametrize("value", [0, 10_000])
-def test_a_number_of_threads_that_cannot_be_is_refused(value):
+def test_an_invalid_number_of_threads_is_refused(value):
     with pytest.raises(ValueError, match="threads must be at"):
         set_num_threads(value)
 
@@ -412,7 +412,7 @@ def test_a_number_of_threads_that_cannot_be_is_refused(value):
 # --- optimizers' own state --------------------------------------------------------------------------------------------
 
 
-def test_an_optimizer_goes_on_from_its_saved_state(digits):
+def test_an_optimizer_resumes_from_its_state_dict(digits):
     images, labels = digits
     batches, index = DeviceDataset(images, labels), np.arange(64)
 
@@ -433,7 +433,7 @@ def test_an_optimizer_goes_on_from_its_saved_state(digits):
     assert np.array_equal(second.theta, whole.theta)
 
 
-def test_an_optimizer_refuses_a_state_that_does_not_fit():
+def test_an_optimizer_refuses_a_wrong_state():
     model = small_model()
     optimizer = Adam(model)
     with pytest.raises(ValueError, match="must have the keys"):
@@ -462,34 +462,34 @@ def test_bad_optimizer_options_are_refused(make, words):
 
 @pytest.fixture
 def orders(monkeypatch):
-    """Which images each epoch was to take, in which order."""
+    """The order of images in each epoch."""
     seen, start_epoch = [], DataLoader.start_epoch
 
-    def remember(self, order, again=False):
+    def record(self, order, repeat=False):
         seen.append(np.array(order))
-        start_epoch(self, order, again)
+        start_epoch(self, order, repeat)
 
-    monkeypatch.setattr(DataLoader, "start_epoch", remember)
+    monkeypatch.setattr(DataLoader, "start_epoch", record)
     return seen
 
 
-def test_short_epochs_go_on_where_the_last_one_ended(orders):
+def test_short_epochs_continue_where_the_last_one_ended(orders):
     images, labels = data.synthetic_digits(100, rng=0)
     batches, model = DeviceDataset(images, labels), small_model()
     history = fit(
         model, CrossEntropyLoss(), SGD(model, 0.1), batches, epochs=6, batch_size=10, steps_per_epoch=4, rng=0
     )
     assert [len(order) for order in orders] == [40] * 6
-    taken = np.concatenate(orders)
-    for whole in (taken[:100], taken[100:200]):  # each image once before any comes again
+    sequence = np.concatenate(orders)
+    for whole in (sequence[:100], sequence[100:200]):  # every image once before any is repeated
         assert sorted(whole) == list(range(100))
-    assert list(taken[:100]) != list(taken[100:200])
+    assert list(sequence[:100]) != list(sequence[100:200])
     assert model.theta.any()
     assert len(history) == 6
 
 
 @pytest.mark.parametrize(("steps", "error"), [(11, ValueError), (0, ValueError), (2.5, TypeError)])
-def test_a_number_of_steps_that_cannot_be_is_refused(steps, error):
+def test_an_invalid_number_of_steps_is_refused(steps, error):
     images, labels = data.synthetic_digits(100, rng=0)
     model = small_model()
     with pytest.raises(error, match="steps_per_epoch"):

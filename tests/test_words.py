@@ -41,8 +41,8 @@ from tinycnn import (
 X = np.random.default_rng(0).standard_normal((12, 1, 4, 4)).astype(np.float32)
 Y = np.arange(12) % 3
 RNG = "rng must be a seed (an integer that is not negative, or several), a NumPy generator or None, got "
-A_LOSS = "criterion must be a loss, CrossEntropyLoss() say, got "
-DATA = "must be a data set, of the class DeviceDataset, got "
+A_LOSS = "criterion must be a loss such as CrossEntropyLoss(), got "
+DATA = "must be a DeviceDataset, got "
 STATE = "state must be a dictionary, as state_dict() gives it, got "
 
 
@@ -64,11 +64,11 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
         (lambda: train(batches=(X, Y)), TypeError, f"train {DATA}tuple; make one of images and labels: DeviceDataset("),
         (lambda: train(batches=X), TypeError, f"train {DATA}ndarray of shape (12, 1, 4, 4); make"),
         (lambda: train(validation=(X, Y)), TypeError, f"validation {DATA}tuple"),
-        (lambda: evaluate(MODEL, (X, Y)), TypeError, f"batches {DATA}tuple"),
-        (lambda: train_step(MODEL, LOSS, RULE, (X, Y), Y), TypeError, f"batches {DATA}tuple"),
+        (lambda: evaluate(MODEL, (X, Y)), TypeError, f"dataset {DATA}tuple"),
+        (lambda: train_step(MODEL, LOSS, RULE, (X, Y), Y), TypeError, f"dataset {DATA}tuple"),
         (lambda: train(loss=CrossEntropyLoss), TypeError, f"{A_LOSS}the class CrossEntropyLoss: call it, Cross"),
         (lambda: evaluate(MODEL, BATCHES, MSELoss), TypeError, f"{A_LOSS}the class MSELoss"),
-        (lambda: train(rule=SGD), TypeError, "be an optimizer, Adam(model) say, got the class SGD: call it, SGD("),
+        (lambda: train(rule=SGD), TypeError, "be an optimizer such as Adam(model), got the class SGD: call it, SGD("),
         (lambda: train(loss=RULE, rule=LOSS), TypeError, f"{A_LOSS}SGD(lr=0.1); criterion comes before optimizer"),
         (lambda: train_step(MODEL, RULE, LOSS, BATCHES, Y), TypeError, "criterion comes before optimizer"),
         (lambda: train(model=LOSS), TypeError, "model must be a Sequential, got CrossEntropyLoss()"),
@@ -140,7 +140,7 @@ def test_error_messages(call, error, words):
     ],
 )
 def test_a_missing_folder_is_named(tmp_path, save):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder for it: '.*/missing/a[^/]*'$"):
+    with pytest.raises(FileNotFoundError, match=r"the folder does not exist: '.*/missing/a[^/]*'$"):
         save(tmp_path / "missing")
 
 

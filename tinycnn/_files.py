@@ -1,6 +1,4 @@
-"""Write a file completely or not at all; read JSON."""
-
-from __future__ import annotations
+"""Write files atomically; read JSON."""
 
 import errno
 import json
@@ -14,16 +12,16 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a temporary file that replaces `path` when the block ends, and is deleted if the block raises.
 
-    The temporary file lies in the same folder, since a rename is atomic only within a file system.
+    The temporary file is in the folder of `path`: a rename is atomic only within one file system.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         opened = temporary.open("xb")
     except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "there is no folder for it", str(path)) from None
-    except OSError as error:  # without the name of the temporary file, which nobody knows
+        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(path)) from None
+    except OSError as error:  # name the file that the caller asked for, not the temporary one
         raise type(error)(error.errno, error.strerror, str(path)) from None
     try:
         with opened as file:
@@ -31,18 +29,18 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 (Path.replace keeps its own reference to it in Python 3.10)
-    except BaseException:  # Ctrl-C as well must leave nothing behind
+    except BaseException:  # Ctrl-C must not leave it behind either
         temporary.unlink(missing_ok=True)
         raise
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.  ValueError says why it holds none; the caller knows what the file is."""
+    """The object in a JSON file.  Raises ValueError with the reason if there is none; OSError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair could not be written anywhere
+        content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # refuses half a surrogate pair, which cannot be written
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise ValueError("it is no JSON object")
-    return found
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content

@@ -1,45 +1,49 @@
-"""Ctrl-C while something must be finished: a run's folder, an epoch's files."""
+"""Defer Ctrl-C while something has to be finished: a run's folder, the files of an epoch."""
 
 import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tinycnn._streams import print_stderr
 
 
 @contextlib.contextmanager
-def defer_interrupt(message=None, *, raises=True):
-    """Ctrl-C inside of it waits for the end, the second one does not.  Yields a function: whether there was one.
+def defer_interrupt(message: str | None = None, *, raises: bool = True) -> Iterator[Callable[[], bool]]:
+    """Defer the first Ctrl-C inside the block to its end; a second one interrupts at once.
 
-    message: a line that is said at once    raises: KeyboardInterrupt at the end, if there was one
-    In other threads than the main one, where Python delivers no Ctrl-C, it does nothing.
+    message  printed to stderr at the first Ctrl-C
+    raises   raise the deferred KeyboardInterrupt at the end of the block
+
+    Yields a function: whether Ctrl-C was pressed.  Does nothing outside the main thread, where Python delivers no
+    signals, and where the program has a SIGINT handler of its own or ignores SIGINT.
     """
-    asked = False
+    pressed = False
 
-    def wait(*_):
-        nonlocal asked
-        if asked:
+    def handler(*_: Any) -> None:
+        nonlocal pressed
+        if pressed:
             raise KeyboardInterrupt
-        asked = True
+        pressed = True
         if message:
-            print_stderr(f"\n{message} (Ctrl-C again to leave it)")
+            print_stderr(f"\n{message} (press Ctrl-C again to stop at once)")
 
-    before: Any = signal.getsignal(signal.SIGINT)
-    # Whoever has set a handler of their own, or ignores Ctrl-C, is not disturbed.
-    mine = threading.current_thread() is threading.main_thread() and (
-        before is signal.default_int_handler or getattr(before, "defers_interrupt", False)
+    previous: Any = signal.getsignal(signal.SIGINT)
+    nested = getattr(previous, "defers_interrupt", False)
+    install = threading.current_thread() is threading.main_thread() and (
+        previous is signal.default_int_handler or nested
     )
-    if mine:
-        wait.defers_interrupt = True  # type: ignore[attr-defined]
-        signal.signal(signal.SIGINT, wait)
+    if install:
+        handler.defers_interrupt = True  # type: ignore[attr-defined]
+        signal.signal(signal.SIGINT, handler)
     try:
-        yield lambda: asked
+        yield lambda: pressed
     finally:
-        if mine:
-            signal.signal(signal.SIGINT, before)
-    if asked and raises:
-        if getattr(before, "defers_interrupt", False):
-            before(signal.SIGINT, None)  # it is in another one, which waits on
+        if install:
+            signal.signal(signal.SIGINT, previous)
+    if pressed and raises:
+        if nested:
+            previous(signal.SIGINT, None)  # pass it on to the enclosing block
         else:
             raise KeyboardInterrupt

@@ -1,70 +1,71 @@
-"""Standard output and error that may be closed, full or ASCII: what is lost is text, never a training or a file."""
+"""Standard output and error that may be closed, full or ASCII: output may get lost, a training or a file may not."""
 
 import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
-EXIT_INTERRUPTED = 130  # what a shell expects after Ctrl-C
+EXIT_INTERRUPTED = 130  # the exit code that shells expect after Ctrl-C
 
 
-def print_stderr(text):
-    """A line on standard error, if there is one that can be written."""
+def print_stderr(text: str) -> None:
+    """Write a line to standard error, if that is possible."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: sys.stderr is None
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
 class SafeStream:
-    """A text stream around another, or around None, that drops what the other one cannot take.
+    """Wraps a text stream, or None, and drops what cannot be written.
 
-    lost: whether something was dropped because writing failed
+    failed  whether output was dropped because a write failed
     """
 
-    def __init__(self, stream):
-        self.stream, self.lost = stream, False
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.failed = stream, False
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
-    def isatty(self):
-        return self.stream is not None and not self.lost and self.stream.isatty()
+    def isatty(self) -> bool:
+        return self.stream is not None and not self.failed and self.stream.isatty()
 
-    def write(self, text):
-        if self.stream is not None and not self.lost:
+    def write(self, text: str) -> int:
+        if self.stream is not None and not self.failed:
             try:
                 self.stream.write(text)
             except UnicodeEncodeError:  # a terminal without ± or –
                 encoding = self.stream.encoding
                 self.stream.write(text.encode(encoding, "replace").decode(encoding))
-            except (OSError, ValueError):  # a full disk, a reader that has gone; a closed file
-                self.lost = True
+            except (OSError, ValueError):  # the disk is full, the reader has closed the pipe; the file is closed
+                self.failed = True
         return len(text)
 
-    def flush(self):
-        if self.stream is not None and not self.lost:
+    def flush(self) -> None:
+        if self.stream is not None and not self.failed:
             try:
                 self.stream.flush()
             except (OSError, ValueError):
-                self.lost = True
+                self.failed = True
 
 
 @contextlib.contextmanager
-def safe_streams():
-    """Within it, sys.stdout and sys.stderr are `SafeStream`.  Yields a function: whether anything was lost."""
-    before: tuple[Any, Any] = sys.stdout, sys.stderr
-    if all(isinstance(stream, SafeStream) for stream in before):
-        yield lambda: any(stream.lost for stream in before)
+def safe_streams() -> Iterator[Callable[[], bool]]:
+    """Wrap sys.stdout and sys.stderr in `SafeStream` inside the block.  Yields a function: whether a write failed."""
+    previous: tuple[Any, Any] = sys.stdout, sys.stderr
+    if all(isinstance(stream, SafeStream) for stream in previous):
+        yield lambda: any(stream.failed for stream in previous)
         return
-    mine: Any = [SafeStream(stream) for stream in before]
-    sys.stdout, sys.stderr = mine
+    wrapped: Any = [SafeStream(stream) for stream in previous]
+    sys.stdout, sys.stderr = wrapped
     try:
-        yield lambda: any(stream.lost for stream in mine)
+        yield lambda: any(stream.failed for stream in wrapped)
     finally:
-        for stream in mine:
+        for stream in wrapped:
             stream.flush()
-            if stream.lost:
-                # Python flushes once more when it ends, and would say that it could not.
+            if stream.failed:
+                # Python flushes again at exit and would report an error.
                 with contextlib.suppress(OSError, ValueError, AttributeError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.stream.fileno())
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = previous

@@ -1,11 +1,9 @@
-"""Save and load named arrays and a little metadata, as a NumPy `.npz` file and never as a pickle.
+"""Save and load named arrays and metadata as a NumPy `.npz` file, never as a pickle.
 
-The file is an uncompressed zip of `.npy` members, so `np.load` reads it too.  The reader here parses
-it more strictly than NumPy: it evaluates nothing, checks every checksum and every declared size
-before it allocates, and never needs more memory than a small multiple of the file's size.
+The file is an uncompressed zip of `.npy` members, so `np.load` reads it too.  The reader here is stricter than NumPy's:
+it evaluates nothing, verifies every checksum and every declared size before it allocates, and needs no more memory than
+a small multiple of the file's size.
 """
-
-from __future__ import annotations
 
 import io
 import json
@@ -21,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from tinycnn._files import atomic_write
+from tinycnn._typing import Array
 from tinycnn.errors import DamagedCheckpointError
 
-METADATA = "__metadata__"  # reserved key: the metadata as UTF-8 JSON in a uint8 array
+METADATA = "__metadata__"  # reserved name: metadata as UTF-8 JSON in a uint8 array
 
 _HEADER = re.compile(
     rb"\{'descr': '([<>|][biufc]\d{1,2})', 'fortran_order': (True|False), "
@@ -31,35 +30,33 @@ _HEADER = re.compile(
 )
 
 
-def save(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any] | None = None
-) -> None:
-    """Write `arrays` and `metadata` to `path` (`*.npz`), completely or not at all.
+def save(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write `arrays` and `metadata` to `path` (`*.npz`) atomically.
 
     arrays: name -> array of any shape, of booleans, integers, floats or complex numbers.
-    metadata: anything JSON can say; tuples come back as lists and keys as strings.
-    The same content gives the same bytes.  A file already at `path` is replaced only once its
-    successor is on the disk, and survives any failure.
-    Raises ValueError for another suffix, a name that cannot be stored or an array of another kind
-    (objects, text); TypeError for metadata or names of a wrong type; OSError if writing fails.
+    metadata: anything that JSON can represent; tuples are loaded as lists and keys as strings.
+    The same content gives the same bytes.  An existing file is replaced when the new one is on the disk, and survives
+    any failure.
+    Raises ValueError for another suffix, a name that cannot be stored or an array of objects or text; TypeError for
+    metadata or names of a wrong type; OSError if writing fails.
     """
     data = _pack(arrays, {} if metadata is None else metadata)
     with atomic_write(_npz(path)) as file:
         file.write(data)
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read the (arrays, metadata) that `save` wrote to `path`; every array is a fresh, writable copy.
+def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read (arrays, metadata) from `path`; the arrays are new and writable.
 
-    Also reads what `np.savez` wrote, if it holds numbers only; its metadata is {}.
-    Raises FileNotFoundError, ValueError for another suffix, and DamagedCheckpointError for a file
-    that is damaged, truncated, compressed, not an npz, or holds pickled objects.
+    Also reads files of `np.savez` that contain numbers only; their metadata is {}.
+    Raises FileNotFoundError, ValueError for another suffix, and DamagedCheckpointError for a file that is damaged,
+    truncated, compressed, not an npz, or contains pickled objects.
     """
     path = _npz(path)
     data = path.read_bytes()
     try:
         return _unpack(data)
-    except Exception as error:  # the bytes may be anything, and so may what they provoke in a parser
+    except Exception as error:  # arbitrary bytes can raise anything in a parser
         reason = str(error) or type(error).__name__
         raise DamagedCheckpointError(f"{path}: not a usable checkpoint: {reason}") from error
 
@@ -71,7 +68,7 @@ def _npz(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _pack(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> bytes:
+def _pack(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> bytes:
     if not isinstance(metadata, Mapping):
         raise TypeError(f"metadata: expected a mapping, got {type(metadata).__name__}")
     try:
@@ -85,7 +82,7 @@ def _pack(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> byte
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in members.items():
-            # A constant date (zip's first day) keeps the bytes equal for equal content.
+            # A constant date (zip's first day): equal content gives equal bytes.
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             member.external_attr = 0o644 << 16
             content = io.BytesIO()
@@ -105,7 +102,7 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _checked_array(name: str, value: Any) -> np.ndarray:
+def _checked_array(name: str, value: Any) -> Array:
     try:
         array = np.asarray(value)
     except ValueError as error:  # a ragged list
@@ -115,11 +112,11 @@ def _checked_array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _unpack(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    arrays: dict[str, np.ndarray] = {}
+def _unpack(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
+    arrays: dict[str, Array] = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
-        # One wrong length in zip's directory hides the members after it; its end record knows their number.
+        # A wrong length in the zip directory hides the members after it; the end record has their number.
         if int.from_bytes(data[-12:-10], "little") != min(len(members), 0xFFFF):
             raise ValueError("the directory of the zip file is damaged")
         if sum(member.file_size for member in members) > len(data):  # also catches members that overlap
@@ -140,7 +137,7 @@ def _unpack(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, metadata
 
 
-def _parse_npy(name: str, content: bytes) -> np.ndarray:
+def _parse_npy(name: str, content: bytes) -> Array:
     # numpy.lib.format: magic string, version, header length (2 bytes, 4 from version 2), header, data.
     if content[:6] != b"\x93NUMPY" or content[6:8] not in (b"\1\0", b"\2\0", b"\3\0"):
         raise ValueError(f"array {name!r} is not in the npy format")
@@ -152,8 +149,9 @@ def _parse_npy(name: str, content: bytes) -> np.ndarray:
         raise ValueError(f"array {name!r} has a damaged header or does not hold plain numbers")
     dtype = np.dtype(header[1].decode())
     shape = tuple(int(size) for size in header[3].split(b",") if size.strip())
-    claimed, present = math.prod(shape) * dtype.itemsize, len(content) - end
-    if claimed != present:
-        raise ValueError(f"array {name!r} {shape} claims {claimed} bytes and has {present}")
+    claimed, actual = math.prod(shape) * dtype.itemsize, len(content) - end
+    if claimed != actual:
+        raise ValueError(f"array {name!r} {shape} claims {claimed} bytes and has {actual}")
     order: Any = "F" if header[2] == b"True" else "C"
-    return np.ndarray(shape, dtype, content, offset=end, order=order).copy(order="K")
+    array: Array = np.ndarray(shape, dtype, content, offset=end, order=order).copy(order="K")
+    return array

@@ -1,46 +1,47 @@
-"""The exceptions that this library defines.  Each is a subclass of the built-in one that fits."""
+"""The exceptions of this library.  Each is a subclass of the built-in exception that fits."""
 
 
 class DivergedError(ArithmeticError):
-    """The loss or a parameter stopped being finite.
+    """The loss or a parameter is not finite.
 
-    step, epoch: where, counted from 1 (epoch is None outside `fit`)    layer: name of the first layer with a non-finite
-    number    The model holds the last good weights: in `fit` those of the end of the last complete epoch.
+    step, epoch  when, counted from 1; epoch is None outside `fit`
+    layer        name of the first layer with a non-finite number
+
+    The model holds the last good weights; in `fit` these are the weights at the end of the last complete epoch.
     """
 
-    def __init__(self, layer, step, epoch=None):
+    def __init__(self, layer: str, step: int, epoch: int | None = None) -> None:
         self.layer, self.step, self.epoch = layer, step, epoch
-        where = f"step {step}" + (f" (epoch {epoch})" if epoch else "")
+        when = f"step {step}" + (f" (epoch {epoch})" if epoch else "")
         super().__init__(
-            f"training diverged at {where}: {layer} is the first to hold numbers that are not finite; "
-            "try a smaller learning rate"
+            f"training diverged at {when}: {layer} is the first with non-finite numbers; try a smaller learning rate"
         )
 
 
 class DeviceMemoryError(MemoryError):
-    """The device has no room.  requested, free: bytes"""
+    """The device is out of memory.  requested, free: bytes"""
 
-    def __init__(self, asked, free, more=""):
-        self.requested, self.free = asked, free
+    def __init__(self, requested: int, free: int, hint: str = "") -> None:
+        self.requested, self.free = requested, free
         super().__init__(
-            f"out of device memory: asked for {asked / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB free{more}"
+            f"out of device memory: asked for {requested / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB free{hint}"
         )
 
 
 class DeviceError(RuntimeError):
-    """A GPU that cannot be used; the text says what was looked for, what was found, and what to do."""
+    """A GPU cannot be used.  The message says what was searched, what was found, and what to do."""
 
 
 class DamagedCheckpointError(ValueError):
-    """The file is not a complete, plain checkpoint; the message names the file and the reason."""
+    """The file is not a complete, valid checkpoint.  The message names the file and the reason."""
 
 
 class DamagedFileError(ValueError):
-    """A data file is not what it should be; the message names it, what was expected and what came."""
+    """A data file is damaged.  The message names the file, what was expected and what was found."""
 
 
 class DataUnavailableError(OSError):
-    """The data set is not on this machine and was not downloaded; `reason` says in one line why not."""
+    """The data set is not on this machine and was not downloaded.  reason: why not, in one line"""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -48,4 +49,4 @@ class DataUnavailableError(OSError):
 
 
 class RecipeError(ValueError):
-    """A recipe is not as it has to be; the message says which, and where."""
+    """A recipe is invalid.  The message names the recipe, the line and the reason."""

@@ -1,12 +1,14 @@
 """One training run from the command line: options, data, training, evaluation, run folder.
 
-`examples/lenet5.py` and `python -m tinycnn train` are both this, around a network of theirs.
+`examples/lenet5.py` and `python -m tinycnn train` call it with a network of their own.
 """
 
 import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,50 +17,38 @@ from tinycnn._interrupts import defer_interrupt
 from tinycnn._streams import EXIT_INTERRUPTED
 from tinycnn.errors import DeviceError, DivergedError
 
-# Learning rates that suit LeNet-5 at batches of 64.
 FINISHING = "interrupted: finishing the run folder"
-LEARNING_RATE = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}
+LEARNING_RATE = {"sgd": 0.05, "adam": 3e-3, "adamw": 3e-3}  # for LeNet-5 with batches of 64
 
 
-def add_options(parser):
-    """The options of a training run."""
-    whole = argparse.ArgumentDefaultsHelpFormatter
-    parser.formatter_class = whole
+def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of a training run to `parser`; returns it."""
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
     add = parser.add_argument
-    add("--device", default="cpu", help="where to compute: cpu, cuda, cuda:N, or auto (a GPU where one can be used)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:N, or auto (a GPU if one can be used)")
     add("--epochs", type=positive_int, default=10, help="passes over the training set")
     add("--batch-size", type=positive_int, default=64, help="images a step")
-    add("--lr", type=positive_float, help="peak learning rate; by default one that suits the optimizer")
-    add(
-        "--optimizer",
-        choices=("sgd", "adam", "adamw"),
-        default="adamw",
-        help="update rule (sgd: with momentum 0.9)",
-    )
-    add(
-        "--activation",
-        choices=("tanh", "sigmoid", "relu"),
-        default="tanh",
-        help="after every layer but the last",
-    )
-    add("--pool", choices=("avg", "max"), default="avg", help="how maps are made smaller")
-    add("--seed", type=non_negative_int, default=0, help="of initial weights, split and order")
+    add("--lr", type=positive_float, help="peak learning rate; the default depends on the optimizer")
+    add("--optimizer", choices=("sgd", "adam", "adamw"), default="adamw", help="optimizer (sgd: with momentum 0.9)")
+    add("--activation", choices=("tanh", "sigmoid", "relu"), default="tanh", help="activation function")
+    add("--pool", choices=("avg", "max"), default="avg", help="pooling")
+    add("--seed", type=non_negative_int, default=0, help="seed of the initial weights, the split and the order")
     add("--threads", type=positive_int, help="CPU threads; all by default")
     add("--data", choices=("auto", "mnist", "fashion", "kmnist", "synthetic"), default="auto",
-        help="auto: MNIST, or synthetic digits where it cannot be had")  # fmt: skip
-    add("--data-dir", help="folder to look for the data in, and to download it to")
-    add("--out", default="runs", help="folder in which this run's folder is made")
+        help="data set; auto: MNIST, or synthetic digits if MNIST is not available")  # fmt: skip
+    add("--data-dir", help="folder to search for the data, and to download it to")
+    add("--out", default="runs", help="folder for the run's folder")
     return parser
 
 
-def positive_int(text):
+def positive_int(text: str) -> int:
     value = non_negative_int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
 
 
-def non_negative_int(text):
+def non_negative_int(text: str) -> int:
     try:
         value = int(text)
     except ValueError:
@@ -68,7 +58,7 @@ def non_negative_int(text):
     return value
 
 
-def positive_float(text):
+def positive_float(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -78,16 +68,16 @@ def positive_float(text):
     return value
 
 
-def run(args, network, name="lenet5"):
-    """Train `network(activation, pool, rng=, device=)` as `args` say.  Returns the exit code.
+def run(args: argparse.Namespace, network: Callable[..., Any], name: str = "lenet5") -> int:
+    """Train `network(activation, pool, rng=, device=)` with the options `args`.  Returns the exit code.
 
-    Prints what it does; a mistake of the user's is one line on stderr, not a traceback.
+    Prints its progress.  A user's error is one line on stderr, not a traceback.
     """
     return run_command(lambda: _run(args, network, name))
 
 
-def run_command(command, interrupted="interrupted"):
-    """Call `command`; its exit code.  A user's mistake is one line on stderr, and so is Ctrl-C, in the given words."""
+def run_command(command: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Call `command` and return its exit code.  After a user's error, or Ctrl-C (`interrupted`), print one line."""
     with _streams.safe_streams():
         try:
             return command()
@@ -103,7 +93,7 @@ def run_command(command, interrupted="interrupted"):
             return EXIT_INTERRUPTED
 
 
-def _run(args, network, name):
+def _run(args: argparse.Namespace, network: Callable[..., Any], name: str) -> int:
     from tinycnn import data, devices, hardware, optim, runs, schedules, train
     from tinycnn.dataset import DeviceDataset
     from tinycnn.losses import CrossEntropyLoss
@@ -115,27 +105,28 @@ def _run(args, network, name):
     devices.set_num_threads(args.threads)
     dataset = data.load(args.data, args.data_dir)
     images, labels = dataset.train_images, dataset.train_labels
-    chosen, held_out = data.train_val_split(len(images), len(images) // 12, rng_split)
-    training = DeviceDataset(images[chosen], labels[chosen], device=device)
-    like = {"mean": training.mean, "std": training.std, "device": device}
-    validation = DeviceDataset(images[held_out], labels[held_out], **like)
-    test = DeviceDataset(dataset.test_images, dataset.test_labels, **like)
+    train_index, val_index = data.train_val_split(len(images), len(images) // 12, rng_split)
+    training = DeviceDataset(images[train_index], labels[train_index], device=device)
+    options: dict[str, Any] = {"mean": training.mean, "std": training.std, "device": device}
+    validation = DeviceDataset(images[val_index], labels[val_index], **options)
+    test = DeviceDataset(dataset.test_images, dataset.test_labels, **options)
 
     model = network(args.activation, args.pool, rng=rng_weights, device=device)
     steps = args.epochs * -(-len(training) // min(args.batch_size, len(training)))
     rates = schedules.one_cycle(args.lr or LEARNING_RATE[args.optimizer], steps, warmup=0.2)
-    optimizer = {
+    optimizers: dict[str, Callable[[], optim.Optimizer]] = {
         "sgd": lambda: optim.SGD(model, rates, momentum=0.9, weight_decay=5e-4),
         "adam": lambda: optim.Adam(model, rates),
         "adamw": lambda: optim.AdamW(model, rates, weight_decay=0.3),
-    }[args.optimizer]()
+    }
+    optimizer = optimizers[args.optimizer]()
     criterion = CrossEntropyLoss()
 
     settings = {
         **vars(args),
         "device": device,
         "lr": float(rates.max()),
-        "schedule": "one_cycle, warm-up over 20 % of the steps",
+        "schedule": "one_cycle with 20 % warm-up",
     }
     folder = runs.RunFolder(args.out, name, {
         "settings": settings, "parameters": len(model.theta),
@@ -146,11 +137,11 @@ def _run(args, network, name):
         "environment": hardware.environment(device),
     })  # fmt: skip
     print(model.summary())
-    sizes = f"{len(training):,} images to train on, {len(validation):,} to validate, {len(test):,} to test"
+    sizes = f"{len(training):,} images for training, {len(validation):,} for validation, {len(test):,} for testing"
     print(f"\n{dataset.name}: {sizes}")
-    print(f"{hardware.device_name(device)}; results go to {folder.path}")
+    print(f"{hardware.device_name(device)}; results in {folder.path}")
 
-    def on_epoch(record):
+    def on_epoch(record: train.Record) -> None:
         folder.add_epoch(record, model)
         print(
             f"{record['epoch']:5d} {record['train_loss']:12.4f} {record['train_accuracy']:10.2%} "
@@ -160,7 +151,7 @@ def _run(args, network, name):
 
     interrupted, start = False, time.perf_counter()
     try:
-        print("preparing kernels (the first start compiles them: 20 seconds or more) ...", end=" ", flush=True)
+        print("preparing kernels (the first run compiles them: 20 seconds or more) ...", end=" ", flush=True)
         print(f"{train.warm_up(model, criterion, optimizer, training, args.batch_size):.1f} s\n")
         print("epoch   train loss   accuracy   val loss   accuracy   images/s")
         start = time.perf_counter()
@@ -171,18 +162,18 @@ def _run(args, network, name):
     except KeyboardInterrupt:
         interrupted = True
         if not folder.history:
-            print(f"\ninterrupted before the first epoch was complete; {folder.path} holds the settings only")
+            print(f"\ninterrupted in the first epoch; {folder.path} contains the settings only")
             return EXIT_INTERRUPTED
-        print(f"\ninterrupted: finishing the run folder as of epoch {len(folder.history)} (Ctrl-C again to leave it)")
+        print(f"\n{FINISHING} as of epoch {len(folder.history)} (press Ctrl-C again to stop at once)")
     except (DivergedError, DeviceError):
         if folder.history:
-            print(f"the weights of epoch {len(folder.history)}, the last good ones, are in {folder.path}")
+            print(f"the last good weights, of epoch {len(folder.history)}, are in {folder.path}")
         raise
     seconds = time.perf_counter() - start
 
-    # After a Ctrl-C in training, the next one is the second.
-    finishing = contextlib.nullcontext(lambda: True) if interrupted else defer_interrupt(FINISHING, raises=False)
-    with finishing as asked:
+    # After a Ctrl-C during training, the next one stops at once.
+    deferred = contextlib.nullcontext(lambda: True) if interrupted else defer_interrupt(FINISHING, raises=False)
+    with deferred as was_interrupted:
         loss, _, logits = train.evaluate(model, test)
         extra = {
             "data": dataset.name, "seed": args.seed, "epochs": len(folder.history), "interrupted": interrupted,
@@ -193,4 +184,4 @@ def _run(args, network, name):
         f"\ntest accuracy {report['accuracy']:.2%} ({report['errors']} of {report['total']:,} wrong), "
         f"{extra['training_seconds']:.1f} s of training; report and pictures in {folder.path}"
     )
-    return EXIT_INTERRUPTED if asked() else 0
+    return EXIT_INTERRUPTED if was_interrupted() else 0

@@ -1,10 +1,11 @@
-"""What machine this is: versions, processor, threads, GPU, and the revision of the code."""
+"""Facts about this machine: processor, threads, GPU, versions, and the revision of the code."""
 
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,11 @@ import tinycnn
 from tinycnn import _gpu
 
 
-def environment(device="cpu"):
+def environment(device: str = "cpu") -> dict[str, Any]:
     """Versions, hardware and threads, for config.json."""
     import numba
 
-    found = {
+    facts = {
         "tinycnn": tinycnn.__version__,
         "git_revision": git_revision(),
         "python": platform.python_version(),
@@ -28,11 +29,11 @@ def environment(device="cpu"):
         "threads": numba.get_num_threads(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
-    return found if device == "cpu" else found | {"device": device_name(device)}
+    return facts if device == "cpu" else facts | {"device": device_name(device)}
 
 
-def device_name(device):
-    """What computes: the processor and the number of threads, or the GPU."""
+def device_name(device: str) -> str:
+    """The processor and the number of threads, or the GPU."""
     import numba
 
     if device == "cpu":
@@ -41,8 +42,8 @@ def device_name(device):
     return f"{device}, {_gpu.probe().gpus[int(device.removeprefix('cuda:'))].name}"
 
 
-def processor():
-    """The processor's name, as far as the system tells."""
+def processor() -> str:
+    """The processor's name, or its architecture if the system does not know the name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -52,8 +53,8 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def git_revision():
-    """The commit of the checkout that tinycnn runs from; None where it is installed."""
+def git_revision() -> str | None:
+    """The commit of the checkout that tinycnn is imported from; None for an installed package."""
     root = Path(tinycnn.__file__).parent.parent
     if not (root / ".git").exists():
         return None

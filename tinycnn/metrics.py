@@ -1,10 +1,8 @@
-"""How good a classifier is: the confusion matrix, and every number that follows from it.
+"""Classification metrics: the confusion matrix, and everything that is computed from it.
 
-Row = true class, column = predicted class.  A ratio 0/0 (a class that never occurs, or is never
-predicted) counts as 0, as scikit-learn's `zero_division=0` does.
+Rows are true classes, columns are predicted classes.  A ratio 0/0 (a class that never occurs, or is never predicted)
+is 0, like scikit-learn's `zero_division=0`.
 """
-
-from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -15,12 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Count how often class i was taken for class j.
+    """The confusion matrix, (classes, classes) int64; entry [i, j] counts samples of class i predicted as j.
 
-    true, predicted: (N,) class indices in 0 .. classes-1, of any integer dtype.
-    Returns (classes, classes) int64; entry [i, j] counts samples of class i predicted as j.
-    Raises TypeError for labels that are not integers, ValueError for a wrong shape, different
-    lengths, or a label out of range.
+    true, predicted: (N,) class indices in 0 ... classes-1, of any integer dtype.
+    Raises TypeError for labels that are not integers, ValueError for a wrong shape, different lengths, or a label out
+    of range.
     """
     classes = operator.index(classes)
     if classes < 1:
@@ -32,45 +29,46 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDA
     return counts.reshape(classes, classes).astype(np.int64)
 
 
-def confidence(scores: ArrayLike) -> NDArray[np.float64]:
-    """Softmax probability of the winning class.  scores: (N, K) logits.  Returns (N,)."""
-    scores = np.asarray(scores)
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return shifted.max(axis=1) / shifted.sum(axis=1)
+def confidence(logits: ArrayLike) -> NDArray[np.float64]:
+    """Softmax probability of the predicted class.  logits: (N, K).  Returns (N,)."""
+    logits = np.asarray(logits)
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability: NDArray[np.float64] = exp.max(axis=1) / exp.sum(axis=1)
+    return probability
 
 
 def accuracy(cm: ArrayLike) -> float:
-    """Share of right answers, 0 .. 1 (0 when nothing was counted).  cm: (K, K) counts."""
+    """Fraction of correct predictions, 0 ... 1 (0 if nothing was counted).  cm: (K, K) counts."""
     cm = _counts(cm)
     return float(np.trace(cm) / max(cm.sum(), 1))
 
 
 def precision_recall_f1(cm: ArrayLike) -> dict[str, NDArray[Any]]:
-    """Precision, recall, F1 (float64, 0 .. 1) and support (int64) of each class.
+    """Precision, recall, F1 (float64, 0 ... 1) and support (int64) of each class.
 
-    cm: (K, K) counts, rows = true.  Returns a dict of four (K,) arrays: "precision" (of what was
-    called k, the share that is k), "recall" (of what is k, the share that was called k), "f1"
-    (their harmonic mean) and "support" (how many are k).
+    cm: (K, K) counts, rows = true.  Returns a dict of four (K,) arrays: "precision" (the fraction of predictions of
+    class k that are correct), "recall" (the fraction of samples of class k that are predicted as k), "f1" (their
+    harmonic mean) and "support" (number of samples of class k).
     Raises ValueError or TypeError if cm is not a square matrix of non-negative integers.
     """
     cm = _counts(cm)
-    right, is_k, called_k = np.diag(cm), cm.sum(axis=1), cm.sum(axis=0)
+    correct, support, predicted = np.diag(cm), cm.sum(axis=1), cm.sum(axis=0)
     return {
-        "precision": _ratio(right, called_k),
-        "recall": _ratio(right, is_k),
-        "f1": _ratio(2 * right, is_k + called_k),
-        "support": is_k,
+        "precision": _ratio(correct, predicted),
+        "recall": _ratio(correct, support),
+        "f1": _ratio(2 * correct, support + predicted),
+        "support": support,
     }
 
 
 def report(cm: ArrayLike, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-    """All of it as plain Python numbers, ready for `json.dump`.
+    """All metrics as plain Python numbers, ready for `json.dump`.
 
-    cm: (K, K) counts.  class_names: K different names, by default "0" .. "K-1".
-    Returns {"accuracy", "errors", "total", "per_class": {name: {"precision", "recall", "f1",
-    "support"}}, "macro": {...}, "weighted": {...}}.  "macro" is the plain mean over all K classes,
-    also those without samples; "weighted" is the mean weighted by support.
-    Raises ValueError for names that do not fit, and as `precision_recall_f1` does.
+    cm: (K, K) counts.  class_names: K different names, by default "0" ... "K-1".
+    Returns {"accuracy", "errors", "total", "per_class": {name: {"precision", "recall", "f1", "support"}}, "macro":
+    {...}, "weighted": {...}}.  "macro" is the mean over all K classes, also those without samples; "weighted" is the
+    mean weighted by support.
+    Raises ValueError for the wrong number of names or equal ones, and what `precision_recall_f1` raises.
     """
     cm = _counts(cm)
     names = [str(k) for k in range(len(cm))] if class_names is None else [str(name) for name in class_names]
@@ -115,8 +113,9 @@ def format_report(report: Mapping[str, Any]) -> str:
     )
 
 
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    return part / np.maximum(whole, 1)  # where whole is 0, part is 0 too
+def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.float64]:
+    ratio: NDArray[np.float64] = numerator / np.maximum(denominator, 1)  # if the denominator is 0, so is the numerator
+    return ratio
 
 
 def _labels(name: str, values: ArrayLike, classes: int) -> NDArray[np.int64]:
@@ -125,11 +124,11 @@ def _labels(name: str, values: ArrayLike, classes: int) -> NDArray[np.int64]:
         raise ValueError(f"{name}: expected shape (N,), got {labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"{name}: expected integer class indices, got dtype {labels.dtype}")
-    bad = (labels < 0) | (labels >= classes)
-    if bad.any():
-        at = int(np.argmax(bad))
-        raise ValueError(f"{name}: expected labels in 0 .. {classes - 1}, got {labels[at]} at index {at}")
-    return labels.astype(np.int64)  # only now: uint8 labels would overflow in i * classes + j
+    invalid = (labels < 0) | (labels >= classes)
+    if invalid.any():
+        index = int(np.argmax(invalid))
+        raise ValueError(f"{name}: expected labels in 0 .. {classes - 1}, got {labels[index]} at index {index}")
+    return labels.astype(np.int64)  # uint8 labels would overflow in i * classes + j
 
 
 def _counts(cm: ArrayLike) -> NDArray[np.int64]:

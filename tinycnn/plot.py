@@ -1,10 +1,8 @@
 """Pictures of a training run: curves, confusion matrix, mistakes, filters, feature maps.
 
-Every function draws into matplotlib objects of its own or the caller's, never through pyplot: nothing
-to close, no global style touched, safe on a server and in threads.  matplotlib loads on the first call.
+The functions draw into matplotlib objects of their own or the caller's, never through pyplot: no figures to close, no
+global style, safe on a server and in threads.  matplotlib is imported by the first call.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from tinycnn._files import atomic_write
+from tinycnn._typing import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 TEXT, MUTED, GRID, GAP = "#222222", "#767676", "#D9D9D9", "#A6A6A6"
 SIGNED = "RdBu_r"  # blue < 0 < red, 0 is white
@@ -30,13 +29,14 @@ TITLE, LABEL, SMALL = 11.0, 9.0, 7.5  # font sizes, points
 # ---------------------------------------------------------------------------- training
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: Figure | None = None) -> Figure:
+def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: "Figure | None" = None) -> "Figure":
     """Loss and error over the epochs, training against validation.
 
-    history: one dict an epoch with any of the keys epoch (from 1 if absent), train_loss, val_loss,
-    train_accuracy, val_accuracy (0 .. 1), seconds.  Keys may be missing in some epochs.
-    fig: a Figure or SubFigure to draw into; by default a new one.  A log axis is used where values
-    span more than a factor of 3; the first epoch with a NaN or infinite loss is marked.
+    history: one dict for each epoch with any of the keys epoch (default: 1, 2, ...), train_loss, val_loss,
+    train_accuracy, val_accuracy (0 ... 1), seconds.  Keys may be missing in some epochs.
+    fig: a Figure or SubFigure to draw into; by default a new one.
+    An axis is logarithmic if its values span more than a factor of 3.  The first epoch with a NaN or infinite loss is
+    marked.
     Raises ValueError for an empty history.
     """
     if len(history) == 0:
@@ -50,70 +50,55 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: Figure | None 
     _curves(left, epoch, losses, "loss")
     _curves(right, epoch, errors, "error (%)")
 
-    words = [f"{len(epoch)} epoch{'s' * (len(epoch) > 1)}"]
+    notes = [f"{len(epoch)} epoch{'s' * (len(epoch) > 1)}"]
     seconds = _column(history, "seconds")
     if np.isfinite(seconds).any():
-        words[0] += f" in {_duration(float(np.nansum(seconds)))}"
+        notes[0] += f" in {_duration(float(np.nansum(seconds)))}"
     if np.isfinite(errors["val"]).any():
         best = int(np.nanargmin(errors["val"]))
-        words.append(f"lowest validation error {errors['val'][best]:.2f} % (epoch {epoch[best]:g})")
+        notes.append(f"lowest validation error {errors['val'][best]:.2f} % (epoch {epoch[best]:g})")
         right.plot(epoch[best], errors["val"][best], "o", markersize=9, fillstyle="none", color=TEXT)
-    reported = [_column(history, f"{part}_loss", absent=0.0) for part in ("train", "val")]
-    broken = epoch[~np.isfinite(reported).all(axis=0)]
-    if broken.size:
-        words.append(f"loss not finite at epoch {broken[0]:g}")
-        left.axvline(broken[0], color=MUTED, linewidth=1.2, linestyle=":", zorder=1)
-    fig.suptitle(", ".join(words), fontsize=TITLE, color=TEXT)
+    losses_or_zero = [_column(history, f"{part}_loss", default=0.0) for part in ("train", "val")]
+    non_finite = epoch[~np.isfinite(losses_or_zero).all(axis=0)]
+    if non_finite.size:
+        notes.append(f"loss not finite at epoch {non_finite[0]:g}")
+        left.axvline(non_finite[0], color=MUTED, linewidth=1.2, linestyle=":", zorder=1)
+    fig.suptitle(", ".join(notes), fontsize=TITLE, color=TEXT)
     return fig
 
 
-def _curves(ax: Axes, epoch: NDArray, curves: Mapping[str, NDArray], label: str) -> None:
+def _curves(ax: "Axes", epoch: Array, curves: Mapping[str, Array], label: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    looks = {"train": ("training", BLUE, "--"), "val": ("validation", ORANGE, "-")}
-    shown = np.concatenate(list(curves.values()))
-    positive = shown[np.isfinite(shown) & (shown > 0)]
-    logarithmic = positive.size and positive.max() > 3 * positive.min() and not (shown < 0).any()
+    styles = {"train": ("training", BLUE, "--"), "val": ("validation", ORANGE, "-")}
+    points = np.concatenate(list(curves.values()))
+    positive = points[np.isfinite(points) & (points > 0)]
+    logarithmic = positive.size and positive.max() > 3 * positive.min() and not (points < 0).any()
     if logarithmic:
-        ax.set_yscale("log", nonpositive="clip")  # a perfect 0 leaves through the bottom
+        ax.set_yscale("log", nonpositive="clip")  # 0 is below the axis
         ax.set_ylim(positive.min() / 1.5, positive.max() * 1.5)
         decades = np.log10(positive.max() / positive.min())
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,), numticks=12))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
     for part, values in curves.items():
-        known = np.isfinite(values)
-        if known.any():
-            name, colour, line = looks[part]
-            # A run of one epoch has no line to show; in long runs points would only thicken it.
-            marker = "o" if known.sum() <= 30 else ""
-            ax.plot(epoch[known], values[known], line, color=colour, marker=marker, markersize=4, label=name)
+        finite = np.isfinite(values)
+        if finite.any():
+            name, colour, line = styles[part]
+            # One epoch makes no line; in long runs markers would only thicken it.
+            marker = "o" if finite.sum() <= 30 else ""
+            ax.plot(epoch[finite], values[finite], line, color=colour, marker=marker, markersize=4, label=name)
         if logarithmic and (values == 0).any():
             zeros = epoch[values == 0]
             edge: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False, "zorder": 3}
-            ax.plot(
-                zeros,
-                0 * zeros,
-                "v",
-                color=looks[part][1],
-                markersize=5,
-                label=f"{looks[part][0]}: 0",
-                **edge,
-            )
+            name, colour, _ = styles[part]
+            ax.plot(zeros, 0 * zeros, "v", color=colour, markersize=5, label=f"{name}: 0", **edge)
     if ax.lines:
         ax.legend(fontsize=LABEL, frameon=False, loc="best")
     else:
         ax.set_yticks([])
-        ax.text(
-            0.5,
-            0.5,
-            "no finite values",
-            transform=ax.transAxes,
-            ha="center",
-            fontsize=LABEL,
-            color=MUTED,
-            bbox={"color": "white"},
-        )
+        style: dict[str, Any] = {"fontsize": LABEL, "color": MUTED, "bbox": {"color": "white"}}
+        ax.text(0.5, 0.5, "no finite values", transform=ax.transAxes, ha="center", **style)
     margin = max(0.03 * np.ptp(epoch), 0.5)
     ax.set_xlim(epoch.min() - margin, epoch.max() + margin)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -125,27 +110,27 @@ def _curves(ax: Axes, epoch: NDArray, curves: Mapping[str, NDArray], label: str)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _column(history: Sequence[Mapping[str, Any]], key: str, absent: float = np.nan) -> NDArray:
+def _column(history: Sequence[Mapping[str, Any]], key: str, default: float = np.nan) -> Array:
     values = (record.get(key) for record in history)
-    return np.array([absent if value is None else value for value in values], float)
+    return np.array([default if value is None else value for value in values], float)
 
 
 def _duration(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    minutes, remainder = divmod(round(seconds), 60)
+    return f"{minutes} min {remainder} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 # --------------------------------------------------------------------------- mistakes
 
 
-def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: Axes | None = None) -> Axes:
-    """The confusion matrix: counts as text, errors coloured by their share of the true class.
+def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: "Axes | None" = None) -> "Axes":
+    """The confusion matrix: counts as text, errors coloured by their fraction of the true class.
 
-    cm: (K, K) integer counts, rows = true.  class_names: K names, by default 0 .. K-1.
-    The right answers on the diagonal are left out of the colour scale: they would drown every error.
-    Raises ValueError for a matrix that is not square or not of integers, or names that do not fit.
+    cm: (K, K) integer counts, rows = true.  class_names: K names, by default 0 ... K-1.
+    The colour scale leaves out the diagonal, beside which the errors would be invisible.
+    Raises ValueError for a matrix that is not square or not of integers, or the wrong number of names.
     """
     from matplotlib.ticker import FuncFormatter
 
@@ -160,15 +145,15 @@ def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: Ax
         side = float(np.clip(0.55 * classes, 3.2, 9.0)) + 0.09 * max(map(len, names))
         ax = new_figure(side + 1.9, side + 1.2, layout="constrained").add_subplot()
 
-    share = cm / np.maximum(cm.sum(axis=1, keepdims=True), 1)
+    fraction = cm / np.maximum(cm.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(classes, dtype=bool)
-    worst = float(share[~diagonal].max(initial=0.0)) or 1.0
-    image = ax.imshow(np.ma.array(share, mask=diagonal), cmap="Oranges", vmin=0, vmax=worst)
+    worst = float(fraction[~diagonal].max(initial=0.0)) or 1.0
+    image = ax.imshow(np.ma.array(fraction, mask=diagonal), cmap="Oranges", vmin=0, vmax=worst)
     ax.set_facecolor("#DCE9F2")  # pale blue, seen through the diagonal
-    if share[~diagonal].any():
+    if fraction[~diagonal].any():
         percent = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
         bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, pad=0.03, format=percent)
-        bar.set_label("errors: share of the true class", fontsize=LABEL)
+        bar.set_label("errors: fraction of the true class", fontsize=LABEL)
         bar.ax.tick_params(labelsize=SMALL)
         bar.outline.set_visible(False)
 
@@ -176,15 +161,15 @@ def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: Ax
         cell = min(0.55, 9 / classes) * 72  # points, in a figure of this function's own size
         size = float(np.clip(cell / (0.7 * len(str(cm.max()))), 4, LABEL))
         for i, j in np.ndindex(classes, classes):
-            dark = i != j and share[i, j] > 0.6 * worst
+            dark = i != j and fraction[i, j] > 0.6 * worst
             colour = "white" if dark else TEXT if cm[i, j] else "#B0B0B0"
             weight = "bold" if i == j else "normal"
             ax.text(j, i, f"{cm[i, j]}", ha="center", va="center", fontsize=size, color=colour, weight=weight)
     step = next(step for step in (1, 2, 5, 10, 20, 50, classes) if classes <= 40 * step)
-    upright = max(map(len, names)) > 3
+    rotated = max(map(len, names)) > 3
     ticks = range(0, classes, step)
-    ax.set_xticks(ticks, names[::step], rotation=45 if upright else 0, parse_math=False)
-    if upright:
+    ax.set_xticks(ticks, names[::step], rotation=45 if rotated else 0, parse_math=False)
+    if rotated:
         for label in ax.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
     ax.set_yticks(ticks, names[::step], parse_math=False)
@@ -192,12 +177,9 @@ def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: Ax
     ax.spines[:].set_visible(False)
     ax.set_xlabel("predicted class", fontsize=LABEL)
     ax.set_ylabel("true class", fontsize=LABEL)
-    total, right = int(cm.sum()), int(np.trace(cm))
-    ax.set_title(
-        f"{100 * right / max(total, 1):.2f} % right, {total - right:,} of {total:,} wrong",
-        fontsize=TITLE,
-        color=TEXT,
-    )
+    total, correct = int(cm.sum()), int(np.trace(cm))
+    title = f"{100 * correct / max(total, 1):.2f} % correct, {total - correct:,} of {total:,} wrong"
+    ax.set_title(title, fontsize=TITLE, color=TEXT)
     return ax
 
 
@@ -209,19 +191,19 @@ def mistakes(
     class_names: Sequence[str] | None = None,
     *,
     limit: int = 40,
-) -> Figure:
-    """The wrongly classified images, the most confident mistakes first.
+) -> "Figure":
+    """The misclassified images, the most confident mistakes first.
 
-    images: (N, H, W), (N, 1, H, W) or (N, 3, H, W), uint8 or float, right ones included or not.
-    true, predicted: (N,) class indices.  confidence: (N,) probability of the predicted class, 0 .. 1.
-    limit: most images shown.  Raises ValueError for shapes that do not fit together.
+    images: (N, H, W), (N, 1, H, W) or (N, 3, H, W), uint8 or float; correctly classified ones are skipped.
+    true, predicted: (N,) class indices.  confidence: (N,) probability of the predicted class, 0 ... 1.
+    limit: largest number of images drawn.  Raises ValueError for shapes that do not match.
     """
-    said = _answers(images, true, predicted, confidence, class_names, limit)
-    wrong = np.flatnonzero(said.true != said.predicted)
+    samples = _check_samples(images, true, predicted, confidence, class_names, limit)
+    wrong = np.flatnonzero(samples.true != samples.predicted)
     if wrong.size == 0:
-        return _no_mistakes(len(said.tiles))
-    order = wrong[np.argsort(-said.confidence[wrong], kind="stable")][:limit]
-    fig = _gallery(said, order)
+        return _no_mistakes(len(samples.images))
+    order = wrong[np.argsort(-samples.confidence[wrong], kind="stable")][:limit]
+    fig = _gallery(samples, order)
     _heading(fig, f"{len(order)} of {len(wrong):,} mistake{'s' * (len(wrong) > 1)} shown", "most confident first")
     return fig
 
@@ -234,81 +216,90 @@ def predictions(
     class_names: Sequence[str] | None = None,
     *,
     limit: int = 40,
-) -> Figure:
-    """The first images with what was said of them, right or wrong; arguments and errors as in `mistakes`."""
-    said = _answers(images, true, predicted, confidence, class_names, limit)
-    order = np.arange(min(limit, len(said.tiles)))
-    fig = _gallery(said, order)
-    right = np.count_nonzero(said.true[order] == said.predicted[order])
-    _heading(fig, f"the first {len(order)} images", f"{right} of them right")
+) -> "Figure":
+    """The first images with their predictions, right or wrong; arguments and errors as in `mistakes`."""
+    samples = _check_samples(images, true, predicted, confidence, class_names, limit)
+    order = np.arange(min(limit, len(samples.images)))
+    fig = _gallery(samples, order)
+    correct = np.count_nonzero(samples.true[order] == samples.predicted[order])
+    _heading(fig, f"the first {len(order)} images", f"{correct} of them correct")
     return fig
 
 
-class _Answers(NamedTuple):
-    tiles: NDArray
-    true: NDArray
-    predicted: NDArray
-    confidence: NDArray
+class _Samples(NamedTuple):
+    images: Array
+    true: Array
+    predicted: Array
+    confidence: Array
     names: list[str]
 
 
-def _answers(images, true, predicted, confidence, class_names, limit):
+def _check_samples(
+    images: ArrayLike,
+    true: ArrayLike,
+    predicted: ArrayLike,
+    confidence: ArrayLike,
+    class_names: Sequence[str] | None,
+    limit: int,
+) -> _Samples:
     """The arguments of `mistakes`, checked."""
-    tiles = _images(images)
+    pictures = _images(images)
     true, predicted, confidence = np.asarray(true), np.asarray(predicted), np.asarray(confidence, float)
     for name, values in {"true": true, "predicted": predicted, "confidence": confidence}.items():
-        if values.shape != (len(tiles),):
-            raise ValueError(f"{name}: expected shape ({len(tiles)},), got {values.shape}")
+        if values.shape != (len(pictures),):
+            raise ValueError(f"{name}: expected shape ({len(pictures)},), got {values.shape}")
         if name != "confidence" and not np.issubdtype(values.dtype, np.integer):
             raise ValueError(f"{name}: expected integer class indices, got dtype {values.dtype}")
     if limit < 1:
         raise ValueError(f"limit: expected at least 1, got {limit}")
-    names = _names(class_names, int(max(true.max(), predicted.max())) + 1, at_least=True)
-    return _Answers(tiles, true, predicted, confidence, names)
+    names = _names(class_names, int(max(true.max(), predicted.max())) + 1, allow_more=True)
+    return _Samples(pictures, true, predicted, confidence, names)
 
 
-def _gallery(answers: _Answers, order: NDArray) -> Figure:
-    """The images `order` with their true and their predicted class; wrong answers in another colour."""
-    tiles, true, predicted, confidence, names = answers
-    shown = tiles[order]
-    lines = [(f"true {names[true[k]]}", f"said {names[predicted[k]]}, {100 * confidence[k]:.1f} %") for k in order]
+def _gallery(samples: _Samples, order: Array) -> "Figure":
+    """The images `order` with their true and predicted classes; wrong predictions in another colour."""
+    images, true, predicted, confidence, names = samples
+    shown = images[order]
+    captions = [
+        (f"true {names[true[k]]}", f"predicted {names[predicted[k]]}, {100 * confidence[k]:.1f} %") for k in order
+    ]
     columns = min(len(order), 8)
     rows = -(-len(order) // columns)
-    longest = max(len(line) for pair in lines for line in pair)
+    longest = max(len(line) for caption in captions for line in caption)
     cell = float(np.clip(0.063 * longest, 1.2, 1.6))  # inches
     text, head, side = 0.36, 0.68, 0.2
     width, height = max(columns * cell + 2 * side, 4.2), rows * (cell + text) + head
     size = min(SMALL, 1.7 * 72 * (cell - 0.06) / longest)  # an average letter is 0.6 of its size wide
     fig = new_figure(width, height)
     left = (width - columns * cell) / 2
-    for k, (tile, (truth, said)) in enumerate(zip(shown, lines, strict=True)):
+    for k, (image, (true_line, predicted_line)) in enumerate(zip(shown, captions, strict=True)):
         row, column = divmod(k, columns)
         ax = _axes(fig, left + column * cell + 0.08, head + row * (cell + text), cell - 0.16, cell - 0.16)
-        _draw_image(ax, tile, shown)
+        _draw_image(ax, image, shown)
         below: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "top", "parse_math": False}
-        ax.text(0.5, -0.04, truth, color=BLUE, fontsize=size, **below)
+        ax.text(0.5, -0.04, true_line, color=BLUE, fontsize=size, **below)
         colour = BLUE if true[order[k]] == predicted[order[k]] else ORANGE
-        ax.text(0.5, -0.04 - 0.155 / (cell - 0.16), said, color=colour, fontsize=size, **below)
+        ax.text(0.5, -0.04 - 0.155 / (cell - 0.16), predicted_line, color=colour, fontsize=size, **below)
     return fig
 
 
-def _no_mistakes(count: int) -> Figure:
+def _no_mistakes(count: int) -> "Figure":
     fig = new_figure(4.2, 2.6)
     fig.text(0.5, 0.62, "\N{CHECK MARK}", ha="center", va="center", fontsize=56, color=GREEN)
     fig.text(0.5, 0.26, "No mistakes", ha="center", va="center", fontsize=TITLE + 3, color=TEXT)
-    fig.text(0.5, 0.12, f"all {count:,} images right", ha="center", va="center", fontsize=LABEL, color=MUTED)
+    fig.text(0.5, 0.12, f"all {count:,} images correct", ha="center", va="center", fontsize=LABEL, color=MUTED)
     return fig
 
 
 # --------------------------------------------------------------------- inside the network
 
 
-def filters(weight: ArrayLike, *, title: str | None = None, max_outputs: int = 32, max_inputs: int = 16) -> Figure:
-    """The kernels of a convolution: one column an output channel, one row an input channel.
+def filters(weight: ArrayLike, *, title: str | None = None, max_outputs: int = 32, max_inputs: int = 16) -> "Figure":
+    """The kernels of a convolution: one column for each output channel, one row for each input channel.
 
-    weight: (O, C, KH, KW) real numbers.  One colour scale for all, with 0 in white.
-    Beyond max_outputs x max_inputs only the first are drawn, and the heading says so.
-    Raises ValueError for another number of dimensions or no elements.
+    weight: (O, C, KH, KW) real numbers.  All kernels share one colour scale, with 0 in white.
+    Only the first max_outputs x max_inputs are drawn; the heading says so.
+    Raises ValueError for another number of dimensions or an empty array.
     """
     weight = np.asarray(weight, float)
     if weight.ndim != 4 or weight.size == 0:
@@ -327,7 +318,7 @@ def filters(weight: ArrayLike, *, title: str | None = None, max_outputs: int = 3
     top = head + (max(mosaic_height, 1.0) - mosaic_height) / 2
 
     ax = _axes(fig, left, top, mosaic_width, mosaic_height)
-    image = _tiles(ax, part.transpose(1, 0, 2, 3).reshape(-1, KH, KW), columns)
+    image = _mosaic(ax, part.transpose(1, 0, 2, 3).reshape(-1, KH, KW), columns)
     ax.set_xticks(*_channel_ticks(columns))
     ax.set_yticks(*_channel_ticks(rows))
     ax.set_xlabel("output channel", fontsize=LABEL)
@@ -337,21 +328,21 @@ def filters(weight: ArrayLike, *, title: str | None = None, max_outputs: int = 3
     notes = [f"{O} × {C} kernels of {KH} × {KW}"]
     if part.shape != weight.shape:
         notes.append(f"the first {columns} × {rows} shown")
-    if (broken := weight.size - int(np.isfinite(weight).sum())) > 0:
-        notes.append(f"not finite: {broken}")
+    if (non_finite := weight.size - int(np.isfinite(weight).sum())) > 0:
+        notes.append(f"not finite: {non_finite}")
     _heading(fig, "Filters" if title is None else title, ", ".join(notes))
     return fig
 
 
 def feature_maps(
     image: ArrayLike, maps: Sequence[ArrayLike], names: Sequence[str], *, max_channels: int = 32
-) -> Figure:
-    """What each stage of the network makes of one image.
+) -> "Figure":
+    """The output of each stage of the network for one image.
 
-    image: (H, W), (1, H, W) or (3, H, W).  maps: for each stage an array (C, H, W).  names: one for
-    each stage.  Every stage has its own colour scale, with 0 in white.  Beyond max_channels only the
-    first maps of a stage are drawn, and its label says so.
-    Raises ValueError for shapes that do not fit, or no stage.
+    image: (H, W), (1, H, W) or (3, H, W).  maps: an array (C, H, W) for each stage.  names: one for each stage.
+    Every stage has its own colour scale, with 0 in white.  Only the first max_channels maps of a stage are drawn; its
+    label says so.
+    Raises ValueError for wrong shapes, a wrong number of names, or no stage.
     """
     arrays = [np.asarray(stage, float) for stage in maps]
     if not arrays or len(arrays) != len(names):
@@ -365,20 +356,20 @@ def feature_maps(
     left, head, bar = 0.45 + 0.1 * max(8, *map(len, names)), 0.6, 0.9
     shown = [stage[:max_channels] for stage in arrays]
     rows = [-(-len(stage) // columns) for stage in shown]
-    most = max(2, *(min(len(stage), columns) for stage in shown))  # 2: as wide as the input
+    widest = max(2, *(min(len(stage), columns) for stage in shown))  # in maps; the input is 2 wide
     height = head + 1.6 + gap + sum(rows) * tile + len(rows) * gap
-    fig = new_figure(left + most * tile + bar, height)
+    fig = new_figure(left + widest * tile + bar, height)
 
     _draw_image(_axes(fig, left, head, 1.6, 1.6), picture, picture)
     y = head + 1.6 + gap
     _stage_label(fig, left, head, "input", " × ".join(map(str, np.shape(image))))
-    for name, whole, stage, count in zip(names, arrays, shown, rows, strict=True):
-        wide = min(len(stage), columns)
-        ax = _axes(fig, left, y, wide * tile, count * tile)
-        drawn = _tiles(ax, stage, wide)
-        size = " × ".join(map(str, whole.shape))
-        _stage_label(fig, left, y, name, size if len(whole) == len(stage) else f"{size}\nfirst {len(stage)}")
-        _colour_bar(fig, drawn, left + wide * tile + 0.12, y, 0.1, min(count, 1.5) * tile)
+    for name, stage, part, count in zip(names, arrays, shown, rows, strict=True):
+        across = min(len(part), columns)
+        ax = _axes(fig, left, y, across * tile, count * tile)
+        mosaic = _mosaic(ax, part, across)
+        size = " × ".join(map(str, stage.shape))
+        _stage_label(fig, left, y, name, size if len(stage) == len(part) else f"{size}\nfirst {len(part)}")
+        _colour_bar(fig, mosaic, left + across * tile + 0.12, y, 0.1, min(count, 1.5) * tile)
         y += count * tile + gap
     _heading(fig, "Feature maps")
     return fig
@@ -388,9 +379,9 @@ def feature_maps(
 
 
 def save(fig_or_ax: Any, path: str | os.PathLike[str]) -> None:
-    """Write a Figure, or the Figure an Axes belongs to, to `path` (`*.png`), completely or not at all.
+    """Write a Figure, or the Figure of an Axes, to `path` (`*.png`) atomically.
 
-    150 dots an inch, fewer for figures wider or higher than 2400 pixels.
+    150 dots per inch, or fewer, so that neither side is longer than 2400 pixels.
     Raises ValueError for another suffix, OSError if writing fails.
     """
     path = Path(path)
@@ -405,7 +396,7 @@ def save(fig_or_ax: Any, path: str | os.PathLike[str]) -> None:
 # ------------------------------------------------------------------------------- helpers
 
 
-def new_figure(width: float, height: float, layout: Any = None) -> Figure:
+def new_figure(width: float, height: float, layout: Any = None) -> "Figure":
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), facecolor="white", layout=layout)
@@ -415,8 +406,8 @@ def new_figure(width: float, height: float, layout: Any = None) -> Figure:
     return fig
 
 
-def _axes(fig: Figure, x: float, y: float, width: float, height: float) -> Axes:
-    """Bare axes at a place in inches, y counted from the top as one reads."""
+def _axes(fig: "Figure", x: float, y: float, width: float, height: float) -> "Axes":
+    """Empty axes at a position in inches; y is measured from the top."""
     W, H = fig.get_size_inches()
     ax = fig.add_axes((x / W, 1 - (y + height) / H, width / W, height / H))
     ax.set(xticks=[], yticks=[])
@@ -425,56 +416,51 @@ def _axes(fig: Figure, x: float, y: float, width: float, height: float) -> Axes:
     return ax
 
 
-def _heading(fig: Figure, title: str, note: str = "") -> None:
+def _heading(fig: "Figure", title: str, note: str = "") -> None:
     H = fig.get_size_inches()[1]
     fig.text(0.5, 1 - 0.12 / H, title, ha="center", va="top", fontsize=TITLE, color=TEXT)
     fig.text(0.5, 1 - 0.36 / H, note, ha="center", va="top", fontsize=LABEL, color=MUTED)
 
 
-def _stage_label(fig: Figure, left: float, y: float, name: str, note: str) -> None:
+def _stage_label(fig: "Figure", left: float, y: float, name: str, note: str) -> None:
     W, H = fig.get_size_inches()
     x = (left - 0.15) / W
     fig.text(x, 1 - y / H, name, ha="right", va="top", fontsize=TITLE, color=TEXT, parse_math=False)
     fig.text(x, 1 - (y + 0.22) / H, note, ha="right", va="top", fontsize=SMALL, color=MUTED)
 
 
-def _tiles(ax: Axes, tiles: NDArray, columns: int) -> Any:
-    """Draw (n, H, W) row by row as one image; tile (i, j) covers the unit square at x = j, y = i."""
+def _mosaic(ax: "Axes", tiles: Array, columns: int) -> Any:
+    """Draw tiles (n, H, W) as one image, row by row; tile (i, j) covers the unit square at x = j, y = i."""
     n, H, W = tiles.shape
     rows = -(-n // columns)
     limit = float(np.abs(tiles[np.isfinite(tiles)]).max(initial=0.0)) or 1.0
-    scale = -(-20 // max(H, W))  # small tiles get more pixels each, so that the gap looks thin
+    scale = -(-20 // max(H, W))  # enlarge small tiles, to make the gap look thin
     tiles = tiles.repeat(scale, 1).repeat(scale, 2)
     tiles = np.pad(tiles, ((0, rows * columns - n), (0, 1), (0, 1)), constant_values=np.nan)
     H, W = tiles.shape[1:]
     mosaic = tiles.reshape(rows, columns, H, W).swapaxes(1, 2).reshape(rows * H, columns * W)
     mosaic = np.pad(mosaic, ((1, 0), (1, 0)), constant_values=np.nan)
-    ax.set_facecolor(GAP)  # seen through gaps, missing tiles and NaN
+    ax.set_facecolor(GAP)  # shows in gaps, missing tiles and NaN
     return ax.imshow(
-        np.ma.masked_invalid(mosaic),
-        SIGNED,
-        vmin=-limit,
-        vmax=limit,
-        extent=(0, columns, rows, 0),
-        aspect="auto",
+        np.ma.masked_invalid(mosaic), SIGNED, vmin=-limit, vmax=limit, extent=(0, columns, rows, 0), aspect="auto",
         interpolation="nearest",
-    )
+    )  # fmt: skip
 
 
-def _draw_image(ax: Axes, image: NDArray, among: NDArray) -> None:
-    """One (H, W) image in ink on paper, or (H, W, 3) in colour, with the value range of `among`."""
-    low, high = (0, 255) if image.dtype == np.uint8 else (float(np.nanmin(among)), float(np.nanmax(among)))
+def _draw_image(ax: "Axes", image: Array, images: Array) -> None:
+    """Draw an (H, W) image in dark on white, or (H, W, 3) in colour, with the value range of `images`."""
+    low, high = (0, 255) if image.dtype == np.uint8 else (float(np.nanmin(images)), float(np.nanmax(images)))
     if image.ndim == 3:
         image = np.clip((image - low) / ((high - low) or 1), 0, 1)
     ax.imshow(image, "gray_r", vmin=low, vmax=high)
 
 
-def _channel_ticks(count: int) -> tuple[NDArray, list[str]]:
-    shown = np.arange(0, count, -(-count // 16))
-    return shown + 0.5, [str(k) for k in shown]
+def _channel_ticks(count: int) -> tuple[Array, list[str]]:
+    channels = np.arange(0, count, -(-count // 16))
+    return channels + 0.5, [str(k) for k in channels]
 
 
-def _colour_bar(fig: Figure, image: Any, x: float, y: float, width: float, height: float, label: str = "") -> None:
+def _colour_bar(fig: "Figure", image: Any, x: float, y: float, width: float, height: float, label: str = "") -> None:
     from matplotlib.ticker import MaxNLocator
 
     bar = fig.colorbar(image, cax=_axes(fig, x, y, width, height), ticks=MaxNLocator(4, symmetric=True))
@@ -483,20 +469,20 @@ def _colour_bar(fig: Figure, image: Any, x: float, y: float, width: float, heigh
     bar.outline.set_visible(False)
 
 
-def _images(images: ArrayLike) -> NDArray:
-    """(N, H, W) or (N, H, W, 3) from what users hold."""
-    array = np.asarray(images)
+def _images(images: ArrayLike) -> Array:
+    """Images of any accepted shape as (N, H, W) or (N, H, W, 3)."""
+    array: Array = np.asarray(images)
     if array.ndim == 4 and array.shape[1] == 1:
         return array[:, 0]
     if array.ndim == 4 and array.shape[1] == 3:
-        return array.transpose(0, 2, 3, 1)
+        return np.moveaxis(array, 1, 3)
     if array.ndim != 3:
         raise ValueError(f"images: expected (N, H, W), (N, 1, H, W) or (N, 3, H, W), got {array.shape}")
     return array
 
 
-def _names(class_names: Sequence[str] | None, classes: int, at_least: bool = False) -> list[str]:
+def _names(class_names: Sequence[str] | None, classes: int, allow_more: bool = False) -> list[str]:
     names = [str(k) for k in range(classes)] if class_names is None else [str(name) for name in class_names]
-    if len(names) < classes or (len(names) > classes and not at_least):
+    if len(names) < classes or (len(names) > classes and not allow_more):
         raise ValueError(f"class_names: expected {classes} names, got {len(names)}")
     return [name if len(name) <= 20 else name[:19] + "…" for name in names]
