@@ -111,7 +111,7 @@ def main(argv=None):
     try:
         versions = {"python": platform.python_version()} | {n: metadata.version(n) for n in ("numpy", "numba", "scipy")}
     except metadata.PackageNotFoundError:
-        sys.exit("scipy is not installed: pip install 'tinycnn[test]'")
+        sys.exit("scipy is not installed: pip install scipy")
 
     from tinycnn import set_num_threads
 

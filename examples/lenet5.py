@@ -10,7 +10,7 @@
 
     test accuracy 99.16% (84 of 10,000 wrong)
 
-That is seed 0; README.md has five seeds.
+That is seed 0; results/default has five seeds.
 """
 
 import argparse

@@ -118,7 +118,7 @@ def test_without_a_gpu_the_example_stops_with_the_reason(tmp_path):
     assert time.perf_counter() - start < 60
     assert done.returncode == 1
     assert done.stderr.startswith("error: device cuda cannot be used: no NVIDIA driver was found (looked for libcuda")
-    assert "pip install 'tinycnn[cuda13]'" in done.stderr
+    assert "pip install 'numba-cuda[cu13]'" in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "runs").exists()
 

@@ -43,8 +43,8 @@ class Status:
 
     @property
     def extra(self) -> str:
-        """The extra of this package to install, by the version of the driver."""
-        return "cuda12" if self.driver is not None and self.driver < (13, 0) else "cuda13"
+        """The extra of numba-cuda to install, by the version of the driver."""
+        return "cu12" if self.driver is not None and self.driver < (13, 0) else "cu13"
 
 
 def load_driver() -> Any:
@@ -161,7 +161,7 @@ def _summary(status: Status) -> str:
 
 def hint(status: Status) -> str:
     """How to install the missing packages."""
-    return f"with a GPU and its driver in place: pip install 'tinycnn[{status.extra}]'  (--device cpu always works)"
+    return f"with a GPU and its driver in place: pip install 'numba-cuda[{status.extra}]'  (--device cpu always works)"
 
 
 def _version_text(version: tuple[int, int]) -> str:

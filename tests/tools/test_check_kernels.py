@@ -14,7 +14,7 @@ import check_kernels
 from tinycnn import _gpu
 
 pytestmark = pytest.mark.skipif(
-    None in _gpu.find_toolkit().values(), reason="needs the toolkit: pip install 'tinycnn[cuda13]'"
+    None in _gpu.find_toolkit().values(), reason="needs the toolkit: pip install 'numba-cuda[cu13]'"
 )
 SIGNATURE = "void(float32[::1], float32[::1], int64)"
 HALF = np.float32(0.5)

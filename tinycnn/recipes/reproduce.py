@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace, selected: Sequence[Recipe]) -> int:
     devices.get(device)
     devices.set_num_threads(args.threads)
     if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:  # before hours of training
-        raise ValueError("--tensorboard needs tensorboardX: pip install 'tinycnn[tensorboard]'")
+        raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX")
     root = args.results if args.data is None else f"{args.results}/{args.data}"
     in_table = args.data is None and any(recipe.path.parent == recipes.RECIPES_DIR for recipe in selected)
     if in_table:

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         import optuna
     except ImportError:
-        print("error: a sweep needs Optuna: pip install 'tinycnn[sweep]'", file=sys.stderr)
+        print("error: a sweep needs Optuna: pip install optuna", file=sys.stderr)
         return 1
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     interrupted = "interrupted: the study is kept; the same command resumes it"
