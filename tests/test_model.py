@@ -646,7 +646,7 @@ def test_a_failed_first_forward_does_not_set_the_input_shape():
 
 def test_invalid_backward():
     model = small()
-    with pytest.raises(RuntimeError, match="backward needs a forward of its own"):
+    with pytest.raises(RuntimeError, match="backward needs its own forward"):
         model.backward(np.ones((9, 4)))
     model.forward(X)
     with pytest.raises(ValueError, match=r"dy must have the shape of the last output, \(9, 4\), got \(8, 4\)"):
