@@ -5,7 +5,7 @@ layer    a class in tinycnn/layers.py with `forward` and `backward`; its name in
          (tests/support/make_torch_answers.py), or a reason in NOT_IN_FUNCTIONAL below.  An activation: also a code and
          two functions in tinycnn/scalars.py, and a row in tests/support/reference.py
 loss     a class in tinycnn/losses.py; its name in tinycnn/__init__.py; a row in tests/test_gradients.py
-kernel   a function in tinycnn/kernels/ and its counterpart with the same arguments in tinycnn/cuda/, both exported; calls in
+kernel   a function in tinycnn/kernels/ and one with the same arguments in tinycnn/cuda/, both exported; calls in
          tests/support/cuda_calls.py; a row in a table CASES of the tests, for the same bits with any number of threads.
          NaN in the input must give NaN in the output: exceptions have a reason in NAN_STOPS below
 
@@ -156,7 +156,7 @@ def missing_for_loss(name, path):
 def missing_for_kernel(name, kernel):
     if name not in cuda_kernels():
         where = place("tinycnn/cuda/__init__.py", "__all__ = [")
-        yield f'{where}: add "{name}", the cuda_arguments of the CPU kernel'
+        yield f'{where}: add "{name}", the CUDA version of the CPU kernel'
     else:
         arguments, cuda_arguments = (list(inspect.signature(f).parameters) for f in (kernel, cuda_kernels()[name]))
         if arguments != cuda_arguments:
@@ -207,13 +207,13 @@ def test_nothing_is_exported_by_one_backend_only():
     assert public | CPU_MODULES == set(kernels.__all__), (
         "tinycnn/kernels/__init__.py: __all__ must list all imported kernels"
     )
-    assert set(cuda_kernels()) == set(kernels.__all__), "tinycnn/cuda/__init__.py and tinycnn/kernels/__init__.py must agree"
+    assert set(cuda_kernels()) == set(kernels.__all__), "cuda/__init__.py and kernels/__init__.py must export the same"
 
 
 def test_no_row_is_left_over():
-    """Of layers, losses and kernels that are gone."""
+    """No test has a row for a layer, loss or kernel that does not exist."""
     names = [{name for found in kinds.values() for name in found} for kinds in (LAYERS, LOSSES)]
-    assert gradient_rows() == tuple(names), "tests/test_gradients.py: LAYERS or LOSSES has a row for a class that does not exist"
+    assert gradient_rows() == tuple(names), "tests/test_gradients.py: LAYERS or LOSSES has an obsolete row"
     assert cuda_calls() <= set(KERNELS), "tests/support/cuda_calls.py calls a kernel that does not exist"
     assert {row for table in case_files().values() for row in table} <= set(KERNELS), "a table CASES has a row too many"
     assert NAN_STOPS.keys() <= reference.ACTIVATIONS.keys()
