@@ -1,7 +1,7 @@
 """The places that a new layer, loss or kernel needs.  Each check fails with the file, the line and what to add there.
 
 layer    a class in tinycnn/layers.py with `forward` and `backward`; its name in tinycnn/__init__.py; a row in
-         tests/test_gradients.py; its function and the `_backward` function in tinycnn/functional.py, with torch's answers
+         tests/test_gradients.py; its function and `_backward` in tinycnn/functional.py, with torch's answers
          (tests/support/make_torch_answers.py), or a reason in NOT_IN_FUNCTIONAL below.  An activation: also a code and
          two functions in tinycnn/scalars.py, and a row in tests/support/reference.py
 loss     a class in tinycnn/losses.py; its name in tinycnn/__init__.py; a row in tests/test_gradients.py
