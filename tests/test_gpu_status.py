@@ -150,9 +150,9 @@ class ForeignArray:
 @pytest.mark.parametrize(("device", "name"), [("cpu", "cpu"), pytest.param("cuda", "cuda:0", marks=pytest.mark.gpu)])
 def test_an_array_on_another_device_is_refused_with_both_names(device, name):
     array = ForeignArray(np.ones((1, 3), np.float32), 1)
-    with pytest.raises(ValueError, match=f"x lies on cuda:1, but this computes on {name}"):
+    with pytest.raises(ValueError, match=f"x is on cuda:1, expected {name} or host memory"):
         Sequential(layers.Linear(3, 2), rng=0, device=device).forward(array)
-    with pytest.raises(ValueError, match=f"images lies on cuda:1, but this computes on {name}"):
+    with pytest.raises(ValueError, match=f"images is on cuda:1, expected {name} or host memory"):
         DeviceDataset(ForeignArray(np.ones((1, 2, 2), np.uint8), 1), np.zeros(1, int), device=device)
 
 

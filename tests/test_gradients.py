@@ -61,8 +61,8 @@ def axes(draw, dilated=True, pooling=False):
     kernel, stride, padding, dilation, size = zip(*found, strict=True)
     x = np.ones((1, 1, *size))
     out = reference.pool_out(x, kernel, stride, padding, dilation)
-    met = reference.windows(x, kernel, out, stride, padding, dilation, 0)
-    assume(met.any((4, 5)).all() if pooling else met.any())  # windows with padding only have no gradient
+    mask = reference.windows(x, kernel, out, stride, padding, dilation, 0)
+    assume(mask.any((4, 5)).all() if pooling else mask.any())  # windows with padding only have no gradient
     return kernel, stride, padding, dilation, size
 
 

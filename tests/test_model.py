@@ -210,12 +210,12 @@ def test_radial_basis_functions_against_torch_formula():
     torch = pytest.importorskip("torch")
     model = Sequential(GaussianRBF(6, 4), input_shape=(6,), rng=0, dtype=np.float64)
     x = 0.3 * np.random.default_rng(1).standard_normal((5, 6))
-    there, centres = (torch.tensor(a, requires_grad=True) for a in (x, model[0].weight))
-    y = torch.exp(-0.5 * torch.cdist(there, centres) ** 2)
+    x_torch, centres = (torch.tensor(a, requires_grad=True) for a in (x, model[0].weight))
+    y = torch.exp(-0.5 * torch.cdist(x_torch, centres) ** 2)
     y.square().sum().backward()
     np.testing.assert_allclose(model.forward(x), y.detach().numpy(), rtol=1e-10)
     dx = model.backward(2 * model.forward(x))
-    np.testing.assert_allclose(dx, there.grad.numpy(), rtol=1e-8)
+    np.testing.assert_allclose(dx, x_torch.grad.numpy(), rtol=1e-8)
     np.testing.assert_allclose(model[0].weight_grad, centres.grad.numpy(), rtol=1e-8)
 
 
@@ -533,7 +533,7 @@ def shared():
         (lambda: Sequential(Tanh), TypeError, "layers must be tinycnn layers, got the class"),
         (lambda: Sequential([Tanh()]), TypeError, "layers must be tinycnn layers, got \\["),
         (lambda: Sequential(Sequential(Tanh())), TypeError, "layers must be tinycnn layers"),
-        (shared, ValueError, "a layer may be in a Sequential once only"),
+        (shared, ValueError, "a layer may be in a Sequential only once"),
         (lambda: small(dtype=np.float16), ValueError, "dtype must be float32 or float64, got .*float16"),
         (lambda: small(dtype=int), ValueError, "dtype must be float32 or float64"),
         (lambda: small(dtype=complex), ValueError, "dtype must be float32 or float64"),
@@ -646,7 +646,7 @@ def test_a_failed_first_forward_does_not_set_the_input_shape():
 
 def test_invalid_backward():
     model = small()
-    with pytest.raises(RuntimeError, match="backward needs a forward of its own"):
+    with pytest.raises(RuntimeError, match="backward needs its own forward"):
         model.backward(np.ones((9, 4)))
     model.forward(X)
     with pytest.raises(ValueError, match=r"dy must have the shape of the last output, \(9, 4\), got \(8, 4\)"):

@@ -1,11 +1,11 @@
 """The places that a new layer, loss or kernel needs.  Each check fails with the file, the line and what to add there.
 
 layer    a class in tinycnn/layers.py with `forward` and `backward`; its name in tinycnn/__init__.py; a row in
-         tests/test_gradients.py; its function and the `_backward` twin in tinycnn/functional.py, with torch's answers
+         tests/test_gradients.py; its function and `_backward` in tinycnn/functional.py, with torch's answers
          (tests/support/make_torch_answers.py), or a reason in NOT_IN_FUNCTIONAL below.  An activation: also a code and
          two functions in tinycnn/scalars.py, and a row in tests/support/reference.py
 loss     a class in tinycnn/losses.py; its name in tinycnn/__init__.py; a row in tests/test_gradients.py
-kernel   a function in tinycnn/kernels/ and its twin with the same arguments in tinycnn/cuda/, both exported; calls in
+kernel   a function in tinycnn/kernels/ and one with the same arguments in tinycnn/cuda/, both exported; calls in
          tests/support/cuda_calls.py; a row in a table CASES of the tests, for the same bits with any number of threads.
          NaN in the input must give NaN in the output: exceptions have a reason in NAN_STOPS below
 
@@ -100,7 +100,7 @@ def case_files():
 
 
 @functools.cache
-def twins():
+def cuda_kernels():
     """The CUDA backend's functions by name."""
     cuda = importlib.import_module("tinycnn.cuda")
     return {name: getattr(cuda, name) for name in cuda.__all__}
@@ -154,13 +154,13 @@ def missing_for_loss(name, path):
 
 
 def missing_for_kernel(name, kernel):
-    if name not in twins():
+    if name not in cuda_kernels():
         where = place("tinycnn/cuda/__init__.py", "__all__ = [")
-        yield f'{where}: add "{name}", the twin of the CPU kernel'
+        yield f'{where}: add "{name}", the CUDA version of the CPU kernel'
     else:
-        arguments, twin = (list(inspect.signature(f).parameters) for f in (kernel, twins()[name]))
-        if arguments != twin:
-            yield f"tinycnn/cuda: {name} has the arguments {twin}, and on the CPU {arguments}"
+        arguments, cuda_arguments = (list(inspect.signature(f).parameters) for f in (kernel, cuda_kernels()[name]))
+        if arguments != cuda_arguments:
+            yield f"tinycnn/cuda: {name} has the arguments {cuda_arguments}, and on the CPU {arguments}"
     if name not in cuda_calls():
         where = place("tests/support/cuda_calls.py", "def calls(")
         yield f'{where}: add a call, yield "{name}", "", (arguments), (positions of outputs)'
@@ -205,16 +205,16 @@ def test_function():
 def test_nothing_is_exported_by_one_backend_only():
     public = {name for name, f in vars(kernels).items() if inspect.isroutine(f) and not name.startswith("_")}
     assert public | CPU_MODULES == set(kernels.__all__), (
-        "tinycnn/kernels/__init__.py: __all__ must have what is imported"
+        "tinycnn/kernels/__init__.py: __all__ must list all imported kernels"
     )
-    assert set(twins()) == set(kernels.__all__), "tinycnn/cuda/__init__.py and tinycnn/kernels/__init__.py must agree"
+    assert set(cuda_kernels()) == set(kernels.__all__), "cuda/__init__.py and kernels/__init__.py must export the same"
 
 
 def test_no_row_is_left_over():
-    """Of layers, losses and kernels that are gone."""
+    """No test has a row for a layer, loss or kernel that does not exist."""
     names = [{name for found in kinds.values() for name in found} for kinds in (LAYERS, LOSSES)]
-    assert gradient_rows() == tuple(names), "tests/test_gradients.py: LAYERS or LOSSES has a row of what is gone"
-    assert cuda_calls() <= set(KERNELS), "tests/support/cuda_calls.py calls what is gone"
+    assert gradient_rows() == tuple(names), "tests/test_gradients.py: LAYERS or LOSSES has an obsolete row"
+    assert cuda_calls() <= set(KERNELS), "tests/support/cuda_calls.py calls a kernel that does not exist"
     assert {row for table in case_files().values() for row in table} <= set(KERNELS), "a table CASES has a row too many"
     assert NAN_STOPS.keys() <= reference.ACTIVATIONS.keys()
     assert NOT_IN_FUNCTIONAL.keys() <= names[0]

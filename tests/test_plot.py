@@ -152,8 +152,8 @@ def test_confusion_extremes():
     assert "100.00 % correct, 0 of 21 wrong" in words(perfect.figure)
     assert len(perfect.figure.axes) == 1  # no colour bar without errors
     assert "0 of 0 wrong" in words(plot.confusion(np.zeros((2, 2), int)).figure)
-    mine = Figure().add_subplot()
-    assert plot.confusion([[1, 0], [2, 3]], ax=mine) is mine
+    own_ax = Figure().add_subplot()
+    assert plot.confusion([[1, 0], [2, 3]], ax=own_ax) is own_ax
 
 
 def test_mistakes_most_confident_first(rng):
@@ -269,8 +269,8 @@ def test_save(tmp_path, kind):
     figure = Figure(figsize=(4, 2))
     part = figure.subfigures(1, 2)[0]
     ax = part.add_subplot() if "sub" in kind else figure.add_subplot()
-    what = {"figure": figure, "subfigure": part}.get(kind, ax)
-    plot.save(what, tmp_path / "a.png")
+    target = {"figure": figure, "subfigure": part}.get(kind, ax)
+    plot.save(target, tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (600, 300)

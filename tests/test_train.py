@@ -198,12 +198,12 @@ def test_squared_error_to_one_hot_class_numbers(reduction, dtype):
     assert value == want
     np.testing.assert_array_equal(gradient, want_gradient)
     torch = pytest.importorskip("torch")
-    there = torch.tensor(x, requires_grad=True)
-    rows = torch.nn.functional.one_hot(torch.tensor(target), 4).to(there.dtype)
-    loss = torch.nn.functional.mse_loss(there, rows, reduction=reduction)
+    x_torch = torch.tensor(x, requires_grad=True)
+    rows = torch.nn.functional.one_hot(torch.tensor(target), 4).to(x_torch.dtype)
+    loss = torch.nn.functional.mse_loss(x_torch, rows, reduction=reduction)
     loss.backward()
     np.testing.assert_allclose(value, loss.item(), rtol=1e-6)
-    np.testing.assert_allclose(gradient, there.grad.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(gradient, x_torch.grad.numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Error messages name the argument, what was expected and what came.  And `repr`."""
+"""Error messages name the argument, the expected and the given value.  And `repr`."""
 
 import re
 
@@ -74,8 +74,8 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
         (lambda: train(model=LOSS), TypeError, "model must be a Sequential, got CrossEntropyLoss()"),
         (lambda: train(on_epoch=3), TypeError, "on_epoch must be a function or None, got 3"),
         (lambda: train(rng=1.5), TypeError, RNG + "1.5"),
-        (lambda: Adam(MODEL.parameters()), TypeError, "model must be a Sequential, got list; an optimizer here is "
-         "given the whole model, not its parameters"),
+        (lambda: Adam(MODEL.parameters()), TypeError, "model must be a Sequential, got list; an optimizer takes "
+         "the whole model, not its parameters"),
         (lambda: Adam(MODEL, betas=0.9), ValueError, "betas must be two numbers such as (0.9, 0.999), got 0.9"),
         (lambda: Adam(MODEL, betas=(0.9, 0.9, 0.9)), ValueError, "betas must be two numbers"),
         (lambda: SGD(MODEL, -1), ValueError, "lr must be finite and not negative, got -1"),
@@ -112,15 +112,15 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
         (lambda: MODEL.load_state_dict("w.npz"), TypeError, STATE + "'w.npz'; checkpoint.load reads one from a file"),
         (lambda: MODEL.load_state_dict(None), TypeError, STATE + "None"),
         (lambda: MaxPool2d(2, padding=5), ValueError, "padding must be at most half of kernel_size 2, got 5"),
-        (lambda: ReLU(inplace=True), TypeError, "ReLU has no inplace: a model overwrites what nobody reads again"),
+        (lambda: ReLU(inplace=True), TypeError, "ReLU has no inplace: a model chooses in-place steps by itself"),
         (lambda: Dropout(0.5, inplace=True), TypeError, "Dropout has no inplace: "),
         (lambda: LeakyReLU(0.1, inplace=True), TypeError, "LeakyReLU has no inplace: "),
         (lambda: ReLU(True), TypeError, "ReLU takes no arguments, got 1"),
         (lambda: ReLU(slope=0.1), TypeError, "ReLU takes no arguments, got 1"),
         (lambda: Flatten(start_dim=1), TypeError, "Flatten has no start_dim: all axes but the batch's become one"),
-        (lambda: Conv2d(1, 1, 3, padding_mode="reflect"), TypeError, "Conv2d has no padding_mode: the padding is of"),
-        (lambda: Linear(3, 4, device="cuda"), TypeError, "Linear has no device: it is that of the Sequential"),
-        (lambda: BatchNorm2d(3, dtype=np.float32), TypeError, "BatchNorm2d has no dtype: it is that of the Sequential"),
+        (lambda: Conv2d(1, 1, 3, padding_mode="reflect"), TypeError, "Conv2d has no padding_mode: padding is always"),
+        (lambda: Linear(3, 4, device="cuda"), TypeError, "Linear has no device: set it on the Sequential"),
+        (lambda: BatchNorm2d(3, dtype=np.float32), TypeError, "BatchNorm2d has no dtype: set it on the Sequential"),
         (lambda: MaxPool2d(2, return_indices=True), TypeError, "MaxPool2d has no return_indices: functional.max"),
     ],
 )  # fmt: skip

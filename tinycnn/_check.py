@@ -1,4 +1,4 @@
-"""Checks of arguments.  Every message names the argument, what was expected and what came: "x must be ..., got ..."."""
+"""Argument checks.  Every message names the argument, the expected and the given value: "x must be ..., got ..."."""
 
 import numbers
 from collections.abc import Mapping, Sequence
@@ -52,12 +52,12 @@ def optional_callable(name: str, value: T) -> T:
 
 
 def mapping(name: str, value: Mapping[str, T], hint: str = "") -> Mapping[str, T]:
-    """`value` if it is a dictionary of any kind."""
+    """`value` if it is a Mapping."""
     return instance(name, value, Mapping, "a dictionary, as state_dict() gives it", hint)
 
 
 def generator(name: str, value: Any) -> np.random.Generator:
-    """np.random.default_rng(value)"""
+    """`np.random.default_rng(value)`, with an error that names the argument."""
     try:
         return np.random.default_rng(value)
     except (TypeError, ValueError):
@@ -180,29 +180,29 @@ def array(name: str, value: Any, ndim: int | None = None, axes: str = "") -> Arr
 
 
 def shape(name: str, value: Any, expected: Shape, of: str = "") -> None:
-    """ValueError unless `value` has the shape `expected`.   of: what has that shape, for the message"""
+    """ValueError unless `value` has the shape `expected`.   of: for the message, the array whose shape that is"""
     if tuple(value.shape) != tuple(expected):
-        what = f"the shape of {of}," if of else "shape"
-        raise ValueError(f"{name} must have {what} {tuple(expected)}, got {tuple(value.shape)}")
+        label = f"the shape of {of}," if of else "shape"
+        raise ValueError(f"{name} must have {label} {tuple(expected)}, got {tuple(value.shape)}")
 
 
 def finite(name: str, value: Array) -> Array:
-    """`value` if it has no NaN and no infinity; the message names the first."""
+    """`value` if all its entries are finite; the message names the first that is not."""
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
-        raise ValueError(f"{name} must be finite, got {value[at]} at index {at}")
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+        raise ValueError(f"{name} must be finite, got {value[index]} at index {index}")
     return value
 
 
 def cast(name: str, value: Any, dtype: DType) -> Array:
     """`value` as an array of `dtype`, finite after the conversion."""
-    given = array(name, value)
-    if given.dtype == dtype:
-        return finite(name, given)
+    source = array(name, value)
+    if source.dtype == dtype:
+        return finite(name, source)
     with np.errstate(all="ignore"):
-        converted = given.astype(dtype)
-    if dtype.kind == "i" and (converted != given).any():
-        raise ValueError(f"{name} must hold whole numbers below 2**63, got {given.flat[0]}")
+        converted = source.astype(dtype)
+    if dtype.kind == "i" and (converted != source).any():
+        raise ValueError(f"{name} must hold whole numbers below 2**63, got {source.flat[0]}")
     return finite(name, converted)
 
 
@@ -227,9 +227,9 @@ def labels(
     if ignore_index is not None:
         bad &= value != ignore_index
     if bad.any():
-        at = int(np.flatnonzero(bad)[0])
+        index = int(np.flatnonzero(bad)[0])
         bounds = "not be negative" if classes is None else f"lie in 0 ... {classes - 1}"
-        raise ValueError(f"{name} must {bounds}, got {value[at]} at index {at}")
+        raise ValueError(f"{name} must {bounds}, got {value[index]} at index {index}")
     return np.asarray(value.astype(np.int64, copy=False))
 
 
@@ -246,7 +246,7 @@ def image_shape(name: str, value: Any) -> Shape:
 
 
 def map_input(layer: object, shape: Shape, channels: int | None = None) -> Shape:
-    """`shape` if it is (channels, height, width): of any number of channels if that is None."""
+    """`shape` if it is (channels, height, width).  channels: None for any number"""
     if len(shape) != 3 or channels not in (None, shape[0]):
         raise ValueError(f"{layer!r} takes ({channels or 'channels'}, height, width), got {tuple(shape)}")
     return tuple(shape)
@@ -320,7 +320,7 @@ def _output_size(
     dilation: tuple[int, int],
     overhang: tuple[int, int],
 ) -> tuple[int, int]:
-    """Number of windows along each axis; the last may reach `overhang` pixels beyond the padded image."""
+    """Number of windows along each axis; the last may extend `overhang` pixels beyond the padded image."""
     counts = []
     for axis, name in enumerate(("height", "width")):
         reach = dilation[axis] * (kernel[axis] - 1) + 1

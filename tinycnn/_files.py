@@ -35,10 +35,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.  Raises ValueError with the reason if there is none; OSError."""
+    """The object in a JSON file.  Raises ValueError, with the reason, for other content; OSError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        json.dumps(content, ensure_ascii=False).encode()  # refuses half a surrogate pair, which cannot be written
+        json.dumps(content, ensure_ascii=False).encode()  # raises ValueError for an unpaired surrogate
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(content, dict):

@@ -63,13 +63,13 @@ def find_toolkit() -> dict[str, str | None]:
         from cuda.pathfinder import load_nvidia_dynamic_lib
     except ImportError:
         return dict.fromkeys(TOOLKIT_LIBRARIES)
-    found: dict[str, str | None] = {}
+    paths: dict[str, str | None] = {}
     for name in TOOLKIT_LIBRARIES:
         try:
-            found[name] = load_nvidia_dynamic_lib(name).abs_path
+            paths[name] = load_nvidia_dynamic_lib(name).abs_path
         except Exception:  # its class differs between versions
-            found[name] = None
-    return found
+            paths[name] = None
+    return paths
 
 
 def probe(driver: Any = None, full: bool = False) -> Status:
@@ -152,11 +152,11 @@ def require(number: int, status: Status | None = None) -> None:
 
 
 def _summary(status: Status) -> str:
-    found = [f"driver {'CUDA ' + _version_text(status.driver) if status.driver else 'none'}"]
-    found.append(f"GPUs {', '.join(gpu.name for gpu in status.gpus) or 'none'}")
-    found.append(f"numba-cuda {status.numba_cuda or 'none'}")
-    found += [f"{name} {'found' if path else 'none'}" for name, path in status.toolkit.items()]
-    return "found: " + "; ".join(found)
+    parts = [f"driver {'CUDA ' + _version_text(status.driver) if status.driver else 'none'}"]
+    parts.append(f"GPUs {', '.join(gpu.name for gpu in status.gpus) or 'none'}")
+    parts.append(f"numba-cuda {status.numba_cuda or 'none'}")
+    parts += [f"{name} {'found' if path else 'none'}" for name, path in status.toolkit.items()]
+    return "found: " + "; ".join(parts)
 
 
 def hint(status: Status) -> str:

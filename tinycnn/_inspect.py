@@ -1,4 +1,4 @@
-"""Reading a model: the layers' activations, the first number that is not finite, the table of layers."""
+"""Inspection of a model: activations of each layer, the first non-finite array, the summary table."""
 
 import math
 from collections.abc import Callable
@@ -37,12 +37,12 @@ def activations(
         _check.shape("dy", dy, plan.dy.shape, "the output")
         model.ops.copy_to(plan.dy, dy)
         plan.backward(input_gradient=True)
-    found = []
+    result = []
     for step in plan.steps:
         if step.layers:
             gradients = (None, None) if dy is None else (plan.to_host(step.dx), plan.to_host(step.dy))
-            found.append(LayerActivations(step.layers[0], plan.to_host(step.x), plan.to_host(step.y), *gradients))
-    return found
+            result.append(LayerActivations(step.layers[0], plan.to_host(step.x), plan.to_host(step.y), *gradients))
+    return result
 
 
 def find_non_finite(model: "Sequential", plan: Plan) -> str | None:

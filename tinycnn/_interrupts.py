@@ -16,8 +16,8 @@ def defer_interrupt(message: str | None = None, *, raises: bool = True) -> Itera
     message  printed to stderr at the first Ctrl-C
     raises   raise the deferred KeyboardInterrupt at the end of the block
 
-    Yields a function: whether Ctrl-C was pressed.  Does nothing outside the main thread, where Python delivers no
-    signals, and where the program has a SIGINT handler of its own or ignores SIGINT.
+    Yields a function that returns whether Ctrl-C was pressed.  Does nothing in other threads than the main one (Python
+    delivers no signals there), or if the program has installed a SIGINT handler or ignores SIGINT.
     """
     pressed = False
 

@@ -1,4 +1,4 @@
-"""The parameters and buffers of a model: flat vectors, the layers' views into them, and what a state_dict holds."""
+"""The parameters and buffers of a model: flat vectors, the layers' views into them, and the state_dict."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ COUNTER = ".num_batches_tracked"  # (1,) on the device, without axes in torch's 
 
 
 class Parameter(NamedTuple):
-    """A parameter of a layer, and where it is in the flat vectors: from `start` to `stop`."""
+    """A parameter of a layer, and its range [start, stop) in the flat vectors."""
 
     name: str  # in a state_dict
     layer: Layer
@@ -56,13 +56,13 @@ def allocate(
         layer.bind(ops, views, grad_views, dtype)
         for name, value in buffers.items():
             ops.copy_to(getattr(layer, name), value)
-        set_here = {"saved", "_bound_names", "_bound_shapes", "_array_names", "_copied"}
+        internal_names = {"saved", "_bound_names", "_bound_shapes", "_array_names", "_copied"}
         vars(layer).update(
             changes=changes,
             training=True,
             _array_names=frozenset([*views, *(f"{name}_grad" for name in views), *buffers]),
             _bound_shapes=layer.parameter_shapes(),
-            _bound_names=frozenset({*vars(layer)} | set_here) - own_names,
+            _bound_names=frozenset({*vars(layer)} | internal_names) - own_names,
         )
     return table, theta, grad
 
@@ -88,16 +88,16 @@ def load_state_dict(model: "Sequential", state: Mapping[str, Any], strict: bool)
     missing, unexpected = [n for n in arrays if n not in state], [n for n in state if n not in arrays]
     if strict and (missing or unexpected):
         raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
-    given = {name: devices.as_host(name, state[name], model.device)[0] for name in arrays if name in state}
-    values = {name: _check.cast(name, value, arrays[name].dtype) for name, value in given.items()}
+    host = {name: devices.as_host(name, state[name], model.device)[0] for name in arrays if name in state}
+    values = {name: _check.cast(name, value, arrays[name].dtype) for name, value in host.items()}
     values = {n: v.reshape(1) if n.endswith(COUNTER) and v.size == 1 else v for n, v in values.items()}
-    wrong = [
+    mismatches = [
         f"{name}: expected {arrays[name].shape}, got {value.shape}"
         for name, value in values.items()
         if value.shape != arrays[name].shape
     ]
-    if wrong:
-        raise ValueError("state does not fit the model: " + "; ".join(wrong))
+    if mismatches:
+        raise ValueError("state does not fit the model: " + "; ".join(mismatches))
     for name, value in values.items():
         model.ops.copy_to(arrays[name], value)
     model.normalization = normalization or model.normalization

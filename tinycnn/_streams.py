@@ -1,4 +1,4 @@
-"""Standard output and error that may be closed, full or ASCII: output may get lost, a training or a file may not."""
+"""Standard output and error that never fail: output that cannot be written is dropped, and the program goes on."""
 
 import contextlib
 import os
@@ -10,14 +10,14 @@ EXIT_INTERRUPTED = 130  # the exit code that shells expect after Ctrl-C
 
 
 def print_stderr(text: str) -> None:
-    """Write a line to standard error, if that is possible."""
+    """Write a line to standard error; drop it if that fails."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: sys.stderr is None
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
 class SafeStream:
-    """Wraps a text stream, or None, and drops what cannot be written.
+    """Wraps a text stream, or None, and drops output that cannot be written.
 
     failed  whether output was dropped because a write failed
     """
@@ -52,7 +52,8 @@ class SafeStream:
 
 @contextlib.contextmanager
 def safe_streams() -> Iterator[Callable[[], bool]]:
-    """Wrap sys.stdout and sys.stderr in `SafeStream` inside the block.  Yields a function: whether a write failed."""
+    """Wrap sys.stdout and sys.stderr in `SafeStream` inside the block.  Yields a function that returns whether a write
+    failed."""
     previous: tuple[Any, Any] = sys.stdout, sys.stderr
     if all(isinstance(stream, SafeStream) for stream in previous):
         yield lambda: any(stream.failed for stream in previous)

@@ -1,4 +1,4 @@
-"""What may be captured and replayed, and how a capture notices that one of its parts has changed."""
+"""Which objects can be captured and replayed, and counters of changes, which invalidate a capture."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,8 +18,8 @@ class Tracked:
     """Base class that counts changes of attributes.  A change invalidates what was captured with the old values.
 
     changes     the counter; layers and optimizers share their model's
-    replayable  a user's class may set it to True: all its methods do is call this library's kernels, and what changes
-                from step to step is in arrays.  Not inherited
+    replayable  a user's class may set it to True if its methods only call this library's kernels, and everything that
+                changes from step to step is in arrays.  Not inherited
     """
 
     changes: ChangeCounter
@@ -41,16 +41,16 @@ class Tracked:
         self.__dict__.update(state)
 
 
-# All that a training step calls.
+# The methods that a training step calls.
 STEP_METHODS = ("forward", "backward", "forward_backward", "accumulate_metrics", "step", "gather_batch")
 
 
-def is_builtin(thing: object) -> bool:
-    """Whether the class of `thing` is this library's, with no method of a step replaced on it or on its class."""
-    functions = [function for name in STEP_METHODS if (function := getattr(type(thing), name, None)) is not None]
+def is_builtin(part: object) -> bool:
+    """Whether the class of `part` is this library's, with no method of a step replaced on it or on its class."""
+    functions = [function for name in STEP_METHODS if (function := getattr(type(part), name, None)) is not None]
     return (
-        _in_package(type(thing).__module__)
-        and getattr(thing, "__dict__", {}).keys().isdisjoint(STEP_METHODS)
+        _in_package(type(part).__module__)
+        and getattr(part, "__dict__", {}).keys().isdisjoint(STEP_METHODS)
         # __globals__, not __module__: functools.wraps copies the latter.
         and all(_in_package(getattr(function, "__globals__", {}).get("__name__", "")) for function in functions)
     )
@@ -60,18 +60,18 @@ def _in_package(module: str) -> bool:
     return module.partition(".")[0] == __package__
 
 
-def is_replayable(thing: object) -> bool:
-    """Whether `thing` is known to call nothing but kernels."""
-    inner = getattr(thing, "inner", None)  # the optimizer of an EMA
-    replayable = vars(type(thing)).get("replayable") is True or is_builtin(thing)
+def is_replayable(part: object) -> bool:
+    """Whether `part` is known to call only kernels."""
+    inner = getattr(part, "inner", None)  # the optimizer of an EMA
+    replayable = vars(type(part)).get("replayable") is True or is_builtin(part)
     return replayable and (inner is None or is_replayable(inner))
 
 
 class Replay:
-    """A function without arguments that does what `step` does.
+    """`step`, replayed from a capture where possible.
 
-    The step is captured if all of its `parts` are known to consist of kernels, and captured anew after an attribute of
-    one of them has changed.  Otherwise it runs as Python every time.
+    The step is captured if all of its `parts` are known to call only kernels, and again after an attribute of one of
+    them has changed.  Otherwise it runs as Python every time.
     """
 
     def __init__(self, ops: Backend, step: Callable[[], object], *parts: Any) -> None:
@@ -80,7 +80,7 @@ class Replay:
         self.changes = -1
 
     def __call__(self) -> None:
-        changes = 0  # counters only grow, so their sum tells whether one has changed
+        changes = 0  # counters only grow, so one has changed if and only if the sum has
         for counter in self.counters:
             changes += counter.count
         if changes != self.changes:

@@ -84,10 +84,10 @@ TRANSFORMS = RandomAffine, ElasticTransform, ColorJitter
 
 
 class Augmentation:
-    """What `DeviceDataset` does to a batch: at most one transformation of each class.  Affine map and elastic field are
-    applied in one interpolation; brightness and contrast come last, whatever the order of `transforms`.
+    """The augmentation of a batch: at most one transformation of each class.  Affine map and elastic field are applied
+    in one interpolation; brightness and contrast come last, whatever the order of `transforms`.
 
-    seed          of the random numbers, which the kernels compute from it and the number of the batch
+    seed          of the random numbers; kernels hash it with the number of the batch
     ops           the backend
     scale, shift  a pixel p in 0 ... 1 is p * scale[c] + shift[c] in a batch
     """
@@ -121,7 +121,7 @@ class Augmentation:
         return {name: value for name, value in vars(self).items() if name != "ops"}  # a module; the data set sets it
 
     def copy_for_training(self) -> "Augmentation":
-        """A copy with a counter of its own, which continues from `batch_count`."""
+        """A copy with its own counter, which starts at `batch_count`."""
         copied = copy.copy(self)
         copied.ops = self.ops
         copied.counter, copied.epoch_start = (self.ops.to_device(np.array([self.batch_count])) for _ in range(2))
@@ -129,7 +129,7 @@ class Augmentation:
         return copied
 
     def batches_drawn(self) -> int:
-        """Number of batches so far, with those before this training."""
+        """Number of batches so far, in this and earlier trainings."""
         return int(self.ops.to_host(self.counter)[0])
 
     def buffers(self, x: DeviceArray) -> tuple[DeviceArray, ...]:

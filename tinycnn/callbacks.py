@@ -15,7 +15,7 @@ from tinycnn.optim import EMA, Optimizer
 
 
 class EarlyStopping(InitRepr):
-    """Stops a training that no longer improves: ``fit(..., on_epoch=EarlyStopping(...))``.  Make one for each training.
+    """Stops a training that no longer improves: ``fit(..., on_epoch=EarlyStopping(...))``.  Create one per training.
 
     monitor       the value in the epochs' records that is watched
     patience      training stops after this many epochs in a row without an improvement
@@ -68,10 +68,10 @@ class EarlyStopping(InitRepr):
 class ReduceLROnPlateau(InitRepr):
     """Lowers the learning rate when a metric stops improving.  Arguments and definition are torch's.
 
-    Call `step(metric)` after each epoch.  When the metric has not improved on the best by more than `threshold` (a
-    fraction of the best for "rel", a difference for "abs") for more than `patience` epochs, the rates of all steps to
-    come are multiplied by `factor`, but not lowered below min_lr, and left alone if they would change by eps or less.
-    The `cooldown` epochs after a reduction do not count.
+    Call `step(metric)` after each epoch.  A metric improves if it beats the best by more than `threshold` (a fraction
+    of the best for "rel", a difference for "abs").  After more than `patience` epochs without an improvement, all
+    remaining rates are multiplied by `factor`, down to at least min_lr; a change of eps or less is skipped.  The
+    `cooldown` epochs after a reduction do not count.
 
         plateau = ReduceLROnPlateau(optimizer)
         fit(..., on_epoch=lambda record: plateau.step(record["val_loss"]))
@@ -101,7 +101,7 @@ class ReduceLROnPlateau(InitRepr):
         self.num_bad_epochs = self.cooldown_counter = 0
 
     def step(self, metric: float) -> None:
-        """Count the metric of an epoch, and lower the rates if it is time.  NaN is no improvement."""
+        """Record the metric of an epoch; lower the rates when the patience is exceeded.  NaN is no improvement."""
         _check.instance("metric", metric, numbers.Real, "a number")
         if self._improves(metric):
             self.best, self.num_bad_epochs = float(metric), 0
@@ -117,7 +117,7 @@ class ReduceLROnPlateau(InitRepr):
     STATE = ("best", "num_bad_epochs", "cooldown_counter")
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to resume, as plain numbers.  The rates are in the optimizer's state."""
+        """The state needed to resume, as plain numbers.  The rates are in the optimizer's state."""
         return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Save and load named arrays and metadata as a NumPy `.npz` file, never as a pickle.
 
-The file is an uncompressed zip of `.npy` members, so `np.load` reads it too.  The reader here is stricter than NumPy's:
-it evaluates nothing, verifies every checksum and every declared size before it allocates, and needs no more memory than
-a small multiple of the file's size.
+The file is an uncompressed zip of `.npy` members, so `np.load` reads it too.  This reader is stricter than NumPy's: it
+evaluates nothing, verifies every checksum and every declared size before it allocates, and needs no more memory than a
+small multiple of the file's size.
 """
 
 import io
@@ -116,7 +116,7 @@ def _unpack(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
     arrays: dict[str, Array] = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
-        # A wrong length in the zip directory hides the members after it; the end record has their number.
+        # A wrong length in the zip directory hides the members after it; the end record holds the true count.
         if int.from_bytes(data[-12:-10], "little") != min(len(members), 0xFFFF):
             raise ValueError("the directory of the zip file is damaged")
         if sum(member.file_size for member in members) > len(data):  # also catches members that overlap

@@ -15,7 +15,7 @@ from tinycnn.augment import Augmentation, Transform
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Normalization:
-    """How pixels become a model's input: (pixel / unit - mean) / std.
+    """Scaling of pixels to a model's input: (pixel / unit - mean) / std.
 
     mean, std  (C,) float64     unit  255 for uint8 pixels, 1 for others
     """
@@ -25,8 +25,8 @@ class Normalization:
     unit: int
 
     def apply(self, name: str, x: Array) -> Array:
-        """Images x (N, C, H, W) as input.  uint8 pixels are normalised; floating-point numbers are returned as they
-        are.  TypeError for other dtypes, and for uint8 if the model was trained on other pixels."""
+        """Images x (N, C, H, W) as input.  uint8 pixels are normalised, floating-point input is returned unchanged.
+        TypeError for other dtypes, and for uint8 if the model was trained on other pixels."""
         if x.dtype.kind == "f":
             return x
         if x.dtype != np.uint8 or self.unit != 255:
@@ -42,7 +42,7 @@ class Normalization:
         return scaled
 
     def state_dict(self) -> State:
-        """Its entries in a model's state_dict."""
+        """The normalization's entries in a model's state_dict."""
         return {f"normalization.{name}": np.array(value) for name, value in vars(self).items()}
 
     @classmethod
@@ -121,14 +121,14 @@ class DeviceDataset(Tracked):
         self._options = {"augment": augment, "device": "" if device == "cpu" else repr(device)}
         self.images, self.labels = self.ops.to_device(pixels), self.ops.to_device(class_numbers.copy())
         self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
-        # In a batch, a pixel of 0 is -mean/std, and a pixel of `unit` is larger by 1/std.
+        # For the augmentation, pixels are in 0 ... 1: a normalised pixel is p / std - mean / std.
         self.augmentation = Augmentation(augment, seed, self.ops, 1 / self.std, self.shift)
         self._scale_shift: dict[Any, list[DeviceArray]] = {}  # dtype -> scale and shift on the device
         self.classes = int(class_numbers.max()) + 1
         self.image_shape = (channels, height + 2 * self.padding[0], width + 2 * self.padding[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything, with arrays on the host."""
+        """All attributes, with arrays on the host."""
         state = {n: v for n, v in super().__getstate__().items() if n not in ("ops", "_scale_shift")}
         return state | {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("images", "labels")}
 
@@ -191,7 +191,8 @@ class DataLoader:
         self.ops.copy_to(self.cursor, np.array([position]))
 
     def next(self, x: DeviceArray) -> DeviceArray:
-        """Write the next len(x) images into x and return their labels.  The kernel `accumulate_metrics` advances."""
+        """Write the next len(x) images into x and return their labels.  The kernel `accumulate_metrics` advances the
+        cursor."""
         if len(x) > len(self.target):
             self.target = self.ops.empty((len(x),), np.int64)
         target = self.target[: len(x)]
@@ -202,12 +203,12 @@ class DataLoader:
         return target
 
     def augment_settings(self) -> list[dict[str, Any] | None]:
-        """A copy of the transformations' settings, to notice changes."""
+        """A copy of the transformations' settings, to detect changes."""
         transforms = (getattr(self.augmentation, name, None) for name in ("affine", "elastic", "jitter"))
         return [transform and dict(vars(transform)) for transform in transforms]
 
     def close(self) -> None:
-        """End the training: the next one on this data set continues the sequence of random numbers."""
+        """End the training.  The next one on this data set continues the sequence of random numbers."""
         if self.augmentation is not None:
             shared = self.data.augmentation
             shared.batch_count = max(shared.batch_count, self.augmentation.batches_drawn())
@@ -222,6 +223,6 @@ def check_indices(dataset: DeviceDataset, index: ArrayLike, name: str = "index")
         )
     invalid = np.flatnonzero((numbers < 0) | (numbers >= len(dataset)))
     if not numbers.size or invalid.size:
-        found = f"{numbers[invalid[0]]} at index {invalid[0]}" if invalid.size else "none"
-        raise ValueError(f"{name} must be image numbers in 0 ... {len(dataset) - 1}, got {found}")
+        example = f"{numbers[invalid[0]]} at index {invalid[0]}" if invalid.size else "none"
+        raise ValueError(f"{name} must be image numbers in 0 ... {len(dataset) - 1}, got {example}")
     return numbers.astype(np.int64, copy=False)

@@ -1,4 +1,4 @@
-"""From the name of a device to the module that computes on it."""
+"""Device names, the backend module of each device, and the exchange of arrays with other libraries."""
 
 import importlib
 import re
@@ -11,7 +11,7 @@ from tinycnn.errors import DeviceError
 def resolve(device: str) -> str:
     """`device` ("auto", "cpu", "cuda", "cuda:N") as "cpu" or "cuda:N".  "auto" is cuda:0 if it can be used.
 
-    Raises ValueError for other names, and DeviceError, with what is missing, for a GPU that cannot be used.
+    Raises ValueError for other names, and DeviceError, which lists the missing parts, for a GPU that cannot be used.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device) if isinstance(device, str) else None
     if match is None:
@@ -47,7 +47,7 @@ def as_host(name: str, array: DeviceArray, device: str) -> tuple[DeviceArray, bo
     if number is None:
         return array, False
     if device != f"cuda:{number}":
-        raise ValueError(f"{name} lies on cuda:{number}, but this computes on {device}")
+        raise ValueError(f"{name} is on cuda:{number}, expected {device} or host memory")
     ops = get(device)
     return ops.to_host(ops.to_device(array)), True
 
@@ -60,12 +60,12 @@ def as_dlpack(array: DeviceArray) -> DeviceArray:
 
 
 def set_num_threads(threads: int | None) -> int:
-    """Use `threads` CPU threads from now on; None leaves the choice to Numba.  Returns the number in use."""
+    """Use `threads` CPU threads; None leaves the number unchanged.  Returns the number in use."""
     import numba
 
     if threads is not None:
-        most: int = getattr(numba.config, "NUMBA_NUM_THREADS")  # noqa: B009 (unknown to type checkers)
-        if _check.integer("threads", threads, 1) > most:
-            raise ValueError(f"threads must be at most {most} on this machine, got {threads}")
+        limit: int = getattr(numba.config, "NUMBA_NUM_THREADS")  # noqa: B009 (unknown to type checkers)
+        if _check.integer("threads", threads, 1) > limit:
+            raise ValueError(f"threads must be at most {limit} on this machine, got {threads}")
         numba.set_num_threads(threads)
     return int(numba.get_num_threads())

@@ -1,6 +1,6 @@
 """One training run from the command line: options, data, training, evaluation, run folder.
 
-`examples/lenet5.py` and `python -m tinycnn train` call it with a network of their own.
+Used by `examples/lenet5.py` and `python -m tinycnn train`, each with its own network.
 """
 
 import argparse
@@ -71,13 +71,13 @@ def positive_float(text: str) -> float:
 def run(args: argparse.Namespace, network: Callable[..., Any], name: str = "lenet5") -> int:
     """Train `network(activation, pool, rng=, device=)` with the options `args`.  Returns the exit code.
 
-    Prints its progress.  A user's error is one line on stderr, not a traceback.
+    Prints its progress.  User errors are one line on stderr, not a traceback.
     """
     return run_command(lambda: _run(args, network, name))
 
 
 def run_command(command: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """Call `command` and return its exit code.  After a user's error, or Ctrl-C (`interrupted`), print one line."""
+    """Call `command` and return its exit code.  Print one line for a user error or Ctrl-C (`interrupted`)."""
     with _streams.safe_streams():
         try:
             return command()

@@ -1,9 +1,9 @@
-"""NumPy in, NumPy out: torch's functions over the CPU kernels, each with a twin that returns the gradients.
+"""torch's functions on NumPy arrays, over the CPU kernels, each with a backward function.
 
-`f(x, ...)` and `f_backward(dy, x, ...)` take the same arguments after dy, the gradient of f's output, and the twin
-returns the gradients of the differentiable arguments in their order (a tuple where there are several; None for a bias
-that was not given).  float32 and float64 are kept, other real types become float32.  NaN and infinities pass through.
-For teaching and for checking: every call allocates, so train with `Sequential`.
+`f_backward(dy, x, ...)` takes dy, the gradient of f's output, and the arguments of `f(x, ...)`.  It returns the
+gradients of the differentiable arguments in their order (a tuple if there are several; None for a missing bias).
+float32 and float64 are kept, other real types become float32.  NaN and infinities pass through.  For teaching and for
+checking: every call allocates, so train with `Sequential`.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from tinycnn.losses import CrossEntropyLoss, MSELoss, as_float
 
 
 def _prepare(name: str, x: ArrayLike, ndim: int | None = None, axes: str = "", dtype: DType | None = None) -> Array:
-    """x as an array that kernels take, of `dtype` or, without one, of the floating-point type that x has."""
+    """x as an array that kernels take, of `dtype`; by default its own floating-point type, or float32."""
     x = _check.array(name, x, ndim, axes)
     return as_float(x) if dtype is None else np.require(x, dtype, ["C", "W"])
 
 
 def _prepare_bias(bias: ArrayLike | None, weight: Array) -> Array:
-    """The bias (O,) that belongs to a weight (O, ...); empty for None."""
+    """The bias (O,) of a weight (O, ...); empty for None."""
     if bias is None:
         return np.empty(0, weight.dtype)
     b = _prepare("bias", bias, 1, "(O,)", weight.dtype)
@@ -50,7 +50,7 @@ def _conv_arguments(
     dilation: Pair,
     groups: int,
 ) -> tuple[Array, Array, Array, Array, tuple[Any, ...]]:
-    """An output, the arrays and the options of the kernels of a convolution."""
+    """The kernels' arguments: a new output, the arrays, and (stride, padding, dilation, groups)."""
     x = _prepare("input", input, 4, "(N, C, H, W)")
     w = _prepare("weight", weight, 4, "(O, C/groups, KH, KW)", x.dtype)
     b = _prepare_bias(bias, w)
@@ -105,7 +105,7 @@ def conv2d_backward(
 def _pool_arguments(
     input: ArrayLike, kernel_size: Pair, stride: Pair | None, padding: Pair, dilation: Pair, ceil_mode: bool
 ) -> tuple[Array, Array, tuple[Any, ...]]:
-    """An output, the input and the options of the kernels of a pooling."""
+    """The kernels' arguments: a new output, the input, and (kernel_size, stride, padding, dilation)."""
     x = _prepare("input", input, 4, "(N, C, H, W)")
     kernel_size = _check.pair("kernel_size", kernel_size, 1)
     stride = kernel_size if stride is None else _check.pair("stride", stride, 1)
@@ -158,7 +158,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Array | tuple[Array, Array]:
-    """(N, C, H, W) -> (N, C, OH, OW), and, if asked for, the position h*W + w (int64) of each maximum in its plane."""
+    """(N, C, H, W) -> (N, C, OH, OW); with return_indices also the index h*W + w (int64) of each maximum."""
     y, x, options = _pool_arguments(input, kernel_size, stride, padding, dilation, ceil_mode)
     indices = np.empty(y.shape, np.int32)
     kernels.max_pool2d_forward(y, indices, x, *options)
@@ -186,7 +186,7 @@ def max_pool2d_backward(
 
 
 def _linear_arguments(input: ArrayLike, weight: ArrayLike, bias: ArrayLike | None) -> tuple[Array, Array, Array, Array]:
-    """An output (..., O), the input as rows (R, F), weight and bias."""
+    """The kernels' arguments: a new output (..., O), the input as rows (R, F), weight and bias."""
     x = _prepare("input", input)
     w = _prepare("weight", weight, 2, "(O, F)", x.dtype)
     b = _prepare_bias(bias, w)

@@ -14,7 +14,7 @@ from tinycnn._typing import Array, Rng, Shape
 from tinycnn.layers import Layer, Parametric
 from tinycnn.model import Sequential
 
-# Factor on the standard deviation of the weights before a nonlinearity, as torch.nn.init.calculate_gain has it.
+# Gains as in torch.nn.init.calculate_gain: factors on the standard deviation of the weights before a nonlinearity.
 GAIN = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2)}
 
 Rule: TypeAlias = Callable[[np.random.Generator, Shape, int, int], Array]  # (rng, shape, fan_in, fan_out)
@@ -66,8 +66,8 @@ def lecun1998(model: Sequential, root: bool = False, *, rng: Rng = None) -> None
     """U(-2.4/F, 2.4/F) with F the number of inputs of a unit (LeCun et al. 1998, appendix A), in every layer with a
     bias and a fan-in: not in normalisations.
 
-    With `root`, as some read the paper, U(-2.4/sqrt(F), 2.4/sqrt(F)).  The paper has no rule for biases: they are zero
-    here.
+    With `root`, U(-2.4/sqrt(F), 2.4/sqrt(F)), another reading of the paper.  Biases, for which the paper has no rule,
+    are zero.
     """
     rng = _check.generator("rng", rng)
     state = model.state_dict()
@@ -105,6 +105,6 @@ def _set(model: Sequential, only: Only, attribute: str, values: Callable[[Shape]
         if isinstance(layer, layer_class) and attribute in layer.parameter_shapes()
     }
     if not state:
-        what = "convolution or fully connected layer" if only is None else only.__name__
-        raise ValueError(f"the model has no {what} with a {attribute}")
+        kind = "convolution or fully connected layer" if only is None else only.__name__
+        raise ValueError(f"the model has no {kind} with a {attribute}")
     model.load_state_dict(state, strict=False)

@@ -1,8 +1,8 @@
 """Layers: shapes, parameters, and which kernels to call.  Names, arguments, defaults and initialisation are torch's.
 
-A layer knows nothing of batches, devices or its neighbours.  `Sequential` asks it for its output shape and hands it
-views into the flat parameter and gradient vectors (`bind`); the `Plan` of a batch calls `forward(y, x)` and
-`backward(dx, dy, x, y)` on buffers that it owns.  tests/test_places.py says what a new layer needs besides its class.
+A layer does not depend on batch size, device or other layers.  `Sequential` reads its output shape and gives it views
+into the flat parameter and gradient vectors (`bind`).  The `Plan` of a batch calls `forward(y, x)` and
+`backward(dx, dy, x, y)` on its own buffers.  tests/test_places.py lists what a new layer needs besides its class.
 """
 
 import inspect
@@ -18,12 +18,12 @@ from tinycnn._typing import Array, Backend, DeviceArray, DType, Padding, Pair, S
 
 LayerT = TypeVar("LayerT", bound="Layer")
 
-# Options of torch's layers that these do not have, and why.
+# Options of torch's layers that are not supported, and why.
 UNSUPPORTED_TORCH_OPTIONS = {
-    "inplace": "a model overwrites what nobody reads again by itself",
-    "padding_mode": "the padding is of zeros",
-    "device": "it is that of the Sequential",
-    "dtype": "it is that of the Sequential",
+    "inplace": "a model chooses in-place steps by itself",
+    "padding_mode": "padding is always zeros",
+    "device": "set it on the Sequential",
+    "dtype": "set it on the Sequential",
     "return_indices": "functional.max_pool2d has it",
     "start_dim": "all axes but the batch's become one",
     "end_dim": "all axes but the batch's become one",
@@ -34,7 +34,7 @@ class Layer(Tracked):
     """Base class.  Defaults: no parameters, output shape = input shape.
 
     A user's layer gets arrays (N, *shape), not blocked, and runs as Python in every step unless its class says
-    `replayable = True` (see `tinycnn._tracked`).  Its class also says what the plan may do with it:
+    `replayable = True` (see `tinycnn._tracked`).  Two more class attributes are for the plan:
 
     in_place      forward may be called with y = x, and backward with dx = dy: it does not read x
     reads_output  backward reads y; assumed to be true if a user's class does not say
@@ -47,7 +47,7 @@ class Layer(Tracked):
     in_place = False
     reads_output = False
     activation_code: Any = None  # of an activation: see `scalars.activation`
-    _bound_names: frozenset[str] = frozenset()  # names of all that `bind` has set
+    _bound_names: frozenset[str] = frozenset()  # names of the attributes that a model has set
     _bound_shapes: dict[str, Shape] | None = None  # of the parameters, in a model
     _array_names: frozenset[str] = frozenset()  # names of parameters, gradients and buffers, in a model
 
@@ -66,7 +66,7 @@ class Layer(Tracked):
             copy_into(self.ops, f"{name} of {self!r}", previous, value)
             return
         if self._bound_shapes is not None and value is not previous and getattr(previous, "size", None) == 0:
-            raise ValueError(f"{self!r} has no {name}: it was made without one")
+            raise ValueError(f"{self!r} has no {name}: it was created without one")
         super().__setattr__(name, value)
         if self._bound_shapes is not None and self.parameter_shapes() != self._bound_shapes:
             super().__setattr__(name, previous)
@@ -75,7 +75,7 @@ class Layer(Tracked):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: settings, and parameters and buffers as NumPy arrays, with which a new model begins."""
+        """For copies: settings, and parameters and buffers as NumPy arrays, the initial state in a new model."""
         state = {name: value for name, value in super().__getstate__().items() if name not in self._bound_names}
         if self.ops is None:
             return state
@@ -92,26 +92,24 @@ class Layer(Tracked):
         return {}
 
     def initial_buffers(self, dtype: DType) -> dict[str, Array]:
-        """Names and initial values of the state besides the parameters, NumPy.
-
-        It is part of a `state_dict`, except for names that begin with an underscore.
-        """
+        """Initial values of the buffers, NumPy, by name.  Those that begin with an underscore are not in a
+        `state_dict`."""
         return {}
 
     def initial_state(self, rng: np.random.Generator, dtype: DType) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Parameters and buffers to begin with: those of the layer that this is a copy of, or new ones."""
+        """Initial (parameters, buffers): those of the copied layer if this is a copy, otherwise new ones."""
         shapes = self.parameter_shapes()
         parameters = {} if vars(self).get("_copied") else self.initial_parameters(rng)
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        parameters |= {name: _check.array(f"{name} of {self!r}", given[name]) for name in shapes if name in given}
-        buffers = {name: np.array(given.get(name, v), v.dtype) for name, v in self.initial_buffers(dtype).items()}
+        preset = {name: value for name, value in vars(self).items() if value is not None}
+        parameters |= {name: _check.array(f"{name} of {self!r}", preset[name]) for name in shapes if name in preset}
+        buffers = {name: np.array(preset.get(name, v), v.dtype) for name, v in self.initial_buffers(dtype).items()}
         shapes = shapes | {name: v.shape for name, v in self.initial_buffers(dtype).items()}
         for name, value in (parameters | buffers).items():
             _check.shape(f"{name} of {self!r}", np.asarray(value), shapes[name])
         return parameters, buffers
 
     def bind(self, ops: Backend, parameters: Views, gradients: Views, dtype: DType) -> None:
-        """Take the backend and the views of this layer: `self.weight`, `self.weight_grad` and so on."""
+        """Set the backend and the views of this layer: `self.weight`, `self.weight_grad` and so on."""
         self.ops = ops
         for name, view in parameters.items():
             setattr(self, name, view)
@@ -124,10 +122,10 @@ class Layer(Tracked):
         return shape
 
     def reserve(self, ops: Backend, batch: int, shape: Shape, dtype: DType) -> SimpleNamespace | None:
-        """Allocate what forward saves for backward, for `batch` inputs of `shape`.
+        """Allocate the arrays that forward saves for backward, for `batch` inputs of `shape`.
 
-        The result is `self.saved` whenever forward and backward are called.  The plan adds `images`, the number of
-        images of the batch that runs: arrays may have room for more.
+        The plan sets `self.saved` to the result before forward and backward, and adds `images`, the number of images
+        in the batch, which may be padded.
         """
         return None
 
@@ -139,7 +137,7 @@ class Layer(Tracked):
         raise RuntimeError(f"{type(self).__name__} has no forward")
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        """Gradients from dy, the gradient of the output.  If dx has size 0 it is not wanted."""
+        """Compute dx and the parameters' gradients from dy, the gradient of the output.  Skip dx if its size is 0."""
         raise RuntimeError(f"{type(self).__name__} has no backward")
 
     def extra_repr(self) -> str:
@@ -164,13 +162,13 @@ def check_unbound(layers: tuple[Layer, ...]) -> None:
         _check.instance("layers", layer, Layer, "tinycnn layers", hint)
         if layer.ops is not None:
             raise ValueError(
-                f"layer {number}, {layer!r}, belongs to a model already; copy.deepcopy(layer) gives a copy with its "
-                "weights for another one"
+                f"layer {number}, {layer!r}, belongs to a model already; copy.deepcopy(layer) makes a copy, with its "
+                "weights, for another one"
             )
     if not layers:
         raise ValueError("a Sequential needs at least one layer")
     if len(set(map(id, layers))) < len(layers):
-        raise ValueError("a layer may be in a Sequential once only; make a new one for each position")
+        raise ValueError("a layer may be in a Sequential only once; make a new one for each position")
 
 
 class Parametric(Layer):
@@ -203,7 +201,7 @@ class Parametric(Layer):
 
     def bind(self, ops: Backend, parameters: Views, gradients: Views, dtype: DType) -> None:
         super().bind(ops, parameters, gradients, dtype)
-        if not self.has_bias:  # kernels take an empty bias for none
+        if not self.has_bias:  # for kernels an empty array means no bias
             self.bias = self.bias_grad = ops.empty((0,), dtype)
 
 
@@ -293,9 +291,9 @@ GAUSSIAN = scalars.activation(scalars.GAUSSIAN, -0.5)  # exp(-x/2), of squared d
 class GaussianRBF(Layer):
     """Gaussian radial basis functions: (F,) -> (O,), y[k] = exp(-|x - weight[k]|^2 / 2) (Broomhead and Lowe 1988).
 
-    weight: (O, F), the centres, trainable, drawn from N(0, scale^2).  |x - c|^2 is about F, so with many features and a
-    scale of 1 all outputs and gradients are nearly zero at first, and nothing is learned for a long time.  After the 84
-    units of LeNet-5 a scale of 0.1 to 0.3 learns at once.
+    weight: (O, F), the centres, trainable, drawn from N(0, scale^2).  With many features and scale 1, |x - c|^2 is so
+    large that outputs and gradients start near zero, and learning is slow.  After the 84 units of LeNet-5, a scale of
+    0.1 to 0.3 learns at once.
     """
 
     reads_output = True
@@ -404,8 +402,8 @@ class AvgPool2d(_Pool2d):
 class MaxPool2d(_Pool2d):
     """Largest entry of each window: (C, H, W) -> (C, OH, OW); the first of equal ones, as in torch.
 
-    With stride 1, padding may be "same" (TensorFlow's): the output has the size of the input, and the last windows of
-    even size reach over the edge.
+    With stride 1, padding may be "same" (TensorFlow's): the output has the size of the input; the last windows of an
+    even size extend over the edge.
     """
 
     def __init__(
@@ -471,8 +469,8 @@ class _Norm(Layer):
 class BatchNorm2d(_Norm):
     """Normalisation of each channel over the batch (Ioffe and Szegedy 2015): (C, H, W) -> (C, H, W).
 
-    In training it uses the statistics of the batch and moves the running ones towards them by `momentum` (None: the
-    running ones are the mean over all batches).  In eval mode it uses the running ones, or those of the batch if not
+    Training mode uses the statistics of the batch and moves the running statistics towards them by `momentum` (None:
+    cumulative mean over all batches).  Eval mode uses the running statistics, or the batch's if not
     `track_running_stats`.  state_dict: weight, bias, running_mean, running_var and num_batches_tracked, as in torch.
     """
 
@@ -566,9 +564,9 @@ class GroupNorm(_Norm):
 
 
 class Dropout(Layer):
-    """In training, each element is zeroed with probability p and the others divided by 1 - p (Srivastava et al. 2014).
+    """In training, zeroes each element with probability p and divides the others by 1 - p (Srivastava et al. 2014).
 
-    The masks come from the model's rng, and are the same for any number of threads and on any device.
+    The masks depend on the model's rng, but not on the number of threads or the device.
     """
 
     seed = 0
@@ -589,7 +587,7 @@ class Dropout(Layer):
         return 1
 
     def reserve(self, ops: Backend, batch: int, shape: Shape, dtype: DType) -> SimpleNamespace:
-        return SimpleNamespace(p=0.0)  # that of the last forward
+        return SimpleNamespace(p=0.0)  # the p of the last forward
 
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
         self.saved.p = self.p if self.training else 0.0
@@ -672,7 +670,7 @@ class ReLU(_Activation):
 class LeakyReLU(_Activation):
     """x for x > 0, negative_slope * x below."""
 
-    in_place = reads_output = False  # x cannot be found from y if the slope is 0 or negative
+    in_place = reads_output = False  # y does not determine the sign of x if the slope is 0 or negative
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = _check.number("negative_slope", negative_slope)
@@ -703,7 +701,7 @@ class _OverClasses(Layer):
 
 
 class Softmax(_OverClasses):
-    """exp(x) / sum(exp(x)) over the classes.  (CrossEntropyLoss wants logits: leave this layer out when training.)"""
+    """exp(x) / sum(exp(x)) over the classes.  CrossEntropyLoss takes logits: do not train with it after this layer."""
 
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
         self.ops.softmax_forward(y, x)

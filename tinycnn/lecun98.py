@@ -1,7 +1,7 @@
 """LeNet-5 of 1998: the layers, the output code, the losses, the optimizer and the network of LeCun, Bottou, Bengio and
 Haffner, "Gradient-based learning applied to document recognition", sections II.B, II.C and III.B.
 
-Where the paper leaves something open, there is an option, or the choice is ours and marked as such.
+Where the paper is ambiguous there is an option, or a choice marked as ours.
 """
 
 import functools
@@ -22,14 +22,14 @@ from tinycnn.optim import Optimizer
 BACKGROUND, FOREGROUND = -0.1, 1.175  # pixel values, section II.B: images of 28 x 28 in the middle of 32 x 32
 RUBBISH = 1.0  # j of eq. 9, which the paper calls a positive constant: our choice
 
-# Table I: the maps of S2 that are inputs of each of the sixteen maps of C3.
+# Table I: the input maps in S2 of each of the sixteen maps of C3.
 TABLE_I = (
     "012", "123", "234", "345", "045", "015",
     "0123", "1234", "2345", "0345", "0145", "0125", "0134", "1245", "0235",
     "012345",
 )  # fmt: skip
 
-# Figure 3: the digits as bitmaps, 7 wide and 12 high.  A row is a number of seven bits, the left pixel is the highest.
+# Figure 3: the digits as bitmaps, 7 wide and 12 high.  A row is a seven-bit number; its high bit is the left pixel.
 BITMAP_ROWS = (
     "3e 00 1c 36 63 63 63 63 36 1c 00 00", "0c 1c 3c 0c 0c 0c 0c 0c 0c 3f 00 00",
     "3e 00 3e 63 43 06 1c 30 60 7f 00 00", "7f 03 06 0c 1e 03 03 03 63 3e 00 00",
@@ -41,7 +41,7 @@ BITMAP_ROWS = (
 
 def connections() -> Array:
     """Table I as a boolean array (6, 16): whether a map of S2 is an input of a map of C3."""
-    return np.array([[str(c) in seen for seen in TABLE_I] for c in range(6)])
+    return np.array([[str(c) in inputs for inputs in TABLE_I] for c in range(6)])
 
 
 def bitmaps() -> Array:
@@ -108,7 +108,7 @@ class Subsample(Layer):
         x: DeviceArray,
         squared_weight: DeviceArray,
     ) -> None:
-        """hweight has the square of each window's sum, not the sum of squares: the coefficient multiplies the sum."""
+        """See `gauss_newton_diagonal`.  hweight uses the square of each window's sum, not the sum of squares."""
         sums = self.ops.empty(hy.shape, hy.dtype)
         ones, zeros = (self.ops.to_device(np.full(self.channels, value, hy.dtype)) for value in (1, 0))
         self.ops.subsample_forward(sums, x, ones, zeros, self.kernel_size, self.scale)
@@ -124,7 +124,7 @@ class Subsample(Layer):
 
 
 class MappedConv2d(Layer):
-    """C3: a convolution in which each output map has some of the input maps only; other pairs are not computed.
+    """C3: a convolution in which each output map reads a subset of the input maps; other pairs are not computed.
 
     connections  (in_channels, out_channels) booleans; every map must be connected
     weight: (pairs, KH, KW), in the order of outputs and then of inputs   bias: (out_channels,)
@@ -144,10 +144,10 @@ class MappedConv2d(Layer):
                 f"connections must be a table (in_channels, out_channels) of booleans, got shape {table.shape}, "
                 f"dtype {table.dtype}"
             )
-        for axis, which in ((1, "input"), (0, "output")):
+        for axis, role in ((1, "input"), (0, "output")):
             unconnected = np.flatnonzero(~table.any(axis))
             if unconnected.size:
-                raise ValueError(f"connections must reach every map, got none for {which} map {unconnected[0]}")
+                raise ValueError(f"connections must reach every map, got none for {role} map {unconnected[0]}")
         self.in_channels, self.out_channels = table.shape
         self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
         self.table = table
@@ -197,7 +197,7 @@ class MappedConv2d(Layer):
 class EuclideanRBF(Layer):
     """The output layer, eq. 7: squared Euclidean distances to fixed centres.  The smallest is the prediction.
 
-    (F,) -> (K,)   centres: (K, F), not trained: a buffer, "weight" in a state_dict
+    (F,) -> (K,)   centres: (K, F), not trained: the buffer "weight" of a state_dict
     """
 
     weight: DeviceArray  # set by `bind`
@@ -225,12 +225,12 @@ class EuclideanRBF(Layer):
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
         self.ops.squared_distance_backward(dx, self._no_grad_buffer, dy, x, self.weight)
 
-    def input_curvature(self, criterion: Any, x: DeviceArray, y: DeviceArray, dy: DeviceArray, share: float) -> Array:
+    def input_curvature(self, criterion: Any, x: DeviceArray, y: DeviceArray, dy: DeviceArray, scale: float) -> Array:
         """Second derivatives of the loss with respect to x, NumPy: sum over i of dE/dy_i y_i'' + d2E/dy_i2 (y_i')^2,
         with y_i'' = 2."""
         x, y, dy = (np.asarray(self.ops.to_host(a), np.float64) for a in (x, y, dy))
         h: Array = np.broadcast_to(2 * dy.sum(axis=1, keepdims=True), x.shape).copy()
-        hy = criterion.curvature(y, share)
+        hy = criterion.curvature(y, scale)
         for i, centre in enumerate(self.centres):
             h += hy[:, i : i + 1] * (2 * (x - centre)) ** 2
         positive: Array = np.maximum(h, 0)
@@ -244,7 +244,7 @@ class EuclideanRBF(Layer):
 
 
 class RBFLoss(Loss):
-    """Losses of distances (N, K), of which the smallest is the prediction, against class numbers (N,).
+    """Loss of distances (N, K) against class numbers (N,).  The smallest distance is the prediction.
 
     rubbish    None: eq. 8, the distance to the target.  A number j: eq. 9, which also increases the other distances
     reduction  "mean" or "sum"
@@ -283,16 +283,16 @@ class RBFLoss(Loss):
 # --- the stochastic diagonal Levenberg-Marquardt method: section III.B, appendix C ------------------------------------
 
 MU = 0.02
-PATTERNS = 500  # on which second derivatives are estimated before each pass
+PATTERNS = 500  # images on which second derivatives are estimated before each pass
 SCHEDULE = (5e-4,) * 2 + (2e-4,) * 3 + (1e-4,) * 3 + (5e-5,) * 4 + (1e-5,) * 8  # eta of each of twenty passes
 
 
 class SDLM(Optimizer):
-    """theta[k] -= eta / (mu + h[k]) * grad[k], with h[k] the mean second derivative of the loss by parameter k.
+    """theta[k] -= eta / (mu + h[k]) * grad[k], with h[k] the mean second derivative of the loss in parameter k.
 
     lr         eta: a number, or an array with one per step; an epoch uses the rate of its first step
-    patterns   number of images on which h is estimated before each epoch (`fit` does so; without it call
-               `estimate_step_sizes` before the first step)
+    patterns   number of images on which `fit` estimates h before each epoch; without `fit`, call
+               `estimate_step_sizes` before the first step
     """
 
     vectors = ("step_sizes",)  # eta / (mu + h), one per parameter
@@ -325,7 +325,7 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceData
 
         h_a = f'(a)^2 h_x,    h_x[j] = sum over i of u[i, j]^2 h_a[i],    h_u[i, j] = h_a[i] x[j]^2,
 
-    summed over the connections that share a weight.  That is backpropagation with squared weights and inputs, so the
+    summed over the connections that scale a weight.  That is backpropagation with squared weights and inputs, so the
     layers' own backward kernels compute it; an activation's is applied twice.
     """
     ops, n = model.ops, len(index)
@@ -340,14 +340,14 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceData
         plan.forward()
         criterion.ensure_allocated(ops, n, model.shapes[-1][-1], model.dtype)
         criterion.forward_backward(plan.dy, plan.y, target)
-        share = 1 / n if criterion.reduction == "mean" else 1.0
+        scale = 1 / n if criterion.reduction == "mean" else 1.0
         steps, output = plan.steps[plan.first_trainable :], model.layers[-1]
         if isinstance(output, EuclideanRBF):  # quadratic in its input: outside the recursion
             last = plan.steps[-1]
-            ops.copy_to(last.dx, output.input_curvature(criterion, last.x, last.y, last.dy, share))
+            ops.copy_to(last.dx, output.input_curvature(criterion, last.x, last.y, last.dy, scale))
             steps.pop()
         else:
-            ops.copy_to(plan.dy, criterion.curvature(np.asarray(ops.to_host(plan.y), np.float64), share))
+            ops.copy_to(plan.dy, criterion.curvature(np.asarray(ops.to_host(plan.y), np.float64), scale))
         diagonal: dict[tuple[int, str], Array] = {}  # by number of the layer and name of the parameter
         for step in reversed(steps):
             hx, hy, x, y = step.dx if step is not steps[0] else plan.no_grad_buffer, step.dy, step.x, step.y
@@ -368,7 +368,7 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceData
                 curvature(hx, h["weight"], hbias, hy, x, squared_weight)
                 diagonal |= {(step.numbers[0], name): np.ravel(ops.to_host(value)) for name, value in h.items()}
     ordered = [diagonal[number, name] for number, layer in enumerate(model.layers) for name in layer.parameter_shapes()]
-    return np.concatenate(ordered).astype(np.float64) / (n * share)
+    return np.concatenate(ordered).astype(np.float64) / (n * scale)
 
 
 def _squared_backward(

@@ -23,7 +23,7 @@ class Loss(InitRepr, Tracked):
 
     ops: Backend
     reduction = "mean"
-    lock: Any  # hold it while the loss is in use: there is one set of buffers
+    lock: Any  # held while the loss is in use: there is one set of buffers
     _allocated_for: tuple[Backend, int, int, DType] | None = None  # arguments of the last `allocate`
     _buffer_names: frozenset[str] = frozenset()  # attributes that `allocate` has set
     _loss: DeviceArray
@@ -44,7 +44,7 @@ class Loss(InitRepr, Tracked):
         return {n: v for n, v in super().__getstate__().items() if n not in self._buffer_names and n != "lock"}
 
     def ensure_allocated(self, ops: Backend, batch: int, classes: int, dtype: DType) -> None:
-        """`allocate`, unless the buffers fit already."""
+        """`allocate`, unless the present buffers fit."""
         current = self._allocated_for
         if current is None or (current[0], *current[2:]) != (ops, classes, dtype) or current[1] < batch:
             other_names = {*vars(self)} - self._buffer_names
@@ -76,19 +76,19 @@ class Loss(InitRepr, Tracked):
         raise RuntimeError(f"{type(self).__name__} has no forward_backward")
 
     def predicts_classes(self) -> bool:
-        """Whether the loss finds the class that each output predicts."""
+        """Whether the loss computes predicted classes."""
         return len(self._predicted) > 0
 
     def predictions(self, batch: int) -> Array | None:
-        """Classes (batch,) that the outputs of the last `forward_backward` predict, NumPy; None if not found."""
+        """Predicted classes (batch,) of the last `forward_backward`, NumPy; None if the loss does not compute them."""
         return self.ops.to_host(self._predicted)[:batch] if self.predicts_classes() else None
 
     def logits(self, outputs: Array) -> Array:
-        """Outputs (N, K) of a model as numbers whose maximum is the prediction."""
+        """Outputs (N, K) of a model as scores whose maximum is the prediction."""
         return outputs
 
     def accumulate_metrics(self, totals: DeviceArray, cursor: DeviceArray, target: DeviceArray) -> None:
-        """Add the result of the last `forward_backward`, whose targets these were, to totals; advance the cursor."""
+        """Add the result of the last `forward_backward`, on `target`, to totals; advance the cursor."""
         n = len(target)
         self.ops.accumulate_metrics(totals, cursor, self._loss[:n], self._predicted[:n], target, self._class_weights)
 
@@ -117,7 +117,7 @@ class CrossEntropyLoss(Loss):
     reduction        "mean", "sum", or "none" (one value per image; the gradient is that of the sum)
     label_smoothing  0 ... 1: this fraction of the target is spread evenly over all classes
 
-    Safe for logits of any finite size.
+    Numerically stable for all finite logits.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class CrossEntropyLoss(Loss):
         )  # fmt: skip
 
     def curvature(self, y: Array, scale: float) -> Array:
-        """Second derivatives of `scale` times each image's loss by its own logits y, (N, K) NumPy: the diagonal."""
+        """Diagonal second derivatives of `scale` times each image's loss in its logits y, (N, K) NumPy."""
         if self.weight is not None:
             raise ValueError("second derivatives of a loss with class weights are not implemented")
         p = np.exp(y - y.max(axis=1, keepdims=True))
@@ -210,7 +210,7 @@ class MSELoss(Loss):
         if values.shape != x.shape:
             raise ValueError(f"target must have the shape of x, {x.shape}, got {values.shape}")
         values = np.ascontiguousarray(values, x.dtype)
-        dx, per_number = np.empty_like(x), self.reduction == "none"  # then each number is an image of its own
+        dx, per_number = np.empty_like(x), self.reduction == "none"  # per_number: kernels see one number per image
         batch, classes = (x.size, 1) if per_number else (len(x), x.shape[-1])
         with self.lock:
             self.ensure_allocated(devices.get("cpu"), batch, classes, x.dtype)

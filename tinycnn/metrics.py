@@ -1,4 +1,4 @@
-"""Classification metrics: the confusion matrix, and everything that is computed from it.
+"""Classification metrics: the confusion matrix, and metrics computed from it.
 
 Rows are true classes, columns are predicted classes.  A ratio 0/0 (a class that never occurs, or is never predicted)
 is 0, like scikit-learn's `zero_division=0`.

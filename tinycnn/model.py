@@ -1,8 +1,8 @@
 """Sequential: a chain of layers that owns one flat parameter vector, one flat gradient vector and the saved state.
 
-The tensors of layers are views into the two vectors, so an optimizer, a checkpoint or a gradient norm is one loop over
-one array.  What runs for a batch of images, forward and backward, is its `Plan`.  There is no tape: a chain is its own
-record.
+The layers' parameters are views into the two vectors, so an optimizer, a checkpoint or a gradient norm is one loop over
+one array.  The `Plan` of a batch holds the steps, forward and backward.  There is no autograd tape: backward runs the
+chain in reverse.
 """
 
 import contextlib
@@ -31,16 +31,16 @@ class Sequential:
     input_shape  of one image, (C, H, W); set by the first forward if not given
     rng          seed or generator for the initial parameters (anything np.random.default_rng takes)
     dtype        np.float32, or np.float64 for checking gradients
-    device       "cpu", "cuda", "cuda:1" ..., or "auto": a GPU if there is one
+    device       "cpu", "cuda", "cuda:1" ..., or "auto": a GPU if one can be used
 
-    theta, grad    (P,): all parameters, and the gradient that the last backward left
-    normalization  how the pixels that `fit` trained on were scaled; None before
+    theta, grad    (P,): all parameters, and the gradient from the last backward
+    normalization  the scaling of the pixels that `fit` trained on; None before training
 
     Shapes are checked when they become known: a layer that does not fit the one before it raises ValueError.  A layer
-    belongs to one model.  Copies (`copy.deepcopy`, pickle) keep weights, so a net with a new head is
+    belongs to one model.  Copies (`copy.deepcopy`, pickle) keep weights, so a network with a new head is
     ``Sequential(*copy.deepcopy(old.layers[:-1]), Linear(84, 5))``.
 
-    Threads may share a model: each call waits until no other one runs.
+    Threads may share a model: calls run one at a time.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Sequential:
             self.clear_plans()
 
     def plan(self, batch: int, unfused: bool | None = None) -> Plan:
-        """The `Plan` of a batch of `batch` images: what runs, and the buffers it runs on.
+        """The `Plan` of a batch of `batch` images: its steps and buffers.
 
         unfused  no fusion, nothing in place: all inputs, outputs and gradients of layers can be read afterwards
         """
@@ -141,7 +141,7 @@ class Sequential:
             if plan is None or not plan.is_current():
                 self.max_batch = max(self.max_batch, _check.integer("batch", batch, 1))
                 if not all(map(is_builtin, self._layers)):
-                    self.discard_forward()  # users' layers may keep their buffers themselves, and allocate them now
+                    self.discard_forward()  # users' layers may own buffers, and reallocate them in `Plan`
                 plan = self._plans[batch, unfused] = Plan(self, batch, unfused)
                 if len(self._plans) > MAX_PLANS:
                     del self._plans[next(iter(self._plans))]
@@ -170,7 +170,7 @@ class Sequential:
 
     @contextlib.contextmanager
     def unfused(self) -> Iterator[None]:
-        """Context in which each layer is a step of its own, and one forward serves any number of backward."""
+        """Context in which layers are not fused, and backward may be called many times after one forward."""
         with self.lock:
             previous, self._unfused = self._unfused, True
             self.discard_forward()
@@ -183,7 +183,7 @@ class Sequential:
     # --- running ------------------------------------------------------------------------------------------------------
 
     def _prepare(self, x: Any) -> Array:
-        """Images as `forward` takes them, as the input of the plan.  Pixels are scaled as in training."""
+        """The plan's input from images as for `forward`: uint8 pixels scaled as in training, cast to `dtype`."""
         if self.normalization is not None:
             x = self.normalization.apply("x", _check.array("x", x))
         return _check.cast("x", x, self.dtype)
@@ -197,28 +197,29 @@ class Sequential:
             raise ValueError(f"x must have shape (N, {', '.join(map(str, self.shapes[0]))}), got {x.shape}")
 
     def _to_caller(self, array: DeviceArray, on_device: bool) -> DeviceArray:
-        """A copy of an array of the model: NumPy, or on the device."""
+        """A copy of one of the model's arrays: NumPy, or on the device."""
         host = np.array(self.ops.to_host(array))
         return devices.as_dlpack(self.ops.to_device(host)) if on_device else host
 
     def begin_run(self) -> None:
-        """Mark the model as running until `end_run`; RuntimeError if it is running already."""
+        """Mark the model as running until `end_run`.  RuntimeError if it already is."""
         if self._running:
             raise RuntimeError("the model is running; a layer, loss or optimizer must not run it again")
         self._running = True
 
     def end_run(self) -> None:
-        """End what `begin_run` began."""
+        """End the run that `begin_run` marked."""
         self._running = False
 
     def forward(self, x: Any) -> DeviceArray:
         """Output for images x: (N, *input_shape).
 
         x  input as in training, after scaling: (pixel - mean) / std.  A model that `fit` has trained on uint8 images
-           also takes uint8 pixels, scales them, and refuses other integers.  Before, any real dtype is taken unscaled
+           also takes and scales uint8 pixels, and refuses other integers.  An untrained model takes any real dtype,
+           unscaled
 
-        Returns a new array (N, ...): NumPy, or, if x is on the model's GPU (torch, CuPy, JAX ...), one on that GPU
-        that these libraries take (DLPack, ``__cuda_array_interface__``).
+        Returns a new array (N, ...): NumPy, or, if x is on the model's GPU (torch, CuPy, JAX ...), an array on that
+        GPU with DLPack and ``__cuda_array_interface__``.
         """
         x, on_device = devices.as_host("x", x, self.device)
         x = self._prepare(x)
@@ -238,19 +239,19 @@ class Sequential:
     __call__ = forward
 
     def backward(self, dy: Any) -> DeviceArray:
-        """Gradient of the last forward's input, from dy, that of its output; fills `grad`.  Returns a new array, on
-        the device of dy.
+        """Gradient of the last forward's input, from the gradient dy of its output; fills `grad`.  Returns a new
+        array, on the device of dy.
 
-        One forward serves one backward (RuntimeError otherwise), because a fused step writes its gradients over its
-        input.  ``with model.unfused():`` one forward serves many.  Nothing else, and no other thread, may run the
-        model between the two.
+        Each backward needs its own forward (RuntimeError otherwise), because a fused step overwrites its input with
+        gradients; inside ``with model.unfused():`` one forward is enough.  Nothing else, and no other thread, may run
+        the model in between.
         """
         dy, on_device = devices.as_host("dy", dy, self.device)
         dy = _check.array("dy", dy)
         with self.lock:
             if self._pending is None or self._pending[1] != threading.get_ident():
                 raise RuntimeError(
-                    "backward needs a forward of its own (but see unfused), and nothing may run the model in between"
+                    "backward needs its own forward (but see unfused), and nothing may run the model in between"
                 )
             plan, _ = self._pending
             _check.shape("dy", dy, plan.dy.shape, "the last output")
@@ -261,7 +262,7 @@ class Sequential:
             return self._to_caller(plan.dx, on_device)
 
     def predict(self, x: Any, batch_size: int = 256) -> Array:
-        """Output for any number of images, in batches and in evaluation mode, NumPy.  x: as for `forward`"""
+        """Output for any number of images, computed in batches in evaluation mode, NumPy.  x: as for `forward`"""
         x, batch_size = devices.as_host("x", x, self.device)[0], _check.integer("batch_size", batch_size, 1)
         x = _check.array("x", x)
         with self.lock, self.evaluating():
@@ -299,7 +300,7 @@ class Sequential:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Context in evaluation mode; afterwards each layer is in its previous mode."""
+        """Context in evaluation mode; restores the mode of each layer."""
         if not self._training:
             yield
             return
@@ -323,7 +324,7 @@ class Sequential:
         return [view for _, view in self.named_parameters()]
 
     def named_buffers(self) -> list[tuple[str, DeviceArray]]:
-        """Pairs of name ("1.running_mean") and array: the layers' state besides the parameters."""
+        """Pairs of name ("1.running_mean") and array: the layers' state that is not trained."""
         return [
             (f"{number}.{name}", getattr(layer, name))
             for number, layer in enumerate(self._layers)
@@ -335,7 +336,7 @@ class Sequential:
         return [np.array(self.ops.to_host(array)) for array in self._state_arrays()]
 
     def restore(self, snapshot: list[Array]) -> None:
-        """Set parameters and buffers to those of a `snapshot`."""
+        """Restore parameters and buffers from a `snapshot`."""
         for array, values in zip(self._state_arrays(), snapshot, strict=True):
             self.ops.copy_to(array, values)
 
@@ -373,9 +374,9 @@ class Sequential:
             return _inspect.activations(self, x, dy)
 
     def find_non_finite(self, plan: Plan) -> str | None:
-        """A description of the first of input, parameters and outputs with a NaN or infinity; None if all are finite.
+        """Description of the first array (input, parameter or output) with a NaN or infinity; None if all are finite.
 
-        The last images of `plan` are run again, unfused: buffers of outputs may have been overwritten.
+        Runs the last images of `plan` again, unfused: outputs may have been overwritten.
         """
         return _inspect.find_non_finite(self, plan)
 

@@ -23,11 +23,11 @@ def lenet5(
     dtype: DTypeLike = np.float32,
     device: str = "cpu",
 ) -> Sequential:
-    """LeNet-5 as it is built today, for images (1, 28, 28): 61,706 parameters with ten classes.
+    """The modern form of LeNet-5, for images (1, 28, 28): 61,706 parameters with ten classes.
 
-    After LeCun, Bottou, Bengio and Haffner 1998, section II.B.  This form, the example of nearly every framework,
-    differs from the paper's (`lecun98.lenet5`): C3 is connected to all maps, subsampling has no parameters, the
-    activation follows the convolution, and the output is linear with a softmax in the loss.
+    It differs from LeCun, Bottou, Bengio and Haffner 1998, section II.B (`lecun98.lenet5`): C3 is connected to all
+    maps, subsampling has no parameters, the activation follows the convolution, and the output is linear with a
+    softmax in the loss.
 
     activation: "tanh", "sigmoid" or "relu"    pool: "avg" or "max"
     """

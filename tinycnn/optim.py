@@ -1,7 +1,7 @@
 """Optimizers with torch's definitions, over a model's flat parameter vector.
 
-`lr` takes a number or a schedule: an array with the learning rate of every step, whose last rate stays when it ends
-(see `tinycnn.schedules`).  Unlike in torch, an optimizer is given the model, not a list of tensors.
+`lr` takes a number or a schedule: an array with the learning rate of every step (see `tinycnn.schedules`).  After its
+end the last rate stays.  Unlike in torch, an optimizer takes the model, not a list of tensors.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Optimizer(InitRepr, Tracked):
     patterns = 0  # number of images that `before_epoch` evaluates in one batch
 
     def __init__(self, model: Sequential, lr: ArrayLike, weight_decay: float) -> None:
-        hint = "an optimizer here is given the whole model, not its parameters"
+        hint = "an optimizer takes the whole model, not its parameters"
         _check.instance("model", model, Sequential, "a Sequential", hint)
         rates = _check.learning_rates("lr", lr)
         self.model = model
@@ -70,7 +70,7 @@ class Optimizer(InitRepr, Tracked):
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step.  Assign a number or an array: the rates from that step on."""
+        """The learning rate of the next step.  Assigning a number or an array sets the rates from that step on."""
         return float(self.lr_schedule[min(self.steps, len(self.lr_schedule) - 1)])
 
     @lr.setter
@@ -80,12 +80,12 @@ class Optimizer(InitRepr, Tracked):
         self._allocate_schedule(np.concatenate([self.lr_schedule[past], rates, last]))
 
     def schedule_exhausted(self) -> bool:
-        """Whether the schedule has ended, and its last rate is not stored twice, which means that it stays."""
+        """Whether the schedule has ended.  A last rate that is stored twice holds forever."""
         last = self.lr_schedule[-2:]
         return self.steps >= len(self.lr_schedule) and last[0] != last[-1]
 
     def before_epoch(self, criterion: "Loss", dataset: "DeviceDataset", rng: np.random.Generator) -> None:
-        """Called before each pass over `dataset`.  Does nothing in most optimizers."""
+        """Called before each pass over `dataset`.  By default does nothing."""
 
     def step(self) -> None:
         """Update model.theta from model.grad."""
@@ -96,7 +96,7 @@ class Optimizer(InitRepr, Tracked):
         return {"lr": self.lr_schedule}
 
     def set_lr_schedule(self, rates: ArrayLike) -> None:
-        """Overwrite the schedule with `rates`, of the same shape or one number, in place: captured steps see it."""
+        """Overwrite the schedule in place, so that captured steps use it.  rates: an array of its shape, or a number"""
         rates = _check.learning_rates("rates", rates, self.lr_schedule.shape)
         self.lr_schedule.flags.writeable = True
         self.lr_schedule[...] = rates
@@ -104,15 +104,15 @@ class Optimizer(InitRepr, Tracked):
         self.ops.copy_to(self.device_lr_schedule, self.lr_schedule.astype(self.model.dtype))
 
     def use_average(self) -> None:
-        """Overwrite model.theta with the averaged weights, if the optimizer averages.  This one does not."""
+        """Overwrite model.theta with the averaged weights.  Does nothing in an optimizer without an average."""
 
     @contextlib.contextmanager
     def average_parameters(self) -> Iterator[None]:
-        """Context manager: model.theta holds the averaged weights inside it, if the optimizer averages."""
+        """Context in which model.theta holds the averaged weights.  Does nothing without an average."""
         yield
 
     def state_dict(self) -> State:
-        """What is needed to resume, as NumPy copies: number of steps and epochs, rates, and the state vectors."""
+        """The state needed to resume, as NumPy copies: number of steps and epochs, rates, and the state vectors."""
         state = {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("_step", *self.vectors)}
         return state | {"rates": self.lr_schedule.copy(), "_epochs": self._epochs.copy()}
 
@@ -219,11 +219,11 @@ class AdamW(Adam):
 
 
 class EMA(InitRepr, Tracked):
-    """Wraps an optimizer and keeps an exponential moving average of the weights, which is used instead of them.
+    """Wraps an optimizer and keeps an exponential moving average of the weights, for evaluation and as the result.
 
     After each step average = decay*average + (1 - decay)*theta; the first step copies (torch: AveragedModel with
     get_ema_multi_avg_fn(decay)).  Everything else is the inner optimizer's.  The running statistics of batch norm are
-    not averaged; they stay as the last step left them (torch: use_buffers=False).
+    not averaged (torch: use_buffers=False).
 
     `fit` leaves the average in the model, so a second `fit` continues from the average.
     """
@@ -300,13 +300,13 @@ class EMA(InitRepr, Tracked):
         self.ops.ema_update(self.average, self.model.theta, self._averaged, self.decay)
 
     def use_average(self) -> None:
-        """Overwrite model.theta with the average, if there was a step.  Further training starts from the average."""
+        """Overwrite model.theta with the average, if there is one.  Further training starts from the average."""
         if self.ops.to_host(self._averaged)[0]:
             self.ops.copy_to(self.model.theta, self.average)
 
     @contextlib.contextmanager
     def average_parameters(self) -> Iterator[None]:
-        """Context manager: model.theta holds the average inside it, and the trained weights again after it."""
+        """Context in which model.theta holds the average; restores the trained weights."""
         trained = np.array(self.ops.to_host(self.model.theta))
         self.use_average()
         try:
@@ -315,7 +315,7 @@ class EMA(InitRepr, Tracked):
             self.ops.copy_to(self.model.theta, trained)
 
     def state_dict(self) -> State:
-        """The inner optimizer's, with the average and the number of its updates."""
+        """The inner optimizer's state, the average and the number of its updates."""
         state = {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("average", "_averaged")}
         return self.inner.state_dict() | state
 

@@ -1,14 +1,14 @@
-"""What runs for a batch: the list of steps of a model, forward and backward, with every buffer.
+"""The execution plan of a batch: the steps of a model, forward and backward, with every buffer.
 
     print(model.plan(64))
 
-A plan is the one place that knows
+A plan decides
 
 - layouts: on the CPU, maps (C, H, W) of all but the smallest batches are *batch-blocked*, (N / lanes, C, H, W, lanes):
   as many images as a vector register has lanes, interleaved pixel by pixel (kernels/layout.py).  Reorder steps convert
-  from and to NCHW.  Layers that are not this library's own work in NCHW.
-- fusion: an activation and the pooling after it become one step, which writes its gradients over its input.
-- in-place use: an activation overwrites its input if nobody reads that again.
+  from and to NCHW.  Users' layers run in NCHW.
+- fusion: an activation and the pooling after it become one step, which overwrites its input with gradients.
+- in-place use: an activation overwrites its input if no later step reads it.
 - buffers: all but the smallest are shared by the plans of a model, which run one at a time.
 
 An `unfused` plan does none of the last three.  After a pass, all inputs, outputs and gradients of layers can be read.
@@ -45,7 +45,7 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
     ops, layers, shapes = model.ops, model.layers, model.shapes
     use_blocks = ops.layout is not None and ops.layout.lanes_for(batch, model.dtype) > 1
     specs: list[StepSpec] = []
-    blocked = free = False  # free: nobody reads the input of the next step after that step
+    blocked = free = False  # free: no later step reads the input of the next step
     number = 0
     while number < len(layers):
         layer, builtin = layers[number], is_builtin(layers[number])
@@ -70,14 +70,14 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
 
 
 def _flag(layer: Layer, builtin: bool, name: str, default: bool) -> bool:
-    """A flag of a layer's class.  The class of a user's layer must set it itself: flags are not inherited."""
+    """A flag of a layer's class.  A user's class must set it itself: users' flags are not inherited."""
     return bool(getattr(layer, name) if builtin else vars(type(layer)).get(name, default))
 
 
 class Step:
     """A unit of work of a plan, forward and backward.
 
-    layers    whose work it does, with their `numbers` in the model; none for a reorder
+    layers    the layers that it computes, with their `numbers` in the model; none for a reorder
     x, y      input and output     dx, dy   gradients of the loss with respect to them
     All four are arrays in the layout of the kernels; `Plan.to_host` gives NumPy (N, ...).
     """
@@ -95,7 +95,7 @@ class Step:
         raise NotImplementedError
 
     def backward(self, dx: DeviceArray) -> None:
-        """Write the gradient of x into dx; it is not wanted if dx has size 0."""
+        """Write the gradient of x into dx, unless dx has size 0."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -113,7 +113,7 @@ class LayerStep(Step):
         self.saved = self.layer.reserve(plan.ops, padded_batch, shape, dtype)
         if self.saved is not None:
             self.saved.images = plan.batch
-        elif not self.builtin:  # it keeps its buffers itself, and for all plans
+        elif not self.builtin:  # a user's layer may own its buffers, for all plans
             self.layer.reserve(plan.ops, max(padded_batch, plan.model.max_batch), shape, dtype)
 
     def forward(self) -> None:
@@ -126,7 +126,7 @@ class LayerStep(Step):
 
 
 class FusedAvgPool2d(Step):
-    """An activation, which overwrites x, and the mean of 2 x 2 windows."""
+    """An activation, in place in x, and the mean of 2 x 2 windows."""
 
     fused = True
 
@@ -188,7 +188,7 @@ class ReorderToBlocked(Step):
 
 
 class ReorderToNCHW(Step):
-    """x is blocked, y NCHW or, with the work of a Flatten, flat."""
+    """x is blocked, y NCHW, or flat if the step includes a Flatten."""
 
     def forward(self) -> None:
         self.ops.layout.to_nchw(self.y.reshape((len(self.y), *self.x.shape[1:4])), self.x)
@@ -203,11 +203,11 @@ class ReorderToNCHW(Step):
 class Plan:
     """The steps of `model` for `batch` images.
 
-    unfused  nothing is fused, in place or shared: one `forward` serves any number of `backward`
+    unfused  nothing is fused, in place or shared: `backward` may be called many times after one `forward`
     x        the input of `forward`: (batch, *input_shape)
     y, dy    the output of `forward`, and its gradient, the input of `backward`
     dx       the gradient of x, an output of `backward` if asked for
-    fused    whether a step is fused: one `forward` serves one `backward` only
+    fused    whether a step is fused: each `backward` then needs its own `forward`
     """
 
     def __init__(self, model: "Sequential", batch: int, unfused: bool = False) -> None:
@@ -224,7 +224,7 @@ class Plan:
 
     def _build(self) -> None:
         shapes = self.model.shapes
-        # A gradient is read by one step only: two buffers, used in turn, stay in the cache.
+        # Only one step reads a gradient: two alternating buffers stay in the cache.
         largest, turn, shape = max(map(math.prod, shapes)), 0, shapes[0]
         self.x = value = self._array("x", shape, False)
         self.dx = gradient = self._array("gradient 0", shape, False, largest)
@@ -248,7 +248,8 @@ class Plan:
         trainable = [i for i, step in enumerate(self.steps) if any(layer.parameter_shapes() for layer in step.layers)]
         self.first_trainable = trainable[0] if trainable else len(self.steps)  # index of the step
         first = self.steps[min(self.first_trainable, len(self.steps) - 1)]
-        self.no_grad_buffer = self.ops.empty((0, *first.x.shape[1:]), self.model.dtype)  # its dx in training: unwanted
+        # Empty dx for the first trainable step: training does not need it.
+        self.no_grad_buffer = self.ops.empty((0, *first.x.shape[1:]), self.model.dtype)
 
     def _array(self, name: str, shape: Shape, blocked: bool, min_size: int = 0) -> DeviceArray:
         """An array for a batch of `shape`; a shared buffer with at least `min_size` elements an image, unless
@@ -272,27 +273,27 @@ class Plan:
         return f"; the buffers of a batch of {self.batch} need {per_image * self.batch / 2**20:,.1f} MiB, {fits}"
 
     def is_current(self) -> bool:
-        """Whether a new plan would be the same."""
+        """Whether a new plan would have the same steps."""
         count = self.model.changes.count
         if self.changes != count and self.specs == choose_steps(self.model, self.batch, self.unfused):
             self.changes = count
         return self.changes == count
 
     def forward(self, dry_run: bool = False) -> None:
-        """From x to y.   dry_run: only the steps that are known to consist of kernels"""
+        """Compute y from x.   dry_run: run only steps that are known to call only kernels"""
         for step in self.steps:
             if step.replayable or not dry_run:
                 step.forward()
 
     def replay_forward(self) -> None:
-        """`forward`, replayed on the CPU: for a single image, calls from Python take as long as the kernels."""
+        """`forward`, replayed on the CPU: for one image, Python's call overhead is as long as the kernels."""
         training = self.model.training
         if training not in self._replays:
             self._replays[training] = Replay(self.ops, self.forward, *self.model.layers)
         self._replays[training]() if self.ops.layout else self.forward()
 
     def backward(self, input_gradient: bool = False, dry_run: bool = False) -> None:
-        """From dy to the parameters' gradients in `model.grad`, and, with `input_gradient`, to dx."""
+        """Compute the parameters' gradients in `model.grad` from dy, and, with `input_gradient`, dx."""
         first = 0 if input_gradient else self.first_trainable
         for index in range(len(self.steps) - 1, first - 1, -1):
             step = self.steps[index]

@@ -1,7 +1,7 @@
 """Pictures of a training run: curves, confusion matrix, mistakes, filters, feature maps.
 
-The functions draw into matplotlib objects of their own or the caller's, never through pyplot: no figures to close, no
-global style, safe on a server and in threads.  matplotlib is imported by the first call.
+The functions draw into new figures or the caller's, never through pyplot: no figures to close, no global style, safe on
+a server and in threads.  The first call imports matplotlib.
 """
 
 import os
@@ -85,7 +85,7 @@ def _curves(ax: "Axes", epoch: Array, curves: Mapping[str, Array], label: str) -
         finite = np.isfinite(values)
         if finite.any():
             name, colour, line = styles[part]
-            # One epoch makes no line; in long runs markers would only thicken it.
+            # One epoch needs a marker to be visible; in long runs markers would only thicken the line.
             marker = "o" if finite.sum() <= 30 else ""
             ax.plot(epoch[finite], values[finite], line, color=colour, marker=marker, markersize=4, label=name)
         if logarithmic and (values == 0).any():
@@ -129,7 +129,7 @@ def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: "A
     """The confusion matrix: counts as text, errors coloured by their fraction of the true class.
 
     cm: (K, K) integer counts, rows = true.  class_names: K names, by default 0 ... K-1.
-    The colour scale leaves out the diagonal, beside which the errors would be invisible.
+    The colour scale excludes the diagonal, whose large counts would make the errors invisible.
     Raises ValueError for a matrix that is not square or not of integers, or the wrong number of names.
     """
     from matplotlib.ticker import FuncFormatter
@@ -158,7 +158,7 @@ def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: "A
         bar.outline.set_visible(False)
 
     if classes <= 30:
-        cell = min(0.55, 9 / classes) * 72  # points, in a figure of this function's own size
+        cell = min(0.55, 9 / classes) * 72  # points, in a figure of the default size
         size = float(np.clip(cell / (0.7 * len(str(cm.max()))), 4, LABEL))
         for i, j in np.ndindex(classes, classes):
             dark = i != j and fraction[i, j] > 0.6 * worst

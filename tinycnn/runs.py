@@ -30,7 +30,7 @@ from tinycnn.model import Sequential
 
 
 class RunFolder:
-    """A new folder under `root`.  OSError names it if it cannot be written."""
+    """A new folder under `root`.  OSError names `root` if it cannot be written."""
 
     def __init__(self, root: str | os.PathLike[str], name: str, config: Mapping[str, Any]) -> None:
         root = Path(root)
@@ -103,7 +103,7 @@ class RunFolder:
 
 def feature_maps(model: Sequential, dataset: DeviceDataset) -> tuple[list[Array], list[str]]:
     """Outputs (C, H, W) of the convolutions (after their activation) and poolings for the first image, and names."""
-    n = min(16, len(dataset))  # a batch: its kernels are compiled already, unlike those for one image
+    n = min(16, len(dataset))  # kernels for a batch are compiled already, those for one image are not
     with model.lock, model.evaluating():
         plan = model.plan(n, unfused=True)
         dataset.gather(plan.x, dataset.ops.to_device(np.arange(n)))

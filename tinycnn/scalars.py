@@ -1,10 +1,9 @@
 """Functions of one number, written once and compiled for every target.
 
-NAME32 and NAME64 are the float32 and the float64 version of NAME; `overload_by_dtype` of a backend makes one of both.
-tanh32 and sigmoid32 are approximations because libm's are calls, which no compiler vectorises: in a LeNet they would
-cost more than the convolutions.  They have no branches (a choice between two values is an instruction, a jump is not)
-and pass NaN and infinities through.  Largest error over all floats, tested: 7 ulp for tanh, 3 ulp for sigmoid.  The
-float64 versions call the library's functions.
+NAME32 and NAME64 are the float32 and float64 versions of NAME; a backend's `overload_by_dtype` dispatches between them.
+tanh32 and sigmoid32 are approximations because compilers do not vectorise calls of libm, which would cost more than the
+convolutions of a LeNet.  They are branch-free (selects vectorise, jumps do not) and pass NaN and infinities through.
+Largest error over all floats, tested: 7 ulp for tanh, 3 ulp for sigmoid.  The float64 versions call libm.
 """
 
 import math

@@ -36,7 +36,7 @@ class StepRunner:
     totals     (5,) float64 on the device: see the kernel `accumulate_metrics`
 
     `step(n)` and its halves, `compute_loss(n)` and `update(n)`, are the implementation.  `replay(n)` and
-    `replay_loss(n)` do the same by captures, one for each batch size, if all parts are known to consist of kernels.
+    `replay_loss(n)` replay captures of them, one per batch size, if all parts are known to call only kernels.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class StepRunner:
         self.augment_settings = loader.augment_settings()
 
     def matches(self, model: Sequential, criterion: Loss, dataset: DeviceDataset) -> bool:
-        """Whether it runs exactly these objects."""
+        """Whether the runner was made for exactly these objects."""
         return self.model is model and self.criterion is criterion and self.loader.data is dataset
 
     def reserve(self, n: int) -> None:
@@ -74,7 +74,7 @@ class StepRunner:
         self.criterion.accumulate_metrics(self.totals, self.loader.cursor, self.target)
 
     def step(self, n: int, dry_run: bool = False) -> None:
-        """A training step on the next n images.  It allocates nothing and waits for nothing, so a GPU can capture it.
+        """A training step on the next n images.  It neither allocates nor synchronises, so a GPU can capture it.
 
         dry_run  see `Plan.forward`
         """
@@ -189,13 +189,12 @@ def fit(
     images_per_second.
 
     `fit` first dry-runs a step to find the kernels it needs, and compiles the missing ones.  An optimizer that was used
-    before continues its count of epochs; an exhausted schedule is refused (ValueError).  The model takes over the
-    normalization of `train` (`model.normalization`).
+    before continues its count of epochs; an exhausted schedule raises ValueError.  `model.normalization` becomes that
+    of `train`.
 
-    If training is stopped by an exception (Ctrl-C, DivergedError), the model is left with the weights of the last
-    complete epoch.  With an optimizer that averages (`EMA`), these are the averaged weights; so are the weights at the
-    end of the training, those that are validated, and those that `on_epoch` finds in the model.  If `on_epoch` has a
-    method `at_end`, it is called at the end of a training without an exception.
+    After an exception (Ctrl-C, DivergedError) the model holds the weights of the last complete epoch.  With `EMA` these
+    are the averaged weights, as are the final weights, the validated ones and those that `on_epoch` sees.  If
+    `on_epoch` has a method `at_end`, it is called at the end of a training without an exception.
     """
     epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
     _check.optional_callable("on_epoch", on_epoch)
@@ -205,8 +204,8 @@ def fit(
     if getattr(optimizer, "schedule_exhausted", bool)():
         raise ValueError(
             f"optimizer: its schedule of {len(optimizer.lr_schedule)} rates is used up after {optimizer.steps} steps, "
-            f"and training would continue with the last one, {optimizer.lr_schedule[-1]:g}; assign the rates of the "
-            "next steps, a number or an array, to optimizer.lr"
+            f"and training would continue with the last rate, {optimizer.lr_schedule[-1]:g}; assign a number or an "
+            "array of rates for the next steps to optimizer.lr"
         )
     generator: np.random.Generator = _check.generator("rng", rng)
     batch_size = min(batch_size, len(train))
@@ -246,7 +245,7 @@ def fit(
                     title = f"{epoch}/{last_epoch}"
                     record: Record = {"epoch": epoch} | _train_epoch(runner, order, batch_size, title, progress)
                 except ArithmeticError:
-                    # Find the layer: the same steps from the same state have the same bits.
+                    # Repeat the epoch to find the layer: the same steps from the same state give the same bits.
                     _restore(model, optimizer, epoch_start)
                     _repeat_checked(runner, order, batch_size, epoch)
                     raise
@@ -291,8 +290,7 @@ def _restore(model: Sequential, optimizer: Any, snapshot: Snapshot) -> None:
 def _train_epoch(runner: StepRunner, order: Array, batch_size: int, title: str, progress: bool) -> Record:
     """Train on the images `order` and return the record.  ArithmeticError if the loss is not finite.
 
-    The totals are read at the end, and a few times a second for the progress bar, not after every step: on a GPU,
-    reading waits for the steps.
+    The totals are read at the end, and a few times a second for the progress bar: on a GPU, reading synchronises.
     """
     from tqdm.auto import tqdm
 
@@ -344,7 +342,7 @@ def evaluate(
 
 
 def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float, Array]:
-    """`evaluate` with a `StepRunner`, which can be used again."""
+    """`evaluate` with a reusable `StepRunner`."""
     model, criterion, dataset = runner.model, runner.criterion, runner.loader.data
     loss_sum, weight_sum, outputs, correct = 0.0, 0.0, [], 0
     labels = model.ops.to_host(dataset.labels)
@@ -373,21 +371,21 @@ def _mean_loss(criterion: Loss, loss_sum: float, weight_sum: float) -> float:
 def warm_up(
     model: Sequential, criterion: Loss, optimizer: Optimizer | EMA, dataset: DeviceDataset, batch_size: int
 ) -> float:
-    """Compile (or load) every kernel that a step needs, then take a step and undo it.  Returns the seconds it took."""
+    """Compile (or load) every kernel that a step needs, run a step and undo it.  Returns the seconds it took."""
     start, n = time.perf_counter(), min(batch_size, len(dataset))
     check_arguments(model, dataset, "dataset", criterion, optimizer)
     runner = StepRunner(model, criterion, DataLoader(dataset), optimizer)
     before = _snapshot(model, optimizer)
     with runner.exclusive():
         _compile(runner, {n})
-        with contextlib.suppress(DivergedError):  # the training will raise it with the right step
+        with contextlib.suppress(DivergedError):  # training will raise it with the right step
             runner.checked_step(n)
         _restore(model, optimizer, before)
     return time.perf_counter() - start
 
 
 def _compile(runner: StepRunner, batch_sizes: set[int]) -> None:
-    """Compile what a step on each of the batch sizes needs.  Leaves model and optimizer as they were."""
+    """Compile the kernels of a step on each of the batch sizes.  Restores model and optimizer."""
     model, optimizer = runner.model, runner.optimizer
     before, training = _snapshot(model, optimizer), model.training
 
@@ -426,7 +424,7 @@ def check_arguments(
             "make it a layer"
         )
     if getattr(optimizer, "model", model) is not model:
-        raise ValueError("optimizer: it was made for another model")
+        raise ValueError("optimizer: it was created for another model")
     if model.input_shape is None:
         model.set_input_shape(dataset.image_shape)
     if model.input_shape != dataset.image_shape:

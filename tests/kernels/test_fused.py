@@ -125,7 +125,7 @@ def test_one_forward_serves_one_backward(pool):
     model = net(nn.Tanh, pool)
     y = model.forward(images(model))
     first = model.backward(y)
-    with pytest.raises(RuntimeError, match="backward needs a forward of its own"):
+    with pytest.raises(RuntimeError, match="backward needs its own forward"):
         model.backward(y)
     with model.unfused():
         with pytest.raises(RuntimeError, match="backward needs a forward"):

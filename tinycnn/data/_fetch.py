@@ -87,7 +87,7 @@ def cache_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "tinycnn"
     configured = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says to ignore a relative path.
+    # The XDG specification requires that relative paths are ignored.
     return (Path(configured) if Path(configured).is_absolute() else Path.home() / ".cache") / "tinycnn"
 
 
@@ -132,7 +132,7 @@ def fetch(source: Source, data_dir: str | os.PathLike[str] | None, download: boo
 def _read_folder(folder: Path, source: Source, is_root: bool, strict: bool) -> tuple[list[Array] | None, str]:
     """The four arrays in a folder, or None and the reason.
 
-    is_root: files of other data sets may lie here    strict: raise DamagedFileError for a damaged file
+    is_root: the folder may hold files of other data sets    strict: raise DamagedFileError for a damaged file
     """
     if not folder.is_dir():
         return None, "no such folder"
@@ -232,7 +232,7 @@ def _download(source: Source, target: Path, mirrors: Sequence[str], failures: li
 
 
 def _download_file(source: Source, index: int, mirrors: list[str], failures: list[str]) -> tuple[bytes, Array]:
-    """Download a file from the first mirror that has it: its bytes and its array. Moves that mirror to the front."""
+    """(bytes, array) of a file from the first mirror that has it; moves that mirror to the front of `mirrors`."""
     from http.client import HTTPException
     from urllib.parse import urlsplit
 

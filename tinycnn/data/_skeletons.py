@@ -1,7 +1,7 @@
 """Styles of the ten handwritten digits: pen paths on a grid, x to the right and y downwards, 100 units high.
 
-A style is a relative frequency and strokes separated by slashes. A stroke is a list of points on its curve. Where the
-pen turns sharply, a stroke ends and the next one starts at the same point; equal points are moved together.
+A style is a relative frequency and strokes separated by slashes. A stroke is a list of points on its curve. At a sharp
+turn a stroke ends and the next one starts at the same point; the random wobble moves equal points together.
 """
 
 Stroke = list[tuple[float, float]]

@@ -72,10 +72,10 @@ def _check_field(name: str, array: Any, dtype: type, shape: tuple[int | None, ..
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
     if array.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {np.dtype(dtype)}, got {array.dtype}")
-    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=True))
+    fits = array.ndim == len(shape) and all(size in (None, n) for size, n in zip(shape, array.shape, strict=True))
     if not fits:
-        wanted = ", ".join("N" if want is None else str(want) for want in shape) + "," * (len(shape) == 1)
-        raise ValueError(f"{name}: expected shape ({wanted}), got {array.shape}")
+        expected = ", ".join("N" if size is None else str(size) for size in shape) + "," * (len(shape) == 1)
+        raise ValueError(f"{name}: expected shape ({expected}), got {array.shape}")
 
 
 def mnist(data_dir: _Folder = None, download: bool = True) -> Dataset:
@@ -125,7 +125,7 @@ def synthetic_dataset(n_train: int = 60_000, n_test: int = 10_000, rng: Rng = 0)
     Raises TypeError or ValueError if a size is not a positive integer.
     """
     n_train, n_test = _check.integer("n_train", n_train, 1), _check.integer("n_test", n_test, 1)
-    # Drawn because not every bit generator has a seed sequence to spawn from.
+    # The seed is drawn: not every bit generator has a seed sequence to spawn from.
     root = np.random.SeedSequence(_check.generator("rng", rng).integers(0, 2**32, 8).tolist())
     train, test = root.spawn(2)
     return Dataset(

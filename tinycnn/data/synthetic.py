@@ -13,7 +13,7 @@ from tinycnn.data._skeletons import STYLES, Stroke
 _SAMPLES = 72  # points along the pen path, about one pixel apart
 
 # Variation between writers. Standard deviations unless noted; lengths are in units of the digit's height.
-_HASTE = (0.4, 1.5)  # range of a factor on the next two: some write neatly, some do not
+_HASTE = (0.4, 1.5)  # range of a factor on the next two: from neat to hasty writing
 _WOBBLE = 0.055  # of each point of the path
 _BEND = 0.065  # amplitude of the sine waves that distort the plane
 _WAVES = 3  # number of these waves
@@ -46,9 +46,8 @@ def synthetic_digits(n: int, *, rng: Rng = None) -> tuple[Array, Array]:
 
     # All random numbers are drawn here, in a fixed order; the parallel kernel draws none.
     def normal(*shape: int) -> Array:
-        return np.clip(
-            generator.standard_normal((n, *shape), np.float32), -2.5, 2.5
-        )  # larger deviations are unreadable
+        # Larger deviations are unreadable.
+        return np.clip(generator.standard_normal((n, *shape), np.float32), -2.5, 2.5)
 
     def uniform(limits: tuple[float, float], *shape: int) -> Array:
         low, high = limits

@@ -1,6 +1,6 @@
 """Recipes: named training runs, each with the accuracy that its source claims and the accuracy that we obtain.
 
-A recipe file is TOML with one table per recipe. The project's own lie beside this module; `lenet1998.toml` shows every
+A recipe file is TOML with one table per recipe. The built-in files are in this folder; `lenet1998.toml` shows every
 key. Layers, optimizers, losses and schedules are written as the Python calls that create them.
 
     python -m tinycnn recipes                       # list them
@@ -117,7 +117,7 @@ class Recipe:
         return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
 
     def substitute(self, point: Point) -> "Recipe":
-        """The recipe at a point of its search space: without a space, each "$name" replaced by its value."""
+        """The recipe at a point of its search space: each "$name" is replaced by its value, and the space is empty."""
 
         def fill(value: Any) -> Any:
             return string.Template(value).substitute(point) if isinstance(value, str) else value
@@ -176,18 +176,18 @@ def read(path: str | os.PathLike[str]) -> dict[str, Recipe]:
     study = tables.pop("study", path.stem)
     if not isinstance(study, str):
         raise RecipeError(f"{path}, line {lines.get('study', 1)}: study must be a string, got {short_repr(study)}")
-    found: dict[str, Recipe] = {}
+    parsed: dict[str, Recipe] = {}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise RecipeError(f"{path}, line {lines.get(name, 1)}: unknown key {name!r}; a recipe is a table, [{name}]")
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise RecipeError(f"{path}: a recipe's name must consist of letters, digits, - and _, got {name!r}")
-        own = {key.removeprefix(name + "."): line for key, line in lines.items() if key.startswith(name + ".")}
-        own[""] = lines.get(name, 1)
-        found[name] = _recipe(name, table, study, path, own, found)
-    if not found:
+        local = {key.removeprefix(name + "."): line for key, line in lines.items() if key.startswith(name + ".")}
+        local[""] = lines.get(name, 1)
+        parsed[name] = _recipe(name, table, study, path, local, parsed)
+    if not parsed:
         raise RecipeError(f"{path}: contains no recipe")
-    return found
+    return parsed
 
 
 def _recipe(
@@ -248,7 +248,7 @@ def _space(fail: Fail, table: Any) -> dict[str, list[Any]]:
 
 
 def _check_placeholders(fail: Fail, recipe: Recipe) -> None:
-    """Every "$name" in the recipe's strings must be in its space, and every name of the space must be used."""
+    """Check that every "$name" in the recipe's strings is in its space, and that every name of the space is used."""
     used = set()
     for section in SECTIONS:
         for key, value in getattr(recipe, section).items():
@@ -277,7 +277,7 @@ def check_key(fail: Fail, keys: dict[str, Any], path: str, key: str, value: Any)
 
 
 def _check_range(fail: Fail, path: str, key: str, value: Any) -> None:
-    """A number, or each number of a list, must be finite and in its range."""
+    """Check that a number, or each number of a list, is finite and in its range."""
     low, high = RANGES[key]
     numbers = value if isinstance(value, list) else [value]
     if not numbers:
@@ -305,7 +305,7 @@ def _line(lines: dict[str, int], key: str) -> int:
 
 def _lines(text: str) -> dict[str, int]:
     """The line of every key: {"recipe.section.key": number}, for the subset of TOML that recipes use."""
-    found, table, delimiter = {}, "", ""
+    lines, table, delimiter = {}, "", ""
     for number, line in enumerate(text.splitlines(), 1):
         quotes = re.findall(r'"""|\'\'\'', line)
         if delimiter:  # inside a multi-line string
@@ -314,8 +314,8 @@ def _lines(text: str) -> dict[str, int]:
         delimiter = quotes[0] if len(quotes) % 2 else ""
         if header := re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line):
             table = header[1].strip().replace('"', "") + "."
-            found[table[:-1]] = number
+            lines[table[:-1]] = number
         elif key := re.match(r"\s*([A-Za-z0-9_-]+)\s*=", line):
-            found.setdefault(table + key[1], number)
-            found.setdefault(table + key[1] + " text", number + line.rstrip().endswith(('"""', "'''")))
-    return found
+            lines.setdefault(table + key[1], number)
+            lines.setdefault(table + key[1] + " text", number + line.rstrip().endswith(('"""', "'''")))
+    return lines

@@ -9,7 +9,7 @@ from tinycnn.errors import RecipeError
 
 
 def evaluate_calls(text: str, names: Mapping[str, Any], location: str, line: int = 1) -> list[Any]:
-    """The values of the calls in `text`, a list.
+    """A list with the value of each call in `text`.
 
     names: the functions and values that the text may use    location, line: position of the text for messages
     Arguments are numbers, strings, booleans, None, tuples, lists, calls and names.

@@ -32,9 +32,8 @@ def statistics(model: Sequential, loss: Any, dataset: DeviceDataset, lr: float) 
         loss.ensure_allocated(ops, n, model.shapes[-1][-1], model.dtype)
         loss.forward_backward(plan.dy, plan.y, target)
         plan.backward()
-        scale = (
-            n if loss.reduction == "mean" else 1
-        )  # from the gradient of the batch's loss to that of one image's loss
+        # The factor between the gradients of one image's loss and of the batch's loss.
+        scale = n if loss.reduction == "mean" else 1
         steps = {step.numbers[0]: step for step in plan.steps if step.layers}
         records = []
         layer: Any

@@ -243,7 +243,7 @@ def gradient_flow(by_activation: Mapping[str, Sequence[Result]]) -> "Figure":
 
 
 def dead_start(dead: Sequence[Result], alive: Sequence[Result]) -> "Figure":
-    """Training from zero gradients and from a repaired start. dead, alive: results with "gradients"."""
+    """Training with vanishing initial gradients, and with a repaired start. dead, alive: results with "gradients"."""
     fig = new_figure(9.2, 3.9, layout="constrained")
     left, right = fig.subplots(1, 2)
     _style(left, "epoch", "accuracy on the test set (%)")

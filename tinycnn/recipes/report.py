@@ -69,7 +69,7 @@ def write_report(
 
 
 def _machines(found: Sequence[Result | Trial]) -> str:
-    """The machines and versions that the results were computed with."""
+    """The machines and versions that computed the results."""
     environments = [result["environment"] for result in found if result["environment"]]
     machines = sorted({e["device"] for e in environments})
     versions = sorted({f"NumPy {e['numpy']}, Numba {e['numba']}" for e in environments})
@@ -94,16 +94,16 @@ def write_table(root: str | Path) -> Path:
     """
     root = Path(root)
     rows = read_all(root)
-    # The trials of a search are different networks: they are in the table, but not in the pictures of seeds.
+    # Trials of a search are different networks: the table has them, the pictures of seeds do not.
     seeds = [(recipe, found) for recipe, found in rows if not recipe.space]
     lines = [
         "# Claimed and obtained", "",
         "Written by `python -m tinycnn reproduce` and `sweep` from the files in this folder. Accuracies are on MNIST's",
         "test set, in %. sd: standard deviation over the seeds. ±: half width of the 95 % confidence interval of the",
-        "mean (Student's t). One more wrong image is 0.01; the binomial standard error of one run is 0.08 at 99.4 %.",
+        "mean (Student's t). One wrong image is 0.01 %; the binomial standard error of one run is 0.08 at 99.4 %.",
         "s: processor seconds of one seed or trial for training and evaluation, measured while two processes shared",
-        "two virtual cores. A search has trials, each of another network, instead of seeds. Its obtained accuracy is",
-        "the test accuracy of the trial with the best validation accuracy.", "",
+        "two virtual cores. A search has trials of different networks instead of seeds. Its obtained accuracy is the",
+        "test accuracy of the trial with the best validation accuracy.", "",
     ]  # fmt: skip
     for study, group in groupby(rows, key=lambda row: row[0].study):
         lines += [
@@ -168,7 +168,7 @@ def _count(trials: Sequence[Trial]) -> str:
 
 
 def _trials(recipe: Recipe, found: Sequence[Trial]) -> list[str]:
-    """Lines with the trials of a search by rank, beside the trials of its source."""
+    """Lines with the trials of a search and those of its source, by rank."""
     lines = [
         "", f"### {_count(found)} of `{recipe.name}` by rank", "",
         "Claimed: test accuracies of the source, best first. Ours: ranked by validation accuracy. A row compares equal",
@@ -192,14 +192,14 @@ def _trial(trial: Trial) -> tuple[str, str, str]:
 
 
 def _pictures(root: Path, rows: Rows) -> list[str]:
-    """Draw every picture that has its results; returns the lines of Markdown that show them."""
+    """Draw every picture whose results exist; returns the lines of Markdown that show them."""
     lines: list[str] = []
 
     def show(name: str, caption: str, figure: "Figure") -> None:
         plot.save(figure, root / name)
         lines.extend(["", f"![{caption}]({name})"])
 
-    # Except for the first picture, seeds that diverged are left out.
+    # All pictures but the first leave out seeds that diverged.
     done = {recipe.name: [r for r in found if "diverged" not in r] for recipe, found in rows}
     if any(found and recipe.claimed is not None for recipe, found in rows):
         show("claims.png", "Claimed and obtained, all recipes", pictures.claims(rows))
@@ -212,7 +212,7 @@ def _pictures(root: Path, rows: Rows) -> list[str]:
     steps = [(r, done[r.name]) for r, _ in rows if r.name.startswith("today-")]
     first = [(r, done[r.name]) for r, _ in rows if r.name == "lecun1998"]
     last = [(r, done[r.name]) for r, _ in rows if r.name == "best"]
-    if all(found for _, found in first + steps + last):  # the next step would be credited with a missing one
+    if all(found for _, found in first + steps + last):  # the next step would get the credit of a missing one
         show("today.png", "From 1998 to today", pictures.ladder(first + steps + last))
     dead, alive = done["push-tanh"], done["push-tanh-alive"]
     if dead and alive:

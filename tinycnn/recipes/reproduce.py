@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _select(names: Sequence[str]) -> list[Recipe]:
-    """The named recipes, each once."""
+    """The named recipes, without duplicates."""
     selected: dict[str, Recipe] = {}
     builtin = recipes.builtin()
     for recipe in (recipe for name in names for recipe in recipes.find(name)):
@@ -123,7 +123,7 @@ def _run(args: argparse.Namespace, selected: Sequence[Recipe]) -> int:
 
 
 def _progress_printer(recipe: Recipe, seed: int, tensorboard: str | None) -> Callable[[dict[str, Any]], None]:
-    """An `on_epoch` callback: prints a line at most every ten seconds and writes the event file, if wanted."""
+    """An `on_epoch` callback: prints a line at most every ten seconds; with `tensorboard` writes an event file."""
     epochs, last_print = recipe.training["epochs"], time.monotonic() - 60
     writer: Any = None
     if tensorboard:

@@ -20,7 +20,7 @@ from tinycnn.recipes import RECIPES_DIR, Recipe
 Result: TypeAlias = dict[str, Any]  # of one seed
 Trial: TypeAlias = dict[str, Any]  # of a search
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond, the normal distribution's is used.
+# Two-sided 95 % quantiles of Student's t for 1, 2, ... 30 degrees of freedom, then that of the normal distribution.
 T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
@@ -108,7 +108,7 @@ def is_complete(trial: Trial) -> bool:
 
 
 def source_file(recipe: Recipe) -> str | None:
-    """The recipe's file, for its results; None for a built-in recipe."""
+    """The file of a recipe, as stored in results; None for a built-in recipe."""
     return None if recipe.path.parent == RECIPES_DIR else str(recipe.path.resolve())
 
 
@@ -158,7 +158,7 @@ def _check_search(search: dict[str, Any]) -> None:
 
 
 def _check_result(result: Result) -> None:
-    """ValueError unless the reports and pictures can be made from the result."""
+    """ValueError unless the result has all that reports and pictures need."""
     _check_keys(result, RESULT_KEYS)
     _check_environment(result)
     if result["held_out"] not in ("test", "validation"):

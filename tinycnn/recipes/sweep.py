@@ -1,8 +1,8 @@
 """The command `python -m tinycnn sweep`: hyperparameter search over the space of a recipe, with Optuna.
 
 A study is stored in a journal file or any storage that Optuna supports. Processes that open the same storage share the
-search. Trials are ranked by validation accuracy; the test accuracy is recorded but selects nothing. Trials of the
-project's recipes are also saved in results/.
+search. Trials are ranked by validation accuracy; the test accuracy is recorded, but not used for selection. Trials of
+built-in recipes are also saved in results/.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run trials up to the wanted number, then report; returns the exit code."""
+    """Run trials up to the requested number, then report; returns the exit code."""
     try:
         import optuna
     except ImportError:
@@ -78,7 +78,7 @@ def _sweep(args: argparse.Namespace, optuna: Any) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
-    """The recipe that the arguments name, checked, with their number of epochs."""
+    """The recipe named in the arguments, checked, with the number of epochs from --epochs."""
     from tinycnn.recipes import training
 
     searches = [recipe for recipe in recipes.find(args.name) if recipe.space]
@@ -173,7 +173,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _search(args: argparse.Namespace, recipe: Recipe, study: Any, optuna: Any) -> None:
-    """Run trials until the study has enough of them."""
+    """Run trials until the study has --trials of them."""
     from tinycnn import devices
     from tinycnn.recipes import report, results, training
 
@@ -327,7 +327,7 @@ def _ranking(study: Any, optuna: Any) -> list[Any]:
 
 
 def _is_recorded(recipe: Recipe, study: Any) -> bool:
-    """Whether results/ keeps the study's trials: of an unchanged built-in recipe on the recipe's data set."""
+    """Whether results/ keeps the study's trials: only for an unchanged built-in recipe on its own data set."""
     attributes = (study.user_attrs.get("recipe"), study.user_attrs.get("data"))
     expected = (recipe.fingerprint, recipe.data.get("name", "mnist"))
     return recipe == recipes.builtin().get(recipe.name) and attributes == expected

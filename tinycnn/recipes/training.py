@@ -148,7 +148,7 @@ def load(
 def prepare_data(
     recipe: Recipe, dataset: Dataset, rng: np.random.Generator, device: str = "cpu", seed: int = 0
 ) -> Splits:
-    """The data set split, resized, padded and normalised as the recipe says, on the device.
+    """The data set on the device, split, resized, padded and normalised by the recipe's settings.
 
     rng draws the split, seed the augmentation.
     """
@@ -196,7 +196,7 @@ def _transforms(recipe: Recipe) -> list[Any]:
 
 
 def prepare_test(recipe: Recipe, dataset: Dataset, pixels: dict[str, Any], device: str = "cpu") -> DeviceDataset:
-    """The test set, resized and padded as the recipe says; pixels: mean and std of the training images."""
+    """The test set, resized and padded by the recipe's settings; pixels: mean and std of the training images."""
     settings, images = recipe.data, dataset.test_images
     if "resize" in settings:
         images = augment.resize(images, settings["resize"])
@@ -205,7 +205,7 @@ def prepare_test(recipe: Recipe, dataset: Dataset, pixels: dict[str, Any], devic
 
 
 def check(recipe: Recipe) -> Sequential:
-    """Build everything that the recipe names, without data and without training; returns the model.
+    """Build model, loss, optimizer and transforms of the recipe, without data or training; returns the model.
 
     Raises RecipeError, with the line, for the first invalid setting.
     """
@@ -316,7 +316,7 @@ def run(
         )  # fmt: skip
     except DivergedError as error:
         result["diverged"] = str(error)
-    # Wall-clock time depends on the load of the machine; processor time hardly does.
+    # Wall-clock time depends on the load of the machine; processor time hardly depends on it.
     result["seconds"], result["cpu_seconds"] = (
         round(time.perf_counter() - start, 1), round(time.process_time() - cpu_start, 1),
     )  # fmt: skip
@@ -347,7 +347,7 @@ def run(
 
 
 def environment(device: str) -> dict[str, Any]:
-    """The machine and the versions that a result was computed with."""
+    """The machine and the versions that compute a result."""
     record: dict[str, Any] = hardware.environment(device) | {"device": hardware.device_name(device)}
     del record["command"]
     return record
@@ -362,8 +362,8 @@ def tune_lr(
 ) -> dict[float, float]:
     """{lr: mean validation accuracy of three full runs} for the candidates in `tune_lr`; cached in the process.
 
-    Full runs are needed: a sigmoid LeNet-5 stays on its first plateau for epochs, so that shorter runs would choose the
-    rate that leaves it first, and with large rates some seeds never leave it.
+    Full runs are needed: a sigmoid LeNet-5 stays on its first plateau for several epochs. Shorter runs would choose the
+    rate that leaves it first, but with large rates some seeds never leave it.
     """
     key = recipe.fingerprint, data.sha256, device
     if key not in _tuned:
