@@ -19,7 +19,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "lenet5.py"
 
 
 def evaluate_on(folder, name):
-    """Accuracy of a run's weights on the test set `name`, in the run's normalisation."""
+    """Accuracy of a run's weights on the test set `name`, with the run's normalisation."""
     from tinycnn import DeviceDataset, checkpoint, data, evaluate, models
 
     settings = json.loads((folder / "config.json").read_text())["settings"]

@@ -851,7 +851,7 @@ def test_scopes(run):
     assert out.tolist() == [0x3FF8000000000000, 6]
 
 
-# --- what is refused, and what a kernel says of itself ----------------------------------------------------------------
+# --- refused PTX, and exported properties -----------------------------------------------------------------------------
 
 REFUSED = """
 shfl.sync.idx.b32 %r1, %r2, 0, 31, -1;

@@ -1,6 +1,6 @@
-"""Activations, a thread an element: y = f(x) and dx = f'(x) * dy.  Twin of tinycnn/kernels/activations.py.
+"""Activations, one thread per element: y = f(x) and dx = f'(x) * dy.  GPU version of tinycnn/kernels/activations.py.
 
-softmax and log_softmax work on the rows of (R, K) arrays, a thread a row.
+softmax and log_softmax work on the rows of (R, K) arrays, one thread per row.
 """
 
 import math

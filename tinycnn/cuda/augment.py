@@ -41,7 +41,7 @@ def uniform(start, draw, low, high):
 
 @phase
 def draw_affine(tid, nt, first, matrices, counter, seed, max_angle, max_shear, translate, scale, squeeze):
-    """The affine map of an image, one thread an image."""
+    """Affine maps, one thread per image."""
     n = first + tid
     if n < matrices.size // 6:
         start, m = image_seed(counter, seed, n), matrices[6 * n :]
@@ -89,7 +89,7 @@ def noise_kernel(field, counter, seed, plane):
 
 @phase
 def convolve_axis(tid, nt, first, out, src, weights, size, stride, factor):
-    """One entry of `out`: src convolved along an axis of `size` entries that are `stride` apart, times `factor`."""
+    """One entry of `out`: src convolved along an axis of `size` entries, `stride` apart, times `factor`."""
     e = first + tid
     if e < out.size:
         position, radius = divmod32(divmod32(e, stride)[0], size)[1], weights.size - 1
@@ -123,7 +123,7 @@ def pixel(x, first, p, q, H, W, background):
 
 @phase
 def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size, out, middle, centre, last):
-    """One pixel of y.  Coordinates count from a border of background, one pixel wide, around the image."""
+    """One pixel of y.  Coordinates include a border of background, one pixel wide, around the image."""
     e = first + tid
     if e < y.size:
         zero = x.dtype.type(0)
@@ -172,7 +172,7 @@ def warp(y, x, matrices, field, background):
 
 @phase
 def apply_brightness(tid, nt, values, x, counter, seed, low, high, scale, shift, image, count, plane):
-    """Change the brightness of an image, and sum this thread's pixels in `values`."""
+    """Change the brightness of an image, and sum this thread's pixels into `values`."""
     T = x.dtype.type
     factor, total = uniform(image_seed(counter, seed, image), 0, low, high), T(0)
     for e in range(tid, count, nt):
@@ -201,7 +201,7 @@ def apply_contrast(tid, nt, partials, x, counter, seed, low, high, scale, shift,
 
 @kernel(THREADS, registers=40)
 def jitter_kernel(x, counter, seed, brightness, contrast, scale, shift, count, plane):
-    """One block an image."""
+    """One block per image."""
     values = cuda.shared.array(THREADS, x.dtype)
     partials = cuda.shared.array(PARTIALS, x.dtype)
     tid, image = cuda.threadIdx.x, cuda.blockIdx.x

@@ -1,6 +1,6 @@
 """The layers and losses of the 1998 LeNet-5.  GPU version of tinycnn/kernels/lecun98.py, which has all shapes.
 
-Forward: one thread an output.  Backward: one thread an input, or one block a sum.
+Forward: one thread per output.  Backward: one thread per input, or one block per sum.
 """
 
 import math
