@@ -328,9 +328,10 @@ def nearest_batch(batch, rows):
 
 def rows_near_64(result):
     """For each net the row with the most threads and the batch size nearest to 64."""
-    most = max(row["threads"] for row in result["rows"])
+    threads = max(row["threads"] for row in result["rows"])
+    rows = [row for row in result["rows"] if row["threads"] == threads]
     nets = dict.fromkeys(row["net"] for row in result["rows"])
-    return [nearest_batch(64, [r for r in result["rows"] if r["net"] == net and r["threads"] == most]) for net in nets]
+    return [nearest_batch(64, [row for row in rows if row["net"] == net]) for net in nets]
 
 
 PLOTS = {"train-step": train_step, "inference": inference, "conv": conv, "ladder": ladder, "epoch": epoch,

@@ -24,10 +24,10 @@ def evaluate_on(folder, name):
 
     settings = json.loads((folder / "config.json").read_text())["settings"]
     trained_on, other = data.load(settings["data"], settings["data_dir"]), data.load(name, settings["data_dir"])
-    own = DeviceDataset(trained_on.train_images, trained_on.train_labels)
+    training = DeviceDataset(trained_on.train_images, trained_on.train_labels)
     model = models.lenet5(settings["activation"], settings["pool"])
     model.load_state_dict(checkpoint.load(folder / "model.npz")[0])
-    return evaluate(model, DeviceDataset(other.test_images, other.test_labels, mean=own.mean, std=own.std))[1]
+    return evaluate(model, DeviceDataset(other.test_images, other.test_labels, mean=training.mean, std=training.std))[1]
 
 
 def main(argv=None):

@@ -174,10 +174,10 @@ class Torch(TwoLayouts):
         memory = torch.contiguous_format if layout == "NCHW" else torch.channels_last
         x, w, dy = (torch.from_numpy(a).contiguous(memory_format=memory) for a in (x, w, dy))
         bias, options = torch.from_numpy(b), (pair(shape.stride), pair(shape.padding), (1, 1))
-        back = torch.ops.aten.convolution_backward.default
+        backward = torch.ops.aten.convolution_backward.default
         return (
             functools.partial(torch.nn.functional.conv2d, x, w, bias, *options),
-            functools.partial(back, dy, x, w, [len(b)], *options, False, (0, 0), 1, (True, True, True)),
+            functools.partial(backward, dy, x, w, [len(b)], *options, False, (0, 0), 1, (True, True, True)),
         )
 
 

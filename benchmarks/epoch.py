@@ -109,8 +109,8 @@ def print_table(rows, args, threads, images):
         runs = [row for row in rows if row["competitor"] == name]
         seconds, goals = statistics.median(r["epoch_seconds"] for r in runs), [r["seconds_to_99"] for r in runs]
         median = f"{statistics.median(goals):.1f}" if None not in goals else None
-        each = " ".join("-" if goal is None else f"{goal:.1f}" for goal in goals)
-        print_row(name, f"{seconds:.2f}", f"{images // BATCH * BATCH / seconds:,.0f}", median, each)
+        texts = " ".join("-" if goal is None else f"{goal:.1f}" for goal in goals)
+        print_row(name, f"{seconds:.2f}", f"{images // BATCH * BATCH / seconds:,.0f}", median, texts)
 
 
 def main(argv=None):

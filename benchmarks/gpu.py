@@ -158,8 +158,8 @@ def calls_of(setup, batch):
         adds, moved = layer.multiply_adds(model.shapes[number]) * batch, step.x.nbytes + step.y.nbytes
         name, dx = f"{number} {type(layer).__name__}", step.dx if i > plan.first_trainable else plan.no_grad_buffer
         out.append((name + " forward", step.forward, 2 * adds, moved))
-        back = 2 if i > plan.first_trainable else 1
-        out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * back, moved * back))
+        passes = 2 if i > plan.first_trainable else 1
+        out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * passes, moved * passes))
     out.append(("loss", lambda: criterion.forward_backward(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
     out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))
     totals = setup.run.totals

@@ -28,7 +28,7 @@ NETS = ["tanh+avg", "relu+max"]
 FORWARD_ADDS = 416_520
 STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no gradient of its input
 # Of the losses after 20 steps. Libraries round differently. Where a ReLU's input is near zero, or two pixels of a max
-# pooling are nearly equal, they select different gradients, and Adam takes a full step along either: with batches of 128,
+# pooling are nearly equal, they select different gradients, and Adam takes a full step: with batches of 128,
 # PyTorch and JAX differ by 5e-4. The tanh+avg net has the same convolutions and linear layers, and a tight tolerance.
 TOLERANCE = {"tanh+avg": 1e-4, "relu+max": 1e-2}
 PROFILED = 40  # steps with clocks between the kernels

@@ -9,8 +9,8 @@ import numpy as np
 
 
 def out_size(size, kernel, stride, padding, dilation=1, ceil_mode=False):
-    """Output length along one axis: the windows that fit; with ceil_mode one more, if the others do not cover all pixels
-    and it starts before the right padding."""
+    """Output length along one axis: the windows that fit; with ceil_mode one more, if the others leave pixels out and
+    it starts before the right padding."""
     extent = dilation * (kernel - 1) + 1
     starts = list(range(0, size + 2 * padding - extent + 1, stride))
     if ceil_mode and not starts and extent - (size + 2 * padding) < stride:  # a window larger than the image
@@ -358,7 +358,7 @@ def assert_close(got, want, magnitude=1.0, terms=1):
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         raise AssertionError(
-            f"{bad.sum()} of {bad.size} entries differ; the first at {index}: {got[index]!r}, expected {want[index]!r}, "
+            f"{bad.sum()} of {bad.size} entries differ; first at {index}: {got[index]!r}, expected {want[index]!r}, "
             f"error {error[index]:.3g}, allowed {np.broadcast_to(allowed, got.shape)[index]:.3g}"
         )
 

@@ -215,14 +215,14 @@ def test_limits_of_a_launch(shape):
 
 def test_more_shared_memory_needs_an_attribute():
     call = Call(array([1.0]), 2)
-    most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    max_shared = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     kernel = driver.CUkernel(int(call.handle))
-    assert ok(driver.cuKernelGetAttribute(most, kernel, 0)) == 48 * 1024
-    ok(driver.cuKernelSetAttribute(most, 227 * 1024, kernel, 0))
-    assert error_of(driver.cuKernelSetAttribute(most, 227 * 1024 + 1, kernel, 0)) == "INVALID_VALUE"
+    assert ok(driver.cuKernelGetAttribute(max_shared, kernel, 0)) == 48 * 1024
+    ok(driver.cuKernelSetAttribute(max_shared, 227 * 1024, kernel, 0))
+    assert error_of(driver.cuKernelSetAttribute(max_shared, 227 * 1024 + 1, kernel, 0)) == "INVALID_VALUE"
     ok(call.launch(shared=227 * 1024))
     assert error_of(call.launch(shared=227 * 1024 + 1)) == "INVALID_VALUE"
-    ok(driver.cuKernelSetAttribute(most, 48 * 1024, kernel, 0))
+    ok(driver.cuKernelSetAttribute(max_shared, 48 * 1024, kernel, 0))
 
 
 def test_a_launch_without_parameters_or_on_an_unknown_stream():
@@ -502,13 +502,13 @@ def test_pointers():
     assert ok(driver.cuPointerGetAttribute(attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, inside)) == 0
     first, size = ok(driver.cuMemGetAddressRange(inside))
     assert (int(first), size) == (int(address), 100)
-    asked = [attributes.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL]
-    assert ok(driver.cuPointerGetAttributes(2, asked, inside)) == [driver.CUmemorytype.CU_MEMORYTYPE_DEVICE.value, 0]
+    queried = [attributes.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL]
+    assert ok(driver.cuPointerGetAttributes(2, queried, inside)) == [driver.CUmemorytype.CU_MEMORYTYPE_DEVICE.value, 0]
     ok(driver.cuMemFree(address))
     for dead in (inside, np.zeros(1).ctypes.data):
         result = driver.cuPointerGetAttribute(attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, dead)
         assert error_of(result) == "INVALID_VALUE"
-        assert ok(driver.cuPointerGetAttributes(2, asked, dead)) == [0, -2]
+        assert ok(driver.cuPointerGetAttributes(2, queried, dead)) == [0, -2]
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def overload_by_dtype(single, double):
 
 
 def blocks(count):
-    """Number of blocks of THREADS threads for `count` elements, one a thread."""
+    """Number of blocks of THREADS threads for `count` elements, one per thread."""
     return -(-count // THREADS)
 
 
@@ -257,8 +257,8 @@ def _cleaning_up():
 
 
 def _contiguous(array, dtype=None):
-    """`array` in C order, with canonical strides.  NumPy calls an array contiguous whatever the stride of an axis of
-    length 1; numba-cuda does not."""
+    """`array` in C order, with canonical strides.  For NumPy the strides of axes of length 1 do not
+    matter; for numba-cuda they do."""
     array = np.ascontiguousarray(array, dtype)
     return np.ndarray(array.shape, array.dtype, array)
 

@@ -78,8 +78,8 @@ def draw_noise_pixel(tid, nt, first, field, counter, seed, plane):
     if e < field.size // 2:
         n, k = divmod32(e, plane)
         word = splitmix64(image_seed(counter, seed, n) + np.uint64(k))
-        at = 2 * n * plane + k
-        field[at], field[at + plane] = uniform_from_high(word), uniform_from_low(word)
+        index = 2 * n * plane + k
+        field[index], field[index + plane] = uniform_from_high(word), uniform_from_low(word)
 
 
 @kernel(THREADS, registers=32)
@@ -137,8 +137,8 @@ def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size
             r, s = m[0] * r + m[1] * s + m[2], m[3] * r + m[4] * s + m[5]
         r, s = r + centre[0], s + centre[1]
         if field.size > 0:
-            at = 2 * n * OH * OW + k
-            r, s = r + field[at], s + field[at + OH * OW]
+            index = 2 * n * OH * OW + k
+            r, s = r + field[index], s + field[index + OH * OW]
         r = r if r > zero else zero  # NaN becomes 0
         s = s if s > zero else zero
         r = r if r < last[0] else last[0]
@@ -176,11 +176,11 @@ def apply_brightness(tid, nt, values, x, counter, seed, low, high, scale, shift,
     T = x.dtype.type
     factor, total = uniform(image_seed(counter, seed, image), 0, low, high), T(0)
     for e in range(tid, count, nt):
-        at, c = U32(image * count + e), U32(e) // U32(plane)
-        value = (x[at] - shift[c]) / scale[c] * factor
+        index, c = U32(image * count + e), U32(e) // U32(plane)
+        value = (x[index] - shift[c]) / scale[c] * factor
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
-        x[at] = value
+        x[index] = value
         total += value
     values[tid] = total
 
@@ -192,11 +192,11 @@ def apply_contrast(tid, nt, partials, x, counter, seed, low, high, scale, shift,
     factor = uniform(image_seed(counter, seed, image), 1, low, high)
     offset = (T(1) - factor) * reduce(partials) / T(count)
     for e in range(tid, count, nt):
-        at, c = U32(image * count + e), U32(e) // U32(plane)
-        value = x[at] * factor + offset
+        index, c = U32(image * count + e), U32(e) // U32(plane)
+        value = x[index] * factor + offset
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
-        x[at] = value * scale[c] + shift[c]
+        x[index] = value * scale[c] + shift[c]
 
 
 @kernel(THREADS, registers=40)

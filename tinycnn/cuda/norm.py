@@ -79,12 +79,12 @@ def normalise(
         r = T(SMALL) / T(math.sqrt(var))
         var = var * T(BIG) * T(BIG)
     for e in range(tid, count, nt):
-        at = offset_of(e, first, run, jump)
-        value = (x[at] - m) * r
+        offset = offset_of(e, first, run, jump)
+        value = (x[offset] - m) * r
         if affine:
             c = channel + (divmod32(e, plane)[0] if jump == 0 else 0)
             value = value * weight[c] + bias[c]
-        y[at] = value
+        y[offset] = value
     if tid == 0:
         mean[index], rstd[index] = m, r
         if running == 1:
@@ -135,12 +135,12 @@ def sum_gradients(
     m, r = mean[index], rstd[index]
     total, xhat_total = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, count, nt):
-        at = offset_of(e, first, run, jump)
-        g = dy[at]
+        offset = offset_of(e, first, run, jump)
+        g = dy[offset]
         if affine:
             g = g * weight[channel + (divmod32(e, plane)[0] if jump == 0 else 0)]
         total += g
-        xhat_total += g * ((x[at] - m) * r)
+        xhat_total += g * ((x[offset] - m) * r)
     values[tid], xhat_values[tid] = total, xhat_total
 
 
@@ -155,11 +155,11 @@ def input_gradient(
     if not fixed:
         mean_g, mean_g_xhat = reduce(partials) / T(count), reduce(xhat_partials) / T(count)
     for e in range(tid, count, nt):
-        at = offset_of(e, first, run, jump)
-        g = dy[at]
+        offset = offset_of(e, first, run, jump)
+        g = dy[offset]
         if affine:
             g = g * weight[channel + (divmod32(e, plane)[0] if jump == 0 else 0)]
-        dx[at] = r * (g - mean_g - (x[at] - m) * r * mean_g_xhat)
+        dx[offset] = r * (g - mean_g - (x[offset] - m) * r * mean_g_xhat)
 
 
 @kernel(THREADS, registers=72)

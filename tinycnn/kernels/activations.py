@@ -27,7 +27,7 @@ scaled_tanh_constants = inline_ir(scalars.scaled_tanh_constants)
 
 
 @force_inline
-def sigmoid_inplace(y, a, b):  # LLVM vectorises this loop only in a function of its own that is inlined
+def sigmoid_inplace(y, a, b):  # LLVM vectorises this loop only in a separate, inlined function
     for i in range(y.size):
         y[i] = sigmoid_value(y[i], a, b)
 

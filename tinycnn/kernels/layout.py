@@ -38,7 +38,7 @@ def _lanes(plane):
 
 
 def lanes_for(batch, dtype):
-    """Lanes a block for batches of this size: 1, which means NCHW, for batches that fill less than half a block."""
+    """Lanes per block for batches of this size: 1, which means NCHW, for batches that fill less than half a block."""
     size = _simd.BYTES // np.dtype(dtype).itemsize
     return size if 2 * batch >= size else 1
 

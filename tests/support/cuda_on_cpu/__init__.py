@@ -143,8 +143,8 @@ def _with_translation(get_cufunc):
 
 
 def _ptx(library):
-    """The optimised PTX of a numba-cuda kernel, cached by the hash of its machine code: Numba caches only machine code, and
-    generating PTX takes as long."""
+    """The optimised PTX of a numba-cuda kernel, cached by the hash of its machine code: Numba caches only machine
+    code, and generating PTX takes as long."""
     cubin = bytes(library.get_cubin().code)
     path = _state["folder"] / f"{hashlib.sha256(cubin).hexdigest()[:24]}.ptx"
     if not path.exists():

@@ -205,14 +205,14 @@ class Module:
 
         entries = [function for function in self.functions.values() if function.kind == "entry"]
         self.entry = entries[0] if len(entries) == 1 else refuse(f"{len(entries)} kernels in a module")
-        every = self.variables + [v for function in self.functions.values() for v in function.variables]
-        shared = [v for v in every if v.space == "shared"]
+        variables = self.variables + [v for function in self.functions.values() for v in function.variables]
+        shared = [v for v in variables if v.space == "shared"]
         self.static_shared = place([v for v in shared if v.bytes])
         self.dynamic_start = None
         for variable in shared:
             if not variable.bytes:  # dynamic: all start after the static ones
                 self.dynamic_start = place([variable], self.static_shared)
-        self.local_bytes = place([v for v in every if v.space == "local"])  # a frame for each function: no recursion
+        self.local_bytes = place([v for v in variables if v.space == "local"])  # a frame per function: no recursion
         place(self.entry.parameters)
 
 
