@@ -26,7 +26,7 @@ from tinycnn.hardware import processor
 SIZE, BATCH = 28, 100
 AFFINE: dict[str, Any] = {"degrees": 15, "translate": (2, 2), "scale": (0.9, 1.1), "squeeze": (0.9, 1.1), "shear": 10}
 ALPHA, SIGMA = 34, 4
-TOLERANCE = 1e-4  # of grey levels 0 ... 1: each of three roundings of a coordinate is about 1e-6 of a pixel
+TOLERANCE = 1e-4  # of grey levels 0 ... 1: coordinates are rounded to about 1e-6 of a pixel, several times
 DISTORTIONS = {"affine": (True, False), "elastic": (False, True), "both": (True, True)}
 
 
