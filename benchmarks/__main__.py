@@ -29,7 +29,7 @@ def main(argv=None):
         print("\n".join(f"    {command:<12} {text}" for command, text in COMMANDS.items()))
         return None
     if name not in COMMANDS:
-        sys.exit(f"there is no command {name!r}; there are {', '.join(COMMANDS)}")
+        sys.exit(f"unknown command {name!r}, expected one of {', '.join(COMMANDS)}")
     return importlib.import_module(f"benchmarks.{name.replace('-', '_')}").main(rest)
 
 

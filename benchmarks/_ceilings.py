@@ -1,7 +1,7 @@
 """The machine's ceilings, with one interface for the CPU and the GPU: `multiply` for arithmetic, `copy` for bandwidth.
 
-A class states how many floating-point operations its `multiply` does (`flops`) and how many bytes its `copy` reads and
-writes (`bytes`); `rates` turns measured seconds into rates.
+`flops` is the number of floating-point operations of a `multiply`, `bytes` the number of bytes that a `copy` reads and
+writes; `rates` converts measured seconds.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from benchmarks._harness import median
 class CpuCeilings:
     """A product of two large matrices by NumPy's BLAS, and a copy by all threads."""
 
-    SIZE, ENTRIES = 1024, 2**25  # the copy's source is larger than the caches, and so is its target
+    SIZE, ENTRIES = 1024, 2**25  # source and target of the copy are larger than the caches
     flops, bytes = 2 * SIZE**3, 2 * 4 * ENTRIES
 
     def __init__(self, threads):
@@ -32,7 +32,7 @@ class CpuCeilings:
 
 
 class GpuCeilings:
-    """Fused multiply-adds in registers, and a copy, by kernels that are compiled like tinycnn's own.
+    """Fused multiply-adds in registers, and a copy, by kernels compiled like tinycnn's.
 
     entries   of the array that is copied        chains   number of threads that multiply and add
     """
@@ -62,7 +62,7 @@ def rates(ceilings, multiply_seconds, copy_seconds):
 
 
 def with_ceilings(jobs, worker):
-    """`jobs` of `_harness.round_robin`, and those of a worker that holds `CpuCeilings`."""
+    """`jobs` of `_harness.round_robin`, and those of a worker with `CpuCeilings`."""
     return jobs | {"multiply": (worker, "multiply"), "copy": (worker, "copy")}
 
 

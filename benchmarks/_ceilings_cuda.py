@@ -20,7 +20,7 @@ def copy_kernel(y, x):
 
 @phase
 def chain_phase(tid, nt, first, y, x):
-    """CHAINS independent chains of multiply-adds, so that the latency of one is hidden by the others."""
+    """CHAINS independent chains of multiply-adds, to hide latency."""
     m = x[0]
     a, b, c, d, e, f, g, h = x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8]
     for _ in range(STEPS):
@@ -41,5 +41,5 @@ def copy(y, x):
 
 
 def multiply_adds(y, x):
-    """FMAS_PER_THREAD of them for each entry of y."""
+    """FMAS_PER_THREAD multiply-adds per entry of y."""
     chain_kernel[blocks(y.size)](ravel(y), ravel(x))

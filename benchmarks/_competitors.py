@@ -2,13 +2,13 @@
 
 Every class has these methods.
 
-    load(weights, images, labels)     start afresh: weights (a state_dict of tinycnn's), data set (uint8, int64)
+    load(weights, images, labels)     reset to weights (a tinycnn state_dict) and data set (uint8, int64)
     step(index)                       a training step on the images `index`: gather, normalise, forward, loss,
                                       backward, Adam.  Returns the loss, a float
     logits(x)                         inference: float32 images (N, 1, 28, 28) -> (N, 10), NumPy to NumPy
     start, losses, next_step, train_steps, infer   the methods that are timed, by default those of `Competitor`
 
-Libraries are imported when an object is made: a class whose library is missing raises ModuleNotFoundError then.
+Constructors import the libraries; ModuleNotFoundError if one is missing.
 """
 
 import itertools
@@ -38,7 +38,7 @@ def initial_weights(net, seed=0):
 
 
 class Competitor:
-    """net: "tanh+avg" or "relu+max"; threads: the number that the library may use."""
+    """net: "tanh+avg" or "relu+max"; threads: the most that the library may use."""
 
     load: Any
     step: Any
@@ -179,7 +179,7 @@ class Torch(Competitor):
 
 
 class TorchCompiled(Torch):
-    """torch.compile of all but the optimizer, whose fused step is one call already. It chooses the memory format."""
+    """torch.compile of all but the optimizer, whose fused step is one call. The compiler chooses the memory format."""
 
     formats = ("contiguous_format",)
 
@@ -259,7 +259,7 @@ class Jax(Competitor):
 
 
 class OnnxRuntime(Competitor):
-    """Inference only, of a graph that is built here."""
+    """Inference only."""
 
     def __init__(self, net, threads):
         import onnx.helper
@@ -335,7 +335,7 @@ def conv_backward(dy, cols, x, w, stride=1, padding=0, needs_dx=True):
 
 
 class NumPy(Competitor):
-    """im2col and matrix products, the only part with threads."""
+    """im2col and matrix products; only the products use threads."""
 
     def __init__(self, net, threads):
         self.activation, self.pool = net.split("+")
@@ -397,7 +397,7 @@ class NumPy(Competitor):
             x, cols, y = saved.pop()
             if self.pool == "avg":
                 dy = np.broadcast_to(dy[:, :, :, None, :, None] / 4, self.windows(y).shape)
-            else:  # ties are all zeros, whose gradient ReLU stops
+            else:  # ties are zeros, where ReLU's gradient is zero
                 windows = self.windows(y)
                 dy = dy[:, :, :, None, :, None] * (windows == windows.max(axis=(3, 5), keepdims=True))
             dy = dy.reshape(y.shape) * self.derivative(y)

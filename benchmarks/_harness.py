@@ -1,11 +1,11 @@
-"""The measuring part of all benchmarks: competitors in separate processes, round robin, checks, options.
+"""The harness of all benchmarks: competitors in separate processes, round robin, checks, options.
 
 A competitor is an object of any class; `Worker` makes it in a fresh process and calls its methods from this one. The
-processes are separate because the idle threads of a library's pool spin for a while and would slow down the next one.
-Competitors run round robin: each repeats its call for a fraction of a second, then the next one does. Load from
-outside then slows down all of them alike. The result is the median over the turns.
+processes are separate because the idle threads of a library's pool spin for a while, which would slow down the next
+competitor. Competitors run round robin: each repeats its call for a fraction of a second, so that load from other
+programs slows down all alike. The result is the median over the turns.
 
-The machine's ceilings are measured in the same rounds, as two more competitors: `_ceilings.CpuCeilings`.
+The machine's ceilings (`_ceilings.CpuCeilings`) are measured in the same rounds, as two more competitors.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from benchmarks import _plots, _report
 from tinycnn.hardware import git_revision
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC")
-PAUSE = 0.05  # seconds before a turn, until the threads of the other competitors sleep
+PAUSE = 0.05  # seconds before a turn, for the threads of other competitors to go to sleep
 
 
 class WorkerError(Exception):
@@ -65,7 +65,7 @@ def worker_main(pipe: Any, make: Callable, arguments: tuple) -> None:
 
 
 def repeat(function: Callable, arguments: tuple, seconds: float) -> list[float]:
-    """Seconds of every call, for about `seconds`, after one call that does not count."""
+    """Seconds of every call, for about `seconds`, after a warm-up call."""
     time.sleep(PAUSE)
     function(*arguments)
     times: list[float] = []
@@ -79,7 +79,7 @@ def repeat(function: Callable, arguments: tuple, seconds: float) -> list[float]:
 
 
 class Worker:
-    """An object made by `make(*arguments)` in another process that is limited to `threads` threads."""
+    """An object made by `make(*arguments)` in another process, limited to `threads` threads."""
 
     def __init__(self, threads: int, make: Callable, *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -118,7 +118,7 @@ class Worker:
 
 @contextlib.contextmanager
 def limit_threads(threads: int) -> Iterator[None]:
-    """Limit processes started inside to `threads` threads and, where the system can, to as many cores: some libraries
+    """Limit processes started in the block to `threads` threads and, where supported, as many cores: some libraries
     ignore the variables (XLA's pool has a thread per core)."""
     previous = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads))
@@ -138,7 +138,7 @@ def limit_threads(threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[list[subprocess.Popen]]:
-    """Run `count` processes inside that keep a core busy each. They end with this process at the latest."""
+    """During the block, run `count` processes that each keep a core busy. They end with this process at the latest."""
     command = [sys.executable, "-c", "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"]
     programs = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:
@@ -150,7 +150,7 @@ def busy(count: int) -> Iterator[list[subprocess.Popen]]:
 
 
 def start_workers(threads: int, competitors: Mapping[str, Callable], *arguments: Any) -> dict[str, Worker]:
-    """A worker for each competitor (name -> class). One that cannot be made is left out, with a printed line."""
+    """A worker for each competitor (name -> class). Those that fail to start are skipped, with a printed line."""
     workers = {}
     for name, make in competitors.items():
         try:
@@ -170,7 +170,7 @@ def print_skipped(name: str, reason: object) -> None:
 
 
 def call_all(workers: dict[str, Worker], method: str, *arguments: Any) -> dict[str, Any]:
-    """The answer of each worker. One that fails is stopped and removed from `workers`, with a printed line."""
+    """The answer of each worker. Workers that fail are stopped and removed from `workers`, with a printed line."""
     answers = {}
     for name, worker in list(workers.items()):
         try:
@@ -185,9 +185,9 @@ def call_all(workers: dict[str, Worker], method: str, *arguments: Any) -> dict[s
 
 
 def round_robin(jobs: Mapping[str, tuple], turns: int, seconds: float) -> dict[str, list[list[float]]]:
-    """Run all jobs (name -> (worker, method, *arguments)) one after the other, `turns` times.
+    """Run all jobs (name -> (worker, method, *arguments)) one after another, `turns` times.
 
-    Returns for each a list of turns, each a list of the seconds of its calls.
+    Returns name -> list of turns; a turn is the list of the seconds of its calls.
     """
     times: dict[str, list[list[float]]] = {name: [] for name in jobs}
     for _ in range(turns):
@@ -216,7 +216,7 @@ def assert_agree(what: str, answers: Mapping[str, Any], reference: str, toleranc
             sys.exit(f"{what}: {name} has shape {got.shape}, {reference} {want.shape}")
         error = float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))
         if not error <= tolerance:  # true for NaN too
-            sys.exit(f"{what}: {name} differs from {reference} by {error:.1e}, allowed are {tolerance:.1e}")
+            sys.exit(f"{what}: {name} differs from {reference} by {error:.1e}, allowed {tolerance:.1e}")
 
 
 # --- options, files ---------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def options(
     add("--threads", type=int, nargs="+", default=[os.cpu_count()], help="one run for each number")
     add("--turns", type=int, default=turns, help="turns of each competitor")
     add("--seconds", type=float, default=seconds, help="length of a turn")
-    add("--busy", type=int, default=0, metavar="N", help="run beside N programs that keep a core busy each")
+    add("--busy", type=int, default=0, metavar="N", help="run beside N programs that each keep a core busy")
     if competitors:
         names = ", ".join(name for name in competitors if name != "tinycnn")
         add("--only", nargs="*", metavar="NAME", help=f"tinycnn and these, instead of all of {names}")
@@ -249,7 +249,7 @@ def parse(
     args = parser.parse_args(argv)
     only = getattr(args, "only", None)
     if unknown := set(only or ()) - set(competitors):
-        parser.error(f"--only: there is no {', '.join(sorted(unknown))}, but {', '.join(competitors)}")
+        parser.error(f"--only: unknown {', '.join(sorted(unknown))}, expected {', '.join(competitors)}")
     args.only = {name: c for name, c in competitors.items() if only is None or name in only or name == "tinycnn"}
     return args
 

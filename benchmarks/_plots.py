@@ -1,4 +1,4 @@
-"""Plots of the results of benchmarks, the dictionaries that they write as JSON."""
+"""Plots of benchmark results, the dictionaries in their JSON files."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from benchmarks import _report
 from tinycnn import plot
 from tinycnn.plot import BLUE, GREEN, GRID, LABEL, MUTED, ORANGE, SMALL, TEXT
 
-# Colours of Okabe and Ito, with a marker each, so that no line depends on its colour alone.
+# Colours of Okabe and Ito, each with a marker: lines are distinct without colour.
 STYLES = {
     "tinycnn": (BLUE, "o"),
     "torch": (ORANGE, "s"),
@@ -163,7 +163,7 @@ def throughput(result, what):
 
 
 def plot_parts(ax, row):
-    """The kernels of a step in the order of their execution, from top to bottom."""
+    """The kernels of a step in order of execution, from top to bottom."""
     for y, part in enumerate(row["parts"]):
         ax.barh(y, part["seconds"] * 1e6, color=PHASES[part["phase"]], height=0.75)
         ax.plot([part["alone"] * 1e6] * 2, [y - 0.38, y + 0.38], color=TEXT, linewidth=1.4)
@@ -219,8 +219,8 @@ def plot_roofline(ax, points, row, title):
 
 
 def label_points(ax, points, x_limits, y_limits, knee):
-    """Label points (name, x, y, colour) on logarithmic axes without overlaps, also with the roof: it rises up to the
-    point `knee`, where its own label begins, and is flat from there on."""
+    """Label points (name, x, y, colour) on logarithmic axes without overlapping one another or the roof, which rises to
+    the point `knee`, where its label starts, and is flat beyond."""
     width, height = (inches * 72 * 0.82 for inches in ax.figure.get_size_inches())  # approximate, in points
     width /= len(ax.figure.axes)
 
@@ -241,7 +241,7 @@ def label_points(ax, points, x_limits, y_limits, knee):
             if not any(box[0] < b[1] and b[0] < box[1] and box[2] < b[3] and b[2] < box[3] for b in boxes):
                 break
         else:
-            continue  # too crowded; the table lists all
+            continue  # no room; the table lists all
         boxes.append(box)
         ax.annotate(name, (x, y), (dx, dy), textcoords="offset points", va="center", fontsize=SMALL, color=colour)
 
@@ -259,7 +259,7 @@ def plot_lines(ax, x, values):
 
 
 def plot_gemm_peak(ax, rows):
-    """A line at the median of the GEMM peaks that were measured with the rows."""
+    """A line at the median of the rows' GEMM peaks."""
     peak = float(np.median([row["gemm_gflops"] for row in rows]))
     ax.axhline(peak, color=TEXT, linewidth=1, linestyle=":")
     ax.annotate(f"GEMM peak, {peak:.0f}", (0, peak), (4, 3), xycoords=("axes fraction", "data"),
@@ -328,9 +328,10 @@ def nearest_batch(batch, rows):
 
 def rows_near_64(result):
     """For each net the row with the most threads and the batch size nearest to 64."""
-    most = max(row["threads"] for row in result["rows"])
+    threads = max(row["threads"] for row in result["rows"])
+    rows = [row for row in result["rows"] if row["threads"] == threads]
     nets = dict.fromkeys(row["net"] for row in result["rows"])
-    return [nearest_batch(64, [r for r in result["rows"] if r["net"] == net and r["threads"] == most]) for net in nets]
+    return [nearest_batch(64, [row for row in rows if row["net"] == net]) for net in nets]
 
 
 PLOTS = {"train-step": train_step, "inference": inference, "conv": conv, "ladder": ladder, "epoch": epoch,

@@ -19,15 +19,15 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "lenet5.py"
 
 
 def evaluate_on(folder, name):
-    """Accuracy of a run's weights on the test set `name`, in the run's normalisation."""
+    """Accuracy of a run's weights on the test set `name`, with the run's normalisation."""
     from tinycnn import DeviceDataset, checkpoint, data, evaluate, models
 
     settings = json.loads((folder / "config.json").read_text())["settings"]
     trained_on, other = data.load(settings["data"], settings["data_dir"]), data.load(name, settings["data_dir"])
-    own = DeviceDataset(trained_on.train_images, trained_on.train_labels)
+    training = DeviceDataset(trained_on.train_images, trained_on.train_labels)
     model = models.lenet5(settings["activation"], settings["pool"])
     model.load_state_dict(checkpoint.load(folder / "model.npz")[0])
-    return evaluate(model, DeviceDataset(other.test_images, other.test_labels, mean=own.mean, std=own.std))[1]
+    return evaluate(model, DeviceDataset(other.test_images, other.test_labels, mean=training.mean, std=training.std))[1]
 
 
 def main(argv=None):

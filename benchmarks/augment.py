@@ -3,9 +3,9 @@
     python -m benchmarks augment [--batches 10] [--turns 15] [--threads N] [--json FILE]
 
 Both draw the random numbers, filter the noise and interpolate, for batches of 100 images. SciPy, which has one thread,
-filters the fields of a batch in one call and interpolates image by image (affine_transform, map_coordinates): the
-fastest way to use it that we know. The images of both, from the same random numbers, are compared before times are
-measured. The two then alternate, a batch each. The times printed are medians over the turns.
+filters the fields of a batch in one call and interpolates image by image (affine_transform, map_coordinates), its
+fastest way that we know. Before times are measured, both images from the same random numbers are compared. The two
+then alternate, batch by batch. Printed times are medians over the turns.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tinycnn.hardware import processor
 SIZE, BATCH = 28, 100
 AFFINE: dict[str, Any] = {"degrees": 15, "translate": (2, 2), "scale": (0.9, 1.1), "squeeze": (0.9, 1.1), "shear": 10}
 ALPHA, SIGMA = 34, 4
-TOLERANCE = 1e-4  # of grey levels 0 ... 1: coordinates are rounded to about 1e-6 of a pixel, and twice more
+TOLERANCE = 1e-4  # of grey levels 0 ... 1: coordinates are rounded to about 1e-6 of a pixel, several times
 DISTORTIONS = {"affine": (True, False), "elastic": (False, True), "both": (True, True)}
 
 
@@ -53,7 +53,7 @@ class TinyCNN:
         return self.result
 
     def numbers(self):
-        """Random numbers of the last run: matrices, and the noise, from a filter with a single tap."""
+        """Random numbers of the last run: matrices and noise (with a filter of a single tap)."""
         noise = np.empty_like(self.field)
         if len(noise):
             self.ops.elastic_field(noise, np.ones(1, np.float32), self.counter, 2, 1.0)

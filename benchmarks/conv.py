@@ -3,13 +3,13 @@
     python -m benchmarks conv [--batch 32] [--shapes C3 64-channels] [--threads 1 2] [--only tinycnn torch]
 
 The shapes are LeNet's; 3 x 3 kernels with growing numbers of channels and with growing images; a stride of two; 1 x 1.
-`backward` computes the gradients of input, weights and bias in one call. Every library has its arrays in its preferred
-layout: tinycnn in the batch-blocked layout for large enough batches, as between the layers of a net; PyTorch and JAX
-in the faster of NCHW and NHWC for each shape and direction (recorded in the JSON); JAX under jit. ONNX Runtime has no
+`backward` computes the gradients of input, weights and bias in one call. Every library uses its preferred
+layout: tinycnn the batch-blocked layout for large enough batches, as between the layers of a net; PyTorch and JAX the
+faster of NCHW and NHWC for each shape and direction (recorded in the JSON); JAX under jit. ONNX Runtime has no
 gradients; NumPy's are im2col and matrix products. Results are compared with NumPy's in float64 before times are
 measured; the tolerance is 1e-6 times the root of the number of products in a sum, relative to the largest entry.
 
-The table shows GFLOP/s, medians over the turns, and the path of tinycnn: the function that did the work.
+The table shows GFLOP/s, medians over the turns, and tinycnn's path: the functions that did the work.
 """
 
 import functools
@@ -160,7 +160,7 @@ class TwoLayouts:
 
 
 class Torch(TwoLayouts):
-    """Eager; a convolution on its own is the same call under torch.compile."""
+    """Eager; under torch.compile a single convolution is the same call."""
 
     def __init__(self, threads):
         import torch
@@ -174,10 +174,10 @@ class Torch(TwoLayouts):
         memory = torch.contiguous_format if layout == "NCHW" else torch.channels_last
         x, w, dy = (torch.from_numpy(a).contiguous(memory_format=memory) for a in (x, w, dy))
         bias, options = torch.from_numpy(b), (pair(shape.stride), pair(shape.padding), (1, 1))
-        back = torch.ops.aten.convolution_backward.default
+        backward = torch.ops.aten.convolution_backward.default
         return (
             functools.partial(torch.nn.functional.conv2d, x, w, bias, *options),
-            functools.partial(back, dy, x, w, [len(b)], *options, False, (0, 0), 1, (True, True, True)),
+            functools.partial(backward, dy, x, w, [len(b)], *options, False, (0, 0), 1, (True, True, True)),
         )
 
 

@@ -4,9 +4,9 @@
 
 Adam at 1e-3, batches of 64, reshuffled every epoch. With the same seed all competitors have the same initial weights
 and orders, and so nearly the same trajectory. They run round robin, a part of an epoch each, and are evaluated on the
-test set after each part. Evaluation is not timed, nor is compilation, in a few steps before the clock starts that are
-undone. The mean losses of the first part are compared. `to 99 %` is the training time up to the first evaluation with
-at least 99 % test accuracy, or a dash if --epochs did not suffice.
+test set after each part. Evaluation is not timed. Neither is compilation: a few steps run and are undone before the
+clock starts. The mean losses of the first part are compared. `to 99 %` is the training time up to the first evaluation
+with at least 99 % test accuracy, or a dash if --epochs did not suffice.
 """
 
 import statistics
@@ -106,11 +106,11 @@ def print_table(rows, args, threads, images):
     print(f"\nMNIST, {images:,} images; LeNet-5, {args.net}, batch {BATCH}; {threads} threads; {args.seeds} seeds")
     print_row = _report.table(["", "an epoch, s", "images/s", "to 99 %, s", "each seed"], [13, 11, 10, 10, 30])
     for name in dict.fromkeys(row["competitor"] for row in rows):
-        own = [row for row in rows if row["competitor"] == name]
-        seconds, goals = statistics.median(r["epoch_seconds"] for r in own), [r["seconds_to_99"] for r in own]
+        runs = [row for row in rows if row["competitor"] == name]
+        seconds, goals = statistics.median(r["epoch_seconds"] for r in runs), [r["seconds_to_99"] for r in runs]
         median = f"{statistics.median(goals):.1f}" if None not in goals else None
-        each = " ".join("-" if goal is None else f"{goal:.1f}" for goal in goals)
-        print_row(name, f"{seconds:.2f}", f"{images // BATCH * BATCH / seconds:,.0f}", median, each)
+        texts = " ".join("-" if goal is None else f"{goal:.1f}" for goal in goals)
+        print_row(name, f"{seconds:.2f}", f"{images // BATCH * BATCH / seconds:,.0f}", median, texts)
 
 
 def main(argv=None):

@@ -5,8 +5,8 @@
 First the tests on the device (pytest -m gpu), and some of them under compute-sanitizer if that is installed.  Then the
 benchmarks: the ceilings of the GPU, single kernels, whole steps (eager and captured) on GPU and CPU, host time of a
 launch, an epoch and the time to 99 % on MNIST, and PyTorch on the same GPU.  Results are compared with the CPU's before
-times are taken.  Times are medians after a warm-up, measured by CUDA events.  A part that fails, or for which no time
-is left, is reported, and the others run.  Results go to gpu.json and gpu.md in the folder of --out.
+times are taken.  Times are medians after a warm-up, measured by CUDA events.  Parts that fail, or for
+which no time is left, are reported, and the others run.  Results go to gpu.json and gpu.md in the folder of --out.
 
 --rehearse runs the same code on tiny sizes and saves nothing; its times are meaningless.  Without a GPU, as PTX on the
 CPU: python tests/support/cuda_on_cpu -m benchmarks.gpu --rehearse
@@ -97,7 +97,7 @@ def assert_agree(name, got, want, tolerance):
 
 
 def ceilings(size):
-    """Upper limits of the GPU: bytes copied and fused multiply-adds a second."""
+    """Upper limits of the GPU: bytes copied and fused multiply-adds per second."""
     from benchmarks import _ceilings
     from tinycnn import cuda
 
@@ -145,26 +145,26 @@ def compare_buffers(cpu, gpu, batch):
 
 def calls_of(setup, batch):
     """(name, call, floating-point operations, bytes read and written) of every call of a step."""
-    model, k, criterion = setup.model, setup.model.ops, setup.criterion
+    model, criterion = setup.model, setup.criterion
     plan = model.plan(batch)
     target = setup.run.loader.next(plan.x)
     out: list[tuple] = []
     order, cursor = setup.run.loader.order, setup.run.loader.cursor
     out.append(("gather", lambda: setup.batches.gather_batch(plan.x, target, order, cursor), 0, batch * 784 * 5))
-    for at, step in enumerate(plan.steps):
+    for i, step in enumerate(plan.steps):
         if not step.layers or "Flatten" in repr(step):
             continue
         (number,), (layer,) = step.numbers, step.layers
         adds, moved = layer.multiply_adds(model.shapes[number]) * batch, step.x.nbytes + step.y.nbytes
-        name, dx = f"{number} {type(layer).__name__}", step.dx if at > plan.first_trainable else plan.no_grad_buffer
+        name, dx = f"{number} {type(layer).__name__}", step.dx if i > plan.first_trainable else plan.no_grad_buffer
         out.append((name + " forward", step.forward, 2 * adds, moved))
-        back = 2 if at > plan.first_trainable else 1
-        out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * back, moved * back))
+        passes = 2 if i > plan.first_trainable else 1
+        out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * passes, moved * passes))
     out.append(("loss", lambda: criterion.forward_backward(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
     out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))
     totals = setup.run.totals
-    out.append(("tally", lambda: criterion.accumulate_metrics(totals, cursor, target), 0, 12 * batch))
-    return [(name, call, flops, moved) for name, call, flops, moved in out if k is not None]
+    out.append(("metrics", lambda: criterion.accumulate_metrics(totals, cursor, target), 0, 12 * batch))
+    return out
 
 
 def steps(size):
@@ -231,7 +231,7 @@ def launches(size):
     _launch.synchronize()
     if int(cuda.to_host(step)[0]) != count + 10:
         raise ValueError("launches were lost")
-    return {"seconds": seconds}, [f"{seconds * 1e6:.1f} us of host time a launch (one array)"]
+    return {"seconds": seconds}, [f"{seconds * 1e6:.1f} us of host time per launch (one array)"]
 
 
 def epochs(size):
@@ -271,7 +271,7 @@ def epochs(size):
                      "test_accuracy": history[-1]["test_accuracy"]})  # fmt: skip
     lines = [
         f"seed {r['seed']}: an epoch {r['epoch_seconds'] * 1e3:.1f} ms, 99 % after "
-        + (f"{r['seconds_to_99'] * 1e3:.0f} ms of training" if r["seconds_to_99"] else "more than was trained")
+        + (f"{r['seconds_to_99'] * 1e3:.0f} ms of training" if r["seconds_to_99"] else "not reached")
         + f", {r['test_accuracy']:.2%} at the end"
         for r in rows
     ]

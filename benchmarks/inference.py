@@ -2,8 +2,8 @@
 
     python -m benchmarks inference [--batches 1 64] [--nets tanh+avg relu+max] [--threads 1 2] [--only tinycnn torch]
 
-A call takes a NumPy array of normalised images to a NumPy array of logits by the ordinary function of each library:
-`model(x)`; PyTorch in inference mode; jit; `session.run`. All nets have the same weights, and their logits are compared
+A call maps a NumPy array of normalised images to a NumPy array of logits by each library's usual function: `model(x)`;
+ PyTorch in inference mode; jit; `session.run`. All nets have the same weights, and their logits are compared
 before times are measured. The table shows medians over the turns. The latency is that of a batch of one: the median
 and the 99th percentile of all calls of all turns.
 """

@@ -7,9 +7,9 @@ The operation is the forward pass of C3, LeNet-5's second convolution: 6 channel
 
     y[n, o, i, j] = b[o] + sum over c, u, v of w[o, c, u, v] * x[n, c, i + u, j + v]
 
-Read this file from top to bottom.  All versions compute the same; each removes the bottleneck of the one before it, and
-its docstring names the bottleneck that is left.  The output of each is compared with the second version in float64
-before it is timed.  The last three are not copies but imports from `tinycnn.kernels`; training calls the last one.
+Read this file from top to bottom.  All versions compute the same; each removes the bottleneck of its predecessor, and
+its docstring names the bottleneck that is left.  Before timing, each output is compared with the second version's in
+float64.  The last three are imports from `tinycnn.kernels`, not copies; training calls the last one.
 """
 
 import sys
@@ -30,7 +30,7 @@ OPTIONS = (1, 1), (0, 0), (1, 1), 1  # stride, padding, dilation, groups
 
 
 def python_loops(y, x, w, b):
-    """The definition.  Each multiplication creates Python objects: about a hundred instructions for a useful one."""
+    """The definition.  Each multiplication creates Python objects: about a hundred instructions per useful one."""
     for n in range(len(x)):
         for o in range(O):
             for i in range(OUT):
@@ -63,7 +63,7 @@ def numpy_im2col(y, x, w, b):
 
 
 # The source of the first version, compiled: no Python objects, no copy, sums in registers.  But each addition waits for
-# the one before it, since floating-point sums must not be reordered: latency-bound, and not vectorised.
+# the previous one, since floating-point sums must not be reordered: latency-bound, and not vectorised.
 numba_naive = njit(cache=True)(python_loops)
 
 
@@ -101,16 +101,15 @@ def numba_rows(y, x, w, b):
 
 
 def im2col(y, x, w, b):
-    """kernels/conv.py, in use for few images and strides above one.  Register blocking: the sums of MR = 8 output
+    """kernels/conv.py, used for small batches with strides above one.  Register blocking: the sums of MR = 8 output
     channels at two vectors of positions stay in registers for all 150 taps, and each loaded vector is used 8 times.
     im2col of one image at a time stays in the cache, but is still a copy."""
     conv2d_forward_im2col(y, x, w, b, *OPTIONS)
 
 
 def shifted_rows(y, x, w, b):
-    """kernels/conv.py, in use for few images and stride one.  No column matrix: each of its rows is the padded image
-    itself, shifted, and vectors run across the ends of rows.  But the 4 of 14 positions between two output rows are
-    computed in vain."""
+    """kernels/conv.py, used for small batches with stride one.  No column matrix: each of its rows is the padded image,
+    shifted, and vectors run across the ends of rows.  But the 4 of 14 positions between two output rows are wasted."""
     conv2d_forward_shifted(y, x, w, b, *OPTIONS)
 
 
@@ -154,7 +153,7 @@ class Ladder:
         return kernels.empty((count, channels, size, size, self.lanes), np.float32)
 
     def images(self, name):
-        """One for the Python loops, which take a second for four; all for the others."""
+        """Number of images: one for the Python loops, which take a quarter of a second for it."""
         return 1 if name == "Python loops" else len(self.x)
 
     def is_blocked(self, name):
@@ -188,16 +187,17 @@ def measure(args, threads):
         got = ladder.call("answer", name)
         harness.assert_agree("the output", {"float64": want[: len(got)], name: got}, "float64", TOLERANCE)
     jobs = _ceilings.with_ceilings({name: (ladder, "run", name) for name in VERSIONS}, ceilings)
-    times, figures, rows = harness.round_robin(jobs, args.turns, args.seconds), {}, []
+    times, rows = harness.round_robin(jobs, args.turns, args.seconds), []
     figures = _ceilings.ceiling_rates(times)
-    line = _report.table(["version", "µs an image", "GFLOP/s", "of GEMM", "x before", "x first"], [22, 12, 9, 8, 9, 10])
+    head = ["version", "µs an image", "GFLOP/s", "of GEMM", "x before", "x first"]
+    print_row = _report.table(head, [22, 12, 9, 8, 9, 10])
     for name in VERSIONS:
         seconds = harness.median(times[name]) / (1 if name == "Python loops" else args.images)
         gflops = FLOPS / seconds / 1e9
         rows.append({"threads": threads, "version": name, "seconds_an_image": seconds, "gflops": gflops} | figures)
-        before, first = (rows[k]["seconds_an_image"] / seconds for k in (max(0, len(rows) - 2), 0))
+        previous, first = (rows[k]["seconds_an_image"] / seconds for k in (max(0, len(rows) - 2), 0))
         share = gflops / figures["gemm_gflops"]
-        line(name, f"{seconds * 1e6:,.2f}", f"{gflops:,.3f}", f"{share:.2%}", f"{before:.2f}", f"{first:,.0f}")
+        print_row(name, f"{seconds * 1e6:,.2f}", f"{gflops:,.3f}", f"{share:.2%}", f"{previous:.2f}", f"{first:,.0f}")
     harness.stop_workers({"ladder": ladder, "ceilings": ceilings})
     return rows
 

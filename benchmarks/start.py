@@ -2,9 +2,9 @@
 
     python -m benchmarks start [--only torch jax] [--batch 64]
 
-A new Python process imports the library, builds LeNet-5 with its data and makes a training step (ONNX Runtime: a batch
-of inference). The first step includes all the work after the import. `cold` starts with an empty cache of compiled
-code, `warm` with the cache that the last cold start left. NumPy is imported before the clock starts. Memory is the peak
+A new Python process imports the library, builds LeNet-5 with its data and runs a training step (ONNX Runtime: a batch
+of inference). The first step includes all work after the import. `cold` starts with an empty cache of compiled
+code, `warm` with the cache of the last cold start. NumPy is imported before the clock starts. Memory is the peak
 resident size of the process, 16 MB of images included. The installed size is that of the package and all its
 requirements, from the lists of files of `importlib.metadata`.
 
@@ -28,7 +28,7 @@ from benchmarks import _harness as harness
 NET, TOLERANCE = "tanh+avg", 1e-4
 MODULES = {"tinycnn": "tinycnn.kernels", "torch.compile": "torch"}  # `import tinycnn` alone loads almost nothing
 CACHES = {"NUMBA_CACHE_DIR": "numba", "TORCHINDUCTOR_CACHE_DIR": "inductor", "JAX_COMPILATION_CACHE_DIR": "jax"}
-# The program of the new process. It imports tinycnn for tinycnn only, so that memory is that of the library.
+# The program of the new process. It imports tinycnn only for tinycnn, so that memory is the library's.
 CHILD = """
 import importlib, json, resource, sys, time
 import numpy as np

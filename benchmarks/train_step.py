@@ -10,8 +10,8 @@ the machine's single-precision GEMM peak, which is measured in the same rounds.
 The second table shows the time of each kernel of tinycnn's step, from clocks read between the kernels of whole steps.
 `alone` repeats the same call, with its data in the cache. The difference is time spent waiting for memory.
 
-Whole steps switch to one thread when other programs slow down parallel ones; single kernels do not. With --busy the
-second table therefore shows the time that each kernel would wait.
+Whole steps switch to one thread when other programs slow down parallel ones; single kernels do not. So with --busy the
+second table shows the time that each kernel would wait.
 """
 
 import functools
@@ -28,7 +28,7 @@ NETS = ["tanh+avg", "relu+max"]
 FORWARD_ADDS = 416_520
 STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no gradient of its input
 # Of the losses after 20 steps. Libraries round differently. Where a ReLU's input is near zero, or two pixels of a max
-# pooling are nearly equal, they select different gradients, and Adam makes a full step of either: with batches of 128,
+# pooling are nearly equal, they select different gradients, and Adam takes a full step: with batches of 128,
 # PyTorch and JAX differ by 5e-4. The tanh+avg net has the same convolutions and linear layers, and a tight tolerance.
 TOLERANCE = {"tanh+avg": 1e-4, "relu+max": 1e-2}
 PROFILED = 40  # steps with clocks between the kernels
@@ -69,8 +69,8 @@ class TinyCNN(_competitors.TinyCNN):
         yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
 
     def profile(self, batch, weights):
-        """(seconds of a step, rows of the second table): medians over whole steps, and over the parts of steps in
-        between, which give the same bits."""
+        """(seconds of a step, rows of the second table): medians over whole steps, and over interleaved steps run
+        part by part, which give the same bits."""
         self.start(batch, weights)
         self.step(self.indices[0])
         expected = self.model.theta.copy()
@@ -79,7 +79,7 @@ class TinyCNN(_competitors.TinyCNN):
         for *_, call in parts:
             call()
         if not np.array_equal(expected, self.model.theta):
-            raise RuntimeError("the parts of a step do not give the result of the step")
+            raise RuntimeError("the parts of a step give another result than the step")
         clocks = np.empty((PROFILED, len(parts) + 1))
         steps = np.empty(PROFILED)
         for clock, step in zip(clocks, steps.reshape(PROFILED, 1), strict=True):

@@ -117,7 +117,7 @@ def test_numpy_and_checkpoint_read_each_other(file):
         ({"\ud800": an_array()}, None, ValueError, "surrogates"),
         ({1: an_array()}, None, TypeError, "names of type str"),
         ({"w": an_array()}, {"rng": object()}, TypeError, "metadata: .*object"),
-        ({"w": an_array()}, [1], TypeError, "metadata: expected a mapping"),
+        ({"w": an_array()}, [1], TypeError, "metadata must be a mapping"),
     ],
 )
 def test_invalid_content_is_refused(file, arrays, metadata, error, words):

@@ -38,14 +38,14 @@ def test_no_samples():
 @pytest.mark.parametrize(
     ("true", "predicted", "classes", "error", "words"),
     [
-        ([0.0, 1.0], [0, 1], 2, TypeError, "true: expected integer"),
-        ([0, 1], [False, True], 2, TypeError, "predicted: expected integer"),
-        ([[0, 1]], [0, 1], 2, ValueError, "true: expected shape"),
-        ([0, 1], [0], 2, ValueError, "predicted: expected 2 labels"),
+        ([0.0, 1.0], [0, 1], 2, TypeError, "true must be integer"),
+        ([0, 1], [False, True], 2, TypeError, "predicted must be integer"),
+        ([[0, 1]], [0, 1], 2, ValueError, "true must have shape"),
+        ([0, 1], [0], 2, ValueError, "predicted must be 2 labels"),
         ([0, 2], [0, 1], 2, ValueError, r"true: .* 0 \.\. 1, got 2 at index 1"),
         ([0, 1], [-1, 1], 2, ValueError, "predicted: .* got -1 at index 0"),
         (np.array([2**64 - 1], np.uint64), [0], 2, ValueError, "true: .* got 18446744073709551615"),
-        ([0], [0], 0, ValueError, "classes: expected at least 1"),
+        ([0], [0], 0, ValueError, "classes must be at least 1"),
         ([0], [0], 2.0, TypeError, "float"),
     ],
 )
@@ -88,7 +88,7 @@ def test_zero_over_zero_is_zero():
 )
 def test_wrong_matrices_are_refused(cm, error):
     for function in (metrics.accuracy, metrics.precision_recall_f1, metrics.report):
-        with pytest.raises(error, match="cm: expected"):
+        with pytest.raises(error, match="cm must be"):
             function(cm)
 
 
@@ -104,7 +104,7 @@ def test_report_is_json_ready():
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "b"]])
 def test_report_refuses_wrong_names(names):
-    with pytest.raises(ValueError, match="class_names: expected 3 different names"):
+    with pytest.raises(ValueError, match="class_names must be 3 different names"):
         metrics.report(CM, names)
 
 

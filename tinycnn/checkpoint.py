@@ -64,13 +64,13 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
 def _npz(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix != ".npz":
-        raise ValueError(f"path: expected a file name ending in .npz, got {str(path)!r}")
+        raise ValueError(f"path must be a file name ending in .npz, got {str(path)!r}")
     return path
 
 
 def _pack(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> bytes:
     if not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata: expected a mapping, got {type(metadata).__name__}")
+        raise TypeError(f"metadata must be a mapping, got {type(metadata).__name__}")
     try:
         text = json.dumps(dict(metadata))
     except (TypeError, ValueError) as error:
@@ -93,7 +93,7 @@ def _pack(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> bytes:
 
 def _checked_name(name: str) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"arrays: expected names of type str, got {name!r}")
+        raise TypeError(f"arrays must have names of type str, got {name!r}")
     if name == METADATA:
         raise ValueError(f"arrays: the name {METADATA!r} is reserved")
     # zipfile cuts a name at NUL and turns a backslash into a slash on Windows.
@@ -108,7 +108,7 @@ def _checked_array(name: str, value: Any) -> Array:
     except ValueError as error:  # a ragged list
         raise ValueError(f"arrays[{name!r}]: {error}") from error
     if array.dtype.kind not in "biufc" or array.dtype.isbuiltin == 2:  # 2: a type from another package
-        raise ValueError(f"arrays[{name!r}]: expected numbers or booleans, got dtype {array.dtype}")
+        raise ValueError(f"arrays[{name!r}] must be numbers or booleans, got dtype {array.dtype}")
     return array
 
 

@@ -21,10 +21,10 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDA
     """
     classes = operator.index(classes)
     if classes < 1:
-        raise ValueError(f"classes: expected at least 1, got {classes}")
+        raise ValueError(f"classes must be at least 1, got {classes}")
     rows, columns = _labels("true", true, classes), _labels("predicted", predicted, classes)
     if len(rows) != len(columns):
-        raise ValueError(f"predicted: expected {len(rows)} labels as in true, got {len(columns)}")
+        raise ValueError(f"predicted must be {len(rows)} labels as in true, got {len(columns)}")
     counts = np.bincount(rows * classes + columns, minlength=classes * classes)
     return counts.reshape(classes, classes).astype(np.int64)
 
@@ -73,7 +73,7 @@ def report(cm: ArrayLike, class_names: Sequence[str] | None = None) -> dict[str,
     cm = _counts(cm)
     names = [str(k) for k in range(len(cm))] if class_names is None else [str(name) for name in class_names]
     if len(names) != len(cm) or len(set(names)) != len(names):
-        raise ValueError(f"class_names: expected {len(cm)} different names, got {names}")
+        raise ValueError(f"class_names must be {len(cm)} different names, got {names}")
     scores = precision_recall_f1(cm)
     support = scores["support"]
     total = int(support.sum())
@@ -121,22 +121,22 @@ def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.flo
 def _labels(name: str, values: ArrayLike, classes: int) -> NDArray[np.int64]:
     labels = np.asarray(values)
     if labels.ndim != 1:
-        raise ValueError(f"{name}: expected shape (N,), got {labels.shape}")
+        raise ValueError(f"{name} must have shape (N,), got {labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"{name}: expected integer class indices, got dtype {labels.dtype}")
+        raise TypeError(f"{name} must be integer class indices, got dtype {labels.dtype}")
     invalid = (labels < 0) | (labels >= classes)
     if invalid.any():
         index = int(np.argmax(invalid))
-        raise ValueError(f"{name}: expected labels in 0 .. {classes - 1}, got {labels[index]} at index {index}")
+        raise ValueError(f"{name} must have labels in 0 .. {classes - 1}, got {labels[index]} at index {index}")
     return labels.astype(np.int64)  # uint8 labels would overflow in i * classes + j
 
 
 def _counts(cm: ArrayLike) -> NDArray[np.int64]:
     counts = np.asarray(cm)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or counts.size == 0:
-        raise ValueError(f"cm: expected a square matrix (K, K), got shape {counts.shape}")
+        raise ValueError(f"cm must be a square matrix (K, K), got shape {counts.shape}")
     if not np.issubdtype(counts.dtype, np.integer):
-        raise TypeError(f"cm: expected integer counts, got dtype {counts.dtype}")
+        raise TypeError(f"cm must be integer counts, got dtype {counts.dtype}")
     if (counts < 0).any():
-        raise ValueError(f"cm: expected counts >= 0, got {counts.min()}")
+        raise ValueError(f"cm must be counts >= 0, got {counts.min()}")
     return counts.astype(np.int64)

@@ -40,7 +40,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: "Figure | None
     Raises ValueError for an empty history.
     """
     if len(history) == 0:
-        raise ValueError("history: expected at least one epoch, got none")
+        raise ValueError("history must have at least one epoch, got none")
     fig = new_figure(9.0, 3.9, layout="constrained") if fig is None else fig
     epoch = np.array([record.get("epoch", i + 1) for i, record in enumerate(history)], float)
     losses = {part: _column(history, f"{part}_loss") for part in ("train", "val")}
@@ -136,9 +136,9 @@ def confusion(cm: ArrayLike, class_names: Sequence[str] | None = None, *, ax: "A
 
     cm = np.asarray(cm)
     if not np.issubdtype(cm.dtype, np.integer):
-        raise ValueError(f"cm: expected integer counts, got dtype {cm.dtype}")
+        raise ValueError(f"cm must be integer counts, got dtype {cm.dtype}")
     if cm.ndim != 2 or cm.shape[0] != cm.shape[1] or cm.size == 0:
-        raise ValueError(f"cm: expected a square matrix (K, K), got shape {cm.shape}")
+        raise ValueError(f"cm must be a square matrix (K, K), got shape {cm.shape}")
     classes = len(cm)
     names = _names(class_names, classes)
     if ax is None:
@@ -247,11 +247,11 @@ def _check_samples(
     true, predicted, confidence = np.asarray(true), np.asarray(predicted), np.asarray(confidence, float)
     for name, values in {"true": true, "predicted": predicted, "confidence": confidence}.items():
         if values.shape != (len(pictures),):
-            raise ValueError(f"{name}: expected shape ({len(pictures)},), got {values.shape}")
+            raise ValueError(f"{name} must have shape ({len(pictures)},), got {values.shape}")
         if name != "confidence" and not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"{name}: expected integer class indices, got dtype {values.dtype}")
+            raise ValueError(f"{name} must be integer class indices, got dtype {values.dtype}")
     if limit < 1:
-        raise ValueError(f"limit: expected at least 1, got {limit}")
+        raise ValueError(f"limit must be at least 1, got {limit}")
     names = _names(class_names, int(max(true.max(), predicted.max())) + 1, allow_more=True)
     return _Samples(pictures, true, predicted, confidence, names)
 
@@ -303,7 +303,7 @@ def filters(weight: ArrayLike, *, title: str | None = None, max_outputs: int = 3
     """
     weight = np.asarray(weight, float)
     if weight.ndim != 4 or weight.size == 0:
-        raise ValueError(f"weight: expected shape (O, C, KH, KW), got {weight.shape}")
+        raise ValueError(f"weight must have shape (O, C, KH, KW), got {weight.shape}")
     O, C, KH, KW = weight.shape
     part = weight[:max_outputs, :max_inputs]
     columns, rows = part.shape[:2]
@@ -346,10 +346,10 @@ def feature_maps(
     """
     arrays = [np.asarray(stage, float) for stage in maps]
     if not arrays or len(arrays) != len(names):
-        raise ValueError(f"names: expected {len(arrays) or 'some'} names, one for each array in maps, got {len(names)}")
+        raise ValueError(f"names must be {len(arrays) or 'some'} names, one for each array in maps, got {len(names)}")
     for name, stage in zip(names, arrays, strict=True):
         if stage.ndim != 3 or stage.size == 0:
-            raise ValueError(f"maps: expected shape (C, H, W) for {name!r}, got {stage.shape}")
+            raise ValueError(f"maps must have shape (C, H, W) for {name!r}, got {stage.shape}")
     picture = _images(np.asarray(image)[None])[0]
 
     columns, tile, gap = 8, 0.85, 0.28  # inches
@@ -386,7 +386,7 @@ def save(fig_or_ax: Any, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"path: expected a file name ending in .png, got {str(path)!r}")
+        raise ValueError(f"path must be a file name ending in .png, got {str(path)!r}")
     figure = (fig_or_ax if hasattr(fig_or_ax, "savefig") else fig_or_ax.figure).canvas.figure
     dpi = min(150.0, 2400 / max(figure.get_size_inches()))
     with atomic_write(path) as file:
@@ -477,12 +477,12 @@ def _images(images: ArrayLike) -> Array:
     if array.ndim == 4 and array.shape[1] == 3:
         return np.moveaxis(array, 1, 3)
     if array.ndim != 3:
-        raise ValueError(f"images: expected (N, H, W), (N, 1, H, W) or (N, 3, H, W), got {array.shape}")
+        raise ValueError(f"images must be (N, H, W), (N, 1, H, W) or (N, 3, H, W), got {array.shape}")
     return array
 
 
 def _names(class_names: Sequence[str] | None, classes: int, allow_more: bool = False) -> list[str]:
     names = [str(k) for k in range(classes)] if class_names is None else [str(name) for name in class_names]
     if len(names) < classes or (len(names) > classes and not allow_more):
-        raise ValueError(f"class_names: expected {classes} names, got {len(names)}")
+        raise ValueError(f"class_names must be {classes} names, got {len(names)}")
     return [name if len(name) <= 20 else name[:19] + "…" for name in names]

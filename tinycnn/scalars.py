@@ -1,9 +1,9 @@
-"""Functions of one number, written once and compiled for every target.
+"""Scalar functions, written once and compiled for every backend.
 
-NAME32 and NAME64 are the float32 and float64 versions of NAME; a backend's `overload_by_dtype` dispatches between them.
-tanh32 and sigmoid32 are approximations because compilers do not vectorise calls of libm, which would cost more than the
-convolutions of a LeNet.  They are branch-free (selects vectorise, jumps do not) and pass NaN and infinities through.
-Largest error over all floats, tested: 7 ulp for tanh, 3 ulp for sigmoid.  The float64 versions call libm.
+NAME32 and NAME64 are the float32 and float64 versions of NAME; a backend's `overload_by_dtype` dispatches by dtype.
+tanh32 and sigmoid32 are approximations, since calls of libm are not vectorised: in a LeNet they would cost more than
+the convolutions.  They have no branches, only selects, and pass NaN and infinities through.  Largest error over all
+floats, tested: 7 ulp for tanh, 3 ulp for sigmoid.  The float64 versions call libm.
 """
 
 import math
@@ -14,7 +14,7 @@ f32 = np.float32
 
 # tanh(x) = x P(x^2) / Q(x^2) up to TANH_LIMIT, beyond which it rounds to 1; coefficients: tools/derive_scalars.py.
 TANH_LIMIT = f32(9.02)
-TANH_LIMIT2 = TANH_LIMIT * TANH_LIMIT  # x^2 is clamped to this; beyond it x P / Q is a multiple of x above 1
+TANH_LIMIT2 = TANH_LIMIT * TANH_LIMIT  # x^2 is clamped to this, so that |x P / Q| > 1 beyond the limit
 P0, P1, P2 = f32(1), f32(0.13379649817943573), f32(0.0034939520992338657)
 P3, P4 = f32(2.058206155197695e-05), f32(1.3317022151682067e-08)
 Q1, Q2 = f32(0.467129647731781), f32(0.025870762765407562)
@@ -47,9 +47,9 @@ def tanh64(x):
 
 
 def sigmoid32(x):
-    """1 / (1 + exp(-x)); exp(x) / (1 + exp(x)) for x < 0, where that keeps its relative accuracy.
+    """1 / (1 + exp(-x)); exp(x) / (1 + exp(x)) for x < 0, where it has the smaller relative error.
 
-    2^-n in exp(-|x|) is multiplied up from one factor for each binary digit of n: no bits are reinterpreted.
+    2^-n in exp(-|x|) is a product with one factor per binary digit of n, so that no bits are reinterpreted.
     """
     a = abs(x)
     a = EXP_LIMIT if a > EXP_LIMIT else a
@@ -97,7 +97,7 @@ def sigmoid64(x):
 
 
 def exp32(x):
-    return f32(math.exp(x))  # on a GPU math.exp of a float32 is a float64, and so would be all that follows
+    return f32(math.exp(x))  # on a GPU math.exp of a float32 gives float64
 
 
 def exp64(x):
@@ -105,20 +105,19 @@ def exp64(x):
 
 
 # --- element-wise activations -----------------------------------------------------------------------------------------
-# A tuple (code, a, b) tells a kernel which one to apply, see `activation`.  To add one: a code, a pair of functions in
-# `activations`, and in activations.py of both backends a branch that calls each of the two; tests/test_places.py names
-# the other places.
+# A tuple (code, a, b) selects one, see `activation`.  To add one: a code, a pair of functions in `activations`, and
+# branches that call them in activations.py of both backends; tests/test_places.py names the other places.
 
 TANH, SIGMOID, RELU, SCALED_TANH, LEAKY_RELU, GAUSSIAN = range(6)
 
 
 def activation(code: int, a: float = 0.0, b: float = 0.0) -> tuple[int, float, float]:
-    """(code, a, b), as kernels take it.  LEAKY_RELU: slope a.  SCALED_TANH: a * tanh(b * x).  GAUSSIAN: exp(a * x)."""
+    """(code, a, b) for a kernel.  LEAKY_RELU: slope a.  SCALED_TANH: a * tanh(b * x).  GAUSSIAN: exp(a * x)."""
     return code, float(a), float(b)
 
 
 def scaled_tanh_constants(a, b):
-    """c and d of the gradient of SCALED_TANH.  For all other activations they are a and b."""
+    """c and d of the gradient of SCALED_TANH.  For other activations these are a and b."""
     return a * b, b / a
 
 
@@ -126,8 +125,8 @@ def activations(compiled, overload_by_dtype):
     """code -> (value, gradient), compiled by a backend with its decorator for functions that kernels call.
 
     value(x, a, b) is y = f(x); gradient(dy, y, c, d) is dx = f'(x) * dy as a function of the output y (LEAKY_RELU: of
-    the input x).  Constants are the arguments, in the type of x, and float32 such as ZERO and ONE above: a literal is a
-    float64, and on a GPU so would be all arithmetic with it.
+    the input x).  Constants are arguments in the type of x, or float32 such as ZERO and ONE above: literals are
+    float64, and on a GPU they make the arithmetic float64.
     """
     tanh, sigmoid = overload_by_dtype(tanh32, tanh64), overload_by_dtype(sigmoid32, sigmoid64)
     exp = overload_by_dtype(exp32, exp64)
@@ -181,7 +180,7 @@ def activations(compiled, overload_by_dtype):
 
 # --- random numbers, angles -------------------------------------------------------------------------------------------
 
-# Sine and cosine of an angle up to pi, as Taylor series: CUDA's own need an array for angles up to 1e38.
+# Taylor series of sine and cosine for |angle| <= pi: CUDA's versions use local memory to reduce angles up to 1e38.
 S0, S1, S2, S3, S4, S5, S6, S7, S8 = (f32((-1) ** k / math.factorial(2 * k + 1)) for k in range(9))
 C0, C1, C2, C3, C4, C5, C6, C7, C8, C9 = (f32((-1) ** k / math.factorial(2 * k)) for k in range(10))
 
@@ -211,7 +210,7 @@ S30, S27, S31 = u64(30), u64(27), u64(31)
 
 
 def splitmix64(x):
-    """A hash of 64 bits (uint64): the results for x, x + 1, ... look independent."""
+    """A hash of 64 bits (uint64): hashes of x, x + 1, ... look independent."""
     x = x * GOLDEN
     x = (x ^ (x >> S30)) * M1
     x = (x ^ (x >> S27)) * M2

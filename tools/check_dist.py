@@ -1,10 +1,10 @@
-"""Check a release: contents of the wheel and the sdist, then each of them installed and used outside the checkout.
+"""Check a release: contents of the wheel and the sdist, then install and use each outside the checkout.
 
     python tools/check_dist.py [dist]
 
-The folder must hold one wheel and one sdist, as `python -m build` leaves them. Each is installed into an empty virtual
-environment with this Python, and trains the example of the sdist for one epoch on synthetic digits. Both environments
-have the same path, one after the other: compiled kernels are cached by path, so the second one compiles nothing.
+The folder must hold one wheel and one sdist, as `python -m build` makes them. Each is installed into an empty virtual
+environment of this Python, and runs the sdist's example for one epoch on synthetic digits. Both environments have the
+same path, one after the other: compiled kernels are cached by path, so the second one compiles nothing.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def only(folder: Path, pattern: str) -> Path:
 
 
 def check_contents(wheel: Path, sdist: Path) -> None:
-    """Stop unless both archives hold exactly the package's files, and the sdist the files around it."""
+    """Stop unless both archives hold exactly the package's files, and the sdist also SDIST_FILES."""
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tinycnn").rglob("*") if path.is_file()}
     package = {path for path in package if "__pycache__" not in path}
     with zipfile.ZipFile(wheel) as archive:
@@ -96,7 +96,7 @@ def check_installed(archive: Path, work: Path, example: Path) -> None:
 
 
 def run(command: list[str | Path], folder: Path) -> str:
-    """The standard output of a command that must succeed. It sees neither the checkout nor the caches of others."""
+    """The standard output of a command that must succeed. It sees neither the checkout nor the user's caches."""
     hidden = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "NUMBA_CACHE_DIR", "TINYCNN_DATA")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"NUMBA_CACHE_DIR": str(folder.parent / "cache"), "PYTHONIOENCODING": "utf-8"}

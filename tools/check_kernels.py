@@ -57,7 +57,7 @@ def launches():
     def record(self, grid, *args):
         recorded.setdefault((self.__name__, f"void({', '.join(map(type_of, args))})"), self)
 
-    # Nothing below uses a device: arrays are NumPy arrays, and launches are recorded.
+    # No device: arrays are NumPy arrays, and launches are recorded.
     _gpu.require = lambda number, status=None: None
     _launch.Kernel.launch = record
     _launch._upload = lambda array: np.array(array).view(HostArray)
@@ -117,7 +117,7 @@ def compile_offline(function, signature, architecture, max_registers=None):
 
 
 def faults(figures, registers, double):
-    """The faults of a kernel, as values."""
+    """Descriptions of a kernel's faults."""
     found = []
     if figures["spills"]:
         found.append(f"spills {figures['spills']} bytes")

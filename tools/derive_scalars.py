@@ -1,8 +1,8 @@
-"""Derive the coefficients of tinycnn/scalars.py and measure them.      python tools/derive_scalars.py
+"""Derive the coefficients of tinycnn/scalars.py and measure their errors.      python tools/derive_scalars.py
 
 tanh(x) ~ x P(x^2) / Q(x^2) for |x| <= 9.02, beyond which tanh rounds to +-1 in float32.  Multiplied by Q, the equation
-is linear in the coefficients, and least squares solve it.  Each round divides by the last Q and weights every point by
-its error so far (Lawson's method), so that the fit approaches the one with the smallest maximal relative error.
+is linear in the coefficients: a least-squares problem.  Each round divides by the last Q and weights every point by its
+error so far (Lawson's method), so that the fit approaches the minimax relative error.
 
 exp(-r) ~ polynomial of degree 6 for 0 <= r <= ln 2, interpolated at Chebyshev points.
 

@@ -56,7 +56,7 @@ def test_every_command_is_listed_and_has_options(capsys):
         with pytest.raises(SystemExit) as done:
             entry.main([command, "--help"])
         assert done.value.code == 0, command
-    with pytest.raises(SystemExit, match="there is no command 'conf'"):
+    with pytest.raises(SystemExit, match="unknown command 'conf'"):
         entry.main(["conf"])
 
 
@@ -124,7 +124,7 @@ def test_failing_competitors_are_skipped_with_a_reason(capsys):
     with pytest.raises(SystemExit) as done:
         entry.main(["inference", "--only", "tensorfow"])
     assert done.value.code == 2
-    assert "there is no tensorfow, but tinycnn, torch" in capsys.readouterr().err
+    assert "unknown tensorfow, expected tinycnn, torch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("answer", [1.01, np.nan, [1.0, 1.0]])

@@ -336,7 +336,7 @@ def test_a_model_takes_an_array_of_its_gpu_and_gives_one_back(stream):
 def test_an_array_on_another_gpu_is_refused(stream):
     array = ForeignArray(cuda.to_device(GRID), stream, "dlpack")
     array.__class__ = type("Elsewhere", (ForeignArray,), {"__dlpack_device__": lambda self: (2, 1)})
-    with pytest.raises(ValueError, match="the array lies on cuda:1, this process computes on cuda:0"):
+    with pytest.raises(ValueError, match="the array is on cuda:1, this process computes on cuda:0"):
         cuda.to_device(array)
 
 

@@ -367,11 +367,11 @@ def fields(**changes):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"train_images": [1]}, TypeError, "train_images: expected a NumPy array, got list"),
+        ({"train_images": [1]}, TypeError, "train_images must be a NumPy array, got list"),
         (
             {"train_images": np.zeros((4, 28, 28))},
             TypeError,
-            "train_images: expected dtype uint8, got float64",
+            "train_images must have dtype uint8, got float64",
         ),
         (
             {"test_images": np.zeros((2, 1, 28, 28), np.uint8)},
@@ -381,13 +381,13 @@ def fields(**changes):
         (
             {"test_labels": np.zeros(3, np.int64)},
             ValueError,
-            r"test_labels: expected shape \(2,\), got \(3,\)",
+            r"test_labels must have shape \(2,\), got \(3,\)",
         ),
-        ({"test_labels": np.zeros(2, np.uint8)}, TypeError, "test_labels: expected dtype int64, got uint8"),
-        ({"train_labels": np.arange(1, 5)}, ValueError, "train_labels: expected 0 to 3, got 1 to 4"),
-        ({"train_labels": np.arange(4) - 1}, ValueError, "train_labels: expected 0 to 3, got -1 to 2"),
-        ({"classes": ["a"]}, TypeError, "classes: expected a tuple"),
-        ({"classes": ()}, ValueError, "classes: expected at least one"),
+        ({"test_labels": np.zeros(2, np.uint8)}, TypeError, "test_labels must have dtype int64, got uint8"),
+        ({"train_labels": np.arange(1, 5)}, ValueError, "train_labels must be 0 to 3, got 1 to 4"),
+        ({"train_labels": np.arange(4) - 1}, ValueError, "train_labels must be 0 to 3, got -1 to 2"),
+        ({"classes": ["a"]}, TypeError, "classes must be a tuple"),
+        ({"classes": ()}, ValueError, "classes must have at least one"),
     ],
 )
 def test_a_data_set_is_checked(changes, error, message):

@@ -1,7 +1,7 @@
 """Calls of every kernel: name, arguments as NumPy arrays and scalars, and which arguments are outputs.
 
 The CUDA tests compare the results of each call on both backends, and tools/check_kernels.py compiles the kernels that
-the calls launch.  Sizes are no multiple of a block or a tile, except small ones.
+the calls launch.  Except for small ones, sizes are not multiples of a block or a tile.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ LARGE = {"N": 9, "H": 17, "W": 13, "rows": 131, "classes": 11, "features": 1201,
 
 
 def blank(shape, dtype):
-    """An output before the call: NaN, or a number that no kernel writes."""
+    """An output array before the call: NaN, or an integer that no kernel writes."""
     return np.full(shape, np.nan if np.dtype(dtype).kind == "f" else 12345, dtype)
 
 
@@ -49,22 +49,22 @@ def calls(dtype, sizes, seed=0):
         yield "conv2d_backward", label, (*gradients, dy, x, w, *options), (0, 1, 2)
         gradients[0] = np.zeros((0, *x.shape[1:]), dtype)
         yield "conv2d_backward", label + ", no dx", (*gradients, dy, x, w, *options), (1, 2)
-        columns, where = normal(N, C * kernel[0] * kernel[1], out[0] * out[1]), (kernel, out, *options[:3])
-        yield "im2col", label, (blank(columns.shape, dtype), x, *where), (0,)
-        yield "col2im", label, (blank(x.shape, dtype), columns, *where), (0,)
+        columns, geometry = normal(N, C * kernel[0] * kernel[1], out[0] * out[1]), (kernel, out, *options[:3])
+        yield "im2col", label, (blank(columns.shape, dtype), x, *geometry), (0,)
+        yield "col2im", label, (blank(x.shape, dtype), columns, *geometry), (0,)
 
-    pool = [  # kernel, stride, padding, dilation, one more output (ceil_mode)
+    pool = [  # kernel, stride, padding, dilation, extra outputs (ceil_mode)
         ((2, 2), (2, 2), (0, 0), (1, 1), 0),
         ((3, 2), (2, 1), (1, 1), (1, 1), 0),
         ((2, 2), (2, 2), (0, 0), (1, 1), 1),
         ((2, 3), (1, 2), (1, 1), (2, 1), 0),
     ]
-    for kernel, stride, padding, dilation, more in pool:
+    for kernel, stride, padding, dilation, extra in pool:
         x = normal(N, 3, H, W)
         x[0, 0] = np.round(x[0, 0])  # ties
         x[N - 1, 2, 3, 3] = np.nan
         out = tuple(
-            (n + 2 * p - d * (k - 1) - 1) // s + 1 + more
+            (n + 2 * p - d * (k - 1) - 1) // s + 1 + extra
             for n, k, s, p, d in zip((H, W), kernel, stride, padding, dilation, strict=True)
         )
         dy, label = (

@@ -1,7 +1,7 @@
-"""Write torch_answers.npz: what PyTorch computes, for test_functional.py to compare with.
+"""Write torch_answers.npz: PyTorch's results, the expected values of test_functional.py.
 
 Run by hand with PyTorch installed (`python tests/support/make_torch_answers.py`); the tests only read the file.
-Inputs are float32 numbers, so that they are the same in both precisions; answers are PyTorch's in float64.
+Inputs are float32 numbers, so that they are the same in both precisions; results are in float64.
 """
 
 import json
@@ -21,12 +21,12 @@ def draw(*shape):
 
 
 def whole(*shape):
-    """Few different numbers: many ties."""
+    """Small integers, for ties."""
     return rng.integers(-2, 3, shape).astype(np.float32)
 
 
 def add(function, inputs, options=None, fixed=()):
-    """One case: `inputs` are differentiated, `fixed` are further arguments by name."""
+    """One case: `inputs` are differentiated, `fixed` are other arguments by name."""
     options, name = options or {}, f"{function}.{len(cases)}"
     leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in inputs]
     extra = {key: torch.tensor(a) for key, a in dict(fixed).items()}
@@ -106,7 +106,7 @@ def losses():
 
 
 def optimizers():
-    """Ten steps of a tiny net in float64: theta (in the order weight, bias of each layer) after each of them."""
+    """Ten steps of a tiny net in float64: theta (weight, bias of each layer) after each step."""
     x, target = draw(6, 3), rng.integers(0, 3, 6)
     start = [draw(2, 3), draw(2), draw(3, 2), draw(3)]
     arrays["steps.x"], arrays["steps.target"] = x, target
@@ -171,7 +171,7 @@ def main():
     rest()
     losses()
     about = {"torch": torch.__version__, "cases": cases, "optimizers": optimizers(), "schedules": schedules()}
-    # One array a type, and where each part begins: an archive of hundreds of small arrays would be mostly headers.
+    # One array per type, with offsets: an archive of hundreds of small arrays would be mostly headers.
     about["arrays"], flat = {}, {"float32": [], "float64": [], "int64": []}
     for name, a in arrays.items():
         kind = a.dtype.name if a.dtype.kind == "f" else "int64"

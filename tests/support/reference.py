@@ -1,4 +1,4 @@
-"""Reference implementations in plain NumPy and float64: slow, short and obviously right.
+"""Reference implementations in plain NumPy and float64: slow and short.
 
 Shapes and argument names are those of the kernels.  Nothing here imports tinycnn.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 def out_size(size, kernel, stride, padding, dilation=1, ceil_mode=False):
     """Output length along one axis: the windows that fit; with ceil_mode one more, if the others leave pixels out and
-    it begins before the right padding."""
+    it starts before the right padding."""
     extent = dilation * (kernel - 1) + 1
     starts = list(range(0, size + 2 * padding - extent + 1, stride))
     if ceil_mode and not starts and extent - (size + 2 * padding) < stride:  # a window larger than the image
@@ -37,7 +37,7 @@ def windows(x, kernel, out, stride, padding, dilation, fill):
 
 
 def add_windows(columns, shape, stride, padding, dilation):
-    """The transpose of `windows` (with fill 0): adds every entry to the pixel that `windows` copied it from."""
+    """The transpose of `windows` (with fill 0): adds every entry to its pixel."""
     x = np.zeros(shape, columns.dtype)
     H, W = shape[2:]
     OH, OW, KH, KW = columns.shape[2:]
@@ -107,7 +107,7 @@ def _divisors(x, kernel, out, stride, padding, count_include_pad, divisor):
     if divisor:
         return np.full(out, divisor, np.float64)
     H, W = x.shape[2:]
-    if count_include_pad:  # ones in the padded image; entries outside of it do not count
+    if count_include_pad:  # ones in the padded image, zeros outside
         ones = np.ones((1, 1, H + 2 * padding[0], W + 2 * padding[1]))
         return windows(ones, kernel, out, stride, (0, 0), (1, 1), 0).sum((0, 1, 4, 5))
     return windows(np.ones((1, 1, H, W)), kernel, out, stride, padding, (1, 1), 0).sum((0, 1, 4, 5))
@@ -133,16 +133,16 @@ def max_pool2d(x, kernel, stride, padding=(0, 0), dilation=(1, 1), ceil_mode=Fal
     OH, OW = out = pool_out(x, kernel, stride, padding, dilation, ceil_mode)
     y, indices = np.empty((N, C, *out), x.dtype), np.empty((N, C, *out), np.int64)
     for n, c, i, j in np.ndindex(N, C, OH, OW):
-        best, at = -math.inf, -1
+        best, argmax = -math.inf, -1
         for u in range(kernel[0]):
             for v in range(kernel[1]):
                 h = i * stride[0] + u * dilation[0] - padding[0]
                 w = j * stride[1] + v * dilation[1] - padding[1]
                 if 0 <= h < H and 0 <= w < W:
                     value = x[n, c, h, w]
-                    if at < 0 or value > best or math.isnan(value):
-                        best, at = value, h * W + w
-        y[n, c, i, j], indices[n, c, i, j] = best, at
+                    if argmax < 0 or value > best or math.isnan(value):
+                        best, argmax = value, h * W + w
+        y[n, c, i, j], indices[n, c, i, j] = best, argmax
     return y, indices
 
 
@@ -220,7 +220,7 @@ def gaussian_derivative(x, a):
     return a * np.exp(a * x)
 
 
-# name in tinycnn.scalars, in lower case: (value, derivative, what the backward takes beside dy, constants)
+# name in tinycnn.scalars, in lower case: (value, derivative, argument of the backward besides dy, constants)
 ACTIVATIONS = {
     "tanh": (tanh, tanh_derivative, "y", ()),
     "sigmoid": (sigmoid, sigmoid_derivative, "y", ()),
@@ -237,7 +237,7 @@ def softmax(x):
 
 
 def softmax_backward(dy, x):
-    """Through the Jacobian, written out: dy_k/dx_i = y_k ([i = k] - y_i)."""
+    """Product with the Jacobian, dy_k/dx_i = y_k ([i = k] - y_i)."""
     y = softmax(x)
     jacobian = np.einsum("rk,ki->rki", y, np.eye(x.shape[1])) - np.einsum("rk,ri->rki", y, y)
     return np.einsum("rk,rki->ri", dy, jacobian)
@@ -268,11 +268,11 @@ def cross_entropy(x, target, weight=None, ignore_index=-100, label_smoothing=0.0
         if target[n] == ignore_index:
             continue
         total += weight[target[n]]
-        wanted = np.full(K, label_smoothing / K)
-        wanted[target[n]] += 1 - label_smoothing
-        wanted = wanted * weight
-        loss[n] = -sum(wanted[k] * log_p[n, k] for k in range(K) if wanted[k])
-        dx[n] = p[n] * wanted.sum() - wanted
+        probability = np.full(K, label_smoothing / K)
+        probability[target[n]] += 1 - label_smoothing
+        a = probability * weight
+        loss[n] = -sum(a[k] * log_p[n, k] for k in range(K) if a[k])
+        dx[n] = p[n] * a.sum() - a
     divisor = total if reduction == "mean" else 1.0
     return loss / divisor, dx / divisor
 
@@ -285,7 +285,7 @@ def mse_loss(x, target, reduction="mean"):
 
 
 def one_hot(x, labels):
-    """(rows of the size of x, the class with the largest of each row of x)"""
+    """(one-hot rows in the shape of x, argmax of each row of x)"""
     rows, predicted = np.zeros(x.shape), []
     for n, label in enumerate(labels):
         rows[n, label] = 1
@@ -356,13 +356,13 @@ def assert_close(got, want, magnitude=1.0, terms=1):
     allowed = rtol * np.maximum(np.abs(want), magnitude) + np.finfo(got.dtype).tiny
     bad = ~(error <= allowed)
     if bad.any():
-        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
         raise AssertionError(
-            f"{bad.sum()} of {bad.size} entries differ; the first at {at}: {got[at]!r}, expected {want[at]!r}, "
-            f"error {error[at]:.3g}, allowed {np.broadcast_to(allowed, got.shape)[at]:.3g}"
+            f"{bad.sum()} of {bad.size} entries differ; first at {index}: {got[index]!r}, expected {want[index]!r}, "
+            f"error {error[index]:.3g}, allowed {np.broadcast_to(allowed, got.shape)[index]:.3g}"
         )
 
 
 def blank(shape, dtype):
-    """An output array full of NaN (integers: -7), so that an entry that is not written is seen."""
+    """An output array of NaN (integers: -7), to detect entries that are not written."""
     return np.full(shape, -7 if np.dtype(dtype).kind in "iu" else np.nan, dtype)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 if os.environ.get("TINYCNN_CUDA") == "gpu":
-    pytest.skip("the stand-in driver is not used beside a GPU", allow_module_level=True)
+    pytest.skip("the tests use a real GPU", allow_module_level=True)
 elif cuda_on_cpu.unavailable():
     pytest.skip(cuda_on_cpu.unavailable(), allow_module_level=True)
 else:
@@ -173,10 +173,10 @@ class Call:
     def __init__(self, a, value):
         library = add.overloads[add.signatures[0]]._codelibrary
         self.handle = driver.CUfunction(int(library.get_cufunc().handle))
-        size, itemsize, none = ctypes.c_int64(a.size), ctypes.c_int64(4), ctypes.c_uint64(0)
+        size, itemsize, unused = ctypes.c_int64(a.size), ctypes.c_int64(4), ctypes.c_uint64(0)
         self.address, self.value = ctypes.c_uint64(pointer(a)), ctypes.c_float(value)
         # An array of one axis: two unused fields, size, item size, address, shape, strides.
-        self.arguments = [none, none, size, itemsize, self.address, size, itemsize, self.value]
+        self.arguments = [unused, unused, size, itemsize, self.address, size, itemsize, self.value]
         self.pointers = (ctypes.c_void_p * 8)(*map(ctypes.addressof, self.arguments))
 
     def launch(self, grid=(1, 1, 1), block=(32, 1, 1), shared=0, stream=0):
@@ -215,14 +215,14 @@ def test_limits_of_a_launch(shape):
 
 def test_more_shared_memory_needs_an_attribute():
     call = Call(array([1.0]), 2)
-    most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    max_shared = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     kernel = driver.CUkernel(int(call.handle))
-    assert ok(driver.cuKernelGetAttribute(most, kernel, 0)) == 48 * 1024
-    ok(driver.cuKernelSetAttribute(most, 227 * 1024, kernel, 0))
-    assert error_of(driver.cuKernelSetAttribute(most, 227 * 1024 + 1, kernel, 0)) == "INVALID_VALUE"
+    assert ok(driver.cuKernelGetAttribute(max_shared, kernel, 0)) == 48 * 1024
+    ok(driver.cuKernelSetAttribute(max_shared, 227 * 1024, kernel, 0))
+    assert error_of(driver.cuKernelSetAttribute(max_shared, 227 * 1024 + 1, kernel, 0)) == "INVALID_VALUE"
     ok(call.launch(shared=227 * 1024))
     assert error_of(call.launch(shared=227 * 1024 + 1)) == "INVALID_VALUE"
-    ok(driver.cuKernelSetAttribute(most, 48 * 1024, kernel, 0))
+    ok(driver.cuKernelSetAttribute(max_shared, 48 * 1024, kernel, 0))
 
 
 def test_a_launch_without_parameters_or_on_an_unknown_stream():
@@ -239,8 +239,8 @@ def test_more_registers_than_the_device_has():
     from cuda.core import ObjectCode
 
     cubin = bytearray(bytes(put.overloads[put.signatures[0]]._codelibrary.get_cubin().code))
-    at = cubin.index(bytes([4, 0x2F, 8, 0]))  # EIATTR_REGCOUNT: symbol, registers
-    cubin[at + 8] = 72
+    start = cubin.index(bytes([4, 0x2F, 8, 0]))  # EIATTR_REGCOUNT: symbol, registers
+    cubin[start + 8] = 72
     name = put.overloads[put.signatures[0]]._codelibrary._entry_name
     kernel = ObjectCode.from_cubin(bytes(cubin)).get_kernel(name)
     assert kernel.attributes.num_regs == 72
@@ -301,7 +301,7 @@ def test_a_kernel_of_an_unloaded_library():
     assert a.copy_to_host() == [3]
 
 
-# --- when work runs ---------------------------------------------------------------------------------------------------
+# --- when queued work runs --------------------------------------------------------------------------------------------
 
 
 def test_work_runs_when_something_waits_for_it(stream):
@@ -502,13 +502,13 @@ def test_pointers():
     assert ok(driver.cuPointerGetAttribute(attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, inside)) == 0
     first, size = ok(driver.cuMemGetAddressRange(inside))
     assert (int(first), size) == (int(address), 100)
-    asked = [attributes.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL]
-    assert ok(driver.cuPointerGetAttributes(2, asked, inside)) == [driver.CUmemorytype.CU_MEMORYTYPE_DEVICE.value, 0]
+    queried = [attributes.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL]
+    assert ok(driver.cuPointerGetAttributes(2, queried, inside)) == [driver.CUmemorytype.CU_MEMORYTYPE_DEVICE.value, 0]
     ok(driver.cuMemFree(address))
     for dead in (inside, np.zeros(1).ctypes.data):
         result = driver.cuPointerGetAttribute(attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, dead)
         assert error_of(result) == "INVALID_VALUE"
-        assert ok(driver.cuPointerGetAttributes(2, asked, dead)) == [0, -2]
+        assert ok(driver.cuPointerGetAttributes(2, queried, dead)) == [0, -2]
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
@@ -862,7 +862,7 @@ def test_a_forked_child_has_no_driver():
 
 
 class Foreign(Interface):
-    """The same with DLPack."""
+    """`Interface` with DLPack."""
 
     def __init__(self, array):
         super().__init__(pointer(array))

@@ -63,7 +63,7 @@ def load(tmp_path_factory):
     subprocess.run(["gcc", "-O1", "-fPIC", "-x", "c", "-", "-c", "-o", stub], input=STUB, text=True, check=True)
 
     def load(text):
-        # -Bsymbolic: the kernel uses this stub even if a stand-in libcuda has been loaded in this process.
+        # -Bsymbolic: the kernel uses this stub even if this process has loaded a stand-in libcuda.
         library = ctypes.CDLL(str(ptx.compile_kernel(text, folder, link=(stub, "-Wl,-Bsymbolic"))))
         library.stub_launch.restype = ctypes.c_char_p
         return library
@@ -851,7 +851,7 @@ def test_scopes(run):
     assert out.tolist() == [0x3FF8000000000000, 6]
 
 
-# --- what is refused, and what a kernel says of itself ----------------------------------------------------------------
+# --- refused PTX, and exported properties -----------------------------------------------------------------------------
 
 REFUSED = """
 shfl.sync.idx.b32 %r1, %r2, 0, 31, -1;

@@ -6,9 +6,9 @@ nt the number of threads.  A phase works on global and on shared arrays alike.
 
 Rules for phases and kernels, enforced by tools/check_kernels.py or by the tests:
 - Constants have the arrays' dtype.  A Python float is float64 and makes the arithmetic float64.
-- Arrays in registers (`cuda.local.array`) are indexed by constants.
-- Hot loops index slices by constants, or by U32: Numba adds a test for a negative index to every signed one.
-- Integers are divided by `divmod32`: a GPU has no instruction for a 64-bit division, so each is a call.
+- Register arrays (`cuda.local.array`) are indexed by constants.
+- Hot loops index slices by constants or U32: Numba adds a test for negative values to every signed index.
+- Integers are divided by `divmod32`: GPUs have no instruction for 64-bit division, so each is a call.
 """
 
 import atexit
@@ -125,7 +125,7 @@ def overload_by_dtype(single, double):
 
 
 def blocks(count):
-    """Number of blocks of THREADS threads for `count` elements, one a thread."""
+    """Number of blocks of THREADS threads for `count` elements, one per thread."""
     return -(-count // THREADS)
 
 
@@ -135,7 +135,7 @@ class Kernel:
     function   phases and barriers                       threads  of each block
     registers  maximum of a thread, for check_kernels    double   why it computes in float64 on float32 arrays, or None
 
-    An empty grid, as for an array without elements, launches nothing: the driver refuses it.
+    An empty grid (of an empty array) launches nothing: the driver refuses it.
     """
 
     def __init__(self, function, threads, registers, double):
@@ -183,7 +183,7 @@ def set_device(number):
 
 
 def synchronize():
-    """Wait for everything that has been launched."""
+    """Wait for all launched work."""
     with _driver_errors("waiting"):
         cuda.synchronize()
 
@@ -194,8 +194,8 @@ def free_memory():
 
 
 def skip_cleanup_after_fault(code):
-    """After an error that makes the context unusable, let the interpreter exit with `code` and without cleanup: freeing
-    arrays and kernels would fail, with a traceback for each."""
+    """If the CUDA context is unusable, make the interpreter exit with `code` and without cleanup: freeing arrays and
+    kernels would fail, with a traceback for each."""
 
     def exit_now():
         for stream in (sys.stdout, sys.stderr):
@@ -210,7 +210,7 @@ def skip_cleanup_after_fault(code):
 
 
 def precompile(step):
-    """Does nothing: kernels are compiled when they are first launched."""
+    """Does nothing: kernels are compiled on their first launch."""
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def _upload(array):
 
 
 def _defer_cleanup():
-    """Keep numba-cuda from freeing memory when Python collects garbage: that may happen in a thread without a context,
+    """Keep numba-cuda from freeing memory in Python's garbage collection: that may run in a thread without a context,
     where the driver refuses it."""
     _context["deferred_frees"] = cuda.defer_cleanup()
     _context["deferred_frees"].__enter__()
@@ -242,7 +242,7 @@ def _defer_cleanup():
 
 @contextlib.contextmanager
 def _cleaning_up():
-    """Run deferred frees, unless this thread captures.  Inside, numba-cuda may free memory itself if none is left."""
+    """Run deferred frees, unless this thread captures.  In the block, numba-cuda may free memory if none is left."""
     if _capture.arguments is not None or _context["deferred_frees"] is None:
         yield
         return
@@ -257,8 +257,8 @@ def _cleaning_up():
 
 
 def _contiguous(array, dtype=None):
-    """`array` in C order, with canonical strides.  NumPy calls an array contiguous whatever the stride of an axis of
-    length 1; numba-cuda does not."""
+    """`array` in C order, with canonical strides.  For NumPy the strides of axes of length 1 do not
+    matter; for numba-cuda they do."""
     array = np.ascontiguousarray(array, dtype)
     return np.ndarray(array.shape, array.dtype, array)
 
@@ -275,7 +275,7 @@ def to_device(array):
     if device is None:
         return to_device(np.asarray(array))
     if device != _context["device"]:
-        raise ValueError(f"the array lies on cuda:{device}, this process computes on cuda:{_context['device']}")
+        raise ValueError(f"the array is on cuda:{device}, this process computes on cuda:{_context['device']}")
     try:
         # as_cuda_array waits for the array's stream.  bind(0): an array bound to a stream is copied without waiting.
         array = cuda.as_cuda_array(array if hasattr(array, "__cuda_array_interface__") else _DLPackAdapter(array)).bind(
@@ -359,7 +359,7 @@ def ravel(array):
 
 @functools.cache
 def workspace(size, dtype, name):
-    """A temporary array of `size` entries, the same one for the same arguments, because kernels run one after another.
+    """A temporary array of `size` entries, shared by all calls with the same arguments: kernels run one after another.
     Never freed: a captured step may use it."""
     return empty((size,), dtype)
 
@@ -389,8 +389,8 @@ def elapsed_seconds(function):
 def capture(step):
     """`step` as a callable that replays it as one CUDA graph.
 
-    step  a function that launches kernels and neither allocates, copies nor waits.  It runs once before the capture, so
-          that everything is compiled.  Values that change from call to call must be in device memory
+    step  a function that launches kernels and neither allocates, copies nor waits.  It runs once before the capture, to
+          compile everything.  Values that change from call to call must be in device memory
     """
     return CapturedStep(step)
 
@@ -423,7 +423,7 @@ class CapturedStep:
         builder, capturing = device.create_graph_builder(), True
         try:
             builder.begin_building("thread_local")  # the driver refuses calls that cannot be captured
-            # numba-cuda takes the builder in place of a stream since 0.29; older versions take the builder's stream.
+            # numba-cuda accepts a builder as stream since 0.29; older versions need the builder's stream.
             takes_builder = tuple(map(int, numba_cuda_version().split(".")[:2])) >= (0, 29)
             _capture.stream = builder if takes_builder else cuda.external_stream(int(builder.stream.handle))
             _capture.arguments = self.arguments

@@ -1,6 +1,6 @@
-"""Activations, a thread an element: y = f(x) and dx = f'(x) * dy.  Twin of tinycnn/kernels/activations.py.
+"""Activations, one thread per element: y = f(x) and dx = f'(x) * dy.  GPU version of tinycnn/kernels/activations.py.
 
-softmax and log_softmax work on the rows of (R, K) arrays, a thread a row.
+softmax and log_softmax work on the rows of (R, K) arrays, one thread per row.
 """
 
 import math
@@ -88,24 +88,24 @@ def activation_backward(dx, dy, y, activation):
 
 
 @device_function
-def row_max(x, at, K):
+def row_max(x, start, K):
     """The largest number of a row; NaN if it contains NaN."""
-    top = x[at]
-    for k in range(at + 1, at + K):
+    top = x[start]
+    for k in range(start + 1, start + K):
         top = x[k] if x[k] > top or x[k] != x[k] else top
     return top
 
 
 @phase
 def softmax_forward_phase(tid, nt, first, y, x, K):
-    at = (first + tid) * K
-    if at < y.size:
-        top, total = row_max(x, at, K), x.dtype.type(0)
-        for k in range(at, at + K):
+    start = (first + tid) * K
+    if start < y.size:
+        top, total = row_max(x, start, K), x.dtype.type(0)
+        for k in range(start, start + K):
             e = exp(x[k] - top)
             y[k] = e
             total += e
-        for k in range(at, at + K):
+        for k in range(start, start + K):
             y[k] = y[k] / total
 
 
@@ -121,12 +121,12 @@ def softmax_forward(y, x):
 
 @phase
 def softmax_backward_phase(tid, nt, first, dx, dy, y, K):
-    at = (first + tid) * K
-    if at < dx.size:
+    start = (first + tid) * K
+    if start < dx.size:
         total = y.dtype.type(0)
-        for k in range(at, at + K):
+        for k in range(start, start + K):
             total += dy[k] * y[k]
-        for k in range(at, at + K):
+        for k in range(start, start + K):
             dx[k] = y[k] * (dy[k] - total)
 
 
@@ -142,13 +142,13 @@ def softmax_backward(dx, dy, y):
 
 @phase
 def log_softmax_forward_phase(tid, nt, first, y, x, K):
-    at = (first + tid) * K
-    if at < y.size:
-        top, total = row_max(x, at, K), x.dtype.type(0)
-        for k in range(at, at + K):
+    start = (first + tid) * K
+    if start < y.size:
+        top, total = row_max(x, start, K), x.dtype.type(0)
+        for k in range(start, start + K):
             total += exp(x[k] - top)
         log_total = x.dtype.type(math.log(total))
-        for k in range(at, at + K):
+        for k in range(start, start + K):
             y[k] = (x[k] - top) - log_total
 
 
@@ -164,12 +164,12 @@ def log_softmax_forward(y, x):
 
 @phase
 def log_softmax_backward_phase(tid, nt, first, dx, dy, y, K):
-    at = (first + tid) * K
-    if at < dx.size:
+    start = (first + tid) * K
+    if start < dx.size:
         total = y.dtype.type(0)
-        for k in range(at, at + K):
+        for k in range(start, start + K):
             total += dy[k]
-        for k in range(at, at + K):
+        for k in range(start, start + K):
             dx[k] = dy[k] - exp(y[k]) * total
 
 

@@ -41,7 +41,7 @@ def uniform(start, draw, low, high):
 
 @phase
 def draw_affine(tid, nt, first, matrices, counter, seed, max_angle, max_shear, translate, scale, squeeze):
-    """The affine map of an image, one thread an image."""
+    """Affine maps, one thread per image."""
     n = first + tid
     if n < matrices.size // 6:
         start, m = image_seed(counter, seed, n), matrices[6 * n :]
@@ -78,8 +78,8 @@ def draw_noise_pixel(tid, nt, first, field, counter, seed, plane):
     if e < field.size // 2:
         n, k = divmod32(e, plane)
         word = splitmix64(image_seed(counter, seed, n) + np.uint64(k))
-        at = 2 * n * plane + k
-        field[at], field[at + plane] = uniform_from_high(word), uniform_from_low(word)
+        index = 2 * n * plane + k
+        field[index], field[index + plane] = uniform_from_high(word), uniform_from_low(word)
 
 
 @kernel(THREADS, registers=32)
@@ -89,7 +89,7 @@ def noise_kernel(field, counter, seed, plane):
 
 @phase
 def convolve_axis(tid, nt, first, out, src, weights, size, stride, factor):
-    """One entry of `out`: src convolved along an axis of `size` entries that are `stride` apart, times `factor`."""
+    """One entry of `out`: src convolved along an axis of `size` entries, `stride` apart, times `factor`."""
     e = first + tid
     if e < out.size:
         position, radius = divmod32(divmod32(e, stride)[0], size)[1], weights.size - 1
@@ -123,7 +123,7 @@ def pixel(x, first, p, q, H, W, background):
 
 @phase
 def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size, out, middle, centre, last):
-    """One pixel of y.  Coordinates count from a border of background, one pixel wide, around the image."""
+    """One pixel of y.  Coordinates include a border of background, one pixel wide, around the image."""
     e = first + tid
     if e < y.size:
         zero = x.dtype.type(0)
@@ -137,8 +137,8 @@ def warp_pixel(tid, nt, first, y, x, matrices, field, background, channels, size
             r, s = m[0] * r + m[1] * s + m[2], m[3] * r + m[4] * s + m[5]
         r, s = r + centre[0], s + centre[1]
         if field.size > 0:
-            at = 2 * n * OH * OW + k
-            r, s = r + field[at], s + field[at + OH * OW]
+            index = 2 * n * OH * OW + k
+            r, s = r + field[index], s + field[index + OH * OW]
         r = r if r > zero else zero  # NaN becomes 0
         s = s if s > zero else zero
         r = r if r < last[0] else last[0]
@@ -172,15 +172,15 @@ def warp(y, x, matrices, field, background):
 
 @phase
 def apply_brightness(tid, nt, values, x, counter, seed, low, high, scale, shift, image, count, plane):
-    """Change the brightness of an image, and sum this thread's pixels in `values`."""
+    """Change the brightness of an image, and sum this thread's pixels into `values`."""
     T = x.dtype.type
     factor, total = uniform(image_seed(counter, seed, image), 0, low, high), T(0)
     for e in range(tid, count, nt):
-        at, c = U32(image * count + e), U32(e) // U32(plane)
-        value = (x[at] - shift[c]) / scale[c] * factor
+        index, c = U32(image * count + e), U32(e) // U32(plane)
+        value = (x[index] - shift[c]) / scale[c] * factor
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
-        x[at] = value
+        x[index] = value
         total += value
     values[tid] = total
 
@@ -192,16 +192,16 @@ def apply_contrast(tid, nt, partials, x, counter, seed, low, high, scale, shift,
     factor = uniform(image_seed(counter, seed, image), 1, low, high)
     offset = (T(1) - factor) * reduce(partials) / T(count)
     for e in range(tid, count, nt):
-        at, c = U32(image * count + e), U32(e) // U32(plane)
-        value = x[at] * factor + offset
+        index, c = U32(image * count + e), U32(e) // U32(plane)
+        value = x[index] * factor + offset
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
-        x[at] = value * scale[c] + shift[c]
+        x[index] = value * scale[c] + shift[c]
 
 
 @kernel(THREADS, registers=40)
 def jitter_kernel(x, counter, seed, brightness, contrast, scale, shift, count, plane):
-    """One block an image."""
+    """One block per image."""
     values = cuda.shared.array(THREADS, x.dtype)
     partials = cuda.shared.array(PARTIALS, x.dtype)
     tid, image = cuda.threadIdx.x, cuda.blockIdx.x

@@ -1,4 +1,4 @@
-"""Gathering a batch from the data set, and the epoch's metrics.  GPU version of tinycnn/kernels/batch.py."""
+"""Gather batches, and accumulate the metrics of an epoch.  GPU version of tinycnn/kernels/batch.py."""
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def add_to_totals(tid, nt, loss_partials, correct_partials, weight_partials, tot
         cursor[0] += images
 
 
-@kernel(THREADS, registers=64, double="sums over a whole epoch, one term a batch")
+@kernel(THREADS, registers=64, double="sums over a whole epoch, one term per batch")
 def accumulate_metrics_kernel(totals, cursor, loss, predicted, target, class_weight):
     losses = cuda.shared.array(THREADS, np.float64)
     corrects = cuda.shared.array(THREADS, np.float64)

@@ -1,7 +1,7 @@
 """2-D convolution, forward and backward.  GPU version of tinycnn/kernels/conv.py, which has formula and shapes.
 
-All three are implicit GEMMs: the matrix products of gemm.py over a column matrix that is never stored.  The phase that
-loads a tile of it into shared memory reads each entry from the image where im2col would have read it.
+All three are implicit GEMMs: the matrix products of gemm.py with a column matrix that is never stored.  The phase that
+loads a tile of it into shared memory reads its entries from the image.
 
     y   rows: outputs o           columns: pixels of y        k: taps (c, u, v)
     dx  rows: channels c          columns: pixels of x        k: taps (o, u, v), from dy
@@ -32,17 +32,17 @@ from tinycnn.cuda.gemm import (
     store_tile,
 )
 
-OUTSIDE = -(2**22)  # a row that is outside of every image
+OUTSIDE = -(2**22)  # a row outside of every image
 TAP = 5  # entries of a tap in the table of taps
-STEP_K = THREADS // TILE_N  # a thread loads the entries of one pixel for every second k
+STEP_K = THREADS // TILE_N  # a thread loads the entries of one pixel, every second k
 
 
 @functools.cache
 def tap_table(channels, kernel_size, dilation, plane, step, outside=OUTSIDE, stride=(1, 1)):
-    """For tap (c, u, v): c*plane, u*dh // sh, v*dw // sw, c*step + u*KW + v, and both remainders as one; then taps
-    outside of the image, at least one (for the ones that give db), up to a full tile.
+    """For tap (c, u, v): c*plane, u*dh // sh, v*dw // sw, c*step + u*KW + v, and both remainders combined; then at
+    least one tap in row `outside` (for the ones that give db), up to a full tile.
 
-    int32, TAP entries a tap.  `outside` is the row of the taps outside.
+    int32, TAP entries per tap.
     """
     (KH, KW), (dh, dw), (sh, sw) = kernel_size, dilation, stride
     taps = [
@@ -108,7 +108,7 @@ def store_planes(tid, nt, acc, y, b, with_bias, p0, P, m0, M, first, plane, imag
 
 @kernel(THREADS, registers=72)
 def forward_kernel(y, x, w, b, with_bias, taps, P, M, K, C, size, out, stride, padding):
-    """Block (x, y, z): pixels 64 x ..., outputs 16 y ..., group z.  M outputs and C channels a group."""
+    """Block (x, y, z): pixels 64 x ..., outputs 16 y ..., group z.  M outputs and C channels per group."""
     a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
     acc, position = cuda.local.array(ACCUMULATORS, x.dtype), cuda.local.array(3, np.int64)
@@ -177,7 +177,7 @@ def load_transposed_weights(tid, nt, a, w, taps, k0, K, m0, M, first, taps_per_m
 
 @kernel(THREADS, registers=72)
 def input_gradient_kernel(dx, dy, w, taps, P, M, K, O, taps_per_map, size, out, stride, padding):
-    """Block (x, y, z): pixels 64 x ..., channels 16 y ..., group z.  M channels and O outputs a group."""
+    """Block (x, y, z): pixels 64 x ..., channels 16 y ..., group z.  M channels and O outputs per group."""
     a = cuda.shared.array(SIZE_A, dy.dtype, alignment=ALIGN)
     columns = cuda.shared.array(SIZE_B, dy.dtype, alignment=ALIGN)
     acc, position = cuda.local.array(ACCUMULATORS, dy.dtype), cuda.local.array(4, np.int64)

@@ -1,4 +1,4 @@
-"""Dropout, one thread an element.  GPU version of tinycnn/kernels/dropout.py, with the same masks."""
+"""Dropout, one thread per element.  GPU version of tinycnn/kernels/dropout.py, with the same masks."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def dropout_kernel(y, x, counter, seed, threshold, scale, span):
 
 
 def dropout(y, x, counter, seed, p, span):
-    """y = x / (1 - p) where kept, else 0; the CPU version explains the mask."""
+    """y = x / (1 - p) where kept, else 0; see the CPU version for the mask."""
     scale = x.dtype.type(1 / (1 - p) if p < 1 else 0.0)
     dropout_kernel[blocks(x.size)](
         ravel(y), ravel(x), counter, np.uint64(seed), np.uint64(p * 4294967296.0), scale, span

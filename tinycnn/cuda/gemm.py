@@ -3,18 +3,18 @@
     out[m, n] = sum over k of A[k, m] * B[k, n]
 
 A block of 128 threads computes a tile of 16 rows and 64 columns.  It moves along k in steps of 32.  In each step all
-threads load a tile of A and a tile of B into shared memory, wait for one another, and multiply the tiles.  The loading
-phase defines the matrices, so a matrix need not exist in memory (see conv.py).  Warp w owns rows 4w ... 4w + 3, lane l
+threads load a tile of A and a tile of B into shared memory, synchronise, and multiply the tiles.  The loading phase
+defines the matrices, so a matrix need not exist in memory (see conv.py).  Warp w owns rows 4w ... 4w + 3, lane l
 columns l and l + 32: eight accumulators in registers, A's entries broadcast to the warp, no bank conflicts on B.
 
-Split-K: a long sum over k is cut into splits of fixed length, one a block, and a second kernel adds the partial results
-in order.  A small batch fills the GPU too, and the rounding depends on nothing but the shapes.
+Split-K: a long sum over k is cut into splits of fixed length, one per block, and a second kernel adds the partial
+results in order.  So small batches fill the GPU too, and the rounding depends only on the shapes.
 """
 
 from tinycnn.cuda._launch import ALIGN, THREADS, U32, cuda, divmod32, kernel, phase, workspace
 
 TILE_M, TILE_N, TILE_K = 16, 64, 32
-PITCH_A, PITCH_B = 20, 65  # distance of two k in shared memory: A keeps groups of 4 aligned, B avoids bank conflicts
+PITCH_A, PITCH_B = 20, 65  # between rows in shared memory: A keeps groups of 4 aligned, B avoids bank conflicts
 SIZE_A, SIZE_B = TILE_K * PITCH_A, TILE_K * PITCH_B
 ACCUMULATORS = 8  # of a thread
 UNROLL = 4  # steps along k that are unrolled, with constant indices
@@ -112,7 +112,7 @@ def run_split_k(compute, size, sums_size, splits, N, out, row_sums, bias):
     out: `size` entries in rows of N   row_sums: `sums_size` entries   bias: (N,)   row_sums and bias may be None
     """
     with_sums, with_bias = row_sums is not None, bias is not None
-    row_sums, bias = row_sums if with_sums else out, bias if with_bias else out  # placeholders that no thread touches
+    row_sums, bias = row_sums if with_sums else out, bias if with_bias else out  # placeholders, not accessed
     if splits == 1:
         compute(out, row_sums, bias, with_sums, with_bias)
         return
@@ -121,9 +121,7 @@ def run_split_k(compute, size, sums_size, splits, N, out, row_sums, bias):
     partial_sums = workspace(splits * sums_size, out.dtype, "split-K row sums") if with_sums else partial
     compute(partial, partial_sums, bias, with_sums, False)
     count = -(-(size + sums_size) // REDUCE_COLUMNS)
-    split_k_reduce_kernel[count](
-        out, row_sums, partial, partial_sums, bias, with_bias, size, sums_size, splits, N
-    )  # fmt: skip
+    split_k_reduce_kernel[count](out, row_sums, partial, partial_sums, bias, with_bias, size, sums_size, splits, N)
 
 
 # --- two matrices in memory -------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The layers and losses of the 1998 LeNet-5.  GPU version of tinycnn/kernels/lecun98.py, which has all shapes.
 
-Forward: one thread an output.  Backward: one thread an input, or one block a sum.
+Forward: one thread per output.  Backward: one thread per input, or one block per sum.
 """
 
 import math
@@ -23,8 +23,8 @@ def write_gradients(tid, nt, dweight, dbias, c, weight_partials, bias_partials, 
 def sum_window(tid, nt, first, y, x, weight, bias, C, size, out, kernel_size, scale):
     e = first + tid
     if e < y.size:
-        plane, at = divmod32(e, out[0] * out[1])
-        (i, j), c = divmod32(at, out[1]), divmod32(plane, C)[1]
+        plane, index = divmod32(e, out[0] * out[1])
+        (i, j), c = divmod32(index, out[1]), divmod32(plane, C)[1]
         h, w = i * kernel_size[0], j * kernel_size[1]
         total = x.dtype.type(0)
         for u in range(kernel_size[0]):
@@ -50,8 +50,8 @@ def subsample_forward(y, x, weight, bias, kernel_size, scale):
 def spread_gradient(tid, nt, first, dx, dy, weight, C, size, out, kernel_size, scale):
     e = first + tid
     if e < dx.size:
-        plane, at = divmod32(e, size[0] * size[1])
-        h, w = divmod32(at, size[1])
+        plane, index = divmod32(e, size[0] * size[1])
+        h, w = divmod32(index, size[1])
         i, j, c = divmod32(h, kernel_size[0])[0], divmod32(w, kernel_size[1])[0], divmod32(plane, C)[1]
         value = dx.dtype.type(0)
         if i < out[0] and j < out[1]:
@@ -70,14 +70,14 @@ def sum_weight_gradients(tid, nt, weight_sums, bias_sums, dy, x, c, N, C, size, 
     """This thread's part of the sums of dy * window and of dy over map c."""
     weight_sum, bias_sum = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, N * out[0] * out[1], nt):
-        n, at = divmod32(e, out[0] * out[1])
-        i, j = divmod32(at, out[1])
+        n, index = divmod32(e, out[0] * out[1])
+        i, j = divmod32(index, out[1])
         h, w = i * kernel_size[0], j * kernel_size[1]
         total = x.dtype.type(0)
         for u in range(kernel_size[0]):
             for v in range(kernel_size[1]):
                 total += x[((n * C + c) * size[0] + h + u) * size[1] + w + v]
-        g = dy[(n * C + c) * out[0] * out[1] + at]
+        g = dy[(n * C + c) * out[0] * out[1] + index]
         weight_sum += g * total
         bias_sum += g
     weight_sums[tid], bias_sums[tid] = weight_sum, bias_sum
@@ -115,8 +115,8 @@ def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
 def convolve_pixel(tid, nt, first, y, x, w, b, sources, starts, C, O, size, out, kernel_size):
     e = first + tid
     if e < y.size:
-        plane, at = divmod32(e, out[0] * out[1])
-        (n, o), (i, j) = divmod32(plane, O), divmod32(at, out[1])
+        plane, index = divmod32(e, out[0] * out[1])
+        (n, o), (i, j) = divmod32(plane, O), divmod32(index, out[1])
         total = b[o]
         for p in range(starts[o], starts[o + 1]):
             for u in range(kernel_size[0]):
@@ -143,8 +143,8 @@ def conv2d_map_forward(y, x, w, b, sources, starts):
 def convolve_gradient(tid, nt, first, dx, dy, w, sources, starts, C, O, size, out, kernel_size):
     e = first + tid
     if e < dx.size:
-        plane, at = divmod32(e, size[0] * size[1])
-        (n, c), (h, k) = divmod32(plane, C), divmod32(at, size[1])
+        plane, index = divmod32(e, size[0] * size[1])
+        (n, c), (h, k) = divmod32(plane, C), divmod32(index, size[1])
         total = dx.dtype.type(0)
         for o in range(O):
             for p in range(starts[o], starts[o + 1]):
@@ -171,9 +171,9 @@ def sum_tap_gradient(tid, nt, weight_sums, bias_sums, dy, x, sources, starts, p,
     u, v = divmod32(tap, kernel_size[1])
     weight_sum, bias_sum = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, N * out[0] * out[1], nt):
-        n, at = divmod32(e, out[0] * out[1])
-        i, j = divmod32(at, out[1])
-        g = dy[(n * O + o) * out[0] * out[1] + at]
+        n, index = divmod32(e, out[0] * out[1])
+        i, j = divmod32(index, out[1])
+        g = dy[(n * O + o) * out[0] * out[1] + index]
         weight_sum += g * x[((n * C + sources[p]) * size[0] + i + u) * size[1] + j + v]
         bias_sum += g
     weight_sums[tid], bias_sums[tid] = weight_sum, bias_sum

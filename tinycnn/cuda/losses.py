@@ -1,4 +1,4 @@
-"""Losses: the value and its gradient in one pass, one thread an image.  GPU version of tinycnn/kernels/losses.py."""
+"""Losses: the value and its gradient in one pass, one thread per image.  GPU version of tinycnn/kernels/losses.py."""
 
 import math
 

@@ -1,11 +1,11 @@
 """Batch and group normalisation.  GPU version of tinycnn/kernels/norm.py, which has the formulas.
 
-A set is the values that share a mean and a variance.  A block normalises a set, or sums a channel.  The values of a
-set lie in contiguous runs: a plane of each image for batch normalisation, one run for group normalisation.  Value e of
-a set is at first + e // run * jump + e % run.
+A set is the values that share a mean and a variance.  A block normalises a set, or sums a channel.  A set consists of
+contiguous runs: a plane of each image for batch normalisation, one run for group normalisation.  Value e of a set is
+at first + e // run * jump + e % run.
 
-Sums for mean and variance are compensated (Kahan 1965), because a thread may add thousands of values.  A second sum, of
-the values times SMALL, is used if the first overflows: squares do from 1.8e19 on.
+Sums for mean and variance are compensated (Kahan 1965), because a thread may add thousands of values.  If a sum
+overflows (squares do from 1.8e19 on), a second sum, of the values times SMALL, is used.
 """
 
 import math
@@ -18,7 +18,7 @@ SMALL, BIG = 2.0**-64, 2.0**64  # exact in float32
 
 @device_function
 def offset_of(e, first, run, jump):
-    """Where value e of a set is."""
+    """Index of value e of a set."""
     i, rest = divmod32(e, run)
     return first + i * jump + rest
 
@@ -67,7 +67,7 @@ def normalise(
     tid, nt, y, x, weight, bias, affine, mean, rstd, running_mean, running_var, batches, momentum, eps, running,
     partials, small_partials, square_partials, small_square_partials, index, first, run, jump, count, channel, plane
 ):  # fmt: skip
-    """y of one set.  running: 0 without running statistics, 1 updates them, 2 uses them in place of the sums."""
+    """y of one set.  running: 0: no running statistics, 1: update them, 2: use them in place of the sums."""
     T = x.dtype.type
     if running == 2:
         m, var = running_mean[index], running_var[index]
@@ -79,12 +79,12 @@ def normalise(
         r = T(SMALL) / T(math.sqrt(var))
         var = var * T(BIG) * T(BIG)
     for e in range(tid, count, nt):
-        at = offset_of(e, first, run, jump)
-        value = (x[at] - m) * r
+        offset = offset_of(e, first, run, jump)
+        value = (x[offset] - m) * r
         if affine:
             c = channel + (divmod32(e, plane)[0] if jump == 0 else 0)
             value = value * weight[c] + bias[c]
-        y[at] = value
+        y[offset] = value
     if tid == 0:
         mean[index], rstd[index] = m, r
         if running == 1:
@@ -135,12 +135,12 @@ def sum_gradients(
     m, r = mean[index], rstd[index]
     total, xhat_total = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, count, nt):
-        at = offset_of(e, first, run, jump)
-        g = dy[at]
+        offset = offset_of(e, first, run, jump)
+        g = dy[offset]
         if affine:
             g = g * weight[channel + (divmod32(e, plane)[0] if jump == 0 else 0)]
         total += g
-        xhat_total += g * ((x[at] - m) * r)
+        xhat_total += g * ((x[offset] - m) * r)
     values[tid], xhat_values[tid] = total, xhat_total
 
 
@@ -155,11 +155,11 @@ def input_gradient(
     if not fixed:
         mean_g, mean_g_xhat = reduce(partials) / T(count), reduce(xhat_partials) / T(count)
     for e in range(tid, count, nt):
-        at = offset_of(e, first, run, jump)
-        g = dy[at]
+        offset = offset_of(e, first, run, jump)
+        g = dy[offset]
         if affine:
             g = g * weight[channel + (divmod32(e, plane)[0] if jump == 0 else 0)]
-        dx[at] = r * (g - mean_g - (x[at] - m) * r * mean_g_xhat)
+        dx[offset] = r * (g - mean_g - (x[offset] - m) * r * mean_g_xhat)
 
 
 @kernel(THREADS, registers=72)
@@ -190,7 +190,7 @@ def norm_backward_kernel(
 
 @phase
 def sum_channel(tid, nt, values, xhat_values, dy, x, mean, rstd, channel, N, C, plane, sets, group):
-    """Sums of dy and of dy*xhat over a channel of all images; of image n it is in set n*sets + group."""
+    """Sums of dy and of dy*xhat over a channel of all images; in image n the channel is in set n*sets + group."""
     total, xhat_total = x.dtype.type(0), x.dtype.type(0)
     for e in range(tid, N * plane, nt):
         n, rest = divmod32(e, plane)
@@ -208,7 +208,7 @@ def write_channel_gradient(tid, nt, dweight, dbias, partials, xhat_partials, cha
 
 @kernel(THREADS, registers=64)
 def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets, group_size):
-    """Block x: channel x; of image n it is in set n*sets + x // group_size."""
+    """Block x: channel x; in image n the channel is in set n*sets + x // group_size."""
     values = cuda.shared.array(THREADS, x.dtype)
     xhat_values = cuda.shared.array(THREADS, x.dtype)
     partials = cuda.shared.array(PARTIALS, x.dtype)

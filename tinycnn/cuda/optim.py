@@ -1,7 +1,7 @@
-"""Optimizers: one thread a parameter.  GPU version of tinycnn/kernels/optim.py.
+"""Optimizers: one thread per parameter.  GPU version of tinycnn/kernels/optim.py.
 
-Kernels read the step number and the learning rates from device memory, so that a captured step can be replayed.  All
-threads read the step number, so a separate kernel increments it afterwards.
+Kernels read the step number and the learning rates from device memory, so that a captured step can be replayed.  Since
+all threads read the step number, a separate kernel increments it.
 """
 
 import math
@@ -87,7 +87,7 @@ def sgd_per_parameter(theta, grad, step_sizes, step):
 def adam_phase(
     tid, nt, first, theta, grad, m, v, lr_schedule, step, b1, b2, a1, a2, log_b1, log_b2, eps, weight_decay, decoupled
 ):
-    """1 - beta**t is computed as -expm1(t log(beta)), which keeps its digits in float32 where beta is nearly 1."""
+    """1 - beta**t is computed as -expm1(t log(beta)), which is accurate in float32 for beta near 1."""
     i = first + tid
     if i < theta.size:
         one = theta.dtype.type(1)
@@ -135,7 +135,7 @@ def ema_update_kernel(average, theta, step, decay, complement):
 
 
 def ema_update(average, theta, step, decay):
-    """average = decay*average + (1 - decay)*theta; the first time (step[0] = 0) average = theta.  average: (P,)"""
+    """average = decay*average + (1 - decay)*theta; average = theta if step[0] = 0.  average: (P,)"""
     T = theta.dtype.type
     ema_update_kernel[blocks(theta.size)](average, theta, step, T(decay), T(1 - decay))
     increment(step)

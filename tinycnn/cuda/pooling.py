@@ -27,8 +27,8 @@ def windows_containing(i, size, step, count):
 def average_window(tid, nt, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor):
     e = first + tid
     if e < y.size:
-        plane, at = divmod32(e, out[0] * out[1])
-        i, j = divmod32(at, out[1])
+        plane, index = divmod32(e, out[0] * out[1])
+        i, j = divmod32(index, out[1])
         h0, w0 = i * stride[0] - padding[0], j * stride[1] - padding[1]
         total = x.dtype.type(0)
         for h in range(max(h0, 0), min(h0 + kernel_size[0], size[0])):
@@ -61,8 +61,8 @@ def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, di
 def spread_average(tid, nt, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor):
     e = first + tid
     if e < dx.size:
-        plane, at = divmod32(e, size[0] * size[1])
-        h, w = divmod32(at, size[1])
+        plane, index = divmod32(e, size[0] * size[1])
+        h, w = divmod32(index, size[1])
         h, w = h + padding[0], w + padding[1]
         total = dx.dtype.type(0)
         for i in range(*windows_containing(h, kernel_size[0], stride[0], out[0])):
@@ -92,8 +92,8 @@ def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad,
 def max_of_window(tid, nt, first, y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation):
     e = first + tid
     if e < y.size:
-        plane, at = divmod32(e, out[0] * out[1])
-        i, j = divmod32(at, out[1])
+        plane, index = divmod32(e, out[0] * out[1])
+        i, j = divmod32(index, out[1])
         h0, w0 = i * stride[0] - padding[0], j * stride[1] - padding[1]
         best, argmax = lowest, -1
         for u in range(kernel_size[0]):
@@ -129,14 +129,14 @@ def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
 def route_gradient(tid, nt, first, dx, dy, indices, size, out, extent, stride, padding):
     e = first + tid
     if e < dx.size:
-        plane, at = divmod32(e, size[0] * size[1])
-        h, w = divmod32(at, size[1])
+        plane, index = divmod32(e, size[0] * size[1])
+        h, w = divmod32(index, size[1])
         h, w = h + padding[0], w + padding[1]
         total = dx.dtype.type(0)
         for i in range(*windows_containing(h, extent[0], stride[0], out[0])):
             for j in range(*windows_containing(w, extent[1], stride[1], out[1])):
                 o = (plane * out[0] + i) * out[1] + j
-                if indices[o] == at:
+                if indices[o] == index:
                     total += dy[o]
         dx[e] = total
 

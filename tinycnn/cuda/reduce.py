@@ -1,4 +1,4 @@
-"""Sums over the threads of a block, in two steps and in a fixed order, so that the result has the same bits every time.
+"""Sums over the threads of a block, in two steps and in a fixed order, so that results are bitwise reproducible.
 
 values[tid] = ...;  cuda.syncthreads()
 block_reduce(tid, nt, partials, values);  cuda.syncthreads()

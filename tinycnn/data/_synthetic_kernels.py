@@ -1,4 +1,4 @@
-"""Draw pen paths as grey pixels.  Imported on first use, because it imports Numba."""
+"""Draw pen paths as grey-scale images.  Imported on first use, because it imports Numba."""
 
 import math
 
@@ -8,7 +8,7 @@ from numba import prange
 from tinycnn._typing import Array
 from tinycnn.kernels._jit import device_function, kernel
 
-BOX = 20  # pixels; a digit is scaled to fit, its aspect kept
+BOX = 20  # pixels; digits are scaled to fit, with their aspect ratio
 SIZE = 28  # pixels; its centre of mass is moved to (SIZE / 2, SIZE / 2), counting pixels from 0
 
 
@@ -40,7 +40,7 @@ def _draw(image: Array, path: Array, lifted: Array, pen: Array, soft: float) -> 
                 distance = math.sqrt((px - t * dx) ** 2 + (py - t * dy) ** 2)
                 radius = pen[s - 1] + t * (pen[s] - pen[s - 1])
                 grey = min(max((radius - distance) / soft + 0.5, 0.0), 1.0)
-                ink[i, j] = max(ink[i, j], grey)  # not the sum: segments of a stroke overlap at their ends
+                ink[i, j] = max(ink[i, j], grey)  # not a sum: segments of a stroke overlap at their ends
 
     mass, mass_x, mass_y = 0.0, 0.0, 0.0
     for i in range(BOX):
@@ -50,7 +50,7 @@ def _draw(image: Array, path: Array, lifted: Array, pen: Array, soft: float) -> 
             mass += grey
             mass_x += grey * j
             mass_y += grey * i
-    # By whole pixels, so that centring does not blur; the box stays inside the image.
+    # Shift by whole pixels, so that centring does not blur; the box stays inside the image.
     right = min(max(math.floor(SIZE / 2 - mass_x / mass + 0.5), 0), SIZE - BOX)
     down = min(max(math.floor(SIZE / 2 - mass_y / mass + 0.5), 0), SIZE - BOX)
     image[:] = 0

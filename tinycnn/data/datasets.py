@@ -45,9 +45,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
-            raise TypeError(f"classes: expected a tuple of names, got {self.classes!r}")
+            raise TypeError(f"classes must be a tuple of names, got {self.classes!r}")
         if not self.classes:
-            raise ValueError("classes: expected at least one name, got none")
+            raise ValueError("classes must have at least one name, got none")
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
@@ -55,7 +55,7 @@ class Dataset:
             _check_field(f"{part}_labels", labels, np.int64, (len(images),))
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
                 raise ValueError(
-                    f"{part}_labels: expected 0 to {len(self.classes) - 1}, got {labels.min()} to {labels.max()}"
+                    f"{part}_labels must be 0 to {len(self.classes) - 1}, got {labels.min()} to {labels.max()}"
                 )
             for array in (images, labels):
                 digest.update(f"{array.dtype.str} {array.shape} ".encode())
@@ -69,13 +69,13 @@ class Dataset:
 
 def _check_field(name: str, array: Any, dtype: type, shape: tuple[int | None, ...]) -> None:
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
+        raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
     if array.dtype != dtype:
-        raise TypeError(f"{name}: expected dtype {np.dtype(dtype)}, got {array.dtype}")
+        raise TypeError(f"{name} must have dtype {np.dtype(dtype)}, got {array.dtype}")
     fits = array.ndim == len(shape) and all(size in (None, n) for size, n in zip(shape, array.shape, strict=True))
     if not fits:
         expected = ", ".join("N" if size is None else str(size) for size in shape) + "," * (len(shape) == 1)
-        raise ValueError(f"{name}: expected shape ({expected}), got {array.shape}")
+        raise ValueError(f"{name} must have shape ({expected}), got {array.shape}")
 
 
 def mnist(data_dir: _Folder = None, download: bool = True) -> Dataset:
@@ -153,7 +153,7 @@ def load(name: str, data_dir: _Folder = None, on_message: Callable[[str], object
             return synthetic_dataset()
     loaders = {"mnist": mnist, "fashion": fashion_mnist, "kmnist": kmnist}
     if name not in loaders:
-        raise ValueError(f"name: expected auto, mnist, fashion, kmnist or synthetic, got {name!r}")
+        raise ValueError(f"name must be auto, mnist, fashion, kmnist or synthetic, got {name!r}")
     return loaders[name](data_dir)
 
 

@@ -94,10 +94,10 @@ def write_idx(path: str | os.PathLike[str], array: Array) -> None:
     code = codes.get(array.dtype.newbyteorder("="))
     if code is None:
         names = ", ".join(str(dtype) for dtype in codes)
-        raise ValueError(f"array: expected a dtype that IDX can store ({names}), got {array.dtype}")
+        raise ValueError(f"array must have a dtype that IDX can store ({names}), got {array.dtype}")
     if not 1 <= array.ndim <= _MAX_DIMENSIONS or max(array.shape) >= 2**32:
         raise ValueError(
-            f"array: expected 1 to {_MAX_DIMENSIONS} dimensions, each below 2**32, got shape {array.shape}"
+            f"array must have 1 to {_MAX_DIMENSIONS} dimensions, each below 2**32, got shape {array.shape}"
         )
     head = bytes([0, 0, code, array.ndim]) + np.asarray(array.shape, ">u4").tobytes()
     body = array.astype(_DTYPES[code], order="C", copy=False).tobytes()

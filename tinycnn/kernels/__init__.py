@@ -1,6 +1,6 @@
 """The CPU backend: the kernels, and the array services that every backend has.
 
-A backend is a module with these names.  Backends differ in their arrays and in where the loops run, not in the results.
+A backend is a module with these names.  Backends differ in their arrays and where their loops run, not in the results.
 """
 
 import math
@@ -102,7 +102,7 @@ CACHE_LINE = 64  # bytes
 def empty(shape, dtype):
     """A new array of this device, filled with zeros and aligned to a cache line.
 
-    Without the alignment every vector of a blocked map would lie on two cache lines.
+    Without the alignment every vector of a blocked map would cross two cache lines.
     """
     dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(shape)
     size = math.prod(shape) * dtype.itemsize
@@ -127,9 +127,9 @@ def copy_to(array, values):
 
 
 def capture(step):
-    """`step`, a function without arguments, as a callable that does the same faster.
+    """A faster version of `step`, a function without arguments.
 
-    The first call runs it and records which kernels it calls on which arrays; later calls run only these.  So whatever
-    changes from call to call must be in arrays, and only kernels may change them.
+    The first call runs it and records which kernels it calls on which arrays; later calls run only these.  So all
+    state that changes from call to call must be in arrays, and only kernels may change it.
     """
     return CapturedStep(step)

@@ -1,8 +1,8 @@
-"""The disk cache of compiled kernels: in Numba's folders, with a file format of our own.
+"""The disk cache of compiled kernels: in Numba's folders, with our own file format.
 
-Numba invalidates an entry when the source file of its kernel changes.  Here any change in the kernel sources of the
-package does, since kernels are compiled into one another.  Entries have a checksum, as a power cut can leave half a
-file.  If no folder can be written, kernels are compiled in every process, and a note says so once.
+Numba invalidates an entry when the source file of its kernel changes.  Here any change in the package's
+kernel sources does, since kernels are compiled into one another.  Entries have a checksum, as a power cut can leave
+half a file.  If no folder is writable, every process compiles its kernels, and a note is printed once.
 """
 
 import contextlib
@@ -50,15 +50,15 @@ class CacheEntries:
     """The entries of one kernel, a file for each signature and processor; has the interface of Numba's
     IndexDataCacheFile.
 
-    A file holds a checksum and the pickled (version, key, data), where data is pickled itself: an entry of another
-    version of the package is not unpickled.
+    A file holds a checksum and the pickled (version, key, data).  data is pickled separately, so that entries of other
+    versions of the package are not unpickled.
     """
 
     def __init__(self, folder: str, name: str, version: str, dump: Callable[[Any], bytes]) -> None:
         self.folder, self.name, self.version, self.dump = Path(folder), name, version, dump
 
     def path(self, key: Any) -> Path:
-        """Named after signature and processor, but not after key[2], Numba's hashes of the code: `version` has that."""
+        """Named after signature and processor, not after key[2], Numba's hashes of the code: `version` covers them."""
         digest = hashlib.sha256(repr((*key[:2], *key[3:])).encode()).hexdigest()
         return self.folder / f"{self.name}.{digest[:16]}.kernel"
 
@@ -104,7 +104,7 @@ class CacheEntries:
 
 
 def _read_only(locator: Any) -> Any:
-    """A class like `locator`, one of Numba's cache folders, that needs to be read only."""
+    """A subclass of `locator`, one of Numba's cache folders, for a folder that may be read-only."""
 
     def ensure_cache_path(self: Any) -> None:
         if not os.path.isdir(self.get_cache_path()):  # noqa: PTH112 (Numba's path is a string)
@@ -115,7 +115,7 @@ def _read_only(locator: Any) -> Any:
 
 @functools.cache
 def _cache_class(base: Any) -> Any:
-    """A class like `base`, Numba's cache of a function or numba-cuda's, with `CacheEntries`."""
+    """A subclass of `base`, the function cache of Numba or numba-cuda, that stores `CacheEntries`."""
     locators = base._impl_class._locator_classes
     implementation = type(
         "Implementation", (base._impl_class,), {"_locator_classes": [*locators, *map(_read_only, locators)]}
@@ -137,7 +137,7 @@ def _cache_class(base: Any) -> Any:
                 return super().load_overload(sig, target_context)
             except (MemoryError, KeyboardInterrupt):
                 raise
-            except Exception:  # complete, but not code for this processor and this Numba
+            except Exception:  # intact, but for another processor or Numba version
                 self._cache_file.discard(self._index_key(sig, target_context.codegen()))
                 return None
 
@@ -152,8 +152,7 @@ def _cache_class(base: Any) -> Any:
 
 
 def enable_cache(dispatcher: Any, base: Any = FunctionCache) -> Any:
-    """Cache what `dispatcher` compiles, as `base` does; returns it.  If there is no folder for the cache, a note says
-    so once."""
+    """Cache what `dispatcher` compiles, as `base` does; returns it.  Prints a note if there is no folder for it."""
     if hasattr(dispatcher, "_cache"):  # with NUMBA_DISABLE_JIT it is the function itself
         try:
             dispatcher._cache = _cache_class(base)(dispatcher.py_func)

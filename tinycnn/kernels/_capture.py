@@ -1,9 +1,9 @@
 """Capture and replay of steps.
 
-Of the time of a small kernel more than half is dispatch: the next layer, the view of its buffer, the machine code for
-these types.  All of that is the same in every step, so it is done once: the first call of a captured step records which
-kernels it calls, and later calls run only these, on the same arrays and numbers, in the same order.  The caller must
-know that the step consists of kernels alone (see `tinycnn._tracked.Replay`).
+Dispatch takes more than half of the time of a small kernel: find the next layer, the view of its buffer, the machine
+code for these types.  All of this is the same in every step, so it is done once: the first call of a captured step
+records which kernels it calls, and later calls run only these, with the same arguments in the same order.  The caller
+guarantees that the step consists of kernels only (see `tinycnn._tracked.Replay`).
 """
 
 import contextlib
@@ -37,7 +37,7 @@ trace = _Trace()
 
 
 def traced(function: F) -> F:
-    """Record the calls of `function` while a step is captured: a compiled one, or any that changes arrays."""
+    """Record the calls of `function`, a kernel or any other that changes arrays, while a step is captured."""
 
     @functools.wraps(function)
     def call(*args: Any) -> None:
@@ -60,7 +60,7 @@ def trace_calls(step: Step, calls: list[Call], dry_run: bool = False) -> None:
 
 
 class CapturedStep:
-    """`step`, a function without arguments, as a callable: the first call runs and records it, later ones replay it."""
+    """Runs and records `step`, a function without arguments, on the first call; replays it on later calls."""
 
     def __init__(self, step: Step) -> None:
         self.step, self.forks = step, _threads.process.forks

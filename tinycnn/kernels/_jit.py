@@ -11,7 +11,7 @@ Called from Python; the machine code is cached on disk (see _cache.py), so each 
 Called by kernels, on one thread:
 
     @device_function     compiled on its own; LLVM decides whether to inline it
-    @force_inline        its machine code is always inlined: for innermost loops
+    @force_inline        always inlined by LLVM: for innermost loops
     @inline_ir           inlined by Numba, before anything is compiled
 
 The fastmath flags allow LLVM to reorder sums and to fuse multiply-adds, which vectorising a reduction needs.  The flags
@@ -40,8 +40,8 @@ Options = dict[str, Any]
 
 FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 
-# Only `prange` makes threads.  Array expressions stay serial loops: each would be a parallel region of its own.  Not a
-# plain dictionary: Numba removes its entries in the first compilation, and all others would get the defaults.
+# Only `prange` makes threads.  Array expressions stay serial loops: each would be a separate parallel region.  Not
+# a plain dictionary: Numba empties that in the first compilation, and all others would get the defaults.
 NOT_PARALLEL = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
 PRANGE = ParallelOptions(dict.fromkeys(NOT_PARALLEL, False) | {"prange": True})
 
@@ -52,12 +52,12 @@ class KernelLibrary(JITCodeLibrary):
     """The machine code of one kernel, which calls its own copies of device functions and loop bodies.
 
     LLVM optimises each copy again within its kernel, which can change the order of sums.  Numba leaves these copies as
-    weak symbols: all callers in a process get the copy that was loaded first, or the function as it was compiled on its
-    own.  Results would depend on what else was compiled or loaded, so the copies are made internal.
+    weak symbols: all callers in a process get the copy that was loaded first, or the separately compiled function.
+    Results would depend on what else was compiled or loaded, so the copies are made internal.
     """
 
     def _finalize_final_module(self) -> None:
-        # After the optimisation, which would treat internal functions differently.
+        # After optimisation, since LLVM optimises internal functions differently.
         for function in self._final_module.functions:
             if not function.is_declaration and function.linkage.name in SHARED:
                 function.linkage = "internal"
@@ -70,7 +70,7 @@ class KernelCompiler(Compiler):
     def define_pipelines(self) -> Any:
         state = self.state
         state.library = KernelLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.library.enable_object_caching()  # as Numba does where it makes the library
+        state.library.enable_object_caching()  # as Numba does
         return super().define_pipelines()
 
 
@@ -146,7 +146,7 @@ def force_inline(function: Function) -> Any:
 
 
 def inline_ir(function: Function) -> Any:
-    """A part of a kernel under a name of its own, inlined by Numba before anything is compiled.
+    """A named part of a kernel that Numba inlines before anything is compiled.
 
     A `device_function` costs more: LLVM optimises it again in each kernel, and in each device function, that calls it.
     """
@@ -154,10 +154,9 @@ def inline_ir(function: Function) -> Any:
 
 
 def overload_by_dtype(single: Function, double: Function) -> Any:
-    """One name for two functions of one number, `single` for float32 and `double` for float64.
+    """A function of one number: `single` for float32, `double` for float64, chosen when the caller is compiled.
 
-    The choice is made when the caller is compiled.  Sums are not reordered here, unlike in kernels: the approximations
-    in scalars.py rely on the order of their operations.
+    Unlike in kernels, sums are not reordered: the approximations in scalars.py rely on the order of operations.
     """
 
     # No annotations: Numba compares the signatures of `_choose` and of what it returns.

@@ -1,7 +1,7 @@
 """Compile all kernels of a step before it runs, in several processes.
 
-Numba compiles one function at a time, on its first call.  Its result goes into the cache on disk, so other processes
-can compile too: they leave their results in the cache, and this process loads them from there.
+Numba compiles one function at a time, on its first call.  Worker processes compile others at the same time; this
+process loads their results from the cache on disk.
 """
 
 import collections
@@ -24,16 +24,16 @@ from tinycnn.kernels._jit import dispatchers
 
 Task = tuple[Any, dict[Any, None]]  # a dispatcher, and the argument types to compile it for
 
-PROCESSES = 3  # with more, all would wait for the one with the longest kernel
-FEW = 3  # compiling so many kernels takes hardly longer than starting a process
-JOIN_TIMEOUT = 120  # seconds that a worker has to finish its last kernel, before that is compiled here
-WORKER_FLAG = "TINYCNN_COMPILES_FOR_ANOTHER"  # environment variable that is set in workers, which start no more
+PROCESSES = 3  # more would wait for the one with the longest kernel
+FEW = 3  # compiling this many kernels takes hardly longer than starting a process
+JOIN_TIMEOUT = 120  # seconds for a worker to finish its last kernel; then this process compiles it
+WORKER_FLAG = "TINYCNN_COMPILES_FOR_ANOTHER"  # environment variable, set in workers: they start no workers
 
 
 def precompile(step: Step) -> None:
     """Compile every kernel that `step`, a function without arguments, would call.  No kernel is run."""
     calls: list[Call] = []
-    with contextlib.suppress(Exception), np.errstate(all="ignore"):  # an error here comes again when the step is run
+    with contextlib.suppress(Exception), np.errstate(all="ignore"):  # an error is raised again when the step runs
         trace_calls(step, calls, dry_run=True)
     # One task for all types of a kernel: the second compilation reuses much of the first.
     tasks: dict[Any, dict[Any, None]] = {}
@@ -42,7 +42,7 @@ def precompile(step: Step) -> None:
             types = tuple(map(function.typeof_pyval, args))
             if types not in function.overloads:
                 tasks.setdefault(function, {})[types] = None
-    # Kernels that take long should be first; those with many arguments tend to.
+    # The slowest to compile first: those with the most arguments, as a rule.
     queue = collections.deque(sorted(tasks.items(), key=lambda task: -len(next(iter(task[1])))))
     workers: list[_Worker] = []
     may_start = WORKER_FLAG not in os.environ and not getattr(sys, "frozen", False)
@@ -65,7 +65,7 @@ def precompile(step: Step) -> None:
             worker.join(JOIN_TIMEOUT)
     for function, signatures in tasks.items():
         for types in signatures:
-            function.compile(types)  # loads it from the cache, or compiles it if a worker failed
+            function.compile(types)  # from the cache, unless a worker failed
 
 
 def _processors() -> int:
@@ -83,7 +83,7 @@ class _Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.thread = threading.Thread(target=self._feed, args=(queue,), daemon=True)
-        self.has_task = False  # whether it was ever given one
+        self.has_task = False  # or has had one
 
     def __enter__(self) -> "_Worker":
         self.thread.start()
@@ -99,11 +99,11 @@ class _Worker:
         self.process.wait()
         self.thread.join()
         for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):  # a task that the process did not read any more
+            with contextlib.suppress(OSError):  # with a task that the process has not read
                 pipe.close()
 
     def _feed(self, queue: collections.deque[Task]) -> None:
-        """Send one task after the other.  If the process dies, its last task is compiled in this process."""
+        """Send one task after another.  If the process dies, this one compiles its last task."""
         with contextlib.suppress(IndexError, OSError, ValueError, pickle.PicklingError):
             while self.process.stdout.readline():  # ready for a task
                 function, signatures = queue.popleft()

@@ -1,7 +1,7 @@
 """SIMD vectors as values of compiled code, for the loops whose accumulators must stay in registers.
 
 LLVM vectorises loops by itself, but keeps arrays that a loop adds to in memory, and uses half of a 512-bit register.
-With these functions a kernel says what a register holds: W = width(array) elements.
+With these functions a kernel works on registers of W = width(array) elements.
 
     transpose(dst, d, dstep, src, s, sstep)  dst[d + j*dstep + k] = src[s + k*sstep + j] for j, k < W
 
@@ -15,13 +15,13 @@ Accumulators are tuples of vectors: a block of rows and columns, row by row.  `l
     load_indexed(array, i, offsets, k, like)            vectors from i + offsets[k], i + offsets[k + 1], ...
     store_contiguous(array, i, acc)                     one vector after the other
     store_block(array, i, rstep, cstep, acc, rows)      array[i + r*rstep + c*cstep ...] = acc[r, c] for r < rows
-    reduce_add(array, i, acc)                           array[i + k] += sum of the lanes of vector k; adds zeros to what
-                                                        follows, up to a whole number of registers
+    reduce_add(array, i, acc)                           array[i + k] += sum of the lanes of vector k; adds zeros to the
+                                                        elements after them, up to a whole number of registers
 
 `broadcast_rows` and `store_block` take blocks of NR_VECTORS columns.
 
-Loops over the pixels of both layouts, NCHW and batch-blocked (see layout.py), are written in terms of a pixel, which is
-a number in a plane (H, W) and a vector in a plane (H, W, L):
+Loops over the pixels of both layouts, NCHW and batch-blocked (see layout.py), use pixels: a pixel is a number in a
+plane (H, W) and a vector in a plane (H, W, L):
 
     zero = pixel_zero(plane)                 a pixel of zeros, which also stands for the type in `load` and `splat`
     v = load(array, i, zero)                 one pixel; store(array, i, v)
@@ -29,14 +29,14 @@ a number in a plane (H, W) and a vector in a plane (H, W, L):
     v = splat(number, zero)                  the number in all lanes
     v = fma(a, b, c)                         a*b + c
 
-Each vector costs one or a few instructions; indices are not checked.  Without the compiler these functions are NumPy.
+Each vector costs one or a few instructions; indices are not checked.  With NUMBA_DISABLE_JIT these functions are NumPy.
 Two more:
 
     ravel(array)             a flat view of a C-contiguous array.  `reshape` is a call that examines every stride, and
-                             takes as long as a row of an image.  Not for what the body of a `prange` loop writes to
-                             itself: Numba does not know that the memory is the same, and drops the loop.
-    full_width()             loops of this function that LLVM vectorises use whole registers.  Of 512 bits LLVM uses
-                             half by default, since the first processors with AVX-512 lowered their clock for more.
+                             takes as long as a row of an image.  Not for arrays that the body of a `prange` loop
+                             writes to itself: Numba does not know that the memory is shared, and drops the loop.
+    full_width()             LLVM uses whole registers in this function.  By default it uses half of 512 bits, since
+                             the first processors with AVX-512 lowered their clock for more.
 """
 
 from typing import Any
@@ -337,8 +337,8 @@ def _store_contiguous(context, array, index, acc):
     def code(context, builder, signature, arguments):
         array, index, acc = arguments
         for k, v in enumerate(cgutils.unpack_tuple(builder, acc, signature.args[2].count)):
-            at = builder.add(index, ir.Constant(ir.IntType(64), k * vector.size))
-            address = _address(context, builder, signature.args[0], array, at, v.type)
+            position = builder.add(index, ir.Constant(ir.IntType(64), k * vector.size))
+            address = _address(context, builder, signature.args[0], array, position, v.type)
             builder.store(v, address, align=vector.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -354,9 +354,9 @@ def _store_block(context, array, index, rstep, cstep, acc, rows):
             in_range = builder.icmp_signed("<", ir.Constant(ir.IntType(64), row), rows)
             with builder.if_then(in_range, likely=True):
                 for c in range(NR_VECTORS):
-                    at = _index(builder, _index(builder, index, rstep, row), cstep, c)
+                    position = _index(builder, _index(builder, index, rstep, row), cstep, c)
                     v = acc[row * NR_VECTORS + c]
-                    address = _address(context, builder, signature.args[0], array, at, v.type)
+                    address = _address(context, builder, signature.args[0], array, position, v.type)
                     builder.store(v, address, align=signature.args[0].dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -389,8 +389,8 @@ def _reduce_add(context, array, index, acc):
             while len(group) > 1:
                 group = [add_halves(builder, group[k], group[k + 1], step) for k in range(0, len(group), 2)]
                 step //= 2
-            at = builder.add(index, ir.Constant(ir.IntType(64), first))
-            address = _address(context, builder, signature.args[0], array, at, kind)
+            position = builder.add(index, ir.Constant(ir.IntType(64), first))
+            address = _address(context, builder, signature.args[0], array, position, kind)
             builder.store(builder.fadd(builder.load(address, align=align), group[0]), address, align=align)
         return context.get_dummy_value()
 
@@ -398,7 +398,7 @@ def _reduce_add(context, array, index, acc):
 
 
 def _without_compiler():
-    """The same functions in NumPy, for the debugger."""
+    """These functions in NumPy, for the debugger."""
 
     def ravel(array):
         return array.reshape(array.size)

@@ -1,6 +1,6 @@
-"""The thread policy: on how many threads a single call runs, and a captured step.
+"""The thread policy: the number of threads of a single call, and of a captured step.
 
-Results are the same to the bit for any number of threads, so this affects the time only.
+It affects only the time: results are bitwise the same for any number of threads.
 """
 
 import os
@@ -19,7 +19,7 @@ pool_lock = threading.RLock()
 class _Process:
     """forks: the number of forks between this process and one whose threads it cannot use.
 
-    The threads of a pool do not exist in a forked child, and GNU OpenMP's pool ends a child that asks for them.
+    The threads of a pool do not exist in a forked child, and GNU OpenMP kills a child that uses them.
     """
 
     forks = 0
@@ -38,11 +38,10 @@ if hasattr(os, "register_at_fork"):  # the child must not inherit a lock that an
     os.register_at_fork(before=pool_lock.acquire, after_in_parent=pool_lock.release, after_in_child=_in_child)
 
 # --- a call -----------------------------------------------------------------------------------------------------------
-# Calls in NCHW with at most SMALL_BATCH images and SMALL_BATCH_ELEMENTS numbers in all arrays run on one thread, and so
-# do calls with at most SERIAL_ELEMENTS numbers: starting and joining two threads takes 2 us, and reading what another
-# core has written takes longer.
+# NCHW calls run on one thread if their arrays have at most SERIAL_ELEMENTS numbers in all, or SMALL_BATCH_ELEMENTS for
+# at most SMALL_BATCH images: starting and joining two threads takes 2 us, reading what another core wrote longer.
 SMALL_BATCH, SMALL_BATCH_ELEMENTS, SERIAL_ELEMENTS = 7, 120_000, 20_000
-# In a captured step, a parameter kernel over at most so many parameters runs serially if the kernel before it does.
+# In a captured step, a parameter kernel over at most this many parameters runs serially if the kernel before it does.
 SERIAL_PARAMETERS = 100_000
 
 
@@ -65,25 +64,25 @@ def runs_serial(args: tuple[Any, ...], per_parameter: bool, trace: Any) -> Any:
 
 # --- a captured step --------------------------------------------------------------------------------------------------
 # Threads are joined after every loop.  If one of them loses its core to another program, the others wait for it, longer
-# than many steps take; then one thread is faster.  So the policy measures: a few steps on one thread from time to time,
-# and every step on all threads.
+# than many steps take; then one thread is faster.  So the policy times all parallel steps, and a few serial steps
+# from time to time.
 
-PROBE_STEPS = 5  # serial steps in a row that are timed
-WINDOW = 0.05  # seconds of parallel steps, at least, that are compared with them
-LOSSES = 2  # comparisons in a row that parallel steps must lose before the policy stays serial; one may be chance
+PROBE_STEPS = 5  # consecutive serial steps that are timed
+WINDOW = 0.05  # seconds of parallel steps to compare with them, at least
+LOSSES = 2  # consecutive comparisons that parallel steps must lose before the policy stays serial; one may be chance
 PROBE_BUDGET = 0.005  # largest share of the time that is spent on probing
 
 clock = time.perf_counter
 
 
 class ThreadPolicy:
-    """A context manager around a captured step: runs it on all threads, or on one while that is faster."""
+    """A context manager around a captured step: sets all threads, or one while that is faster."""
 
     def __init__(self) -> None:
         self.available = self.used = 1  # threads
         self.parallel, self.serial_seconds, self.losses = False, 0.0, 0
         self.steps, self.seconds = 0, 0.0  # since the last change of mode
-        self.started = self.probe_at = 0.0  # when the step started, and when the other mode is probed again
+        self.started = self.probe_at = 0.0  # times: start of the step, next probe of the other mode
 
     def __enter__(self) -> None:
         self.started, self.available = clock(), numba.get_num_threads()

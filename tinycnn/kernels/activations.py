@@ -1,9 +1,8 @@
 """Activations: y = f(x) and dx = f'(x) * dy, element by element, and softmax over rows.
 
 Element-wise activations are defined in tinycnn/scalars.py and selected by a tuple, see `scalars.activation`.  All
-arrays of one call have one shape.  The backward takes the output y in place of x wherever f' is simpler in terms of y.
-Then the input is not needed again, and a net calls activation_forward(y, y, ...) and activation_backward(dy, dy, y,
-...), which saves reading and writing another array.
+arrays of one call have one shape.  Except for LEAKY_RELU, the backward takes y in
+place of x; so a net runs both in place, activation_forward(y, y, ...) and activation_backward(dy, dy, y, ...).
 """
 
 import math
@@ -15,7 +14,7 @@ from tinycnn.kernels._jit import device_function, force_inline, inline_ir, kerne
 from tinycnn.kernels._simd import full_width
 from tinycnn.scalars import LEAKY_RELU, RELU, SCALED_TANH, SIGMOID, TANH
 
-BLOCK = 2048  # numbers a task
+BLOCK = 2048  # elements per task
 
 pairs = scalars.activations(inline_ir, overload_by_dtype)
 tanh_value, tanh_gradient = pairs[TANH]
@@ -28,7 +27,7 @@ scaled_tanh_constants = inline_ir(scalars.scaled_tanh_constants)
 
 
 @force_inline
-def sigmoid_inplace(y, a, b):  # LLVM vectorises this loop only in a function of its own that is inlined
+def sigmoid_inplace(y, a, b):  # LLVM vectorises this loop only in a separate, inlined function
     for i in range(y.size):
         y[i] = sigmoid_value(y[i], a, b)
 
@@ -92,7 +91,7 @@ def copy_block(out, source):
 
 @kernel
 def forward(y, x, activation):
-    """x: of size 0 if y holds x already"""
+    """x: of size 0 if in place, with x in y"""
     y, x = y.reshape(y.size), x.reshape(x.size)
     for block in prange((y.size + BLOCK - 1) // BLOCK):
         out = y[block * BLOCK : (block + 1) * BLOCK]
@@ -102,7 +101,7 @@ def forward(y, x, activation):
 
 @kernel
 def backward(dx, dy, y, activation):
-    """dy: of size 0 if dx holds dy already"""
+    """dy: of size 0 if in place, with dy in dx"""
     dx, dy, y = dx.reshape(dx.size), dy.reshape(dy.size), y.reshape(y.size)
     for block in prange((dx.size + BLOCK - 1) // BLOCK):
         out = dx[block * BLOCK : (block + 1) * BLOCK]

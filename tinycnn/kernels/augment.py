@@ -1,7 +1,7 @@
 """Random distortions of a batch: affine maps, elastic fields, one interpolation for both, brightness and contrast.
 
-As in dropout.py there is no generator state: a random number is a hash of a seed, the number of the training step, the
-image's index in the batch and the index of the draw.  It is the same for any number of threads and any device.
+As in dropout.py there is no generator state: a random number is a hash of seed, training step, the image's index in the
+batch and the index of the draw.  It is the same for any number of threads and any device.
 
 Positions and displacements are (row, column), in pixels.
 """
@@ -24,7 +24,7 @@ TAPS = 4  # weights on either side that one pass of `smooth` applies
 
 @device_function
 def first_draw(counter, seed, n):
-    """Start of the draws of image n: draw k is splitmix64(first_draw + k)."""
+    """Stream of random numbers of image n: draw k is splitmix64(first_draw + k)."""
     return splitmix64(splitmix64(splitmix64(np.uint64(seed)) + np.uint64(counter[0])) + np.uint64(n))
 
 
@@ -36,8 +36,8 @@ def uniform(start, draw, low, high):
 
 @kernel
 def random_affine(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
-    """A random affine map per image, from a pixel of the output to the position in the input that it samples, both
-    relative to the centres of their images.
+    """A random affine map per image, from an output pixel to the input position that it samples, both relative to the
+    image centre.
 
     The input is squeezed (columns * e, rows / e), sheared along x, rotated, scaled and translated, as in torchvision.
     The amounts are uniform in +-degrees, +-translate (columns, rows), scale (low, high), squeeze (low, high) and
@@ -84,7 +84,7 @@ def elastic_field(field, weights, counter, seed, alpha):
     """Displacement of every pixel: alpha times uniform noise in (-1, 1), zero outside of the image, smoothed along rows
     and columns (Simard, Steinkraus and Platt 2003).
 
-    field: (N, 2, H, W)   weights: (R + 1,), one half of the filter from its centre on   counter: (1,) int64   seed: int
+    field: (N, 2, H, W)   weights: (R + 1,), the filter from its centre on   counter: (1,) int64   seed: int
     """
     N, _, H, W = field.shape
     T = field.dtype.type
@@ -128,7 +128,7 @@ def pad_image(padded, image, background):
 
 @device_function
 def sample_positions(corner, di, dj, rows, columns, move_i, move_j, m, H, W):
-    """Where each output pixel samples: index of the upper left pixel in the padded image, and the offsets di and dj."""
+    """Sampling position of each output pixel: index of the upper left pixel in the padded image, and offsets di, dj."""
     T = rows.dtype.type
     zero, last_i, last_j = T(0), T(H + 1), T(W + 1)
     ii, ij, i1 = m[0, 0], m[0, 1], m[0, 2] + T((H + 1) / 2)
@@ -146,7 +146,7 @@ def sample_positions(corner, di, dj, rows, columns, move_i, move_j, m, H, W):
 
 @device_function
 def interpolate(out, padded, pitch, corner, di, dj):
-    """Bilinear interpolation at the positions that `sample_positions` has found."""
+    """Bilinear interpolation at the positions from `sample_positions`."""
     a, b, a1, b1 = padded, padded[pitch:], padded[1:], padded[pitch + 1 :]
     for k in range(len(out)):
         p = corner[k]
@@ -186,10 +186,10 @@ def warp(y, x, matrices, field, background):
 
 @kernel
 def jitter(x, counter, seed, brightness, contrast, scale, shift):
-    """Change brightness and contrast of pixels 0 ... 1, of which x is pixel * scale[c] + shift[c].
+    """Change brightness and contrast; x = pixel * scale[c] + shift[c] for pixels in 0 ... 1.
 
-    Each image is multiplied by a number in 1 +- brightness, then blended with its mean by a number in 1 +- contrast;
-    both times pixels are clamped to 0 ... 1.  torchvision's formulas for grey images; the mean is over all channels.
+    Each image is multiplied by a factor in 1 +- brightness, then blended with its mean by a factor in 1 +- contrast;
+    pixels are clamped to 0 ... 1 after each.  torchvision's formulas for grey images; the mean is over all channels.
 
     x: (N, C, H, W), changed in place   scale, shift: (C,)   counter: (1,) int64   seed: int
     """

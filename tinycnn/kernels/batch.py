@@ -1,4 +1,4 @@
-"""Gathering of batches (index, convert, normalise and pad in one pass), and metrics over an epoch."""
+"""Gather batches (index, convert, normalise and pad in one pass) and accumulate the metrics of an epoch."""
 
 import math
 
@@ -39,10 +39,10 @@ def gather(x, target, images, labels, order, cursor, scale, shift, padding):
 
 @serial_kernel
 def accumulate_metrics(totals, cursor, loss, predicted, target, class_weight):
-    """Add a batch to the totals of the epoch, and move the cursor to the next one.
+    """Add a batch to the totals of the epoch; move the cursor to the next batch.
 
     totals: (5,) float64: loss (times the batch's weight, if there are class weights), correct predictions, images,
-    batches until the loss is first not finite, and weight   cursor: (1,), incremented by B
+    batches before the first with a non-finite loss, and weight   cursor: (1,), incremented by B
     loss, target: (B,)   predicted: (B,), or (0,) for none
     class_weight: (K,) float64, the weight of an image of each class in a mean, or (0,) for a loss that is a sum
     """
@@ -56,6 +56,6 @@ def accumulate_metrics(totals, cursor, loss, predicted, target, class_weight):
     totals[0] += total * weight if len(class_weight) else total
     totals[1] += correct
     totals[2] += len(loss)
-    totals[3] += abs(totals[0]) < math.inf  # not `isfinite`: it tests x - x, which reordering makes 0
+    totals[3] += abs(totals[0]) < math.inf  # not `isfinite`: it tests x - x, which reassociation turns into 0
     totals[4] += weight
     cursor[0] += len(loss)

@@ -4,23 +4,23 @@
 
 x: (N, C, H, W)   w: (O, C/groups, KH, KW)   b: (O,) or (0,) for none   y: (N, O, OH, OW)
 stride (sh, sw), padding (ph, pw), dilation (dh, dw): pairs; pixels outside the image count as zero.  The caller chooses
-OH and OW: with stride one the last windows may reach further beyond the edge than the first ones do.
+OH and OW: with stride one the padding may be larger at the end of an axis than at its start.
 
 Three algorithms, all with the micro-kernel of microkernel.py:
-- direct: batches in the batch-blocked layout, for all but the smallest batches; see direct_conv.py.
-- shifted, stride one, and im2col, any stride: the few images of NCHW batches one by one, vectors along the rows.
+- direct: batch-blocked layout, for all but the smallest batches; see direct_conv.py.
+- shifted (stride one) and im2col (other strides): NCHW, for small batches; image by image, vectors along the rows.
 
-im2col copies the pixel that tap k meets at every output position into row k of a column matrix, which is multiplied by
-the weights.  For stride one no copy is needed: in a zero-padded image, stored row after row, the pixels that tap (u, v)
-meets are the image itself, shifted by u*dh*pitch + v*dw.  A row of the column matrix is then an offset into the image:
+im2col copies the pixels under tap k, for all output positions, into row k of a column matrix, which is multiplied by
+the weights.  For stride one no copy is needed: in a zero-padded image, stored row after row, the pixels under tap
+(u, v) are the image shifted by u*dh*pitch + v*dw.  So a row of the column matrix is an offset into the image:
 
     padded image, flat: rows of pitch = OW + (KW - 1)*dw      output channel, flat: rows of pitch
     ┌───────────┬───────────┬───────────┬───────────┬─        ┌─────────┬─┬─────────┬─┬─────────┬─
     │ row 0     │ row 1     │ row 2     │ row 3     │         │ y row 0 │#│ y row 1 │#│ y row 2 │
     └───────────┴───────────┴───────────┴───────────┴─        └─────────┴─┴─────────┴─┴─────────┴─
-    ├─ tap (0, 0) reads from here on ───►                     #: here windows wrap around: computed
+    ├─ tap (0, 0) reads from here on ───►                     #: windows that wrap around: computed
       ├─ tap (0, 2) from 2*dw further ────►                   too, but not copied to y
-                ├─ tap (1, 0) from dh*pitch further, here dh = 1 ──►
+                ├─ tap (1, 0) from dh*pitch further (dh = 1) ──────►
 
     for o in blocks of MR channels            2*MR accumulators stay in registers for all taps
       for positions of the run, two vectors   consecutive: image and run stay in L1 or L2
@@ -100,8 +100,8 @@ def as_rows(array):
 
 
 # --- shared by shifted and im2col -------------------------------------------------------------------------------------
-# A *run* is all that is computed of one output channel: its rows, `pitch` apart, and what lies between them.  Vectors
-# reach beyond its end, so that buffers from which runs are computed have two vectors to spare.
+# A *run* is one output channel as computed: its rows, `pitch` apart, and the gaps between them.  Vectors reach beyond
+# its end, so its source buffers have two vectors to spare.
 
 
 @device_function
@@ -166,12 +166,12 @@ def weight_grad(dw, dy, dy_start, dy_step, src, offsets, length):
 
 @device_function
 def pad_rows(flat, images, first, count, start, pitch, plane):
-    """flat[c*plane + start + i*pitch + j] = images[first + c, i, j]; what lies between is left as it is."""
+    """flat[c*plane + start + i*pitch + j] = images[first + c, i, j]; other entries are unchanged."""
     for c in range(count):
         for i in range(images.shape[1]):
-            to, row = flat[c * plane + start + i * pitch :], images[first + c, i]
+            out, row = flat[c * plane + start + i * pitch :], images[first + c, i]
             for j in range(row.size):
-                to[j] = row[j]
+                out[j] = row[j]
 
 
 @device_function
@@ -195,7 +195,7 @@ def pack_bias(b, groups, count):
 
 @device_function
 def image_of(dx, n):
-    """Image n of dx, or an empty array if dx is not wanted."""
+    """Image n of dx, or an empty array if dx is not computed."""
     return dx[n] if dx.size else dx.reshape((dx.size, 0, 0))
 
 
@@ -286,7 +286,7 @@ def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, gro
 def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, padding, dilation):
     """columns[((c*KH + u)*KW + v)*OH*OW + i*OW + j] = image[first + c, i*sh + u*dh - ph, j*sw + v*dw - pw] or zero."""
     H, W = image.shape[1], image.shape[2]
-    at = 0
+    k = 0
     for c in range(count):
         for u in range(KH):
             for v in range(KW):
@@ -295,15 +295,15 @@ def image_to_columns(columns, image, first, count, KH, KW, OH, OW, stride, paddi
                     inside = 0 <= h < H
                     for j in range(OW):
                         w = j * stride[1] + v * dilation[1] - padding[1]
-                        columns[at] = image[first + c, h, w] if inside and 0 <= w < W else columns.dtype.type(0)
-                        at += 1
+                        columns[k] = image[first + c, h, w] if inside and 0 <= w < W else columns.dtype.type(0)
+                        k += 1
 
 
 @device_function
 def columns_to_image(image, columns, first, count, KH, KW, OH, OW, stride, padding, dilation):
-    """The transpose of `image_to_columns`: adds every column entry to the pixel that it was copied from."""
+    """The transpose of `image_to_columns`: adds every entry of the columns to its pixel."""
     H, W = image.shape[1], image.shape[2]
-    at = 0
+    k = 0
     for c in range(count):
         for u in range(KH):
             for v in range(KW):
@@ -313,13 +313,13 @@ def columns_to_image(image, columns, first, count, KH, KW, OH, OW, stride, paddi
                     for j in range(OW):
                         w = j * stride[1] + v * dilation[1] - padding[1]
                         if inside and 0 <= w < W:
-                            image[first + c, h, w] += columns[at]
-                        at += 1
+                            image[first + c, h, w] += columns[k]
+                        k += 1
 
 
 @kernel
 def im2col(columns, x, kernel_size, out_size, stride, padding, dilation):
-    """columns: (N, C*KH*KW, OH*OW) from x: (N, C, H, W); out_size is (OH, OW).  torch calls it unfold."""
+    """columns: (N, C*KH*KW, OH*OW) from x: (N, C, H, W); out_size is (OH, OW).  torch: unfold."""
     N, C = x.shape[0], x.shape[1]
     for n in prange(N):
         KH, KW = kernel_size
@@ -329,7 +329,7 @@ def im2col(columns, x, kernel_size, out_size, stride, padding, dilation):
 
 @kernel
 def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
-    """x: (N, C, H, W), each pixel the sum of its copies in columns: (N, C*KH*KW, OH*OW).  torch calls it fold."""
+    """x: (N, C, H, W), each pixel the sum of its copies in columns: (N, C*KH*KW, OH*OW).  torch: fold."""
     N, C = x.shape[0], x.shape[1]
     for n in prange(N):
         KH, KW = kernel_size

@@ -1,8 +1,8 @@
 """Direct convolution of batch blocks (B, C, H, W, L): layout.py explains the layout, conv.py has the formula.
 
 A register block, MR output channels x 2 neighbouring output pixels of L images each, stays in registers while all taps
-of the windows are added, and is stored once.  The input is packed first, a band of rows that fits in the L2 cache at a
-time, channels last, so that the taps of a window are read in ascending order.  No window is copied, unlike in im2col.
+of the windows are added, and is stored once.  The input is packed first, channels last, in bands of rows that fit
+in the L2 cache, so that the taps of a window are read in ascending order.  Unlike in im2col, no window is copied.
 
 One call of the micro-kernel, with taps k = (u, v, c), MR = 8 or 6, and L images a vector:
 
@@ -29,11 +29,11 @@ One call of the micro-kernel, with taps k = (u, v, c), MR = 8 or 6, and L images
           for o in blocks of MR         a panel is read front to back: 150 x 8 floats = 4.8 KB in C3
             for k in taps               2*MR multiply-adds for two loads and MR broadcasts
 
-Taps that would meet padding only are skipped.  The number of channels is made odd (C|1), since pixels a power of two
+Taps that read only padding are skipped.  The number of channels is made odd (C|1), since pixels a power of two
 apart would compete for a few sets of the cache.
 
 The input gradient is such a convolution too, of dy with the flipped kernel.  A stride above one splits it into
-subconvolutions: for each remainder of (h, w) modulo the stride, the taps that reach such pixels, with stride one.
+subconvolutions of stride one: one for each remainder of (h, w) modulo the stride, with the taps that reach its pixels.
 
 The weight gradient is the correlation of dy and x, summed over pixels and lanes: register blocks of GRAD_MR_* output
 channels x GRAD_NR taps, over L1_PIXELS pixels at a time.
@@ -57,12 +57,11 @@ from tinycnn.kernels.microkernel import (
     wide_accumulators,
 )
 
-CHUNKS = 8  # partial weight gradients, at most: not one per thread, so that the order of summation, and with it the
-# rounding, is the same for any number of threads
-BANDS = 2  # bands of an image, at least: each is a task, so that few blocks keep several threads busy
-L2_ELEMENTS = 2**17  # of a band and its output: large images have more bands, or the packed input would leave the cache
+CHUNKS = 8  # partial weight gradients, at most: not one per thread, so that the order of summation is always the same
+BANDS = 2  # bands of an image, at least: each is a task, so a few blocks keep several threads busy
+L2_ELEMENTS = 2**17  # of a band and its output: large images have more bands, so that the packed input stays in L2
 GRAD_MR_WIDE, GRAD_MR_NARROW, GRAD_NR = 4, 3, 5  # register block of weight gradients: output channels, and taps
-L1_PIXELS = 112  # a strip of about so many pixels is summed for all taps before the next, so that it stays in L1
+L1_PIXELS = 112  # pixels of a strip, about: summed for all taps before the next strip, so that it stays in L1
 
 BYTES, pixel_zero, zeros, broadcast_rows = _simd.BYTES, _simd.pixel_zero, _simd.zeros, _simd.broadcast_rows
 load_strided, load_indexed, store_contiguous = _simd.load_strided, _simd.load_indexed, _simd.store_contiguous
@@ -88,7 +87,7 @@ def empty_aligned(size, like):
 
 @device_function
 def odd(n):
-    """n or n + 1: a stride of a power of two would map pixels to a few sets of the cache."""
+    """n, or n + 1 if n is even: a power of two as stride would map pixels to a few sets of the cache."""
     return n | 1
 
 
@@ -105,15 +104,15 @@ def pack_input(x, first, count, rows, halo, channels_last):
     channel_step, pixel_step = (L, odd(count) * L) if channels_last else (height * pitch * L, L)
     for c in range(count):
         for i in range(height):
-            row, at = i * pitch * pixel_step + c * channel_step, ((first + c) * H + rows[0] + i) * W * L
+            row, k_in = i * pitch * pixel_step + c * channel_step, ((first + c) * H + rows[0] + i) * W * L
             for k in range(halo):
                 store(flat, row + k * pixel_step, zero)
                 store(flat, row + (pitch - 1 - k) * pixel_step, zero)
-            to = row + halo * pixel_step
+            k_out = row + halo * pixel_step
             for _ in range(W):
-                store(flat, to, load(source, at, zero))
-                to += pixel_step
-                at += L
+                store(flat, k_out, load(source, k_in, zero))
+                k_out += pixel_step
+                k_in += L
     return flat
 
 
@@ -125,7 +124,7 @@ def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride,
 
     y: (O, OH, OW, L); with `grid`, (origin, step), output (i, j) is written to pixel origin + (i, j) * step
     src: see `pack_input`, channels last   layout: (H, W, first row in src, halo), halo >= min(stride[1],
-    columns that windows reach beyond the edge)   weight: one group, see `pack`   bias: (count rounded up to MR,)
+    columns of a window beyond the edge)   weight: one group, see `pack`   bias: (count rounded up to MR,)
     shape: (C, KH, KW)   like: accumulators, for their number
     """
     (H, W, first_row, halo), (C, KH, KW), (OH, y_width, L), (origin, step) = layout, shape, y.shape[1:], grid
@@ -133,7 +132,7 @@ def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride,
     mr, out, pairs, second = len(like) // 2, ravel(y), (OW + 1) // 2, 1 if OW > 1 else 0  # the second pixel, j + second
     column, pitch = odd(C) * L, (W + 2 * halo) * odd(C) * L
     offsets, taps = tap_offsets(KH, KW, C, dilation[0] * pitch, dilation[1] * column, L), KW * C
-    # The pairs of pixels, and the kernel columns that meet the image at one of the two, are the same in all rows.
+    # The pairs of pixels, and the kernel columns inside the image for either of the two, are the same in all rows.
     columns = np.empty((pairs, 3), np.int64)
     for p in range(pairs):
         j = max(0, min(2 * p, OW - 2))  # the last pair of a row overlaps the one before it
@@ -155,8 +154,8 @@ def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride,
                 for _ in range(runs):
                     acc = microkernel(acc, src, start, offsets, k, k + run, second * stride[1] * column, weight, w)
                     k += taps
-                to = (((first + r) * OH + origin[0] + i * step[0]) * y_width + origin[1] + j * step[1]) * L
-                store_block(out, to, OH * y_width * L, second * step[1] * L, acc, min(mr, count - r))
+                k_out = (((first + r) * OH + origin[0] + i * step[0]) * y_width + origin[1] + j * step[1]) * L
+                store_block(out, k_out, OH * y_width * L, second * step[1] * L, acc, min(mr, count - r))
 
 
 @device_function
@@ -173,7 +172,7 @@ def band(index, count, height):
 
 @device_function
 def input_rows(rows, K, stride, padding, dilation, height):
-    """The input rows, (first, end), that the windows of output rows `rows` meet."""
+    """The input rows, (first, end), that output rows `rows` depend on."""
     first = rows[0] * stride - padding
     last = (rows[1] - 1) * stride + (K - 1) * dilation - padding
     return min(height, max(0, first)), min(height, max(0, last + 1))
@@ -181,7 +180,7 @@ def input_rows(rows, K, stride, padding, dilation, height):
 
 @device_function
 def halo_columns(out, W, K, stride, padding, dilation):
-    """The largest number of columns that a window reaches beyond the image, on either side."""
+    """The largest number of columns of a window beyond the image, on either side."""
     return max(padding, (out - 1) * stride + (K - 1) * dilation - padding - (W - 1))
 
 
@@ -220,8 +219,8 @@ def conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups):
 
 @device_function
 def subconv_taps(origin, K, stride, padding, dilation):
-    """The taps of K by which dy reaches pixels origin, origin + stride, ... of dx: the first one and the step between
-    them; then padding and dilation of the flipped convolution of dy, of stride one, with these taps."""
+    """The taps of K that reach pixels origin, origin + stride, ... of dx: the first tap and the step between taps; then
+    padding and dilation of the flipped convolution of dy, of stride one, with these taps."""
     first, step = 0, 1
     while first < K and (origin + padding - first * dilation) % stride:
         first += 1
@@ -257,7 +256,7 @@ def input_grad_band(dx, dy, weight, shape, stride, padding, dilation, rows, like
     groups, (sh, sw), (per_o, KH, KW) = weight.shape[1], stride, shape
     per, pad = len(dx) // groups, (dilation[0] * (KH - 1) - padding[0], dilation[1] * (KW - 1) - padding[1])
     halo, no_bias = 1 if pad[1] > 0 else 0, np.zeros(per + MR_WIDE, dx.dtype)
-    first, end = input_rows(rows, KH, 1, pad[0], dilation[0], (OH - 1) * sh + 1)  # of dy with its rows sh apart
+    first, end = input_rows(rows, KH, 1, pad[0], dilation[0], (OH - 1) * sh + 1)  # of dy upsampled by sh
     src_rows = first // sh, (end + sh - 1) // sh
     for g in range(groups):
         src = pack_input(dy, g * per_o, per_o, src_rows, halo, True)
@@ -337,18 +336,18 @@ def reduce_partials(dw, db, partial, bias_partial, groups, mr, block_size):
         addend = partial[k]
         for i in range(total.size):
             total[i] += addend[i]
-    at, flat = 0, ravel(dw)
+    start, flat = 0, ravel(dw)
     for g in range(groups):
         for r in range(0, count, mr):
             for u in range(KH):
                 c = v = 0
                 for k0 in range(0, per * KW, GRAD_NR):
                     for k in range(min(GRAD_NR, per * KW - k0)):
-                        to = (((g * count + r) * per + c) * KH + u) * KW + v
+                        index = (((g * count + r) * per + c) * KH + u) * KW + v
                         for i in range(min(mr, count - r)):
-                            flat[to + i * taps] = total[at + i * GRAD_NR + k]
+                            flat[index + i * taps] = total[start + i * GRAD_NR + k]
                         c, v = (c, v + 1) if v + 1 < KW else (c + 1, 0)
-                    at += block_size
+                    start += block_size
     for o in range(db.size):
         db[o] = bias_partial[0, o]
         for k in range(1, len(partial)):
@@ -357,7 +356,7 @@ def reduce_partials(dw, db, partial, bias_partial, groups, mr, block_size):
 
 @inline_ir
 def backward_band(dx, partial, bias_partial, dy, x, weight, shape, stride, padding, dilation, index, mr):
-    """A band of a block.  shape: (groups, O/groups, KH, KW)   index: (number of the band, how many there are)"""
+    """A band of a block.  shape: (groups, O/groups, KH, KW)   index: (band, number of bands)"""
     groups, count, KH, KW = shape
     rows, kernel = band(*index, dy.shape[1]), (groups, KH, KW)
     if choose_mr(count, GRAD_MR_WIDE, GRAD_MR_NARROW) == GRAD_MR_WIDE:

@@ -1,14 +1,13 @@
 """Fused kernels: an activation and the pooling after it, in one pass over the maps.
 
-The maps of a net's first layers exceed the L1 cache, so that loading them takes as long as computing on them.
+The maps of a net's first layers exceed the L1 cache: loading them takes as long as computing on them.
 
 Average pooling (2 x 2, stride 2): both layers work on two rows at a time, while these are in the cache.  The backward
-pass writes the gradient over the activation's output, which is not needed any more: the largest gradient array of the
-net is never allocated.  Max pooling: for a non-decreasing f, max f(x) = f(max x), so the kernel pools first and applies
-f to the fewer values.
+pass overwrites the activation's output with the gradient, so the net's largest gradient array is never allocated.
+Max pooling: max f(x) = f(max x) for non-decreasing f, so the kernel pools first and applies f to fewer values.
 
 x, dx: (B, C, H, W, L), see layout.py   y, dy: (B, C, OH, OW, L); for averages (B, C, H // 2, W // 2, L)
-activation: see scalars.py   divisor: of a window's sum   indices and window arguments: see pooling.py
+activation: see scalars.py   divisor: y = sum of a window / divisor   indices and window arguments: see pooling.py
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""The batch-blocked layout of maps on the CPU, and the reorders that lead into it and back.
+"""The batch-blocked layout of maps on the CPU, and the reorders between it and NCHW.
 
 A batch (N, C, H, W) becomes (B, C, H, W, L): image n is lane n % L of block n // L, where L is the number of lanes of a
-vector register and B = ceil(N / L).  oneDNN calls such a layout Abcd16a, for L = 16.  A pixel of a block is one vector,
+vector register and B = ceil(N / L).  oneDNN calls this layout Abcd16a for L = 16.  A pixel of a block is one vector,
 so even the narrowest map fills whole registers.  Lanes of the last block without an image start as zeros.
 
     NCHW: the pixels of an image in a row        blocked, L = 4: a pixel of four images is one vector
@@ -12,7 +12,7 @@ so even the narrowest map fills whole registers.  Lanes of the last block withou
     image 3 │ d0 d1 d2 d3 ...
     image 4 │ e0 e1 ...                          block 1 │ e0 f0 ...
 
-A `Plan` keeps maps in this layout from the first layer to Flatten.  Users and GPUs never see it.
+A `Plan` keeps maps in this layout from the first layer to Flatten.  It is not part of the public interface, and GPUs do not use it.
 """
 
 import functools
@@ -38,7 +38,7 @@ def _lanes(plane):
 
 
 def lanes_for(batch, dtype):
-    """Lanes a block for batches of this size: 1, which means NCHW, for batches that fill less than half a block."""
+    """Lanes per block for batches of this size: 1, which means NCHW, for batches that fill less than half a block."""
     size = _simd.BYTES // np.dtype(dtype).itemsize
     return size if 2 * batch >= size else 1
 
@@ -63,7 +63,7 @@ def gather_plane(plane, x, n, c, count):
                     padded[lane * P + p] = flat[start + lane * step + p]
             flat, start, step = padded, 0, P
         for first in range(0, P, L):
-            p = min(first, P - L)  # the last L x L square overlaps the one before it, to end with the plane
+            p = min(first, P - L)  # the last L x L square overlaps the one before it
             transpose(plane, p * L, L, flat, start + p, step)
     else:
         for p in range(P):
@@ -116,7 +116,7 @@ def as_nchw(x):
 
 
 def via_nchw(output):
-    """Decorator for kernels without a blocked version: they get NCHW copies, and argument `output` is copied back."""
+    """Decorator for kernels without a blocked version: runs them on NCHW copies and copies argument `output` back."""
 
     def decorate(kernel):
         @functools.wraps(kernel)

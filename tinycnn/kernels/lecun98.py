@@ -1,6 +1,6 @@
 """Kernels that only LeNet-5 of 1998 needs (LeCun, Bottou, Bengio and Haffner 1998, section II.B).
 
-Subsampling with a coefficient and a bias per map, convolution along a connection table, squared distances, RBF losses.
+Subsampling with a coefficient and a bias per map, convolution with a connection table, squared distances, RBF losses.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from tinycnn.kernels._simd import ravel
 from tinycnn.kernels.layout import via_nchw
 from tinycnn.kernels.pooling import clear, mean_2x2, mean_2x2_backward
 
-# The stride is the kernel size.  Windows of 2 x 2, as in LeNet-5, have loops of their own in pooling.py.
+# The stride is the kernel size.  Windows of 2 x 2, as in LeNet-5, use the loops of pooling.py.
 
 
 @device_function
@@ -95,8 +95,8 @@ def subsample_backward(dx, dweight, dbias, dy, x, weight, kernel_size, scale):
                 subsample_input_grad(dx[n, c], dy[n, c], weight[c] * x.dtype.type(scale), KH, KW)
 
 
-# A convolution along a table works on whole planes: if rows of the output are stored with the pitch of the input, the
-# pixels that one tap reads are a contiguous run of the input.  The numbers between two output rows are ignored or zero.
+# Convolution with a connection table works on whole planes: if output rows have the pitch of the input, the pixels that
+# one tap reads are a contiguous run of the input.  The entries between two output rows are ignored or zero.
 
 
 @device_function
@@ -243,7 +243,7 @@ def sum_differences(out, row, points, weights):
 
 @kernel
 def squared_distance_backward(dx, dw, dy, x, w):
-    """Gradients of both arguments of `squared_distance_forward`; of these, arrays of size 0 are not computed."""
+    """Gradients of both arguments of `squared_distance_forward`; dx and dw of size 0 are not computed."""
     images, points = len(x) if dx.size else 0, len(w) if dw.size else 0
     for task in prange(images + points):
         if task < images:
@@ -256,8 +256,8 @@ def squared_distance_backward(dx, dw, dy, x, w):
 def rbf_loss(loss, predicted, dx, x, target, rubbish, mean):
     """Losses of squared distances x: (N, K); the prediction is the class with the smallest.
 
-    rubbish < 0: x[t], eq. 8.  Else x[t] + log(exp(-rubbish) + sum of exp(-x)), eq. 9, which also pushes the points of
-    the other classes away.   loss, predicted, target: (N,)   dx: (N, K)
+    rubbish < 0: x[t], eq. 8.  Else x[t] + log(exp(-rubbish) + sum of exp(-x)), eq. 9, which also pushes away the
+    points of the other classes.   loss, predicted, target: (N,)   dx: (N, K)
     """
     N, K = x.shape
     scale = x.dtype.type(1 / N if mean else 1.0)

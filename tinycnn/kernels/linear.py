@@ -2,8 +2,8 @@
 
 x: (N, F)   w: (O, F)   b: (O,) or (0,) for none   y: (N, O)
 
-All three products are C = A @ B, with C: (M, J), A: (M, K), B: (K, J).  A strip of NR columns of B is packed first, so
-that it is read front to back.  Then, for MR rows of A at a time, an MR x NR block of C stays in registers for all k.
+All three products are C = A @ B, with C: (M, J), A: (M, K), B: (K, J).  A strip of NR columns of B is packed first, to
+be read front to back.  Then, for MR rows of A at a time, an MR x NR block of C stays in registers for all k.
 
     C (M, J)    A (M, K)       B (K, J)       a strip of B is packed by
     y  (N, O)   x    (N, F)    w.T (F, O)     pack_b_columns: a transposition
@@ -45,7 +45,7 @@ load_strided, store_block, fma_broadcast = _simd.load_strided, _simd.store_block
 fma_outer, reduce_add = _simd.fma_outer, _simd.reduce_add
 
 MR = 8 if BYTES == 64 else 6  # rows of a register block, each NR_VECTORS = 2 vectors long
-GEMV_MR = 10  # outputs that `gemv` computes at a time
+GEMV_MR = 10  # outputs of `gemv` at a time
 ACCUMULATORS = 2 * MR
 
 gemm_accumulators = device_function(lambda x: zeros(x, ACCUMULATORS))
@@ -64,7 +64,7 @@ def pad_to(array, rows, columns):
 
 @device_function
 def copy_into(dst, src, columns):
-    """dst[i, j] = src[i, j] for j < columns.  (An assignment of slices takes the compiler seconds longer.)"""
+    """dst[i, j] = src[i, j] for j < columns.  (Slice assignment would compile seconds longer.)"""
     for i in range(min(len(dst), len(src))):
         for j in range(columns):
             dst[i, j] = src[i, j]
@@ -72,7 +72,7 @@ def copy_into(dst, src, columns):
 
 @device_function
 def gemv(y, x, w, b):
-    """y = w @ x + b for one image, as dot products: vectors lie along F.
+    """y = w @ x + b for one image, as dot products with vectors along F.
 
     y: (O,)   x: (F,)   w: (>= O, F), at least GEMV_MR rows
     """
@@ -95,7 +95,7 @@ def gemv(y, x, w, b):
 
 @device_function
 def pack_b_rows(b, count, K, j):
-    """Columns j ... j + 2W of B, packed: (K, 2W), contiguous (in B every row lies on another page).  b: (K, count)"""
+    """Columns j ... j + 2W of B, packed: (K, 2W), contiguous (each row of B is on another page).  b: (K, count)"""
     W, pair = width(b), zeros(b, 2)
     strip = np.empty(K * 2 * W, b.dtype)
     for k in range(K):
@@ -105,7 +105,7 @@ def pack_b_rows(b, count, K, j):
 
 @device_function
 def pack_b_columns(b, K, j):
-    """The same of a B that is stored transposed: rows j ... j + 2W of b.  b: (count, K), K >= W"""
+    """`pack_b_rows` of a transposed B: rows j ... j + 2W of b.  b: (count, K), K >= W"""
     W = width(b)
     strip = np.empty(K * 2 * W, b.dtype)
     for first in range(0, K, W):
@@ -162,7 +162,7 @@ def linear_forward(y, x, w, b):
     out = np.empty((N, count), x.dtype) if narrow else y
     F, flat_out, flat_x, flat_w = x.shape[1], ravel(out), ravel(x), ravel(w)
     strips = (count + 2 * W - 1) // (2 * W)
-    parts = 2 if strips < 4 and N >= 4 * MR else 1  # of the images, where there are few strips
+    parts = 2 if strips < 4 and N >= 4 * MR else 1  # parts of the batch, if there are few strips
     for task in prange(strips * parts):
         j, part = min(task // parts * 2 * W, count - 2 * W), task % parts
         strip = pack_b_columns(flat_w, F, j)

@@ -1,7 +1,7 @@
 """Losses: value and gradient in one pass.
 
-loss: (N,), one number per image; their sum is the loss of the batch.  If `mean`, they are divided by the weight of the
-batch already.
+loss: (N,), one number per image; their sum is the loss of the batch.  If `mean`, they are already divided by the
+batch's weight.
 """
 
 import math
@@ -13,7 +13,7 @@ from tinycnn.kernels._jit import kernel, kernel_no_reassoc
 
 @kernel_no_reassoc
 def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_smoothing, mean):
-    """Softmax cross entropy of logits, as torch defines it, and the class with the largest logit.
+    """Softmax cross entropy of logits, as in torch, and the class with the largest logit.
 
     loss: (N,)   predicted, target: (N,) int64   dx, x: (N, K)   weight: (K,)
     loss[n] = -sum_k a[k] log softmax(x[n])[k], a[k] = weight[k] * ((1 - s) [k = target] + s/K), s = label_smoothing;
@@ -49,7 +49,7 @@ def cross_entropy(loss, predicted, dx, x, target, weight, ignore_index, label_sm
             value, weight_sum = zero, zero
             for k in range(K):
                 a = weight[k] * (smooth + confidence if k == t else smooth)
-                if a != zero:  # 0 * inf: a logit may be -inf where the target has no probability
+                if a != zero:  # avoids 0 * inf: a logit may be -inf where the target probability is 0
                     value -= a * ((row[k] - top) - log_norm)
                 weight_sum += a
             for k in range(K):
@@ -75,7 +75,7 @@ def mse_loss(loss, dx, x, target, mean):
 
 @kernel
 def one_hot(rows, predicted, x, labels):
-    """rows[n, k] = 1 where k = labels[n], else 0; predicted[n]: the class with the largest of x[n].
+    """rows[n, k] = 1 where k = labels[n], else 0; predicted[n] = argmax of x[n].
 
     rows, x: (N, K)   predicted, labels: (N,) int64
     """

@@ -10,7 +10,7 @@ import numpy as np
 from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, force_inline
 
-MR_WIDE, MR_NARROW = 8, 6  # output channels of a register block: the one that wastes fewer rows of the last block
+MR_WIDE, MR_NARROW = 8, 6  # output channels of a register block; `choose_mr` picks one
 
 load_strided, fma_broadcast, zeros = _simd.load_strided, _simd.fma_broadcast, _simd.zeros
 
@@ -27,7 +27,7 @@ def round_up(n, multiple):
 
 @device_function
 def choose_mr(n, wide, narrow):
-    """The one of the two block sizes that covers n rows with fewer unused ones; `wide` if both waste the same."""
+    """The block size, `wide` or `narrow`, that pads n rows less; `wide` if both pad the same."""
     return wide if round_up(n, wide) <= round_up(n, narrow) else narrow
 
 
@@ -71,9 +71,9 @@ def pack(w, groups, mr, flipped, taps_first):
         for r in range(outputs):
             for s in range(inputs):
                 o, c = (s, r) if flipped else (r, s)
-                at, maps = r // mr * mr * inputs * taps + r % mr + s * input_step * mr, w[g * (O // groups) + o]
+                k, maps = r // mr * mr * inputs * taps + r % mr + s * input_step * mr, w[g * (O // groups) + o]
                 for i in range(KH):
                     for j in range(KW):
-                        packed[g, at] = maps[c, KH - 1 - i, KW - 1 - j] if flipped else maps[c, i, j]
-                        at += tap_step
+                        packed[g, k] = maps[c, KH - 1 - i, KW - 1 - j] if flipped else maps[c, i, j]
+                        k += tap_step
     return packed

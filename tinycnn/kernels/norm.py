@@ -1,6 +1,6 @@
 """Batch and group normalisation: y = (x - mean) / sqrt(var + eps) * weight[c] + bias[c].
 
-Both take mean and biased variance over a set of numbers of x, (N, C, H, W): batch normalisation (Ioffe and Szegedy
+Mean and biased variance are those of a set of numbers of x, (N, C, H, W): batch normalisation (Ioffe and Szegedy
 2015) over a channel of all images, group normalisation (Wu and He 2018) over a group of channels of one image.
 weight, bias: (C,), or (0,) for none   mean, rstd = 1/sqrt(var + eps): one per set, written by forward for backward
 
@@ -8,12 +8,12 @@ With xhat = (x - mean)*rstd, g = weight*dy, and sums over a set of m numbers,
 
     dx = rstd * (g - sum(g)/m - xhat * sum(g*xhat)/m),   dweight = sum of dy*xhat,   dbias = sum of dy
 
-Maps may be blocked, (B, C, H, W, L), see layout.py.  Sums are taken for each lane, which is one image of a block: group
-normalisation needs them, and batch normalisation adds them up.
+Maps may be blocked, (B, C, H, W, L), see layout.py.  Sums are per lane, one image of a block: group normalisation
+needs them, and batch normalisation adds them up.
 
-At most RUN numbers are added one after the other in float32, and the sums of such runs in float64: each addition rounds
-by up to 6e-8 of the sum, so the variance of a million pixels would be wrong in the third digit.  If the result is not
-finite, all is added in float64: squares overflow float32 from 1.8e19 on, where 1/sqrt(var) does not.
+Runs of at most RUN numbers are added in float32, and their sums in float64: each addition rounds by up to 6e-8 of the
+sum, so the variance of a million pixels would be wrong in the third digit.  If the result is not finite, all is added
+in float64: squares overflow float32 from 1.8e19 on, but 1/sqrt(var) does not.
 """
 
 import math
@@ -58,7 +58,7 @@ def rows_per_run(plane):
 def accumulate_float64(sums, plane, mean, squared, exact):
     """`accumulate_sums`, or `accumulate_squares` if `squared`, with sums and mean in float64.
 
-    exact: not even runs are added in the plane's precision
+    exact: no sums in the plane's precision
     """
     L, rows = lanes(plane), rows_per_run(plane)
     if exact or plane.shape[1] > RUN:
@@ -165,9 +165,9 @@ def channel_statistics(x, c, batch_size):
 def batch_norm_forward(
     y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training, batch_size
 ):  # fmt: skip
-    """In training, with the statistics of the batch; the running ones, (C,), become (1 - momentum)*running +
-    momentum*batch.  As in torch, the running variance is unbiased; a momentum below 0 stands for
-    1/(num_batches_tracked + 1), which keeps the mean of all batches.  Otherwise, with the running statistics.
+    """In training, uses the batch's statistics, and the running ones become (1 - momentum)*running + momentum*batch;
+    else uses the running ones: (C,).  As in torch, the running variance is unbiased; momentum < 0 stands for
+    1/(num_batches_tracked + 1), the mean over all batches.
 
     num_batches_tracked: (1,), batches that the running statistics include; the caller increments it
     batch_size: number of images; a blocked batch may be padded to more
@@ -209,7 +209,7 @@ def batch_norm_forward(
 
 @kernel
 def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
-    """Those of dx, dweight and dbias that have size 0 are not computed."""
+    """dx, dweight and dbias of size 0 are not computed."""
     for c in prange(x.shape[1]):
         T, L = x.dtype.type, lanes(x[0, c])
         m, r = np.full(L, mean[c], x.dtype), np.full(L, rstd[c], x.dtype)
@@ -242,7 +242,7 @@ def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training,
 
 @device_function
 def group_column(statistics, b, group, L):
-    """The entries of one group and the images of block b, contiguous.  statistics: (N, groups)"""
+    """The statistics of a group for the images of block b, contiguous.  statistics: (N, groups)"""
     return np.ascontiguousarray(statistics[b * L : (b + 1) * L, group])
 
 
@@ -293,7 +293,7 @@ def group_norm_forward(y, x, weight, bias, mean, rstd, groups, eps):
 
 @kernel
 def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
-    """Those of dx, dweight and dbias that have size 0 are not computed."""
+    """dx, dweight and dbias of size 0 are not computed."""
     channels = x.shape[1] // groups
     for c in prange(dweight.size):
         L, group, one = lanes(x[0, c]), c // channels, x.dtype.type(1)

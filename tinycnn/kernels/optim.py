@@ -1,8 +1,7 @@
 """Optimizers: one pass over the flat parameter vector.
 
-theta, grad and the optimizer's state: (P,).  lr_schedule: the learning rate of every step; the last one is kept.
-step: (1,) int64, the number of steps taken, incremented here.  On a GPU both are in device memory, where a captured
-step can read them.
+theta, grad and the optimizer's state: (P,).  lr_schedule: the learning rate of each step; the last one is kept.
+step: (1,) int64, the number of steps taken, incremented here.  On a GPU both are in device memory, for captured steps.
 """
 
 import math
@@ -12,9 +11,8 @@ from numba import prange
 
 from tinycnn.kernels._jit import device_function, parameter_kernel, serial_kernel
 
-# Moving averages of gradients that have become zero, such as a dead ReLU's, decay to denormal numbers, with which CPUs
-# are a hundred times slower.  Small normal numbers are kept: weights that weight decay has shrunk to such a
-# size can grow again.
+# Moving averages of gradients that have become zero, such as a dead ReLU's, decay to denormal numbers, which CPUs
+# process a hundred times slower.  Small normal numbers are kept: weights shrunk by weight decay can grow again.
 
 
 @device_function

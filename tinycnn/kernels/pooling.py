@@ -1,11 +1,11 @@
 """Average and max pooling over KH x KW windows, forward and backward.
 
 x: (N, C, H, W)   y: (N, C, OH, OW)   window of y[i, j]: rows i*sh - ph ..., columns j*sw - pw ...
-kernel_size, stride, padding, dilation: pairs.  The caller chooses OH and OW (with or without ceil_mode); the part of a
-window outside of the padded image does not count.
+kernel_size, stride, padding, dilation: pairs.  The caller chooses OH and OW (with or without ceil_mode); parts of a
+window outside of the padded image do not count.
 
 Batches may be blocked, (B, C, H, W, L), see layout.py; else a pixel has L = 1 lane.  The inner loops run over lanes.
-The windows of nearly every net, 2 x 2 with stride 2, have loops of their own.
+Windows of 2 x 2 with stride 2, the usual case, have separate loops.
 """
 
 import numpy as np
@@ -103,7 +103,7 @@ def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, di
 
 @device_function
 def repeat_pixels(out, source, scale, like):
-    """Each pixel of a row `source`, times scale, twice.  like: a plane, for its number of lanes"""
+    """Each pixel of the row `source`, times scale, repeated twice.  like: a plane, for its number of lanes"""
     L, zero = lanes(like), pixel_zero(like)
     factor = splat(scale, zero)
     for j in range(source.size // L):
@@ -196,10 +196,10 @@ def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
                 for j in range(j0, j1):
                     w = j * sw + v * dw - pw
                     for n in range(L):
-                        value, at = source[w * L + n], j * L + n
-                        better = value > out[at] or value != value or position[at] < 0
-                        out[at] = value if better else out[at]
-                        position[at] = h * W + w if better else position[at]
+                        value, k = source[w * L + n], j * L + n
+                        better = value > out[k] or value != value or position[k] < 0
+                        out[k] = value if better else out[k]
+                        position[k] = h * W + w if better else position[k]
 
 
 @inline_ir
@@ -259,7 +259,7 @@ def unpool(dx, dy, indices, kernel_size, stride, padding, dilation):
 
 @kernel
 def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation):
-    """dx = sum of dy over the windows whose maximum is at that position."""
+    """dx = sum of dy over the windows with their maximum at that pixel."""
     C = dx.shape[1]
     for task in prange(len(dx) * C):
         b, c = task // C, task % C

@@ -1,5 +1,5 @@
-"""Run CUDA kernels on the CPU: the real numba-cuda and cuda.core on a stand-in for the driver (driver.cpp), which runs
-the kernels' PTX translated to C (ptx.py).
+"""Run CUDA kernels on the CPU: the real numba-cuda and cuda.core on a stand-in driver (driver.cpp), which runs the
+kernels' PTX, translated to C (ptx.py).
 
     import cuda_on_cpu
     cuda_on_cpu.install()        # before numba.cuda is imported
@@ -42,7 +42,7 @@ _state = {"driver": None, "folder": FOLDER}
 
 
 def unavailable():
-    """The reason why this machine cannot run kernels on the CPU, or None."""
+    """Why this machine cannot run kernels on the CPU, or None."""
     if not sys.platform.startswith("linux"):
         return "only on Linux"
     if shutil.which("g++") is None:
@@ -79,7 +79,7 @@ def install(folder=None):
 
     folder   the cache of compiled files; by default .cuda_on_cpu in the project's folder
 
-    RuntimeError with the reason if that is impossible.
+    RuntimeError if that is impossible.
     """
     if _state["driver"] is not None:
         return
@@ -143,8 +143,8 @@ def _with_translation(get_cufunc):
 
 
 def _ptx(library):
-    """The optimised PTX of a numba-cuda kernel, cached by the hash of its machine code: Numba caches machine code, and
-    generating the PTX takes as long as generating that."""
+    """The optimised PTX of a numba-cuda kernel, cached by the hash of its machine code: Numba caches only machine
+    code, and generating PTX takes as long."""
     cubin = bytes(library.get_cubin().code)
     path = _state["folder"] / f"{hashlib.sha256(cubin).hexdigest()[:24]}.ptx"
     if not path.exists():
@@ -207,12 +207,12 @@ def kernels_run():
 
 
 def pending_work():
-    """Number of queued items; they run when something waits for them."""
+    """Number of queued items; they run when a call waits for them."""
     return _state["driver"].driver_pending()
 
 
 def run_pending():
-    """Run all queued work, as if the program had waited for it."""
+    """Run all queued work, as a synchronisation does."""
     _state["driver"].driver_run_all()
 
 

@@ -42,7 +42,7 @@ def main():
     cuda_on_cpu.install()
     cuda_on_cpu.fail_on_problems()
     code = run(arguments)
-    cuda_on_cpu.run_pending()  # faults of kernels for which nothing has waited
+    cuda_on_cpu.run_pending()  # may find faults of kernels that no call has waited for
     found = cuda_on_cpu.problems()
     if found:
         print(f"cuda_on_cpu: {len(found)} problems", *found, sep="\n  ", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 compile_kernel(ptx, folder) translates a kernel, as nvJitLink returns it after link-time optimisation, to C and compiles
 it with gcc; runtime.h documents what the shared object exports and needs.  A register becomes a C variable, an
-instruction a C statement.  A thread runs until a barrier.  There its live registers are saved, its function returns the
+instruction a C statement.  A thread runs until a barrier: then its live registers are saved, its function returns the
 barrier's number, and the next thread runs.
 
 Unsupported PTX raises NotImplementedError with its text.  Approximate instructions (ex2.approx, rcp.approx, tanh.approx
@@ -165,7 +165,7 @@ class Function:
         """The live registers before each statement, as bit sets, with none after the last."""
         bit = {name: 1 << k for k, name in enumerate(self.registers)}
         labels = [(label, k) for k, label in enumerate(self.statements) if isinstance(label, str)]
-        place = dict(labels) if len(dict(labels)) == len(labels) else refuse(f"labels twice in {self.name}")
+        targets = dict(labels) if len(dict(labels)) == len(labels) else refuse(f"labels twice in {self.name}")
         flow = []  # of each statement: registers read, registers not written, successors
         for k, statement in enumerate(self.statements):
             if isinstance(statement, str):
@@ -174,18 +174,17 @@ class Function:
             uses, results = statement.uses_and_results(bit)
             written = 0 if statement.guard else sum(bit[name] for name in results)
             after = [k + 1] if statement.guard or statement.base not in ("bra", "ret", "exit") else []
-            after += [place[statement.operands[0]]] if statement.base == "bra" else []
+            after += [targets[statement.operands[0]]] if statement.base == "bra" else []
             flow.append((sum(bit[name] for name in uses), ~written, after))
         live, changed = [0] * (len(flow) + 1), True
         while changed:
             changed = False
             for k in range(len(flow) - 1, -1, -1):
                 uses, kept, after = flow[k]
-                now = uses
                 for j in after:
-                    now |= live[j] & kept
-                changed |= now != live[k]
-                live[k] = now
+                    uses |= live[j] & kept
+                changed |= uses != live[k]
+                live[k] = uses
         return live, bit
 
 
@@ -206,14 +205,14 @@ class Module:
 
         entries = [function for function in self.functions.values() if function.kind == "entry"]
         self.entry = entries[0] if len(entries) == 1 else refuse(f"{len(entries)} kernels in a module")
-        every = self.variables + [v for function in self.functions.values() for v in function.variables]
-        shared = [v for v in every if v.space == "shared"]
+        variables = self.variables + [v for function in self.functions.values() for v in function.variables]
+        shared = [v for v in variables if v.space == "shared"]
         self.static_shared = place([v for v in shared if v.bytes])
         self.dynamic_start = None
         for variable in shared:
             if not variable.bytes:  # dynamic: all start after the static ones
                 self.dynamic_start = place([variable], self.static_shared)
-        self.local_bytes = place([v for v in every if v.space == "local"])  # a frame for each function: no recursion
+        self.local_bytes = place([v for v in variables if v.space == "local"])  # a frame per function: no recursion
         place(self.entry.parameters)
 
 
@@ -542,12 +541,12 @@ class Body:
 
     def parameter(self, i, name, offset, size):
         """A pointer into a parameter, a result, or an argument of a call."""
-        own = {v.name: k for k, v in enumerate(self.function.parameters)}
+        numbers = {v.name: k for k, v in enumerate(self.function.parameters)}
         known = {v.name: v for v in (*self.variables.values(), *self.function.parameters, *self.function.results)}
         if name not in known or not 0 <= offset <= known[name].bytes - size:
             refuse(f"{i.text}: outside of the parameter")
-        in_launch = self.function.kind == "entry" and name in own
-        return f"(void *)({f'parameters[{own[name]}]' if in_launch else c_name(name)} + {offset})"
+        in_launch = self.function.kind == "entry" and name in numbers
+        return f"(void *)({f'parameters[{numbers[name]}]' if in_launch else c_name(name)} + {offset})"
 
     def instruction(self, i):
         """The C statement of an instruction."""
@@ -675,5 +674,5 @@ def compile_kernel(ptx, folder, link=()):
     if done.returncode:
         Path(temporary).unlink()
         raise RuntimeError(f"gcc: {done.stderr[:3000]}")
-    Path(temporary).replace(target)  # atomic: another process may do the same
+    Path(temporary).replace(target)  # atomic: other processes may compile the same
     return target
