@@ -1,8 +1,8 @@
 """Activations: y = f(x) and dx = f'(x) * dy, element by element, and softmax over rows.
 
 Element-wise activations are defined in tinycnn/scalars.py and selected by a tuple, see `scalars.activation`.  All
-arrays of one call have one shape.  Except for LEAKY_RELU, the backward takes y in
-place of x; so a net runs both in place, activation_forward(y, y, ...) and activation_backward(dy, dy, y, ...).
+arrays of one call have one shape.  Except for LEAKY_RELU, the backward takes y in place of x; so a net runs both
+in place, activation_forward(y, y, ...) and activation_backward(dy, dy, y, ...).
 """
 
 import math

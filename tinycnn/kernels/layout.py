@@ -12,7 +12,7 @@ so even the narrowest map fills whole registers.  Lanes of the last block withou
     image 3 │ d0 d1 d2 d3 ...
     image 4 │ e0 e1 ...                          block 1 │ e0 f0 ...
 
-A `Plan` keeps maps in this layout from the first layer to Flatten.  It is not part of the public interface, and GPUs do not use it.
+A `Plan` keeps maps in this layout from the first layer to Flatten.  The layout is internal, and GPUs do not use it.
 """
 
 import functools
