@@ -424,7 +424,7 @@ def test_fit_names_a_wrong_argument():
         (lambda: fit(model, CrossEntropyLoss(), SGD, digits(), epochs=1), "optimizer must be an optimizer"),
         (
             lambda: fit(model, CrossEntropyLoss(), SGD(model), (IMAGES, LABELS), epochs=1),
-            "train must be a data set",
+            "train must be a DeviceDataset",
         ),
         (lambda: evaluate(IMAGES, digits()), "model must be a Sequential"),
     ):
@@ -853,7 +853,7 @@ def test_changed_geometry():
     model[0].stride, model[1].stride = (2, 2), (1, 1)
     again = Sequential(Conv2d(1, 2, 3, stride=2), MaxPool2d(2, stride=1), rng=0)
     np.testing.assert_array_equal(model.forward(x), again.forward(x))
-    with pytest.raises(ValueError, match=r"weight_shape of Conv2d.*decides on the shape"):
+    with pytest.raises(ValueError, match=r"weight_shape of Conv2d.*cannot change in a model"):
         model[0].weight_shape = (2, 1, 5, 5)
     model = net(Conv2d(1, 2, 3), Flatten(), Linear(72, 3))
     model.forward(x)
