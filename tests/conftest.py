@@ -69,7 +69,7 @@ def threads():
 
 @pytest.fixture
 def same_bits(threads):
-    """A check that `case()` -> (kernel, arguments, indices of the outputs) gives the same bits on 1 and 2 threads and on
+    """A check that `case()` -> (kernel, arguments, indices of the outputs) gives the same bits with 1 and 2 threads, on
     every run."""
 
     def check(case):
