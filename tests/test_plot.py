@@ -250,7 +250,7 @@ def test_feature_maps(image, rng):
         (lambda: plot.mistakes(np.zeros((1, 2, 2)), [0], [1.0], [1.0]), "predicted must be integer"),
         (lambda: plot.mistakes(np.zeros((1, 2, 2)), [0], [1], [1.0], ["a"]), "class_names must be 2"),
         (lambda: plot.mistakes(np.zeros((1, 2, 2)), [0], [1], [1.0], limit=0), "limit must be"),
-        (lambda: plot.filters(np.zeros((6, 5, 5))), "weight must be"),
+        (lambda: plot.filters(np.zeros((6, 5, 5))), "weight must have shape"),
         (lambda: plot.feature_maps(np.zeros((2, 2)), [np.zeros((1, 2, 2))], []), "names must be 1"),
         (lambda: plot.feature_maps(np.zeros((2, 2)), [], []), "names must be some"),
         (lambda: plot.feature_maps(np.zeros((2, 2)), [np.zeros((2, 2))], ["C1"]), "maps: .* 'C1'"),
