@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from numba.core.registry import cpu_target
 
-from tinycnn import data, recipes, runs
+from tinycnn import BatchNorm2d, data, recipes, runs
 from tinycnn.recipes import training
 
 FILE = Path(__file__).with_name("bits.json")
@@ -75,12 +75,17 @@ def trained(recipe, dataset, patch, out):
     theta = np.asarray(models[0].theta)
     wide = theta.astype(np.float64)
     signs = np.random.default_rng(1).choice((-1.0, 1.0), len(wide))
-    return {
+    statistics = {
         "sha256": hashlib.sha256(theta.astype("<f4").tobytes()).hexdigest(), "parameters": len(theta),
         "mean": wide.mean(), "rms": math.sqrt(np.mean(wide**2)), "max": np.abs(wide).max(),
         "projection": signs @ wide / math.sqrt(len(wide)), "train_loss": result["history"]["train_loss"][-1],
         "test_loss": result["loss"],
     }  # fmt: skip
+    if any(isinstance(layer, BatchNorm2d) for layer in models[0].layers):
+        # The gradient of a bias before a batch norm is 0 up to rounding, and Adam scales that to full steps: on another
+        # processor such biases differ. The training loss does not depend on them, these two statistics do.
+        del statistics["projection"], statistics["test_loss"]
+    return statistics
 
 
 RECORD = json.loads(FILE.read_text()) if FILE.exists() else {"machine": {}, "recipes": {}}
@@ -99,6 +104,7 @@ def test_every_recipe_is_recorded():
 def test_a_recipe_trains_the_same_bits(name, dataset, monkeypatch, tmp_path):
     expected = RECORD["recipes"][name]
     found = trained(recipes.builtin()[name], dataset, monkeypatch, tmp_path)
+    assert found.keys() == expected.keys()
     assert found["parameters"] == expected["parameters"]
     for key in found.keys() - {"sha256", "parameters"}:
         np.testing.assert_allclose(found[key], expected[key], rtol=TOLERANCE, atol=TOLERANCE, err_msg=key)
