@@ -106,17 +106,17 @@ def test_numpy_and_checkpoint_read_each_other(file):
 @pytest.mark.parametrize(
     ("arrays", "metadata", "error", "words"),
     [
-        ({"w": np.array([None])}, None, ValueError, r"arrays\['w'\]: .* object"),
-        ({"w": np.array(["text"])}, None, ValueError, r"arrays\['w'\]: "),
-        ({"w": np.zeros(2, "f4,O")}, None, ValueError, r"arrays\['w'\]: "),
-        ({"w": [[1], [2, 3]]}, None, ValueError, r"arrays\['w'\]: "),
+        ({"w": np.array([None])}, None, ValueError, r"arrays\['w'\] .* object"),
+        ({"w": np.array(["text"])}, None, ValueError, r"arrays\['w'\] "),
+        ({"w": np.zeros(2, "f4,O")}, None, ValueError, r"arrays\['w'\] "),
+        ({"w": [[1], [2, 3]]}, None, ValueError, r"arrays\['w'\]"),
         ({"__metadata__": an_array()}, None, ValueError, "reserved"),
         ({"": an_array()}, None, ValueError, "cannot be the name"),
         ({"a\0b": an_array()}, None, ValueError, "cannot be the name"),
         ({"a" * 70_000: an_array()}, None, ValueError, "cannot be the name"),
         ({"\ud800": an_array()}, None, ValueError, "surrogates"),
         ({1: an_array()}, None, TypeError, "names of type str"),
-        ({"w": an_array()}, {"rng": object()}, TypeError, "metadata: .*object"),
+        ({"w": an_array()}, {"rng": object()}, TypeError, "metadata.*object"),
         ({"w": an_array()}, [1], TypeError, "metadata must be a mapping"),
     ],
 )

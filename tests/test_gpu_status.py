@@ -80,8 +80,8 @@ def test_a_gpu_that_cannot_be_used_is_refused(driver, number, message):
 
 @pytest.mark.usefixtures("complete")
 def test_the_extra_is_that_of_the_driver():
-    for version, extra in ((12080, "cuda12"), (13000, "cuda13")):
-        with pytest.raises(DeviceError, match=rf"pip install 'tinycnn\[{extra}\]'"):
+    for version, extra in ((12080, "cu12"), (13000, "cu13")):
+        with pytest.raises(DeviceError, match=rf"pip install 'numba-cuda\[{extra}\]'"):
             _gpu.require(0, _gpu.probe(Driver(version, gpus=())))
 
 

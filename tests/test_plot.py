@@ -253,7 +253,7 @@ def test_feature_maps(image, rng):
         (lambda: plot.filters(np.zeros((6, 5, 5))), "weight must have shape"),
         (lambda: plot.feature_maps(np.zeros((2, 2)), [np.zeros((1, 2, 2))], []), "names must be 1"),
         (lambda: plot.feature_maps(np.zeros((2, 2)), [], []), "names must be some"),
-        (lambda: plot.feature_maps(np.zeros((2, 2)), [np.zeros((2, 2))], ["C1"]), "maps: .* 'C1'"),
+        (lambda: plot.feature_maps(np.zeros((2, 2)), [np.zeros((2, 2))], ["C1"]), "maps .* 'C1'"),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(call, message):

@@ -376,7 +376,7 @@ def fields(**changes):
         (
             {"test_images": np.zeros((2, 1, 28, 28), np.uint8)},
             ValueError,
-            r"test_images: .*\(N, 28, 28\), got \(2, 1",
+            r"test_images .*\(N, 28, 28\), got \(2, 1",
         ),
         (
             {"test_labels": np.zeros(3, np.int64)},
