@@ -128,7 +128,7 @@ def test_one_forward_serves_one_backward(pool):
     with pytest.raises(RuntimeError, match="backward needs its own forward"):
         model.backward(y)
     with model.unfused():
-        with pytest.raises(RuntimeError, match="backward needs a forward"):
+        with pytest.raises(RuntimeError, match="backward needs its own forward"):
             model.backward(y)
         model.forward(images(model))
         for _ in range(2):
