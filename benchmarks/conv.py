@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import _ceilings, _competitors, _report
-from benchmarks import _harness as harness
+from benchmarks import _ceilings, _competitors, _harness as harness, _report
 
 PHASES = ("forward", "backward")
 

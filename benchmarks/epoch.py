@@ -15,8 +15,7 @@ import time
 
 import numpy as np
 
-from benchmarks import _competitors, _report
-from benchmarks import _harness as harness
+from benchmarks import _competitors, _harness as harness, _report
 
 BATCH, GOAL = 64, 0.99
 TEST_BATCH = 500

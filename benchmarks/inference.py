@@ -12,8 +12,7 @@ import itertools
 
 import numpy as np
 
-from benchmarks import _ceilings, _competitors, _report
-from benchmarks import _harness as harness
+from benchmarks import _ceilings, _competitors, _harness as harness, _report
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
 NETS = ["tanh+avg", "relu+max"]

@@ -18,8 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, prange
 
-from benchmarks import _ceilings, _report
-from benchmarks import _harness as harness
+from benchmarks import _ceilings, _harness as harness, _report
 from tinycnn import kernels, set_num_threads
 from tinycnn.kernels.conv import conv2d_forward_im2col, conv2d_forward_shifted
 

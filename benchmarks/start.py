@@ -22,8 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import _competitors, _report
-from benchmarks import _harness as harness
+from benchmarks import _competitors, _harness as harness, _report
 
 NET, TOLERANCE = "tanh+avg", 1e-4
 MODULES = {"tinycnn": "tinycnn.kernels", "torch.compile": "torch"}  # `import tinycnn` alone loads almost nothing

@@ -6,8 +6,7 @@ A new layer or loss needs a row in LAYERS or LOSSES: test_places.py fails withou
 import numpy as np
 import pytest
 import reference
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from tinycnn import (
     CrossEntropyLoss,
@@ -168,12 +167,25 @@ LAYERS = {
     "LogSoftmax": plain(layers.LogSoftmax, st.tuples(st.integers(2, 12))),
     "MappedConv2d": mapped_conv2d(),
     "MaxPool2d": max_pool2d() | st.tuples(st.builds(layers.MaxPool2d, st.just(2)), halves, st.just(spaced)),
-    "ReLU": plain(layers.ReLU, any_shapes, spaced),
     "ScaledTanh": st.tuples(constants.map(lambda c: layers.ScaledTanh(*c)), any_shapes, st.just(smooth)),
-    "Sigmoid": plain(layers.Sigmoid),
     "Softmax": plain(layers.Softmax, st.tuples(st.integers(2, 12))),
     "Subsample": subsample(),
-    "Tanh": plain(layers.Tanh),
+}
+# Activations without arguments need no row of their own.
+LAYERS |= {
+    name: plain(layer, any_shapes, spaced)
+    for name, layer in vars(layers).items()
+    if isinstance(layer, type) and issubclass(layer, layers._Activation) and isinstance(layer.activation_code, tuple)
+}
+
+# Layers without a function in tinycnn/functional.py, and why: see test_places.py.
+NOT_IN_FUNCTIONAL = {
+    "BatchNorm2d": "has running statistics",
+    "Dropout": "has a counter",
+    "Dropout2d": "has a counter",
+    "Flatten": "is reshape",
+    "GaussianRBF": "torch has none",
+    "GroupNorm": "of use in a net only",
 }
 
 

@@ -15,8 +15,19 @@ import numpy as np
 import pytest
 from numba.extending import overload
 
-from tinycnn import SGD, CrossEntropyLoss, DeviceDataset, Flatten, Linear, Sequential, _streams, checkpoint, fit, runs
-from tinycnn import plot as plot_module
+from tinycnn import (
+    SGD,
+    CrossEntropyLoss,
+    DeviceDataset,
+    Flatten,
+    Linear,
+    Sequential,
+    _streams,
+    checkpoint,
+    fit,
+    plot as plot_module,
+    runs,
+)
 from tinycnn.__main__ import main
 from tinycnn._interrupts import defer_interrupt
 from tinycnn.kernels._jit import serial_kernel

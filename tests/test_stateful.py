@@ -6,8 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tinycnn import (
@@ -164,7 +163,7 @@ class Users(RuleBasedStateMachine):
         n = self.pending or n
         dy = np.random.default_rng(seed).standard_normal((n, 4))
         if self.pending is None:
-            with pytest.raises(RuntimeError, match="backward needs a forward"):
+            with pytest.raises(RuntimeError, match="backward needs its own forward"):
                 self.model.backward(dy)
             return
         self.assert_close(self.model.backward(dy), self.twin.backward(dy))

@@ -340,7 +340,7 @@ def test_backward_needs_a_forward_of_its_thread():
     model = net()
     y = model(X)
     in_threads(lambda: model(X[:3]))
-    with pytest.raises(RuntimeError, match="backward needs a forward"):
+    with pytest.raises(RuntimeError, match="backward needs its own forward"):
         model.backward(y)
 
 
@@ -458,7 +458,7 @@ def test_a_backward_after_something_else_is_refused(between):
     model = net()
     y = model(X)
     between(model)
-    with pytest.raises(RuntimeError, match="backward needs a forward"):
+    with pytest.raises(RuntimeError, match="backward needs its own forward"):
         model.backward(y)
 
 
@@ -743,7 +743,7 @@ def test_activations_checks_shapes_and_discards_a_forward():
             model.activations(x, dy=wrong)
     model.forward(x)
     model.activations(x[:2])
-    with pytest.raises(RuntimeError, match="backward needs a forward"):
+    with pytest.raises(RuntimeError, match="backward needs its own forward"):
         model.backward(np.ones((4, 3)))
 
 
@@ -762,7 +762,7 @@ def test_a_new_plan_discards_a_forward_of_layers_with_own_buffers():
     model, x = net(Flatten(), Linear(64, 3), Masked()), np.ones((4, 1, 8, 8))
     model.forward(x)
     model.plan(128)
-    with pytest.raises(RuntimeError, match="backward needs a forward"):
+    with pytest.raises(RuntimeError, match="backward needs its own forward"):
         model.backward(np.ones((4, 3)))
 
 

@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 from cuda_on_cpu import ON_GPU
 
-from benchmarks import __main__ as entry
-from benchmarks import _competitors, _plots, augment, conv, ladder, start, train_step
-from benchmarks import _harness as harness
+from benchmarks import (
+    __main__ as entry,
+    _competitors,
+    _harness as harness,
+    _plots,
+    augment,
+    conv,
+    ladder,
+    start,
+    train_step,
+)
 from tests.test_experiment import ENVIRONMENT, ROOT
 
 QUICK = ["--turns", "1", "--seconds", "0.001", "--threads", "1"]

@@ -12,8 +12,7 @@ from tests.cuda import test_kernels
 from tests.test_experiment import ENVIRONMENT, ROOT
 from tinycnn import cuda
 from tinycnn.cuda import _launch
-from tinycnn.cuda._launch import THREADS, blocks, kernel, phase, ravel
-from tinycnn.cuda._launch import cuda as numba_cuda
+from tinycnn.cuda._launch import THREADS, blocks, cuda as numba_cuda, kernel, phase, ravel
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(ON_GPU, reason="a fault makes the context of a GPU unusable")]
 

@@ -5,8 +5,7 @@ import pytest
 import reference
 
 import tinycnn
-from tinycnn import layers as nn
-from tinycnn import scalars
+from tinycnn import layers as nn, scalars
 from tinycnn.model import Sequential
 
 ACTIVATIONS = [nn.Tanh, nn.Sigmoid, nn.ReLU, nn.ScaledTanh, lambda: nn.ScaledTanh(-0.7, 1.3)]
@@ -133,7 +132,7 @@ def test_one_forward_serves_one_backward(pool):
         model.forward(images(model))
         for _ in range(2):
             np.testing.assert_allclose(model.backward(y), first, rtol=1e-12, atol=1e-15)
-    with pytest.raises(RuntimeError, match="backward needs a forward"):
+    with pytest.raises(RuntimeError, match="backward needs its own forward"):
         model.backward(y)
 
 

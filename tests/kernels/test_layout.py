@@ -3,8 +3,7 @@
 import cuda_calls
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from tinycnn import Sequential, kernels, layers
 from tinycnn.kernels import _simd, direct_conv, layout

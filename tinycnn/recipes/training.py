@@ -10,8 +10,20 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tinycnn import augment, hardware, init, layers, lecun98, losses, metrics, optim, runs, schedules, train
-from tinycnn import data as datasets
+from tinycnn import (
+    augment,
+    data as datasets,
+    hardware,
+    init,
+    layers,
+    lecun98,
+    losses,
+    metrics,
+    optim,
+    runs,
+    schedules,
+    train,
+)
 from tinycnn._interrupts import defer_interrupt
 from tinycnn._typing import Rng
 from tinycnn.data import Dataset

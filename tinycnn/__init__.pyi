@@ -1,0 +1,59 @@
+"""The public names: `__init__.py` loads them from here when they are used."""
+
+__version__: str
+
+from . import (
+    augment as augment,
+    callbacks as callbacks,
+    checkpoint as checkpoint,
+    data as data,
+    errors as errors,
+    experiment as experiment,
+    functional as functional,
+    init as init,
+    kernels as kernels,
+    layers as layers,
+    lecun98 as lecun98,
+    losses as losses,
+    metrics as metrics,
+    models as models,
+    optim as optim,
+    plot as plot,
+    runs as runs,
+    schedules as schedules,
+    train as train,
+)
+from ._gradcheck import gradcheck as gradcheck, gradcheck_model as gradcheck_model
+from .augment import (
+    ColorJitter as ColorJitter,
+    ElasticTransform as ElasticTransform,
+    RandomAffine as RandomAffine,
+)
+from .callbacks import EarlyStopping as EarlyStopping, ReduceLROnPlateau as ReduceLROnPlateau
+from .dataset import DeviceDataset as DeviceDataset
+from .devices import set_num_threads as set_num_threads
+from .errors import DivergedError as DivergedError
+from .layers import (
+    AvgPool2d as AvgPool2d,
+    BatchNorm2d as BatchNorm2d,
+    Conv2d as Conv2d,
+    Dropout as Dropout,
+    Dropout2d as Dropout2d,
+    Flatten as Flatten,
+    GaussianRBF as GaussianRBF,
+    GroupNorm as GroupNorm,
+    Layer as Layer,
+    LeakyReLU as LeakyReLU,
+    Linear as Linear,
+    LogSoftmax as LogSoftmax,
+    MaxPool2d as MaxPool2d,
+    ReLU as ReLU,
+    ScaledTanh as ScaledTanh,
+    Sigmoid as Sigmoid,
+    Softmax as Softmax,
+    Tanh as Tanh,
+)
+from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss, OneHotMSELoss as OneHotMSELoss
+from .model import Sequential as Sequential
+from .optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW
+from .train import evaluate as evaluate, fit as fit, train_step as train_step
