@@ -2,9 +2,10 @@
 
 layer    a class in tinycnn/layers.py with `forward` and `backward`; its name in tinycnn/__init__.py; a row in
          tests/test_gradients.py; its function and the `_backward` twin in tinycnn/functional.py, with torch's answers
-         (tests/support/make_torch_answers.py), or a reason in NOT_IN_FUNCTIONAL below.  An activation: also a code and
-         two functions in tinycnn/scalars.py, and a row in tests/support/reference.py
-loss     a class in tinycnn/losses.py; its name in tinycnn/__init__.py; a row in tests/test_gradients.py
+         (tests/support/make_torch_answers.py), or a reason in NOT_IN_FUNCTIONAL there.  An activation: also a code and
+         two functions in tinycnn/scalars.py, and a row in tests/support/reference.py.  Its name in CHANGELOG.md
+loss     a class in tinycnn/losses.py; its name in tinycnn/__init__.py and in CHANGELOG.md; a row in
+         tests/test_gradients.py
 kernel   a function in tinycnn/kernels/ and its twin with the same arguments in tinycnn/cuda/, both exported; calls in
          tests/support/cuda_calls.py; a row in a table CASES of the tests, for the same bits with any number of threads.
          NaN in the input must give NaN in the output: exceptions have a reason in NAN_STOPS below
@@ -38,14 +39,6 @@ NAN_STOPS = {
     "leaky_relu": "dx is dy unless x <= 0, which is false for NaN",
 }
 
-NOT_IN_FUNCTIONAL = {
-    "BatchNorm2d": "has running statistics",
-    "Dropout": "has a counter",
-    "Dropout2d": "has a counter",
-    "Flatten": "is reshape",
-    "GaussianRBF": "torch has none",
-    "GroupNorm": "of use in a net only",
-}
 NOT_IN_TORCH = {"scaled_tanh"}  # functions without answers of torch: tests/test_functional.py has formulas for them
 NOT_EXPORTED = {"Parametric"}  # a base class
 
@@ -74,8 +67,9 @@ KERNELS = sorted(set(kernels.__all__) - SERVICES - CPU_MODULES)
 
 @functools.cache
 def gradient_rows():
+    """Rows for layers and for losses, and the layers without a function."""
     tables = importlib.import_module("tests.test_gradients")
-    return set(tables.LAYERS), set(tables.LOSSES)
+    return set(tables.LAYERS), set(tables.LOSSES), set(tables.NOT_IN_FUNCTIONAL)
 
 
 @functools.cache
@@ -107,9 +101,8 @@ def twins():
 
 
 def snake_case(name):
-    """The function of a layer, as in torch: max_pool2d for MaxPool2d."""
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    return {"re_lu": "relu", "leaky_re_lu": "leaky_relu"}.get(name, name)
+    """The function of a layer, as in torch: max_pool2d for MaxPool2d, leaky_relu for LeakyReLU."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.replace("LU", "lu")).lower()
 
 
 def missing_for_layer(name, layer, path):
@@ -125,11 +118,17 @@ def missing_for_layer(name, layer, path):
     if not hasattr(tinycnn, name):
         where = place("tinycnn/__init__.py", "from tinycnn.layers import")
         yield f"{where}: add {name} as {name}"
-    if name not in NOT_IN_FUNCTIONAL:
+    yield from missing_in_changelog(name)
+    if name not in gradient_rows()[2]:
         yield from missing_for_function(snake_case(name))
     if layer.activation_code is not None and snake_case(name) not in reference.ACTIVATIONS:
         where = place("tests/support/reference.py", "ACTIVATIONS = {")
         yield f'{where}: add a row "{snake_case(name)}": (value, derivative, what backward reads, constants)'
+
+
+def missing_in_changelog(name):
+    if f"`{name}`" not in (ROOT / "CHANGELOG.md").read_text():
+        yield f"{place('CHANGELOG.md', '## Unreleased')}: add `{name}`, for users"
 
 
 def missing_for_function(name):
@@ -137,7 +136,7 @@ def missing_for_function(name):
         if not hasattr(functional, function):
             yield (
                 f"tinycnn/functional.py: add {function}, or its layer with a reason to NOT_IN_FUNCTIONAL in "
-                f"{place('tests/test_places.py', 'NOT_IN_FUNCTIONAL = {')}"
+                f"{place('tests/test_gradients.py', 'NOT_IN_FUNCTIONAL = {')}"
             )
     if name not in torch_answers() | NOT_IN_TORCH:
         where = place("tests/support/make_torch_answers.py", "def add(")
@@ -148,7 +147,10 @@ def missing_for_loss(name, path):
     if name not in gradient_rows()[1]:
         where = place("tests/test_gradients.py", "LOSSES = {")
         yield f'{where}: add a row "{name}": a function of (draw, N, K, rng) that returns (loss, target)'
-    if path == "tinycnn/losses.py" and not hasattr(tinycnn, name):
+    if path != "tinycnn/losses.py":
+        return
+    yield from missing_in_changelog(name)
+    if not hasattr(tinycnn, name):
         where = place("tinycnn/__init__.py", "from tinycnn.losses import")
         yield f"{where}: add {name} as {name}"
 
@@ -204,21 +206,26 @@ def test_function():
 
 def test_nothing_is_exported_by_one_backend_only():
     public = {name for name, f in vars(kernels).items() if inspect.isroutine(f) and not name.startswith("_")}
-    assert public | CPU_MODULES == set(kernels.__all__), (
-        "tinycnn/kernels/__init__.py: __all__ must have what is imported"
-    )
-    assert set(twins()) == set(kernels.__all__), "tinycnn/cuda/__init__.py and tinycnn/kernels/__init__.py must agree"
+    differs = sorted((public | CPU_MODULES) ^ set(kernels.__all__))
+    assert not differs, f"tinycnn/kernels/__init__.py: imported or in __all__, not both: {differs}"
+    differs = sorted(set(twins()) ^ set(kernels.__all__))
+    assert not differs, f"in __all__ of tinycnn/cuda/__init__.py or of tinycnn/kernels/__init__.py, not both: {differs}"
 
 
 def test_no_row_is_left_over():
     """Of layers, losses and kernels that are gone."""
     names = [{name for found in kinds.values() for name in found} for kinds in (LAYERS, LOSSES)]
-    assert gradient_rows() == tuple(names), "tests/test_gradients.py: LAYERS or LOSSES has a row of what is gone"
-    assert cuda_calls() <= set(KERNELS), "tests/support/cuda_calls.py calls what is gone"
-    assert {row for table in case_files().values() for row in table} <= set(KERNELS), "a table CASES has a row too many"
+    layer_rows, loss_rows, not_in_functional = gradient_rows()
+    gone = (layer_rows | not_in_functional) - names[0] | loss_rows - names[1]
+    assert not gone, f"tests/test_gradients.py has rows of what is gone: {sorted(gone)}"
+    where = "what tinycnn/kernels/__init__.py does not export"
+    gone = cuda_calls() - set(KERNELS)
+    assert not gone, f"tests/support/cuda_calls.py calls {where}: {sorted(gone)}"
+    gone = {row for table in case_files().values() for row in table} - set(KERNELS)
+    assert not gone, f"tables CASES have rows of {where}: {sorted(gone)}"
     assert NAN_STOPS.keys() <= reference.ACTIVATIONS.keys()
-    assert NOT_IN_FUNCTIONAL.keys() <= names[0]
-    assert not {name for name in NOT_IN_FUNCTIONAL if hasattr(functional, snake_case(name))}
+    needless = {name for name in not_in_functional if hasattr(functional, snake_case(name))}
+    assert not needless, f"tests/test_gradients.py: NOT_IN_FUNCTIONAL has layers with a function: {sorted(needless)}"
 
 
 # --- the checks themselves --------------------------------------------------------------------------------------------
@@ -232,9 +239,11 @@ def test_what_is_forgotten_is_named():
         report(missing_for_layer("Swish", Swish, "tinycnn/layers.py"))
     for words in (
         "a method forward", "a method backward", "tests/test_gradients.py:", "tinycnn/__init__.py:", "add swish,",
-        "add swish_backward", "make_torch_answers.py:", "tests/support/reference.py:",
+        "add swish_backward", "make_torch_answers.py:", "tests/support/reference.py:", "CHANGELOG.md:",
     ):  # fmt: skip
         assert words in str(caught.value)
+
+    assert [snake_case(name) for name in ("PReLU", "MaxPool2d", "LeakyReLU")] == ["prelu", "max_pool2d", "leaky_relu"]
 
     def swish_forward(y, x):
         pass
