@@ -188,16 +188,6 @@ NOT_IN_FUNCTIONAL = {
     "GroupNorm": "of use in a net only",
 }
 
-# Layers without a function in tinycnn/functional.py, and why: see test_places.py.
-NOT_IN_FUNCTIONAL = {
-    "BatchNorm2d": "has running statistics",
-    "Dropout": "has a counter",
-    "Dropout2d": "has a counter",
-    "Flatten": "is reshape",
-    "GaussianRBF": "torch has none",
-    "GroupNorm": "of use in a net only",
-}
-
 
 @devices
 @pytest.mark.parametrize("name", LAYERS)
