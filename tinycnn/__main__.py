@@ -10,11 +10,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit code."""
-    import argparse
-
     import tinycnn
-    from tinycnn import experiment
-    from tinycnn.recipes import evaluate, reproduce, sweep
+    from tinycnn._interrupts import defer_interrupt
+
+    with defer_interrupt():  # NumPy would turn it into an ImportError
+        import argparse
+
+        from tinycnn import experiment
+        from tinycnn.recipes import evaluate, reproduce, sweep
 
     parser = argparse.ArgumentParser(prog="tinycnn", description="A CNN engine written from scratch.")
     parser.add_argument("--version", action="version", version=f"tinycnn {tinycnn.__version__}")
