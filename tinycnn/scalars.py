@@ -155,11 +155,12 @@ def activations(compiled, overload_by_dtype):
     def scaled_tanh_gradient(dy, y, c, d):
         return dy * (c - d * y * y)
 
+    # A factor, as LLVM stores a choice between two results with a mask, which some processors do slowly.
     def leaky_relu_value(x, a, b):
-        return a * x if x <= ZERO else x
+        return x * (a if x <= ZERO else ONE)
 
     def leaky_relu_gradient(dy, x, c, d):
-        return c * dy if x <= ZERO else dy
+        return dy * (c if x <= ZERO else ONE)
 
     def gaussian_value(x, a, b):
         return exp(a * x)

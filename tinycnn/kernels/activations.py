@@ -12,14 +12,14 @@ from numba import prange
 from tinycnn import scalars
 from tinycnn.kernels._jit import device_function, force_inline, inline_ir, kernel, kernel_no_reassoc, overload_by_dtype
 from tinycnn.kernels._simd import full_width
-from tinycnn.scalars import LEAKY_RELU, RELU, SCALED_TANH, SIGMOID, TANH
+from tinycnn.scalars import LEAKY_RELU, RELU, SCALED_TANH, SIGMOID, TANH, ZERO
 
 BLOCK = 2048  # elements per task
 
 pairs = scalars.activations(inline_ir, overload_by_dtype)
 tanh_value, tanh_gradient = pairs[TANH]
 sigmoid_value, sigmoid_gradient = pairs[SIGMOID]
-relu_value, relu_gradient = pairs[RELU]
+relu_value, _ = pairs[RELU]
 scaled_tanh_value, scaled_tanh_gradient = pairs[SCALED_TANH]
 leaky_relu_value, leaky_relu_gradient = pairs[LEAKY_RELU]
 gaussian_value, gaussian_gradient = pairs[scalars.GAUSSIAN]
@@ -68,8 +68,8 @@ def apply_derivative(dx, y, activation):
         for i in range(dx.size):
             dx[i] = sigmoid_gradient(dx[i], y[i], c, d)
     elif code == RELU:
-        for i in range(dx.size):
-            dx[i] = relu_gradient(dx[i], y[i], c, d)
+        for i in range(dx.size):  # not a call of relu_gradient: that would be stored with a mask, see scalars.py
+            dx[i] = ZERO if y[i] <= ZERO else dx[i]
     elif code == SCALED_TANH:
         c, d = scaled_tanh_constants(a, b)
         c, d = y.dtype.type(c), y.dtype.type(d)
