@@ -30,6 +30,7 @@ from .augment import (
     RandomAffine as RandomAffine,
 )
 from .callbacks import EarlyStopping as EarlyStopping, ReduceLROnPlateau as ReduceLROnPlateau
+from .containers import Residual as Residual
 from .dataset import DeviceDataset as DeviceDataset
 from .devices import set_num_threads as set_num_threads
 from .errors import DivergedError as DivergedError
@@ -56,4 +57,5 @@ from .layers import (
 from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss, OneHotMSELoss as OneHotMSELoss
 from .model import Sequential as Sequential
 from .optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW
+from .saving import load as load
 from .train import evaluate as evaluate, fit as fit, train_step as train_step

@@ -94,7 +94,7 @@ class StepRunner:
         captured_plan, replay = self.captures.get(key, (None, None))
         if replay is None or captured_plan is not plan:  # a capture uses the buffers of its plan
             self.reserve(n)
-            parts = *self.model.layers, self.criterion, self.loader.data, self.optimizer
+            parts = *(layer for _, layer in self.model.leaves), self.criterion, self.loader.data, self.optimizer
             replay = Replay(self.model.ops, lambda: step(n), *(part for part in parts if part is not None))
             self.captures[key] = plan, replay
         replay()
