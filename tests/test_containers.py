@@ -23,6 +23,7 @@ from tinycnn import (
     fit,
     functional as F,
     gradcheck_model,
+    models,
 )
 
 RNG = np.random.default_rng(0)
@@ -90,7 +91,9 @@ def run_by_hand(layers, x, parameters):
         elif isinstance(layer, MaxPool2d):
             x = F.max_pool2d(x, layer.kernel_size)
         else:
-            x = {Tanh: np.tanh, ReLU: lambda v: np.maximum(v, 0), Twice: lambda v: 2 * v, Flatten: F_flatten}[type(layer)](x)
+            x = {Tanh: np.tanh, ReLU: lambda v: np.maximum(v, 0), Twice: lambda v: 2 * v, Flatten: F_flatten}[
+                type(layer)
+            ](x)
     return x
 
 
@@ -165,7 +168,10 @@ def test_equals_torchs_names_with_statistics():
             lambda: Sequential(Residual(conv(2, 3), projection=conv(2, 4)), input_shape=(2, 6, 6)),
             r"its projection has \(4, 6, 6\)",
         ),
-        (lambda: Sequential(Tanh(), Residual(conv(4, 4)), input_shape=(2, 6, 6)), "layer 1: layers of Residual: layer 0"),
+        (
+            lambda: Sequential(Tanh(), Residual(conv(4, 4)), input_shape=(2, 6, 6)),
+            "layer 1: layers of Residual: layer 0",
+        ),
         (lambda: Sequential(*[Residual(Tanh())] * 2), "only once"),
         (lambda: Sequential(Residual(Sequential(Tanh())[0])), "layer 0.layers.0, .* belongs to a model"),
     ],
@@ -191,7 +197,9 @@ def test_copies_freezing_and_modes():
 
 def digits(n=64):
     images = np.random.default_rng(5).integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
-    return DeviceDataset(images, (images[:, 0, :, :4].mean(axis=(1, 2)) > images[:, 0, :, 4:].mean(axis=(1, 2))).astype(int))
+    return DeviceDataset(
+        images, (images[:, 0, :, :4].mean(axis=(1, 2)) > images[:, 0, :, 4:].mean(axis=(1, 2))).astype(int)
+    )
 
 
 def test_trains_recorded_as_unrecorded():
@@ -202,7 +210,9 @@ def test_trains_recorded_as_unrecorded():
             Residual(conv(4, 8, stride=2), BatchNorm2d(8), projection=[Conv2d(4, 8, 1, stride=2), BatchNorm2d(8)]),
             ReLU(), AvgPool2d(4), Flatten(), Linear(8, 2), input_shape=(1, 8, 8), rng=3,
         )  # fmt: skip
-        history = fit(model, CrossEntropyLoss(), SGD(model, lr=0.1, momentum=0.9), digits(), epochs=8, batch_size=16, rng=0)
+        history = fit(
+            model, CrossEntropyLoss(), SGD(model, lr=0.1, momentum=0.9), digits(), epochs=8, batch_size=16, rng=0
+        )
         return model, history
 
     class Same(Layer):
@@ -312,3 +322,15 @@ def test_replace_makes_a_new_model():
         model.replace(-1, Linear(35, 3))
     with pytest.raises(IndexError, match="index"):
         model.replace(9, Linear(36, 3))
+
+
+# --- ResNet-20 --------------------------------------------------------------------------------------------------------
+
+
+def test_resnet20():
+    model = models.resnet20(rng=0)
+    assert len(model.theta) == 272_474
+    assert model.shapes[-3:] == [(64, 1, 1), (64,), (10,)]
+    small = models.resnet20(classes=3, input_shape=(1, 7, 9), rng=1, dtype=np.float64)
+    x = RNG.normal(size=(6, 1, 7, 9))
+    assert gradcheck_model(small, x, eps=1e-7, rtol=1e-4) < 1e-4

@@ -153,6 +153,9 @@ class MappedConv2d(Layer):
         self.table = table
         self._inputs_per_map: Array = table.sum(axis=0)  # (out_channels,)
 
+    def config_overrides(self) -> dict[str, Any]:
+        return {"connections": self.table}
+
     def parameter_shapes(self) -> dict[str, Shape]:
         return {"weight": (int(self.table.sum()), *self.kernel_size), "bias": (self.out_channels,)}
 
