@@ -73,6 +73,9 @@ class Torch:
     def __init__(self, net, threads):
         import torch
 
+        from benchmarks import _torch_module
+
+        self.as_module = _torch_module.as_module
         torch.set_num_threads(threads)
         self.torch, self.net = torch, net
 
@@ -88,8 +91,7 @@ class Torch:
         self.format = getattr(torch, memory_format)
         images, labels, self.order = batches(model.input_shape, batch)
         self.images, self.labels = torch.from_numpy(images), torch.from_numpy(labels)
-        self.model = as_module(torch, model).to(memory_format=self.format)
-        self.model.load_state_dict({name: torch.from_numpy(value) for name, value in model.state_dict().items()})
+        self.model = self.as_module(model).to(memory_format=self.format)
         self.optimizer = torch.optim.SGD(self.model.parameters(), LR, MOMENTUM, fused=True)
         self.index_cycle = itertools.cycle(self.order)
 
@@ -104,27 +106,6 @@ class Torch:
 
     def losses(self):
         return [self.next_step() for _ in self.order]
-
-
-def as_module(torch, model):
-    """The model as a torch module with the same state_dict keys."""
-    nn = torch.nn
-
-    class Residual(nn.Module):
-        def __init__(self, layers, projection):
-            super().__init__()
-            self.layers, self.projection = layers, projection
-
-        def forward(self, x):
-            return self.layers(x) + self.projection(x)
-
-    def convert(layer):
-        kind, config = type(layer).__name__, layer.config()
-        if kind == "Residual":
-            return Residual(*(nn.Sequential(*map(convert, layers)) for layers in (layer.layers, layer.projection)))
-        return getattr(nn, kind)(**config)
-
-    return nn.Sequential(*map(convert, model.layers))
 
 
 COMPETITORS = {"tinycnn": TinyCNN, "torch": Torch}

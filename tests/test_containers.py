@@ -253,7 +253,7 @@ def test_a_frozen_layer_below_costs_no_backward():
     model.backward(dy)
     np.testing.assert_array_equal(model.grad[:frozen], full[:frozen])
     assert not model[2]._grad_views["weight_grad"].any()
-    with pytest.raises(TypeError, match="requires_grad of Conv2d.* must be True or False"):
+    with pytest.raises(TypeError, match=r"requires_grad of Conv2d.* must be True or False"):
         model[2].requires_grad = 0
 
 
@@ -293,7 +293,7 @@ def test_a_slice_shares_weights():
     for part in (slice(3, 3), slice(None, None, 2), slice(None, None, -1)):
         with pytest.raises(ValueError, match="neighbouring layers"):
             model[part]
-    with pytest.raises(IndexError, match="index must be in -5 ... 4, got 5"):
+    with pytest.raises(IndexError, match=r"index must be in -5 \.\.\. 4, got 5"):
         model[5]
 
 

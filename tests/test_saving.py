@@ -159,7 +159,7 @@ def test_a_changed_file_is_refused_by_name(tmp_path, change, message):
 
 def test_a_state_dict_is_not_a_model(tmp_path):
     checkpoint.save(tmp_path / "w.npz", net().state_dict())
-    with pytest.raises(DamagedCheckpointError, match="holds no model, but the arrays 0.weight"):
+    with pytest.raises(DamagedCheckpointError, match=r"holds no model, but the arrays 0\.weight"):
         tinycnn.load(tmp_path / "w.npz")
 
 
@@ -181,7 +181,7 @@ def test_predictions_and_probabilities():
     np.testing.assert_array_equal(model.predict(x), logits.argmin(axis=1))
     model.output_kind = "values"
     np.testing.assert_array_equal(model.predict(x), logits)
-    with pytest.raises(ValueError, match="predict_proba needs a model of classes or labels; .* are values"):
+    with pytest.raises(ValueError, match=r"predict_proba needs a model of classes or labels; .* are values"):
         model.predict_proba(x)
 
 

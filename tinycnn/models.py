@@ -1,5 +1,6 @@
 """Ready-made networks."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -74,7 +75,7 @@ def resnet20(
         return [Residual(*body, projection=projection), ReLU()]
 
     maps = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-    blocks = [layer for pair in zip(maps, maps[1:], strict=False) for layer in block(*pair)]
+    blocks = [layer for pair in itertools.pairwise(maps) for layer in block(*pair)]
     model = Sequential(
         Conv2d(channels, 16, 3, padding=1, bias=False), BatchNorm2d(16), ReLU(),
         *blocks,
