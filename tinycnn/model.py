@@ -6,7 +6,6 @@ chain in reverse.
 """
 
 import contextlib
-import copy
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tinycnn import _check, _inspect, _state, devices
+from tinycnn import _check, _inspect, _parts, _predict, _state, devices
 from tinycnn._inspect import LayerActivations
 from tinycnn._tracked import ChangeCounter, is_builtin
 from tinycnn._typing import Array, DeviceArray, Rng, Shape, State
 from tinycnn.containers import NamedLayer, chain_shapes, check_unbound, leaf_shapes, leaves, named_layers
 from tinycnn.dataset import Normalization
-from tinycnn.layers import Layer, Softmax, copy_into
+from tinycnn.layers import Layer, copy_into
 from tinycnn.plan import Plan
 
 MAX_PLANS = 8  # the plans of the last batch sizes are kept
@@ -78,14 +77,15 @@ class Sequential:
         self.output_kind: str | None = None
         self._class_names: tuple[str, ...] | None = None
         self.changes, self.lock, self._run = ChangeCounter(), threading.RLock(), RunState()
-        self._set_layers(layers, input_shape)
+        self.set_layers(layers, input_shape)
         self.ops = devices.get(self.device)
         rng = _check.generator("rng", rng)
         self.parameter_table, self._theta, self._grad = _state.allocate(
             self.named_layers(), rng, self.ops, self.dtype, self.changes
         )
 
-    def _set_layers(self, layers: tuple[Layer, ...], input_shape: Shape | None) -> None:
+    def set_layers(self, layers: tuple[Layer, ...], input_shape: Shape | None) -> None:
+        """Set the chain of a new model."""
         self._layers, self._training, self._unfused = layers, True, False
         self._named_layers, self.leaves = named_layers(layers), leaves(layers)
         self.input_shape: Shape | None = None
@@ -331,15 +331,7 @@ class Sequential:
         values such as MSELoss.  Before training, class numbers if the output is a vector of more than one number,
         otherwise the outputs.
         """
-        outputs = self.outputs(x, batch_size)
-        kind = self.output_kind
-        if kind == "values" or (kind is None and (outputs.ndim != 2 or outputs.shape[1] == 1)):
-            return outputs
-        if kind == "label_logits":
-            positive: Array = outputs > 0
-            return positive
-        best: Array = outputs.argmin(axis=1) if kind == "distances" else outputs.argmax(axis=1)
-        return best
+        return _predict.predict(self, x, batch_size)
 
     def predict_proba(self, x: Any, batch_size: int = 256) -> Array:
         """Probabilities (N, K) for any number of images, in evaluation mode, NumPy.  x: as for `forward`
@@ -347,19 +339,7 @@ class Sequential:
         The softmax over the classes, or after BCEWithLogitsLoss the probability of each label.  ValueError if the
         model's loss does not give probabilities.
         """
-        from tinycnn import functional  # loads the kernels
-
-        kind, last = self.output_kind, self.leaves[-1].layer
-        if kind not in (None, "logits", "log_probabilities", "label_logits") or len(self._known_shapes()[-1]) != 1:
-            raise ValueError(
-                f"predict_proba needs a model of classes or labels; the outputs of this one are {kind or 'no vectors'}"
-            )
-        outputs = self.outputs(x, batch_size)
-        if isinstance(last, Softmax) and kind is None:
-            return outputs
-        if kind == "label_logits":
-            return functional.sigmoid(outputs)
-        return functional.softmax(outputs, 1)  # of log-probabilities, the probabilities
+        return _predict.predict_proba(self, x, batch_size)
 
     # --- training and evaluation mode ---------------------------------------------------------------------------------
 
@@ -498,38 +478,7 @@ class Sequential:
         The other layers are copies, with their weights, flags and the normalization; `rng` draws the new parameters.
         `output_kind` and `class_names` become None.  ValueError if a layer does not fit the one before it.
         """
-        position = range(len(self._layers))[_check.position("index", index, len(self._layers))]
-        check_unbound(layers)
-        with self.lock:
-            chain = copy.deepcopy(list(self._layers))
-        chain[position : position + 1] = layers
-        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
-        model = Sequential(*chain, input_shape=self.input_shape, rng=rng, **options)
-        model.normalization = self.normalization
-        return model
-
-    def _slice(self, part: slice) -> "Sequential":
-        """A model of the layers `part`, which shares layers, weights, gradients and lock with this one."""
-        start, stop, step = part.indices(len(self._layers))
-        if step != 1 or start >= stop:
-            raise ValueError(f"a slice of a model must be of one or more neighbouring layers, got {part}")
-        model = Sequential.__new__(type(self))
-        shared = ("dtype", "device", "ops", "changes", "lock", "_run", "output_kind", "_class_names")
-        vars(model).update({name: getattr(self, name) for name in shared})
-        model.normalization = self.normalization if start == 0 else None
-        if stop < len(self._layers):
-            model.output_kind = model._class_names = None
-        model._set_layers(self._layers[start:stop], self.shapes[start] if self.shapes else None)
-        model._training = self._training
-        names = {id(layer): name for name, layer in model.named_layers()}
-        table = [parameter for parameter in self.parameter_table if id(parameter.layer) in names]
-        first, last = (table[0].start, table[-1].stop) if table else (0, 0)
-        model._theta, model._grad = self._theta[first:last], self._grad[first:last]
-        model.parameter_table = [
-            p._replace(name=f"{names[id(p.layer)]}.{p.attribute}", start=p.start - first, stop=p.stop - first)
-            for p in table
-        ]
-        return model
+        return _parts.replace(self, index, layers, rng)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write layers, weights, normalization, class names and `output_kind` to `path` (`*.npz`), which
@@ -557,6 +506,5 @@ class Sequential:
     def __getitem__(self, index: Any) -> Any:
         """A layer, or for a slice a model that shares these layers."""
         if isinstance(index, slice):
-            with self.lock:
-                return self._slice(index)
+            return _parts.take_slice(self, index)
         return self._layers[_check.position("index", index, len(self._layers))]
