@@ -35,6 +35,8 @@ from .dataset import DeviceDataset as DeviceDataset
 from .devices import set_num_threads as set_num_threads
 from .errors import DivergedError as DivergedError
 from .layers import (
+    ELU as ELU,
+    GELU as GELU,
     AvgPool2d as AvgPool2d,
     BatchNorm2d as BatchNorm2d,
     Conv2d as Conv2d,
@@ -43,15 +45,19 @@ from .layers import (
     Flatten as Flatten,
     GaussianRBF as GaussianRBF,
     GroupNorm as GroupNorm,
+    Hardtanh as Hardtanh,
     Layer as Layer,
     LeakyReLU as LeakyReLU,
     Linear as Linear,
     LogSoftmax as LogSoftmax,
     MaxPool2d as MaxPool2d,
     ReLU as ReLU,
+    ReLU6 as ReLU6,
     ScaledTanh as ScaledTanh,
     Sigmoid as Sigmoid,
+    SiLU as SiLU,
     Softmax as Softmax,
+    Softplus as Softplus,
     Tanh as Tanh,
 )
 from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss, OneHotMSELoss as OneHotMSELoss

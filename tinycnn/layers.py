@@ -719,6 +719,88 @@ class LeakyReLU(_Activation):
         return f"negative_slope={self.negative_slope:g}"
 
 
+class ELU(_Activation):
+    """x for x > 0, alpha * (exp(x) - 1) below (Clevert, Unterthiner and Hochreiter 2016)."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = _check.number("alpha", alpha, 0)
+
+    @property
+    def activation_code(self) -> tuple[int, float, float]:
+        return scalars.activation(scalars.ELU, self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:g}"
+
+
+class GELU(_Activation):
+    """x * P(Z <= x) for a standard normal Z (Hendrycks and Gimpel 2016).
+
+    approximate: "none", or "tanh": x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
+    """
+
+    in_place = reads_output = False
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = _check.choice("approximate", approximate, ("none", "tanh"))
+
+    @property
+    def activation_code(self) -> tuple[int, float, float]:
+        if self.approximate == "tanh":
+            return scalars.activation(scalars.GELU_TANH, *scalars.GELU_TANH_CONSTANTS)
+        return scalars.activation(scalars.GELU, *scalars.GELU_CONSTANTS)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
+
+
+class SiLU(_Activation):
+    """x / (1 + exp(-x)), also called swish."""
+
+    in_place = reads_output = False
+    activation_code = scalars.activation(scalars.SILU)
+
+
+class Softplus(_Activation):
+    """log(1 + exp(beta * x)) / beta; x where beta * x > threshold, as in torch."""
+
+    in_place = reads_output = False
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
+        self.beta, self.threshold = _check.number("beta", beta), _check.number("threshold", threshold)
+        if self.beta <= 0:
+            raise ValueError(f"beta must be positive, got {self.beta:g}")
+
+    @property
+    def activation_code(self) -> tuple[int, float, float]:
+        return scalars.activation(scalars.SOFTPLUS, self.beta, self.threshold)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta:g}, threshold={self.threshold:g}"
+
+
+class Hardtanh(_Activation):
+    """x, but at least min_val and at most max_val; the derivative at both is 0, as in torch."""
+
+    def __init__(self, min_val: float = -1.0, max_val: float = 1.0) -> None:
+        self.min_val, self.max_val = _check.number("min_val", min_val), _check.number("max_val", max_val)
+        if self.min_val >= self.max_val:
+            raise ValueError(f"max_val must be larger than min_val, {self.min_val:g}, got {self.max_val:g}")
+
+    @property
+    def activation_code(self) -> tuple[int, float, float]:
+        return scalars.activation(scalars.HARDTANH, self.min_val, self.max_val)
+
+    def extra_repr(self) -> str:
+        return f"min_val={self.min_val:g}, max_val={self.max_val:g}"
+
+
+class ReLU6(_Activation):
+    """min(max(x, 0), 6)."""
+
+    activation_code = scalars.activation(scalars.RELU6, 0.0, 6.0)
+
+
 class _OverClasses(Layer):
     """A layer over the only axis of its input; torch's dim is 1 or -1."""
 

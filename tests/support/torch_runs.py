@@ -109,6 +109,13 @@ RUNS: dict[str, Run] = {
             t.ReLU(), t.Flatten(), t.Linear(54, 3),
         ]
     ),
+    "ELU": activation(t.ELU),
+    "GELU": activation(t.GELU),
+    "GELU, tanh": activation(lambda: t.GELU("tanh")),
+    "SiLU": activation(t.SiLU),
+    "Softplus": activation(t.Softplus),
+    "Hardtanh": activation(t.Hardtanh),
+    "ReLU6": activation(t.ReLU6),
     "frozen below": Run(lambda: classifier(t.Tanh(), conv(4, 4), t.Tanh()), frozen=(0, 2)),
     "frozen between": Run(lambda: classifier(t.Tanh(), conv(4, 4), t.Tanh()), frozen=(2,)),
 }  # fmt: skip
