@@ -308,6 +308,33 @@ def conv_output_size(
     return (size[0], size[1]) if same else _output_size(size, kernel, stride, padding, dilation, (0, 0))
 
 
+def output_padding(value: Pair, stride: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+    """The `output_padding` of a transposed convolution."""
+    sides = pair("output_padding", value, 0)
+    for side, step, spread in zip(sides, stride, dilation, strict=True):
+        if side >= max(step, spread):
+            raise ValueError(
+                f"output_padding must be smaller than stride or dilation, {max(step, spread)}, got {value!r}"
+            )
+    return sides
+
+
+def transposed_output_size(
+    size: Sequence[int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    extra: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[int, ...]:
+    """Output size of a transposed convolution.  extra: its output_padding"""
+    axes = zip(size, kernel, stride, padding, extra, dilation, strict=True)
+    out = tuple((n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, e, d in axes)
+    if min(out) < 1:
+        raise ValueError(f"the output of an input of size {tuple(size)} would have size {out}")
+    return out
+
+
 def pool_padding(padding: Pair, kernel: tuple[int, int]) -> tuple[int, int]:
     """`padding` as a pair of at most half of the window `kernel`."""
     padding = pair("padding", padding, 0)

@@ -280,6 +280,83 @@ class Conv2d(Parametric):
         return text + _changed(values, defaults) + ("" if self.has_bias else ", bias=False")
 
 
+class ConvTranspose2d(Parametric):
+    """Transposed convolution: (C, H, W) -> (O, OH, OW).  weight: (C, O/groups, KH, KW), bias: (O,).
+
+    The input gradient of a `Conv2d` with the same arguments (Dumoulin and Visin 2016, section 4).  OH = (H - 1) * stride
+    - 2 * padding + dilation * (KH - 1) + output_padding + 1.  output_padding must be smaller than stride or dilation.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        output_padding: Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Pair = 1,
+    ) -> None:
+        self.in_channels = _check.integer("in_channels", in_channels, 1)
+        self.out_channels = _check.integer("out_channels", out_channels, 1)
+        self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
+        self.stride, self.dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
+        self.padding = _check.pair("padding", padding, 0)
+        self.output_padding = _check.output_padding(output_padding, self.stride, self.dilation)
+        self.groups = _check.integer("groups", groups, 1)
+        _check.divisible("in_channels", self.in_channels, "groups", self.groups)
+        _check.divisible("out_channels", self.out_channels, "groups", self.groups)
+        self.has_bias = bool(bias)
+        self.weight_shape = (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+
+    def parameter_shapes(self) -> dict[str, Shape]:
+        return {"weight": self.weight_shape} | ({"bias": (self.out_channels,)} if self.has_bias else {})
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """Arguments of the kernels after the arrays."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _, *size = _check.map_input(self, shape, self.in_channels)
+        window = self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation
+        return (self.out_channels, *_check.transposed_output_size(size, *window))
+
+    def multiply_adds(self, shape: Shape) -> int:
+        return math.prod(shape) * math.prod(self.weight_shape[1:])
+
+    def bind(self, ops: Backend, parameters: Views, gradients: Views, dtype: DType) -> None:
+        super().bind(ops, parameters, gradients, dtype)
+        self._unused = ops.empty((0, *self.weight_shape[1:]), dtype), ops.empty((0,), dtype)
+
+    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
+        self.ops.conv2d_backward(y, *self._unused, x, y, self.weight, *self.options)
+        if self.has_bias:
+            self.ops.add_bias(y, self.bias)
+
+    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
+        no_weight, no_bias = self._unused
+        no_input = no_weight.reshape((0, *dy.shape[1:]))
+        self.ops.conv2d_backward(no_input, self.weight_grad, no_bias, x, dy, self.weight, *self.options)
+        if self.has_bias:
+            self.ops.sum_channels(self.bias_grad, dy)
+        if dx.size:
+            self.ops.conv2d_forward(dx, dy, self.weight, no_bias, *self.options)
+
+    def config_overrides(self) -> dict[str, Any]:
+        return {"bias": self.has_bias}
+
+    def extra_repr(self) -> str:
+        defaults = {
+            "stride": (1, 1), "padding": (0, 0), "output_padding": (0, 0), "groups": 1, "dilation": (1, 1)
+        }  # fmt: skip
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        changed = _changed({name: getattr(self, name) for name in defaults}, defaults)
+        return text + changed + ("" if self.has_bias else ", bias=False")
+
+
 class Linear(Parametric):
     """Fully connected: (F,) -> (O,).  weight: (O, F), bias: (O,)."""
 
@@ -471,6 +548,100 @@ class MaxPool2d(_Pool2d):
         self.ops.max_pool2d_backward(dx, dy, self.saved.indices.reshape(dy.shape), *self.options)
 
 
+class AdaptiveAvgPool2d(Layer):
+    """Mean of windows that share the input out evenly: (C, H, W) -> (C, OH, OW).
+
+    output_size: an integer or a pair; None keeps the input's size.  Window i of an axis has the rows floor(i*H / OH) to
+    ceil((i + 1)*H / OH) - 1.  ``AdaptiveAvgPool2d(1)`` is global average pooling.
+    """
+
+    def __init__(self, output_size: int | tuple[int | None, int | None]) -> None:
+        pair = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
+        if len(pair) != 2:
+            raise ValueError(f"output_size must be an integer or a pair, got {output_size!r}")
+        self.output_size = tuple(None if n is None else _check.integer("output_size", n, 1) for n in pair)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, *size = _check.map_input(self, shape)
+        return (channels, *(n if out is None else out for n, out in zip(size, self.output_size, strict=True)))
+
+    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
+        self.ops.adaptive_avg_pool2d_forward(y, x)
+
+    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
+        self.ops.adaptive_avg_pool2d_backward(dx, dy)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
+
+
+class Upsample(Layer):
+    """Nearest-neighbour upsampling: (C, H, W) -> (C, OH, OW), y[i, j] = x[i*H // OH, j*W // OW].
+
+    size: (OH, OW), or scale_factor: how many times the input, whole numbers.  One of the two.  mode: "nearest" only
+    """
+
+    def __init__(
+        self, size: Pair | None = None, scale_factor: float | Pair | None = None, mode: str = "nearest"
+    ) -> None:
+        if (size is None) == (scale_factor is None):
+            raise ValueError("Upsample needs one of size and scale_factor")
+        self.size = None if size is None else _check.pair("size", size, 1)
+        self.scale_factor = None if scale_factor is None else _check.pair("scale_factor", _whole(scale_factor), 1)
+        self.mode = _check.choice("mode", mode, ("nearest",))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, *size = _check.map_input(self, shape)
+        factors = self.scale_factor or (1, 1)
+        return (channels, *(self.size or (n * factor for n, factor in zip(size, factors, strict=True))))
+
+    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
+        self.ops.upsample_nearest2d_forward(y, x)
+
+    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
+        self.ops.upsample_nearest2d_backward(dx, dy)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}" if self.size else f"scale_factor={self.scale_factor}"
+
+
+def _whole(value: Any) -> Any:
+    """Floating-point numbers that are whole, as integers; other values unchanged."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_whole, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class ZeroPad2d(Layer):
+    """A border of zeros: (C, H, W) -> (C, top + H + bottom, left + W + right).
+
+    padding: an integer, or (left, right, top, bottom); negative numbers crop, as in torch
+    """
+
+    def __init__(self, padding: int | tuple[int, int, int, int]) -> None:
+        sides = padding if isinstance(padding, (tuple, list)) else (padding,) * 4
+        if len(sides) != 4:
+            raise ValueError(f"padding must be an integer or (left, right, top, bottom), got {padding!r}")
+        self.padding = tuple(_check.integer("padding", side) for side in sides)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        channels, height, width = _check.map_input(self, shape)
+        left, right, top, bottom = self.padding
+        size = height + top + bottom, width + left + right
+        if min(size) < 1:
+            raise ValueError(f"{self!r} leaves nothing of an input {tuple(shape)}")
+        return (channels, *size)
+
+    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
+        self.ops.zero_pad2d(y, x, (self.padding[2], self.padding[0]))
+
+    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
+        self.ops.zero_pad2d(dx, dy, (-self.padding[2], -self.padding[0]))
+
+    def extra_repr(self) -> str:
+        return str(self.padding)
+
+
 class _Norm(Layer):
     """Normalisation of (C, H, W), with a weight (1 at first) and a bias (0) per channel if `affine`."""
 
@@ -655,6 +826,29 @@ class Flatten(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         return (math.prod(shape),)
+
+
+class Unflatten(Layer):
+    """(F,) -> unflattened_size: a view.  dim must be 1, the axis after the batch's; one size may be -1."""
+
+    is_view = True
+
+    def __init__(self, dim: int, unflattened_size: Shape) -> None:
+        self.dim = _check.choice("dim", dim, (1, -1))
+        _check.instance("unflattened_size", unflattened_size, (tuple, list), "a tuple of sizes")
+        self.unflattened_size = tuple(_check.integer("unflattened_size", size, -1) for size in unflattened_size)
+        if not self.unflattened_size or 0 in self.unflattened_size or self.unflattened_size.count(-1) > 1:
+            raise ValueError(f"unflattened_size must be positive sizes, one of them maybe -1, got {unflattened_size}")
+
+    def output_shape(self, shape: Shape) -> Shape:
+        known = math.prod(size for size in self.unflattened_size if size > 0)
+        fits = len(shape) == 1 and (shape[0] % known == 0 if -1 in self.unflattened_size else shape[0] == known)
+        if not fits:
+            raise ValueError(f"{self!r} takes a vector of that many numbers, got {tuple(shape)}")
+        return tuple(shape[0] // known if size == -1 else size for size in self.unflattened_size)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, {self.unflattened_size}"
 
 
 class _Activation(Layer):

@@ -16,7 +16,7 @@ from tinycnn.cuda.augment import elastic_field, jitter, random_affine, warp
 from tinycnn.cuda.batch import accumulate_metrics, gather
 from tinycnn.cuda.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.cuda.dropout import dropout
-from tinycnn.cuda.elementwise import add
+from tinycnn.cuda.elementwise import add, add_bias, sum_channels
 from tinycnn.cuda.lecun98 import (
     conv2d_map_backward,
     conv2d_map_forward,
@@ -41,11 +41,14 @@ from tinycnn.cuda.optim import (
     sgd_per_parameter,
 )
 from tinycnn.cuda.pooling import (
+    adaptive_avg_pool2d_backward,
+    adaptive_avg_pool2d_forward,
     avg_pool2d_backward,
     avg_pool2d_forward,
     max_pool2d_backward,
     max_pool2d_forward,
 )
+from tinycnn.cuda.resize import upsample_nearest2d_backward, upsample_nearest2d_forward, zero_pad2d
 
 fused = None  # this backend has no fused kernels
 layout = None  # this backend uses NCHW only
@@ -55,7 +58,10 @@ __all__ = [
     "activation_backward",
     "activation_forward",
     "adam",
+    "adaptive_avg_pool2d_backward",
+    "adaptive_avg_pool2d_forward",
     "add",
+    "add_bias",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
@@ -103,7 +109,11 @@ __all__ = [
     "squared_distance_forward",
     "subsample_backward",
     "subsample_forward",
+    "sum_channels",
     "to_device",
     "to_host",
+    "upsample_nearest2d_backward",
+    "upsample_nearest2d_forward",
     "warp",
+    "zero_pad2d",
 ]  # fmt: skip

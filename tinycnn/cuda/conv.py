@@ -257,7 +257,7 @@ def weight_gradient_kernel(
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
+    """Gradients of all three arguments of `conv2d_forward`; those of size 0 are not computed.  db needs dw."""
     (N, _, H, W), (O, C, KH, KW) = x.shape, w.shape
     out, taps_per_map, M = dy.shape[2:], KH * KW, O // groups
     corner = (-padding[0], -padding[1])
@@ -272,7 +272,10 @@ def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
             length,
         )  # fmt: skip
 
-    run_split_k(compute, O * C * taps_per_map, O, splits, C * taps_per_map, ravel(dw), db if db.size else None, None)
+    if dw.size:
+        run_split_k(
+            compute, O * C * taps_per_map, O, splits, C * taps_per_map, ravel(dw), db if db.size else None, None
+        )
     if dx.size:
         P = N * H * W
         taps = tap_table(M, (KH, KW), dilation, out[0] * out[1], C * taps_per_map, -OUTSIDE, stride)

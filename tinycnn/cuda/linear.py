@@ -13,8 +13,9 @@ def linear_forward(y, x, w, b):
 
 
 def linear_backward(dx, dw, db, dy, x, w):
-    """Gradients of all three arguments of `linear_forward`; dx and db of size 0 are not computed."""
+    """Gradients of all three arguments of `linear_forward`; those of size 0 are not computed.  db needs dw."""
     (N, F), O = x.shape, len(w)
-    gemm(ravel(dw), ravel(dy), ravel(x), (O, F, N), (O, 1), (F, 1), row_sums=db if db.size else None)
+    if dw.size:
+        gemm(ravel(dw), ravel(dy), ravel(x), (O, F, N), (O, 1), (F, 1), row_sums=db if db.size else None)
     if dx.size:
         gemm(ravel(dx), ravel(dy), ravel(w), (N, F, O), (1, O), (F, 1))

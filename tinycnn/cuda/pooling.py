@@ -152,3 +152,70 @@ def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation)
     max_pool2d_backward_kernel[blocks(dx.size)](
         ravel(dx), ravel(dy), ravel(indices), dx.shape[2:], dy.shape[2:], extent, stride, padding
     )
+
+
+# --- adaptive: windows from floor(i*H / OH) to ceil((i + 1)*H / OH) ---------------------------------------------------
+
+
+@device_function
+def adaptive_window(i, size, out):
+    """(first, end) of window i of `out` windows over an axis of `size`."""
+    return divmod32(i * size, out)[0], divmod32((i + 1) * size + out - 1, out)[0]
+
+
+@device_function
+def adaptive_windows_containing(h, size, out):
+    """(first, end) of the windows that contain row h: those with floor(i*H / OH) <= h < ceil((i + 1)*H / OH)."""
+    return divmod32(h * out, size)[0], divmod32((h + 1) * out + size - 1, size)[0]
+
+
+@phase
+def adaptive_average(tid, nt, first, y, x, size, out):
+    e = first + tid
+    if e < y.size:
+        plane, index = divmod32(e, out[0] * out[1])
+        i, j = divmod32(index, out[1])
+        h0, h1 = adaptive_window(i, size[0], out[0])
+        w0, w1 = adaptive_window(j, size[1], out[1])
+        total = x.dtype.type(0)
+        for h in range(h0, h1):
+            for w in range(w0, w1):
+                total += x[(plane * size[0] + h) * size[1] + w]
+        y[e] = total / x.dtype.type((h1 - h0) * (w1 - w0))
+
+
+@kernel(THREADS, registers=48)
+def adaptive_forward_kernel(y, x, size, out):
+    adaptive_average(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x, size, out)
+
+
+def adaptive_avg_pool2d_forward(y, x):
+    """y[i, j] = mean of its window.   x: (N, C, H, W)   y: (N, C, OH, OW)"""
+    adaptive_forward_kernel[blocks(y.size)](ravel(y), ravel(x), x.shape[2:], y.shape[2:])
+
+
+@phase
+def spread_adaptive(tid, nt, first, dx, dy, size, out):
+    e = first + tid
+    if e < dx.size:
+        plane, index = divmod32(e, size[0] * size[1])
+        h, w = divmod32(index, size[1])
+        i0, i1 = adaptive_windows_containing(h, size[0], out[0])
+        j0, j1 = adaptive_windows_containing(w, size[1], out[1])
+        total = dx.dtype.type(0)
+        for i in range(i0, i1):
+            h0, h1 = adaptive_window(i, size[0], out[0])
+            for j in range(j0, j1):
+                w0, w1 = adaptive_window(j, size[1], out[1])
+                total += dy[(plane * out[0] + i) * out[1] + j] / dx.dtype.type((h1 - h0) * (w1 - w0))
+        dx[e] = total
+
+
+@kernel(THREADS, registers=64)
+def adaptive_backward_kernel(dx, dy, size, out):
+    spread_adaptive(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, dx, dy, size, out)
+
+
+def adaptive_avg_pool2d_backward(dx, dy):
+    """dx[h, w] = sum of dy / size of the window, over the windows with the pixel."""
+    adaptive_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), dx.shape[2:], dy.shape[2:])

@@ -22,7 +22,7 @@ from tinycnn.kernels.augment import elastic_field, jitter, random_affine, warp
 from tinycnn.kernels.batch import accumulate_metrics, gather
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.kernels.dropout import dropout
-from tinycnn.kernels.elementwise import add
+from tinycnn.kernels.elementwise import add, add_bias, sum_channels
 from tinycnn.kernels.lecun98 import (
     conv2d_map_backward,
     conv2d_map_forward,
@@ -47,18 +47,24 @@ from tinycnn.kernels.optim import (
     sgd_per_parameter,
 )
 from tinycnn.kernels.pooling import (
+    adaptive_avg_pool2d_backward,
+    adaptive_avg_pool2d_forward,
     avg_pool2d_backward,
     avg_pool2d_forward,
     max_pool2d_backward,
     max_pool2d_forward,
 )
+from tinycnn.kernels.resize import upsample_nearest2d_backward, upsample_nearest2d_forward, zero_pad2d
 
 __all__ = [
     "accumulate_metrics",
     "activation_backward",
     "activation_forward",
     "adam",
+    "adaptive_avg_pool2d_backward",
+    "adaptive_avg_pool2d_forward",
     "add",
+    "add_bias",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",
@@ -106,9 +112,13 @@ __all__ = [
     "squared_distance_forward",
     "subsample_backward",
     "subsample_forward",
+    "sum_channels",
     "to_device",
     "to_host",
+    "upsample_nearest2d_backward",
+    "upsample_nearest2d_forward",
     "warp",
+    "zero_pad2d",
 ]  # fmt: skip
 
 

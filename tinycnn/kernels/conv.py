@@ -69,7 +69,7 @@ def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    """Gradients of all three arguments of `conv2d_forward`; dx and db of size 0 are not computed."""
+    """Gradients of all three arguments of `conv2d_forward`; those of size 0 are not computed.  db needs dw."""
     if is_full_window(dy, x, w, padding, groups):
         as_linear_backward(dx, dw, db, dy, x, w)
     elif x.ndim == 5:
@@ -236,7 +236,8 @@ def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
 
 @device_function
 def backward_shifted_image(dx, dw, dy, x, flipped, kernel_size, padding, dilation, mr):
-    """Input gradient of one image; its weight gradient is added to dw: (O, C/groups * KH * KW).  flipped: see `pack`"""
+    """Input gradient of one image; its weight gradient is added to dw: (O, C/groups * KH * KW), or of size 0.  flipped:
+    see `pack`"""
     groups, (KH, KW), (ph, pw), (dil_h, dil_w) = len(flipped), kernel_size, padding, dilation
     per, count, pitch = len(x) // groups, len(dy) // groups, dy.shape[2] + (KW - 1) * dil_w
     plane, length = (dy.shape[1] + (KH - 1) * dil_h) * pitch, run_length(dy[0], pitch)
@@ -254,7 +255,8 @@ def backward_shifted_image(dx, dw, dy, x, flipped, kernel_size, padding, dilatio
     for g in range(groups):
         pad_rows(padded_x, x, g * per, per, origin, pitch, plane)
         pad_rows(padded_dy, dy, g * count, count, front, pitch, dy_plane)
-        weight_grad(dw[g * count : (g + 1) * count], padded_dy, front, dy_plane, padded_x, offsets, length)
+        if dw.size:
+            weight_grad(dw[g * count : (g + 1) * count], padded_dy, front, dy_plane, padded_x, offsets, length)
         if dx.size:
             shape, steps, group_dx = (count, KH, KW), (dy_plane, dil_h * pitch, dil_w), dx[g * per : (g + 1) * per]
             conv_rows_by_mr(group_dx, padded_dy, origin, pitch, flipped[g], no_bias, shape, steps, mr)
@@ -266,7 +268,8 @@ def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, gro
     mr = choose_mr(w.shape[1], MR_WIDE, MR_NARROW)
     flipped = pack(w, groups, mr, True, False)
     chunks = min(CHUNKS, N)
-    partials, bias_partials = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
+    partials = np.zeros((chunks, O if dw.size else 0, taps), x.dtype)
+    bias_partials = np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
             kernel_size = w.shape[2], w.shape[3]
@@ -275,7 +278,7 @@ def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, gro
             )  # fmt: skip
             if db.size:
                 add_bias_grad(bias_partials[chunk], dy[n])
-    reduce_partials(ravel(dw), partials.reshape((chunks, O * taps)))
+    reduce_partials(ravel(dw), partials.reshape((chunks, dw.size)))
     reduce_partials(db, bias_partials)
 
 
@@ -372,7 +375,8 @@ def backward_im2col_image(dx, dw, dy, x, w_t, kernel_size, stride, padding, dila
     for g in range(groups):
         image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
         pad_rows(padded_dy, dy, g * count, count, 0, OW, length)
-        weight_grad(dw[g * count : (g + 1) * count], padded_dy, 0, length, columns, offsets, length)
+        if dw.size:
+            weight_grad(dw[g * count : (g + 1) * count], padded_dy, 0, length, columns, offsets, length)
         if dx.size:
             dx_columns = columns[: K * M].reshape((K, 1, M))
             conv_rows_by_mr(dx_columns, padded_dy, 0, 0, w_t[g], no_bias, (count, 1, 1), (length, 0, 0), mr)
@@ -386,7 +390,8 @@ def conv2d_backward_im2col(dx, dw, db, dy, x, w, stride, padding, dilation, grou
     transposed = w.reshape(groups, O // groups, taps).transpose(0, 2, 1).copy()  # columns of dx = w.T @ dy
     w_t = pack(transposed.reshape((groups * taps, O // groups, 1, 1)), groups, mr, False, False)
     chunks = min(CHUNKS, N)
-    partials, bias_partials = np.zeros((chunks, O, taps), x.dtype), np.zeros((chunks, db.size), x.dtype)
+    partials = np.zeros((chunks, O if dw.size else 0, taps), x.dtype)
+    bias_partials = np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
             kernel_size = w.shape[2], w.shape[3]
@@ -397,5 +402,5 @@ def conv2d_backward_im2col(dx, dw, db, dy, x, w, stride, padding, dilation, grou
             )  # fmt: skip
             if db.size:
                 add_bias_grad(bias_partials[chunk], dy[n])
-    reduce_partials(ravel(dw), partials.reshape((chunks, O * taps)))
+    reduce_partials(ravel(dw), partials.reshape((chunks, dw.size)))
     reduce_partials(db, bias_partials)

@@ -359,7 +359,9 @@ def backward_band(dx, partial, bias_partial, dy, x, weight, shape, stride, paddi
     """A band of a block.  shape: (groups, O/groups, KH, KW)   index: (band, number of bands)"""
     groups, count, KH, KW = shape
     rows, kernel = band(*index, dy.shape[1]), (groups, KH, KW)
-    if choose_mr(count, GRAD_MR_WIDE, GRAD_MR_NARROW) == GRAD_MR_WIDE:
+    if partial.size == 0:
+        pass
+    elif choose_mr(count, GRAD_MR_WIDE, GRAD_MR_NARROW) == GRAD_MR_WIDE:
         weight_grad_band(
             partial, bias_partial, dy, x, kernel, stride, padding, dilation, rows, wide_grads(x), wide_rows(x)
         )
@@ -377,7 +379,7 @@ def backward_band(dx, partial, bias_partial, dy, x, weight, shape, stride, paddi
 
 @kernel
 def conv2d_backward_direct(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    """Gradients of all three arguments of `conv2d_forward_direct`; dx and db of size 0 are not computed."""
+    """Gradients of all three arguments of `conv2d_forward_direct`; those of size 0 are not computed.  db needs dw."""
     (O, per, KH, KW), L = w.shape, dy.shape[4]
     shape, mr = (groups, O // groups, KH, KW), choose_mr(per, MR_WIDE, MR_NARROW)
     weight = pack_flipped(w, groups, mr, stride, padding, dilation)
@@ -386,7 +388,7 @@ def conv2d_backward_direct(dx, dw, db, dy, x, w, stride, padding, dilation, grou
     chunks, grad_mr = min(CHUNKS, tasks), choose_mr(O // groups, GRAD_MR_WIDE, GRAD_MR_NARROW)
     block_size = round_up(grad_mr * GRAD_NR, L)
     blocks = round_up(O // groups, grad_mr) // grad_mr * KH * (round_up(per * KW, GRAD_NR) // GRAD_NR)
-    partial = np.zeros((chunks, groups * blocks * block_size), x.dtype)
+    partial = np.zeros((chunks, groups * blocks * block_size if dw.size else 0), x.dtype)
     bias_partial = np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
@@ -396,4 +398,5 @@ def conv2d_backward_direct(dx, dw, db, dy, x, w, stride, padding, dilation, grou
                 image_dx, partial[chunk], bias_partial[chunk], dy[n], x[n], weight, shape, stride, padding, dilation,
                 (task % count, count), mr,
             )  # fmt: skip
-    reduce_partials(dw, db, partial, bias_partial, groups, grad_mr, block_size)
+    if dw.size:
+        reduce_partials(dw, db, partial, bias_partial, groups, grad_mr, block_size)

@@ -173,12 +173,12 @@ def linear_forward(y, x, w, b):
 
 @kernel
 def linear_backward(dx, dw, db, dy, x, w):
-    """Gradients of all three arguments of `linear_forward`; dx and db of size 0 are not computed."""
+    """Gradients of all three arguments of `linear_forward`; those of size 0 are not computed."""
     (N, O), F, W = dy.shape, max(x.shape[1], 2 * width(x)), width(x)
     narrow = x.shape[1] < F
     rows, weights = pad_to(x, 0, F), pad_to(w, 0, F)
     padded_dx = np.empty((N if dx.size else 0, F), x.dtype) if narrow else dx
-    padded_dw = np.empty((O, F), x.dtype) if narrow else dw
+    padded_dw = np.empty((O if dw.size else 0, F), x.dtype) if narrow else dw
     flat_dy, flat_x, flat_w = ravel(dy), ravel(rows), ravel(weights)
     flat_dx, flat_dw = ravel(padded_dx), ravel(padded_dw)
     strips, bias = (F + 2 * W - 1) // (2 * W), pack_bias(db[:0], F)
@@ -186,6 +186,8 @@ def linear_backward(dx, dw, db, dy, x, w):
     for task in prange(tasks):
         j = min(task % strips * 2 * W, F - 2 * W)
         if task < strips:
+            if dw.size == 0:
+                continue
             gemm_strip(flat_dw, 0, O, F, flat_dy, 1, O, pack_b_rows(flat_x, F, N, j), j, bias)
         else:
             gemm_strip(flat_dx, 0, N, F, flat_dy, O, 1, pack_b_rows(flat_w, F, O, j), j, bias)

@@ -264,3 +264,52 @@ def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation)
     for task in prange(len(dx) * C):
         b, c = task // C, task % C
         unpool(dx[b, c], dy[b, c], indices[b, c], kernel_size, stride, padding, dilation)
+
+
+# --- adaptive: windows from floor(i*H / OH) to ceil((i + 1)*H / OH) ---------------------------------------------------
+
+
+@device_function
+def adaptive_window(i, size, out):
+    """(first, end) of window i of `out` windows over an axis of `size`."""
+    return i * size // out, ((i + 1) * size + out - 1) // out
+
+
+@kernel
+def adaptive_avg_pool2d_forward(y, x):
+    """y[i, j] = mean of its window.   x: (N, C, H, W)   y: (N, C, OH, OW)"""
+    (B, C, H, W), (OH, OW) = x.shape[:4], y.shape[2:4]
+    for task in prange(B * C):
+        source, plane = ravel(x[task // C, task % C]), y[task // C, task % C]
+        clear(plane)
+        L, out = lanes(plane), ravel(plane)
+        for i in range(OH):
+            h0, h1 = adaptive_window(i, H, OH)
+            for j in range(OW):
+                w0, w1 = adaptive_window(j, W, OW)
+                p = (i * OW + j) * L
+                for h in range(h0, h1):
+                    for w in range(w0, w1):
+                        for n in range(L):
+                            out[p + n] += source[(h * W + w) * L + n]
+                for n in range(L):
+                    out[p + n] /= x.dtype.type((h1 - h0) * (w1 - w0))
+
+
+@kernel
+def adaptive_avg_pool2d_backward(dx, dy):
+    """dx[h, w] = sum of dy / size of the window, over the windows with the pixel."""
+    (B, C, H, W), (OH, OW) = dx.shape[:4], dy.shape[2:4]
+    for task in prange(B * C):
+        source, plane = ravel(dy[task // C, task % C]), dx[task // C, task % C]
+        clear(plane)
+        L, out = lanes(plane), ravel(plane)
+        for i in range(OH):
+            h0, h1 = adaptive_window(i, H, OH)
+            for j in range(OW):
+                w0, w1 = adaptive_window(j, W, OW)
+                scale, p = dx.dtype.type(1 / ((h1 - h0) * (w1 - w0))), (i * OW + j) * L
+                for h in range(h0, h1):
+                    for w in range(w0, w1):
+                        for n in range(L):
+                            out[(h * W + w) * L + n] += scale * source[p + n]
