@@ -21,7 +21,10 @@ def convert(layer: Any) -> nn.Module:
     """One layer, with torch's initial weights."""
     if type(layer).__name__ == "Residual":
         return Residual(*(nn.Sequential(*map(convert, layers)) for layers in (layer.layers, layer.projection)))
-    return getattr(nn, type(layer).__name__)(**layer.config())
+    config = layer.config()
+    if type(layer).__name__ == "Upsample" and config["scale_factor"] is not None:
+        config["scale_factor"] = tuple(map(float, config["scale_factor"]))
+    return getattr(nn, type(layer).__name__)(**config)
 
 
 def as_module(model: Any) -> nn.Sequential:

@@ -75,6 +75,45 @@ def conv2d(draw):
 
 
 @st.composite
+def conv_transpose2d(draw):
+    groups = draw(st.integers(1, 2))
+    channels, outputs = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    axes = [[draw(st.integers(low, high)) for _ in "hw"] for low, high in ((1, 4), (1, 3), (0, 2), (1, 3), (1, 4))]
+    kernel, stride, padding, dilation, size = map(tuple, axes)
+    extra = tuple(draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True))
+    layer = layers.ConvTranspose2d(
+        channels, outputs, kernel, stride, padding, extra, groups, draw(st.booleans()), dilation
+    )
+    ends = zip(size, kernel, stride, padding, dilation, extra, strict=True)
+    assume(all((n - 1) * s - 2 * p + d * (k - 1) + e >= 0 for n, k, s, p, d, e in ends))
+    reached = zip(size, kernel, stride, padding, dilation, strict=True)
+    assume(all(p < (n - 1) * s + d * (k - 1) + 1 - p for n, k, s, p, d in reached))  # else no gradient
+    return layer, (channels, *size), smooth
+
+
+@st.composite
+def zero_pad2d(draw):
+    size = draw(st.integers(3, 6)), draw(st.integers(3, 6))
+    sides = tuple(draw(st.integers(-1, 3)) for _ in range(4))
+    return layers.ZeroPad2d(sides), (draw(st.integers(1, 3)), *size), smooth
+
+
+@st.composite
+def upsample(draw):
+    pair = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    shape = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    larger = shape[1] + draw(st.integers(0, 5)), shape[2] + draw(st.integers(0, 5))
+    layer = layers.Upsample(scale_factor=pair) if draw(st.booleans()) else layers.Upsample(larger)
+    return layer, shape, smooth
+
+
+@st.composite
+def adaptive_avg_pool2d(draw):
+    output = st.none() | st.integers(1, 7)
+    return layers.AdaptiveAvgPool2d((draw(output), draw(output))), draw(image_shapes), smooth
+
+
+@st.composite
 def linear(draw):
     features, outputs = draw(st.integers(1, 30)), draw(st.integers(1, 13))
     return layers.Linear(features, outputs, draw(st.booleans())), (features,), smooth
@@ -153,6 +192,13 @@ slopes = st.sampled_from([0.01, 0.0, 0.3, -0.2, 1.5])
 wide_shapes, wide_maps = st.tuples(st.integers(40, 60)), st.tuples(st.integers(40, 50), st.just(2), st.just(3))
 
 LAYERS = {
+    "AdaptiveAvgPool2d": adaptive_avg_pool2d(),
+    "ConvTranspose2d": conv_transpose2d(),
+    "Unflatten": st.tuples(
+        st.builds(layers.Unflatten, st.just(1), st.just((2, -1, 3))), st.just((12,)), st.just(smooth)
+    ),
+    "Upsample": upsample(),
+    "ZeroPad2d": zero_pad2d(),
     "AvgPool2d": avg_pool2d() | st.tuples(st.builds(layers.AvgPool2d, st.just(2)), halves, st.just(smooth)),
     "BatchNorm2d": batch_norm2d(),
     "ELU": st.tuples(st.builds(layers.ELU, st.sampled_from([1.0, 0.3])), any_shapes, st.just(spaced)),
@@ -188,6 +234,9 @@ NOT_IN_FUNCTIONAL = {
     "Dropout": "has a counter",
     "Dropout2d": "has a counter",
     "Flatten": "is reshape",
+    "Unflatten": "is reshape",
+    "Upsample": "is interpolate",
+    "ZeroPad2d": "is pad",
     "GaussianRBF": "torch has none",
     "GroupNorm": "of use in a net only",
 }
@@ -206,7 +255,7 @@ def test_layer(name, device, data):
     assert gradcheck_model(model, x, rtol=RTOL, rng=seed + 1) <= RTOL
 
 
-@pytest.mark.parametrize("name", ["Conv2d", "Linear"])
+@pytest.mark.parametrize("name", ["Conv2d", "ConvTranspose2d", "Linear"])
 @given(data=st.data())
 def test_layer_without_input_gradient(name, data):
     """The parameters' gradients do not depend on whether that of the images is computed."""

@@ -37,9 +37,11 @@ from .errors import DivergedError as DivergedError
 from .layers import (
     ELU as ELU,
     GELU as GELU,
+    AdaptiveAvgPool2d as AdaptiveAvgPool2d,
     AvgPool2d as AvgPool2d,
     BatchNorm2d as BatchNorm2d,
     Conv2d as Conv2d,
+    ConvTranspose2d as ConvTranspose2d,
     Dropout as Dropout,
     Dropout2d as Dropout2d,
     Flatten as Flatten,
@@ -59,6 +61,9 @@ from .layers import (
     Softmax as Softmax,
     Softplus as Softplus,
     Tanh as Tanh,
+    Unflatten as Unflatten,
+    Upsample as Upsample,
+    ZeroPad2d as ZeroPad2d,
 )
 from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss, OneHotMSELoss as OneHotMSELoss
 from .model import Sequential as Sequential

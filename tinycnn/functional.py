@@ -99,6 +99,121 @@ def conv2d_backward(
     return dx, dw, None if bias is None else db
 
 
+def _transposed_arguments(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    stride: Pair,
+    padding: Pair,
+    output_padding: Pair,
+    groups: int,
+    dilation: Pair,
+) -> tuple[Array, Array, Array, Array, tuple[Any, ...]]:
+    """A new output, the arrays, and the kernels' (stride, padding, dilation, groups)."""
+    x = _prepare("input", input, 4, "(N, C, H, W)")
+    w = _prepare("weight", weight, 4, "(C, O/groups, KH, KW)", x.dtype)
+    groups = _check.integer("groups", groups, 1)
+    if w.shape[0] != x.shape[1] or x.shape[1] % groups:
+        raise ValueError(
+            f"weight must have {x.shape[1]} input channels, divisible by groups {groups}, got shape {w.shape}"
+        )
+    kernel_size, channels = (w.shape[2], w.shape[3]), groups * w.shape[1]
+    b = np.empty(0, x.dtype) if bias is None else _prepare("bias", bias, 1, "(O,)", x.dtype)
+    if bias is not None:
+        _check.shape("bias", b, (channels,))
+    stride, dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
+    padding = _check.pair("padding", padding, 0)
+    extra = _check.output_padding(output_padding, stride, dilation)
+    size = _check.transposed_output_size(x.shape[2:], kernel_size, stride, padding, extra, dilation)
+    return np.empty((len(x), channels, *size), x.dtype), x, w, b, (stride, padding, dilation, groups)
+
+
+def conv_transpose2d(
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+) -> Array:
+    """(N, C, H, W), (C, O/groups, KH, KW), (O,) -> (N, O, OH, OW)."""
+    y, x, w, b, options = _transposed_arguments(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    kernels.conv2d_backward(y, w[:0], b[:0], x, y, w, *options)
+    if b.size:
+        kernels.add_bias(y, b)
+    return y
+
+
+def conv_transpose2d_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+) -> tuple[Array, Array, Array | None]:
+    """Gradients (input, weight, bias)."""
+    y, x, w, b, options = _transposed_arguments(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    dy, dx, dw, db = _prepare_gradient(dy, y), np.empty_like(x), np.empty_like(w), np.empty_like(b)
+    kernels.conv2d_backward(dy[:0], dw, b[:0], x, dy, w, *options)
+    kernels.conv2d_forward(dx, dy, w, b[:0], *options)
+    if b.size:
+        kernels.sum_channels(db, dy)
+    return dx, dw, None if bias is None else db
+
+
+# --- resizing ---------------------------------------------------------------------------------------------------------
+
+
+def _resize(layer: layers.Layer, input: ArrayLike) -> tuple[Array, Array]:
+    """A new output of a layer without parameters, and the input."""
+    x = _prepare("input", input, 4, "(N, C, H, W)")
+    return np.empty((len(x), *layer.output_shape(x.shape[1:])), x.dtype), x
+
+
+def interpolate(
+    input: ArrayLike, size: Pair | None = None, scale_factor: float | Pair | None = None, mode: str = "nearest"
+) -> Array:
+    """(N, C, H, W) -> (N, C, OH, OW); see `layers.Upsample`."""
+    y, x = _resize(layers.Upsample(size, scale_factor, mode), input)
+    kernels.upsample_nearest2d_forward(y, x)
+    return y
+
+
+def interpolate_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    size: Pair | None = None,
+    scale_factor: float | Pair | None = None,
+    mode: str = "nearest",
+) -> Array:
+    """Gradient of input."""
+    y, x = _resize(layers.Upsample(size, scale_factor, mode), input)
+    dx = np.empty_like(x)
+    kernels.upsample_nearest2d_backward(dx, _prepare_gradient(dy, y))
+    return dx
+
+
+def pad(input: ArrayLike, pad: tuple[int, int, int, int]) -> Array:
+    """Zeros around (N, C, H, W).  pad: (left, right, top, bottom), negative to crop"""
+    y, x = _resize(layers.ZeroPad2d(pad), input)
+    kernels.zero_pad2d(y, x, (pad[2], pad[0]))
+    return y
+
+
+def pad_backward(dy: ArrayLike, input: ArrayLike, pad: tuple[int, int, int, int]) -> Array:
+    """Gradient of input."""
+    y, x = _resize(layers.ZeroPad2d(pad), input)
+    dx = np.empty_like(x)
+    kernels.zero_pad2d(dx, _prepare_gradient(dy, y), (-pad[2], -pad[0]))
+    return dx
+
+
 # --- pooling ----------------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +261,23 @@ def avg_pool2d_backward(
     divisor = 0 if divisor_override is None else _check.integer("divisor_override", divisor_override, 1)
     dx = np.empty_like(x)
     kernels.avg_pool2d_backward(dx, _prepare_gradient(dy, y), *options[:3], bool(count_include_pad), divisor)
+    return dx
+
+
+def adaptive_avg_pool2d(input: ArrayLike, output_size: int | tuple[int | None, int | None]) -> Array:
+    """(N, C, H, W) -> (N, C, OH, OW); see `layers.AdaptiveAvgPool2d`."""
+    y, x = _resize(layers.AdaptiveAvgPool2d(output_size), input)
+    kernels.adaptive_avg_pool2d_forward(y, x)
+    return y
+
+
+def adaptive_avg_pool2d_backward(
+    dy: ArrayLike, input: ArrayLike, output_size: int | tuple[int | None, int | None]
+) -> Array:
+    """Gradient of input."""
+    y, x = _resize(layers.AdaptiveAvgPool2d(output_size), input)
+    dx = np.empty_like(x)
+    kernels.adaptive_avg_pool2d_backward(dx, _prepare_gradient(dy, y))
     return dx
 
 

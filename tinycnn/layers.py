@@ -283,8 +283,9 @@ class Conv2d(Parametric):
 class ConvTranspose2d(Parametric):
     """Transposed convolution: (C, H, W) -> (O, OH, OW).  weight: (C, O/groups, KH, KW), bias: (O,).
 
-    The input gradient of a `Conv2d` with the same arguments (Dumoulin and Visin 2016, section 4).  OH = (H - 1) * stride
-    - 2 * padding + dilation * (KH - 1) + output_padding + 1.  output_padding must be smaller than stride or dilation.
+    The input gradient of a `Conv2d` with the same arguments (Dumoulin and Visin 2016, section 4).
+    OH = (H - 1) * stride - 2 * padding + dilation * (KH - 1) + output_padding + 1.  output_padding must be smaller than
+    stride or dilation.
     """
 
     def __init__(

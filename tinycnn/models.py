@@ -9,7 +9,19 @@ from numpy.typing import DTypeLike
 from tinycnn import _check, init
 from tinycnn._typing import Rng, Shape
 from tinycnn.containers import Residual
-from tinycnn.layers import AvgPool2d, BatchNorm2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Sigmoid, Tanh
+from tinycnn.layers import (
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sigmoid,
+    Tanh,
+)
 from tinycnn.model import Sequential
 
 ACTIVATIONS: dict[str, Callable[[], Layer]] = {"tanh": Tanh, "sigmoid": Sigmoid, "relu": ReLU}
@@ -79,7 +91,7 @@ def resnet20(
     model = Sequential(
         Conv2d(channels, 16, 3, padding=1, bias=False), BatchNorm2d(16), ReLU(),
         *blocks,
-        AvgPool2d((-(-height // 4), -(-width // 4))), Flatten(),
+        AdaptiveAvgPool2d(1), Flatten(),
         Linear(64, classes),
         input_shape=(channels, height, width), rng=rng, dtype=dtype, device=device,
     )  # fmt: skip

@@ -49,6 +49,8 @@ def calls(dtype, sizes, seed=0):
         yield "conv2d_backward", label, (*gradients, dy, x, w, *options), (0, 1, 2)
         gradients[0] = np.zeros((0, *x.shape[1:]), dtype)
         yield "conv2d_backward", label + ", no dx", (*gradients, dy, x, w, *options), (1, 2)
+        gradients = [blank(x.shape, dtype), np.zeros((0, *w.shape[1:]), dtype), np.zeros(0, dtype)]
+        yield "conv2d_backward", label + ", dx only", (*gradients, dy, x, w, *options), (0,)
         columns, geometry = normal(N, C * kernel[0] * kernel[1], out[0] * out[1]), (kernel, out, *options[:3])
         yield "im2col", label, (blank(columns.shape, dtype), x, *geometry), (0,)
         yield "col2im", label, (blank(x.shape, dtype), columns, *geometry), (0,)
@@ -151,6 +153,16 @@ def calls(dtype, sizes, seed=0):
         yield name + "_backward", "", (blank(x.shape, dtype), dy, -abs(x)), (0,)
 
     yield "add", "", (blank(size, dtype), normal(size), normal(size)), (0,)
+    yield "add_bias", "", (normal(N, 5, H, W), normal(5)), (0,)
+    yield "sum_channels", "", (blank(5, dtype), normal(N, 5, H, W)), (0,)
+    for OH, OW in ((1, 1), (3, 4), (H, W), (H + 3, 2 * W)):
+        maps, grads = normal(N, 3, H, W), normal(N, 3, OH, OW)
+        for name in ("upsample_nearest2d", "adaptive_avg_pool2d"):
+            yield name + "_forward", f"to {OH} x {OW}", (blank(grads.shape, dtype), maps), (0,)
+            yield name + "_backward", f"to {OH} x {OW}", (blank(maps.shape, dtype), grads), (0,)
+    for top, left, bottom, right in ((1, 2, 0, 3), (-2, 1, 3, -1), (0, 0, -1, 0)):
+        padded = blank((N, 3, top + H + bottom, left + W + right), dtype)
+        yield "zero_pad2d", f"{top, left, bottom, right}", (padded, normal(N, 3, H, W), (top, left)), (0,)
 
     target, weight = rng.integers(0, classes, rows), rng.uniform(0.5, 2, classes).astype(dtype)
     target[1] = -100

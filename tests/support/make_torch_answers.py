@@ -80,6 +80,27 @@ def pools():
     )
 
 
+def transposed_and_resized():
+    for x, w, options in [
+        ((1, 3, 5, 6), (3, 2, 3, 2), {}),
+        ((2, 3, 4, 3), (3, 2, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+        ((2, 4, 3, 4), (4, 3, 2, 3), {"stride": [1, 2], "padding": [1, 0], "dilation": [2, 1], "groups": 2}),
+        ((1, 2, 1, 1), (2, 3, 4, 4), {}),
+        ((9, 1, 3, 2), (1, 2, 2, 2), {"stride": 2}),
+        ((1, 2, 3, 3), (2, 2, 2, 2), {"stride": 1, "dilation": 3, "output_padding": 2}),
+    ]:
+        channels = w[1] * options.get("groups", 1)
+        add("conv_transpose2d", [draw(*x), draw(*w), draw(channels)], options)
+    add("conv_transpose2d", [draw(2, 2, 3, 4), draw(2, 3, 3, 2)])
+    x = draw(2, 3, 5, 4)
+    for options in ({"size": [7, 9]}, {"scale_factor": 2}, {"scale_factor": [1, 3]}, {"size": [2, 3]}):
+        add("interpolate", [x], options)
+    for sides in ([1, 2, 3, 0], [-1, 2, 0, -3], [0, 0, 0, 0]):
+        add("pad", [x], {"pad": sides})
+    for size in (1, 3, [2, 7], [None, 2], [5, 4]):
+        add("adaptive_avg_pool2d", [x], {"output_size": size})
+
+
 def rest():
     add("linear", [draw(5, 7), draw(3, 7), draw(3)])
     add("linear", [draw(2, 3, 4), draw(6, 4)])
@@ -173,6 +194,7 @@ def schedules():
 def main():
     convolutions()
     pools()
+    transposed_and_resized()
     rest()
     losses()
     about = {"torch": torch.__version__, "cases": cases, "optimizers": optimizers(), "schedules": schedules()}

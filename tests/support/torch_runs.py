@@ -121,6 +121,24 @@ RUNS: dict[str, Run] = {
     "Softplus": activation(t.Softplus),
     "Hardtanh": activation(t.Hardtanh),
     "ReLU6": activation(t.ReLU6),
+    "ConvTranspose2d": Run(
+        lambda: [
+            conv(2, 3, 2), t.Tanh(), t.ConvTranspose2d(3, 2, 3, stride=2, padding=1, output_padding=1), t.Tanh(),
+            t.Flatten(), t.Linear(72, 3),
+        ]
+    ),
+    "ConvTranspose2d with groups": Run(
+        lambda: [
+            t.Flatten(), t.Linear(72, 24), t.Unflatten(1, (6, 2, 2)), t.Tanh(),
+            t.ConvTranspose2d(6, 4, (2, 3), stride=(2, 1), groups=2, dilation=2, bias=False), t.Tanh(),
+            t.AdaptiveAvgPool2d(1), t.Flatten(), t.Linear(4, 3),
+        ]
+    ),
+    "Upsample": Run(lambda: [conv(2, 3, 2), t.Upsample(scale_factor=2), conv(3, 2), t.Flatten(), t.Linear(72, 3)]),
+    "AdaptiveAvgPool2d": Run(lambda: [conv(2, 4), t.AdaptiveAvgPool2d((4, 1)), t.Flatten(), t.Linear(16, 3)]),
+    "ZeroPad2d": Run(
+        lambda: [t.ZeroPad2d((2, 1, 0, -1)), t.Conv2d(2, 4, 3), t.Flatten(), t.Linear(84, 3)]
+    ),
     "SGD with groups": optimizer(
         "SGD", lr=0.1, momentum=0.9, weight_decay=0.05, groups=(("*.bias", 2.0, 0.0), ("0.weight", 0.1, 0.3))
     ),

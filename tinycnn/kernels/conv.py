@@ -253,9 +253,9 @@ def backward_shifted_image(dx, dw, dy, x, flipped, kernel_size, padding, dilatio
                 offsets[(c * KH + u) * KW + v] = c * plane + u * dil_h * pitch + v * dil_w
     origin, no_bias = ph * pitch + pw, np.zeros(round_up(per, mr), x.dtype)
     for g in range(groups):
-        pad_rows(padded_x, x, g * per, per, origin, pitch, plane)
         pad_rows(padded_dy, dy, g * count, count, front, pitch, dy_plane)
         if dw.size:
+            pad_rows(padded_x, x, g * per, per, origin, pitch, plane)
             weight_grad(dw[g * count : (g + 1) * count], padded_dy, front, dy_plane, padded_x, offsets, length)
         if dx.size:
             shape, steps, group_dx = (count, KH, KW), (dy_plane, dil_h * pitch, dil_w), dx[g * per : (g + 1) * per]
@@ -373,9 +373,9 @@ def backward_im2col_image(dx, dw, dy, x, w_t, kernel_size, stride, padding, dila
     offsets[K:] = 0
     no_bias = np.zeros(round_up(K, mr), x.dtype)
     for g in range(groups):
-        image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
         pad_rows(padded_dy, dy, g * count, count, 0, OW, length)
         if dw.size:
+            image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
             weight_grad(dw[g * count : (g + 1) * count], padded_dy, 0, length, columns, offsets, length)
         if dx.size:
             dx_columns = columns[: K * M].reshape((K, 1, M))
