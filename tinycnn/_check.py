@@ -308,14 +308,11 @@ def conv_output_size(
     return (size[0], size[1]) if same else _output_size(size, kernel, stride, padding, dilation, (0, 0))
 
 
-def output_padding(value: Pair, stride: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+def output_padding(value: Pair, stride: tuple[int, int]) -> tuple[int, int]:
     """The `output_padding` of a transposed convolution."""
     sides = pair("output_padding", value, 0)
-    for side, step, spread in zip(sides, stride, dilation, strict=True):
-        if side >= max(step, spread):
-            raise ValueError(
-                f"output_padding must be smaller than stride or dilation, {max(step, spread)}, got {value!r}"
-            )
+    if any(side >= step for side, step in zip(sides, stride, strict=True)):
+        raise ValueError(f"output_padding must be smaller than stride {stride}, got {value!r}")
     return sides
 
 

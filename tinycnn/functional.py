@@ -123,7 +123,7 @@ def _transposed_arguments(
         _check.shape("bias", b, (channels,))
     stride, dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
     padding = _check.pair("padding", padding, 0)
-    extra = _check.output_padding(output_padding, stride, dilation)
+    extra = _check.output_padding(output_padding, stride)
     size = _check.transposed_output_size(x.shape[2:], kernel_size, stride, padding, extra, dilation)
     return np.empty((len(x), channels, *size), x.dtype), x, w, b, (stride, padding, dilation, groups)
 

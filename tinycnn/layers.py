@@ -285,7 +285,7 @@ class ConvTranspose2d(Parametric):
 
     The input gradient of a `Conv2d` with the same arguments (Dumoulin and Visin 2016, section 4).
     OH = (H - 1) * stride - 2 * padding + dilation * (KH - 1) + output_padding + 1.  output_padding must be smaller than
-    stride or dilation.
+    stride (torch: or dilation).
     """
 
     def __init__(
@@ -305,7 +305,7 @@ class ConvTranspose2d(Parametric):
         self.kernel_size = _check.pair("kernel_size", kernel_size, 1)
         self.stride, self.dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
         self.padding = _check.pair("padding", padding, 0)
-        self.output_padding = _check.output_padding(output_padding, self.stride, self.dilation)
+        self.output_padding = _check.output_padding(output_padding, self.stride)
         self.groups = _check.integer("groups", groups, 1)
         _check.divisible("in_channels", self.in_channels, "groups", self.groups)
         _check.divisible("out_channels", self.out_channels, "groups", self.groups)

@@ -87,7 +87,6 @@ def transposed_and_resized():
         ((2, 4, 3, 4), (4, 3, 2, 3), {"stride": [1, 2], "padding": [1, 0], "dilation": [2, 1], "groups": 2}),
         ((1, 2, 1, 1), (2, 3, 4, 4), {}),
         ((9, 1, 3, 2), (1, 2, 2, 2), {"stride": 2}),
-        ((1, 2, 3, 3), (2, 2, 2, 2), {"stride": 1, "dilation": 3, "output_padding": 2}),
     ]:
         channels = w[1] * options.get("groups", 1)
         add("conv_transpose2d", [draw(*x), draw(*w), draw(channels)], options)
