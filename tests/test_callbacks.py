@@ -307,7 +307,7 @@ def test_tensorboard_gets_the_numbers_of_each_epoch(tmp_path):
             FileNotFoundError,
             "folder does not exist",
         ),
-        (lambda path: learn(net(), [CSVLogger(path / "no" / "a.csv")]), FileNotFoundError, "folder does not exist"),
+        (lambda path: learn(net(), [CSVLogger(path / "no" / "a.csv")]), OSError, "folder does not exist"),
     ],
 )
 def test_bad_arguments_are_refused_before_training(tmp_path, make, error, words):

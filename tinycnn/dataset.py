@@ -66,12 +66,12 @@ class Normalization:
         mean, std = (
             _check.finite(n, _check.array(n, state[n], 1, "(channels,)")).astype(np.float64) for n in names[:2]
         )
-        unit = np.asarray(state[names[2]])
+        unit = np.asarray(_check.detach(state[names[2]]))
         if mean.shape != std.shape or (std <= 0).any() or unit.size != 1 or unit not in (1, 255, 65535):
             raise ValueError(f"normalization must have a mean and a positive std a channel and a unit of 1, 255 or "
                              f"65535, got {mean}, {std}, {unit}")  # fmt: skip
         rest = {name: value for name, value in state.items() if name not in (*names, integers)}
-        return rest, cls(mean, std, int(unit), bool(np.any(state.get(integers, False))))
+        return rest, cls(mean, std, int(unit), bool(np.any(_check.detach(state.get(integers, False)))))
 
     def __str__(self) -> str:
         mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (self.mean, self.std))

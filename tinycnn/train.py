@@ -576,7 +576,7 @@ def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float, Array]
                 predicted = criterion.predictions(n)
                 predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
                 correct += np.count_nonzero(predicted == batch_labels)
-    return _mean_loss(criterion, loss_sum, weight_sum), correct / sum(map(len, outputs)), np.concatenate(outputs)
+    return _mean_loss(criterion, loss_sum, weight_sum), float(correct / sum(map(len, outputs))), np.concatenate(outputs)
 
 
 def _mean_loss(criterion: Loss, loss_sum: float, weight_sum: float) -> float:

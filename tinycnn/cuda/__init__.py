@@ -28,7 +28,7 @@ from tinycnn.cuda.lecun98 import (
 from tinycnn.cuda.linear import linear_backward, linear_forward
 from tinycnn.cuda.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.cuda.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
-from tinycnn.cuda.optim import adam, ema_update, increment, sgd, sgd_per_parameter
+from tinycnn.cuda.optim import accumulate_grad, adam, ema_update, increment, sgd, sgd_per_parameter
 from tinycnn.cuda.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -40,6 +40,7 @@ fused = None  # this backend has no fused kernels
 layout = None  # this backend uses NCHW only
 
 __all__ = [
+    "accumulate_grad",
     "accumulate_metrics",
     "activation_backward",
     "activation_forward",

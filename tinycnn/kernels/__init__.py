@@ -34,7 +34,7 @@ from tinycnn.kernels.lecun98 import (
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
-from tinycnn.kernels.optim import adam, ema_update, increment, sgd, sgd_per_parameter
+from tinycnn.kernels.optim import accumulate_grad, adam, ema_update, increment, sgd, sgd_per_parameter
 from tinycnn.kernels.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -43,6 +43,7 @@ from tinycnn.kernels.pooling import (
 )
 
 __all__ = [
+    "accumulate_grad",
     "accumulate_metrics",
     "activation_backward",
     "activation_forward",
