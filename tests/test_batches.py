@@ -236,7 +236,7 @@ def test_a_file_is_read_batch_by_batch(tmp_path):
         progress=False,
     )  # fmt: skip (compile first: compilers allocate)
     tracemalloc.start()
-    data = DeviceDataset(images, labels, mean=0.5, std=0.3)
+    data = DeviceDataset(images, labels)
     fit(model, CrossEntropyLoss(), SGD(model, 0.01), data, epochs=1, batch_size=32, rng=0, progress=False)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -283,6 +283,21 @@ def test_a_file_can_be_evaluated_stepped_and_copied(npy):
     assert is_on_disk(npy(IMAGES)[3:, 1:])
     assert not is_on_disk(np.array(npy(IMAGES)))
     assert not is_on_disk(npy(IMAGES)[[1, 2]])
+
+
+def test_a_users_data_set_on_disk_gathers_in_its_own_way(npy):
+    class Inverted(DeviceDataset):
+        def gather_batch(self, x, *where):
+            target = super().gather_batch(x, *where)
+            np.negative(x, out=x)
+            return target
+
+    found = []
+    for images in (IMAGES, npy(IMAGES)):
+        model = net()
+        learn(model, Inverted(images, LABELS, mean=0, std=1))
+        found.append(model.theta.tobytes())
+    assert found[0] == found[1]
 
 
 def test_a_file_serves_second_derivatives(npy):

@@ -257,7 +257,7 @@ class Prefetch:
             yield item
 
     def close(self) -> None:
-        """End the thread; wait for the item that it is reading."""
+        """End the thread; wait for the item that it is reading.  (A second Ctrl-C ends the waiting.)"""
         self.stopped = True
         self.slots.release()
         self.thread.join()
