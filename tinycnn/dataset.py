@@ -91,7 +91,7 @@ def is_on_disk(array: Any) -> bool:
     return isinstance(array, mmap.mmap)
 
 
-CHUNK = 2**20  # bytes of a memory-mapped array that are in memory at a time, as float64, for its statistics
+CHUNK = 2**19  # bytes of a memory-mapped array that are in memory at a time, as float64, for its statistics
 
 
 def pixel_statistics(pixels: Array) -> tuple[Array, Array]:
