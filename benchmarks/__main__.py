@@ -11,6 +11,7 @@ import sys
 COMMANDS = {
     "train-step": "a whole training step of LeNet-5, and where its time goes",
     "inference": "LeNet-5 forward: throughput, and the latency of a single image",
+    "nets": "training steps of larger networks, such as ResNet-20",
     "conv": "convolutions of many shapes, forward and both gradients",
     "ladder": "one convolution, from Python loops to the kernel in use",
     "start": "import, first step, memory, installed size",

@@ -151,14 +151,14 @@ def calls_of(setup, batch):
     out: list[tuple] = []
     order, cursor = setup.run.loader.order, setup.run.loader.cursor
     out.append(("gather", lambda: setup.batches.gather_batch(plan.x, target, order, cursor), 0, batch * 784 * 5))
-    for i, step in enumerate(plan.steps):
+    for step in plan.steps:
         if not step.layers or "Flatten" in repr(step):
             continue
         (number,), (layer,) = step.numbers, step.layers
         adds, moved = layer.multiply_adds(model.shapes[number]) * batch, step.x.nbytes + step.y.nbytes
-        name, dx = f"{number} {type(layer).__name__}", step.dx if i > plan.first_trainable else plan.no_grad_buffer
+        name, dx = f"{number} {type(layer).__name__}", step.dx if step.needs_dx else step.no_grad_buffer
         out.append((name + " forward", step.forward, 2 * adds, moved))
-        passes = 2 if i > plan.first_trainable else 1
+        passes = 2 if step.needs_dx else 1
         out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * passes, moved * passes))
     out.append(("loss", lambda: criterion.forward_backward(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
     out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))

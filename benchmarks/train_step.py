@@ -44,7 +44,7 @@ class TinyCNN(_competitors.TinyCNN):
         criterion.ensure_allocated(model.ops, batch, 10, model.dtype)
         yield "gather", "data", 0, plan.x.nbytes * 5 // 4, lambda: self.batches.gather(plan.x, index)
         backward = []
-        for i, step in enumerate(plan.steps):
+        for step in plan.steps:
             name = " ".join([*map(str, step.numbers), *(type(layer).__name__ for layer in step.layers)]) or repr(step)
             x, y = step.x, step.y
             adds = [layer.multiply_adds(model.shapes[n]) for n, layer in zip(step.numbers, step.layers, strict=True)]
@@ -52,12 +52,12 @@ class TinyCNN(_competitors.TinyCNN):
             shapes = [shape for layer in step.layers for shape in layer.parameter_shapes().values()]
             weights = 4 * sum(int(np.prod(shape)) for shape in shapes)
             yield name, "forward", flops, x.nbytes + y.nbytes + weights, step.forward
-            if i < plan.first_trainable:
+            needs_dx = step.needs_dx
+            if not (needs_dx or step.trainable):
                 continue
-            needs_dx = i > plan.first_trainable
             # Layers with weights read x and dy; the others read dy and about as much as their output.
             moved = (x.nbytes if flops else y.nbytes) + y.nbytes + needs_dx * x.nbytes + 2 * weights
-            call = functools.partial(step.backward, step.dx if needs_dx else plan.no_grad_buffer)
+            call = functools.partial(step.backward, step.dx if needs_dx else step.no_grad_buffer)
             backward.append((name, "backward", (1 + needs_dx) * flops, moved, call))
         y, dy, labels = plan.y, plan.dy, self.batches.gather(plan.x, index)
         yield (

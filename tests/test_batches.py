@@ -123,7 +123,7 @@ def test_augmentation_padding_colour_and_floats_of_batches():
         learn(model, source)
         found.append(model.theta.tobytes())
     assert found[0] == found[1]
-    assert model.class_names == ["a", "b", "c", "d"]
+    assert model.class_names == ("a", "b", "c", "d")
 
 
 def test_the_step_of_a_stream_is_captured_once_for_each_size(monkeypatch):

@@ -155,6 +155,9 @@ wide_shapes, wide_maps = st.tuples(st.integers(40, 60)), st.tuples(st.integers(4
 LAYERS = {
     "AvgPool2d": avg_pool2d() | st.tuples(st.builds(layers.AvgPool2d, st.just(2)), halves, st.just(smooth)),
     "BatchNorm2d": batch_norm2d(),
+    "ELU": st.tuples(st.builds(layers.ELU, st.sampled_from([1.0, 0.3])), any_shapes, st.just(spaced)),
+    "GELU": st.tuples(st.builds(layers.GELU, st.sampled_from(["none", "tanh"])), any_shapes, st.just(smooth)),
+    "Hardtanh": st.tuples(st.builds(layers.Hardtanh, st.just(-0.1), st.just(0.2)), any_shapes, st.just(spaced)),
     "Conv2d": conv2d(),
     "Dropout": st.tuples(st.builds(layers.Dropout, st.sampled_from([0.0, 0.2, 0.5])), wide_shapes, st.just(smooth)),
     "Dropout2d": st.tuples(st.builds(layers.Dropout2d, st.sampled_from([0.0, 0.3])), wide_maps, st.just(smooth)),
@@ -168,6 +171,7 @@ LAYERS = {
     "MappedConv2d": mapped_conv2d(),
     "MaxPool2d": max_pool2d() | st.tuples(st.builds(layers.MaxPool2d, st.just(2)), halves, st.just(spaced)),
     "ScaledTanh": st.tuples(constants.map(lambda c: layers.ScaledTanh(*c)), any_shapes, st.just(smooth)),
+    "Softplus": st.tuples(st.builds(layers.Softplus, st.sampled_from([1.0, 2.5])), any_shapes, st.just(smooth)),
     "Softmax": plain(layers.Softmax, st.tuples(st.integers(2, 12))),
     "Subsample": subsample(),
 }

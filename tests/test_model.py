@@ -429,15 +429,15 @@ def test_predict_in_batches_equals_forward():
     model = models.lenet5(rng=2)
     whole = model.forward(IMAGES)
     for batch_size in (1, 4, 16, 21, 100):
-        np.testing.assert_allclose(model.predict(IMAGES, batch_size), whole, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(model.predict(IMAGES), whole)
+        np.testing.assert_allclose(model.outputs(IMAGES, batch_size), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(model.outputs(IMAGES), whole)
     np.testing.assert_array_equal(model(IMAGES), whole)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8"])
 def test_predict_names_a_wrong_batch_size(batch_size):
     with pytest.raises((ValueError, TypeError), match="batch_size must be"):
-        small().predict(X, batch_size)
+        small().outputs(X, batch_size)
 
 
 def test_any_real_dtype_and_layout_of_x():

@@ -37,6 +37,9 @@ CPU_MODULES = {"fused", "layout"}
 NAN_STOPS = {
     "relu": "dx is dy unless y <= 0, which is false for NaN",
     "leaky_relu": "dx is dy unless x <= 0, which is false for NaN",
+    "elu": "dx is dy unless y <= 0, which is false for NaN",
+    "hardtanh": "dx is dy unless y is a limit, which is false for NaN",
+    "relu6": "dx is dy unless y is a limit, which is false for NaN",
 }
 
 NOT_IN_TORCH = {"scaled_tanh"}  # functions without answers of torch: tests/test_functional.py has formulas for them

@@ -210,7 +210,7 @@ class Users(RuleBasedStateMachine):
         found = {}
 
         def ask(number):
-            found[number] = self.model.predict(self.draw(seed + number, n), batch_size)
+            found[number] = self.model.outputs(self.draw(seed + number, n), batch_size)
 
         workers = [threading.Thread(target=ask, args=(number,)) for number in range(threads)]
         for worker in workers:

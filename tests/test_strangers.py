@@ -327,12 +327,12 @@ def in_threads(*jobs):
 
 def test_threads_share_a_model():
     model = net()
-    want = [model.predict(X[n : n + 1]) for n in range(40)]
+    want = [model.outputs(X[n : n + 1]) for n in range(40)]
 
     def ask(first):
         for turn in range(50):
             n = (first + 7 * turn) % 40
-            np.testing.assert_array_equal(model.predict(X[n : n + 1]), want[n])
+            np.testing.assert_array_equal(model.outputs(X[n : n + 1]), want[n])
 
     in_threads(*(lambda first=first: ask(first) for first in range(4)))
 
@@ -361,7 +361,7 @@ def test_two_fits_share_a_data_set_and_a_loss():
 def test_a_layer_belongs_to_one_model_and_its_copy_keeps_the_weights():
     old = net(Conv2d(1, 3, 3), BatchNorm2d(3), ReLU(), Flatten(), Linear(108, 4))
     learn(old)
-    before = old.predict(X)
+    before = old.outputs(X)
     with pytest.raises(ValueError, match=r"layer 0, Conv2d.*, belongs to a model already; copy.deepcopy"):
         Sequential(*old.layers[:-1], Linear(108, 7))
     new = Sequential(*copy.deepcopy(old.layers[:-1]), Linear(108, 7), input_shape=(1, 8, 8), rng=5)
@@ -370,7 +370,7 @@ def test_a_layer_belongs_to_one_model_and_its_copy_keeps_the_weights():
             np.testing.assert_array_equal(new.state_dict()[name], value)
     assert not np.shares_memory(new.theta, old.theta)
     learn(new)
-    np.testing.assert_array_equal(old.predict(X), before)
+    np.testing.assert_array_equal(old.outputs(X), before)
     alone = copy.deepcopy(old.layers[0])
     np.testing.assert_array_equal(alone.weight, old.layers[0].weight)
 
@@ -452,7 +452,7 @@ def test_squared_errors_of_class_numbers_are_refused():
     [
         lambda model: train_step(model, CrossEntropyLoss(), SGD(model, 0.1), digits(), np.arange(40)),
         lambda model: evaluate(model, digits()),
-        lambda model: model.predict(X),
+        lambda model: model.outputs(X),
         lambda model: learn(model, epochs=1, batch_size=40),
     ],
 )
@@ -471,13 +471,13 @@ def test_predictions_are_made_in_evaluation_mode():
     model = net(Conv2d(1, 3, 3), BatchNorm2d(3), Dropout(0.5), Flatten(), Linear(108, 4))
     learn(model)
     before = [a.copy() for a in model.snapshot()]
-    found = model.predict(X)
+    found = model.outputs(X)
     assert model.training
     np.testing.assert_equal(model.snapshot(), before)
     np.testing.assert_array_equal(model.eval()(X), found)
     model.train()
     model.layers[1].training = False  # a frozen layer stays frozen
-    model.predict(X)
+    model.outputs(X)
     assert [layer.training for layer in model.layers] == [True, False, True, True, True]
     model.training = False
     assert not any(layer.training for layer in model.layers)
@@ -558,21 +558,21 @@ def test_normalization_is_saved_with_the_model():
     assert model.normalization is None
     data = digits(mean=0.3, std=0.2)
     learn(model, data=data)
-    want = model.predict((raw / 255 - 0.3) / 0.2)
-    np.testing.assert_allclose(model.predict(raw), want, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(model.predict(raw), evaluate(model, data)[2][:40], rtol=1e-5, atol=1e-5)
+    want = model.outputs((raw / 255 - 0.3) / 0.2)
+    np.testing.assert_allclose(model.outputs(raw), want, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(model.outputs(raw), evaluate(model, data)[2][:40], rtol=1e-5, atol=1e-5)
     state = model.state_dict()
     again = net(rng=1)
     again.load_state_dict(state)
     for other in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        np.testing.assert_array_equal(other.predict(raw), model.predict(raw))
+        np.testing.assert_array_equal(other.outputs(raw), model.outputs(raw))
         assert list(other.state_dict()) == list(state)
     assert "uint8 pixels / 255, less 0.3, divided by 0.2" in model.summary()
     for kind in (np.int64, np.int8, bool):
         with pytest.raises(
             TypeError, match=rf"x: the model was trained on uint8 pixels and takes .* got {kind.__name__}"
         ):
-            model.predict(raw.astype(kind))
+            model.outputs(raw.astype(kind))
     for kind, unit, words in ((np.uint16, 65535, "uint16 pixels / 65535"), (np.int16, 1, "trained on pixels, less")):
         wide, pixels = net(), raw.astype(kind) * 100
         learn(wide, data=DeviceDataset(pixels, LABELS[:40]))
@@ -581,13 +581,13 @@ def test_normalization_is_saved_with_the_model():
         again = net()
         again.load_state_dict(wide.state_dict())
         want = evaluate(wide, DeviceDataset(pixels, LABELS[:40]))[2]
-        np.testing.assert_allclose(again.predict(pixels), want, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(again.outputs(pixels), want, rtol=1e-5, atol=1e-5)
         with pytest.raises(TypeError, match="trained on uint16") if unit > 1 else contextlib.nullcontext():
-            again.predict(raw)
+            again.outputs(raw)
     floats = net()
     learn(floats, data=DeviceDataset(IMAGES / 255.0, LABELS))
     with pytest.raises(TypeError, match="trained on floating-point pixels"):
-        floats.predict(raw)
+        floats.outputs(raw)
     with pytest.raises(ValueError, match="normalization must have a mean"):
         again.load_state_dict(state | {"normalization.std": np.zeros(1)})
 
@@ -891,7 +891,7 @@ def test_mean_over_no_image_is_nan():
 def test_a_running_model_cannot_be_run_by_its_parts():
     class Asks(Layer):
         def forward(self, y, x):
-            model.predict(np.ones((2, 1, 8, 8)))
+            model.outputs(np.ones((2, 1, 8, 8)))
             y[...] = x
 
     model = net(Flatten(), Linear(64, 3), Asks())

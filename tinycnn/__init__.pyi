@@ -37,10 +37,13 @@ from .callbacks import (
     ReduceLROnPlateau as ReduceLROnPlateau,
     TensorBoard as TensorBoard,
 )
+from .containers import Residual as Residual
 from .dataset import DeviceDataset as DeviceDataset
 from .devices import set_num_threads as set_num_threads
 from .errors import DivergedError as DivergedError
 from .layers import (
+    ELU as ELU,
+    GELU as GELU,
     AvgPool2d as AvgPool2d,
     BatchNorm2d as BatchNorm2d,
     Conv2d as Conv2d,
@@ -49,18 +52,23 @@ from .layers import (
     Flatten as Flatten,
     GaussianRBF as GaussianRBF,
     GroupNorm as GroupNorm,
+    Hardtanh as Hardtanh,
     Layer as Layer,
     LeakyReLU as LeakyReLU,
     Linear as Linear,
     LogSoftmax as LogSoftmax,
     MaxPool2d as MaxPool2d,
     ReLU as ReLU,
+    ReLU6 as ReLU6,
     ScaledTanh as ScaledTanh,
     Sigmoid as Sigmoid,
+    SiLU as SiLU,
     Softmax as Softmax,
+    Softplus as Softplus,
     Tanh as Tanh,
 )
 from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss, OneHotMSELoss as OneHotMSELoss
 from .model import Sequential as Sequential
 from .optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW
+from .saving import load as load
 from .train import evaluate as evaluate, fit as fit, train_step as train_step

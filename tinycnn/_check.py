@@ -1,7 +1,7 @@
 """Argument checks.  Every message names the argument, the expected and the given value: "x must be ..., got ..."."""
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,6 +84,24 @@ def integer(name: str, value: Any, minimum: int | None = None) -> int:
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
+
+
+def position(name: str, value: Any, size: int) -> int:
+    """`value` as an index of a sequence of `size` elements; negative ones count from the end."""
+    index = integer(name, value)
+    if not -size <= index < size:
+        raise IndexError(f"{name} must be in {-size} ... {size - 1}, got {value}")
+    return index
+
+
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """`value` as a tuple of different strings."""
+    texts = tuple(instance(name, value, Iterable, "a list of strings"))
+    if isinstance(value, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a list of strings, got {describe(value)}")
+    if len(set(texts)) < len(texts) or not texts:
+        raise ValueError(f"{name} must be different strings, at least one, got {describe(value)}")
+    return texts
 
 
 def number(

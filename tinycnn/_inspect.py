@@ -75,12 +75,20 @@ def summary(model: "Sequential") -> str:
         ("input", _join(model.shapes[0]), "", ""),
     ]
     parameters = adds = 0
-    for number, layer in enumerate(model.layers):
+    output_shapes = {name: shapes[1] for (name, _), shapes in zip(model.leaves, model.leaf_shapes, strict=True)}
+    input_shapes = {name: shapes[0] for (name, _), shapes in zip(model.leaves, model.leaf_shapes, strict=True)}
+    output_shapes |= {str(number): shape for number, shape in enumerate(model.shapes[1:])}
+    for name, layer in model.named_layers():
+        if layer.named_children():
+            rows.append(
+                (f"{name} {type(layer).__name__}", _join(output_shapes[name]) if name in output_shapes else "", "", "")
+            )
+            continue
         count = sum(math.prod(shape) for shape in layer.parameter_shapes().values())
-        cost = layer.multiply_adds(model.shapes[number])
+        cost = layer.multiply_adds(input_shapes[name])
         parameters, adds = parameters + count, adds + cost
-        shape = _join(model.shapes[number + 1])
-        rows.append((f"{number} {layer!r}", shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
+        shape = _join(output_shapes[name])
+        rows.append((f"{name} {layer!r}", shape, f"{count:,}" if count else "", f"{cost:,}" if cost else ""))
     rows.append(("total", "", f"{parameters:,}", f"{adds:,}"))
     w = [max(len(row[column]) for row in rows) for column in range(4)]
     rule = "-" * (sum(w) + 6)

@@ -9,6 +9,7 @@ import numpy as np
 from tinycnn import _check, devices
 from tinycnn._tracked import ChangeCounter
 from tinycnn._typing import Backend, DeviceArray, DType, Shape, State, Views
+from tinycnn.containers import NamedLayer
 from tinycnn.dataset import Normalization
 from tinycnn.layers import Layer
 
@@ -34,20 +35,20 @@ class Parameter(NamedTuple):
 
 
 def allocate(
-    layers: tuple[Layer, ...], rng: np.random.Generator, ops: Backend, dtype: DType, changes: ChangeCounter
+    layers: list[NamedLayer], rng: np.random.Generator, ops: Backend, dtype: DType, changes: ChangeCounter
 ) -> tuple[list[Parameter], DeviceArray, DeviceArray]:
     """Draw the parameters and bind the layers to them.  Returns (table of the parameters, theta, grad)."""
-    states = [layer.initial_state(rng, dtype) for layer in layers]
+    states = [layer.initial_state(rng, dtype) for _, layer in layers]
     table: list[Parameter] = []
     values, start = [np.empty(0)], 0
-    for number, (layer, (parameters, _)) in enumerate(zip(layers, states, strict=True)):
+    for (prefix, layer), (parameters, _) in zip(layers, states, strict=True):
         for name, shape in layer.parameter_shapes().items():
             stop = start + math.prod(shape)
-            table.append(Parameter(f"{number}.{name}", layer, name, shape, start, stop))
+            table.append(Parameter(f"{prefix}.{name}", layer, name, shape, start, stop))
             values.append(np.ravel(parameters[name]))
             start = stop
     theta, grad = ops.to_device(np.concatenate(values).astype(dtype)), ops.empty(start, dtype)
-    for layer, (_, buffers) in zip(layers, states, strict=True):
+    for (_, layer), (_, buffers) in zip(layers, states, strict=True):
         views, grad_views = (
             {p.attribute: vector[p.start : p.stop].reshape(p.shape) for p in table if p.layer is layer}
             for vector in (theta, grad)
@@ -56,21 +57,24 @@ def allocate(
         layer.bind(ops, views, grad_views, dtype)
         for name, value in buffers.items():
             ops.copy_to(getattr(layer, name), value)
-        internal_names = {"saved", "_bound_names", "_bound_shapes", "_array_names", "_copied"}
+        internal_names = {"saved", "_bound_names", "_bound_shapes", "_array_names", "_grad_views", "_copied"}
         vars(layer).update(
             changes=changes,
             training=True,
             _array_names=frozenset([*views, *(f"{name}_grad" for name in views), *buffers]),
+            _grad_views={f"{name}_grad": view for name, view in grad_views.items()},
             _bound_shapes=layer.parameter_shapes(),
             _bound_names=frozenset({*vars(layer)} | internal_names) - own_names,
         )
+        layer.route_gradients()
     return table, theta, grad
 
 
 def saved_arrays(model: "Sequential") -> Views:
     """The arrays of a state_dict by name, on the device, layer by layer."""
     arrays = dict(model.named_parameters() + model.named_buffers())
-    names = sorted((name for name in arrays if "._" not in name), key=lambda name: int(name.partition(".")[0]))
+    order = {name: position for position, (name, _) in enumerate(model.named_layers())}
+    names = sorted((name for name in arrays if "._" not in name), key=lambda name: order[name.rpartition(".")[0]])
     return {name: arrays[name] for name in names}
 
 

@@ -49,14 +49,15 @@ def is_builtin(part: object) -> bool:
     """Whether the class of `part` is this library's, with no method of a step replaced on it or on its class."""
     functions = [function for name in STEP_METHODS if (function := getattr(type(part), name, None)) is not None]
     return (
-        _in_package(type(part).__module__)
+        is_in_package(type(part).__module__)
         and getattr(part, "__dict__", {}).keys().isdisjoint(STEP_METHODS)
         # __globals__, not __module__: functools.wraps copies the latter.
-        and all(_in_package(getattr(function, "__globals__", {}).get("__name__", "")) for function in functions)
+        and all(is_in_package(getattr(function, "__globals__", {}).get("__name__", "")) for function in functions)
     )
 
 
-def _in_package(module: str) -> bool:
+def is_in_package(module: str) -> bool:
+    """Whether a module is this library's."""
     return module.partition(".")[0] == __package__
 
 

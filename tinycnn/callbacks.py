@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn import _check, checkpoint
+from tinycnn import _check
 from tinycnn._files import atomic_write
 from tinycnn._repr import InitRepr
 from tinycnn._typing import Array
@@ -109,7 +109,7 @@ class EarlyStopping(InitRepr):
 
 
 class ModelCheckpoint(InitRepr):
-    """Saves the model after each epoch that is the best so far, or after every epoch.
+    """Saves the model after each epoch that is the best so far, or after every epoch; `tinycnn.load` reads it.
 
     path            file name ending in .npz; the file is replaced when the new one is complete
     monitor, mode   the value in the epochs' records, and whether lower ("min") or higher ("max") is better
@@ -141,7 +141,7 @@ class ModelCheckpoint(InitRepr):
             if value < self.best if self.mode == "min" else value > self.best:
                 self.best, self.best_epoch = value, record["epoch"]
         if not self.save_best_only or self.best_epoch == record["epoch"]:
-            checkpoint.save(self.path, self._model.state_dict(), {"epoch": record["epoch"]})
+            self._model.save(self.path)
 
 
 class CSVLogger(InitRepr):

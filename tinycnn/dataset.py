@@ -268,12 +268,11 @@ def _as_pixels(pixels: Array) -> Array:
     return pixels if pixels.dtype == np.uint8 else _check.finite("images", pixels.astype(np.float32))
 
 
-def _class_names(names: Sequence[str], classes: int) -> tuple[str, ...]:
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"class_names must be a list of strings, got {_check.describe(names)}")
+def _class_names(value: Sequence[str], classes: int) -> tuple[str, ...]:
+    names = _check.names("class_names", value)
     if len(names) < classes:
         raise ValueError(f"class_names must have {classes} names, one a class, got {len(names)}")
-    return tuple(names)
+    return names
 
 
 class DataLoader:

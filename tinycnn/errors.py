@@ -36,6 +36,10 @@ class DamagedCheckpointError(ValueError):
     """The file is not a complete, valid checkpoint.  The message names the file and the reason."""
 
 
+class UnknownLayerError(ValueError):
+    """A saved model has a layer whose class is not known."""
+
+
 class DamagedFileError(ValueError):
     """A data file is damaged.  The message names the file, what was expected and what was found."""
 

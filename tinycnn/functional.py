@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tinycnn import _check, kernels, scalars
+from tinycnn import _check, kernels, layers, scalars
 from tinycnn._typing import Array, DType, Padding, Pair
 from tinycnn.losses import CrossEntropyLoss, MSELoss, as_float
 
@@ -284,6 +284,66 @@ def leaky_relu_backward(dy: ArrayLike, input: ArrayLike, negative_slope: float =
     """Gradient of input."""
     slope = _check.number("negative_slope", negative_slope)
     return _activate_backward(scalars.activation(scalars.LEAKY_RELU, slope), dy, _prepare("input", input))
+
+
+def elu(input: ArrayLike, alpha: float = 1.0) -> Array:
+    """Element by element, any shape; see `layers.ELU`."""
+    return _activate(layers.ELU(alpha).activation_code, input)
+
+
+def elu_backward(dy: ArrayLike, input: ArrayLike, alpha: float = 1.0) -> Array:
+    """Gradient of input."""
+    return _activate_backward(layers.ELU(alpha).activation_code, dy, elu(input, alpha))
+
+
+def gelu(input: ArrayLike, approximate: str = "none") -> Array:
+    """Element by element, any shape; see `layers.GELU`."""
+    return _activate(layers.GELU(approximate).activation_code, input)
+
+
+def gelu_backward(dy: ArrayLike, input: ArrayLike, approximate: str = "none") -> Array:
+    """Gradient of input."""
+    return _activate_backward(layers.GELU(approximate).activation_code, dy, _prepare("input", input))
+
+
+def silu(input: ArrayLike) -> Array:
+    """Element by element, any shape; see `layers.SiLU`."""
+    return _activate(layers.SiLU().activation_code, input)
+
+
+def silu_backward(dy: ArrayLike, input: ArrayLike) -> Array:
+    """Gradient of input."""
+    return _activate_backward(layers.SiLU().activation_code, dy, _prepare("input", input))
+
+
+def softplus(input: ArrayLike, beta: float = 1.0, threshold: float = 20.0) -> Array:
+    """Element by element, any shape; see `layers.Softplus`."""
+    return _activate(layers.Softplus(beta, threshold).activation_code, input)
+
+
+def softplus_backward(dy: ArrayLike, input: ArrayLike, beta: float = 1.0, threshold: float = 20.0) -> Array:
+    """Gradient of input."""
+    return _activate_backward(layers.Softplus(beta, threshold).activation_code, dy, _prepare("input", input))
+
+
+def hardtanh(input: ArrayLike, min_val: float = -1.0, max_val: float = 1.0) -> Array:
+    """Element by element, any shape; see `layers.Hardtanh`."""
+    return _activate(layers.Hardtanh(min_val, max_val).activation_code, input)
+
+
+def hardtanh_backward(dy: ArrayLike, input: ArrayLike, min_val: float = -1.0, max_val: float = 1.0) -> Array:
+    """Gradient of input."""
+    return _activate_backward(layers.Hardtanh(min_val, max_val).activation_code, dy, hardtanh(input, min_val, max_val))
+
+
+def relu6(input: ArrayLike) -> Array:
+    """Element by element, any shape; see `layers.ReLU6`."""
+    return _activate(layers.ReLU6().activation_code, input)
+
+
+def relu6_backward(dy: ArrayLike, input: ArrayLike) -> Array:
+    """Gradient of input."""
+    return _activate_backward(layers.ReLU6().activation_code, dy, relu6(input))
 
 
 def _along_axis(kernel: Callable[..., None], dim: int, *arrays: Array) -> Array:

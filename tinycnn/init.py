@@ -71,13 +71,13 @@ def lecun1998(model: Sequential, root: bool = False, *, rng: Rng = None) -> None
     """
     rng = _check.generator("rng", rng)
     state = model.state_dict()
-    layers: tuple[Any, ...] = model.layers
-    for number, layer in enumerate(layers):
-        if f"{number}.bias" in state and hasattr(layer, "fan_in"):
+    layers: list[tuple[str, Any]] = [*model.leaves]
+    for name, layer in layers:
+        if f"{name}.bias" in state and hasattr(layer, "fan_in"):
             fan_in = layer.fan_in()
             bound = layer.broadcast_to_weight(2.4 / (np.sqrt(fan_in) if root else fan_in))
-            state[f"{number}.weight"] = bound * rng.uniform(-1, 1, state[f"{number}.weight"].shape)
-            state[f"{number}.bias"] = np.zeros_like(state[f"{number}.bias"])
+            state[f"{name}.weight"] = bound * rng.uniform(-1, 1, state[f"{name}.weight"].shape)
+            state[f"{name}.bias"] = np.zeros_like(state[f"{name}.bias"])
     model.load_state_dict(state)
 
 
@@ -100,8 +100,8 @@ def _set(model: Sequential, only: Only, attribute: str, values: Callable[[Shape]
     """Set a parameter of every layer of the class `only` to values(its shape)."""
     layer_class = Parametric if only is None else only
     state = {
-        f"{number}.{attribute}": values(layer.parameter_shapes()[attribute])
-        for number, layer in enumerate(model.layers)
+        f"{name}.{attribute}": values(layer.parameter_shapes()[attribute])
+        for name, layer in model.leaves
         if isinstance(layer, layer_class) and attribute in layer.parameter_shapes()
     }
     if not state:

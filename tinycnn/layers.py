@@ -42,6 +42,7 @@ class Layer(Tracked):
 
     ops: Any = None  # the backend module, set by `bind`
     training = True
+    requires_grad = True  # False freezes the parameters: see `route_gradients`
     saved: Any = None  # the result of `reserve` for the batch that runs; set by the plan before every call
     is_view = False  # the output is the input with another shape; no kernel runs
     in_place = False
@@ -50,6 +51,7 @@ class Layer(Tracked):
     _bound_names: frozenset[str] = frozenset()  # names of the attributes that a model has set
     _bound_shapes: dict[str, Shape] | None = None  # of the parameters, in a model
     _array_names: frozenset[str] = frozenset()  # names of parameters, gradients and buffers, in a model
+    _grad_views: Views | None = None  # views into the model's gradient, in a model
 
     def __new__(cls: type[LayerT], *args: Any, **kwargs: Any) -> LayerT:
         unsupported = UNSUPPORTED_TORCH_OPTIONS.keys() - inspect.signature(cls.__init__).parameters.keys()
@@ -62,6 +64,8 @@ class Layer(Tracked):
     def __setattr__(self, name: str, value: Any) -> None:
         """Assigning to a parameter or buffer of a layer in a model copies into it."""
         previous = vars(self).get(name, self)
+        if name == "requires_grad":
+            _check.instance(f"requires_grad of {self!r}", value, bool, "True or False")
         if name in self._array_names and value is not previous:
             copy_into(self.ops, f"{name} of {self!r}", previous, value)
             return
@@ -73,6 +77,8 @@ class Layer(Tracked):
             raise ValueError(
                 f"{name} of {self!r} cannot change in a model: it determines the parameters' shape; make a new layer"
             )
+        if name == "requires_grad":
+            self.route_gradients()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: settings, and parameters and buffers as NumPy arrays, the initial state in a new model."""
@@ -117,6 +123,34 @@ class Layer(Tracked):
         for name, value in self.initial_buffers(dtype).items():
             setattr(self, name, ops.to_device(value))
 
+    def route_gradients(self) -> None:
+        """Let backward write the parameters' gradients into the model's gradient vector, or, for a frozen layer, into
+        arrays of its own; the model's gradient is then zero."""
+        for name, view in (self._grad_views or {}).items():
+            gradient = view if self.requires_grad else self.ops.empty(view.shape, view.dtype)
+            if gradient is not view:
+                self.ops.copy_to(view, np.zeros(view.shape, view.dtype))
+            vars(self)[name] = gradient
+
+    def named_children(self) -> list[tuple[str, "Layer"]]:
+        """Pairs of name and layer of a container, in the order in which they run."""
+        return []
+
+    def config_overrides(self) -> dict[str, Any]:
+        """Values of the constructor's arguments that are not attributes of the same name."""
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments by name, from the attributes.  TypeError names one that is not an attribute."""
+        values = self.config_overrides()
+        for parameter in list(inspect.signature(type(self).__init__).parameters.values())[1:]:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in values:
+                continue
+            if not hasattr(self, parameter.name):
+                raise TypeError(f"{self!r} has no attribute {parameter.name}, its constructor's argument of that name")
+            values[parameter.name] = getattr(self, parameter.name)
+        return values
+
     def output_shape(self, shape: Shape) -> Shape:
         """Output shape for an input of `shape`, both without the batch axis.  Raises ValueError if it does not fit."""
         return shape
@@ -153,22 +187,6 @@ def copy_into(ops: Backend, name: str, array: DeviceArray, values: Any) -> None:
     values = _check.array(name, ops.to_host(values)) if array.size else np.asarray(values)
     _check.shape(name, values, array.shape)
     ops.copy_to(array, values.astype(array.dtype))
-
-
-def check_unbound(layers: tuple[Layer, ...]) -> None:
-    """Raise TypeError or ValueError unless `layers` can become a new model."""
-    for number, layer in enumerate(layers):
-        hint = "give them one by one, Sequential(*layers)" if isinstance(layer, (list, tuple)) else ""
-        _check.instance("layers", layer, Layer, "tinycnn layers", hint)
-        if layer.ops is not None:
-            raise ValueError(
-                f"layer {number}, {layer!r}, belongs to a model already; copy.deepcopy(layer) makes a copy, with its "
-                "weights, for another one"
-            )
-    if not layers:
-        raise ValueError("a Sequential needs at least one layer")
-    if len(set(map(id, layers))) < len(layers):
-        raise ValueError("a layer may be in a Sequential only once; make a new one for each position")
 
 
 class Parametric(Layer):
@@ -251,6 +269,9 @@ class Conv2d(Parametric):
         window = self.stride, self.padding, self.dilation
         self.ops.conv2d_backward(dx, self.weight_grad, self.bias_grad, dy, x, self.weight, *window, self.groups)
 
+    def config_overrides(self) -> dict[str, Any]:
+        return {"padding": "same" if self.same else self.padding, "bias": self.has_bias}
+
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         padding = "same" if self.same else self.padding
@@ -280,6 +301,9 @@ class Linear(Parametric):
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
         self.ops.linear_backward(dx, self.weight_grad, self.bias_grad, dy, x, self.weight)
+
+    def config_overrides(self) -> dict[str, Any]:
+        return {"bias": self.has_bias}
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}" + ("" if self.has_bias else ", bias=False")
@@ -387,6 +411,9 @@ class AvgPool2d(_Pool2d):
         self.ceil_mode, self.count_include_pad = bool(ceil_mode), bool(count_include_pad)
         self.divisor = 0 if divisor_override is None else _check.integer("divisor_override", divisor_override, 1)
 
+    def config_overrides(self) -> dict[str, Any]:
+        return {"divisor_override": self.divisor or None}
+
     @property
     def options(self) -> tuple[Any, ...]:
         """Arguments of the kernels after the arrays."""
@@ -424,6 +451,9 @@ class MaxPool2d(_Pool2d):
         else:
             self.padding = _check.pool_padding(padding, self.kernel_size)
         self.ceil_mode = bool(ceil_mode)
+
+    def config_overrides(self) -> dict[str, Any]:
+        return {"padding": "same" if self.same else self.padding}
 
     @property
     def options(self) -> tuple[Any, ...]:
@@ -494,6 +524,9 @@ class BatchNorm2d(_Norm):
         self.momentum = None if momentum is None else _check.number("momentum", momentum, 0, maximum=1)
         self.affine, self.track_running_stats = bool(affine), bool(track_running_stats)
 
+    def config_overrides(self) -> dict[str, Any]:
+        return {"num_features": self.channels}
+
     def initial_buffers(self, dtype: DType) -> dict[str, Array]:
         mean, var, batches = np.zeros(self.channels, dtype), np.ones(self.channels, dtype), np.zeros(1, np.int64)
         if self.track_running_stats:
@@ -544,6 +577,9 @@ class GroupNorm(_Norm):
         self.channels = _check.integer("num_channels", num_channels, 1)
         _check.divisible("num_channels", self.channels, "num_groups", self.groups)
         self.eps, self.affine = _check.number("eps", eps, 0), bool(affine)
+
+    def config_overrides(self) -> dict[str, Any]:
+        return {"num_groups": self.groups, "num_channels": self.channels}
 
     def reserve(self, ops: Backend, batch: int, shape: Shape, dtype: DType) -> SimpleNamespace:
         mean, rstd = ops.empty((batch, self.groups), dtype), ops.empty((batch, self.groups), dtype)
@@ -681,6 +717,88 @@ class LeakyReLU(_Activation):
 
     def extra_repr(self) -> str:
         return f"negative_slope={self.negative_slope:g}"
+
+
+class ELU(_Activation):
+    """x for x > 0, alpha * (exp(x) - 1) below (Clevert, Unterthiner and Hochreiter 2016)."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = _check.number("alpha", alpha, 0)
+
+    @property
+    def activation_code(self) -> tuple[int, float, float]:
+        return scalars.activation(scalars.ELU, self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:g}"
+
+
+class GELU(_Activation):
+    """x * P(Z <= x) for a standard normal Z (Hendrycks and Gimpel 2016).
+
+    approximate: "none", or "tanh": x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))
+    """
+
+    in_place = reads_output = False
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = _check.choice("approximate", approximate, ("none", "tanh"))
+
+    @property
+    def activation_code(self) -> tuple[int, float, float]:
+        if self.approximate == "tanh":
+            return scalars.activation(scalars.GELU_TANH, *scalars.GELU_TANH_CONSTANTS)
+        return scalars.activation(scalars.GELU, *scalars.GELU_CONSTANTS)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
+
+
+class SiLU(_Activation):
+    """x / (1 + exp(-x)), also called swish."""
+
+    in_place = reads_output = False
+    activation_code = scalars.activation(scalars.SILU)
+
+
+class Softplus(_Activation):
+    """log(1 + exp(beta * x)) / beta; x where beta * x > threshold, as in torch."""
+
+    in_place = reads_output = False
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
+        self.beta, self.threshold = _check.number("beta", beta), _check.number("threshold", threshold)
+        if self.beta <= 0:
+            raise ValueError(f"beta must be positive, got {self.beta:g}")
+
+    @property
+    def activation_code(self) -> tuple[int, float, float]:
+        return scalars.activation(scalars.SOFTPLUS, self.beta, self.threshold)
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta:g}, threshold={self.threshold:g}"
+
+
+class Hardtanh(_Activation):
+    """x, but at least min_val and at most max_val; the derivative at both is 0, as in torch."""
+
+    def __init__(self, min_val: float = -1.0, max_val: float = 1.0) -> None:
+        self.min_val, self.max_val = _check.number("min_val", min_val), _check.number("max_val", max_val)
+        if self.min_val >= self.max_val:
+            raise ValueError(f"max_val must be larger than min_val, {self.min_val:g}, got {self.max_val:g}")
+
+    @property
+    def activation_code(self) -> tuple[int, float, float]:
+        return scalars.activation(scalars.HARDTANH, self.min_val, self.max_val)
+
+    def extra_repr(self) -> str:
+        return f"min_val={self.min_val:g}, max_val={self.max_val:g}"
+
+
+class ReLU6(_Activation):
+    """min(max(x, 0), 6)."""
+
+    activation_code = scalars.activation(scalars.RELU6, 0.0, 6.0)
 
 
 class _OverClasses(Layer):

@@ -153,6 +153,9 @@ class MappedConv2d(Layer):
         self.table = table
         self._inputs_per_map: Array = table.sum(axis=0)  # (out_channels,)
 
+    def config_overrides(self) -> dict[str, Any]:
+        return {"connections": self.table}
+
     def parameter_shapes(self) -> dict[str, Shape]:
         return {"weight": (int(self.table.sum()), *self.kernel_size), "bias": (self.out_channels,)}
 
@@ -331,6 +334,8 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceData
     ops, n = model.ops, len(index)
     if not hasattr(criterion, "curvature"):
         raise ValueError(f"the second derivatives of {type(criterion).__name__} are not implemented")
+    if len(model.leaves) != len(model.layers):
+        raise ValueError("second derivatives of a Residual are not implemented")
     if model.input_shape is None:
         model.set_input_shape(dataset.image_shape)
     with model.lock:
@@ -350,7 +355,7 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceData
             ops.copy_to(plan.dy, criterion.curvature(np.asarray(ops.to_host(plan.y), np.float64), scale))
         diagonal: dict[tuple[int, str], Array] = {}  # by number of the layer and name of the parameter
         for step in reversed(steps):
-            hx, hy, x, y = step.dx if step is not steps[0] else plan.no_grad_buffer, step.dy, step.x, step.y
+            hx, hy, x, y = step.dx if step.needs_dx else step.no_grad_buffer, step.dy, step.x, step.y
             layer: Any = step.layers[0] if step.layers else None
             if isinstance(layer, AvgPool2d):  # linear: the coefficients squared
                 window = layer.kernel_size, layer.stride, layer.padding, layer.count_include_pad
@@ -367,7 +372,8 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceData
                 curvature = getattr(layer, "curvature", functools.partial(_squared_backward, layer))
                 curvature(hx, h["weight"], hbias, hy, x, squared_weight)
                 diagonal |= {(step.numbers[0], name): np.ravel(ops.to_host(value)) for name, value in h.items()}
-    ordered = [diagonal[number, name] for number, layer in enumerate(model.layers) for name in layer.parameter_shapes()]
+    layers = enumerate(layer for _, layer in model.leaves)
+    ordered = [diagonal[number, name] for number, layer in layers for name in layer.parameter_shapes()]
     return np.concatenate(ordered).astype(np.float64) / (n * scale)
 
 

@@ -6,22 +6,37 @@ chain in reverse.
 """
 
 import contextlib
+import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tinycnn import _check, _inspect, _state, devices
+from tinycnn import _check, _inspect, _parts, _predict, _state, devices
 from tinycnn._inspect import LayerActivations
 from tinycnn._tracked import ChangeCounter, is_builtin
 from tinycnn._typing import Array, DeviceArray, Rng, Shape, State
+from tinycnn.containers import NamedLayer, chain_shapes, check_unbound, leaf_shapes, leaves, named_layers
 from tinycnn.dataset import Normalization
-from tinycnn.layers import Layer, check_unbound, copy_into
+from tinycnn.layers import Layer, copy_into
 from tinycnn.plan import Plan
 
 MAX_PLANS = 8  # the plans of the last batch sizes are kept
+
+
+class RunState:
+    """What a model and its slices share, since they share layers.
+
+    pending    plan and thread of the last forward, if its backward may follow
+    running    whether a run is in progress
+    max_batch  the largest batch so far
+    """
+
+    pending: tuple[Plan, int] | None = None
+    running = False
+    max_batch = 0
 
 
 class Sequential:
@@ -35,10 +50,14 @@ class Sequential:
 
     theta, grad    (P,): all parameters, and the gradient from the last backward
     normalization  the scaling of the pixels that `fit` trained on; None before training
+    output_kind    what the outputs are, set by `fit` from the loss: see `predict`; None before training
+    class_names    names of the classes, or None; kept by `save`
 
     Shapes are checked when they become known: a layer that does not fit the one before it raises ValueError.  A layer
-    belongs to one model.  Copies (`copy.deepcopy`, pickle) keep weights, so a network with a new head is
-    ``Sequential(*copy.deepcopy(old.layers[:-1]), Linear(84, 5))``.
+    belongs to one model.  Copies (`copy.deepcopy`, pickle) keep weights.
+
+    ``len(model)``, ``model[0]`` and iteration give the layers of the chain.  A slice, such as ``model[:-1]``, is a
+    model of these layers which shares their weights: a feature extractor.
 
     Threads may share a model: calls run one at a time.
     """
@@ -54,23 +73,45 @@ class Sequential:
         check_unbound(layers)
         self.dtype = _check.float_dtype("dtype", dtype)
         self.device = devices.resolve(device)
-        self._layers, self._training = layers, True
+        self.normalization: Normalization | None = None
+        self.output_kind: str | None = None
+        self._class_names: tuple[str, ...] | None = None
+        self.changes, self.lock, self._run = ChangeCounter(), threading.RLock(), RunState()
+        self.set_layers(layers, input_shape)
+        self.ops = devices.get(self.device)
+        rng = _check.generator("rng", rng)
+        self.parameter_table, self._theta, self._grad = _state.allocate(
+            self.named_layers(), rng, self.ops, self.dtype, self.changes
+        )
+
+    def set_layers(self, layers: tuple[Layer, ...], input_shape: Shape | None) -> None:
+        """Set the chain of a new model."""
+        self._layers, self._training, self._unfused = layers, True, False
+        self._named_layers, self.leaves = named_layers(layers), leaves(layers)
         self.input_shape: Shape | None = None
         self.shapes: list[Shape] = []  # of the input and of every output
-        self.normalization: Normalization | None = None
-        self.changes, self.lock = ChangeCounter(), threading.RLock()
-        self.max_batch, self._unfused, self._running = 0, False, False  # max_batch: the largest so far
+        self.leaf_shapes: list[tuple[Shape, Shape]] = []  # input and output of each of the leaves
         self.clear_plans()
         if input_shape is not None:
             self.set_input_shape(input_shape)
-        self.ops = devices.get(self.device)
-        rng = _check.generator("rng", rng)
-        self.parameter_table, self._theta, self._grad = _state.allocate(layers, rng, self.ops, self.dtype, self.changes)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """The chain."""
         return self._layers
+
+    def named_layers(self) -> list[NamedLayer]:
+        """Pairs of name and layer, those inside of containers included: ("3", Residual), ("3.layers.0", Conv2d)."""
+        return list(self._named_layers)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes; None if not known.  Assigning takes a sequence of different strings."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Iterable[str] | None) -> None:
+        self._class_names = None if names is None else _check.names("class_names", names)
 
     @property
     def theta(self) -> DeviceArray:
@@ -96,11 +137,22 @@ class Sequential:
 
     def __getstate__(self) -> dict[str, Any]:
         """Layers with their weights, the gradient, and attributes that a user has set, all on the host."""
-        rebuilt = {"ops", "lock", "changes", "shapes", "max_batch", "_unfused", "_theta", "_grad", "parameter_table"}
-        rebuilt |= {"_plans", "_shared_buffers", "_pending", "_running"}
+        rebuilt = {
+            "ops",
+            "lock",
+            "changes",
+            "shapes",
+            "leaves",
+            "_named_layers",
+            "leaf_shapes",
+            "_unfused",
+            "_theta",
+            "_grad",
+        }
+        rebuilt |= {"parameter_table", "_plans", "_shared_buffers", "_run"}
         with self.lock:
             state = {name: value for name, value in vars(self).items() if name not in rebuilt}
-            modes = [layer.training for layer in self._layers]
+            modes = self._modes()
             return state | {"_modes": modes, "_grad": np.array(self.ops.to_host(self._grad))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -116,14 +168,10 @@ class Sequential:
     def set_input_shape(self, shape: Shape) -> None:
         """Set the shape of one image and find that of every output; ValueError names the layer that does not fit."""
         shape = _check.image_shape("input_shape", shape)
-        shapes = [shape]
-        for number, layer in enumerate(self._layers):
-            try:
-                shapes.append(tuple(layer.output_shape(shapes[-1])))
-            except ValueError as error:
-                raise ValueError(f"layer {number}: {error}") from None
-        if (shape, shapes) != (self.input_shape, self.shapes):
-            self.input_shape, self.shapes = shape, shapes
+        shapes = chain_shapes(self._layers, shape)
+        inner = leaf_shapes(self._layers, shape)
+        if (shape, shapes, inner) != (self.input_shape, self.shapes, self.leaf_shapes):
+            self.input_shape, self.shapes, self.leaf_shapes = shape, shapes, inner
             self.clear_plans()
 
     def plan(self, batch: int, unfused: bool | None = None) -> Plan:
@@ -134,18 +182,23 @@ class Sequential:
         unfused = self._unfused if unfused is None else unfused
         plan = self._plans.get((batch, unfused))
         if plan is None or plan.changes != self.changes.count:
-            if self.input_shape is None:
-                raise ValueError("input_shape is not known yet: give it to Sequential, or call forward first")
-            self.set_input_shape(self.input_shape)  # a changed attribute, such as a stride, may change other shapes
+            self.set_input_shape(
+                self._known_shapes()[0]
+            )  # a changed attribute, such as a stride, may change other shapes
             plan = self._plans.get((batch, unfused))
             if plan is None or not plan.is_current():
-                self.max_batch = max(self.max_batch, _check.integer("batch", batch, 1))
-                if not all(map(is_builtin, self._layers)):
+                self._run.max_batch = max(self.max_batch, _check.integer("batch", batch, 1))
+                if not all(is_builtin(layer) for _, layer in self.leaves):
                     self.discard_forward()  # users' layers may own buffers, and reallocate them in `Plan`
                 plan = self._plans[batch, unfused] = Plan(self, batch, unfused)
                 if len(self._plans) > MAX_PLANS:
                     del self._plans[next(iter(self._plans))]
         return plan
+
+    @property
+    def max_batch(self) -> int:
+        """The largest batch so far."""
+        return self._run.max_batch
 
     def reserve(self, batch: int) -> None:
         """Allocate buffers for batches of up to `batch` images; a larger one allocates again."""
@@ -166,7 +219,7 @@ class Sequential:
 
     def discard_forward(self) -> None:
         """Refuse a `backward` of the last `forward`: its buffers are about to be overwritten."""
-        self._pending: tuple[Plan, int] | None = None  # plan and thread of the last forward
+        self._run.pending = None
 
     @contextlib.contextmanager
     def unfused(self) -> Iterator[None]:
@@ -203,13 +256,13 @@ class Sequential:
 
     def begin_run(self) -> None:
         """Mark the model as running until `end_run`.  RuntimeError if it already is."""
-        if self._running:
+        if self._run.running:
             raise RuntimeError("the model is running; a layer, loss or optimizer must not run it again")
-        self._running = True
+        self._run.running = True
 
     def end_run(self) -> None:
         """End the run that `begin_run` marked."""
-        self._running = False
+        self._run.running = False
 
     def forward(self, x: Any) -> DeviceArray:
         """Output for images x: (N, *input_shape).
@@ -233,7 +286,7 @@ class Sequential:
                 plan.replay_forward()
             finally:
                 self.end_run()
-            self._pending = plan, threading.get_ident()
+            self._run.pending = plan, threading.get_ident()
             return self._to_caller(plan.y, on_device)
 
     __call__ = forward
@@ -249,11 +302,11 @@ class Sequential:
         dy, on_device = devices.as_host("dy", dy, self.device)
         dy = _check.array("dy", dy)
         with self.lock:
-            if self._pending is None or self._pending[1] != threading.get_ident():
+            plan, thread = self._run.pending or (None, None)
+            if plan is None or plan.model is not self or thread != threading.get_ident():
                 raise RuntimeError(
                     "backward needs its own forward (but see unfused), and nothing may run the model in between"
                 )
-            plan, _ = self._pending
             _check.shape("dy", dy, plan.dy.shape, "the last output")
             self.ops.copy_to(plan.dy, dy.astype(self.dtype, copy=False))
             plan.backward(input_gradient=True)
@@ -261,7 +314,7 @@ class Sequential:
                 self.discard_forward()
             return self._to_caller(plan.dx, on_device)
 
-    def predict(self, x: Any, batch_size: int = 256) -> Array:
+    def outputs(self, x: Any, batch_size: int = 256) -> Array:
         """Output for any number of images, computed in batches in evaluation mode, NumPy.  x: as for `forward`"""
         x, batch_size = devices.as_host("x", x, self.device)[0], _check.integer("batch_size", batch_size, 1)
         x = _check.array("x", x)
@@ -269,6 +322,24 @@ class Sequential:
             outputs = [self.forward(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
             self.discard_forward()
         return np.concatenate(outputs)
+
+    def predict(self, x: Any, batch_size: int = 256) -> Array:
+        """Predictions for any number of images, in evaluation mode, NumPy.  x: as for `forward`
+
+        The loss that the model was trained with decides what they are (`output_kind`): class numbers (N,) int64;
+        booleans (N, K) after BCEWithLogitsLoss, whether each label applies; the outputs themselves after a loss of
+        values such as MSELoss.  Before training, class numbers if the output is a vector of more than one number,
+        otherwise the outputs.
+        """
+        return _predict.predict(self, x, batch_size)
+
+    def predict_proba(self, x: Any, batch_size: int = 256) -> Array:
+        """Probabilities (N, K) for any number of images, in evaluation mode, NumPy.  x: as for `forward`
+
+        The softmax over the classes, or after BCEWithLogitsLoss the probability of each label.  ValueError if the
+        model's loss does not give probabilities.
+        """
+        return _predict.predict_proba(self, x, batch_size)
 
     # --- training and evaluation mode ---------------------------------------------------------------------------------
 
@@ -284,18 +355,21 @@ class Sequential:
     def train(self, mode: bool = True) -> "Sequential":
         """Switch between training and evaluation mode; returns the model."""
         with self.lock:
-            if any(layer.training != self._training for layer in self._layers):
+            if any(mode != self._training for mode in self._modes()):
                 self.changes.count += 1  # a single layer was switched: captures know the model's mode only
             self._training = bool(mode)
-            self._set_modes([self._training] * len(self._layers))
+            self._set_modes([self._training] * len(self._named_layers))
         return self
 
     def eval(self) -> "Sequential":
         """The same as train(False)."""
         return self.train(False)
 
+    def _modes(self) -> list[bool]:
+        return [layer.training for _, layer in self._named_layers]
+
     def _set_modes(self, modes: list[bool]) -> None:
-        for layer, mode in zip(self._layers, modes, strict=True):
+        for (_, layer), mode in zip(self._named_layers, modes, strict=True):
             vars(layer)["training"] = mode
 
     @contextlib.contextmanager
@@ -304,7 +378,7 @@ class Sequential:
         if not self._training:
             yield
             return
-        modes = [layer.training for layer in self._layers]
+        modes = self._modes()
         self._training = False
         self._set_modes([False] * len(modes))
         try:
@@ -326,8 +400,8 @@ class Sequential:
     def named_buffers(self) -> list[tuple[str, DeviceArray]]:
         """Pairs of name ("1.running_mean") and array: the layers' state that is not trained."""
         return [
-            (f"{number}.{name}", getattr(layer, name))
-            for number, layer in enumerate(self._layers)
+            (f"{prefix}.{name}", getattr(layer, name))
+            for prefix, layer in self.leaves
             for name in layer.initial_buffers(self.dtype)
         ]
 
@@ -390,11 +464,47 @@ class Sequential:
             raise ValueError("input_shape is not known yet: summary(input_shape=(C, H, W))")
         return _inspect.summary(self)
 
+    def _known_shapes(self) -> list[Shape]:
+        if self.input_shape is None:
+            raise ValueError("input_shape is not known yet: give it to Sequential, or call forward first")
+        return self.shapes
+
+    # --- the chain ----------------------------------------------------------------------------------------------------
+
+    def replace(self, index: int, *layers: Layer, rng: Rng = None) -> "Sequential":
+        """A new model with the layer at `index` replaced by `layers`: ``model.replace(-1, Linear(84, 3))`` for a new
+        head.
+
+        The other layers are copies, with their weights, flags and the normalization; `rng` draws the new parameters.
+        `output_kind` and `class_names` become None.  ValueError if a layer does not fit the one before it.
+        """
+        return _parts.replace(self, index, layers, rng)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write layers, weights, normalization, class names and `output_kind` to `path` (`*.npz`), which
+        `tinycnn.load` reads.  The file is replaced when the new one is complete.
+
+        TypeError names a layer of a user's class whose constructor's arguments are not attributes.
+        """
+        from tinycnn import saving
+
+        saving.save(self, path)
+
     def __repr__(self) -> str:
-        return "\n".join(["Sequential(", *(f"  ({i}): {layer!r}" for i, layer in enumerate(self._layers)), ")"])
+        def line(name: str, layer: Layer) -> str:
+            text = f"{type(layer).__name__}:" if layer.named_children() else repr(layer)
+            return f"{'  ' * (1 + name.count('.') // 2)}({name}): {text}"
+
+        return "\n".join(["Sequential(", *(line(*named) for named in self._named_layers), ")"])
 
     def __len__(self) -> int:
         return len(self._layers)
 
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._layers)
+
     def __getitem__(self, index: Any) -> Any:
-        return self._layers[index]
+        """A layer, or for a slice a model that shares these layers."""
+        if isinstance(index, slice):
+            return _parts.take_slice(self, index)
+        return self._layers[_check.position("index", index, len(self._layers))]

@@ -8,6 +8,7 @@ A plan decides
   as many images as a vector register has lanes, interleaved pixel by pixel (kernels/layout.py).  Reorder steps convert
   from and to NCHW.  Users' layers run in NCHW.
 - fusion: an activation and the pooling after it become one step, which overwrites its input with gradients.
+- Residual: its layers, its projection and their sum become steps of one flat list.
 - in-place use: an activation overwrites its input if no later step reads it.
 - buffers: all but the smallest are shared by the plans of a model, which run one at a time.
 
@@ -15,19 +16,21 @@ An `unfused` plan does none of the last three.  After a pass, all inputs, output
 """
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from tinycnn._tracked import Replay, is_builtin, is_replayable
 from tinycnn._typing import Array, DeviceArray, Shape
+from tinycnn.containers import Residual
 from tinycnn.errors import DeviceMemoryError
 from tinycnn.layers import AvgPool2d, Layer, MaxPool2d, ReLU, Sigmoid, Tanh
 
 if TYPE_CHECKING:
     from tinycnn.model import Sequential
 
-StepSpec: TypeAlias = tuple[type["Step"], tuple[int, ...], bool]  # class, numbers of its layers, whether in place
+# Class, numbers of the leaves (of a Residual's Add: the specs of its layers and its projection), whether in place.
+StepSpec: TypeAlias = tuple[type["Step"], tuple[Any, ...], bool]
 
 
 def can_fuse(activation: Layer, pool: Layer) -> bool:
@@ -42,31 +45,77 @@ def can_fuse(activation: Layer, pool: Layer) -> bool:
 
 def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list[StepSpec]:
     """The steps of a plan."""
-    ops, layers, shapes = model.ops, model.layers, model.shapes
+    ops = model.ops
     use_blocks = ops.layout is not None and ops.layout.lanes_for(batch, model.dtype) > 1
-    specs: list[StepSpec] = []
-    blocked = free = False  # free: no later step reads the input of the next step
-    number = 0
-    while number < len(layers):
-        layer, builtin = layers[number], is_builtin(layers[number])
-        if layer.is_view and builtin:
-            specs.append((ReorderToNCHW if blocked else Reshape, (number,), not blocked))
-            blocked, number = False, number + 1
-            continue
-        if blocked != (use_blocks and builtin and len(shapes[number]) == len(shapes[number + 1]) == 3):
-            specs.append((ReorderToNCHW if blocked else ReorderToBlocked, (), False))
-            blocked, free = not blocked, number > 0
-        in_place = free and not unfused and _flag(layer, builtin, "in_place", False)
-        pair = layers[number : number + 2]
-        fuse = in_place and blocked and ops.fused and len(pair) == 2 and all(map(is_builtin, pair)) and can_fuse(*pair)
-        if fuse:
-            average = type(pair[1]) is AvgPool2d
-            specs.append((FusedAvgPool2d if average else FusedMaxPool2d, (number, number + 1), False))
-            free, number = average, number + 2
-        else:
-            specs.append((LayerStep, (number,), in_place))
-            free, number = not in_place and not _flag(layer, builtin, "reads_output", True), number + 1
-    return [*specs, (ReorderToNCHW, (), False)] if blocked else specs
+    number = 0  # of the next leaf
+
+    def chain(layers: tuple[Layer, ...], blocked: bool, free: bool) -> tuple[list[StepSpec], bool, bool]:
+        """The steps of a chain whose input is `blocked`, and whether the output is blocked and free.
+
+        free  no later step reads the input of the next step, which may overwrite it
+        """
+        nonlocal number
+        specs: list[StepSpec] = []
+        position = 0
+        while position < len(layers):
+            layer, builtin = layers[position], is_builtin(layers[position])
+            if isinstance(layer, Residual):
+                spec, blocked = residual(layer, blocked)
+                specs.append(spec)
+                free, position = True, position + 1
+                continue
+            if layer.is_view and builtin:
+                specs.append((ReorderToNCHW if blocked else Reshape, (number,), not blocked))
+                blocked, number, position = False, number + 1, position + 1
+                continue
+            input_shape, output_shape = model.leaf_shapes[number]
+            if blocked != (use_blocks and builtin and len(input_shape) == len(output_shape) == 3):
+                specs.append(_reorder(blocked))
+                blocked, free = not blocked, number > 0
+            in_place = free and not unfused and _flag(layer, builtin, "in_place", False)
+            pair = layers[position : position + 2]
+            fuse = in_place and blocked and ops.fused and len(pair) == 2 and all(map(is_builtin, pair))
+            if fuse and can_fuse(*pair):
+                average = type(pair[1]) is AvgPool2d
+                specs.append((FusedAvgPool2d if average else FusedMaxPool2d, (number, number + 1), False))
+                free, number, position = average, number + 2, position + 2
+            else:
+                specs.append((LayerStep, (number,), in_place))
+                free = not in_place and not _flag(layer, builtin, "reads_output", True)
+                number, position = number + 1, position + 1
+        return specs, blocked, free
+
+    def residual(layer: Residual, blocked: bool) -> tuple[StepSpec, bool]:
+        """The steps of a Residual, and whether its output is blocked."""
+        body, body_blocked, free = chain(layer.layers, blocked, False)
+        projection, shortcut_blocked, _ = chain(layer.projection, blocked, False)
+        if body_blocked != shortcut_blocked:
+            body.append(_reorder(body_blocked))
+            free = True
+        return (Add, (body, projection), free and not unfused), shortcut_blocked
+
+    specs, blocked, _ = chain(model.layers, False, False)
+    return [*specs, _reorder(True)] if blocked else specs
+
+
+def _trainable(model: "Sequential") -> list[bool]:
+    """Whether each leaf has parameters that are not frozen."""
+    return [layer.requires_grad and bool(layer.parameter_shapes()) for _, layer in model.leaves]
+
+
+def _outputs(specs: list[StepSpec]) -> list[int]:
+    """Numbers of the leaves whose outputs have a buffer."""
+    numbers: list[int] = []
+    for step_class, parts, in_place in specs:
+        if step_class is Add:
+            numbers += _outputs(parts[0]) + _outputs(parts[1])
+        elif parts and not in_place:
+            numbers.append(parts[-1])
+    return numbers
+
+
+def _reorder(blocked: bool) -> StepSpec:
+    return (ReorderToNCHW if blocked else ReorderToBlocked, (), False)
 
 
 def _flag(layer: Layer, builtin: bool, name: str, default: bool) -> bool:
@@ -77,19 +126,25 @@ def _flag(layer: Layer, builtin: bool, name: str, default: bool) -> bool:
 class Step:
     """A unit of work of a plan, forward and backward.
 
-    layers    the layers that it computes, with their `numbers` in the model; none for a reorder
+    layers    the layers that it computes, with their `numbers` among the model's leaves; none for a reorder
     x, y      input and output     dx, dy   gradients of the loss with respect to them
+    needs_dx  whether training needs dx: a step before this one has parameters that are not frozen
     All four are arrays in the layout of the kernels; `Plan.to_host` gives NumPy (N, ...).
     """
 
     fused = False
     dx: DeviceArray = None
     dy: DeviceArray = None
+    needs_dx = False
+    previous: "Step | None" = None  # computes x; None if x is the input of the model or of a projection
+    no_grad_buffer: DeviceArray = None  # empty dx for training, if that does not need dx
 
     def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
         self.ops, self.plan, self.numbers, self.x, self.y = plan.ops, plan, numbers, x, y
-        self.layers = [plan.model.layers[number] for number in numbers]
+        leaves = [plan.model.leaves[number] for number in numbers]
+        self.names, self.layers = [name for name, _ in leaves], [layer for _, layer in leaves]
         self.builtin, self.replayable = (all(map(f, self.layers)) for f in (is_builtin, is_replayable))
+        self.trainable = any(layer.requires_grad and layer.parameter_shapes() for layer in self.layers)
 
     def forward(self) -> None:
         raise NotImplementedError
@@ -99,7 +154,7 @@ class Step:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return " + ".join(f"{n} {layer!r}" for n, layer in zip(self.numbers, self.layers, strict=True))
+        return " + ".join(f"{name} {layer!r}" for name, layer in zip(self.names, self.layers, strict=True))
 
 
 class LayerStep(Step):
@@ -109,7 +164,7 @@ class LayerStep(Step):
         super().__init__(plan, numbers, x, y)
         (self.layer,) = self.layers
         padded_batch = len(x) * (plan.lanes if x.ndim == 5 else 1)
-        shape, dtype = plan.model.shapes[numbers[0]], plan.model.dtype
+        shape, dtype = plan.model.leaf_shapes[numbers[0]][0], plan.model.dtype
         self.saved = self.layer.reserve(plan.ops, padded_batch, shape, dtype)
         if self.saved is not None:
             self.saved.images = plan.batch
@@ -200,6 +255,70 @@ class ReorderToNCHW(Step):
         return f"reorder to NCHW {super().__repr__()}".rstrip()
 
 
+class Fork(Step):
+    """The input of a `Residual`, which its layers and its shortcut read: the sum of the two gradients.
+
+    dy        the gradient from the layers
+    shortcut  the step with the gradient from the shortcut: its dx, or the dy of an `Add`
+    """
+
+    shortcut: Step | None = None
+
+    def forward(self) -> None:
+        pass
+
+    def backward(self, dx: DeviceArray) -> None:
+        if dx.size:
+            step: Any = self.shortcut
+            other = step.dy if isinstance(step, Add) else step.dx
+            self.ops.add(dx.reshape(-1), self.dy.reshape(-1), other.reshape(-1))
+
+    def __repr__(self) -> str:
+        return "fork"
+
+
+class Add(Step):
+    """The sum that ends a `Residual`.  Backward has nothing to do: dy is the gradient of both terms.
+
+    x  the output of the layers     other  the output of the projection, or the input of the Residual
+    """
+
+    other: DeviceArray
+
+    def forward(self) -> None:
+        self.ops.add(self.y.reshape(-1), self.x.reshape(-1), self.other.reshape(-1))
+
+    def backward(self, dx: DeviceArray) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return "add"
+
+
+class Value(NamedTuple):
+    """An array between two steps, while a plan is built.
+
+    y, dy   the array and its gradient     shape   without the batch axis
+    needed  whether training needs the gradient
+    step    that computes it; None for an input
+    """
+
+    y: DeviceArray
+    dy: DeviceArray
+    shape: Shape
+    needed: bool
+    step: Step | None
+
+
+def _set_dy(step: Step, dy: DeviceArray) -> None:
+    """Let a step read the gradient of its output from dy."""
+    step.dy = dy
+    if isinstance(step, Reshape):  # its dx is a view
+        step.dx = dy.reshape(step.x.shape)
+        if step.previous is not None:
+            _set_dy(step.previous, step.dx)
+
+
 class Plan:
     """The steps of `model` for `batch` images.
 
@@ -213,6 +332,7 @@ class Plan:
     def __init__(self, model: "Sequential", batch: int, unfused: bool = False) -> None:
         self.model, self.ops, self.batch, self.unfused = model, model.ops, batch, unfused
         self.specs, self.changes = choose_steps(model, batch, unfused), model.changes.count
+        self.trainable = _trainable(model)
         self.lanes: int = self.ops.layout.lanes_for(batch, model.dtype) if self.ops.layout else 1
         self.steps: list[Step] = []
         self._replays: dict[bool, Replay] = {}
@@ -223,33 +343,91 @@ class Plan:
             raise DeviceMemoryError(error.requested, error.free, self._memory_hint(error.free)) from error
 
     def _build(self) -> None:
-        shapes = self.model.shapes
-        # Only one step reads a gradient: two alternating buffers stay in the cache.
-        largest, turn, shape = max(map(math.prod, shapes)), 0, shapes[0]
-        self.x = value = self._array("x", shape, False)
-        self.dx = gradient = self._array("gradient 0", shape, False, largest)
-        for index, (step_class, numbers, in_place) in enumerate(self.specs):
-            x, dx, blocked = value, gradient, value.ndim == 5
-            shape = shapes[numbers[-1] + 1] if numbers else shape
-            if step_class is Reshape:
-                value, gradient = (array.reshape((self.batch, *shape)) for array in (x, dx))
-            elif not in_place:
-                blocked = (blocked or step_class is ReorderToBlocked) and step_class is not ReorderToNCHW
-                turn = 1 - turn
-                value = self._array(f"output {index}", shape, blocked)
-                gradient = self._array(f"gradient {turn}", shape, blocked, largest)
-            step = step_class(self, numbers, x, value)
-            if step.fused:
-                dx = self.steps[-1].dy = x
-            step.dx, step.dy = dx, gradient
-            self.steps.append(step)
-        self.y, self.dy = value, gradient
+        # Only one step reads a gradient, so two alternating buffers do, and stay in the cache.  The gradients of a
+        # Residual's output and of its projection's input live longer: each has a buffer for each depth of nesting.
+        self._turn = self._depth = 0
+        self._largest = max(math.prod(shape) for pair in self.model.leaf_shapes for shape in pair)
+        sums: list[tuple[Add, list[Step]]] = []  # with the last steps of its terms
+        shape = self.model.shapes[0]
+        self.x = self._array("x", shape, False)
+        self.dx = self._array("gradient 0", shape, False, self._largest)
+        chain = Value(self.x, self.dx, shape, False, None)
+        for spec in self.specs:
+            chain = self._build_step(spec, chain, sums)
+        self.y, self.dy = chain.y, chain.dy
+        for add, last_steps in reversed(sums):  # add.dy is final now: a fused step after it has its own
+            for step in last_steps:
+                _set_dy(step, add.dy)
         self.fused = any(step.fused for step in self.steps)
-        trainable = [i for i, step in enumerate(self.steps) if any(layer.parameter_shapes() for layer in step.layers)]
+        trainable = [i for i, step in enumerate(self.steps) if step.trainable]
         self.first_trainable = trainable[0] if trainable else len(self.steps)  # index of the step
-        first = self.steps[min(self.first_trainable, len(self.steps) - 1)]
-        # Empty dx for the first trainable step: training does not need it.
-        self.no_grad_buffer = self.ops.empty((0, *first.x.shape[1:]), self.model.dtype)
+
+    def _build_step(self, spec: StepSpec, value: "Value", sums: list[tuple["Add", list[Step]]]) -> "Value":
+        """Append the step of a spec, or the steps of a Residual.  Returns its output."""
+        step_class, numbers, in_place = spec
+        if step_class is Add:
+            body, projection = numbers
+            return self._build_residual(body, projection, in_place, value, sums)
+        x, dx, blocked = value.y, value.dy, value.y.ndim == 5
+        y, dy = x, dx
+        shape = self.model.leaf_shapes[numbers[-1]][1] if numbers else value.shape
+        if step_class is Reshape:
+            y, dy = (array.reshape((self.batch, *shape)) for array in (x, dx))
+        elif not in_place:
+            blocked = (blocked or step_class is ReorderToBlocked) and step_class is not ReorderToNCHW
+            y, dy = self._array(f"output {len(self.steps)}", shape, blocked), self._next_gradient(shape, blocked)
+        step = step_class(self, numbers, x, y)
+        if step.fused:
+            assert value.step is not None
+            dx = value.step.dy = x
+        return self._append(step, dx, dy, shape, value)
+
+    def _build_residual(
+        self,
+        body: list[StepSpec],
+        projection: list[StepSpec],
+        in_place: bool,
+        value: "Value",
+        sums: list[tuple["Add", list[Step]]],
+    ) -> "Value":
+        """Append the steps of a Residual.  In backward the projection runs first, then the layers, then the fork."""
+        self._depth += 1
+        x, blocked, gradient = value.y, value.y.ndim == 5, f"{{}} gradient {self._depth}"
+        fork = Fork(self, (), x, x)
+        result = forked = self._append(fork, value.dy, self._next_gradient(value.shape, blocked), value.shape, value)
+        for spec in body:
+            result = self._build_step(spec, result, sums)
+        other, last_steps = forked, [result.step]
+        if projection:
+            dx = self._array(gradient.format("projection"), value.shape, blocked, self._largest)
+            first = len(self.steps)
+            other = Value(x, dx, value.shape, value.needed, None)
+            for spec in projection:
+                other = self._build_step(spec, other, sums)
+            last_steps.append(other.step)
+            fork.shortcut = self.steps[first]
+        shape, blocked = result.shape, result.y.ndim == 5
+        add = Add(
+            self, (), result.y, result.y if in_place else self._array(f"output {len(self.steps)}", shape, blocked)
+        )
+        add.other = other.y
+        dy = self._array(gradient.format("sum"), shape, blocked, self._largest)
+        fork.shortcut = fork.shortcut or add
+        sums.append((add, [step for step in last_steps if step is not None]))
+        self._depth -= 1
+        return self._append(add, dy, dy, shape, result)._replace(needed=result.needed or other.needed)
+
+    def _append(self, step: Step, dx: DeviceArray, dy: DeviceArray, shape: Shape, value: "Value") -> "Value":
+        """Append a step whose input is `value`.  Returns its output."""
+        step.dx, step.dy, step.needs_dx, step.previous = dx, dy, value.needed, value.step
+        if not value.needed:
+            step.no_grad_buffer = self.ops.empty((0, *step.x.shape[1:]), self.model.dtype)
+        self.steps.append(step)
+        return Value(step.y, dy, shape, value.needed or step.trainable, step)
+
+    def _next_gradient(self, shape: Shape, blocked: bool) -> DeviceArray:
+        self._turn = 1 - self._turn
+        return self._array(f"gradient {self._turn}", shape, blocked, self._largest)
 
     def _array(self, name: str, shape: Shape, blocked: bool, min_size: int = 0) -> DeviceArray:
         """An array for a batch of `shape`; a shared buffer with at least `min_size` elements an image, unless
@@ -265,9 +443,9 @@ class Plan:
 
     def _memory_hint(self, free: int) -> str:
         """For the message of a DeviceMemoryError."""
-        sizes = [math.prod(shape) for shape in self.model.shapes]
-        outputs = [numbers[-1] for _, numbers, in_place in self.specs if numbers and not in_place]
-        elements = sizes[0] + sum(sizes[number + 1] for number in outputs) + 2 * max(sizes)
+        shapes, outputs = self.model.leaf_shapes, _outputs(self.specs)
+        elements = math.prod(self.model.shapes[0]) + 2 * self._largest
+        elements += sum(math.prod(shapes[number][1]) for number in outputs)
         per_image = self.model.dtype.itemsize * elements
         fits = f"a batch of {free // per_image} would fit" if free >= per_image else "and not even one image fits"
         return f"; the buffers of a batch of {self.batch} need {per_image * self.batch / 2**20:,.1f} MiB, {fits}"
@@ -275,8 +453,10 @@ class Plan:
     def is_current(self) -> bool:
         """Whether a new plan would have the same steps."""
         count = self.model.changes.count
-        if self.changes != count and self.specs == choose_steps(self.model, self.batch, self.unfused):
-            self.changes = count
+        if self.changes != count:
+            current = choose_steps(self.model, self.batch, self.unfused), _trainable(self.model)
+            if (self.specs, self.trainable) == current:
+                self.changes = count
         return self.changes == count
 
     def forward(self, dry_run: bool = False) -> None:
@@ -289,16 +469,15 @@ class Plan:
         """`forward`, replayed on the CPU: for one image, Python's call overhead is as long as the kernels."""
         training = self.model.training
         if training not in self._replays:
-            self._replays[training] = Replay(self.ops, self.forward, *self.model.layers)
+            self._replays[training] = Replay(self.ops, self.forward, *(layer for _, layer in self.model.leaves))
         self._replays[training]() if self.ops.layout else self.forward()
 
     def backward(self, input_gradient: bool = False, dry_run: bool = False) -> None:
         """Compute the parameters' gradients in `model.grad` from dy, and, with `input_gradient`, dx."""
-        first = 0 if input_gradient else self.first_trainable
-        for index in range(len(self.steps) - 1, first - 1, -1):
-            step = self.steps[index]
-            if step.replayable or not dry_run:
-                step.backward(step.dx if index > first or input_gradient else self.no_grad_buffer)
+        for step in reversed(self.steps):
+            needs_dx = input_gradient or step.needs_dx
+            if (needs_dx or step.trainable) and (step.replayable or not dry_run):
+                step.backward(step.dx if needs_dx else step.no_grad_buffer)
 
     def to_host(self, array: DeviceArray) -> Array:
         """An array of a step as a new NumPy array (batch, ...)."""
@@ -307,7 +486,13 @@ class Plan:
     def __repr__(self) -> str:
         def line(step: Step, source: DeviceArray, result: DeviceArray) -> str:
             note = (
-                "fused" if step.fused else "view" if type(step) is Reshape else "in place" if source is result else ""
+                "fused"
+                if step.fused
+                else "view"
+                if isinstance(step, (Reshape, Fork)) or (isinstance(step, Add) and source is step.dy)
+                else "in place"
+                if source is result
+                else ""
             )
             shapes = f"{tuple(source.shape)!s:>{shape_width}} -> {tuple(result.shape)!s:<{shape_width}}"
             return f"  {step!r:<{width}}  {shapes}  {note}".rstrip()
@@ -317,8 +502,9 @@ class Plan:
         lines = [f"{self.batch} images, {self.model.dtype}{', unfused' if self.unfused else ''}", "forward"]
         lines += [line(step, step.x, step.y) for step in self.steps]
         lines += ["backward"]
-        lines += [line(step, step.dy, step.dx) for step in self.steps[: self.first_trainable : -1]]
-        lines += [
-            f"  {step!r}  parameters only" for step in self.steps[self.first_trainable : self.first_trainable + 1]
-        ]
+        for step in reversed(self.steps):
+            if step.needs_dx:
+                lines.append(line(step, step.dy, step.dx))
+            elif step.trainable:
+                lines.append(f"  {step!r}  parameters only")
         return "\n".join(lines)

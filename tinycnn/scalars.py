@@ -104,15 +104,63 @@ def exp64(x):
     return math.exp(x)
 
 
+# erfc(z) = t G(t) exp(-z^2) with t = 1 / (1 + z/2), z >= 0; coefficients: tools/derive_scalars.py.
+G0, G1, G2, G3 = f32(0.282094806432724), f32(0.28209376335144043), f32(0.2468845695257187), f32(0.1753159761428833)
+G4, G5, G6 = f32(0.09346245229244232), f32(-0.05921141058206558), f32(0.13217715919017792)
+G7, G8 = f32(-0.45497414469718933), f32(0.49369508028030396)
+G9, G10 = f32(-0.23473365604877472), f32(0.0431954450905323)
+
+
+def erfc_factor32(x):
+    """erfc(x) = erfc_factor(x) * exp(-erfc_exponent(x)), x >= 0."""
+    t = ONE / (ONE + HALF * x)
+    g = G0 + t * (G1 + t * (G2 + t * (G3 + t * (G4 + t * (G5 + t * (G6 + t * (G7 + t * (G8 + t * (G9 + t * G10)))))))))
+    return t * g
+
+
+def erfc_factor64(x):
+    return math.erfc(x)
+
+
+def erfc_exponent32(x):
+    return x * x
+
+
+def erfc_exponent64(x):
+    return x - x
+
+
+# log(1 + x) = 2 atanh(w) with w = x / (2 + x), for x in [0, 1]: the Taylor series, w <= 1/3.
+L3, L5, L7, L9, L11, L13, L15 = (f32(1 / k) for k in (3, 5, 7, 9, 11, 13, 15))
+TWO = f32(2)
+
+
+def log1p32(x):
+    w = x / (TWO + x)
+    z = w * w
+    return TWO * w * (ONE + z * (L3 + z * (L5 + z * (L7 + z * (L9 + z * (L11 + z * (L13 + z * L15)))))))
+
+
+def log1p64(x):
+    return math.log1p(x)
+
+
 # --- element-wise activations -----------------------------------------------------------------------------------------
 # A tuple (code, a, b) selects one, see `activation`.  To add one: a code, a pair of functions in `activations`, and
 # branches that call them in activations.py of both backends; tests/test_places.py names the other places.
 
-TANH, SIGMOID, RELU, SCALED_TANH, LEAKY_RELU, GAUSSIAN = range(6)
+TANH, SIGMOID, RELU, SCALED_TANH, LEAKY_RELU, GAUSSIAN, ELU, GELU, GELU_TANH, SILU, SOFTPLUS, HARDTANH = range(12)
+RELU6 = HARDTANH
+
+GELU_CONSTANTS = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)  # a and b
+GELU_TANH_CONSTANTS = 2 * math.sqrt(2 / math.pi), 0.044715  # torch's; a is twice the factor of its tanh
+# Beyond these, GELU and SiLU are 0 or x in float64 too.  Clamped there, so that infinity times zero does not occur.
+GELU_LIMIT, SILU_LIMIT = f32(64), f32(800)
 
 
 def activation(code: int, a: float = 0.0, b: float = 0.0) -> tuple[int, float, float]:
-    """(code, a, b) for a kernel.  LEAKY_RELU: slope a.  SCALED_TANH: a * tanh(b * x).  GAUSSIAN: exp(a * x)."""
+    """(code, a, b) for a kernel.  LEAKY_RELU: slope a.  SCALED_TANH: a * tanh(b * x).  GAUSSIAN: exp(a * x).
+    ELU: alpha a.  GELU, GELU_TANH: their constants.  SOFTPLUS: beta a, threshold b.  HARDTANH: minimum a, maximum b."""
     return code, float(a), float(b)
 
 
@@ -124,9 +172,9 @@ def scaled_tanh_constants(a, b):
 def activations(compiled, overload_by_dtype):
     """code -> (value, gradient), compiled by a backend with its decorator for functions that kernels call.
 
-    value(x, a, b) is y = f(x); gradient(dy, y, c, d) is dx = f'(x) * dy as a function of the output y (LEAKY_RELU: of
-    the input x).  Constants are arguments in the type of x, or float32 such as ZERO and ONE above: literals are
-    float64, and on a GPU they make the arithmetic float64.
+    value(x, a, b) is y = f(x); gradient(dy, y, c, d) is dx = f'(x) * dy as a function of the output y, or, for
+    LEAKY_RELU, GELU, GELU_TANH, SILU and SOFTPLUS, of the input x.  Constants are arguments in the type of x, or
+    float32 such as ZERO and ONE above: literals are float64, and on a GPU they make the arithmetic float64.
     """
     tanh, sigmoid = overload_by_dtype(tanh32, tanh64), overload_by_dtype(sigmoid32, sigmoid64)
     exp = overload_by_dtype(exp32, exp64)
@@ -168,6 +216,79 @@ def activations(compiled, overload_by_dtype):
     def gaussian_gradient(dy, y, c, d):
         return c * y * dy
 
+    def elu_value(x, a, b):
+        t = tanh(HALF * x)  # exp(x) - 1 = 2 t / (1 - t), accurate near 0
+        return x if x > ZERO else a * (TWO * t / (ONE - t))
+
+    def elu_gradient(dy, y, c, d):
+        return dy * (y + c if y <= ZERO else ONE)
+
+    def exp_minus(u):
+        """exp(-u) for u >= 0."""
+        s = sigmoid(-u)
+        return s / (ONE - s)
+
+    exp_minus = compiled(exp_minus)
+    erfc_factor = overload_by_dtype(erfc_factor32, erfc_factor64)
+    erfc_exponent = overload_by_dtype(erfc_exponent32, erfc_exponent64)
+    log1p = overload_by_dtype(log1p32, log1p64)
+
+    def clamp(x, limit):
+        x = limit if x > limit else x
+        return -limit if x < -limit else x
+
+    clamp = compiled(clamp)
+
+    def normal_cdf(x, sqrt_half):
+        z = abs(x) * sqrt_half
+        q = HALF * erfc_factor(z) * exp_minus(erfc_exponent(z))
+        return ONE - q if x > ZERO else q
+
+    normal_cdf = compiled(normal_cdf)
+
+    def gelu_value(x, a, b):
+        x = -GELU_LIMIT if x < -GELU_LIMIT else x
+        return x * normal_cdf(clamp(x, GELU_LIMIT), a)
+
+    def gelu_gradient(dy, x, c, d):
+        x = clamp(x, GELU_LIMIT)
+        return dy * (normal_cdf(x, c) + x * d * exp_minus(HALF * x * x))
+
+    def gelu_tanh_value(x, a, b):
+        x = -GELU_LIMIT if x < -GELU_LIMIT else x
+        z = clamp(x, GELU_LIMIT)
+        return x * sigmoid(a * (z + b * z * z * z))  # (1 + tanh(u)) / 2 = sigmoid(2 u)
+
+    def gelu_tanh_gradient(dy, x, c, d):
+        x = clamp(x, GELU_LIMIT)
+        s = sigmoid(c * (x + d * x * x * x))
+        return dy * (s + x * s * (ONE - s) * c * (ONE + (TWO + ONE) * d * x * x))
+
+    def silu_value(x, a, b):
+        x = -SILU_LIMIT if x < -SILU_LIMIT else x
+        return x * sigmoid(x)
+
+    def silu_gradient(dy, x, c, d):
+        x = clamp(x, SILU_LIMIT)
+        s = sigmoid(x)
+        return dy * (s + x * s * (ONE - s))
+
+    def softplus_value(x, a, b):
+        z = a * x
+        y = ((ZERO if z < ZERO else z) + log1p(exp_minus(abs(z)))) / a
+        return x if z > b else y
+
+    def softplus_gradient(dy, x, c, d):
+        z = c * x
+        return dy * (ONE if z > d else sigmoid(z))
+
+    def hardtanh_value(x, a, b):
+        x = a if x < a else x
+        return b if x > b else x
+
+    def hardtanh_gradient(dy, y, c, d):
+        return ZERO if y <= c or y >= d else dy
+
     pairs = {
         TANH: (tanh_value, tanh_gradient),
         SIGMOID: (sigmoid_value, sigmoid_gradient),
@@ -175,6 +296,12 @@ def activations(compiled, overload_by_dtype):
         SCALED_TANH: (scaled_tanh_value, scaled_tanh_gradient),
         LEAKY_RELU: (leaky_relu_value, leaky_relu_gradient),
         GAUSSIAN: (gaussian_value, gaussian_gradient),
+        ELU: (elu_value, elu_gradient),
+        GELU: (gelu_value, gelu_gradient),
+        GELU_TANH: (gelu_tanh_value, gelu_tanh_gradient),
+        SILU: (silu_value, silu_gradient),
+        SOFTPLUS: (softplus_value, softplus_gradient),
+        HARDTANH: (hardtanh_value, hardtanh_gradient),
     }
     return {code: (compiled(value), compiled(gradient)) for code, (value, gradient) in pairs.items()}
 

@@ -112,7 +112,7 @@ class StepRunner:
         if replay is None or captured_plan is not plan:  # a capture uses the buffers of its plan
             if n:
                 self.reserve(n)
-            parts = *self.model.layers, self.criterion, self.loader.data, self.optimizer
+            parts = *(layer for _, layer in self.model.leaves), self.criterion, self.loader.data, self.optimizer
             replay = Replay(self.model.ops, lambda: step(*arguments), *(part for part in parts if part is not None))
             self.captures[key] = plan, replay
         replay()
@@ -333,7 +333,7 @@ def fit(
             _compile(runner, sizes)
         model.normalization = dataset.normalization
         if dataset.class_names is not None:
-            model.class_names = list(dataset.class_names)  # type: ignore[attr-defined]
+            model.class_names = dataset.class_names
         orders = _orders(len(dataset), epoch_size, reshuffle, generator) if loader.repeatable else None
         return _run_epochs(runner, validator, epochs, batch_size, orders, generator, hooks, progress)
 

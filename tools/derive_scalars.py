@@ -6,6 +6,8 @@ error so far (Lawson's method), so that the fit approaches the minimax relative 
 
 exp(-r) ~ polynomial of degree 6 for 0 <= r <= ln 2, interpolated at Chebyshev points.
 
+erfc(z) ~ t G(t) exp(-z^2) with t = 1 / (1 + z/2), for z >= 0; G is fitted to its relative error at Chebyshev points.
+
 Prints the coefficients, and the largest errors of the functions in scalars.py in units in the last place.
 """
 
@@ -45,6 +47,16 @@ def fit_exp(degree=6):
     return chebyshev.convert(kind=np.polynomial.Polynomial).coef, abs(chebyshev(r) / np.exp(-r) - 1).max()
 
 
+def fit_erfc(degree=10, points=400):
+    t = (1 + np.cos(np.pi * (np.arange(points) + 0.5) / points)) / 2
+    z = 2 * (1 / t - 1)
+    y = 1 / (2 * z**2)  # the asymptotic series of erfc(z) exp(z^2), for large z
+    series = (1 - y + 3 * y**2 - 15 * y**3 + 105 * y**4) / (z * math.sqrt(math.pi))
+    exact = np.array([math.erfc(a) * math.exp(a * a) if a < 20 else b for a, b in zip(z, series, strict=True)]) / t
+    fit = np.polynomial.chebyshev.Chebyshev.fit(t, exact, degree, domain=[0, 1], w=1 / exact)
+    return fit.convert(kind=np.polynomial.Polynomial).coef, abs(fit(t) / exact - 1).max()
+
+
 def ulp_error(function, exact, x):
     """Largest error of `function` over the float32 values x, in ulp of the exact result."""
     want = exact(x.astype(np.float64))
@@ -57,6 +69,8 @@ if __name__ == "__main__":
     P, Q, error = fit_tanh()
     print("P =", *(repr(float(np.float32(c))) for c in P))
     print("Q =", *(repr(float(np.float32(c))) for c in Q), f"   relative error {error:.1e}")
+    G, error = fit_erfc()
+    print("G =", *(repr(float(np.float32(c))) for c in G), f"   relative error {error:.1e}")
     E, error = fit_exp()
     print("E =", *(repr(float(np.float32(c))) for c in E), f"   relative error {error:.1e}")
 

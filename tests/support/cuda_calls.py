@@ -150,6 +150,8 @@ def calls(dtype, sizes, seed=0):
         yield name + "_forward", "", (blank(x.shape, dtype), x), (0,)
         yield name + "_backward", "", (blank(x.shape, dtype), dy, -abs(x)), (0,)
 
+    yield "add", "", (blank(size, dtype), normal(size), normal(size)), (0,)
+
     target, weight = rng.integers(0, classes, rows), rng.uniform(0.5, 2, classes).astype(dtype)
     target[1] = -100
     for mean, smoothing in ((True, 0.0), (False, 0.1)):

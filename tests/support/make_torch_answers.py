@@ -84,9 +84,14 @@ def rest():
     add("linear", [draw(5, 7), draw(3, 7), draw(3)])
     add("linear", [draw(2, 3, 4), draw(6, 4)])
     x = np.concatenate([draw(40) * 3, np.float32([0, -20, 20, 1e-6])]).reshape(2, 2, 11)
-    for function in ("tanh", "sigmoid", "relu", "leaky_relu"):
+    for function in ("tanh", "sigmoid", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "hardtanh", "relu6"):
         add(function, [x])
     add("leaky_relu", [x], {"negative_slope": 0.3})
+    add("elu", [x], {"alpha": 0.4})
+    add("gelu", [x], {"approximate": "tanh"})
+    add("softplus", [x], {"beta": 3.0, "threshold": 2.0})
+    add("hardtanh", [np.float32([-2, -1, -0.5, 0, 0.25, 1, 3])], {"min_val": -0.5, "max_val": 1.0})
+    add("relu6", [np.float32([-1, 0, 1, 6, 7])])
     for function in ("softmax", "log_softmax"):
         for dim in (0, 1, -1):
             add(function, [draw(2, 3, 4) * 4], {"dim": dim})

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from tinycnn import scalars
+
 
 def out_size(size, kernel, stride, padding, dilation=1, ceil_mode=False):
     """Output length along one axis: the windows that fit; with ceil_mode one more, if the others leave pixels out and
@@ -220,6 +222,69 @@ def gaussian_derivative(x, a):
     return a * np.exp(a * x)
 
 
+def elu(x, alpha=1.0):
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def elu_derivative(x, alpha=1.0):
+    return np.where(x > 0, 1.0, alpha * np.exp(np.minimum(x, 0)))
+
+
+def normal_cdf(x):
+    return 0.5 * np.vectorize(math.erfc, otypes=[float])(-np.asarray(x) / math.sqrt(2))
+
+
+def times_cdf(x, cdf):
+    """x * cdf(x), which tends to 0 for x -> -infinity."""
+    return np.where(x == -np.inf, 0.0, np.where(np.isneginf(x), 0.0, x) * cdf)
+
+
+def gelu(x, *constants):
+    return times_cdf(x, normal_cdf(x))
+
+
+def gelu_derivative(x, *constants):
+    z = np.clip(x, -100, 100)
+    return normal_cdf(z) + z * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def gelu_tanh(x, *constants):
+    z = np.clip(x, -100, 100)
+    return times_cdf(x, sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+
+def gelu_tanh_derivative(x, *constants):
+    z = np.clip(x, -100, 100)
+    s = sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+    return s + z * s * (1 - s) * 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+
+
+def silu(x):
+    return times_cdf(x, sigmoid(x))
+
+
+def silu_derivative(x):
+    z = np.clip(x, -1000, 1000)
+    return sigmoid(z) * (1 + z * (1 - sigmoid(z)))
+
+
+def softplus(x, beta=1.0, threshold=20.0):
+    z = beta * x
+    return np.where(z > threshold, x, (np.maximum(z, 0) + np.log1p(np.exp(-abs(z)))) / beta)
+
+
+def softplus_derivative(x, beta=1.0, threshold=20.0):
+    return np.where(beta * x > threshold, 1.0, sigmoid(beta * x))
+
+
+def hardtanh(x, low=-1.0, high=1.0):
+    return np.clip(x, low, high)
+
+
+def hardtanh_derivative(x, low=-1.0, high=1.0):
+    return ((x > low) & (x < high)).astype(float)
+
+
 # name in tinycnn.scalars, in lower case: (value, derivative, argument of the backward besides dy, constants)
 ACTIVATIONS = {
     "tanh": (tanh, tanh_derivative, "y", ()),
@@ -228,6 +293,13 @@ ACTIVATIONS = {
     "scaled_tanh": (scaled_tanh, scaled_tanh_derivative, "y", (1.7159, 2 / 3)),
     "leaky_relu": (leaky_relu, leaky_relu_derivative, "x", (0.01,)),
     "gaussian": (gaussian, gaussian_derivative, "y", (-0.5,)),
+    "elu": (elu, elu_derivative, "y", (1.3,)),
+    "gelu": (gelu, gelu_derivative, "x", scalars.GELU_CONSTANTS),
+    "gelu_tanh": (gelu_tanh, gelu_tanh_derivative, "x", scalars.GELU_TANH_CONSTANTS),
+    "silu": (silu, silu_derivative, "x", ()),
+    "softplus": (softplus, softplus_derivative, "x", (1.5, 20.0)),
+    "hardtanh": (hardtanh, hardtanh_derivative, "y", (-0.7, 1.2)),
+    "relu6": (hardtanh, hardtanh_derivative, "y", (0.0, 6.0)),
 }
 
 

@@ -16,6 +16,7 @@ from tinycnn.cuda.augment import elastic_field, jitter, random_affine, warp
 from tinycnn.cuda.batch import accumulate_metrics, gather
 from tinycnn.cuda.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.cuda.dropout import dropout
+from tinycnn.cuda.elementwise import add
 from tinycnn.cuda.lecun98 import (
     conv2d_map_backward,
     conv2d_map_forward,
@@ -45,6 +46,7 @@ __all__ = [
     "activation_backward",
     "activation_forward",
     "adam",
+    "add",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",

@@ -7,7 +7,20 @@ import math
 
 from tinycnn import scalars
 from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, kernel, overload_by_dtype, phase, ravel
-from tinycnn.scalars import LEAKY_RELU, RELU, SCALED_TANH, SIGMOID, TANH
+from tinycnn.scalars import (
+    ELU,
+    GAUSSIAN,
+    GELU,
+    GELU_TANH,
+    HARDTANH,
+    LEAKY_RELU,
+    RELU,
+    SCALED_TANH,
+    SIGMOID,
+    SILU,
+    SOFTPLUS,
+    TANH,
+)
 
 exp = overload_by_dtype(scalars.exp32, scalars.exp64)
 pairs = scalars.activations(device_function, overload_by_dtype)
@@ -16,7 +29,13 @@ sigmoid_value, sigmoid_gradient = pairs[SIGMOID]
 relu_value, relu_gradient = pairs[RELU]
 scaled_tanh_value, scaled_tanh_gradient = pairs[SCALED_TANH]
 leaky_relu_value, leaky_relu_gradient = pairs[LEAKY_RELU]
-gaussian_value, gaussian_gradient = pairs[scalars.GAUSSIAN]
+gaussian_value, gaussian_gradient = pairs[GAUSSIAN]
+elu_value, elu_gradient = pairs[ELU]
+gelu_value, gelu_gradient = pairs[GELU]
+gelu_tanh_value, gelu_tanh_gradient = pairs[GELU_TANH]
+silu_value, silu_gradient = pairs[SILU]
+softplus_value, softplus_gradient = pairs[SOFTPLUS]
+hardtanh_value, hardtanh_gradient = pairs[HARDTANH]
 
 
 @device_function
@@ -31,7 +50,19 @@ def value(code, x, a, b):
         return scaled_tanh_value(x, a, b)
     if code == LEAKY_RELU:
         return leaky_relu_value(x, a, b)
-    return gaussian_value(x, a, b)
+    if code == GAUSSIAN:
+        return gaussian_value(x, a, b)
+    if code == ELU:
+        return elu_value(x, a, b)
+    if code == GELU:
+        return gelu_value(x, a, b)
+    if code == GELU_TANH:
+        return gelu_tanh_value(x, a, b)
+    if code == SILU:
+        return silu_value(x, a, b)
+    if code == SOFTPLUS:
+        return softplus_value(x, a, b)
+    return hardtanh_value(x, a, b)
 
 
 @device_function
@@ -46,7 +77,19 @@ def gradient(code, dy, y, c, d):
         return scaled_tanh_gradient(dy, y, c, d)
     if code == LEAKY_RELU:
         return leaky_relu_gradient(dy, y, c, d)
-    return gaussian_gradient(dy, y, c, d)
+    if code == GAUSSIAN:
+        return gaussian_gradient(dy, y, c, d)
+    if code == ELU:
+        return elu_gradient(dy, y, c, d)
+    if code == GELU:
+        return gelu_gradient(dy, y, c, d)
+    if code == GELU_TANH:
+        return gelu_tanh_gradient(dy, y, c, d)
+    if code == SILU:
+        return silu_gradient(dy, y, c, d)
+    if code == SOFTPLUS:
+        return softplus_gradient(dy, y, c, d)
+    return hardtanh_gradient(dy, y, c, d)
 
 
 @phase
@@ -80,7 +123,8 @@ def activation_backward_kernel(dx, dy, y, code, c, d):
 
 
 def activation_backward(dx, dy, y, activation):
-    """dx = f'(x) * dy; dx may be dy.  y: the output of activation_forward, for LEAKY_RELU its input"""
+    """dx = f'(x) * dy; dx may be dy.  y: the output of activation_forward, or its input: see
+    `scalars.activations`"""
     (code, c, d), T = activation, dx.dtype.type
     if code == SCALED_TANH:
         c, d = scalars.scaled_tanh_constants(c, d)

@@ -22,6 +22,7 @@ from tinycnn.kernels.augment import elastic_field, jitter, random_affine, warp
 from tinycnn.kernels.batch import accumulate_metrics, gather
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.kernels.dropout import dropout
+from tinycnn.kernels.elementwise import add
 from tinycnn.kernels.lecun98 import (
     conv2d_map_backward,
     conv2d_map_forward,
@@ -48,6 +49,7 @@ __all__ = [
     "activation_backward",
     "activation_forward",
     "adam",
+    "add",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_backward",

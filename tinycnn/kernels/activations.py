@@ -1,8 +1,8 @@
 """Activations: y = f(x) and dx = f'(x) * dy, element by element, and softmax over rows.
 
 Element-wise activations are defined in tinycnn/scalars.py and selected by a tuple, see `scalars.activation`.  All
-arrays of one call have one shape.  Except for LEAKY_RELU, the backward takes y in place of x; so a net runs both
-in place, activation_forward(y, y, ...) and activation_backward(dy, dy, y, ...).
+arrays of one call have one shape.  The backward takes y in place of x, except for those that `scalars.activations`
+names; so a net runs both in place, activation_forward(y, y, ...) and activation_backward(dy, dy, y, ...).
 """
 
 import math
@@ -12,7 +12,21 @@ from numba import prange
 from tinycnn import scalars
 from tinycnn.kernels._jit import device_function, force_inline, inline_ir, kernel, kernel_no_reassoc, overload_by_dtype
 from tinycnn.kernels._simd import full_width
-from tinycnn.scalars import LEAKY_RELU, RELU, SCALED_TANH, SIGMOID, TANH, ZERO
+from tinycnn.scalars import (
+    ELU,
+    GAUSSIAN,
+    GELU,
+    GELU_TANH,
+    HARDTANH,
+    LEAKY_RELU,
+    RELU,
+    SCALED_TANH,
+    SIGMOID,
+    SILU,
+    SOFTPLUS,
+    TANH,
+    ZERO,
+)
 
 BLOCK = 2048  # elements per task
 
@@ -22,7 +36,13 @@ sigmoid_value, sigmoid_gradient = pairs[SIGMOID]
 relu_value, _ = pairs[RELU]
 scaled_tanh_value, scaled_tanh_gradient = pairs[SCALED_TANH]
 leaky_relu_value, leaky_relu_gradient = pairs[LEAKY_RELU]
-gaussian_value, gaussian_gradient = pairs[scalars.GAUSSIAN]
+gaussian_value, gaussian_gradient = pairs[GAUSSIAN]
+elu_value, elu_gradient = pairs[ELU]
+gelu_value, gelu_gradient = pairs[GELU]
+gelu_tanh_value, gelu_tanh_gradient = pairs[GELU_TANH]
+silu_value, silu_gradient = pairs[SILU]
+softplus_value, softplus_gradient = pairs[SOFTPLUS]
+hardtanh_value, hardtanh_gradient = pairs[HARDTANH]
 scaled_tanh_constants = inline_ir(scalars.scaled_tanh_constants)
 
 
@@ -30,6 +50,54 @@ scaled_tanh_constants = inline_ir(scalars.scaled_tanh_constants)
 def sigmoid_inplace(y, a, b):  # LLVM vectorises this loop only in a separate, inlined function
     for i in range(y.size):
         y[i] = sigmoid_value(y[i], a, b)
+
+
+@force_inline
+def gelu_inplace(y, a, b):
+    for i in range(y.size):
+        y[i] = gelu_value(y[i], a, b)
+
+
+@force_inline
+def gelu_gradient_inplace(dx, x, c, d):
+    for i in range(dx.size):
+        dx[i] = gelu_gradient(dx[i], x[i], c, d)
+
+
+@force_inline
+def gelu_tanh_inplace(y, a, b):
+    for i in range(y.size):
+        y[i] = gelu_tanh_value(y[i], a, b)
+
+
+@force_inline
+def gelu_tanh_gradient_inplace(dx, x, c, d):
+    for i in range(dx.size):
+        dx[i] = gelu_tanh_gradient(dx[i], x[i], c, d)
+
+
+@force_inline
+def silu_inplace(y, a, b):
+    for i in range(y.size):
+        y[i] = silu_value(y[i], a, b)
+
+
+@force_inline
+def silu_gradient_inplace(dx, x, c, d):
+    for i in range(dx.size):
+        dx[i] = silu_gradient(dx[i], x[i], c, d)
+
+
+@force_inline
+def softplus_inplace(y, a, b):
+    for i in range(y.size):
+        y[i] = softplus_value(y[i], a, b)
+
+
+@force_inline
+def softplus_gradient_inplace(dx, x, c, d):
+    for i in range(dx.size):
+        dx[i] = softplus_gradient(dx[i], x[i], c, d)
 
 
 @device_function
@@ -51,14 +119,28 @@ def apply_activation(y, activation):
     elif code == LEAKY_RELU:
         for i in range(y.size):
             y[i] = leaky_relu_value(y[i], a, b)
-    else:
+    elif code == GAUSSIAN:
         for i in range(y.size):
             y[i] = gaussian_value(y[i], a, b)
+    elif code == ELU:
+        for i in range(y.size):
+            y[i] = elu_value(y[i], a, b)
+    elif code == GELU:
+        gelu_inplace(y, a, b)
+    elif code == GELU_TANH:
+        gelu_tanh_inplace(y, a, b)
+    elif code == SILU:
+        silu_inplace(y, a, b)
+    elif code == SOFTPLUS:
+        softplus_inplace(y, a, b)
+    else:
+        for i in range(y.size):
+            y[i] = hardtanh_value(y[i], a, b)
 
 
 @device_function
 def apply_derivative(dx, y, activation):
-    """dx *= f'(x), flat, where y = f(x); for LEAKY_RELU y is x."""
+    """dx *= f'(x), flat, where y = f(x), or y = x: see `scalars.activations`."""
     code, a, b = activation
     c, d = y.dtype.type(a), y.dtype.type(b)
     if code == TANH:
@@ -78,9 +160,23 @@ def apply_derivative(dx, y, activation):
     elif code == LEAKY_RELU:
         for i in range(dx.size):
             dx[i] = leaky_relu_gradient(dx[i], y[i], c, d)
-    else:
+    elif code == GAUSSIAN:
         for i in range(dx.size):
             dx[i] = gaussian_gradient(dx[i], y[i], c, d)
+    elif code == ELU:
+        for i in range(dx.size):
+            dx[i] = elu_gradient(dx[i], y[i], c, d)
+    elif code == GELU:
+        gelu_gradient_inplace(dx, y, c, d)
+    elif code == GELU_TANH:
+        gelu_tanh_gradient_inplace(dx, y, c, d)
+    elif code == SILU:
+        silu_gradient_inplace(dx, y, c, d)
+    elif code == SOFTPLUS:
+        softplus_gradient_inplace(dx, y, c, d)
+    else:
+        for i in range(dx.size):
+            dx[i] = hardtanh_gradient(dx[i], y[i], c, d)
 
 
 @device_function

@@ -37,7 +37,7 @@ def statistics(model: Sequential, loss: Any, dataset: DeviceDataset, lr: float) 
         steps = {step.numbers[0]: step for step in plan.steps if step.layers}
         records = []
         layer: Any
-        for number, layer in enumerate(model.layers):
+        for number, (_, layer) in enumerate(model.leaves):
             if "weight" not in layer.parameter_shapes():
                 continue
             signal = plan.to_host(steps[number].dy).astype(np.float64) * scale

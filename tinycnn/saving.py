@@ -1,0 +1,119 @@
+"""A model as a file: layers and their arguments as JSON, arrays as in a state_dict.
+
+Nothing in a file is executed.  A layer is named by its class, which must be one of this library's, or one that the
+reader gives.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tinycnn import _check, checkpoint, layers as builtin_layers, lecun98
+from tinycnn._tracked import is_in_package
+from tinycnn.containers import Residual
+from tinycnn.errors import DamagedCheckpointError, UnknownLayerError
+from tinycnn.layers import Layer
+from tinycnn.model import Sequential
+
+FORMAT = "tinycnn model"
+VERSION = 1
+KINDS = (None, "logits", "log_probabilities", "scores", "distances", "label_logits", "values")
+
+
+def save(model: Sequential, path: str | os.PathLike[str]) -> None:
+    """`Sequential.save`."""
+    with model.lock:
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "layers": [_encode(layer) for layer in model.layers],
+            "frozen": [name for name, layer in model.leaves if not layer.requires_grad],
+            "input_shape": model.input_shape,
+            "dtype": model.dtype.name,
+            "output_kind": model.output_kind,
+            "class_names": model.class_names,
+        }
+        checkpoint.save(path, model.state_dict(), metadata)
+
+
+def load(
+    path: str | os.PathLike[str], *, device: str = "cpu", custom_layers: Mapping[str, type[Layer]] | None = None
+) -> Sequential:
+    """The model that `Sequential.save` wrote to `path`, in evaluation mode.
+
+    custom_layers  your own layer classes by name
+
+    Raises DamagedCheckpointError for a file that is damaged or holds no model, UnknownLayerError for a layer whose
+    class is not known.  Nothing in the file is executed.
+    """
+    custom = dict(_check.mapping("custom_layers", custom_layers or {}))
+    arrays, metadata = checkpoint.load(path)
+    if metadata.get("format") != FORMAT:
+        raise DamagedCheckpointError(f"{path} holds no model, but the arrays {', '.join(list(arrays)[:6])} ...")
+    if metadata.get("version") != VERSION:
+        raise DamagedCheckpointError(f"{path}: expected version {VERSION}, got {metadata.get('version')}")
+    try:
+        chain = [_decode(layer, custom) for layer in metadata["layers"]]
+        shape = metadata["input_shape"]
+        model = Sequential(*chain, input_shape=shape and tuple(shape), dtype=metadata["dtype"], device=device, rng=0)
+        model.load_state_dict(arrays)
+        named = dict(model.leaves)
+        for name in metadata["frozen"]:
+            named[name].requires_grad = False
+        model.output_kind = _check.choice("output_kind", metadata["output_kind"], KINDS)
+        model.class_names = metadata["class_names"]
+    except UnknownLayerError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DamagedCheckpointError(f"{path}: {error}") from error
+    return model.eval()
+
+
+def _encode(value: Any) -> Any:
+    """A layer, or an argument of one, as JSON."""
+    if isinstance(value, Layer):
+        kind = type(value)
+        scope = "" if is_in_package(kind.__module__) else "custom "
+        return {"layer": scope + kind.__name__, **{name: _encode(v) for name, v in value.config().items()}}
+    if isinstance(value, (tuple, list)):
+        return [_encode(entry) for entry in value]
+    if isinstance(value, np.ndarray):
+        return {"array": value.tolist(), "dtype": value.dtype.name}
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a layer's argument must be numbers, strings, arrays or layers to be saved, got {value!r}")
+
+
+def _decode(value: Any, custom: Mapping[str, type[Layer]]) -> Any:
+    """Inverse of `_encode`."""
+    if isinstance(value, list):
+        return tuple(_decode(entry, custom) for entry in value)
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return np.array(value["array"], np.dtype(_check.choice("dtype", value["dtype"], ARRAY_DTYPES)))
+    arguments = {name: _decode(v, custom) for name, v in value.items() if name != "layer"}
+    scope, _, name = value["layer"].rpartition(" ")
+    layer_class = custom.get(name) if scope else _builtin(name)
+    if layer_class is None:
+        advice = f"give its class: custom_layers={{{name!r}: {name}}}" if scope else "it is of a newer version"
+        raise UnknownLayerError(f"the file has a layer {name}, which is not known; {advice}")
+    if layer_class is Residual:
+        return Residual(*arguments["layers"], projection=arguments["projection"])
+    return layer_class(**arguments)
+
+
+ARRAY_DTYPES = ("bool", "float32", "float64", "int64", "int32", "uint8", "int8")
+
+
+def _builtin(name: str) -> type[Layer] | None:
+    """The class of this library with the name, if it is a layer."""
+    for module in (builtin_layers, lecun98):
+        found = getattr(module, name, None)
+        if isinstance(found, type) and issubclass(found, Layer) and not name.startswith("_"):
+            return found
+    return Residual if name == "Residual" else None
