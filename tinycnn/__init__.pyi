@@ -69,6 +69,6 @@ from .layers import (
 )
 from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss, OneHotMSELoss as OneHotMSELoss
 from .model import Sequential as Sequential
-from .optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW
+from .optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW, RMSprop as RMSprop
 from .saving import load as load
 from .train import evaluate as evaluate, fit as fit, train_step as train_step

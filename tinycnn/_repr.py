@@ -18,15 +18,22 @@ class InitRepr:
         """Values of arguments that are not attributes of the same name."""
         return {}
 
+    def repr_options(self) -> dict[str, Any]:
+        """Values of further keyword arguments that are not at their default."""
+        return {}
+
     def __repr__(self) -> str:
         parameters = list(inspect.signature(type(self).__init__).parameters.values())[1:]
         overrides, texts = self.repr_overrides(), []
         for parameter in parameters:
             value = overrides.get(parameter.name, getattr(self, parameter.name, parameter.default))
+            if parameter.kind is parameter.VAR_KEYWORD:
+                continue
             if parameter.name == "model" or _is_default(value, parameter.default):
                 continue
             text = _format(value)
             texts.append(text if parameter.default is parameter.empty else f"{parameter.name}={text}")
+        texts += [f"{name}={_format(value)}" for name, value in self.repr_options().items()]
         return f"{type(self).__name__}({', '.join(texts)})"
 
 

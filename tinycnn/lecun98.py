@@ -317,6 +317,7 @@ class SDLM(Optimizer):
         self.ops.copy_to(self.step_sizes, (self.lr / (self.mu + h)).astype(self.model.dtype))
 
     def step(self) -> None:
+        self.prepare()
         self.ops.sgd_per_parameter(self.model.theta, self.model.grad, self.step_sizes, self._step)
 
 
@@ -373,7 +374,11 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceData
                 curvature(hx, h["weight"], hbias, hy, x, squared_weight)
                 diagonal |= {(step.numbers[0], name): np.ravel(ops.to_host(value)) for name, value in h.items()}
     layers = enumerate(layer for _, layer in model.leaves)
-    ordered = [diagonal[number, name] for number, layer in layers for name in layer.parameter_shapes()]
+    ordered = [
+        diagonal.get((number, name), np.full(math.prod(shape), np.inf))  # below the first trained layer: no step
+        for number, layer in layers
+        for name, shape in layer.parameter_shapes().items()
+    ]
     return np.concatenate(ordered).astype(np.float64) / (n * scale)
 
 

@@ -5,8 +5,9 @@ end the last rate stays.  Unlike in torch, an optimizer takes the model, not a l
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +16,8 @@ from tinycnn import _check
 from tinycnn._repr import InitRepr
 from tinycnn._tracked import Tracked
 from tinycnn._typing import Array, DeviceArray, State
+from tinycnn.containers import named_layers
+from tinycnn.layers import Layer
 from tinycnn.model import Sequential
 
 if TYPE_CHECKING:
@@ -25,18 +28,50 @@ if TYPE_CHECKING:
 class Optimizer(InitRepr, Tracked):
     """Base class.  `step()` updates model.theta from model.grad.
 
-    lr  a number, or an array with the rate of every step
+    lr                   a number, or an array with the rate of every step
+    weight_decay         of all parameters that no group says otherwise for
+    groups               other rates for some parameters: a list of dictionaries such as
+                         ``{"params": "*.bias", "lr_scale": 2.0, "weight_decay": 0.0}``.  "params" is a pattern of names
+                         (`model.named_parameters`, `fnmatch`), a layer, or a list of these; lr_scale is a factor of lr
+    decay_bias_and_norm  False: no weight decay of parameters with fewer than two axes, in no group with its own
+    clip_grad_norm       scale the gradient so that its norm over all trained parameters is at most this, before each
+                         step; `grad_norm` is the norm before.  None for no limit
+    clip_grad_value      then clamp the gradient's entries to plus and minus this
+
+    Parameters of frozen layers (`layer.requires_grad = False`) are left alone.  Raises ValueError for a pattern that
+    matches nothing, a layer that is not in the model, or a parameter in two groups.
     """
 
     vectors: tuple[str, ...] = ()  # names of the optimizer's state vectors, each of the size of theta
     patterns = 0  # number of images that `before_epoch` evaluates in one batch
+    clip_grad_norm: float | None = None
+    clip_grad_value: float | None = None
+    _blocks: DeviceArray  # these three are set by `prepare`
+    _rates: DeviceArray
+    _partials: DeviceArray
 
-    def __init__(self, model: Sequential, lr: ArrayLike, weight_decay: float) -> None:
+    def __init__(
+        self,
+        model: Sequential,
+        lr: ArrayLike,
+        weight_decay: float,
+        *,
+        groups: Sequence[Mapping[str, Any]] = (),
+        decay_bias_and_norm: bool = True,
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
+    ) -> None:
         hint = "an optimizer takes the whole model, not its parameters"
         _check.instance("model", model, Sequential, "a Sequential", hint)
         rates = _check.learning_rates("lr", lr)
         self.model = model
         self.weight_decay = _check.number("weight_decay", weight_decay, 0)
+        self.decay_bias_and_norm = bool(decay_bias_and_norm)
+        self.groups = resolve_groups(model, groups)
+        for name, limit in (("clip_grad_norm", clip_grad_norm), ("clip_grad_value", clip_grad_value)):
+            if limit is not None and _check.number(name, limit, 0) == 0:
+                raise ValueError(f"{name} must be positive, got {limit}")
+            setattr(self, name, limit)
         self._allocate(rates)
 
     def _allocate(self, rates: Array) -> None:
@@ -45,6 +80,8 @@ class Optimizer(InitRepr, Tracked):
         self._step, self._epochs = self.ops.empty((1,), np.int64), np.zeros(1, np.int64)  # completed so far
         for name in self.vectors:
             setattr(self, name, self.ops.empty(model.theta.shape, model.dtype))
+        self._norm = self.ops.empty((1,), model.dtype)
+        self._ranges: list[Range] = []
         self._allocate_schedule(rates)
 
     def _allocate_schedule(self, rates: Array) -> None:
@@ -53,7 +90,8 @@ class Optimizer(InitRepr, Tracked):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: the settings, the model and the `state_dict`."""
-        reallocated = ("ops", "_runner", "lr_schedule", "device_lr_schedule", "_step", "_epochs", *self.vectors)
+        reallocated = {"ops", "_runner", "lr_schedule", "device_lr_schedule", "_step", "_epochs", *self.vectors}
+        reallocated |= {"_norm", "_ranges", "_blocks", "_rates", "_partials"}
         settings = {name: value for name, value in super().__getstate__().items() if name not in reallocated}
         return settings | {"_state": self.state_dict()}
 
@@ -91,9 +129,51 @@ class Optimizer(InitRepr, Tracked):
         """Update model.theta from model.grad."""
         raise RuntimeError(f"{type(self).__name__} has no step")
 
+    @property
+    def grad_norm(self) -> float:
+        """Euclidean norm of the last step's gradient before it was clipped; 0 without `clip_grad_norm`."""
+        return float(self.ops.to_host(self._norm)[0])
+
+    def prepare(self) -> tuple[DeviceArray, DeviceArray]:
+        """Clip the gradient.  Returns the blocks of the parameters that are trained, and their rates."""
+        ranges = self._trained_ranges()
+        if ranges != self._ranges:
+            blocks, rates = self.ops.parameter_blocks(ranges, self.model.dtype)
+            partials = self.ops.empty((len(blocks),), self.model.dtype)
+            vars(self).update(_ranges=ranges, _blocks=blocks, _rates=rates, _partials=partials)  # no change of settings
+        if self.clip_grad_norm is not None:
+            self.ops.clip_grad_norm(self.model.grad, self._norm, self._partials, self._blocks, self.clip_grad_norm)
+        if self.clip_grad_value is not None:
+            self.ops.clip_grad_value(self.model.grad, self.clip_grad_value)
+        return self._blocks, self._rates
+
+    def _trained_ranges(self) -> list["Range"]:
+        """The flat vector without frozen layers, neighbours with equal rates joined.  ValueError if nothing is left."""
+        ranges: list[Range] = []
+        for parameter in self.model.parameter_table:
+            if parameter.layer.requires_grad:
+                decay = self.weight_decay if self.decay_bias_and_norm or len(parameter.shape) > 1 else 0.0
+                group = self.groups.get(parameter.name, {})
+                rates = group.get("lr_scale", 1.0), group.get("weight_decay", decay)
+                start = parameter.start
+                if ranges and ranges[-1][1:] == (start, *rates):
+                    start = ranges.pop()[0]
+                ranges.append((start, parameter.stop, *rates))
+        if self.model.parameter_table and not ranges:
+            raise ValueError("optimizer: every layer with parameters is frozen (requires_grad is False)")
+        return ranges
+
     def repr_overrides(self) -> dict[str, Any]:
         """Values for `repr` that are not attributes of the same name."""
         return {"lr": self.lr_schedule}
+
+    def repr_options(self) -> dict[str, Any]:
+        """Values of keyword arguments that `Optimizer` has for all."""
+        defaults = {"groups": {}, "decay_bias_and_norm": True, "clip_grad_norm": None, "clip_grad_value": None}
+        changed = {name: getattr(self, name) for name, value in defaults.items() if getattr(self, name) != value}
+        if "groups" in changed:
+            changed["groups"] = [{"params": name} | rates for name, rates in self.groups.items()]
+        return changed
 
     def set_lr_schedule(self, rates: ArrayLike) -> None:
         """Overwrite the schedule in place, so that captured steps use it.  rates: an array of its shape, or a number"""
@@ -142,8 +222,59 @@ class Optimizer(InitRepr, Tracked):
             self.ops.copy_to(getattr(self, name), np.asarray(state[name]))
 
 
+Range: TypeAlias = tuple[int, int, float, float]  # start and stop in the flat vector, lr_scale, weight_decay
+GROUP_KEYS = ("params", "lr_scale", "weight_decay")
+
+
+def resolve_groups(model: Sequential, groups: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """`groups` of an optimizer as name of a parameter -> its rates.  ValueError or TypeError names what is wrong."""
+    found: dict[str, dict[str, float]] = {}
+    first: dict[str, int] = {}
+    _check.instance("groups", groups, (list, tuple), "a list of dictionaries")
+    for number, group in enumerate(groups):
+        where = f"groups[{number}]"
+        _check.instance(where, group, Mapping, "a dictionary with the key 'params'")
+        unknown = [key for key in group if key not in GROUP_KEYS]
+        if unknown or "params" not in group:
+            hint = "; lr_scale is a factor of the optimizer's lr" if "lr" in unknown else ""
+            raise ValueError(
+                f"{where} must have the keys {', '.join(GROUP_KEYS)}, got {', '.join(map(str, group))}{hint}"
+            )
+        rates = {
+            key: _check.number(f"{where}[{key!r}]", group[key], 0)
+            for key in GROUP_KEYS[1:]
+            if group.get(key) is not None
+        }
+        for name in _matches(model, where, group["params"]):
+            if name in first:
+                raise ValueError(f"{where} and groups[{first[name]}] both have the parameter {name}")
+            first[name], found[name] = number, rates
+    return found
+
+
+def _matches(model: Sequential, where: str, params: Any) -> list[str]:
+    """Names of the parameters that "params" of a group selects, each once."""
+    names: list[str] = []
+    for item in params if isinstance(params, (list, tuple)) else [params]:
+        if isinstance(item, str):
+            hits = fnmatch.filter([p.name for p in model.parameter_table], item)
+            missing = f"no parameter matches {item!r}; there are {', '.join(p.name for p in model.parameter_table)}"
+        else:
+            _check.instance(f"{where}['params']", item, Layer, "a pattern of names, a layer, or a list of these")
+            inside = {id(layer) for _, layer in named_layers([item])}
+            hits = [p.name for p in model.parameter_table if id(p.layer) in inside]
+            missing = f"{item!r} is not in the model, or has no parameters"
+        if not hits:
+            raise ValueError(f"{where}['params']: {missing}")
+        names += [name for name in hits if name not in names]
+    return names
+
+
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, dampening, Nesterov momentum and coupled weight decay (L2)."""
+    """Stochastic gradient descent with momentum, dampening, Nesterov momentum and coupled weight decay (L2).
+
+    options  keyword arguments of `Optimizer`: groups, decay_bias_and_norm, clip_grad_norm, clip_grad_value
+    """
 
     vectors = ("velocity",)
     velocity: DeviceArray
@@ -156,8 +287,9 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(model, lr, weight_decay)
+        super().__init__(model, lr, weight_decay, **options)
         self.momentum = _check.number("momentum", momentum, 0)
         self.dampening = _check.number("dampening", dampening)
         self.nesterov = bool(nesterov)
@@ -167,8 +299,8 @@ class SGD(Optimizer):
     def step(self) -> None:
         model = self.model
         self.ops.sgd(
-            model.theta, model.grad, self.velocity, self.device_lr_schedule, self._step,
-            self.momentum, self.dampening, self.weight_decay, self.nesterov,
+            model.theta, model.grad, self.velocity, self.device_lr_schedule, self._step, *self.prepare(),
+            self.momentum, self.dampening, self.nesterov,
         )  # fmt: skip
 
 
@@ -187,8 +319,9 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(model, lr, weight_decay)
+        super().__init__(model, lr, weight_decay, **options)
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"betas must be two numbers such as (0.9, 0.999), got {_check.describe(betas)}")
         self.betas = tuple(_check.number("betas", beta, 0, below=1) for beta in betas)
@@ -197,8 +330,8 @@ class Adam(Optimizer):
     def step(self) -> None:
         model = self.model
         self.ops.adam(
-            model.theta, model.grad, self.m, self.v, self.device_lr_schedule, self._step,
-            *self.betas, self.eps, self.weight_decay, self.decoupled,
+            model.theta, model.grad, self.m, self.v, self.device_lr_schedule, self._step, *self.prepare(),
+            *self.betas, self.eps, self.decoupled,
         )  # fmt: skip
 
 
@@ -214,8 +347,44 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        **options: Any,
     ) -> None:
-        super().__init__(model, lr, betas, eps, weight_decay)
+        super().__init__(model, lr, betas, eps, weight_decay, **options)
+
+
+class RMSprop(Optimizer):
+    """RMSprop (Tieleman and Hinton 2012) with torch's definition; weight decay is added to the gradient (L2).
+
+    centered  divide by an estimate of the gradient's standard deviation, not of its root mean square
+    """
+
+    vectors = ("v", "mean", "velocity")  # moving averages of grad^2 and grad, momentum
+    v: DeviceArray
+    mean: DeviceArray
+    velocity: DeviceArray
+
+    def __init__(
+        self,
+        model: Sequential,
+        lr: ArrayLike = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, lr, weight_decay, **options)
+        self.alpha = _check.number("alpha", alpha, 0, maximum=1)
+        self.eps = _check.number("eps", eps, 0)
+        self.momentum, self.centered = _check.number("momentum", momentum, 0), bool(centered)
+
+    def step(self) -> None:
+        model = self.model
+        self.ops.rmsprop(
+            model.theta, model.grad, self.v, self.mean, self.velocity, self.device_lr_schedule, self._step,
+            *self.prepare(), self.alpha, self.eps, self.momentum, self.centered,
+        )  # fmt: skip
 
 
 class EMA(InitRepr, Tracked):

@@ -150,7 +150,8 @@ def test_a_launch_without_elements_does_nothing():
     step = counter()
     increment_kernel[(1, 0)](step)
     assert value(step) == 0
-    cuda.sgd(empty, empty, empty, cuda.to_device(np.ones(1, np.float32)), step, 0.9, 0.0, 0.0, False)
+    table = cuda.parameter_blocks([], np.float32)
+    cuda.sgd(empty, empty, empty, cuda.to_device(np.ones(1, np.float32)), step, *table, 0.9, 0.0, False)
     assert value(step) == 1
 
 

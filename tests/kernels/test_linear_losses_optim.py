@@ -187,13 +187,14 @@ def test_one_hot_propagates_nan():
 RATES = np.array([0.1, 0.05, 0.2, 0.025])  # the last one is kept
 
 
-def path(kernel, theta, grads, states, options):
+def path(kernel, theta, grads, states, options, weight_decay=0.0):
     """theta after each step; the optimizer's state starts at zero, as in the classes"""
     theta = theta.copy()
+    table = kernels.parameter_blocks([(0, theta.size, 1.0, weight_decay)], theta.dtype)
     state = [np.zeros_like(theta) for _ in range(states)]
     step, steps = np.zeros(1, np.int64), []
     for t, grad in enumerate(grads):
-        kernel(theta, grad, *state, RATES, step, *options)
+        kernel(theta, grad, *state, RATES, step, *table, *options)
         assert step[0] == t + 1
         steps.append(theta.copy())
     return np.array(steps)
@@ -219,9 +220,8 @@ sizes = st.integers(1, 700)
 def test_sgd(size, seed, momentum, dampening, weight_decay, nesterov, dtype):
     theta, grads = vectors(size, seed, dtype)
     nesterov = nesterov and momentum > 0 and dampening == 0
-    options = momentum, dampening, weight_decay, nesterov
-    got = path(kernels.sgd, theta, grads, 1, options)
-    assert_close(got, reference.sgd(theta, grads, RATES, *options), 10, 60)
+    got = path(kernels.sgd, theta, grads, 1, (momentum, dampening, nesterov), weight_decay)
+    assert_close(got, reference.sgd(theta, grads, RATES, momentum, dampening, weight_decay, nesterov), 10, 60)
 
 
 @both_dtypes
@@ -237,9 +237,63 @@ def test_sgd(size, seed, momentum, dampening, weight_decay, nesterov, dtype):
 @example(size=300, seed=1, betas=(0.5, 0.0), eps=1e-2, weight_decay=0.1, decoupled=False)
 def test_adam(size, seed, betas, eps, weight_decay, decoupled, dtype):
     theta, grads = vectors(size, seed, dtype)
-    options = *betas, eps, weight_decay, decoupled
-    got = path(kernels.adam, theta, grads, 2, options)
-    assert_close(got, reference.adam(theta, grads, RATES, *options), 10, 60)
+    got = path(kernels.adam, theta, grads, 2, (*betas, eps, decoupled), weight_decay)
+    assert_close(got, reference.adam(theta, grads, RATES, *betas, eps, weight_decay, decoupled), 10, 60)
+
+
+@both_dtypes
+@given(
+    size=sizes,
+    seed=seeds,
+    alpha=st.sampled_from([0.99, 0.5]),
+    eps=st.sampled_from([1e-4, 1e-2]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    momentum=st.sampled_from([0.0, 0.9]),
+    centered=st.booleans(),
+)
+def test_rmsprop(size, seed, alpha, eps, weight_decay, momentum, centered, dtype):
+    theta, grads = vectors(size, seed, dtype)
+    got = path(kernels.rmsprop, theta, grads, 3, (alpha, eps, momentum, centered), weight_decay)
+    want = reference.rmsprop(theta, grads, RATES, alpha, eps, weight_decay, momentum, centered)
+    # Centered, the difference of two squares near each other: the variance of few gradients.
+    assert_close(got, want, 1e4 if centered else 100, 200)
+
+
+@both_dtypes
+@given(size=st.integers(1, 9000), seed=seeds, cut=st.integers(0, 9000), bound=st.sampled_from([0.5, 1e9]))
+def test_clip_grad_norm(size, seed, cut, bound, dtype):
+    grad = vectors(size, seed, dtype)[0]
+    cut = min(cut, size - 1)
+    blocks, _ = kernels.parameter_blocks([(cut, size, 1.0, 0.0)], dtype)
+    norm, partials, clipped = np.zeros(1, dtype), np.zeros(len(blocks), dtype), grad.copy()
+    kernels.clip_grad_norm(clipped, norm, partials, blocks, bound)
+    want = np.linalg.norm(grad[cut:].astype(np.float64))
+    np.testing.assert_allclose(norm[0], want, rtol=1e-5)
+    np.testing.assert_array_equal(clipped[:cut], grad[:cut])
+    np.testing.assert_allclose(clipped[cut:], grad[cut:] * min(1, bound / (want + 1e-6)), rtol=2e-5)
+    clipped[-1] = np.nan
+    kernels.clip_grad_norm(clipped, norm, partials, blocks, bound)
+    assert np.isnan(norm[0])
+    assert np.isnan(clipped[cut:]).all()
+
+
+@both_dtypes
+def test_clip_grad_value(dtype):
+    grad = np.array([-3, -0.5, 0, 0.5, 3, np.nan, np.inf, -np.inf] * 5, dtype)
+    kernels.clip_grad_value(grad, 0.75)
+    np.testing.assert_array_equal(grad, np.array([-0.75, -0.5, 0, 0.5, 0.75, np.nan, 0.75, -0.75] * 5, dtype))
+
+
+def test_parameter_blocks_cover_the_ranges():
+    ranges = [(0, 5000, 1.0, 0.1), (5000, 5001, 0.5, 0.0), (7000, 9100, 2.0, 0.3)]
+    blocks, rates = kernels.parameter_blocks(ranges, np.float32)
+    covered = np.zeros((9200, 2))
+    for (start, stop), rate in zip(blocks, rates, strict=True):
+        assert not covered[start:stop].any()
+        covered[start:stop] = rate
+    for start, stop, *rate in ranges:
+        np.testing.assert_array_equal(covered[start:stop], np.tile(rate, (stop - start, 1)))
+    assert not covered[5001:7000].any()
 
 
 @both_dtypes
@@ -247,9 +301,7 @@ def test_adam(size, seed, betas, eps, weight_decay, decoupled, dtype):
 def test_optimizers_propagate_nan(states, dtype):
     theta, grads = vectors(100, 3, dtype)
     grads[:, 41] = np.nan
-    kernel, options = [(kernels.sgd, (0.9, 0.0, 0.0, False)), (kernels.adam, (0.9, 0.999, 1e-8, 0.0, False))][
-        states - 1
-    ]
+    kernel, options = [(kernels.sgd, (0.9, 0.0, False)), (kernels.adam, (0.9, 0.999, 1e-8, False))][states - 1]
     last = path(kernel, theta, grads, states, options)[-1]
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(last)), [41])
 
@@ -397,9 +449,17 @@ def _case(name, dtype):
         return kernels.accumulate_grad, (m, grad, 16, False), (0,)
     if name == "sgd_per_parameter":
         return kernels.sgd_per_parameter, (theta, grad, v * v, step), (0, 3)
+    table = kernels.parameter_blocks([(0, 30_000, 1.0, 0.01), (31_000, 61_706, 0.5, 0.0)], dtype)
+    if name == "clip_grad_value":
+        return kernels.clip_grad_value, (grad, 0.5), (0,)
+    if name == "clip_grad_norm":
+        return kernels.clip_grad_norm, (grad, m[:1], v[: len(table[0])], table[0], 1.0), (0, 1, 2)
     if name == "sgd":
-        return kernels.sgd, (theta, grad, m, RATES, step, 0.9, 0.0, 0.01, False), (0, 2, 4)
-    return kernels.adam, (theta, grad, m, v * v, RATES, step, 0.9, 0.999, 1e-8, 0.01, True), (0, 2, 3, 5)
+        return kernels.sgd, (theta, grad, m, RATES, step, *table, 0.9, 0.0, False), (0, 2, 4)
+    if name == "rmsprop":
+        options = 0.99, 1e-8, 0.9, True
+        return kernels.rmsprop, (theta, grad, v * v + 9, m, v, RATES, step, *table, *options), (0, 2, 3, 4, 6)
+    return kernels.adam, (theta, grad, m, v * v, RATES, step, *table, 0.9, 0.999, 1e-8, True), (0, 2, 3, 5)
 
 
 CASES = [
@@ -416,6 +476,9 @@ CASES = [
     "sgd_per_parameter",
     "sgd",
     "adam",
+    "rmsprop",
+    "clip_grad_norm",
+    "clip_grad_value",
 ]
 
 

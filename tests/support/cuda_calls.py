@@ -163,17 +163,30 @@ def calls(dtype, sizes, seed=0):
     yield "one_hot", "", (blank(x.shape, dtype), blank(rows, np.int64), x, abs(target) % classes), (0, 1)
 
     rates = np.array([0.1, 0.03], dtype)
+    starts = np.arange(0, size, 50)
+    blocks = np.stack([starts, np.minimum(starts + 50, size)], axis=1)[[0, *range(2, len(starts))]]  # one is frozen
+    table = blocks, rng.uniform(0, 1, blocks.shape).astype(dtype)
     for step in (0, 1, 5):
         theta, grad, m, v = normal(4, size)
         state, count = (m, m, v * v), np.array([step])
         for momentum, dampening, nesterov in ((0.0, 0.0, False), (0.9, 0.2, False), (0.9, 0.0, True)):
-            options = momentum, dampening, 0.01, nesterov
-            yield "sgd", f"step {step}", (theta, grad, m, rates, count, *options), (0, 2, 4)
+            options = momentum, dampening, nesterov
+            yield "sgd", f"step {step}", (theta, grad, m, rates, count, *table, *options), (0, 2, 4)
         yield "ema_update", f"step {step}", (m, theta, count, 0.9), (0, 2)
         yield "accumulate_grad", f"first {step == 0}", (m, grad, 0.25, step == 0), (0,)
         for decoupled in (False, True):
-            options = 0.9, 0.999, 1e-8, 0.01, decoupled
-            yield "adam", f"step {step}", (theta, grad, *state[1:], rates, count, *options), (0, 2, 3, 5)
+            options = 0.9, 0.999, 1e-8, decoupled
+            yield "adam", f"step {step}", (theta, grad, *state[1:], rates, count, *table, *options), (0, 2, 3, 5)
+        for momentum, centered in ((0.0, False), (0.9, True)):
+            options = 0.9, 1e-2, momentum, centered
+            yield (
+                "rmsprop", f"step {step}", (theta, grad, v * v + m * m, m, v, rates, count, *table, *options),
+                (0, 2, 3, 4, 6),
+            )  # fmt: skip
+    for bound in (0.1, 1e6):
+        arrays = normal(size), blank(1, dtype), blank(len(blocks), dtype), blocks
+        yield "clip_grad_norm", f"to {bound}", (*arrays, bound), (0, 1)
+    yield "clip_grad_value", "", (normal(size), 0.5), (0,)
 
     yield "sgd_per_parameter", "", (normal(size), normal(size), abs(normal(size)), np.array([3])), (0, 3)
     for kind in (np.uint8, np.float32):

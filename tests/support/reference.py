@@ -395,6 +395,20 @@ def adam(theta, grads, rates, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0
     return np.array(path)
 
 
+def rmsprop(theta, grads, rates, alpha, eps, weight_decay=0.0, momentum=0.0, centered=False):
+    theta, path = np.array(theta, np.float64), []
+    v = mean = velocity = np.zeros_like(theta)
+    for t, grad in enumerate(grads):
+        g = grad + weight_decay * theta
+        v, mean = alpha * v + (1 - alpha) * g**2, alpha * mean + (1 - alpha) * g
+        change = g / (np.sqrt(v - mean**2 if centered else v) + eps)
+        if momentum:
+            change = velocity = momentum * velocity + change
+        theta = theta - rates[min(t, len(rates) - 1)] * change
+        path.append(theta)
+    return np.array(path)
+
+
 def ema(path, decay):
     """The exponential moving average after every step of a path of theta; the first is theta itself."""
     averages = [np.asarray(path[0], np.float64)]

@@ -20,7 +20,7 @@ class Run:
     shape      of one image
     target     "class", "values", "labels", "image": what `data` draws
     loss, optimizer   class names, the same in both libraries; options are their arguments
-    groups     (pattern of parameter names, options) for both
+    groups     (pattern of parameter names, lr_scale, weight decay)
     frozen     numbers of the layers that are not trained
     """
 
@@ -31,7 +31,7 @@ class Run:
     loss_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: str = "SGD"
     optimizer_options: dict[str, Any] = dataclasses.field(default_factory=lambda: {"lr": 0.1, "momentum": 0.9})
-    groups: tuple[tuple[str, dict[str, float]], ...] = ()
+    groups: tuple[tuple[str, float, float], ...] = ()
     clip_grad_norm: float | None = None
     clip_grad_value: float | None = None
     frozen: tuple[int, ...] = ()
@@ -67,16 +67,21 @@ class Run:
         """tinycnn's optimizer."""
         options = dict(self.optimizer_options)
         if self.groups:
-            options["groups"] = [{"params": pattern, **values} for pattern, values in self.groups]
+            options["groups"] = [
+                {"params": pattern, "lr_scale": scale, "weight_decay": decay} for pattern, scale, decay in self.groups
+            ]
         for name in ("clip_grad_norm", "clip_grad_value"):
             if getattr(self, name) is not None:
                 options[name] = getattr(self, name)
         return getattr(t, self.optimizer)(model, **options)
 
     def groups_by_name(self) -> list[tuple[list[str], dict[str, float]]]:
-        """(names of the parameters, options) of each group."""
+        """(names of the parameters, torch's options) of each group."""
         names = [name for name, _ in self.model(np.float64).named_parameters()]
-        return [(fnmatch.filter(names, pattern), options) for pattern, options in self.groups]
+        return [
+            (fnmatch.filter(names, pattern), {"lr": self.optimizer_options["lr"] * scale, "weight_decay": decay})
+            for pattern, scale, decay in self.groups
+        ]
 
 
 def conv(a: int, b: int, stride: int = 1) -> t.Conv2d:
@@ -116,6 +121,23 @@ RUNS: dict[str, Run] = {
     "Softplus": activation(t.Softplus),
     "Hardtanh": activation(t.Hardtanh),
     "ReLU6": activation(t.ReLU6),
+    "SGD with groups": optimizer(
+        "SGD", lr=0.1, momentum=0.9, weight_decay=0.05, groups=(("*.bias", 2.0, 0.0), ("0.weight", 0.1, 0.3))
+    ),
+    "Adam with groups": optimizer("Adam", lr=0.01, weight_decay=0.1, groups=(("3.*", 0.5, 0.0),)),
+    "AdamW with groups": optimizer("AdamW", lr=0.01, weight_decay=0.1, groups=(("*.bias", 1.0, 0.0),)),
+    "RMSprop": optimizer("RMSprop", lr=0.01),
+    "RMSprop with all options": optimizer(
+        "RMSprop", lr=0.003, alpha=0.9, eps=1e-3, weight_decay=0.1, momentum=0.9, centered=True,
+        groups=(("*.bias", 2.0, 0.0),),
+    ),
+    "clipped by norm": optimizer("SGD", lr=0.5, momentum=0.9, clip_grad_norm=0.3),
+    "clipped by value": optimizer("SGD", lr=0.5, clip_grad_value=0.02),
+    "clipped by both": optimizer("Adam", lr=0.01, clip_grad_norm=0.5, clip_grad_value=0.1),
+    "frozen and clipped": Run(
+        lambda: classifier(t.Tanh(), conv(4, 4), t.Tanh()), frozen=(0,), optimizer="AdamW",
+        optimizer_options={"lr": 0.01, "weight_decay": 0.5}, clip_grad_norm=0.1,
+    ),
     "frozen below": Run(lambda: classifier(t.Tanh(), conv(4, 4), t.Tanh()), frozen=(0, 2)),
     "frozen between": Run(lambda: classifier(t.Tanh(), conv(4, 4), t.Tanh()), frozen=(2,)),
 }  # fmt: skip

@@ -6,7 +6,10 @@ all threads read the step number, a separate kernel increments it.
 
 import math
 
-from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, kernel, phase
+import numpy as np
+
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, kernel, phase, to_device
+from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
 
 
 @device_function
@@ -31,6 +34,14 @@ def increment(step):
     increment_kernel[1](step)
 
 
+def parameter_blocks(ranges, dtype):
+    """(blocks, rates) of ranges (start, stop, lr_scale, weight_decay): one block of THREADS parameters per block of
+    threads.  blocks: (B, 2) int64   rates: (B, 2) of `dtype`"""
+    rows = [(a, min(a + THREADS, stop), *rates) for start, stop, *rates in ranges for a in range(start, stop, THREADS)]
+    table = np.array(rows, np.float64).reshape(-1, 4)
+    return to_device(table[:, :2].astype(np.int64)), to_device(table[:, 2:].astype(dtype))
+
+
 @phase
 def accumulate_grad_phase(tid, nt, first_index, total, grad, scale, first):
     i = first_index + tid
@@ -50,12 +61,13 @@ def accumulate_grad(total, grad, scale, first):
 
 @phase
 def sgd_phase(
-    tid, nt, first, theta, grad, velocity, lr_schedule, step, momentum, damping, weight_decay, use_velocity, nesterov
+    tid, nt, block, theta, grad, velocity, lr_schedule, step, blocks, rates, momentum, damping, use_velocity, nesterov
 ):
-    i = first + tid
-    if i < theta.size:
+    i = blocks[block, 0] + tid
+    if i < blocks[block, 1]:
         lr, grad_scale = learning_rate(lr_schedule, step[0]), theta.dtype.type(1) if step[0] == 0 else damping
-        g = grad[i] + weight_decay * theta[i]
+        lr *= rates[block, 0]
+        g = grad[i] + rates[block, 1] * theta[i]
         if use_velocity:
             v = momentum * velocity[i] + grad_scale * g
             velocity[i] = v
@@ -63,22 +75,20 @@ def sgd_phase(
         theta[i] -= lr * g
 
 
-@kernel(THREADS, registers=32)
-def sgd_kernel(theta, grad, velocity, lr_schedule, step, momentum, damping, weight_decay, use_velocity, nesterov):
-    first = cuda.blockIdx.x * THREADS
+@kernel(THREADS, registers=40)
+def sgd_kernel(theta, grad, velocity, lr_schedule, step, blocks, rates, momentum, damping, use_velocity, nesterov):
     sgd_phase(
-        cuda.threadIdx.x, THREADS, first, theta, grad, velocity, lr_schedule, step, momentum, damping, weight_decay,
-        use_velocity, nesterov,
+        cuda.threadIdx.x, THREADS, cuda.blockIdx.x, theta, grad, velocity, lr_schedule, step, blocks, rates, momentum,
+        damping, use_velocity, nesterov,
     )  # fmt: skip
 
 
-def sgd(theta, grad, velocity, lr_schedule, step, momentum, dampening, weight_decay, nesterov):
+def sgd(theta, grad, velocity, lr_schedule, step, blocks, rates, momentum, dampening, nesterov):
     """torch's: g = grad + weight_decay*theta, v = momentum*v + (1 - dampening)*g (at first v = g), theta -= lr*v."""
     T = theta.dtype.type
-    sgd_kernel[blocks(theta.size)](
-        theta, grad, velocity, lr_schedule, step, T(momentum), T(1 - dampening), T(weight_decay), momentum != 0,
-        nesterov,
-    )  # fmt: skip
+    sgd_kernel[len(blocks)](
+        theta, grad, velocity, lr_schedule, step, blocks, rates, T(momentum), T(1 - dampening), momentum != 0, nesterov
+    )
     increment(step)
 
 
@@ -102,13 +112,14 @@ def sgd_per_parameter(theta, grad, step_sizes, step):
 
 @phase
 def adam_phase(
-    tid, nt, first, theta, grad, m, v, lr_schedule, step, b1, b2, a1, a2, log_b1, log_b2, eps, weight_decay, decoupled
+    tid, nt, block, theta, grad, m, v, lr_schedule, step, blocks, rates, b1, b2, a1, a2, log_b1, log_b2, eps, decoupled
 ):
     """1 - beta**t is computed as -expm1(t log(beta)), which is accurate in float32 for beta near 1."""
-    i = first + tid
-    if i < theta.size:
+    i = blocks[block, 0] + tid
+    if i < blocks[block, 1]:
         one = theta.dtype.type(1)
-        lr, t = learning_rate(lr_schedule, step[0]), theta.dtype.type(step[0] + 1)
+        lr, t = learning_rate(lr_schedule, step[0]) * rates[block, 0], theta.dtype.type(step[0] + 1)
+        weight_decay = rates[block, 1]
         size = lr / -theta.dtype.type(math.expm1(t * log_b1))
         root = one / theta.dtype.type(math.sqrt(-math.expm1(t * log_b2)))
         g = grad[i] if decoupled else grad[i] + weight_decay * theta[i]
@@ -120,23 +131,148 @@ def adam_phase(
 
 
 @kernel(THREADS, registers=64)
-def adam_kernel(theta, grad, m, v, lr_schedule, step, b1, b2, a1, a2, log_b1, log_b2, eps, weight_decay, decoupled):
-    first = cuda.blockIdx.x * THREADS
+def adam_kernel(theta, grad, m, v, lr_schedule, step, blocks, rates, b1, b2, a1, a2, log_b1, log_b2, eps, decoupled):
     adam_phase(
-        cuda.threadIdx.x, THREADS, first, theta, grad, m, v, lr_schedule, step, b1, b2, a1, a2, log_b1, log_b2, eps,
-        weight_decay, decoupled,
+        cuda.threadIdx.x, THREADS, cuda.blockIdx.x, theta, grad, m, v, lr_schedule, step, blocks, rates, b1, b2, a1,
+        a2, log_b1, log_b2, eps, decoupled,
     )  # fmt: skip
 
 
-def adam(theta, grad, m, v, lr_schedule, step, beta1, beta2, eps, weight_decay, decoupled):
+def adam(theta, grad, m, v, lr_schedule, step, blocks, rates, beta1, beta2, eps, decoupled):
     """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or shrinks theta if `decoupled` (AdamW)."""
     T = theta.dtype.type
     logs = [T(math.log(beta)) if beta > 0 else T("-inf") for beta in (beta1, beta2)]
-    adam_kernel[blocks(theta.size)](
-        theta, grad, m, v, lr_schedule, step, T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), *logs, T(eps),
-        T(weight_decay), decoupled,
+    adam_kernel[len(blocks)](
+        theta, grad, m, v, lr_schedule, step, blocks, rates, T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), *logs,
+        T(eps), decoupled,
     )  # fmt: skip
     increment(step)
+
+
+@phase
+def rmsprop_phase(
+    tid, nt, block, theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates, alpha, complement, eps, momentum,
+    centered,
+):  # fmt: skip
+    i = blocks[block, 0] + tid
+    if i < blocks[block, 1]:
+        g = grad[i] + rates[block, 1] * theta[i]
+        square = alpha * v[i] + complement * g * g
+        v[i] = square
+        if centered:
+            average = mean[i] + complement * (g - mean[i])
+            mean[i] = average
+            square = square - average * average
+        change = g / (theta.dtype.type(math.sqrt(square)) + eps)
+        if momentum > theta.dtype.type(0):
+            change = momentum * velocity[i] + change
+            velocity[i] = change
+        theta[i] -= learning_rate(lr_schedule, step[0]) * rates[block, 0] * change
+
+
+@kernel(THREADS, registers=64)
+def rmsprop_kernel(
+    theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates, alpha, complement, eps, momentum, centered
+):
+    rmsprop_phase(
+        cuda.threadIdx.x, THREADS, cuda.blockIdx.x, theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates,
+        alpha, complement, eps, momentum, centered,
+    )  # fmt: skip
+
+
+def rmsprop(theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates, alpha, eps, momentum, centered):
+    """torch's: v = alpha*v + (1 - alpha)*g^2, theta -= lr*g / (sqrt(v) + eps); if `centered` v - mean^2 in place of
+    v."""
+    T = theta.dtype.type
+    rmsprop_kernel[len(blocks)](
+        theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates, T(alpha), T(1 - alpha), T(eps), T(momentum),
+        centered,
+    )  # fmt: skip
+    increment(step)
+
+
+@phase
+def sum_squares(tid, nt, block, values, grad, blocks):
+    i = blocks[block, 0] + tid
+    values[tid] = grad[i] * grad[i] if i < blocks[block, 1] else grad.dtype.type(0)
+
+
+@phase
+def store_partial(tid, nt, block, partials, block_partials):
+    if tid == 0:
+        partials[block] = reduce(block_partials)
+
+
+@kernel(THREADS, registers=32)
+def square_sums_kernel(partials, grad, blocks):
+    values = cuda.shared.array(THREADS, grad.dtype)
+    block_partials = cuda.shared.array(PARTIALS, grad.dtype)
+    tid = cuda.threadIdx.x
+    sum_squares(tid, THREADS, cuda.blockIdx.x, values, grad, blocks)
+    cuda.syncthreads()
+    block_reduce(tid, THREADS, block_partials, values)
+    cuda.syncthreads()
+    store_partial(tid, THREADS, cuda.blockIdx.x, partials, block_partials)
+
+
+@phase
+def sum_partials(tid, nt, values, partials):
+    total = partials.dtype.type(0)
+    for b in range(tid, partials.size, nt):
+        total += partials[b]
+    values[tid] = total
+
+
+@phase
+def scale_grad(tid, nt, block, grad, norm, block_partials, blocks, max_norm, eps):
+    total = grad.dtype.type(math.sqrt(reduce(block_partials)))
+    if block == 0 and tid == 0:
+        norm[0] = total
+    factor, one = max_norm / (total + eps), grad.dtype.type(1)
+    i = blocks[block, 0] + tid
+    if i < blocks[block, 1]:
+        grad[i] *= one if factor >= one else factor
+
+
+@kernel(THREADS, registers=40)
+def scale_grad_kernel(grad, norm, partials, blocks, max_norm, eps):
+    """Every block adds up all partial sums in the same order, then scales its own parameters."""
+    values = cuda.shared.array(THREADS, grad.dtype)
+    block_partials = cuda.shared.array(PARTIALS, grad.dtype)
+    tid = cuda.threadIdx.x
+    sum_partials(tid, THREADS, values, partials)
+    cuda.syncthreads()
+    block_reduce(tid, THREADS, block_partials, values)
+    cuda.syncthreads()
+    scale_grad(tid, THREADS, cuda.blockIdx.x, grad, norm, block_partials, blocks, max_norm, eps)
+
+
+def clip_grad_norm(grad, norm, partials, blocks, max_norm):
+    """Scale grad by min(1, max_norm / (norm + 1e-6)), norm = sqrt(sum of grad^2), over the blocks (torch's).
+
+    norm: (1,)   partials: (B,)   blocks: (B, 2), see `parameter_blocks`
+    """
+    T = grad.dtype.type
+    square_sums_kernel[len(blocks)](partials, grad, blocks)
+    scale_grad_kernel[len(blocks)](grad, norm, partials, blocks, T(max_norm), T(1e-6))
+
+
+@phase
+def clip_grad_value_phase(tid, nt, first, grad, limit):
+    i = first + tid
+    if i < grad.size:
+        g = limit if grad[i] > limit else grad[i]
+        grad[i] = -limit if g < -limit else g
+
+
+@kernel(THREADS, registers=32)
+def clip_grad_value_kernel(grad, limit):
+    clip_grad_value_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, grad, limit)
+
+
+def clip_grad_value(grad, value):
+    """Clamp grad to [-value, value].  grad: (P,)"""
+    clip_grad_value_kernel[blocks(grad.size)](grad, grad.dtype.type(value))
 
 
 @phase

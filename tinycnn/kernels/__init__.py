@@ -35,7 +35,18 @@ from tinycnn.kernels.lecun98 import (
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
-from tinycnn.kernels.optim import accumulate_grad, adam, ema_update, increment, sgd, sgd_per_parameter
+from tinycnn.kernels.optim import (
+    accumulate_grad,
+    adam,
+    clip_grad_norm,
+    clip_grad_value,
+    ema_update,
+    increment,
+    parameter_blocks,
+    rmsprop,
+    sgd,
+    sgd_per_parameter,
+)
 from tinycnn.kernels.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -55,6 +66,8 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "capture",
+    "clip_grad_norm",
+    "clip_grad_value",
     "col2im",
     "conv2d_backward",
     "conv2d_forward",
@@ -82,9 +95,11 @@ __all__ = [
     "max_pool2d_forward",
     "mse_loss",
     "one_hot",
+    "parameter_blocks",
     "precompile",
     "random_affine",
     "rbf_loss",
+    "rmsprop",
     "sgd",
     "sgd_per_parameter",
     "softmax_backward",
