@@ -1,5 +1,6 @@
 """Users' own layers, losses, optimizers and data sets, threads, copies: all work, or raise an error that says why."""
 
+import contextlib
 import copy
 import functools
 import math
@@ -423,9 +424,10 @@ def test_fit_names_a_wrong_argument():
         (lambda: fit(model, CrossEntropyLoss, SGD(model), digits(), epochs=1), "criterion must be a loss"),
         (lambda: fit(model, CrossEntropyLoss(), SGD, digits(), epochs=1), "optimizer must be an optimizer"),
         (
-            lambda: fit(model, CrossEntropyLoss(), SGD(model), (IMAGES, LABELS), epochs=1),
-            "train must be a DeviceDataset",
+            lambda: fit(model, CrossEntropyLoss(), SGD(model), IMAGES, epochs=1),
+            r"train must be a DeviceDataset, a tuple of arrays \(images, labels\), or an iterable of batches",
         ),
+        (lambda: evaluate(model, (IMAGES, LABELS)), "dataset must be a DeviceDataset"),
         (lambda: evaluate(IMAGES, digits()), "model must be a Sequential"),
     ):
         with pytest.raises(TypeError, match=words):
@@ -571,6 +573,17 @@ def test_normalization_is_saved_with_the_model():
             TypeError, match=rf"x: the model was trained on uint8 pixels and takes .* got {kind.__name__}"
         ):
             model.outputs(raw.astype(kind))
+    for kind, unit, words in ((np.uint16, 65535, "uint16 pixels / 65535"), (np.int16, 1, "trained on pixels, less")):
+        wide, pixels = net(), raw.astype(kind) * 100
+        learn(wide, data=DeviceDataset(pixels, LABELS[:40]))
+        assert wide.normalization.unit == unit
+        assert words in wide.summary()
+        again = net()
+        again.load_state_dict(wide.state_dict())
+        want = evaluate(wide, DeviceDataset(pixels, LABELS[:40]))[2]
+        np.testing.assert_allclose(again.outputs(pixels), want, rtol=1e-5, atol=1e-5)
+        with pytest.raises(TypeError, match="trained on uint16") if unit > 1 else contextlib.nullcontext():
+            again.outputs(raw)
     floats = net()
     learn(floats, data=DeviceDataset(IMAGES / 255.0, LABELS))
     with pytest.raises(TypeError, match="trained on floating-point pixels"):

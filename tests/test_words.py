@@ -10,6 +10,7 @@ from tinycnn import (
     SGD,
     Adam,
     AdamW,
+    Batches,
     BatchNorm2d,
     ColorJitter,
     Conv2d,
@@ -43,6 +44,7 @@ Y = np.arange(12) % 3
 RNG = "rng must be a seed (an integer that is not negative, or several), a NumPy generator or None, got "
 A_LOSS = "criterion must be a loss such as CrossEntropyLoss(), got "
 DATA = "must be a DeviceDataset, got "
+SOURCE = "must be a DeviceDataset, a tuple of arrays (images, labels), or an iterable of batches (images, labels), got "
 STATE = "state must be a dictionary, as state_dict() gives it, got "
 
 
@@ -61,10 +63,14 @@ def train(model=MODEL, loss=LOSS, rule=RULE, batches=BATCHES, **options):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: train(batches=(X, Y)), TypeError, f"train {DATA}tuple; make one of images and labels: DeviceDataset("),
-        (lambda: train(batches=X), TypeError, f"train {DATA}ndarray of shape (12, 1, 4, 4); make"),
-        (lambda: train(validation=(X, Y)), TypeError, f"validation {DATA}tuple"),
-        (lambda: evaluate(MODEL, (X, Y)), TypeError, f"dataset {DATA}tuple"),
+        (lambda: train(batches=X), TypeError, f"train {SOURCE}ndarray of shape (12, 1, 4, 4)"),
+        (lambda: train(validation=X), TypeError, f"validation {SOURCE}ndarray"),
+        (lambda: train(batches=[X, Y]), TypeError, "batch 1 of train must be a pair (images, labels), got ndarray of "
+         "shape (12, 1, 4, 4); arrays go into a tuple (images, labels)"),
+        (lambda: Batches("files"), TypeError, "source must be an iterable of batches (images, labels), got 'files'"),
+        (lambda: train(callbacks=print), TypeError, "callbacks must be a list, got <built-in function print>"),
+        (lambda: train(callbacks=[EarlyStopping]), TypeError, "got the class EarlyStopping: call it, EarlyStopping("),
+        (lambda: evaluate(MODEL, (X, Y)), TypeError, f"dataset {DATA}tuple; make one of images and labels: Device"),
         (lambda: train_step(MODEL, LOSS, RULE, (X, Y), Y), TypeError, f"dataset {DATA}tuple"),
         (lambda: train(loss=CrossEntropyLoss), TypeError, f"{A_LOSS}the class CrossEntropyLoss: call it, Cross"),
         (lambda: evaluate(MODEL, BATCHES, MSELoss), TypeError, f"{A_LOSS}the class MSELoss"),

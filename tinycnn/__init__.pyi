@@ -29,7 +29,14 @@ from .augment import (
     ElasticTransform as ElasticTransform,
     RandomAffine as RandomAffine,
 )
-from .callbacks import EarlyStopping as EarlyStopping, ReduceLROnPlateau as ReduceLROnPlateau
+from .batches import Batches as Batches
+from .callbacks import (
+    CSVLogger as CSVLogger,
+    EarlyStopping as EarlyStopping,
+    ModelCheckpoint as ModelCheckpoint,
+    ReduceLROnPlateau as ReduceLROnPlateau,
+    TensorBoard as TensorBoard,
+)
 from .containers import Residual as Residual
 from .dataset import DeviceDataset as DeviceDataset
 from .devices import set_num_threads as set_num_threads

@@ -179,6 +179,8 @@ def detach(value: Any) -> Any:
 
 
 def _as_array(name: str, value: Any) -> Array:
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        return np.from_dlpack(value)
     try:
         return np.asarray(detach(value))
     except ValueError:  # lists of different lengths

@@ -1,21 +1,60 @@
-"""Callbacks for the end of an epoch: early stopping, and a learning rate that reacts to a metric."""
+"""Callbacks: early stopping, files of a training, and a learning rate that reacts to a metric.
 
+    fit(..., callbacks=[EarlyStopping(patience=3), ModelCheckpoint("best.npz"), CSVLogger("history.csv")])
+
+A callback is any object with one or more of these methods, which are called in the order of the list:
+
+    on_train_begin(model)  before the first epoch
+    on_batch_end(record)   after each batch, with its epoch, batch (from 1 in each epoch), images, loss (before the
+                           step) and lr (of the step)
+    on_epoch_end(record)   after each epoch and its validation, with the epoch's record (see `fit`).  What it adds to
+                           the record is in the history
+    on_train_end()         at the end of a training without an exception
+
+Training stops if `on_batch_end` or `on_epoch_end` returns True; the epoch then ends at that batch.  Both may run and
+evaluate the model, and change learning rates and attributes of layers; the next step uses the new values.  If one
+raises an exception, the model keeps the weights of the last complete epoch.
+
+The training step is captured and replayed with and without callbacks.  For `on_batch_end` the loss of every batch is
+read: on a GPU each step then waits for the one before.
+"""
+
+import csv
+import errno
+import importlib
+import io
 import math
 import numbers
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinycnn import _check
+from tinycnn._files import atomic_write
 from tinycnn._repr import InitRepr
 from tinycnn._typing import Array
 from tinycnn.model import Sequential
 from tinycnn.optim import EMA, Optimizer
 
 
+def _monitored(monitor: str, record: Mapping[str, Any]) -> Any:
+    """The value `monitor` of a record."""
+    if monitor not in record:
+        raise ValueError(f"monitor must be one of {', '.join(map(repr, record))}, got {monitor!r}")
+    return record[monitor]
+
+
+def _monitor_name(monitor: Any) -> str:
+    if not isinstance(monitor, str):
+        raise TypeError(f"monitor must be the name of a number in the record, got {monitor!r}")
+    return monitor
+
+
 class EarlyStopping(InitRepr):
-    """Stops a training that no longer improves: ``fit(..., on_epoch=EarlyStopping(...))``.  Create one per training.
+    """Stops a training that no longer improves: ``fit(..., callbacks=[EarlyStopping(...)])``.  Create one per training.
 
     monitor       the value in the epochs' records that is watched
     patience      training stops after this many epochs in a row without an improvement
@@ -34,22 +73,18 @@ class EarlyStopping(InitRepr):
         mode: str = "min",
         restore_best: Sequential | None = None,
     ) -> None:
-        if not isinstance(monitor, str):
-            raise TypeError(f"monitor must be the name of a number in the record, got {monitor!r}")
         if restore_best is not None and not isinstance(restore_best, Sequential):
             raise TypeError(f"restore_best must be the model that is trained, or None, got {restore_best!r}")
-        self.monitor, self.patience = monitor, _check.integer("patience", patience, 0)
+        self.monitor, self.patience = _monitor_name(monitor), _check.integer("patience", patience, 0)
         self.min_delta = _check.number("min_delta", min_delta, 0)
         self.mode = _check.choice("mode", mode, ("min", "max"))
         self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, 0
         self._model, self._waited = restore_best, 0
         self._best_weights: list[Array] | None = None
 
-    def __call__(self, record: Mapping[str, Any]) -> bool:
+    def on_epoch_end(self, record: Mapping[str, Any]) -> bool:
         """Whether to stop after the epoch of `record`.  NaN is no improvement.  ValueError if `monitor` is missing."""
-        if self.monitor not in record:
-            raise ValueError(f"monitor must be one of {', '.join(map(repr, record))}, got {self.monitor!r}")
-        value = record[self.monitor]
+        value = _monitored(self.monitor, record)
         improvement = self.best - value if self.mode == "min" else value - self.best
         if improvement > self.min_delta:
             self.best, self.best_epoch, self._waited = value, record["epoch"], 0
@@ -59,10 +94,138 @@ class EarlyStopping(InitRepr):
         self._waited += 1
         return self._waited >= self.patience
 
-    def at_end(self) -> None:
-        """Restore the weights of the best epoch in `restore_best`.  `fit` calls this at the end of the training."""
+    def on_train_end(self) -> None:
+        """Restore the weights of the best epoch in `restore_best`."""
         if self._model is not None and self._best_weights is not None:
             self._model.restore(self._best_weights)
+
+    def __call__(self, record: Mapping[str, Any]) -> bool:
+        """`on_epoch_end`, for ``fit(..., on_epoch=EarlyStopping(...))``."""
+        return self.on_epoch_end(record)
+
+    def at_end(self) -> None:
+        """`on_train_end`, for the same."""
+        self.on_train_end()
+
+
+class ModelCheckpoint(InitRepr):
+    """Saves the model after each epoch that is the best so far, or after every epoch; `tinycnn.load` reads it.
+
+    path            file name ending in .npz; the file is replaced when the new one is complete
+    monitor, mode   the value in the epochs' records, and whether lower ("min") or higher ("max") is better
+    save_best_only  False: save after every epoch
+
+    best, best_epoch: the best value so far and its epoch.  NaN is never the best.  Names are Keras's.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        monitor: str = "val_loss",
+        mode: str = "min",
+        save_best_only: bool = True,
+    ) -> None:
+        self.path, self.monitor = _file("path", path, ".npz"), _monitor_name(monitor)
+        self.mode, self.save_best_only = _check.choice("mode", mode, ("min", "max")), bool(save_best_only)
+        self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, 0
+
+    def on_train_begin(self, model: Sequential) -> None:
+        """Keep the model.  FileNotFoundError if the folder of the file does not exist."""
+        self._model = model
+        _require_folder(self.path)
+
+    def on_epoch_end(self, record: Mapping[str, Any]) -> None:
+        """Save the model.  ValueError if `monitor` is missing in the record."""
+        if self.save_best_only or self.monitor in record:
+            value = _monitored(self.monitor, record)
+            if value < self.best if self.mode == "min" else value > self.best:
+                self.best, self.best_epoch = value, record["epoch"]
+        if not self.save_best_only or self.best_epoch == record["epoch"]:
+            self._model.save(self.path)
+
+
+class CSVLogger(InitRepr):
+    """Writes a CSV file with a header and a row for each epoch.
+
+    append  keep the rows that the file has already; False: a training replaces the file
+
+    After each epoch the complete file replaces the one before, so an interruption leaves whole rows only.  Numbers are
+    written with all their digits.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], append: bool = False) -> None:
+        self.path, self.append = _file("path", path), bool(append)
+        self._rows: list[dict[str, Any]] = []
+
+    def on_train_begin(self, model: Sequential) -> None:
+        """Read the rows to keep.  FileNotFoundError if the folder of the file does not exist."""
+        _require_folder(self.path)
+        self._rows = []
+        if self.append and self.path.exists():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                self._rows = list(csv.DictReader(file))
+
+    def on_epoch_end(self, record: Mapping[str, Any]) -> None:
+        """Write the file with a row for this epoch."""
+        self._rows.append(dict(record))
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(
+            table, list(dict.fromkeys(name for row in self._rows for name in row)), lineterminator="\n"
+        )
+        writer.writeheader()
+        writer.writerows(self._rows)
+        with atomic_write(self.path) as file:
+            file.write(table.getvalue().encode())
+
+
+class TensorBoard(InitRepr):
+    """Writes the numbers of each epoch's record to an event file for TensorBoard, in the folder `log_dir`.
+
+    Needs tensorboardX: ``pip install "tinycnn[tensorboard]"`` (ImportError otherwise).  Show the curves with
+    ``tensorboard --logdir log_dir``.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike[str]) -> None:
+        self.log_dir = _file("log_dir", log_dir)
+        self._writer: Any = None
+        self._module()
+
+    @staticmethod
+    def _module() -> Any:
+        try:
+            return importlib.import_module("tensorboardX")
+        except ImportError as error:
+            raise ImportError('TensorBoard needs tensorboardX: pip install "tinycnn[tensorboard]"') from error
+
+    def on_epoch_end(self, record: Mapping[str, Any]) -> None:
+        """Write the numbers of the record; on the disk when this returns."""
+        if self._writer is None:
+            self._writer = self._module().SummaryWriter(str(self.log_dir))
+        for name, value in record.items():
+            if name != "epoch" and isinstance(value, numbers.Real):
+                self._writer.add_scalar(name, value, record["epoch"])
+        self._writer.flush()
+
+    def on_train_end(self) -> None:
+        """Close the event file; a later training writes another."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _file(name: str, path: Any, suffix: str = "") -> Path:
+    """`path` as a Path that ends in `suffix`."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise TypeError(f"{name} must be a path, got {_check.describe(path)}")
+    if suffix and Path(path).suffix != suffix:
+        raise ValueError(f"{name} must be a file name ending in {suffix}, got {os.fspath(path)!r}")
+    return Path(path)
+
+
+def _require_folder(path: Path) -> None:
+    """FileNotFoundError unless the folder of `path` exists: before hours of training."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", str(path))
 
 
 class ReduceLROnPlateau(InitRepr):

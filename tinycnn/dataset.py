@@ -1,7 +1,8 @@
 """A data set on a device, and the loader that reads batches from it."""
 
 import dataclasses
-from collections.abc import Mapping
+import mmap
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,24 +18,32 @@ from tinycnn.augment import Augmentation, Transform
 class Normalization:
     """Scaling of pixels to a model's input: (pixel / unit - mean) / std.
 
-    mean, std  (C,) float64     unit  255 for uint8 pixels, 1 for others
+    mean, std  (C,) float64
+    unit       the value of a white pixel: 255 for uint8, 65535 for uint16, 1 for others
+    integers   whether the pixels were integers of another type, such as int16, which are used as they are
     """
 
     mean: Array
     std: Array
     unit: int
+    integers: bool = False
+
+    @property
+    def pixels(self) -> str:
+        """What the model was trained on."""
+        named = {255: "uint8 pixels", 65535: "uint16 pixels"}
+        return named.get(self.unit, "integer pixels" if self.integers else "floating-point pixels")
 
     def apply(self, name: str, x: Array) -> Array:
-        """Images x (N, C, H, W) as input.  uint8 pixels are normalised, floating-point input is returned unchanged.
-        TypeError for other dtypes, and for uint8 if the model was trained on other pixels."""
+        """Images x (N, C, H, W) as input.  Integer pixels are normalised, floating-point input is returned unchanged.
+        TypeError for integers of another type than the model was trained on."""
         if x.dtype.kind == "f":
             return x
-        if x.dtype != np.uint8 or self.unit != 255:
-            trained = "uint8 pixels" if self.unit == 255 else "floating-point pixels"
+        if not (self.integers or (self.unit > 1 and self.unit == unit_of(x.dtype))):
             accepted = (
-                "them, or scaled input (floating-point numbers)" if self.unit == 255 else "(pixel - mean) / std of such"
+                "them, or scaled input (floating-point numbers)" if self.unit > 1 else "(pixel - mean) / std of such"
             )
-            raise TypeError(f"{name}: the model was trained on {trained} and takes {accepted}, got {x.dtype}")
+            raise TypeError(f"{name}: the model was trained on {self.pixels} and takes {accepted}, got {x.dtype}")
         per_channel = (-1,) + (1,) * (x.ndim - 2)
         if len(self.mean) not in (1, x.shape[1]):
             raise ValueError(f"{name} must have {len(self.mean)} channels, got shape {x.shape}")
@@ -43,35 +52,73 @@ class Normalization:
 
     def state_dict(self) -> State:
         """The normalization's entries in a model's state_dict."""
-        return {f"normalization.{name}": np.array(value) for name, value in vars(self).items()}
+        names = ("mean", "std", "unit", *(("integers",) if self.integers else ()))
+        return {f"normalization.{name}": np.array(getattr(self, name)) for name in names}
 
     @classmethod
     def split_state(cls, state: Mapping[str, Any]) -> tuple[Mapping[str, Any], "Normalization | None"]:
         """(a model's state_dict without the normalization, the normalization or None)."""
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dictionary of names and arrays, got {state!r}")
-        names = [f"normalization.{field.name}" for field in dataclasses.fields(cls)]
+        *names, integers = [f"normalization.{field.name}" for field in dataclasses.fields(cls)]
         if not all(name in state for name in names):
             return state, None
         mean, std = (
             _check.finite(n, _check.array(n, state[n], 1, "(channels,)")).astype(np.float64) for n in names[:2]
         )
-        unit = np.asarray(state[names[2]])
-        if mean.shape != std.shape or (std <= 0).any() or unit.size != 1 or unit not in (1, 255):
-            raise ValueError(f"normalization must have a mean and a positive std a channel and a unit of 1 or 255, got "
-                             f"{mean}, {std}, {unit}")  # fmt: skip
-        return {name: value for name, value in state.items() if name not in names}, cls(mean, std, int(unit))
+        unit = np.asarray(_check.detach(state[names[2]]))
+        if mean.shape != std.shape or (std <= 0).any() or unit.size != 1 or unit not in (1, 255, 65535):
+            raise ValueError(f"normalization must have a mean and a positive std a channel and a unit of 1, 255 or "
+                             f"65535, got {mean}, {std}, {unit}")  # fmt: skip
+        rest = {name: value for name, value in state.items() if name not in (*names, integers)}
+        return rest, cls(mean, std, int(unit), bool(np.any(_check.detach(state.get(integers, False)))))
 
     def __str__(self) -> str:
         mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (self.mean, self.std))
-        return f"trained on {'uint8 pixels / 255' if self.unit == 255 else 'pixels'}, less {mean}, divided by {std}"
+        pixels = f"{self.pixels} / {self.unit}" if self.unit > 1 else "pixels"
+        return f"trained on {pixels}, less {mean}, divided by {std}"
+
+
+def unit_of(dtype: Any) -> int:
+    """The value of a white pixel: 255 for uint8, 65535 for uint16, 1 for others, which are used as they are."""
+    return {1: 255, 2: 65535}.get(dtype.itemsize, 1) if dtype.kind == "u" else 1
+
+
+def is_on_disk(array: Any) -> bool:
+    """Whether `array` is a memory-mapped file (`np.memmap`, `np.load(..., mmap_mode="r")`) or a view of one."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, mmap.mmap)
+
+
+CHUNK = 2**19  # bytes of a memory-mapped array that are in memory at a time, as float64, for its statistics
+
+
+def pixel_statistics(pixels: Array) -> tuple[Array, Array]:
+    """(mean, standard deviation) of each channel of the images (N, C, H, W), float64, in one pass, chunk by chunk."""
+    length = max(1, CHUNK // max(1, pixels[:1].nbytes))
+    count, mean, squares = 0, np.zeros(pixels.shape[1]), np.zeros(pixels.shape[1])
+    for start in range(0, len(pixels), length):
+        chunk = np.array(pixels[start : start + length], np.float64)
+        if not np.isfinite(chunk).all():
+            n, c, i, j = (int(index) for index in np.argwhere(~np.isfinite(chunk))[0])
+            raise ValueError(f"images must be finite, got {chunk[n, c, i, j]} at index {(start + n, c, i, j)}")
+        # Chan, Golub and LeVeque (1979): means and sums of squared deviations of two parts.
+        part, size = chunk.mean(axis=(0, 2, 3)), chunk.size // chunk.shape[1]
+        chunk -= part[:, None, None]
+        chunk *= chunk
+        squares += chunk.sum(axis=(0, 2, 3)) + (part - mean) ** 2 * (count * size / (count + size))
+        mean += (part - mean) * (size / (count + size))
+        count += size
+    return mean, np.sqrt(squares / count)
 
 
 class DeviceDataset(Tracked):
     """Labelled images on a device, read as normalised batches.
 
-    images     (N, H, W) or (N, C, H, W); uint8 is scaled to 0 ... 1, other types are used as they are
-               (on the CPU, contiguous uint8 images are not copied: do not change them)
+    images     (N, H, W) or (N, C, H, W); uint8 and uint16 are scaled to 0 ... 1, other types are used as they are
+               (on the CPU, contiguous uint8 images are not copied: do not change them).  A memory-mapped array stays
+               in its file: see below
     labels     (N,) class numbers
     mean, std  a number, or one a channel: pixels become (pixel - mean) / std.  Computed from the images by default;
                give a validation or test set those of the training set
@@ -79,6 +126,12 @@ class DeviceDataset(Tracked):
     augment    transformations (`RandomAffine`, `ElasticTransform`, `ColorJitter`) that `fit` applies, with new random
                numbers in every epoch.  `evaluate` and `gather` read the images without them
     seed       of the transformations
+    class_names
+               names of the classes, in the order of their numbers; `fit` copies them to `model.class_names`
+
+    Images in a memory-mapped file (`np.memmap`, `np.load(path, mmap_mode="r")`) are read batch by batch, in a thread
+    that is ahead of the step by up to two batches, and are never in memory as a whole: three batches are, and on the
+    device one.  Without `mean` and `std` the file is read once more at the start.  `np.array(images)` loads them.
     """
 
     def __init__(
@@ -92,19 +145,27 @@ class DeviceDataset(Tracked):
         augment: Transform | tuple[Transform, ...] | list[Transform] = (),
         seed: int = 0,
         device: str = "cpu",
+        class_names: Sequence[str] | None = None,
     ) -> None:
         self.device = device = devices.resolve(device)
         pixels: Array = _check.array("images", devices.as_host("images", images, device)[0])
+        self.on_disk = is_on_disk(images)
+        if isinstance(images, np.ndarray) and self.on_disk:
+            pixels = images  # it may be of a subclass that reads in its own way
         class_numbers: Array = devices.as_host("labels", labels, device)[0]
         if pixels.ndim == 3:
             pixels = pixels[:, None]
         if pixels.ndim != 4:
             raise ValueError(f"images must have shape (N, H, W) or (N, C, H, W), got {pixels.shape}")
-        if pixels.dtype != np.uint8:
-            pixels = _check.finite("images", pixels.astype(np.float32))
+        unit, integers = unit_of(pixels.dtype), pixels.dtype.kind != "f" and unit_of(pixels.dtype) == 1
+        if not self.on_disk:
+            pixels = _as_pixels(pixels)
         class_numbers = _check.labels("labels", class_numbers, len(pixels))
         channels, height, width = pixels.shape[1:]
-        unit = 255 if pixels.dtype == np.uint8 else 1
+        if self.on_disk and (mean is None or std is None):
+            file_mean, file_std = pixel_statistics(pixels)
+            mean = file_mean / unit if mean is None else mean
+            std = np.where(file_std == 0, 1, file_std / unit) if std is None else std
         if mean is None:
             mean = pixels.mean(axis=(0, 2, 3), dtype=np.float64) / unit
         if std is None:
@@ -115,26 +176,32 @@ class DeviceDataset(Tracked):
         self.std: Array = _check.per_channel("std", std, channels)
         if (self.std <= 0).any():
             raise ValueError(f"std must be positive, got {self.std.min()}")
-        self.normalization = Normalization(self.mean, self.std, unit)
+        self.normalization = Normalization(self.mean, self.std, unit, integers)
         self.padding = _check.pair("padding", padding, 0)
         self.ops = devices.get(device)
         self._options = {"augment": augment, "device": "" if device == "cpu" else repr(device)}
-        self.images, self.labels = self.ops.to_device(pixels), self.ops.to_device(class_numbers.copy())
+        self.images: DeviceArray = pixels if self.on_disk else self.ops.to_device(pixels)
+        self.labels: DeviceArray = class_numbers.copy()
+        if not self.on_disk:
+            self.labels = self.ops.to_device(self.labels)
         self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
         # For the augmentation, pixels are in 0 ... 1: a normalised pixel is p / std - mean / std.
         self.augmentation = Augmentation(augment, seed, self.ops, 1 / self.std, self.shift)
         self._scale_shift: dict[Any, list[DeviceArray]] = {}  # dtype -> scale and shift on the device
         self.classes = int(class_numbers.max()) + 1
+        self.class_names = None if class_names is None else _class_names(class_names, self.classes)
         self.image_shape = (channels, height + 2 * self.padding[0], width + 2 * self.padding[1])
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes, with arrays on the host."""
         state = {n: v for n, v in super().__getstate__().items() if n not in ("ops", "_scale_shift")}
-        return state | {name: np.array(self.ops.to_host(getattr(self, name))) for name in ("images", "labels")}
+        if self.on_disk:
+            return state | {"images": _as_pixels(np.array(self.images)), "on_disk": False}
+        return state | {name: np.array(self.ops.to_host(getattr(self, name))) for name in ARRAYS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ops = devices.get(state["device"])
-        arrays = {name: ops.to_device(state[name]) for name in ("images", "labels")}
+        arrays = {name: ops.to_device(state[name]) for name in ARRAYS}
         vars(self).update(state, ops=ops, _scale_shift={}, **arrays)
         self.augmentation.ops = ops
 
@@ -148,6 +215,10 @@ class DeviceDataset(Tracked):
 
     def gather(self, x: DeviceArray, index: DeviceArray) -> DeviceArray:
         """Write the images `index` (n,) int64 into x (n, *image_shape), without augmentation.  Returns their labels."""
+        if self.on_disk:
+            staging = self.staging(len(x))
+            staging.write(self.read(self.ops.to_host(index)))
+            return staging.gather(x, self.ops.to_device(np.arange(len(x))))
         return self.gather_batch(x, self.ops.empty((len(x),), np.int64), index, self.ops.empty((1,), np.int64))
 
     def gather_batch(self, x: DeviceArray, target: DeviceArray, order: DeviceArray, cursor: DeviceArray) -> DeviceArray:
@@ -158,22 +229,73 @@ class DeviceDataset(Tracked):
         self.ops.gather(x, target, self.images, self.labels, order, cursor, *self._scale_shift[x.dtype], self.padding)
         return target
 
+    # --- batches that are copied to the device one at a time: see tinycnn/batches.py -------------------------------
+
+    def read(self, index: Array) -> dict[str, Array]:
+        """The images `index` (n,) of a data set on disk, and their labels, as arrays in host memory for `write`."""
+        arrays = {name: getattr(self, name)[index] for name in ARRAYS}
+        return arrays | {"images": _as_pixels(arrays["images"])}
+
+    def staging(self, n: int) -> "DeviceDataset":
+        """A data set of n images with the settings of this one, into which `write` copies batches."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        dtypes = {name: array.dtype for name, array in arrays.items()}
+        dtypes["images"] = np.dtype(np.uint8 if self.images.dtype == np.uint8 else np.float32)
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self), on_disk=False)
+        vars(copied).update({k: self.ops.empty((n, *a.shape[1:]), dtypes[k]) for k, a in arrays.items()})
+        return copied
+
+    def reserve(self, n: int) -> None:
+        """Make room for n images.  Captured steps are invalid if there was less."""
+        if n > len(self):
+            for name in ARRAYS:
+                rows = getattr(self, name)
+                setattr(self, name, self.ops.empty((n, *rows.shape[1:]), rows.dtype))
+
+    def write(self, batch: Mapping[str, Array]) -> None:
+        """Copy the arrays of a batch in host memory into the first rows."""
+        self.reserve(len(batch["images"]))
+        for name, values in batch.items():
+            self.ops.copy_to(getattr(self, name)[: len(values)], values)
+
+
+ARRAYS = ("images", "labels")  # the arrays of a data set with a row for each image
+
+
+def _as_pixels(pixels: Array) -> Array:
+    """Pixels as they are on the device: uint8, or float32 for other types.  They must be finite."""
+    return pixels if pixels.dtype == np.uint8 else _check.finite("images", pixels.astype(np.float32))
+
+
+def _class_names(value: Sequence[str], classes: int) -> tuple[str, ...]:
+    names = _check.names("class_names", value)
+    if len(names) < classes:
+        raise ValueError(f"class_names must have {classes} names, one a class, got {len(names)}")
+    return names
+
 
 class DataLoader:
     """Reads the batches of a data set in a given order.  Each training has its own.
 
     The order and the position in it are on the device, where a captured step reads them.
 
+    dataset  the data set     data     what the step gathers from: the same here, but see `StagingLoader`
     augment  whether to apply the data set's transformations
     longest  length of the longest order, if longer than the data set
 
     Before the first `start_epoch` the order is 0, 1, 2, ...
     """
 
+    repeatable = True  # whether an epoch can be repeated with the same batches
+    staged = False  # whether each batch is copied to the device before its step
+
     def __init__(self, data: DeviceDataset, augment: bool = False, longest: int = 0) -> None:
-        self.data, self.ops = data, data.ops
+        self.dataset = self.data = data
+        self.ops = data.ops
         self.order = self.ops.to_device(np.arange(max(len(data), longest)))
         self.cursor, self.target = self.ops.empty((1,), np.int64), self.ops.empty((0,), np.int64)
+        self.length: int | None = len(data)  # of the epoch; None: unknown
         self.augmentation = data.augmentation.copy_for_training() if augment else None
 
     def start_epoch(self, order: Array, repeat: bool = False) -> None:
@@ -184,7 +306,18 @@ class DataLoader:
         if self.augmentation is not None:
             self.augmentation.start_epoch(repeat)
         self.ops.copy_to(self.order[: len(order)], order)
+        self.length = len(order)
         self.seek(0)
+
+    def batches(self, batch_size: int) -> Generator[tuple[int, int], None, None]:
+        """(position in the order, number of images) of every batch of the epoch.  Close the iterator if it is left
+        early."""
+        length = self.length or 0
+        for position in range(0, length, batch_size):
+            yield position, min(batch_size, length - position)
+
+    def reserve(self, n: int) -> None:
+        """Make room for batches of n images."""
 
     def seek(self, position: int) -> None:
         """Continue at `position` in the order."""

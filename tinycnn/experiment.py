@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace, network: Callable[..., Any], name: str) -> in
     dataset = data.load(args.data, args.data_dir)
     images, labels = dataset.train_images, dataset.train_labels
     train_index, val_index = data.train_val_split(len(images), len(images) // 12, rng_split)
-    training = DeviceDataset(images[train_index], labels[train_index], device=device)
+    training = DeviceDataset(images[train_index], labels[train_index], device=device, class_names=dataset.classes)
     options: dict[str, Any] = {"mean": training.mean, "std": training.std, "device": device}
     validation = DeviceDataset(images[val_index], labels[val_index], **options)
     test = DeviceDataset(dataset.test_images, dataset.test_labels, **options)

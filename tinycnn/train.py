@@ -1,10 +1,11 @@
 """Training: one step, the loop over epochs, evaluation."""
 
 import contextlib
+import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import ArrayLike
 
 from tinycnn import _check, _streams
 from tinycnn._tracked import Replay, Tracked, is_replayable
-from tinycnn._typing import Array, Rng, State
+from tinycnn._typing import Array, DeviceArray, Rng, State
+from tinycnn.batches import Batches, Stream, as_source, make_loader
 from tinycnn.dataset import DataLoader, DeviceDataset, check_indices
 from tinycnn.errors import DeviceError, DivergedError
 from tinycnn.losses import CrossEntropyLoss, Loss
@@ -25,6 +27,9 @@ __all__ = ["DivergedError", "StepRunner", "evaluate", "fit", "train_step", "warm
 EVALUATION_BATCH = 250
 
 Record: TypeAlias = dict[str, Any]  # of an epoch: see `fit`
+Data: TypeAlias = (  # what `fit` takes
+    DeviceDataset | tuple[ArrayLike, ...] | Batches | Iterable[Any] | Callable[[], Iterable[Any]]
+)
 Snapshot: TypeAlias = tuple[list[Array], State]  # of a model and its optimizer
 
 
@@ -34,24 +39,35 @@ class StepRunner:
     loader     reads the images
     optimizer  None if nothing is trained
     totals     (5,) float64 on the device: see the kernel `accumulate_metrics`
+    accumulation_steps
+               number of batches whose gradients are added up for an update
 
     `step(n)` and its halves, `compute_loss(n)` and `update(n)`, are the implementation.  `replay(n)` and
-    `replay_loss(n)` replay captures of them, one per batch size, if all parts are known to call only kernels.
+    `replay_loss(n)` replay captures of them, one per batch size, if all parts are known to call only kernels.  With
+    `accumulation_steps` a batch is an `accumulate(n, first)`, and the last of a window is followed by `apply(images)`.
     """
 
     def __init__(
-        self, model: Sequential, criterion: Loss, loader: DataLoader, optimizer: Optimizer | EMA | None = None
+        self,
+        model: Sequential,
+        criterion: Loss,
+        loader: DataLoader,
+        optimizer: Optimizer | EMA | None = None,
+        accumulation_steps: int = 1,
     ) -> None:
         self.model, self.criterion, self.loader = model, criterion, loader
         self.optimizer: Any = optimizer
         self.totals = model.ops.empty((5,), np.float64)
         self.target = loader.target
-        self.captures: dict[tuple[int, str, bool], tuple[Plan, Replay]] = {}
+        self.captures: dict[tuple[Any, ...], tuple[Plan | None, Replay]] = {}
         self.augment_settings = loader.augment_settings()
+        self.accumulation_steps, self.last_batch = accumulation_steps, 0  # last_batch: number of images
+        self.window: list[int] = []  # sizes of the batches since the last update
+        self.grad_sum: DeviceArray = model.ops.empty(len(model.theta) if accumulation_steps > 1 else 0, model.dtype)
 
     def matches(self, model: Sequential, criterion: Loss, dataset: DeviceDataset) -> bool:
         """Whether the runner was made for exactly these objects."""
-        return self.model is model and self.criterion is criterion and self.loader.data is dataset
+        return self.model is model and self.criterion is criterion and self.loader.dataset is dataset
 
     def reserve(self, n: int) -> None:
         """Allocate the loss's buffers for n images."""
@@ -83,30 +99,71 @@ class StepRunner:
 
     def replay(self, n: int) -> None:
         """`step`, replayed."""
-        self._replay(n, self.step)
+        self._replay(n, self.step, n)
 
     def replay_loss(self, n: int) -> None:
         """`compute_loss`, replayed."""
-        self._replay(n, self.compute_loss)
+        self._replay(n, self.compute_loss, n)
 
-    def _replay(self, n: int, step: Callable[[int], None]) -> None:
-        key, plan = (n, step.__name__, self.model.training), self.model.plan(n)
+    def _replay(self, n: int, step: Callable[..., None], *arguments: Any) -> None:
+        """`step(*arguments)`, replayed.  n: its batch size, 0 for none"""
+        key, plan = (step.__name__, *arguments, self.model.training), self.model.plan(n) if n else None
         captured_plan, replay = self.captures.get(key, (None, None))
         if replay is None or captured_plan is not plan:  # a capture uses the buffers of its plan
-            self.reserve(n)
+            if n:
+                self.reserve(n)
             parts = *(layer for _, layer in self.model.leaves), self.criterion, self.loader.data, self.optimizer
-            replay = Replay(self.model.ops, lambda: step(n), *(part for part in parts if part is not None))
+            replay = Replay(self.model.ops, lambda: step(*arguments), *(part for part in parts if part is not None))
             self.captures[key] = plan, replay
         replay()
 
+    def train_batch(self, n: int) -> None:
+        """Train on the next n images: a step, or its part for one batch of a window."""
+        if self.accumulation_steps == 1:
+            self.replay(n)
+        else:
+            self.replay_loss(n)
+            self._accumulate(n)
+        self.last_batch = n
+
+    def _accumulate(self, n: int) -> None:
+        self._replay(n, self.accumulate, n, not self.window)
+        self.window.append(n)
+        if len(self.window) == self.accumulation_steps:
+            self.end_window()
+
+    def end_window(self) -> None:
+        """Update with the gradients of the batches since the last update, if there are any."""
+        images, self.window = sum(self.window), []
+        if images:
+            self._replay(0, self.apply, images)
+
+    def accumulate(self, n: int, first: bool, dry_run: bool = False) -> None:
+        """Backward pass after `compute_loss(n)`; add the gradient to those of the window, of which it is the `first` or
+        a later one; advance to the next images.  Gradients of means are weighted by the number of images."""
+        self.model.plan(n).backward(dry_run=dry_run)
+        scale = n if self.criterion.reduction == "mean" else 1
+        self.model.ops.accumulate_grad(self.grad_sum, self.model.grad, scale, first)
+        self.criterion.accumulate_metrics(self.totals, self.loader.cursor, self.target)
+
+    def apply(self, images: int, dry_run: bool = False) -> None:
+        """Optimizer step with the gradients of a window of so many images."""
+        scale = 1 / images if self.criterion.reduction == "mean" else 1
+        self.model.ops.accumulate_grad(self.model.grad, self.grad_sum, scale, True)
+        if not dry_run or is_replayable(self.optimizer):
+            self.optimizer.step()
+
     def checked_step(self, n: int, epoch: int | None = None) -> float:
-        """`step`, but a non-finite loss raises DivergedError before anything is updated.  Returns the loss."""
+        """`train_batch`, but a non-finite loss raises DivergedError before anything is updated.  Returns the loss."""
         self.replay_loss(n)
         loss = self.criterion.batch_loss(n)
         if not math.isfinite(loss):
             layer = self.model.find_non_finite(self.model.plan(n)) or "the loss"
             raise DivergedError(layer, self.optimizer.steps + 1, epoch)
-        self._replay(n, self.update)
+        if self.accumulation_steps == 1:
+            self._replay(n, self.update, n)
+        else:
+            self._accumulate(n)
         return loss
 
     def start_epoch(self, order: Array, repeat: bool = False) -> None:
@@ -114,7 +171,12 @@ class StepRunner:
         if self.augment_settings != (settings := self.loader.augment_settings()):
             self.augment_settings, self.captures = settings, {}
         self.loader.start_epoch(order, repeat)
+        self.window = []
         self.model.ops.copy_to(self.totals, np.zeros(5))
+
+    def batches_before_divergence(self) -> int:
+        """Number of batches of the epoch before the first with a loss that is not finite."""
+        return int(self.model.ops.to_host(self.totals)[3])
 
     def read_metrics(self) -> tuple[float, float]:
         """(loss, accuracy) of the epoch so far.  ArithmeticError if the loss is not finite."""
@@ -123,6 +185,13 @@ class StepRunner:
             raise ArithmeticError
         accuracy = float(correct / count) if self.criterion.predicts_classes() else math.nan
         return _mean_loss(self.criterion, loss, weights), accuracy
+
+    def locks(
+        self, each_batch: bool
+    ) -> tuple[contextlib.AbstractContextManager[None], Callable[[], contextlib.AbstractContextManager[None]]]:
+        """(context for all batches, function that gives the context of one).  `exclusive` is one of them, the other
+        does nothing.   each_batch: callbacks, or the thread that reads, may run the model between the batches"""
+        return (contextlib.nullcontext(), self.exclusive) if each_batch else (self.exclusive(), contextlib.nullcontext)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -150,131 +219,247 @@ def train_step(
     with model.lock:
         runner = cache.get("_runner")  # of the last call, with its captures
         if runner is None or len(numbers) > len(runner.loader.order) or not runner.matches(model, criterion, dataset):
-            loader = DataLoader(dataset, longest=len(numbers))
+            loader = make_loader(dataset, longest=len(numbers))
             runner = cache["_runner"] = StepRunner(model, criterion, loader, optimizer)
         with runner.exclusive():
             model.normalization = dataset.normalization
             runner.loader.start_epoch(numbers)
-            return runner.checked_step(len(numbers))
+            return _first_step(runner, len(numbers))
+
+
+def _first_step(runner: StepRunner, n: int) -> float:
+    """`StepRunner.checked_step` on the first n images of the order."""
+    with contextlib.closing(runner.loader.batches(n)) as batches:
+        next(batches)
+        return runner.checked_step(n)
 
 
 def fit(
     model: Sequential,
     criterion: Loss,
     optimizer: Optimizer | EMA,
-    train: DeviceDataset,
+    train: Data,
     *,
     epochs: int,
     batch_size: int = 64,
     steps_per_epoch: int | None = None,
     reshuffle: bool = True,
-    validation: DeviceDataset | None = None,
+    validation: Data | None = None,
     rng: Rng = None,
     on_epoch: Callable[[Record], object] | None = None,
+    callbacks: Sequence[Any] = (),
+    accumulation_steps: int = 1,
     progress: bool = True,
 ) -> list[Record]:
     """Train for `epochs` passes over `train`, in a new random order each, and return the history.
 
-    train, validation  `DeviceDataset`.  The validation set is evaluated after every epoch, with `criterion`, or with
-                       plain cross entropy if the criterion is a cross entropy with options
+    train, validation  a `DeviceDataset`; a tuple of arrays (images, labels) or (images, labels, sample_weight); or an
+                       iterable of batches (images, labels): see `Batches`.  The validation set is evaluated after every
+                       epoch, with `criterion`, or with plain cross entropy if the criterion is a cross entropy with
+                       options.  Its mean and std are those of `train`, unless it is a `DeviceDataset`
+    batch_size         of data sets and arrays; batches of an iterable stay as they are
     steps_per_epoch    number of batches in an epoch, instead of all of `train`; the next epoch continues where the last
                        one ended
-    reshuffle          False: all epochs use the random order of the first
+    reshuffle          False: all epochs use the random order of the first.  An iterable decides the order itself
     rng                seed or generator of the orders
-    on_epoch           called with each epoch's record; training stops if it returns True (see `EarlyStopping`)
+    on_epoch           called with each epoch's record; training stops if it returns True
+    callbacks          objects such as `EarlyStopping`: see `tinycnn.callbacks`
+    accumulation_steps
+                       so many batches make one update, with the gradient of one batch of that size (the mean of means
+                       is weighted by the numbers of images).  The last update of an epoch may be of fewer.  Schedules
+                       and `optimizer.steps` count updates; batch norm sees the small batches
     progress           show a progress bar on stderr, if that is a terminal
 
     The history has one record (a dict) for each epoch: epoch, train_loss, train_accuracy (both measured during
     training), val_loss, val_accuracy (with a validation set), lr (at the end), seconds (of training),
     images_per_second.
 
+    Memory-mapped arrays and iterables are read in a thread ahead of the step; only a few batches are in memory.  The
+    thread ends with `fit`.
+
     `fit` first dry-runs a step to find the kernels it needs, and compiles the missing ones.  An optimizer that was used
     before continues its count of epochs; an exhausted schedule raises ValueError.  `model.normalization` becomes that
-    of `train`.
+    of `train`, and `model.class_names` its class names, if it has any.
 
     After an exception (Ctrl-C, DivergedError) the model holds the weights of the last complete epoch.  With `EMA` these
     are the averaged weights, as are the final weights, the validated ones and those that `on_epoch` sees.  If
     `on_epoch` has a method `at_end`, it is called at the end of a training without an exception.
     """
     epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
-    _check.optional_callable("on_epoch", on_epoch)
-    check_arguments(model, train, "train", criterion, optimizer)
-    if validation is not None:
-        check_arguments(model, validation, "validation")
-    if getattr(optimizer, "schedule_exhausted", bool)():
-        raise ValueError(
-            f"optimizer: its schedule of {len(optimizer.lr_schedule)} rates is used up after {optimizer.steps} steps, "
-            f"and training would continue with the last rate, {optimizer.lr_schedule[-1]:g}; assign a number or an "
-            "array of rates for the next steps to optimizer.lr"
-        )
+    accumulation_steps = _check.integer("accumulation_steps", accumulation_steps, 1)
+    steps = None if steps_per_epoch is None else _check.integer("steps_per_epoch", steps_per_epoch, 1)
+    hooks = _Hooks(callbacks, on_epoch)
     generator: np.random.Generator = _check.generator("rng", rng)
-    batch_size = min(batch_size, len(train))
-    epoch_size = len(train)
-    if steps_per_epoch is not None:
-        epoch_size = _check.integer("steps_per_epoch", steps_per_epoch, 1) * batch_size
-        if epoch_size > len(train):
+    with contextlib.ExitStack() as cleanup:
+        check = functools.partial(check_arguments, model, criterion=criterion, optimizer=optimizer)
+        loader = _open_loader("train", train, model, check, steps, None, augment=True)
+        cleanup.callback(loader.close)
+        dataset = loader.dataset
+        if getattr(optimizer, "schedule_exhausted", bool)():
             raise ValueError(
-                f"steps_per_epoch must be at most {len(train) // batch_size} with batches of {batch_size} of "
-                f"{len(train)} images, got {steps_per_epoch}"
+                f"optimizer: its schedule of {len(optimizer.lr_schedule)} rates is used up after {optimizer.steps} "
+                f"steps, and training would continue with the last rate, {optimizer.lr_schedule[-1]:g}; assign a "
+                "number or an array of rates for the next steps to optimizer.lr"
             )
-    val_batch = 0 if validation is None else min(EVALUATION_BATCH, len(validation))
-    max_batch = max(batch_size, val_batch, optimizer.patterns)
-    runner = StepRunner(model, criterion, DataLoader(train, augment=True), optimizer)
-    val_criterion = CrossEntropyLoss() if type(criterion) is CrossEntropyLoss else criterion
-    validator = None if validation is None else StepRunner(model, val_criterion, DataLoader(validation))
-    with runner.exclusive():
-        model.reserve(max(max_batch, model.max_batch))  # the largest buffers first: all plans share them
-        runner.reserve(max_batch)
-        _compile(runner, {batch_size, epoch_size % batch_size or batch_size})
-    model.normalization = train.normalization
+        runner = StepRunner(model, criterion, loader, optimizer, accumulation_steps)
+        validator = None
+        if validation is not None:
+            val_check = functools.partial(check_arguments, model)
+            val_loader = _open_loader("validation", validation, model, val_check, None, dataset)
+            cleanup.callback(val_loader.close)
+            val_criterion = CrossEntropyLoss() if type(criterion) is CrossEntropyLoss else criterion
+            validator = StepRunner(model, val_criterion, val_loader)
+        batch_size = min(batch_size, len(dataset)) if loader.repeatable else len(dataset)
+        if optimizer.patterns and not loader.repeatable:
+            raise TypeError(
+                f"train must be a DeviceDataset or arrays for {type(optimizer).__name__}, which draws images of all of "
+                "it before each epoch, got an iterable of batches"
+            )
+        epoch_size = len(dataset)
+        if steps is not None and loader.repeatable:
+            epoch_size = steps * batch_size
+            if epoch_size > len(dataset):
+                raise ValueError(
+                    f"steps_per_epoch must be at most {len(dataset) // batch_size} with batches of {batch_size} of "
+                    f"{len(dataset)} images, got {steps}"
+                )
+        sizes = {batch_size, epoch_size % batch_size or batch_size}
+        val_batch = 0 if validator is None else min(EVALUATION_BATCH, len(validator.loader.dataset))
+        max_batch = max(batch_size, val_batch, optimizer.patterns)
+        with runner.exclusive():
+            model.reserve(max(max_batch, model.max_batch))  # the largest buffers first: all plans share them
+            runner.reserve(max_batch)
+            loader.reserve(batch_size)
+            _compile(runner, sizes)
+        model.normalization = dataset.normalization
+        if dataset.class_names is not None:
+            model.class_names = dataset.class_names
+        orders = _orders(len(dataset), epoch_size, reshuffle, generator) if loader.repeatable else None
+        return _run_epochs(runner, validator, epochs, batch_size, orders, generator, hooks, progress)
+
+
+def _open_loader(
+    name: str,
+    data: Any,
+    model: Sequential,
+    check: Callable[[DeviceDataset, str], object],
+    steps: int | None,
+    like: DeviceDataset | None,
+    augment: bool = False,
+) -> DataLoader:
+    """The loader of the argument `name` of `fit`, checked.  like: the training set, for validation data"""
+    _check.instance("model", model, Sequential, "a Sequential")
+    source = as_source(name, data, model.device, like)
+    if isinstance(source, Batches):
+        return make_loader(Stream(name, source, model.device, steps, check, like), augment)
+    check(source, name)
+    return make_loader(source, augment)
+
+
+def _orders(count: int, epoch_size: int, reshuffle: bool, rng: np.random.Generator) -> Iterator[Array]:
+    """The order of each epoch: `epoch_size` of `count` images, every image once before one is repeated."""
+    upcoming = np.empty(0, np.int64)
+    while True:
+        if len(upcoming) < epoch_size:
+            upcoming = np.concatenate([upcoming, rng.permutation(count)])
+        order, upcoming = upcoming[:epoch_size], upcoming[epoch_size:]
+        yield order
+        while not reshuffle:
+            yield order
+
+
+class _Hooks:
+    """The callbacks of a training.  `on_epoch` is one more of them, with a method `at_end`."""
+
+    METHODS = ("on_train_begin", "on_batch_end", "on_epoch_end", "on_train_end")
+
+    def __init__(self, callbacks: Sequence[Any], on_epoch: Any) -> None:
+        _check.optional_callable("on_epoch", on_epoch)
+        if not isinstance(callbacks, (list, tuple)):
+            raise TypeError(f"callbacks must be a list, got {_check.describe(callbacks)}")
+        self.calls: dict[str, list[Any]] = {name: [] for name in self.METHODS}
+        for index, callback in enumerate(callbacks):
+            methods = {name: getattr(callback, name) for name in self.METHODS if hasattr(callback, name)}
+            if not methods or isinstance(callback, type) or not all(map(callable, methods.values())):
+                hint = "; a function goes to on_epoch" if not methods and callable(callback) else ""
+                raise TypeError(
+                    f"callbacks[{index}] must be an object with a method {' or '.join(self.METHODS)}, "
+                    f"got {_check.describe(callback)}{hint}"
+                )
+            for name, method in methods.items():
+                self.calls[name].append(method)
+        if on_epoch is not None:
+            self.calls["on_epoch_end"].append(on_epoch)
+            self.calls["on_train_end"] += [on_epoch.at_end] if hasattr(on_epoch, "at_end") else []
+
+    def __call__(self, name: str, *arguments: Any) -> bool:
+        """Call a method of all callbacks.  Returns whether one of them returned True."""
+        results = [method(*arguments) for method in self.calls[name]]
+        return any(isinstance(r, (bool, np.bool_)) and bool(r) for r in results)  # a lambda may return anything
+
+
+def _run_epochs(
+    runner: StepRunner,
+    validator: StepRunner | None,
+    epochs: int,
+    batch_size: int,
+    orders: Iterator[Array] | None,
+    generator: np.random.Generator,
+    hooks: _Hooks,
+    progress: bool,
+) -> list[Record]:
+    """The loop of `fit`.  orders: of a data set's images; None for a stream"""
+    model, criterion, optimizer, dataset = runner.model, runner.criterion, runner.optimizer, runner.loader.dataset
     epoch_count = getattr(optimizer, "_epochs", np.zeros(1, np.int64))
     last_epoch = int(epoch_count[0]) + epochs
     history: list[Record] = []
-    last_good, order, upcoming = _snapshot(model, optimizer), None, np.empty(0, np.int64)
+    last_good = _snapshot(model, optimizer)
     try:
+        hooks("on_train_begin", model)
         for epoch in range(last_epoch - epochs + 1, last_epoch + 1):
-            if order is None or reshuffle:
-                if len(upcoming) < epoch_size:
-                    upcoming = np.concatenate([upcoming, generator.permutation(len(train))])
-                order, upcoming = upcoming[:epoch_size], upcoming[epoch_size:]
-            with runner.exclusive():
+            order = np.empty(0, np.int64) if orders is None else next(orders)
+            whole, turn = runner.locks(each_batch=runner.loader.staged or bool(hooks.calls["on_batch_end"]))
+            with whole:
                 model.train()
-                optimizer.before_epoch(criterion, train, generator)
-                epoch_start = _snapshot(model, optimizer)
+                optimizer.before_epoch(criterion, dataset, generator)
+                epoch_start, first_step = _snapshot(model, optimizer), optimizer.steps + 1
+                runner.start_epoch(order)
                 try:
-                    title = f"{epoch}/{last_epoch}"
-                    record: Record = {"epoch": epoch} | _train_epoch(runner, order, batch_size, title, progress)
-                except ArithmeticError:
-                    # Repeat the epoch to find the layer: the same steps from the same state give the same bits.
-                    _restore(model, optimizer, epoch_start)
-                    _repeat_checked(runner, order, batch_size, epoch)
-                    raise
+                    record: Record = {"epoch": epoch}
+                    metrics, stop = _train_epoch(runner, batch_size, epoch, last_epoch, turn, hooks, progress)
+                    record |= metrics
+                except ArithmeticError as error:
+                    if type(error) is not ArithmeticError:  # by a user's code
+                        raise
+                    if runner.loader.repeatable and not hooks.calls["on_batch_end"]:
+                        # Repeat the epoch to find the layer: the same steps from the same state give the same bits.
+                        _restore(model, optimizer, epoch_start)
+                        _repeat_checked(runner, order, batch_size, turn, epoch)
+                        raise
+                    step = first_step + runner.batches_before_divergence() // runner.accumulation_steps
+                    layer = model.find_non_finite(model.plan(runner.last_batch)) or "the loss"
+                    raise DivergedError(layer, step, epoch) from None
                 if not np.isfinite(model.ops.to_host(model.theta)).all():
-                    layer = model.find_non_finite(model.plan(batch_size)) or "the parameters"
+                    layer = model.find_non_finite(model.plan(runner.last_batch)) or "the parameters"
                     raise DivergedError(layer, optimizer.steps, epoch)
             epoch_count[0] += 1
-            epoch_end, stop = _snapshot(model, optimizer), False
+            epoch_end = _snapshot(model, optimizer)
             with optimizer.average_parameters():
                 if validator is not None:
                     record["val_loss"], record["val_accuracy"], _ = _evaluate(validator, EVALUATION_BATCH)
                 last_good = epoch_end
                 history.append(record)
-                if on_epoch is not None:
-                    result = on_epoch(record)
-                    stop = isinstance(result, (bool, np.bool_)) and bool(result)  # a lambda may return anything
-            last_good = _snapshot(model, optimizer)  # again, since on_epoch may have changed the learning rates
+                stop = hooks("on_epoch_end", record) or stop
+            last_good = _snapshot(model, optimizer)  # again, since a callback may have changed the learning rates
             if stop:
                 break
         optimizer.use_average()
-        if hasattr(on_epoch, "at_end"):
-            on_epoch.at_end()  # type: ignore[union-attr]
+        hooks("on_train_end")
     except BaseException:
         with contextlib.suppress(DeviceError):  # after a fault the GPU refuses this too: report the first error
             _restore(model, optimizer, last_good)
             optimizer.use_average()
         raise
-    finally:
-        runner.loader.close()
     return history
 
 
@@ -287,28 +472,50 @@ def _restore(model: Sequential, optimizer: Any, snapshot: Snapshot) -> None:
     optimizer.load_state_dict(snapshot[1])
 
 
-def _train_epoch(runner: StepRunner, order: Array, batch_size: int, title: str, progress: bool) -> Record:
-    """Train on the images `order` and return the record.  ArithmeticError if the loss is not finite.
+def _train_epoch(
+    runner: StepRunner,
+    batch_size: int,
+    epoch: int,
+    last_epoch: int,
+    turn: Callable[[], contextlib.AbstractContextManager[None]],
+    hooks: _Hooks,
+    progress: bool,
+) -> tuple[Record, bool]:
+    """Train for the epoch that was started.  Returns the record, and whether a callback stops the training.
+    ArithmeticError if the loss is not finite.   turn: gives the context of each batch (`StepRunner.locks`)
 
     The totals are read at the end, and a few times a second for the progress bar: on a GPU, reading synchronises.
     """
     from tqdm.auto import tqdm
 
     bar = tqdm(
-        total=len(order), desc=f"epoch {title}", unit=" images", unit_scale=True, leave=False,
+        total=runner.loader.length, desc=f"epoch {epoch}/{last_epoch}", unit=" images", unit_scale=True, leave=False,
         disable=None if progress else True, mininterval=0.2, file=_streams.SafeStream(sys.stderr),
     )  # fmt: skip
-    runner.start_epoch(order)
-    start = last_shown = time.perf_counter()
-    with bar:
-        for position in range(0, len(order), batch_size):
-            n = min(batch_size, len(order) - position)
-            runner.replay(n)
+    images, stop, start = 0, False, time.perf_counter()
+    last_shown = start
+    with bar, contextlib.closing(runner.loader.batches(batch_size)) as batches:
+        for number, (_, n) in enumerate(batches, 1):
+            with turn():
+                if not runner.model.training:
+                    runner.model.train()
+                if hooks.calls["on_batch_end"]:
+                    record = {"epoch": epoch, "batch": number, "lr": runner.optimizer.lr, "images": n}
+                runner.train_batch(n)
+                if hooks.calls["on_batch_end"]:
+                    record["loss"] = runner.criterion.batch_loss(n)
+                    if not math.isfinite(record["loss"]):
+                        raise ArithmeticError
+            images += n
+            if hooks.calls["on_batch_end"] and (stop := hooks("on_batch_end", record)):
+                break
             now = time.perf_counter()
             if now - last_shown > 0.2:
                 last_shown = now
                 bar.set_postfix_str("loss {:.4f}, accuracy {:.2%}".format(*runner.read_metrics()), refresh=False)
             bar.update(n)
+        with turn():
+            runner.end_window()
         loss, accuracy = runner.read_metrics()
     seconds = time.perf_counter() - start
     return {
@@ -316,15 +523,23 @@ def _train_epoch(runner: StepRunner, order: Array, batch_size: int, title: str, 
         "train_accuracy": accuracy,
         "lr": runner.optimizer.lr,
         "seconds": seconds,
-        "images_per_second": len(order) / seconds,
-    }
+        "images_per_second": images / seconds,
+    }, stop
 
 
-def _repeat_checked(runner: StepRunner, order: Array, batch_size: int, epoch: int) -> None:
+def _repeat_checked(
+    runner: StepRunner,
+    order: Array,
+    batch_size: int,
+    turn: Callable[[], contextlib.AbstractContextManager[None]],
+    epoch: int,
+) -> None:
     """Repeat the steps of an epoch with `checked_step`, which raises DivergedError where the loss is not finite."""
     runner.start_epoch(order, repeat=True)
-    for position in range(0, len(order), batch_size):
-        runner.checked_step(min(batch_size, len(order) - position), epoch)
+    with contextlib.closing(runner.loader.batches(batch_size)) as batches:
+        for _, n in batches:
+            with turn():
+                runner.checked_step(n, epoch)
 
 
 def evaluate(
@@ -338,27 +553,30 @@ def evaluate(
     check_arguments(model, dataset, "dataset", criterion)
     criterion = CrossEntropyLoss() if criterion is None else criterion
     batch_size = _check.integer("batch_size", batch_size, 1)
-    return _evaluate(StepRunner(model, criterion, DataLoader(dataset)), batch_size)
+    return _evaluate(StepRunner(model, criterion, make_loader(dataset)), batch_size)
 
 
 def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float, Array]:
     """`evaluate` with a reusable `StepRunner`."""
-    model, criterion, dataset = runner.model, runner.criterion, runner.loader.data
+    model, criterion, loader = runner.model, runner.criterion, runner.loader
     loss_sum, weight_sum, outputs, correct = 0.0, 0.0, [], 0
-    labels = model.ops.to_host(dataset.labels)
-    with runner.exclusive(), model.evaluating():
-        for start in range(0, len(dataset), batch_size):
-            n = min(batch_size, len(dataset) - start)
-            batch_labels = labels[start : start + n]
-            runner.loader.seek(start)
-            runner.replay_loss(n)
-            loss, weight = criterion.weighted_sum(criterion.batch_loss(n), batch_labels)
-            loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
-            outputs.append(np.array(model.ops.to_host(model.plan(n).y)))
-            predicted = criterion.predictions(n)
-            predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
-            correct += np.count_nonzero(predicted == batch_labels)
-    return _mean_loss(criterion, loss_sum, weight_sum), correct / len(dataset), np.concatenate(outputs)
+    labels = model.ops.to_host(loader.data.labels)
+    whole, turn = runner.locks(each_batch=loader.staged)
+    with whole, contextlib.closing(loader.batches(batch_size)) as batches:
+        for position, n in batches:
+            with turn(), model.evaluating():
+                loader.seek(position)
+                runner.replay_loss(n)
+                if loader.staged:
+                    labels = model.ops.to_host(loader.data.labels)
+                batch_labels = labels[position : position + n]
+                loss, weight = criterion.weighted_sum(criterion.batch_loss(n), batch_labels)
+                loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
+                outputs.append(np.array(model.ops.to_host(model.plan(n).y)))
+                predicted = criterion.predictions(n)
+                predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
+                correct += np.count_nonzero(predicted == batch_labels)
+    return _mean_loss(criterion, loss_sum, weight_sum), float(correct / sum(map(len, outputs))), np.concatenate(outputs)
 
 
 def _mean_loss(criterion: Loss, loss_sum: float, weight_sum: float) -> float:
@@ -374,12 +592,13 @@ def warm_up(
     """Compile (or load) every kernel that a step needs, run a step and undo it.  Returns the seconds it took."""
     start, n = time.perf_counter(), min(batch_size, len(dataset))
     check_arguments(model, dataset, "dataset", criterion, optimizer)
-    runner = StepRunner(model, criterion, DataLoader(dataset), optimizer)
+    runner = StepRunner(model, criterion, make_loader(dataset), optimizer)
     before = _snapshot(model, optimizer)
     with runner.exclusive():
+        runner.loader.reserve(n)
         _compile(runner, {n})
         with contextlib.suppress(DivergedError):  # training will raise it with the right step
-            runner.checked_step(n)
+            _first_step(runner, n)
         _restore(model, optimizer, before)
     return time.perf_counter() - start
 
@@ -392,6 +611,9 @@ def _compile(runner: StepRunner, batch_sizes: set[int]) -> None:
     def dry_run() -> None:
         for n in batch_sizes:
             runner.step(n, dry_run=True)
+            if runner.accumulation_steps > 1:
+                runner.accumulate(n, True, dry_run=True)
+                runner.apply(n, dry_run=True)
 
     model.train()
     try:

@@ -307,6 +307,19 @@ def test_optimizers_propagate_nan(states, dtype):
 
 
 @both_dtypes
+@given(size=sizes, seed=seeds, scale=st.sampled_from([1, 16, 1 / 64]))
+def test_accumulate_grad(size, seed, scale, dtype):
+    total, grads = np.full(size, np.nan, dtype), vectors(size, seed, dtype)[1]
+    kernels.accumulate_grad(total, grads[0], scale, True)
+    assert_close(total, scale * grads[0].astype(np.float64), 2, 2)
+    kernels.accumulate_grad(total, grads[1], scale, False)
+    assert_close(total, scale * (grads[0].astype(np.float64) + grads[1]), 4, 20)
+    grads[1][size // 2] = np.nan
+    kernels.accumulate_grad(total, grads[1], scale, False)
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(total)), [size // 2])
+
+
+@both_dtypes
 @given(size=sizes, seed=seeds, decay=st.sampled_from([0.0, 0.5, 0.999]))
 def test_ema_update(size, seed, decay, dtype):
     steps = vectors(size, seed, dtype)[1]
@@ -432,6 +445,8 @@ def _case(name, dtype):
     step = np.array([3])
     if name == "ema_update":
         return kernels.ema_update, (m, theta, step, 0.99), (0, 2)
+    if name == "accumulate_grad":
+        return kernels.accumulate_grad, (m, grad, 16, False), (0,)
     if name == "sgd_per_parameter":
         return kernels.sgd_per_parameter, (theta, grad, v * v, step), (0, 3)
     table = kernels.parameter_blocks([(0, 30_000, 1.0, 0.01), (31_000, 61_706, 0.5, 0.0)], dtype)
@@ -456,6 +471,7 @@ CASES = [
     "gather",
     "accumulate_metrics",
     "increment",
+    "accumulate_grad",
     "ema_update",
     "sgd_per_parameter",
     "sgd",

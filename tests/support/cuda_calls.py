@@ -185,6 +185,7 @@ def calls(dtype, sizes, seed=0):
             options = momentum, dampening, nesterov
             yield "sgd", f"step {step}", (theta, grad, m, rates, count, *table, *options), (0, 2, 4)
         yield "ema_update", f"step {step}", (m, theta, count, 0.9), (0, 2)
+        yield "accumulate_grad", f"first {step == 0}", (m, grad, 0.25, step == 0), (0,)
         for decoupled in (False, True):
             options = 0.9, 0.999, 1e-8, decoupled
             yield "adam", f"step {step}", (theta, grad, *state[1:], rates, count, *table, *options), (0, 2, 3, 5)

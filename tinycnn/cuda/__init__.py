@@ -30,6 +30,7 @@ from tinycnn.cuda.linear import linear_backward, linear_forward
 from tinycnn.cuda.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.cuda.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
 from tinycnn.cuda.optim import (
+    accumulate_grad,
     adam,
     clip_grad_norm,
     clip_grad_value,
@@ -54,6 +55,7 @@ fused = None  # this backend has no fused kernels
 layout = None  # this backend uses NCHW only
 
 __all__ = [
+    "accumulate_grad",
     "accumulate_metrics",
     "activation_backward",
     "activation_forward",

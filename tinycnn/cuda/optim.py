@@ -43,6 +43,23 @@ def parameter_blocks(ranges, dtype):
 
 
 @phase
+def accumulate_grad_phase(tid, nt, first_index, total, grad, scale, first):
+    i = first_index + tid
+    if i < total.size:
+        total[i] = scale * grad[i] if first else total[i] + scale * grad[i]
+
+
+@kernel(THREADS, registers=32)
+def accumulate_grad_kernel(total, grad, scale, first):
+    accumulate_grad_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, total, grad, scale, first)
+
+
+def accumulate_grad(total, grad, scale, first):
+    """total = scale*grad if `first`, else total + scale*grad.  total, grad: (P,)"""
+    accumulate_grad_kernel[blocks(total.size)](total, grad, total.dtype.type(scale), first)
+
+
+@phase
 def sgd_phase(
     tid, nt, block, theta, grad, velocity, lr_schedule, step, blocks, rates, momentum, damping, use_velocity, nesterov
 ):

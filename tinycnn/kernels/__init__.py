@@ -36,6 +36,7 @@ from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss, one_hot
 from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
 from tinycnn.kernels.optim import (
+    accumulate_grad,
     adam,
     clip_grad_norm,
     clip_grad_value,
@@ -57,6 +58,7 @@ from tinycnn.kernels.pooling import (
 from tinycnn.kernels.resize import upsample_nearest2d_backward, upsample_nearest2d_forward, zero_pad2d
 
 __all__ = [
+    "accumulate_grad",
     "accumulate_metrics",
     "activation_backward",
     "activation_forward",

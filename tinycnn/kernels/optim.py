@@ -40,6 +40,14 @@ def parameter_blocks(ranges, dtype):
 
 
 @parameter_kernel
+def accumulate_grad(total, grad, scale, first):
+    """total = scale*grad if `first`, else total + scale*grad.  total, grad: (P,)"""
+    s = total.dtype.type(scale)
+    for i in prange(total.size):
+        total[i] = s * grad[i] if first else total[i] + s * grad[i]
+
+
+@parameter_kernel
 def sgd(theta, grad, velocity, lr_schedule, step, blocks, rates, momentum, dampening, nesterov):
     """torch's: g = grad + weight_decay*theta, v = momentum*v + (1 - dampening)*g (at first v = g), theta -= lr*v.
 

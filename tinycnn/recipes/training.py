@@ -177,7 +177,9 @@ def prepare_data(
     options: dict[str, Any] = {"padding": settings.get("padding", 0), "device": device}
     options |= {key: settings[key] for key in ("mean", "std") if key in settings}
     augmentation: dict[str, Any] = {"augment": _transforms(recipe), "seed": seed} if "augment" in settings else {}
-    train_set = DeviceDataset(images[train_index], labels[train_index], **options, **augmentation)
+    train_set = DeviceDataset(
+        images[train_index], labels[train_index], class_names=dataset.classes, **options, **augmentation
+    )
     pixels = {"mean": train_set.mean, "std": train_set.std}
     validation_set = None
     if validation_index is not None:
