@@ -64,6 +64,33 @@ def test_known_answers(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dropout_with_a_mask(dtype):
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 3, 4, 5, 6)).astype(dtype)
+    for mask in (rng.random(x.shape) >= 0.25, rng.random((3, 4, 1, 1)) >= 0.25):
+        y, dx = functional.dropout(x, mask, 0.25), functional.dropout_backward(dy, x, mask, 0.25)
+        assert y.dtype == dx.dtype == dtype
+        np.testing.assert_allclose(y, np.where(mask, x / 0.75, 0), rtol=1e-6)
+        np.testing.assert_allclose(dx, np.where(mask, dy / 0.75, 0), rtol=1e-6)
+    for mask, error in ((x, TypeError), (np.ones((3, 4), bool), ValueError)):
+        with pytest.raises(error, match="mask must"):
+            functional.dropout(x, mask)
+
+
+def test_batch_norm_updates_the_running_statistics_in_place():
+    x, mean, var = np.random.default_rng(0).standard_normal((50, 3)), np.zeros(3), np.ones(3)
+    functional.batch_norm(x, mean, var, training=True, momentum=0.5)
+    np.testing.assert_allclose(mean, x.mean(0) / 2)
+    np.testing.assert_allclose(var, 0.5 + x.var(0, ddof=1) / 2)
+    before = mean.copy(), var.copy()
+    functional.batch_norm_backward(x, x, mean, var, training=True)
+    functional.batch_norm(x, mean, var)
+    np.testing.assert_array_equal((mean, var), before)
+    with pytest.raises(ValueError, match="needs running_mean and running_var"):
+        functional.batch_norm(x, None, None)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scaled_tanh(dtype):
     x = np.linspace(-4, 4, 99, dtype=dtype).reshape(3, 33)
     tolerance = 2e-6 if dtype == np.float32 else 1e-12

@@ -159,6 +159,21 @@ def batch_norm2d(draw):
 
 
 @st.composite
+def batch_norm1d(draw):
+    layer = layers.BatchNorm1d(draw(st.integers(1, 70)), 1e-2, 0.1, draw(st.booleans()), draw(st.booleans()))
+    return layer, (layer.channels,), smooth
+
+
+@st.composite
+def layer_norm(draw):
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(2, 5), st.integers(3, 6)) | st.tuples(st.integers(3, 20)))
+    layer = layers.LayerNorm(
+        shape[draw(st.integers(0, len(shape) - 1)) :], 1e-2, draw(st.booleans()), draw(st.booleans())
+    )
+    return layer, shape, smooth
+
+
+@st.composite
 def group_norm(draw):
     groups, per = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     shape = (groups * per, draw(st.integers(4, 6)), draw(st.integers(4, 6)))
@@ -200,7 +215,9 @@ LAYERS = {
     "Upsample": upsample(),
     "ZeroPad2d": zero_pad2d(),
     "AvgPool2d": avg_pool2d() | st.tuples(st.builds(layers.AvgPool2d, st.just(2)), halves, st.just(smooth)),
+    "BatchNorm1d": batch_norm1d(),
     "BatchNorm2d": batch_norm2d(),
+    "LayerNorm": layer_norm(),
     "ELU": st.tuples(st.builds(layers.ELU, st.sampled_from([1.0, 0.3])), any_shapes, st.just(spaced)),
     "GELU": st.tuples(st.builds(layers.GELU, st.sampled_from(["none", "tanh"])), any_shapes, st.just(smooth)),
     "Hardtanh": st.tuples(st.builds(layers.Hardtanh, st.just(-0.1), st.just(0.2)), any_shapes, st.just(spaced)),
@@ -230,15 +247,14 @@ LAYERS |= {
 
 # Layers without a function in tinycnn/functional.py, and why: see test_places.py.
 NOT_IN_FUNCTIONAL = {
-    "BatchNorm2d": "has running statistics",
-    "Dropout": "has a counter",
-    "Dropout2d": "has a counter",
+    "BatchNorm1d": "is batch_norm",
+    "BatchNorm2d": "is batch_norm",
+    "Dropout2d": "is dropout with a mask of channels",
     "Flatten": "is reshape",
     "Unflatten": "is reshape",
     "Upsample": "is interpolate",
     "ZeroPad2d": "is pad",
     "GaussianRBF": "torch has none",
-    "GroupNorm": "of use in a net only",
 }
 
 
@@ -247,7 +263,8 @@ NOT_IN_FUNCTIONAL = {
 @given(data=st.data())
 def test_layer(name, device, data):
     layer, shape, draw_input = data.draw(LAYERS[name])
-    images, seed = data.draw(st.sampled_from([1, 2, 3, 9]), label="N"), data.draw(seeds, label="seed")
+    sizes = [20, 33] if name == "BatchNorm1d" else [1, 2, 3, 9]  # over few numbers 1/std is too nonlinear
+    images, seed = data.draw(st.sampled_from(sizes), label="N"), data.draw(seeds, label="seed")
     assert type(layer).__name__ == name
     model = Sequential(layer, input_shape=shape, rng=seed, dtype=np.float64, device=device)
     x = draw_input(np.random.default_rng(seed), (images, *shape))

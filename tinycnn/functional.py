@@ -6,6 +6,7 @@ float32 and float64 are kept, other real types become float32.  NaN and infiniti
 checking: every call allocates, so train with `Sequential`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -312,6 +313,212 @@ def max_pool2d_backward(
     kernels.max_pool2d_forward(y, indices, x, *options)
     kernels.max_pool2d_backward(dx, _prepare_gradient(dy, y), indices, *options)
     return dx
+
+
+# --- normalisation and dropout ----------------------------------------------------------------------------------------
+
+
+def _affine(name: str, values: ArrayLike | None, shape: tuple[int, ...], other: ArrayLike | None, fill: float) -> Any:
+    """A weight or bias of a normalisation, flat: `fill` if only the `other` is given, of size 0 if neither is."""
+    if values is None:
+        return np.empty(0) if other is None else np.full(shape, fill).reshape(-1)
+    array = _check.array(name, values)
+    _check.shape(name, array, shape)
+    return array.reshape(-1)
+
+
+def _norm_arguments(
+    input: ArrayLike, weight: ArrayLike | None, bias: ArrayLike | None, shape: Any, eps: float
+) -> tuple[Array, Array, Array, Array, float]:
+    """(a new output, input, weight, bias, eps); shape: a function that gives the shape of weight and bias"""
+    x = _prepare("input", input)
+    expected = shape(x)
+    w, b = _affine("weight", weight, expected, bias, 1.0), _affine("bias", bias, expected, weight, 0.0)
+    return np.empty_like(x), x, w.astype(x.dtype), b.astype(x.dtype), _check.number("eps", eps, 0)
+
+
+def _norm_gradients(
+    dx: Array, dw: Array, db: Array, weight: ArrayLike | None, bias: ArrayLike | None
+) -> tuple[Array, Array | None, Array | None]:
+    return (
+        dx,
+        None if weight is None else dw.reshape(np.shape(weight)),
+        None if bias is None else db.reshape(np.shape(bias)),
+    )
+
+
+def _channels(x: Array) -> tuple[int, ...]:
+    if x.ndim not in (2, 4):
+        raise ValueError(f"input must have shape (N, C) or (N, C, H, W), got {x.shape}")
+    return (x.shape[1],)
+
+
+def _run_batch_norm(
+    input: ArrayLike,
+    running_mean: ArrayLike | None,
+    running_var: ArrayLike | None,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    update: bool,
+) -> tuple[Array, Array, Array, tuple[Array, Array]]:
+    """(output, input, weight, (mean, rstd)).   update: whether to change the running statistics in training"""
+    y, x, w, b, eps = _norm_arguments(input, weight, bias, _channels, eps)
+    if (running_mean is None or running_var is None) and not training:
+        raise ValueError("batch_norm needs running_mean and running_var, unless in training")
+    if training and x.size == x.shape[1]:
+        raise ValueError(f"input must have more than one value a channel in training, got shape {x.shape}")
+    running = []
+    for name, given, fill in (("running_mean", running_mean, 0.0), ("running_var", running_var, 1.0)):
+        values = np.full(x.shape[1], fill) if given is None else _check.array(name, given)
+        _check.shape(name, values, (x.shape[1],))
+        running.append(np.array(values, x.dtype))
+    saved = np.empty(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
+    momentum, count = _check.number("momentum", momentum, 0, maximum=1), np.zeros(1, np.int64)
+    kernels.batch_norm_forward(y, x, w, b, *saved, running[0], running[1], count, momentum, eps, bool(training), len(x))
+    for given, values in zip((running_mean, running_var), running, strict=True):
+        if training and update and isinstance(given, np.ndarray):
+            given[...] = values
+    return y, x, w, saved
+
+
+def batch_norm(
+    input: ArrayLike,
+    running_mean: ArrayLike | None,
+    running_var: ArrayLike | None,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Array:
+    """(N, C) or (N, C, H, W) -> the same shape.  In training NumPy arrays of running statistics are updated in place,
+    as in torch."""
+    return _run_batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps, True)[0]
+
+
+def batch_norm_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    running_mean: ArrayLike | None,
+    running_var: ArrayLike | None,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Array, Array | None, Array | None]:
+    """Gradients (input, weight, bias).  Leaves the running statistics alone."""
+    arguments = input, running_mean, running_var, weight, bias, training, momentum, eps
+    y, x, w, saved = _run_batch_norm(*arguments, False)
+    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty_like(w)
+    dy = _prepare_gradient(dy, y)
+    kernels.batch_norm_backward(dx, dw, db, dy, x, w, *saved, bool(training), len(x))
+    return _norm_gradients(dx, dw, db, weight, bias)
+
+
+def _run_group_norm(
+    input: ArrayLike, num_groups: int, weight: ArrayLike | None, bias: ArrayLike | None, eps: float
+) -> tuple[Array, Array, Array, tuple[Array, Array, int]]:
+    """(output, input, weight, (mean, rstd, groups))."""
+    groups = _check.integer("num_groups", num_groups, 1)
+    x = _prepare("input", input, 4, "(N, C, H, W)")
+    _check.divisible("channels of input", x.shape[1], "num_groups", groups)
+    y, x, w, b, eps = _norm_arguments(x, weight, bias, _channels, eps)
+    mean, rstd = np.empty((len(x), groups), x.dtype), np.empty((len(x), groups), x.dtype)
+    kernels.group_norm_forward(y, x, w, b, mean, rstd, groups, eps)
+    return y, x, w, (mean, rstd, groups)
+
+
+def group_norm(
+    input: ArrayLike,
+    num_groups: int,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> Array:
+    """(N, C, H, W) -> (N, C, H, W)."""
+    return _run_group_norm(input, num_groups, weight, bias, eps)[0]
+
+
+def group_norm_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    num_groups: int,
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> tuple[Array, Array | None, Array | None]:
+    """Gradients (input, weight, bias)."""
+    y, x, w, saved = _run_group_norm(input, num_groups, weight, bias, eps)
+    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty_like(w)
+    kernels.group_norm_backward(dx, dw, db, _prepare_gradient(dy, y), x, w, *saved)
+    return _norm_gradients(dx, dw, db, weight, bias)
+
+
+def _run_layer_norm(
+    input: ArrayLike,
+    normalized_shape: int | tuple[int, ...],
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    eps: float,
+) -> tuple[Array, Array, Array, tuple[Array, Array], tuple[int, int]]:
+    """(output, input, weight, (mean, rstd), shape of the rows)."""
+    layer = layers.LayerNorm(normalized_shape, eps)
+    y, x, w, b, eps = _norm_arguments(input, weight, bias, lambda _: layer.normalized_shape, eps)
+    layer.output_shape(x.shape)
+    size = math.prod(layer.normalized_shape)
+    rows = x.size // size, size
+    saved = np.empty(rows[0], x.dtype), np.empty(rows[0], x.dtype)
+    kernels.layer_norm_forward(y.reshape(rows), x.reshape(rows), w, b, *saved, eps)
+    return y, x, w, saved, rows
+
+
+def layer_norm(
+    input: ArrayLike,
+    normalized_shape: int | tuple[int, ...],
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> Array:
+    """(..., *normalized_shape) -> the same shape; weight and bias have the shape normalized_shape."""
+    return _run_layer_norm(input, normalized_shape, weight, bias, eps)[0]
+
+
+def layer_norm_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    normalized_shape: int | tuple[int, ...],
+    weight: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> tuple[Array, Array | None, Array | None]:
+    """Gradients (input, weight, bias)."""
+    y, x, w, saved, rows = _run_layer_norm(input, normalized_shape, weight, bias, eps)
+    dx, dw, db = np.empty_like(x), np.empty_like(w), np.empty_like(w)
+    dy = _prepare_gradient(dy, y).reshape(rows)
+    kernels.layer_norm_backward(dx.reshape(rows), dw, db, dy, x.reshape(rows), w, *saved)
+    return _norm_gradients(dx, dw, db, weight, bias)
+
+
+def dropout(input: ArrayLike, mask: ArrayLike, p: float = 0.5) -> Array:
+    """input / (1 - p) where mask is true, 0 elsewhere.  mask: booleans that broadcast with input, such as
+    ``rng.random(x.shape) >= p``; (N, C, 1, 1) drops whole channels.  Unlike torch's, it draws nothing."""
+    x = _prepare("input", input)
+    keep = np.asarray(mask)
+    if keep.dtype != np.bool_:
+        raise TypeError(f"mask must be booleans, got dtype {keep.dtype}")
+    if np.broadcast_shapes(keep.shape, x.shape) != x.shape:
+        raise ValueError(f"mask must broadcast with the input's shape {x.shape}, got {keep.shape}")
+    y: Array = np.where(keep, x / x.dtype.type(1 - _check.number("p", p, 0, below=1)), x.dtype.type(0))
+    return y
+
+
+def dropout_backward(dy: ArrayLike, input: ArrayLike, mask: ArrayLike, p: float = 0.5) -> Array:
+    """Gradient of input."""
+    return dropout(_prepare_gradient(dy, _prepare("input", input)), mask, p)
 
 
 # --- linear -----------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ class Layer(Tracked):
     requires_grad = True  # False freezes the parameters: see `route_gradients`
     saved: Any = None  # the result of `reserve` for the batch that runs; set by the plan before every call
     is_view = False  # the output is the input with another shape; no kernel runs
+    needs_nchw = False  # of a layer of this library: its kernels do not know the blocked layout
     in_place = False
     reads_output = False
     activation_code: Any = None  # of an activation: see `scalars.activation`
@@ -712,7 +713,7 @@ class BatchNorm2d(_Norm):
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
         saved = self.saved
         saved.use_batch_stats = self.training or not self.track_running_stats
-        if saved.use_batch_stats and saved.images * x.shape[2] * x.shape[3] == 1:
+        if saved.use_batch_stats and saved.images * math.prod(x.shape[2:4]) == 1:
             raise ValueError(f"{self!r} needs more than one value a channel in training, got shape {tuple(x.shape)}")
         if self.track_running_stats:
             running = self.running_mean, self.running_var, self.num_batches_tracked
@@ -736,6 +737,86 @@ class BatchNorm2d(_Norm):
     def extra_repr(self) -> str:
         defaults = {"eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True}
         return str(self.channels) + _changed({name: getattr(self, name) for name in defaults}, defaults)
+
+
+class BatchNorm1d(BatchNorm2d):
+    """`BatchNorm2d` of vectors: (F,) -> (F,), each feature over the batch."""
+
+    def output_shape(self, shape: Shape) -> Shape:
+        _check.vector_input(self, shape, self.channels)
+        return shape
+
+
+class LayerNorm(Layer):
+    """Normalisation of each image over its last axes (Ba, Kiros and Hinton 2016): (..., *normalized_shape) -> the same.
+
+    normalized_shape: an integer, or the sizes of the last axes.  weight (1 at first) and bias (0) have this shape.
+    """
+
+    needs_nchw = True
+    weight: DeviceArray
+    bias: DeviceArray
+    weight_grad: DeviceArray
+    bias_grad: DeviceArray
+
+    def __init__(
+        self, normalized_shape: int | Shape, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True
+    ) -> None:
+        sizes = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
+        self.normalized_shape = tuple(_check.integer("normalized_shape", size, 1) for size in sizes)
+        if not self.normalized_shape:
+            raise ValueError("normalized_shape must have at least one axis")
+        self.eps = _check.number("eps", eps, 0)
+        self.elementwise_affine, self.has_bias = bool(elementwise_affine), bool(bias) and bool(elementwise_affine)
+
+    def parameter_shapes(self) -> dict[str, Shape]:
+        names = ["weight"] * self.elementwise_affine + ["bias"] * self.has_bias
+        return dict.fromkeys(names, self.normalized_shape)
+
+    def initial_parameters(self, rng: np.random.Generator) -> dict[str, Array]:
+        fill = {"weight": np.ones, "bias": np.zeros}
+        return {name: fill[name](shape) for name, shape in self.parameter_shapes().items()}
+
+    def bind(self, ops: Backend, parameters: Views, gradients: Views, dtype: DType) -> None:
+        super().bind(ops, parameters, gradients, dtype)
+        unused = ops.empty(self.normalized_shape if self.elementwise_affine else (0,), dtype)
+        if not self.elementwise_affine:
+            self.weight = self.weight_grad = unused
+        if not self.has_bias:  # the kernels read a bias, which stays zero, if there is a weight
+            self.bias, self.bias_grad = unused, ops.empty(unused.shape, dtype)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if tuple(shape[-len(self.normalized_shape) :]) != self.normalized_shape:
+            raise ValueError(f"{self!r} takes inputs that end with {self.normalized_shape}, got {tuple(shape)}")
+        return shape
+
+    def reserve(self, ops: Backend, batch: int, shape: Shape, dtype: DType) -> SimpleNamespace:
+        rows = batch * math.prod(shape) // math.prod(self.normalized_shape)
+        return SimpleNamespace(mean=ops.empty((rows,), dtype), rstd=ops.empty((rows,), dtype))
+
+    def _rows(self, array: DeviceArray) -> DeviceArray:
+        """(R, M), with M numbers to normalise in a row; an array of size 0 has no rows."""
+        size = math.prod(self.normalized_shape)
+        return array.reshape((int(array.size) // size, size))
+
+    def forward(self, y: DeviceArray, x: DeviceArray) -> None:
+        parameters = self.weight.reshape(-1), self.bias.reshape(-1)
+        self.ops.layer_norm_forward(
+            self._rows(y), self._rows(x), *parameters, self.saved.mean, self.saved.rstd, self.eps
+        )
+
+    def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
+        gradients = self.weight_grad.reshape(-1), self.bias_grad.reshape(-1)
+        arrays = self._rows(dx), *gradients, self._rows(dy), self._rows(x)
+        self.ops.layer_norm_backward(*arrays, self.weight.reshape(-1), self.saved.mean, self.saved.rstd)
+
+    def config_overrides(self) -> dict[str, Any]:
+        return {"bias": self.has_bias}
+
+    def extra_repr(self) -> str:
+        defaults = {"eps": 1e-5, "elementwise_affine": True}
+        text = str(self.normalized_shape) + _changed({name: getattr(self, name) for name in defaults}, defaults)
+        return text + ("" if self.has_bias or not self.elementwise_affine else ", bias=False")
 
 
 class GroupNorm(_Norm):

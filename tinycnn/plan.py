@@ -69,7 +69,8 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
                 blocked, number, position = False, number + 1, position + 1
                 continue
             input_shape, output_shape = model.leaf_shapes[number]
-            if blocked != (use_blocks and builtin and len(input_shape) == len(output_shape) == 3):
+            maps = len(input_shape) == len(output_shape) == 3
+            if blocked != (use_blocks and builtin and maps and not layer.needs_nchw):
                 specs.append(_reorder(blocked))
                 blocked, free = not blocked, number > 0
             in_place = free and not unfused and _flag(layer, builtin, "in_place", False)

@@ -258,13 +258,97 @@ def _case(name, dtype):
         return kernels.group_norm_forward, (out, x, w, b, sets, groups, 3, EPS), (0, 4, 5)
     if name == "group_norm_backward":
         return kernels.group_norm_backward, (out, *parts, dy, x, w, sets, groups, 3), (0, 1, 2)
+    if name.startswith(("layer_norm", "rows")):
+        x, dy = rng.standard_normal((2, 301, 97)).astype(dtype)
+        (w, b), out = rng.standard_normal((2, 97)).astype(dtype), blank(x.shape, dtype)
+        parts, rows = [blank(97, dtype) for _ in range(4)], [blank(301, dtype) for _ in range(2)]
+        return {
+            "rows_forward": (
+                kernels.batch_norm_forward,
+                (out, x, w, b, *parts[:2], w * 0, w * 0 + 1, np.array([0]), 0.1, EPS, True, len(x)),
+                (0, 4, 5, 6, 7),
+            ),
+            "rows_backward": (
+                kernels.batch_norm_backward, (out, *parts[:2], dy, x, w, b, b * b + 1, True, len(x)), (0, 1, 2)
+            ),
+            "layer_norm_forward": (kernels.layer_norm_forward, (out, x, w, b, *rows, EPS), (0, 4, 5)),
+            "layer_norm_backward": (
+                kernels.layer_norm_backward, (out, *parts[:2], dy, x, w, x[:, 0].copy(), x[:, 1] ** 2 + 1), (0, 1, 2)
+            ),
+        }[name]  # fmt: skip
     return kernels.dropout, (out, x, np.array([3]), 77, 0.4, 1), (0,)
 
 
-CASES = ["batch_norm_forward", "batch_norm_backward", "group_norm_forward", "group_norm_backward", "dropout"]
+CASES = [
+    "batch_norm_forward",
+    "batch_norm_backward",
+    "group_norm_forward",
+    "group_norm_backward",
+    "layer_norm_forward",
+    "layer_norm_backward",
+    "dropout",
+]
 
 
 @both_dtypes
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("mean", "std"), [(0, 1), (1e4, 1), (0, 1e25), (-3, 1e-3)])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_of_rows(mean, std, training, dtype):
+    """Against float64; in float32 a mean of 10,000 leaves three digits of x - mean."""
+    rng = np.random.default_rng(0)
+    x = (mean + std * rng.standard_normal((50, 130))).astype(dtype)
+    dy, (w, b) = rng.standard_normal(x.shape).astype(dtype), rng.standard_normal((2, 130)).astype(dtype)
+    running = np.full(130, mean, dtype), np.full(130, 2 * std**2 if std < 1e10 else 1, dtype)
+    before, (m, r), y = [a.copy() for a in running], blank((2, 130), dtype), blank(x.shape, dtype)
+    kernels.batch_norm_forward(y, x, w, b, m, r, *running, np.zeros(1, np.int64), 0.25, EPS, training, 50)
+    wide = x.astype(np.float64)
+    center, var = (wide.mean(0), wide.var(0)) if training else (before[0], before[1].astype(np.float64))
+    xhat = (wide - center) / np.sqrt(var + EPS)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5 * (1 + abs(mean) / std) * max(1, abs(xhat).max())}
+    np.testing.assert_allclose(y, xhat * w + b, **tolerance)
+    if training and std < 1e10:
+        np.testing.assert_allclose(running[0], 0.75 * before[0] + 0.25 * center, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(running[1], 0.75 * before[1] + 0.25 * wide.var(0, ddof=1), rtol=1e-4)
+    elif not training:
+        np.testing.assert_array_equal(running, before)
+    dx, dw, db = blank(x.shape, dtype), blank(130, dtype), blank(130, dtype)
+    kernels.batch_norm_backward(dx, dw, db, dy, x, w, m, r, training, 50)
+    g = dy.astype(np.float64) * w
+    want = g - g.mean(0) - xhat * (g * xhat).mean(0) if training else g
+    scale = {"rtol": 1e-4, "atol": tolerance["atol"] * 10}
+    np.testing.assert_allclose(dx / r, want, **scale)
+    np.testing.assert_allclose(db, dy.sum(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dw, (dy * xhat).sum(0), rtol=1e-4, atol=50 * tolerance["atol"])
+
+
+@both_dtypes
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 7), (50, 130), (2, 5000)])
+@pytest.mark.parametrize(("mean", "std"), [(0, 1), (1e4, 1), (0, 1e25)])
+def test_layer_norm(rows, size, mean, std, dtype):
+    rng = np.random.default_rng(0)
+    x = (mean + std * rng.standard_normal((rows, size))).astype(dtype)
+    dy, (w, b) = rng.standard_normal(x.shape).astype(dtype), rng.standard_normal((2, size)).astype(dtype)
+    y, (m, r) = blank(x.shape, dtype), blank((2, rows), dtype)
+    kernels.layer_norm_forward(y, x, w, b, m, r, EPS)
+    wide = x.astype(np.float64)
+    xhat = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + EPS)
+    atol = 2e-5 * (1 + abs(mean) / std) if size > 1 else 1e-3
+    np.testing.assert_allclose(y, xhat * w + b, rtol=1e-5, atol=atol)
+    if size == 1:
+        return
+    dx, dw, db = blank(x.shape, dtype), blank(size, dtype), blank(size, dtype)
+    kernels.layer_norm_backward(dx, dw, db, dy, x, w, m, r)
+    g = dy.astype(np.float64) * w
+    want = g - g.mean(1, keepdims=True) - xhat * (g * xhat).mean(1, keepdims=True)
+    np.testing.assert_allclose(dx / r[:, None], want, rtol=1e-4, atol=20 * atol)
+    np.testing.assert_allclose(db, dy.sum(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dw, (dy * xhat).sum(0), rtol=1e-4, atol=50 * atol)
+    again, no_dx = dw.copy(), np.empty((0, size), dtype)
+    kernels.layer_norm_backward(no_dx, again, db, dy, x, w, m, r)
+    np.testing.assert_array_equal(again, dw)
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", [*CASES, "rows_forward", "rows_backward"])  # rows: batch_norm of (N, C)
 def test_same_bits(name, dtype, same_bits):
     same_bits(lambda: _case(name, dtype))

@@ -121,6 +121,24 @@ def calls(dtype, sizes, seed=0):
             yield "group_norm_backward", f"{C}", (*out, dy, x, w, mean_g, rstd_g, groups), (0, 1, 2)
         out = np.zeros((0, *x.shape[1:]), dtype), blank(C, dtype), blank(C, dtype)
         yield "batch_norm_backward", "no dx", (*out, dy, x, weight, mean, abs(mean) + 1, True, N), (1, 2)
+    vectors, vector_grads = normal(N + 3, 7), normal(N + 3, 7)
+    for affine in (True, False):
+        w, b = (normal(7), normal(7)) if affine else (normal(0), normal(0))
+        for training in (True, False):
+            outputs = blank(vectors.shape, dtype), blank(7, dtype), blank(7, dtype)
+            running = normal(7), abs(normal(7)) + 1, np.array([2])
+            arguments = (outputs[0], vectors, w, b, *outputs[1:], *running, 0.1, 1e-5, training, N + 3)
+            yield "batch_norm_forward", "vectors", arguments, (0, 4, 5, 6, 7)
+            out = blank(vectors.shape, dtype), blank(w.shape, dtype), blank(w.shape, dtype)
+            arguments = (*out, vector_grads, vectors, w, normal(7), abs(normal(7)) + 1, training, N + 3)
+            yield "batch_norm_backward", "vectors", arguments, (0, 1, 2)
+        statistics = blank(N + 3, dtype), blank(N + 3, dtype)
+        yield "layer_norm_forward", "", (blank(vectors.shape, dtype), vectors, w, b, *statistics, 1e-5), (0, 4, 5)
+        out = blank(vectors.shape, dtype), blank(w.shape, dtype), blank(w.shape, dtype)
+        statistics = normal(N + 3), abs(normal(N + 3)) + 1
+        yield "layer_norm_backward", "", (*out, vector_grads, vectors, w, *statistics), (0, 1, 2)
+        out = np.zeros((0, 7), dtype), blank(w.shape, dtype), blank(w.shape, dtype)
+        yield "layer_norm_backward", "no dx", (*out, vector_grads, vectors, w, *statistics), (1, 2)
     for kernel_size, scale in (((2, 2), 1.0), ((3, 2), 1 / 6)):
         out = H // kernel_size[0], W // kernel_size[1]
         x, dy, weight, bias = normal(N, 3, H, W), normal(N, 3, *out), normal(3), normal(3)

@@ -100,6 +100,20 @@ def transposed_and_resized():
         add("adaptive_avg_pool2d", [x], {"output_size": size})
 
 
+def normalisations():
+    for shape in ((6, 5), (3, 4, 5, 3)):
+        x, channels = draw(*shape) * 3 + 1, shape[1]
+        running = {"running_mean": draw(channels), "running_var": abs(draw(channels)) + 1}
+        for training in (True, False):
+            add("batch_norm", [x], {"training": training, "eps": 1e-3}, running)
+    maps = draw(2, 4, 3, 5) + 2
+    add("group_norm", [maps], {"num_groups": 2})
+    add("group_norm", [maps], {"num_groups": 4, "eps": 0.1})
+    for sizes in ([5], [3, 5], [4, 3, 5]):
+        add("layer_norm", [maps], {"normalized_shape": sizes})
+    add("layer_norm", [draw(4, 7)], {"normalized_shape": [7], "eps": 0.1})
+
+
 def rest():
     add("linear", [draw(5, 7), draw(3, 7), draw(3)])
     add("linear", [draw(2, 3, 4), draw(6, 4)])
@@ -194,6 +208,7 @@ def main():
     convolutions()
     pools()
     transposed_and_resized()
+    normalisations()
     rest()
     losses()
     about = {"torch": torch.__version__, "cases": cases, "optimizers": optimizers(), "schedules": schedules()}

@@ -139,6 +139,18 @@ RUNS: dict[str, Run] = {
     "ZeroPad2d": Run(
         lambda: [t.ZeroPad2d((2, 1, 0, -1)), t.Conv2d(2, 4, 3), t.Flatten(), t.Linear(84, 3)]
     ),
+    "BatchNorm1d": Run(
+        lambda: [
+            t.Flatten(), t.Linear(72, 9), t.BatchNorm1d(9), t.Tanh(), t.Linear(9, 3), t.BatchNorm1d(3, affine=False),
+        ]
+    ),
+    "LayerNorm": Run(
+        lambda: [
+            conv(2, 3), t.LayerNorm((6, 6)), t.Tanh(), t.LayerNorm((3, 6, 6), bias=False), t.LayerNorm(6), t.Flatten(),
+            t.Linear(108, 9), t.LayerNorm(9), t.Linear(9, 3), t.LayerNorm(3, elementwise_affine=False),
+        ]
+    ),
+    "GroupNorm": Run(lambda: classifier(t.GroupNorm(2, 4), t.Tanh())),
     "SGD with groups": optimizer(
         "SGD", lr=0.1, momentum=0.9, weight_decay=0.05, groups=(("*.bias", 2.0, 0.0), ("0.weight", 0.1, 0.3))
     ),

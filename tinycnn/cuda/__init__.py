@@ -28,7 +28,14 @@ from tinycnn.cuda.lecun98 import (
 )
 from tinycnn.cuda.linear import linear_backward, linear_forward
 from tinycnn.cuda.losses import cross_entropy, mse_loss, one_hot
-from tinycnn.cuda.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
+from tinycnn.cuda.norm import (
+    batch_norm_backward,
+    batch_norm_forward,
+    group_norm_backward,
+    group_norm_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+)
 from tinycnn.cuda.optim import (
     accumulate_grad,
     adam,
@@ -89,6 +96,8 @@ __all__ = [
     "im2col",
     "increment",
     "jitter",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "layout",
     "linear_backward",
     "linear_forward",

@@ -223,11 +223,16 @@ def affine_gradient_kernel(dweight, dbias, dy, x, mean, rstd, N, C, plane, sets,
     write_channel_gradient(tid, THREADS, dweight, dbias, partials, xhat_partials, channel)
 
 
+def maps_shape(x):
+    """(N, C, H, W) of maps, or (N, C, 1, 1) of rows."""
+    return x.shape if len(x.shape) == 4 else (*x.shape, 1, 1)
+
+
 def batch_norm_forward(
     y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training, batch_size
 ):  # fmt: skip
     """The CPU version has shapes and formulas."""
-    (N, C, H, W), T, affine = x.shape, x.dtype.type, weight.size > 0
+    (N, C, H, W), T, affine = maps_shape(x), x.dtype.type, weight.size > 0
     weight, bias = (weight, bias) if affine else (mean, mean)
     norm_forward_kernel[C](
         ravel(y), ravel(x), weight, bias, affine, mean, rstd, running_mean, running_var, num_batches_tracked,
@@ -237,7 +242,7 @@ def batch_norm_forward(
 
 def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
     """dx, dweight and dbias of size 0 are not computed."""
-    (N, C, H, W), affine = x.shape, weight.size > 0
+    (N, C, H, W), affine = maps_shape(x), weight.size > 0
     if dweight.size:
         affine_gradient_kernel[C](dweight, dbias, ravel(dy), ravel(x), mean, rstd, N, C, H * W, 0, 1)
     if dx.size:
@@ -269,3 +274,16 @@ def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
             ravel(dx), ravel(dy), ravel(x), weight if affine else mean, affine, mean, rstd, False,
             count, count, 0, count, C, H * W,
         )  # fmt: skip
+
+
+def layer_norm_forward(y, x, weight, bias, mean, rstd, eps):
+    """Rows are images with M channels of one pixel, in one group; the CPU version has the shapes."""
+    maps = (*x.shape, 1, 1)
+    group_norm_forward(y.reshape(maps), x.reshape(maps), weight, bias, mean, rstd, 1, eps)
+
+
+def layer_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd):
+    """dx, dweight and dbias of size 0 are not computed."""
+    maps = (*x.shape, 1, 1)
+    dx = dx.reshape(maps) if dx.size else dx
+    group_norm_backward(dx, dweight, dbias, dy.reshape(maps), x.reshape(maps), weight, mean, rstd, 1)

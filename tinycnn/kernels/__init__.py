@@ -34,7 +34,14 @@ from tinycnn.kernels.lecun98 import (
 )
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.losses import cross_entropy, mse_loss, one_hot
-from tinycnn.kernels.norm import batch_norm_backward, batch_norm_forward, group_norm_backward, group_norm_forward
+from tinycnn.kernels.norm import (
+    batch_norm_backward,
+    batch_norm_forward,
+    group_norm_backward,
+    group_norm_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+)
 from tinycnn.kernels.optim import (
     accumulate_grad,
     adam,
@@ -92,6 +99,8 @@ __all__ = [
     "im2col",
     "increment",
     "jitter",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "layout",
     "linear_backward",
     "linear_forward",

@@ -1,4 +1,4 @@
-"""Batch and group normalisation: y = (x - mean) / sqrt(var + eps) * weight[c] + bias[c].
+"""Batch, group and layer normalisation: y = (x - mean) / sqrt(var + eps) * weight[c] + bias[c].
 
 Mean and biased variance are those of a set of numbers of x, (N, C, H, W): batch normalisation (Ioffe and Szegedy
 2015) over a channel of all images, group normalisation (Wu and He 2018) over a group of channels of one image.
@@ -26,6 +26,7 @@ from tinycnn.kernels._simd import fma, load, pixel_zero, ravel, splat, store
 from tinycnn.kernels.layout import lanes
 
 RUN = 2048  # longest run of float32 additions
+CHUNKS = 16  # parts of a sum over rows
 
 
 @device_function
@@ -161,7 +162,6 @@ def channel_statistics(x, c, batch_size):
     return mean, var
 
 
-@kernel
 def batch_norm_forward(
     y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training, batch_size
 ):  # fmt: skip
@@ -169,9 +169,25 @@ def batch_norm_forward(
     else uses the running ones: (C,).  As in torch, the running variance is unbiased; momentum < 0 stands for
     1/(num_batches_tracked + 1), the mean over all batches.
 
+    y, x: (N, C, H, W), blocked, or (N, C)
     num_batches_tracked: (1,), batches that the running statistics include; the caller increments it
     batch_size: number of images; a blocked batch may be padded to more
     """
+    forward = batch_norm_rows_forward if x.ndim == 2 else batch_norm_maps_forward
+    forward(y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training,
+            batch_size)  # fmt: skip
+
+
+def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
+    """dx, dweight and dbias of size 0 are not computed."""
+    backward = batch_norm_rows_backward if x.ndim == 2 else batch_norm_maps_backward
+    backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size)
+
+
+@kernel
+def batch_norm_maps_forward(
+    y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training, batch_size
+):  # fmt: skip
     for c in prange(x.shape[1]):
         T, L = x.dtype.type, lanes(x[0, c])
         m, r = np.full(L, running_mean[c], x.dtype), np.empty(L, x.dtype)
@@ -208,8 +224,7 @@ def batch_norm_forward(
 
 
 @kernel
-def batch_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
-    """dx, dweight and dbias of size 0 are not computed."""
+def batch_norm_maps_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
     for c in prange(x.shape[1]):
         T, L = x.dtype.type, lanes(x[0, c])
         m, r = np.full(L, mean[c], x.dtype), np.full(L, rstd[c], x.dtype)
@@ -323,3 +338,130 @@ def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
                 accumulate_grad_sums(sum_g, sum_g_xhat, dy[b, c], x[b, c], m, r, weight_or_one(weight, c))
         for c in range(group * channels, (group + 1) * channels):
             input_grad(dx[b, c], dy[b, c], x[b, c], m, r, weight_or_one(weight, c), sum_g, sum_g_xhat, count)
+
+
+# --- rows: (N, C) for batch normalisation, (R, M) for layer normalisation.  Sums are in float64. ----------------------
+
+COLUMNS = 64  # of a task
+
+
+@kernel
+def batch_norm_rows_forward(
+    y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training, batch_size
+):  # fmt: skip
+    N, C = x.shape
+    for task in prange((C + COLUMNS - 1) // COLUMNS):
+        T, first = x.dtype.type, task * COLUMNS
+        width = min(COLUMNS, C - first)
+        total, squares, shift = np.zeros(width), np.zeros(width), np.zeros(width, x.dtype)
+        if training:
+            for n in range(N):
+                for k in range(width):
+                    total[k] += x[n, first + k]
+            for k in range(width):
+                total[k] /= N
+            for n in range(N):
+                for k in range(width):
+                    centered = x[n, first + k] - total[k]
+                    squares[k] += centered * centered
+        rate = T(1 / (num_batches_tracked[0] + 1) if momentum < 0 else momentum)
+        for k in range(width):
+            c = first + k
+            if training:
+                mean[c], rstd[c] = total[k], 1 / math.sqrt(squares[k] / N + eps)
+                running_mean[c] += rate * (mean[c] - running_mean[c])
+                running_var[c] += rate * (T(squares[k] / (N - 1)) - running_var[c])
+            else:
+                mean[c], rstd[c] = running_mean[c], T(1) / T(math.sqrt(running_var[c] + T(eps)))
+            shift[k] = bias_or_zero(bias, c)
+        for n in range(N):
+            for k in range(width):
+                c = first + k
+                y[n, c] = (x[n, c] - mean[c]) * (rstd[c] * weight_or_one(weight, c)) + shift[k]
+
+
+@kernel
+def batch_norm_rows_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
+    N, C = x.shape
+    for task in prange((C + COLUMNS - 1) // COLUMNS):
+        T, first = x.dtype.type, task * COLUMNS
+        width = min(COLUMNS, C - first)
+        sum_g, sum_g_xhat = np.zeros(width), np.zeros(width)
+        for n in range(N):
+            for k in range(width):
+                c = first + k
+                sum_g[k] += dy[n, c]
+                sum_g_xhat[k] += dy[n, c] * ((x[n, c] - mean[c]) * rstd[c])
+        for k in range(width if dweight.size else 0):
+            dweight[first + k], dbias[first + k] = sum_g_xhat[k], sum_g[k]
+        for k in range(width):
+            sum_g[k] = sum_g[k] / N if training else 0.0
+            sum_g_xhat[k] = sum_g_xhat[k] / N if training else 0.0
+        for n in range(len(dx)):
+            for k in range(width):
+                c = first + k
+                xhat = (x[n, c] - mean[c]) * rstd[c] if training else T(0)
+                scale = rstd[c] * weight_or_one(weight, c)
+                dx[n, c] = scale * (dy[n, c] - T(sum_g[k]) - xhat * T(sum_g_xhat[k]))
+
+
+@kernel
+def layer_norm_forward(y, x, weight, bias, mean, rstd, eps):
+    """Layer normalisation (Ba, Kiros and Hinton 2016) of each row.
+
+    y, x: (R, M)   mean, rstd: (R,)   weight, bias: both (M,), or both (0,) for none
+    """
+    M = x.shape[1]
+    for r in prange(len(x)):
+        T, row, out = x.dtype.type, x[r], y[r]
+        total = 0.0
+        for k in range(M):
+            total += row[k]
+        average, squares = total / M, 0.0
+        for k in range(M):
+            centered = row[k] - average
+            squares += centered * centered
+        m, scale = T(average), T(1 / math.sqrt(squares / M + eps))
+        mean[r], rstd[r] = m, scale
+        for k in range(M):
+            out[k] = (row[k] - m) * scale
+        for k in range(weight.size):
+            out[k] = out[k] * weight[k] + bias[k]
+
+
+@kernel
+def layer_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd):
+    """dx, dweight and dbias of size 0 are not computed; shapes: see `layer_norm_forward`."""
+    R, M = x.shape
+    chunks = min(CHUNKS, R)
+    weight_partials = np.zeros((chunks, dweight.size), x.dtype)
+    bias_partials = np.zeros((chunks, dbias.size), x.dtype)
+    for chunk in prange(chunks):
+        T, dw, db, grad = x.dtype.type, weight_partials[chunk], bias_partials[chunk], np.empty(M, x.dtype)
+        for r in range(chunk * R // chunks, (chunk + 1) * R // chunks):
+            g, row, m, scale = dy[r], x[r], mean[r], rstd[r]
+            for k in range(dw.size):
+                dw[k] += g[k] * ((row[k] - m) * scale)
+            for k in range(db.size):
+                db[k] += g[k]
+            if dx.size:
+                for k in range(M):
+                    grad[k] = g[k]
+                for k in range(weight.size):
+                    grad[k] *= weight[k]
+                sum_g, sum_g_xhat, out = 0.0, 0.0, dx[r]
+                for k in range(M):
+                    sum_g += grad[k]
+                    sum_g_xhat += grad[k] * ((row[k] - m) * scale)
+                mean_g, mean_g_xhat = T(sum_g / M), T(sum_g_xhat / M)
+                for k in range(M):
+                    out[k] = scale * (grad[k] - mean_g - (row[k] - m) * scale * mean_g_xhat)
+    for k in range(dweight.size):
+        dweight[k] = 0
+    for k in range(dbias.size):
+        dbias[k] = 0
+    for chunk in range(chunks):
+        for k in range(dweight.size):
+            dweight[k] += weight_partials[chunk, k]
+        for k in range(dbias.size):
+            dbias[k] += bias_partials[chunk, k]
