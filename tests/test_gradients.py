@@ -17,6 +17,7 @@ from tinycnn import (
     gradcheck_model,
     layers,
     lecun98,
+    losses,
     models,
 )
 
@@ -330,7 +331,39 @@ def one_hot_mse(draw, N, K, rng):
     return OneHotMSELoss(draw(st.sampled_from(["mean", "sum"]))), rng.integers(0, K, N)
 
 
-LOSSES = {"CrossEntropyLoss": cross_entropy, "MSELoss": mse, "RBFLoss": nearest, "OneHotMSELoss": one_hot_mse}
+reductions = st.sampled_from(["mean", "sum", "none"])
+
+
+def l1(draw, N, K, rng):
+    return losses.L1Loss(draw(reductions)), rng.standard_normal((N, K))
+
+
+def huber(draw, N, K, rng):
+    return losses.HuberLoss(draw(reductions), draw(st.sampled_from([0.5, 1.0, 3.0]))), rng.standard_normal((N, K))
+
+
+def bce(draw, N, K, rng):
+    weight, pos_weight = (rng.uniform(0.5, 2, K) if draw(st.booleans()) else None for _ in range(2))
+    return losses.BCEWithLogitsLoss(weight, draw(reductions), pos_weight), rng.uniform(0, 1, (N, K)).round(1)
+
+
+def nll(draw, N, K, rng):
+    weight = rng.uniform(0.1, 2, K) if draw(st.booleans()) else None
+    target = rng.integers(0, K, N)
+    target[1:][rng.random(N - 1) < 0.3] = -100
+    return losses.NLLLoss(weight, -100, draw(reductions)), target
+
+
+LOSSES = {
+    "BCEWithLogitsLoss": bce,
+    "CrossEntropyLoss": cross_entropy,
+    "HuberLoss": huber,
+    "L1Loss": l1,
+    "MSELoss": mse,
+    "NLLLoss": nll,
+    "OneHotMSELoss": one_hot_mse,
+    "RBFLoss": nearest,
+}
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -42,7 +42,10 @@ NAN_STOPS = {
     "relu6": "dx is dy unless y is a limit, which is false for NaN",
 }
 
-NOT_IN_TORCH = {"dropout", "scaled_tanh"}  # functions without answers of torch: tests/test_functional.py has formulas for them
+NOT_IN_TORCH = {
+    "dropout",
+    "scaled_tanh",
+}  # functions without answers of torch: tests/test_functional.py has formulas for them
 NOT_EXPORTED = {"Parametric"}  # a base class
 
 

@@ -7,15 +7,14 @@ import pytest
 import torch_runs
 
 import tinycnn
-from tinycnn import DeviceDataset, train_step
+from tinycnn import train_step
 
 ANSWERS = json.loads(torch_runs.FILE.read_text())
 
 
 def losses(run, dtype, device="cpu"):
     model = run.model(dtype, device)
-    x, target = run.data()
-    data = DeviceDataset(x, target, mean=0.0, std=1.0, device=device)
+    data = run.dataset(device)
     criterion = getattr(tinycnn, run.loss)(**run.loss_options)
     optimizer = run.make_optimizer(model)
     return [train_step(model, criterion, optimizer, data, order) for order in run.orders()]

@@ -74,7 +74,15 @@ from .layers import (
     Upsample as Upsample,
     ZeroPad2d as ZeroPad2d,
 )
-from .losses import CrossEntropyLoss as CrossEntropyLoss, MSELoss as MSELoss, OneHotMSELoss as OneHotMSELoss
+from .losses import (
+    BCEWithLogitsLoss as BCEWithLogitsLoss,
+    CrossEntropyLoss as CrossEntropyLoss,
+    HuberLoss as HuberLoss,
+    L1Loss as L1Loss,
+    MSELoss as MSELoss,
+    NLLLoss as NLLLoss,
+    OneHotMSELoss as OneHotMSELoss,
+)
 from .model import Sequential as Sequential
 from .optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW, RMSprop as RMSprop
 from .saving import load as load

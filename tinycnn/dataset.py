@@ -1,6 +1,7 @@
 """A data set on a device, and the loader that reads batches from it."""
 
 import dataclasses
+import math
 import mmap
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from tinycnn import _check, devices
 from tinycnn._tracked import Tracked
-from tinycnn._typing import Array, DeviceArray, Pair, State
+from tinycnn._typing import Array, DeviceArray, DType, Pair, Shape, State
 from tinycnn.augment import Augmentation, Transform
 
 
@@ -114,12 +115,16 @@ def pixel_statistics(pixels: Array) -> tuple[Array, Array]:
 
 
 class DeviceDataset(Tracked):
-    """Labelled images on a device, read as normalised batches.
+    """Images and their targets on a device, read as normalised batches.
 
     images     (N, H, W) or (N, C, H, W); uint8 and uint16 are scaled to 0 ... 1, other types are used as they are
                (on the CPU, contiguous uint8 images are not copied: do not change them).  A memory-mapped array stays
                in its file: see below
-    labels     (N,) class numbers
+    labels     the targets: (N,) integers are class numbers; floating-point numbers (N, ...) are values, probabilities
+               or labels 0/1, used as they are; integers and booleans (N, K) or of more axes become floating-point
+               numbers.  None: the target is the image as the model gets it, normalised, padded and augmented
+    sample_weight
+               (N,) weights of the images in the loss, >= 0; metrics such as the accuracy are not weighted
     mean, std  a number, or one a channel: pixels become (pixel - mean) / std.  Computed from the images by default;
                give a validation or test set those of the training set
     padding    width of the border of zeros (before normalising) around every image
@@ -137,8 +142,9 @@ class DeviceDataset(Tracked):
     def __init__(
         self,
         images: ArrayLike,
-        labels: ArrayLike,
+        labels: ArrayLike | None,
         *,
+        sample_weight: ArrayLike | None = None,
         mean: ArrayLike | None = None,
         std: ArrayLike | None = None,
         padding: Pair = 0,
@@ -152,7 +158,7 @@ class DeviceDataset(Tracked):
         self.on_disk = is_on_disk(images)
         if isinstance(images, np.ndarray) and self.on_disk:
             pixels = images  # it may be of a subclass that reads in its own way
-        class_numbers: Array = devices.as_host("labels", labels, device)[0]
+        targets = None if labels is None else devices.as_host("labels", labels, device)[0]
         if pixels.ndim == 3:
             pixels = pixels[:, None]
         if pixels.ndim != 4:
@@ -160,7 +166,11 @@ class DeviceDataset(Tracked):
         unit, integers = unit_of(pixels.dtype), pixels.dtype.kind != "f" and unit_of(pixels.dtype) == 1
         if not self.on_disk:
             pixels = _as_pixels(pixels)
-        class_numbers = _check.labels("labels", class_numbers, len(pixels))
+        targets = None if targets is None else _check_targets("labels", targets, len(pixels))
+        weights: Array | None = None
+        if sample_weight is not None:
+            host_weights = devices.as_host("sample_weight", sample_weight, device)[0]
+            weights = _check_sample_weight("sample_weight", host_weights, len(pixels))
         channels, height, width = pixels.shape[1:]
         if self.on_disk and (mean is None or std is None):
             file_mean, file_std = pixel_statistics(pixels)
@@ -181,15 +191,17 @@ class DeviceDataset(Tracked):
         self.ops = devices.get(device)
         self._options = {"augment": augment, "device": "" if device == "cpu" else repr(device)}
         self.images: DeviceArray = pixels if self.on_disk else self.ops.to_device(pixels)
-        self.labels: DeviceArray = class_numbers.copy()
-        if not self.on_disk:
-            self.labels = self.ops.to_device(self.labels)
+        self.classes: int | None = None  # None: the targets are no class numbers
+        if targets is not None and targets.dtype.kind == "i":
+            self.classes = int(targets.max()) + 1
+        keep = self.on_disk  # such a data set reads all of a batch on the host
+        self.labels: DeviceArray = targets if targets is None or keep else self.ops.to_device(targets)
+        self.sample_weight: DeviceArray = weights if weights is None or keep else self.ops.to_device(weights)
         self.scale, self.shift = 1 / (unit * self.std), -self.mean / self.std
         # For the augmentation, pixels are in 0 ... 1: a normalised pixel is p / std - mean / std.
         self.augmentation = Augmentation(augment, seed, self.ops, 1 / self.std, self.shift)
         self._scale_shift: dict[Any, list[DeviceArray]] = {}  # dtype -> scale and shift on the device
-        self.classes = int(class_numbers.max()) + 1
-        self.class_names = None if class_names is None else _class_names(class_names, self.classes)
+        self.class_names = None if class_names is None else _class_names(class_names, self.classes or 1)
         self.image_shape = (channels, height + 2 * self.padding[0], width + 2 * self.padding[1])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -197,11 +209,11 @@ class DeviceDataset(Tracked):
         state = {n: v for n, v in super().__getstate__().items() if n not in ("ops", "_scale_shift")}
         if self.on_disk:
             return state | {"images": _as_pixels(np.array(self.images)), "on_disk": False}
-        return state | {name: np.array(self.ops.to_host(getattr(self, name))) for name in ARRAYS}
+        return state | {name: np.array(self.ops.to_host(array)) for name, array in self.arrays().items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ops = devices.get(state["device"])
-        arrays = {name: ops.to_device(state[name]) for name in ARRAYS}
+        arrays = {name: ops.to_device(state[name]) for name in ARRAYS if state[name] is not None}
         vars(self).update(state, ops=ops, _scale_shift={}, **arrays)
         self.augmentation.ops = ops
 
@@ -211,34 +223,74 @@ class DeviceDataset(Tracked):
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.image_shape))
         options = "".join(f", {name}={value}" for name, value in self._options.items() if value)
-        return f"DeviceDataset({len(self):,} images of {shape}, {self.classes} classes{options})"
+        targets = f"{self.classes} classes"
+        if self.classes is None:
+            targets = "targets: the images" if self.labels is None else f"targets {self.target_shape}"
+        options += ", weighted" * (self.sample_weight is not None)
+        return f"DeviceDataset({len(self):,} images of {shape}, {targets}{options})"
+
+    def arrays(self) -> dict[str, DeviceArray]:
+        """The arrays with a row for each image, by attribute."""
+        return {name: array for name in ARRAYS if (array := getattr(self, name)) is not None}
+
+    @property
+    def target_shape(self) -> Shape:
+        """Shape of the target of an image: () for class numbers and for one number an image."""
+        return self.image_shape if self.labels is None else tuple(self.labels.shape[1:])
+
+    def target_range(self) -> tuple[float, float]:
+        """The smallest and the largest target that is not the image itself."""
+        targets = self.ops.to_host(self.labels)
+        return float(targets.min()), float(targets.max())
+
+    def empty_target(self, n: int, dtype: DType) -> DeviceArray:
+        """An array for the targets of n images, for a model of type `dtype`; of size 0 if these are the images."""
+        if self.classes is not None:
+            return self.ops.empty((n,), np.int64)
+        return self.ops.empty((n, *((0,) if self.labels is None else self.target_shape)), dtype)
 
     def gather(self, x: DeviceArray, index: DeviceArray) -> DeviceArray:
-        """Write the images `index` (n,) int64 into x (n, *image_shape), without augmentation.  Returns their labels."""
+        """Write the images `index` (n,) int64 into x (n, *image_shape), without augmentation.  Returns their targets:
+        class numbers (n,), or numbers (n, ...) of the type of x, which are x itself if the images are the targets."""
         if self.on_disk:
             staging = self.staging(len(x))
             staging.write(self.read(self.ops.to_host(index)))
             return staging.gather(x, self.ops.to_device(np.arange(len(x))))
-        return self.gather_batch(x, self.ops.empty((len(x),), np.int64), index, self.ops.empty((1,), np.int64))
+        return self.gather_batch(x, self.empty_target(len(x), x.dtype), index, self.ops.empty((1,), np.int64))
 
     def gather_batch(self, x: DeviceArray, target: DeviceArray, order: DeviceArray, cursor: DeviceArray) -> DeviceArray:
-        """Write the images order[cursor[0]:][:n] into x (n, *image_shape) and their labels into target (n,); return
-        target."""
+        """Write the images order[cursor[0]:][:n] into x (n, *image_shape) and their targets into target (n, ...).
+        Returns target, or x if the images are the targets."""
         if x.dtype not in self._scale_shift:
             self._scale_shift[x.dtype] = [self.ops.to_device(a.astype(x.dtype)) for a in (self.scale, self.shift)]
-        self.ops.gather(x, target, self.images, self.labels, order, cursor, *self._scale_shift[x.dtype], self.padding)
+        numbers = (target, self.labels) if self.classes is not None else (cursor[:0], cursor[:0])  # of size 0: none
+        scale, shift = self._scale_shift[x.dtype]
+        self.ops.gather(x, numbers[0], self.images, numbers[1], order, cursor, scale, shift, self.padding)
+        if self.classes is not None:
+            return target
+        if self.labels is None:
+            return x
+        self._gather_rows(target, self.labels, order, cursor)
         return target
+
+    def gather_weights(self, weights: DeviceArray, order: DeviceArray, cursor: DeviceArray) -> None:
+        """Write the weights of the images order[cursor[0]:][:n] into weights (n,).  The data set must have weights."""
+        self._gather_rows(weights, self.sample_weight, order, cursor)
+
+    def _gather_rows(self, out: DeviceArray, rows: DeviceArray, order: DeviceArray, cursor: DeviceArray) -> None:
+        size = math.prod(rows.shape[1:])
+        self.ops.gather_rows(out.reshape((len(out), size)), rows.reshape((len(rows), size)), order, cursor)
 
     # --- batches that are copied to the device one at a time: see tinycnn/batches.py -------------------------------
 
     def read(self, index: Array) -> dict[str, Array]:
         """The images `index` (n,) of a data set on disk, and their labels, as arrays in host memory for `write`."""
-        arrays = {name: getattr(self, name)[index] for name in ARRAYS}
+        arrays = {name: array[index] for name, array in self.arrays().items()}
         return arrays | {"images": _as_pixels(arrays["images"])}
 
     def staging(self, n: int) -> "DeviceDataset":
         """A data set of n images with the settings of this one, into which `write` copies batches."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays = self.arrays()
         dtypes = {name: array.dtype for name, array in arrays.items()}
         dtypes["images"] = np.dtype(np.uint8 if self.images.dtype == np.uint8 else np.float32)
         copied = type(self).__new__(type(self))
@@ -249,8 +301,7 @@ class DeviceDataset(Tracked):
     def reserve(self, n: int) -> None:
         """Make room for n images.  Captured steps are invalid if there was less."""
         if n > len(self):
-            for name in ARRAYS:
-                rows = getattr(self, name)
+            for name, rows in self.arrays().items():
                 setattr(self, name, self.ops.empty((n, *rows.shape[1:]), rows.dtype))
 
     def write(self, batch: Mapping[str, Array]) -> None:
@@ -260,12 +311,39 @@ class DeviceDataset(Tracked):
             self.ops.copy_to(getattr(self, name)[: len(values)], values)
 
 
-ARRAYS = ("images", "labels")  # the arrays of a data set with a row for each image
+ARRAYS = ("images", "labels", "sample_weight")  # the arrays of a data set with a row for each image; may be None
 
 
 def _as_pixels(pixels: Array) -> Array:
     """Pixels as they are on the device: uint8, or float32 for other types.  They must be finite."""
     return pixels if pixels.dtype == np.uint8 else _check.finite("images", pixels.astype(np.float32))
+
+
+def _check_targets(name: str, targets: Any, count: int) -> Array:
+    """A copy of the targets of a data set of `count` images: (count,) int64 class numbers, or (count, ...) float32 or
+    float64."""
+    values: Array = _check.array(name, targets)
+    if values.ndim <= 1 and values.dtype.kind != "f":
+        if values.dtype.kind == "b":
+            raise TypeError(f"{name} must be integer class numbers or floating-point targets, got dtype bool")
+        numbers: Array = _check.labels(name, values, count).copy()
+        return numbers
+    if values.ndim < 1 or len(values) != count:
+        raise ValueError(f"{name} must have shape ({count}, ...), one target an image, got {values.shape}")
+    dtype = np.float64 if values.dtype.newbyteorder("=") == np.float64 else np.float32
+    return _check.finite(name, np.array(values, dtype, order="C"))
+
+
+def _check_sample_weight(name: str, value: Any, count: int) -> Array:
+    """A copy of the weights (count,) of a data set, float64."""
+    weights: Array = _check.finite(name, _check.array(name, value)).astype(np.float64)
+    if weights.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), one weight an image, got {weights.shape}")
+    if (weights < 0).any():
+        raise ValueError(f"{name} must not be negative, got {weights.min():g}")
+    if not weights.any():
+        raise ValueError(f"{name} must not be all zero")
+    return weights
 
 
 def _class_names(value: Sequence[str], classes: int) -> tuple[str, ...]:
@@ -295,6 +373,8 @@ class DataLoader:
         self.ops = data.ops
         self.order = self.ops.to_device(np.arange(max(len(data), longest)))
         self.cursor, self.target = self.ops.empty((1,), np.int64), self.ops.empty((0,), np.int64)
+        self._target_buffer, self._weight_buffer = self.target, self.target
+        self.sample_weight: DeviceArray | None = None  # of the last batch
         self.length: int | None = len(data)  # of the epoch; None: unknown
         self.augmentation = data.augmentation.copy_for_training() if augment else None
 
@@ -324,15 +404,24 @@ class DataLoader:
         self.ops.copy_to(self.cursor, np.array([position]))
 
     def next(self, x: DeviceArray) -> DeviceArray:
-        """Write the next len(x) images into x and return their labels.  The kernel `accumulate_metrics` advances the
-        cursor."""
-        if len(x) > len(self.target):
-            self.target = self.ops.empty((len(x),), np.int64)
-        target = self.target[: len(x)]
+        """Write the next len(x) images into x and return their targets; set `sample_weight` to their weights (n,), or
+        None.  The kernel `accumulate_metrics` advances the cursor."""
+        n, data = len(x), self.data
+        if n > len(self._target_buffer) or self._target_buffer.dtype not in (x.dtype, np.int64):
+            self._target_buffer = data.empty_target(n, x.dtype)
+        target = self._target_buffer[:n]
         if self.augmentation is None:
-            return self.data.gather_batch(x, target, self.order, self.cursor)
-        self.data.gather_batch(self.augmentation.input_buffer(x), target, self.order, self.cursor)
-        self.augmentation.apply(x)
+            target = data.gather_batch(x, target, self.order, self.cursor)
+        else:
+            gathered = self.augmentation.input_buffer(x)
+            target = data.gather_batch(gathered, target, self.order, self.cursor)
+            self.augmentation.apply(x)
+            target = x if target is gathered else target
+        if data.sample_weight is not None:
+            if n > len(self._weight_buffer) or self._weight_buffer.dtype != x.dtype:
+                self._weight_buffer = self.ops.empty((n,), x.dtype)
+            self.sample_weight = self._weight_buffer[:n]
+            data.gather_weights(self.sample_weight, self.order, self.cursor)
         return target
 
     def augment_settings(self) -> list[dict[str, Any] | None]:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tinycnn import _check, kernels, layers, scalars
+from tinycnn import _check, kernels, layers, losses, scalars
 from tinycnn._typing import Array, DType, Padding, Pair
-from tinycnn.losses import CrossEntropyLoss, MSELoss, as_float
+from tinycnn.losses import as_float
 
 
 def _prepare(name: str, x: ArrayLike, ndim: int | None = None, axes: str = "", dtype: DType | None = None) -> Array:
@@ -510,7 +510,8 @@ def dropout(input: ArrayLike, mask: ArrayLike, p: float = 0.5) -> Array:
     keep = np.asarray(mask)
     if keep.dtype != np.bool_:
         raise TypeError(f"mask must be booleans, got dtype {keep.dtype}")
-    if np.broadcast_shapes(keep.shape, x.shape) != x.shape:
+    sizes = zip(keep.shape[::-1], x.shape[::-1], strict=False)
+    if keep.ndim > x.ndim or any(size not in (1, n) for size, n in sizes):
         raise ValueError(f"mask must broadcast with the input's shape {x.shape}, got {keep.shape}")
     y: Array = np.where(keep, x / x.dtype.type(1 - _check.number("p", p, 0, below=1)), x.dtype.type(0))
     return y
@@ -721,6 +722,39 @@ def log_softmax_backward(dy: ArrayLike, input: ArrayLike, dim: int) -> Array:
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
+def _class_rows(input: ArrayLike, target: ArrayLike, loss: Any) -> tuple[Any, Array, tuple[int, ...]]:
+    """(value, gradient, shape of the value for reduction "none") of a loss of classes on (C,), (N, C) or
+    (N, C, d1, ...): its rows of C numbers are those of axis 1, or of the only axis."""
+    x, targets = as_float(_check.array("input", input)), np.asarray(_check.detach(target))
+    if x.ndim == 0:
+        raise ValueError("input must have shape (C,), (N, C) or (N, C, d1, ...), got a number")
+    axis, shape = min(1, x.ndim - 1), x.shape[: min(1, x.ndim - 1)] + x.shape[min(1, x.ndim - 1) + 1 :]
+    rows = np.moveaxis(x, axis, -1)
+    if targets.dtype.kind == "f" and targets.shape == x.shape:
+        flat: Any = np.moveaxis(targets, axis, -1).reshape(-1, x.shape[axis])
+    elif targets.shape == shape:
+        flat = targets.reshape(-1)
+    else:
+        raise ValueError(
+            f"target must be class numbers of shape {shape}, or probabilities of shape {x.shape}, got {targets.shape}"
+        )
+    value, gradient = loss(np.ascontiguousarray(rows.reshape(-1, x.shape[axis])), flat)
+    return value, np.ascontiguousarray(np.moveaxis(gradient.reshape(rows.shape), -1, axis)), shape
+
+
+def _class_value(input: ArrayLike, target: ArrayLike, loss: Any) -> float | Array:
+    value, _, shape = _class_rows(input, target, loss)
+    return np.reshape(value, shape) if loss.reduction == "none" else value
+
+
+def _class_gradient(dy: ArrayLike, input: ArrayLike, target: ArrayLike, loss: Any) -> Array:
+    value, dx, shape = _class_rows(input, target, loss)
+    if loss.reduction != "none":
+        return dx * _prepare_gradient(dy, np.asarray(value, dx.dtype))
+    scaled: Array = dx * np.expand_dims(_prepare_gradient(dy, np.reshape(value, shape)), min(1, dx.ndim - 1))
+    return scaled
+
+
 def cross_entropy(
     input: ArrayLike,
     target: ArrayLike,
@@ -729,8 +763,9 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> float | Array:
-    """Logits (N, K) and class numbers (N,) -> float, or (N,) for reduction "none"."""
-    return CrossEntropyLoss(weight, ignore_index, reduction, label_smoothing)(input, target)[0]
+    """Logits (C,), (N, C) or (N, C, d1, ...), and class numbers (), (N,) or (N, d1, ...), or probabilities of the
+    logits' shape -> float, or the shape of the class numbers for reduction "none"."""
+    return _class_value(input, target, losses.CrossEntropyLoss(weight, ignore_index, reduction, label_smoothing))
 
 
 def cross_entropy_backward(
@@ -742,20 +777,99 @@ def cross_entropy_backward(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Array:
-    """Gradient of input; dy is a number, or (N,) for reduction "none"."""
-    value, dx = CrossEntropyLoss(weight, ignore_index, reduction, label_smoothing)(input, target)
-    return dx * _prepare_gradient(dy, np.asarray(value, dx.dtype)).reshape(-1, 1)
+    """Gradient of input; dy has the shape of the value."""
+    loss = losses.CrossEntropyLoss(weight, ignore_index, reduction, label_smoothing)
+    return _class_gradient(dy, input, target, loss)
+
+
+def nll_loss(
+    input: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> float | Array:
+    """Log-probabilities and class numbers, shapes as for `cross_entropy`."""
+    return _class_value(input, target, losses.NLLLoss(weight, ignore_index, reduction))
+
+
+def nll_loss_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Array:
+    """Gradient of input; dy has the shape of the value."""
+    return _class_gradient(dy, input, target, losses.NLLLoss(weight, ignore_index, reduction))
+
+
+def _number_gradient(dy: ArrayLike, input: ArrayLike, target: ArrayLike, loss: Any) -> Array:
+    """Gradient of the input of a loss that compares numbers."""
+    value, dx = loss(input, target)
+    scaled: Array = dx * _prepare_gradient(dy, np.asarray(value, dx.dtype))
+    return scaled
 
 
 def mse_loss(input: ArrayLike, target: ArrayLike, reduction: str = "mean") -> float | Array:
     """Two arrays of one shape -> float, or that shape for reduction "none"."""
-    return MSELoss(reduction)(input, target)[0]
+    return losses.MSELoss(reduction)(input, target)[0]
 
 
 def mse_loss_backward(
     dy: ArrayLike, input: ArrayLike, target: ArrayLike, reduction: str = "mean"
 ) -> tuple[Array, Array]:
     """Gradients (input, target)."""
-    value, dx = MSELoss(reduction)(input, target)
-    dx = dx * _prepare_gradient(dy, np.asarray(value, dx.dtype))
+    dx = _number_gradient(dy, input, target, losses.MSELoss(reduction))
     return dx, -dx
+
+
+def l1_loss(input: ArrayLike, target: ArrayLike, reduction: str = "mean") -> float | Array:
+    """Two arrays of one shape -> float, or that shape for reduction "none"."""
+    return losses.L1Loss(reduction)(input, target)[0]
+
+
+def l1_loss_backward(
+    dy: ArrayLike, input: ArrayLike, target: ArrayLike, reduction: str = "mean"
+) -> tuple[Array, Array]:
+    """Gradients (input, target)."""
+    dx = _number_gradient(dy, input, target, losses.L1Loss(reduction))
+    return dx, -dx
+
+
+def huber_loss(input: ArrayLike, target: ArrayLike, reduction: str = "mean", delta: float = 1.0) -> float | Array:
+    """Two arrays of one shape -> float, or that shape for reduction "none"."""
+    return losses.HuberLoss(reduction, delta)(input, target)[0]
+
+
+def huber_loss_backward(
+    dy: ArrayLike, input: ArrayLike, target: ArrayLike, reduction: str = "mean", delta: float = 1.0
+) -> tuple[Array, Array]:
+    """Gradients (input, target)."""
+    dx = _number_gradient(dy, input, target, losses.HuberLoss(reduction, delta))
+    return dx, -dx
+
+
+def binary_cross_entropy_with_logits(
+    input: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
+    reduction: str = "mean",
+    pos_weight: ArrayLike | None = None,
+) -> float | Array:
+    """Logits and targets 0 ... 1 of one shape -> float, or that shape for reduction "none"."""
+    return losses.BCEWithLogitsLoss(weight, reduction, pos_weight)(input, target)[0]
+
+
+def binary_cross_entropy_with_logits_backward(
+    dy: ArrayLike,
+    input: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None = None,
+    reduction: str = "mean",
+    pos_weight: ArrayLike | None = None,
+) -> Array:
+    """Gradient of input."""
+    loss = losses.BCEWithLogitsLoss(weight, reduction, pos_weight)
+    return _number_gradient(dy, input, target, loss)

@@ -15,7 +15,7 @@ from tinycnn import _check, init
 from tinycnn._typing import Array, Backend, DeviceArray, DType, Pair, Rng, Shape, Views
 from tinycnn.dataset import DeviceDataset
 from tinycnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ScaledTanh
-from tinycnn.losses import Loss
+from tinycnn.losses import _ClassLoss
 from tinycnn.model import Sequential
 from tinycnn.optim import Optimizer
 
@@ -246,20 +246,18 @@ class EuclideanRBF(Layer):
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
-class RBFLoss(Loss):
+class RBFLoss(_ClassLoss):
     """Loss of distances (N, K) against class numbers (N,).  The smallest distance is the prediction.
 
     rubbish    None: eq. 8, the distance to the target.  A number j: eq. 9, which also increases the other distances
     reduction  "mean" or "sum"
     """
 
+    output_kind = "distances"
+
     def __init__(self, rubbish: float | None = None, reduction: str = "mean") -> None:
         self.rubbish = None if rubbish is None else _check.number("rubbish", rubbish, 0)
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum"))
-
-    def allocate(self, ops: Backend, batch: int, classes: int, dtype: DType) -> None:
-        super().allocate(ops, batch, classes, dtype)
-        self._predicted = ops.empty((batch,), np.int64)
 
     def forward_backward(self, dx: DeviceArray, x: DeviceArray, target: DeviceArray) -> None:
         n, rubbish = len(x), -1.0 if self.rubbish is None else self.rubbish

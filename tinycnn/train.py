@@ -81,13 +81,15 @@ class StepRunner:
         plan.forward(dry_run)
         if not dry_run or is_replayable(criterion):
             criterion.forward_backward(plan.dy, plan.y, self.target)
+        if self.loader.sample_weight is not None:
+            criterion.weight_samples(plan.dy, self.target, self.loader.sample_weight)
 
     def update(self, n: int, dry_run: bool = False) -> None:
         """Backward pass and optimizer step; advance to the next images."""
         self.model.plan(n).backward(dry_run=dry_run)
         if not dry_run or is_replayable(self.optimizer):
             self.optimizer.step()
-        self.criterion.accumulate_metrics(self.totals, self.loader.cursor, self.target)
+        self._accumulate_metrics()
 
     def step(self, n: int, dry_run: bool = False) -> None:
         """A training step on the next n images.  It neither allocates nor synchronises, so a GPU can capture it.
@@ -144,7 +146,7 @@ class StepRunner:
         self.model.plan(n).backward(dry_run=dry_run)
         scale = n if self.criterion.reduction == "mean" else 1
         self.model.ops.accumulate_grad(self.grad_sum, self.model.grad, scale, first)
-        self.criterion.accumulate_metrics(self.totals, self.loader.cursor, self.target)
+        self._accumulate_metrics()
 
     def apply(self, images: int, dry_run: bool = False) -> None:
         """Optimizer step with the gradients of a window of so many images."""
@@ -178,13 +180,22 @@ class StepRunner:
         """Number of batches of the epoch before the first with a loss that is not finite."""
         return int(self.model.ops.to_host(self.totals)[3])
 
-    def read_metrics(self) -> tuple[float, float]:
-        """(loss, accuracy) of the epoch so far.  ArithmeticError if the loss is not finite."""
-        loss, correct, count, _, weights = self.model.ops.to_host(self.totals)
+    def metric_name(self) -> str | None:
+        """Name of the metric that the loss computes besides its value, such as "accuracy"; None for none."""
+        return self.criterion.metric_name(self.loader.data.classes is not None)
+
+    def _accumulate_metrics(self) -> None:
+        weights = () if self.loader.sample_weight is None else (self.loader.sample_weight,)
+        self.criterion.accumulate_metrics(self.totals, self.loader.cursor, self.target, *weights)
+
+    def read_metrics(self) -> tuple[float, float | None]:
+        """(loss, metric) of the epoch so far; the metric is None if the loss has none.  ArithmeticError if the loss is
+        not finite."""
+        loss, metric, count, _, weights = self.model.ops.to_host(self.totals)
         if not math.isfinite(loss):
             raise ArithmeticError
-        accuracy = float(correct / count) if self.criterion.predicts_classes() else math.nan
-        return _mean_loss(self.criterion, loss, weights), accuracy
+        value = None if self.metric_name() is None else float(metric / count)
+        return _mean_loss(self.criterion, loss, weights), value
 
     def locks(
         self, each_batch: bool
@@ -223,6 +234,7 @@ def train_step(
             runner = cache["_runner"] = StepRunner(model, criterion, loader, optimizer)
         with runner.exclusive():
             model.normalization = dataset.normalization
+            model.output_kind = getattr(criterion, "output_kind", None)
             runner.loader.start_epoch(numbers)
             return _first_step(runner, len(numbers))
 
@@ -272,7 +284,9 @@ def fit(
 
     The history has one record (a dict) for each epoch: epoch, train_loss, train_accuracy (both measured during
     training), val_loss, val_accuracy (with a validation set), lr (at the end), seconds (of training),
-    images_per_second.
+    images_per_second.  The accuracy is that of class predictions.  Other losses have train_mae and val_mae, the mean
+    absolute error (`MSELoss`, `L1Loss`, `HuberLoss`), or train_binary_accuracy and val_binary_accuracy, the fraction
+    of right labels (`BCEWithLogitsLoss`); a user's loss that predicts no classes has none.
 
     Memory-mapped arrays and iterables are read in a thread ahead of the step; only a few batches are in memory.  The
     thread ends with `fit`.
@@ -304,10 +318,10 @@ def fit(
         runner = StepRunner(model, criterion, loader, optimizer, accumulation_steps)
         validator = None
         if validation is not None:
-            val_check = functools.partial(check_arguments, model)
+            val_criterion = CrossEntropyLoss() if type(criterion) is CrossEntropyLoss else criterion
+            val_check = functools.partial(check_arguments, model, criterion=val_criterion)
             val_loader = _open_loader("validation", validation, model, val_check, None, dataset)
             cleanup.callback(val_loader.close)
-            val_criterion = CrossEntropyLoss() if type(criterion) is CrossEntropyLoss else criterion
             validator = StepRunner(model, val_criterion, val_loader)
         batch_size = min(batch_size, len(dataset)) if loader.repeatable else len(dataset)
         if optimizer.patterns and not loader.repeatable:
@@ -332,6 +346,7 @@ def fit(
             loader.reserve(batch_size)
             _compile(runner, sizes)
         model.normalization = dataset.normalization
+        model.output_kind = getattr(criterion, "output_kind", None)
         if dataset.class_names is not None:
             model.class_names = dataset.class_names
         orders = _orders(len(dataset), epoch_size, reshuffle, generator) if loader.repeatable else None
@@ -446,7 +461,8 @@ def _run_epochs(
             epoch_end = _snapshot(model, optimizer)
             with optimizer.average_parameters():
                 if validator is not None:
-                    record["val_loss"], record["val_accuracy"], _ = _evaluate(validator, EVALUATION_BATCH)
+                    record["val_loss"], metric, _ = _evaluate(validator, EVALUATION_BATCH)
+                    record |= _metric_entry("val", validator, metric)
                 last_good = epoch_end
                 history.append(record)
                 stop = hooks("on_epoch_end", record) or stop
@@ -512,19 +528,31 @@ def _train_epoch(
             now = time.perf_counter()
             if now - last_shown > 0.2:
                 last_shown = now
-                bar.set_postfix_str("loss {:.4f}, accuracy {:.2%}".format(*runner.read_metrics()), refresh=False)
+                bar.set_postfix_str(_format_metrics(runner.metric_name(), *runner.read_metrics()), refresh=False)
             bar.update(n)
         with turn():
             runner.end_window()
-        loss, accuracy = runner.read_metrics()
+        loss, metric = runner.read_metrics()
     seconds = time.perf_counter() - start
     return {
         "train_loss": loss,
-        "train_accuracy": accuracy,
+        **_metric_entry("train", runner, metric),
         "lr": runner.optimizer.lr,
         "seconds": seconds,
         "images_per_second": images / seconds,
     }, stop
+
+
+def _metric_entry(part: str, runner: StepRunner, value: float | None) -> Record:
+    """The entry of the metric in a record, {"train_accuracy": value}; empty if there is none."""
+    return {} if value is None else {f"{part}_{runner.metric_name()}": value}
+
+
+def _format_metrics(name: str | None, loss: float, value: float | None) -> str:
+    """Loss and metric for the progress bar."""
+    if value is None or name is None:
+        return f"loss {loss:.4f}"
+    return f"loss {loss:.4f}, {name.replace('_', ' ')} {value:{'.2%' if 'accuracy' in name else '.4f'}}"
 
 
 def _repeat_checked(
@@ -544,39 +572,41 @@ def _repeat_checked(
 
 def evaluate(
     model: Sequential, dataset: DeviceDataset, criterion: Loss | None = None, batch_size: int = EVALUATION_BATCH
-) -> tuple[float, float, Array]:
-    """(loss, accuracy, logits) of the model in eval mode on all of `dataset`; logits: (N, K) NumPy.
+) -> tuple[float, float | None, Array]:
+    """(loss, metric, outputs) of the model in eval mode on all of `dataset`; outputs: (N, ...) NumPy.
 
     The loss is plain cross entropy unless another criterion is given.  It is the loss of all images together, whatever
-    the batch size: their (weighted) mean, or their sum if the criterion's reduction is "sum" or "none".
+    the batch size: their (weighted) mean, or their sum if the criterion's reduction is "sum" or "none".  The metric is
+    the accuracy, or what else `fit` records for this loss; None if that is nothing.
     """
-    check_arguments(model, dataset, "dataset", criterion)
     criterion = CrossEntropyLoss() if criterion is None else criterion
+    check_arguments(model, dataset, "dataset", criterion)
     batch_size = _check.integer("batch_size", batch_size, 1)
     return _evaluate(StepRunner(model, criterion, make_loader(dataset)), batch_size)
 
 
-def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float, Array]:
+def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float | None, Array]:
     """`evaluate` with a reusable `StepRunner`."""
     model, criterion, loader = runner.model, runner.criterion, runner.loader
-    loss_sum, weight_sum, outputs, correct = 0.0, 0.0, [], 0
-    labels = model.ops.to_host(loader.data.labels)
+    loss_sum, weight_sum, outputs, metric_sum, has_metric = 0.0, 0.0, [], 0.0, False
     whole, turn = runner.locks(each_batch=loader.staged)
     with whole, contextlib.closing(loader.batches(batch_size)) as batches:
         for position, n in batches:
             with turn(), model.evaluating():
                 loader.seek(position)
                 runner.replay_loss(n)
-                if loader.staged:
-                    labels = model.ops.to_host(loader.data.labels)
-                batch_labels = labels[position : position + n]
-                loss, weight = criterion.weighted_sum(criterion.batch_loss(n), batch_labels)
+                data = loader.data
+                labels, weights = (
+                    None if array is None else model.ops.to_host(array)[position : position + n]
+                    for array in (data.labels if data.classes is not None else None, data.sample_weight)
+                )
+                loss, weight = criterion.weighted_sum(criterion.batch_loss(n), labels, weights, n)
                 loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
                 outputs.append(np.array(model.ops.to_host(model.plan(n).y)))
-                predicted = criterion.predictions(n)
-                predicted = outputs[-1].argmax(axis=1) if predicted is None else predicted
-                correct += np.count_nonzero(predicted == batch_labels)
-    return _mean_loss(criterion, loss_sum, weight_sum), float(correct / sum(map(len, outputs))), np.concatenate(outputs)
+                has_metric = runner.metric_name() is not None
+                metric_sum += criterion.batch_metric(n, labels) if has_metric else 0.0
+    metric = float(metric_sum / sum(map(len, outputs))) if has_metric else None
+    return _mean_loss(criterion, loss_sum, weight_sum), metric, np.concatenate(outputs)
 
 
 def _mean_loss(criterion: Loss, loss_sum: float, weight_sum: float) -> float:
@@ -651,7 +681,5 @@ def check_arguments(
         model.set_input_shape(dataset.image_shape)
     if model.input_shape != dataset.image_shape:
         raise ValueError(f"{name}: the model takes images {model.input_shape}, got {dataset.image_shape}")
-    if len(model.shapes[-1]) != 1 or model.shapes[-1][0] < dataset.classes:
-        raise ValueError(
-            f"{name}: labels go up to {dataset.classes - 1}, but the model's output has shape {model.shapes[-1]}"
-        )
+    if hasattr(criterion, "check_targets"):
+        criterion.check_targets(name, dataset, model.shapes[-1])

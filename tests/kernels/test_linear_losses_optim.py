@@ -368,28 +368,110 @@ def test_gather(N, shape, B, padding, seed, kind, dtype):
     np.testing.assert_array_equal(target, labels[index])
 
 
+def accumulate(totals, cursor, loss, predicted, target, shares, score=(), sample_weight=()):
+    arrays = np.float32(loss), np.array(predicted, np.int64), np.float32(score), np.array(target)
+    kernels.accumulate_metrics(totals, cursor, *arrays, np.asarray(shares, float), np.float32(sample_weight))
+
+
 def test_accumulate_metrics():
     totals, cursor, ones = np.zeros(5), np.zeros(1, np.int64), np.ones(4)
-    kernels.accumulate_metrics(totals, cursor, np.float32([0.5, 0.25]), np.array([3, 1]), np.array([3, 2]), ones)
-    kernels.accumulate_metrics(totals, cursor, np.float32([1, 1, 1]), np.zeros(0, np.int64), np.array([3, 2, 1]), ones)
-    np.testing.assert_array_equal(totals, [2 * 0.75 + 3 * 3, 1, 5, 2, 5])
+    accumulate(totals, cursor, [0.5, 0.25], [3, 1], [3, 2], ones)
+    accumulate(totals, cursor, [1, 1, 1], [], [3, 2, 1], ones)
+    np.testing.assert_array_equal(totals, [0.75 * 2 + 3 * 3, 1, 5, 2, 5])
     assert cursor == [5]
-    for bad in (np.nan, 1.0):  # once the sum is not finite, it stays so: batches before that are counted
-        kernels.accumulate_metrics(totals, cursor, np.float32([bad]), np.array([0]), np.array([0]), ones)
-    assert np.isnan(totals[0])
-    assert list(totals[1:]) == [3, 7, 2, 7]
+    for bad in (np.nan, np.inf, 1.0):
+        accumulate(totals, cursor, [bad], [0], [0], ones)
+        assert totals[3] == 2  # not counted from the first on that is not finite
+        assert not np.isfinite(totals[0])
 
 
 def test_accumulate_metrics_with_class_weights_and_of_sums():
-    totals, shares, target = np.zeros(5), np.array([0.5, 0.0, 2.0]), np.array([0, 1, 2])
+    target, shares = [0, 2, 1], [1.0, 0.0, 2.0]
     for _ in range(2):
-        kernels.accumulate_metrics(totals, np.zeros(1, np.int64), np.float32([0.5, 0.25, 1]), target, target, shares)
-    np.testing.assert_array_equal(totals, [2 * 1.75 * 2.5, 6, 6, 2, 5])
-    kernels.accumulate_metrics(totals, np.zeros(1, np.int64), np.float32([0.5, 0.25, 1]), target, target, shares[:0])
-    np.testing.assert_array_equal(totals, [2 * 1.75 * 2.5 + 1.75, 9, 9, 3, 5])
+        totals = np.zeros(5)
+        accumulate(totals, np.zeros(1, np.int64), [0.5, 0.25, 1], target, target, shares)
+        np.testing.assert_array_equal(totals, [1.75 * 3, 3, 3, 1, 3])
+    totals = np.zeros(5)
+    accumulate(totals, np.zeros(1, np.int64), [0.5, 0.25, 1], target, target, [])
+    np.testing.assert_array_equal(totals, [1.75, 3, 3, 1, 0])
 
 
-# --- array services ---------------------------------------------------------------------------------------------------
+def test_accumulate_metrics_with_scores_and_sample_weights():
+    totals = np.zeros(5)
+    accumulate(totals, np.zeros(1, np.int64), [0.5, 0.25, 1], [], [0, 0, 0], [1.0], [0.5, 1, 0.25], [1, 0, 2])
+    np.testing.assert_array_equal(totals, [1.75 * 3, 1.75, 3, 1, 3])
+    totals = np.zeros(5)
+    accumulate(totals, np.zeros(1, np.int64), [0.5, 0.25], [1, 1], [1, 0], [1.0, 4.0], (), [2, 3])
+    np.testing.assert_array_equal(totals, [0.75 * 11, 1, 2, 1, 11])
+
+
+@both_dtypes
+@pytest.mark.parametrize("shares", [[], [1.0], [0.5, 0.0, 2.0]])
+def test_weight_samples(shares, dtype):
+    """A mean weighted by the class becomes one weighted by class and sample."""
+    rng = np.random.default_rng(0)
+    loss, dx, target = rng.random(7).astype(dtype), rng.standard_normal((7, 3)).astype(dtype), rng.integers(0, 3, 7)
+    weights, c = rng.integers(0, 4, 7).astype(dtype), np.ones(7) if len(shares) < 2 else np.array(shares)[target]
+    factor = weights * (c.sum() / (c * weights).sum() if shares else 1)
+    want = loss * factor, dx * factor[:, None]
+    kernels.weight_samples(loss, dx, target, np.array(shares), weights)
+    np.testing.assert_allclose(loss, want[0], rtol=1e-6)
+    np.testing.assert_allclose(dx, want[1], rtol=1e-6)
+
+
+@both_dtypes
+def test_gather_rows(dtype):
+    values = np.random.default_rng(0).standard_normal((9, 3)).astype(dtype)
+    rows, order = blank((4, 3), dtype), np.array([8, 0, 3, 3, 7, 1])
+    kernels.gather_rows(rows, values, order, np.array([2]))
+    np.testing.assert_array_equal(rows, values[[3, 3, 7, 1]])
+
+
+ELEMENTWISE = {
+    "l1_loss": (lambda e: abs(e), np.sign, ()),
+    "huber_loss": (
+        lambda e: np.where(abs(e) > 0.7, 0.7 * (abs(e) - 0.35), e**2 / 2), lambda e: np.clip(e, -0.7, 0.7), (0.7,)
+    ),
+    "mse_loss": (lambda e: e**2, lambda e: 2 * e, ()),
+}  # fmt: skip
+
+
+@both_dtypes
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@given(N=st.integers(1, 9), F=st.integers(1, 40), seed=seeds, mean=st.booleans())
+def test_losses_of_numbers(name, N, F, seed, mean, dtype):
+    value, derivative, options = ELEMENTWISE[name]
+    x, target = np.random.default_rng(seed).standard_normal((2, N, F)).astype(dtype)
+    x[0, 0] = target[0, 0]
+    loss, dx, error = blank(N, dtype), blank((N, F), dtype), (x - target).astype(np.float64)
+    getattr(kernels, name)(loss, dx, x, target, *options, mean)
+    scale = 1 / (N * F) if mean else 1
+    assert_close(loss, value(error).sum(axis=1) * scale, abs(error).sum(axis=1) * scale + 1e-6, F + 20)
+    assert_close(dx, derivative(error) * scale, 4 * scale, 20)
+    score = blank(N, dtype)
+    kernels.absolute_error(score, x, target)
+    assert_close(score, abs(error).mean(axis=1), 1, F + 20)
+    target[0, 0] = np.nan
+    getattr(kernels, name)(loss, dx, x, target, *options, mean)
+    assert np.isnan(loss[0])
+    assert np.isnan(dx[0, 0])
+
+
+@both_dtypes
+@given(N=st.integers(1, 9), F=st.integers(1, 12), seed=seeds, mean=st.booleans(), scale=st.sampled_from([1.0, 50.0]))
+def test_binary_cross_entropy(N, F, seed, mean, scale, dtype):
+    rng = np.random.default_rng(seed)
+    x, target = (rng.standard_normal((N, F)) * scale).astype(dtype), rng.integers(0, 2, (N, F)).astype(dtype)
+    weight, pos_weight = rng.uniform(0.5, 2, F).astype(dtype), rng.uniform(0.5, 2, 1).astype(dtype)
+    loss, score, dx = blank(N, dtype), blank(N, dtype), blank((N, F), dtype)
+    kernels.binary_cross_entropy_with_logits(loss, score, dx, x, target, weight, pos_weight, mean)
+    z, factor = x.astype(np.float64), 1 / (N * F) if mean else 1
+    terms = weight * ((1 - target) * np.logaddexp(0, z) + pos_weight * target * np.logaddexp(0, -z)) * factor
+    assert_close(loss, terms.sum(axis=1), terms.sum(axis=1) + 1e-6, F + 40)
+    sigmoid = reference.sigmoid(z)
+    want = weight * ((1 - target) * sigmoid - pos_weight * target * (1 - sigmoid)) * factor
+    assert_close(dx, want, 4 * factor, 20)
+    np.testing.assert_allclose(score, ((x > 0) == (target > 0.5)).mean(axis=1), rtol=1e-6)
 
 
 def test_array_services():
@@ -426,6 +508,22 @@ def _case(name, dtype):
         if name == "one_hot":
             return kernels.one_hot, (dx, predicted, x, target), (0, 1)
         return kernels.cross_entropy, (loss, predicted, dx, x, target, weight, -100, 0.1, True), (0, 1, 2)
+    if name in ("nll_loss", "soft_cross_entropy", "l1_loss", "huber_loss", "absolute_error", "gather_rows",
+                "weight_samples", "binary_cross_entropy_with_logits"):  # fmt: skip
+        x, other = rng.standard_normal((2, 301, 37)).astype(dtype)
+        loss, score, predicted, dx = blank(301, dtype), blank(301, dtype), blank(301, np.int64), blank(x.shape, dtype)
+        target, weight, row = rng.integers(0, 37, 301), np.ones(37, dtype), abs(x[:, 0])
+        arguments, outputs = {
+            "nll_loss": ((loss, predicted, dx, x, target, weight, -100, True), (0, 1, 2)),
+            "soft_cross_entropy": ((loss, predicted, score, dx, x, abs(other), weight, 0.1, True), (0, 1, 2, 3)),
+            "l1_loss": ((loss, dx, x, other, True), (0, 1)),
+            "huber_loss": ((loss, dx, x, other, 0.5, True), (0, 1)),
+            "absolute_error": ((loss, x, other), (0,)),
+            "gather_rows": ((dx, x, target, np.zeros(1, np.int64)), (0,)),
+            "weight_samples": ((row, other, target, np.ones(37), abs(x[:, 1])), (0, 1)),
+            "binary_cross_entropy_with_logits": ((loss, score, dx, x, abs(other) % 1, weight, weight, True), (0, 1, 2)),
+        }[name]
+        return getattr(kernels, name), arguments, outputs
     if name == "gather":
         images, labels = rng.integers(0, 256, (50, 2, 9, 11)).astype(np.uint8), rng.integers(0, 10, 50)
         x, target = blank((70, 2, 13, 13), dtype), blank(70, np.int64)
@@ -438,7 +536,7 @@ def _case(name, dtype):
         loss, predicted, target = rng.random(64).astype(dtype), rng.integers(0, 3, 64), rng.integers(0, 3, 64)
         return (
             kernels.accumulate_metrics,
-            (np.zeros(5), np.zeros(1, np.int64), loss, predicted, target, np.ones(3)),
+            (np.zeros(5), np.zeros(1, np.int64), loss, predicted, loss[:0], target, np.ones(3), loss[:0]),
             (0, 1),
         )
     theta, grad, m, v = rng.standard_normal((4, 61_706)).astype(dtype)
@@ -463,6 +561,14 @@ def _case(name, dtype):
 
 
 CASES = [
+    "absolute_error",
+    "binary_cross_entropy_with_logits",
+    "gather_rows",
+    "huber_loss",
+    "l1_loss",
+    "nll_loss",
+    "soft_cross_entropy",
+    "weight_samples",
     "linear_forward",
     "linear_backward",
     "cross_entropy",

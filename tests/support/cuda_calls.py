@@ -189,6 +189,25 @@ def calls(dtype, sizes, seed=0):
         yield "cross_entropy", "", (*outputs, x, target, weight, -100, smoothing, mean), (0, 1, 2)
         yield "mse_loss", "", (blank(rows, dtype), blank(x.shape, dtype), x, dy, mean), (0, 1)
 
+    for mean in (True, False):
+        outputs = blank(rows, dtype), blank(rows, np.int64), blank(x.shape, dtype)
+        yield "nll_loss", "", (*outputs, x, target, weight, -100, mean), (0, 1, 2)
+        outputs = *outputs[:2], blank(rows, dtype), outputs[2]
+        yield "soft_cross_entropy", "", (*outputs, x, abs(dy), weight, 0.1, mean), (0, 1, 2, 3)
+        for name, options in (("l1_loss", ()), ("huber_loss", (0.7,))):
+            yield name, "", (blank(rows, dtype), blank(x.shape, dtype), x, dy, *options, mean), (0, 1)
+        labels = (dy > 0).astype(dtype)
+        outputs = blank(rows, dtype), blank(rows, dtype), blank(x.shape, dtype)
+        for factors in ((weight, abs(weight[:1])), (weight[:1], weight)):
+            yield "binary_cross_entropy_with_logits", "", (*outputs, x, labels, *factors, mean), (0, 1, 2)
+    yield "absolute_error", "", (blank(rows, dtype), x, dy), (0,)
+    order, values = rng.permutation(rows), normal(rows, 3)
+    yield "gather_rows", "", (blank((rows - 2, 3), dtype), values, order, np.array([2])), (0,)
+    sample_weight = rng.uniform(0, 2, rows).astype(dtype)
+    for class_weight in (rng.uniform(0.5, 2, classes), np.ones(1), np.zeros(0)):
+        arguments = normal(rows), normal(rows, 7), abs(target) % classes, class_weight, sample_weight
+        yield "weight_samples", f"{len(class_weight)} classes", arguments, (0, 1)
+
     x[1, 2], x[2] = np.nan, 0.5
     yield "one_hot", "", (blank(x.shape, dtype), blank(rows, np.int64), x, abs(target) % classes), (0, 1)
 
@@ -225,6 +244,7 @@ def calls(dtype, sizes, seed=0):
         x, target = blank((B, 2, H + 2, W + 4), dtype), blank(B, np.int64)
         scale, shift = np.array([0.01, 0.02], dtype), np.array([-1, 2], dtype)
         yield "gather", str(kind), (x, target, images, labels, order, cursor, scale, shift, (1, 2)), (0, 1)
+        yield "gather", "no labels", (x, labels[:0], images, labels[:0], order, cursor, scale, shift, (1, 2)), (0,)
 
     counter, seed, ranges = np.array([11]), 2**63 - 12345, (30.0, (2.0, 3.0), (0.8, 1.3), (0.7, 1.1), 20.0)
     yield "random_affine", "", (blank((rows, 2, 3), dtype), counter, seed, *ranges), (0,)
@@ -243,8 +263,18 @@ def calls(dtype, sizes, seed=0):
     predicted = rng.integers(0, 3, rows)
     totals, cursor, shares = np.array([1.0, 2, 3, 4, 5]), np.array([7]), np.array([1, 0.5, 2])
     loss, target = abs(normal(rows)), rng.integers(0, 3, rows)
-    yield "accumulate_metrics", "", (totals, cursor, loss, predicted, target, shares), (0, 1)
-    yield "accumulate_metrics", "a sum", (totals, cursor, loss, predicted, target, shares[:0]), (0, 1)
-    yield "accumulate_metrics", "no classes", (totals, cursor, loss, predicted[:0], target, shares), (0, 1)
+    none, score, sample_weight = normal(0), abs(normal(rows)), abs(normal(rows))
+    no_prediction, one = predicted[:0], np.ones(1)
+    for description, arguments in {
+        "": (predicted, none, target, shares, none),
+        "a sum": (predicted, none, target, shares[:0], none),
+        "no classes": (no_prediction, none, target, shares, none),
+        "equal weights": (predicted, none, target, one, none),
+        "a score": (no_prediction, score, target, one, none),
+        "sample weights": (predicted, none, target, shares, sample_weight),
+        "sample weights, a score": (no_prediction, score, target, one, sample_weight),
+        "sample weights of a sum": (predicted, none, target, shares[:0], sample_weight),
+    }.items():
+        yield "accumulate_metrics", description, (totals, cursor, loss, *arguments), (0, 1)
     loss[rows // 2] = np.nan
-    yield "accumulate_metrics", "NaN", (totals, cursor, loss, predicted, target, shares), (0, 1)
+    yield "accumulate_metrics", "NaN", (totals, cursor, loss, predicted, none, target, shares, none), (0, 1)

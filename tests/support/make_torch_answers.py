@@ -141,6 +141,26 @@ def losses():
             add("cross_entropy", [draw(6, 4) * 3], options, {"target": target})
             add("cross_entropy", [draw(6, 4) * 3], options, {"target": target, "weight": weight})
         add("mse_loss", [draw(4, 3), draw(4, 3)], {"reduction": reduction})
+        for function in ("l1_loss", "huber_loss"):
+            add(function, [draw(4, 3), draw(4, 3)], {"reduction": reduction})
+        add("huber_loss", [draw(2, 5) * 2, draw(2, 5)], {"reduction": reduction, "delta": 0.5})
+        options = {"reduction": reduction}
+        probabilities = abs(draw(6, 4))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        add("cross_entropy", [draw(6, 4)], options, {"target": probabilities, "weight": weight})
+        add("cross_entropy", [draw(6, 4)], options | {"label_smoothing": 0.1}, {"target": probabilities})
+        dense = rng.integers(0, 4, (2, 3, 5))
+        dense[0, 1, 2] = -100
+        add("cross_entropy", [draw(2, 4, 3, 5)], options, {"target": dense, "weight": weight})
+        add("cross_entropy", [draw(2, 4, 3)], options, {"target": abs(draw(2, 4, 3))})
+        add("cross_entropy", [draw(4)], options, {"target": np.array(2)})
+        add("nll_loss", [draw(6, 4)], options, {"target": target})
+        add("nll_loss", [draw(6, 4)], options, {"target": target, "weight": weight})
+        add("nll_loss", [draw(2, 4, 3, 5)], options, {"target": dense})
+        labels = {"target": rng.integers(0, 2, (5, 4)).astype(np.float32)}
+        name = "binary_cross_entropy_with_logits"
+        add(name, [draw(5, 4) * 5], options, labels)
+        add(name, [draw(5, 4)], options, labels | {"weight": weight, "pos_weight": weight + 1})
     add("cross_entropy", [draw(6, 4)], {"ignore_index": 3}, {"target": np.array([0, 3, 2, 3, 1, 3])})
 
 

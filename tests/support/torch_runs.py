@@ -63,6 +63,11 @@ class Run:
         rng = np.random.default_rng(13)
         return [rng.permutation(IMAGES)[:BATCH] for _ in range(STEPS)]
 
+    def dataset(self, device: str) -> t.DeviceDataset:
+        """tinycnn's data set."""
+        x, target = self.data()
+        return t.DeviceDataset(x, None if self.target == "image" else target, mean=0.0, std=1.0, device=device)
+
     def make_optimizer(self, model: t.Sequential) -> Any:
         """tinycnn's optimizer."""
         options = dict(self.optimizer_options)
@@ -100,6 +105,10 @@ def activation(layer: Callable[[], Any]) -> Run:
 def optimizer(name: str, **options: Any) -> Run:
     parts = {key: options.pop(key) for key in ("groups", "clip_grad_norm", "clip_grad_value") if key in options}
     return Run(lambda: classifier(t.Tanh()), optimizer=name, optimizer_options=options, **parts)
+
+
+def regression(loss: str, target: str = "values", **options: Any) -> Run:
+    return Run(lambda: classifier(t.Tanh()), target=target, loss=loss, loss_options=options)
 
 
 RUNS: dict[str, Run] = {
@@ -151,6 +160,18 @@ RUNS: dict[str, Run] = {
         ]
     ),
     "GroupNorm": Run(lambda: classifier(t.GroupNorm(2, 4), t.Tanh())),
+    "MSELoss": regression("MSELoss"),
+    "L1Loss": regression("L1Loss"),
+    "HuberLoss": regression("HuberLoss", delta=0.5),
+    "BCEWithLogitsLoss": regression("BCEWithLogitsLoss", "labels", pos_weight=[0.5, 2.0, 1.0]),
+    "NLLLoss": Run(lambda: [*classifier(t.Tanh()), t.LogSoftmax(1)], loss="NLLLoss"),
+    "autoencoder": Run(
+        lambda: [
+            conv(2, 4, 2), t.Tanh(), t.Flatten(), t.Linear(36, 5), t.Tanh(), t.Linear(5, 36), t.Tanh(),
+            t.Unflatten(1, (4, 3, 3)), t.ConvTranspose2d(4, 2, 2, stride=2),
+        ],
+        target="image", loss="MSELoss",
+    ),
     "SGD with groups": optimizer(
         "SGD", lr=0.1, momentum=0.9, weight_decay=0.05, groups=(("*.bias", 2.0, 0.0), ("0.weight", 0.1, 0.3))
     ),

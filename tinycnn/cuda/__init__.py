@@ -13,7 +13,7 @@ from tinycnn.cuda.activations import (
     softmax_forward,
 )
 from tinycnn.cuda.augment import elastic_field, jitter, random_affine, warp
-from tinycnn.cuda.batch import accumulate_metrics, gather
+from tinycnn.cuda.batch import accumulate_metrics, gather, gather_rows, weight_samples
 from tinycnn.cuda.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.cuda.dropout import dropout
 from tinycnn.cuda.elementwise import add, add_bias, sum_channels
@@ -27,7 +27,17 @@ from tinycnn.cuda.lecun98 import (
     subsample_forward,
 )
 from tinycnn.cuda.linear import linear_backward, linear_forward
-from tinycnn.cuda.losses import cross_entropy, mse_loss, one_hot
+from tinycnn.cuda.losses import (
+    absolute_error,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    one_hot,
+    soft_cross_entropy,
+)
 from tinycnn.cuda.norm import (
     batch_norm_backward,
     batch_norm_forward,
@@ -62,6 +72,7 @@ fused = None  # this backend has no fused kernels
 layout = None  # this backend uses NCHW only
 
 __all__ = [
+    "absolute_error",
     "accumulate_grad",
     "accumulate_metrics",
     "activation_backward",
@@ -75,6 +86,7 @@ __all__ = [
     "avg_pool2d_forward",
     "batch_norm_backward",
     "batch_norm_forward",
+    "binary_cross_entropy_with_logits",
     "capture",
     "clip_grad_norm",
     "clip_grad_value",
@@ -91,11 +103,14 @@ __all__ = [
     "empty",
     "fused",
     "gather",
+    "gather_rows",
     "group_norm_backward",
     "group_norm_forward",
+    "huber_loss",
     "im2col",
     "increment",
     "jitter",
+    "l1_loss",
     "layer_norm_backward",
     "layer_norm_forward",
     "layout",
@@ -106,6 +121,7 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse_loss",
+    "nll_loss",
     "one_hot",
     "parameter_blocks",
     "precompile",
@@ -114,6 +130,7 @@ __all__ = [
     "rmsprop",
     "sgd",
     "sgd_per_parameter",
+    "soft_cross_entropy",
     "softmax_backward",
     "softmax_forward",
     "squared_distance_backward",
@@ -126,5 +143,6 @@ __all__ = [
     "upsample_nearest2d_backward",
     "upsample_nearest2d_forward",
     "warp",
+    "weight_samples",
     "zero_pad2d",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from tinycnn.kernels.activations import (
     softmax_forward,
 )
 from tinycnn.kernels.augment import elastic_field, jitter, random_affine, warp
-from tinycnn.kernels.batch import accumulate_metrics, gather
+from tinycnn.kernels.batch import accumulate_metrics, gather, gather_rows, weight_samples
 from tinycnn.kernels.conv import col2im, conv2d_backward, conv2d_forward, im2col
 from tinycnn.kernels.dropout import dropout
 from tinycnn.kernels.elementwise import add, add_bias, sum_channels
@@ -33,7 +33,17 @@ from tinycnn.kernels.lecun98 import (
     subsample_forward,
 )
 from tinycnn.kernels.linear import linear_backward, linear_forward
-from tinycnn.kernels.losses import cross_entropy, mse_loss, one_hot
+from tinycnn.kernels.losses import (
+    absolute_error,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    one_hot,
+    soft_cross_entropy,
+)
 from tinycnn.kernels.norm import (
     batch_norm_backward,
     batch_norm_forward,
@@ -65,6 +75,7 @@ from tinycnn.kernels.pooling import (
 from tinycnn.kernels.resize import upsample_nearest2d_backward, upsample_nearest2d_forward, zero_pad2d
 
 __all__ = [
+    "absolute_error",
     "accumulate_grad",
     "accumulate_metrics",
     "activation_backward",
@@ -78,6 +89,7 @@ __all__ = [
     "avg_pool2d_forward",
     "batch_norm_backward",
     "batch_norm_forward",
+    "binary_cross_entropy_with_logits",
     "capture",
     "clip_grad_norm",
     "clip_grad_value",
@@ -94,11 +106,14 @@ __all__ = [
     "empty",
     "fused",
     "gather",
+    "gather_rows",
     "group_norm_backward",
     "group_norm_forward",
+    "huber_loss",
     "im2col",
     "increment",
     "jitter",
+    "l1_loss",
     "layer_norm_backward",
     "layer_norm_forward",
     "layout",
@@ -109,6 +124,7 @@ __all__ = [
     "max_pool2d_backward",
     "max_pool2d_forward",
     "mse_loss",
+    "nll_loss",
     "one_hot",
     "parameter_blocks",
     "precompile",
@@ -117,6 +133,7 @@ __all__ = [
     "rmsprop",
     "sgd",
     "sgd_per_parameter",
+    "soft_cross_entropy",
     "softmax_backward",
     "softmax_forward",
     "squared_distance_backward",
@@ -129,6 +146,7 @@ __all__ = [
     "upsample_nearest2d_backward",
     "upsample_nearest2d_forward",
     "warp",
+    "weight_samples",
     "zero_pad2d",
 ]  # fmt: skip
 
