@@ -30,10 +30,11 @@ TITLE, LABEL, SMALL = 11.0, 9.0, 7.5  # font sizes, points
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: "Figure | None" = None) -> "Figure":
-    """Loss and error over the epochs, training against validation.
+    """Loss, and error or mean absolute error, over the epochs, training against validation.
 
-    history: one dict for each epoch with any of the keys epoch (default: 1, 2, ...), train_loss, val_loss,
-    train_accuracy, val_accuracy (0 ... 1), seconds.  Keys may be missing in some epochs.
+    history: one dict for each epoch with any of the keys epoch (default: 1, 2, ...), train_loss, val_loss, the metric
+    that `fit` records (accuracy or binary_accuracy, 0 ... 1, or mae, each with train_ and val_), seconds.  Keys may be
+    missing in some epochs.
     fig: a Figure or SubFigure to draw into; by default a new one.
     An axis is logarithmic if its values span more than a factor of 3.  The first epoch with a NaN or infinite loss is
     marked.
@@ -44,11 +45,16 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: "Figure | None
     fig = new_figure(9.0, 3.9, layout="constrained") if fig is None else fig
     epoch = np.array([record.get("epoch", i + 1) for i, record in enumerate(history)], float)
     losses = {part: _column(history, f"{part}_loss") for part in ("train", "val")}
-    errors = {part: 100 * (1 - _column(history, f"{part}_accuracy")) for part in ("train", "val")}
+    metrics = [name for name in ("accuracy", "binary_accuracy", "mae") if any(f"train_{name}" in r for r in history)]
+    metric = metrics[0] if metrics else "accuracy"
+    errors = {part: _column(history, f"{part}_{metric}") for part in ("train", "val")}
+    if metric != "mae":
+        errors = {part: 100 * (1 - values) for part, values in errors.items()}
+    unit = {"accuracy": " %", "binary_accuracy": " % of the labels", "mae": ""}[metric]
 
     left, right = fig.subplots(1, 2)
     _curves(left, epoch, losses, "loss")
-    _curves(right, epoch, errors, "error (%)")
+    _curves(right, epoch, errors, "mean absolute error" if metric == "mae" else f"error ({unit.strip()})")
 
     notes = [f"{len(epoch)} epoch{'s' * (len(epoch) > 1)}"]
     seconds = _column(history, "seconds")
@@ -56,7 +62,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: "Figure | None
         notes[0] += f" in {_duration(float(np.nansum(seconds)))}"
     if np.isfinite(errors["val"]).any():
         best = int(np.nanargmin(errors["val"]))
-        notes.append(f"lowest validation error {errors['val'][best]:.2f} % (epoch {epoch[best]:g})")
+        value = f"{errors['val'][best]:.3g}" if metric == "mae" else f"{errors['val'][best]:.2f}"
+        notes.append(f"lowest validation error {value}{unit} (epoch {epoch[best]:g})")
         right.plot(epoch[best], errors["val"][best], "o", markersize=9, fillstyle="none", color=TEXT)
     losses_or_zero = [_column(history, f"{part}_loss", default=0.0) for part in ("train", "val")]
     non_finite = epoch[~np.isfinite(losses_or_zero).all(axis=0)]
@@ -223,6 +230,31 @@ def predictions(
     fig = _gallery(samples, order)
     correct = np.count_nonzero(samples.true[order] == samples.predicted[order])
     _heading(fig, f"the first {len(order)} images", f"{correct} of them correct")
+    return fig
+
+
+def image_rows(rows: Mapping[str, ArrayLike], *, title: str = "") -> "Figure":
+    """Rows of images, each with its name: the same images before and after a network, for example.
+
+    rows: name -> (N, H, W), (N, 1, H, W) or (N, 3, H, W), as many images in each row.  Floats: 0 is black, 1 white.
+    Raises ValueError for no rows, or rows of different lengths.
+    """
+    pictures = {name: _images(images) for name, images in rows.items()}
+    counts = {len(images) for images in pictures.values()}
+    if len(counts) != 1:
+        raise ValueError(f"rows must have as many images each, got {[len(images) for images in pictures.values()]}")
+    count = counts.pop()
+    cell, head, label = 0.8, 0.45 if title else 0.12, 0.12 + 0.085 * max(map(len, pictures))
+    fig = new_figure(label + count * cell + 0.15, head + len(pictures) * cell + 0.1)
+    if title:
+        _heading(fig, title)
+    for row, (name, images) in enumerate(pictures.items()):
+        scale = np.array([0, 255 if images.dtype == np.uint8 else 1], images.dtype)
+        for column, image in enumerate(images):
+            ax = _axes(fig, label + column * cell + 0.03, head + row * cell + 0.03, cell - 0.06, cell - 0.06)
+            _draw_image(ax, image, scale)
+            if column == 0:
+                ax.text(-0.12, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=LABEL, color=TEXT)
     return fig
 
 
