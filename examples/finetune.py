@@ -8,6 +8,7 @@ one font family.  It writes finetune.png: letters of another family, and what it
 
 import argparse
 import itertools
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,7 +24,7 @@ def letters(family: str) -> tuple[np.ndarray, np.ndarray]:
     pictures = []
     for text, weight, style, size in itertools.product(LETTERS, ("normal", "bold"), ("normal", "italic"), (14, 17)):
         canvas = FigureCanvasAgg(Figure(figsize=(0.28, 0.28), dpi=100, facecolor="black"))
-        font = {"family": family, "weight": weight, "style": style, "size": size}
+        font: Any = {"family": family, "weight": weight, "style": style, "size": size}
         canvas.figure.text(0.5, 0.46, text, color="white", ha="center", va="center", **font)
         canvas.draw()
         pictures.append(np.array(canvas.buffer_rgba())[:, :, 0])
@@ -42,19 +43,15 @@ if __name__ == "__main__":
     model = models.lenet5("relu", "max", rng=0)
     fit(model, CrossEntropyLoss(), Adam(model), digits, epochs=2, rng=0)
 
-    scaling = {"mean": digits.mean, "std": digits.std}
-    train = DeviceDataset(*letters("DejaVu Sans"), **scaling, augment=RandomAffine(10, (2, 2), (0.8, 1.2), shear=10))
-    unseen = DeviceDataset(*letters("STIXGeneral"), **scaling, class_names=list(LETTERS))
+    mean, std, affine = digits.mean, digits.std, RandomAffine(10, (2, 2), (0.8, 1.2), shear=10)
+    train = DeviceDataset(*letters("DejaVu Sans"), mean=mean, std=std, augment=affine)
+    unseen = DeviceDataset(*letters("STIXGeneral"), mean=mean, std=std)
     reader = model.replace(-1, Linear(84, 26), rng=1)
     reader[0].requires_grad = reader[3].requires_grad = False
     for name, net in {"fine-tuned": reader, "from scratch": models.lenet5("relu", "max", classes=26, rng=1)}.items():
-        options = {"epochs": args.epochs, "batch_size": 32, "validation": unseen, "rng": 0}
+        options: Any = {"epochs": args.epochs, "batch_size": 32, "validation": unseen, "rng": 0}
         record = fit(net, CrossEntropyLoss(), Adam(net, lr=2e-3), train, **options)[-1]
-        print(
-            f"{name}: {record['train_accuracy']:.1%} of the letters, {record['val_accuracy']:.1%} of an unseen family"
-        )
-    test, true = letters("STIXGeneral")
-    probability = reader.predict_proba(test)
-    every = slice(0, None, 9)
-    shown = test[every], true[every], probability.argmax(axis=1)[every], probability.max(axis=1)[every]
-    plot.save(plot.predictions(*shown, list(LETTERS)), args.out)
+        print(f"{name}: {record['train_accuracy']:.1%} of the letters, {record['val_accuracy']:.1%} of another family")
+    test, true = (array[::9] for array in letters("STIXGeneral"))
+    chance = reader.predict_proba(test)
+    plot.save(plot.predictions(test, true, chance.argmax(1), chance.max(1), list(LETTERS)), args.out)
