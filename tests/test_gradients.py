@@ -87,8 +87,9 @@ def conv_transpose2d(draw):
     )
     ends = zip(size, kernel, stride, padding, dilation, extra, strict=True)
     assume(all((n - 1) * s - 2 * p + d * (k - 1) + e >= 0 for n, k, s, p, d, e in ends))
-    reached = zip(size, kernel, stride, padding, dilation, strict=True)
-    assume(all(p < (n - 1) * s + d * (k - 1) + 1 - p for n, k, s, p, d in reached))  # else no gradient
+    for n, k, s, p, d, e in zip(size, kernel, stride, padding, dilation, extra, strict=True):
+        out = (n - 1) * s - 2 * p + d * (k - 1) + e + 1
+        assume(any(0 <= i * s + d * u - p < out for i in range(n) for u in range(k)))  # else no gradient
     return layer, (channels, *size), smooth
 
 

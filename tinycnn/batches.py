@@ -203,6 +203,10 @@ class Stream:
             dataset = _dataset([images, *host[1:]], self.options | options)
             for key in ARRAYS if first is not None else ():
                 expected, array = getattr(first, key), getattr(dataset, key)
+                if array is None or expected is None:
+                    if array is not expected:
+                        raise ValueError(f"{key} must be in all batches or in none")
+                    continue
                 _check.shape(f"one of {key}", array[0], expected.shape[1:], "those of the first batch")
                 if array.dtype != expected.dtype:
                     raise TypeError(
@@ -215,7 +219,7 @@ class Stream:
 
     def _arrays(self, item: Any, number: int) -> Arrays:
         dataset = self._convert(item, number, {"device": "cpu"})
-        return {key: getattr(dataset, key) for key in ARRAYS}
+        return dataset.arrays()
 
 
 PARTS = ("images", "labels", "sample_weight")  # of a batch

@@ -725,7 +725,7 @@ def log_softmax_backward(dy: ArrayLike, input: ArrayLike, dim: int) -> Array:
 def _class_rows(input: ArrayLike, target: ArrayLike, loss: Any) -> tuple[Any, Array, tuple[int, ...]]:
     """(value, gradient, shape of the value for reduction "none") of a loss of classes on (C,), (N, C) or
     (N, C, d1, ...): its rows of C numbers are those of axis 1, or of the only axis."""
-    x, targets = as_float(_check.array("input", input)), np.asarray(_check.detach(target))
+    x, targets = as_float(_check.array("input", input)), _check.array("target", target)
     if x.ndim == 0:
         raise ValueError("input must have shape (C,), (N, C) or (N, C, d1, ...), got a number")
     axis, shape = min(1, x.ndim - 1), x.shape[: min(1, x.ndim - 1)] + x.shape[min(1, x.ndim - 1) + 1 :]

@@ -327,7 +327,7 @@ class CrossEntropyLoss(_ClassLoss):
     def __call__(self, logits: ArrayLike, target: ArrayLike) -> tuple[float | Array, Array]:
         """(value, gradient with respect to logits).  The value is a float, or (N,) for reduction "none"."""
         x = as_float(_check.array("logits", logits, 2, "(images, classes)"))
-        probabilities = np.asarray(_check.detach(target))
+        probabilities = _check.array("target", target)
         if probabilities.dtype.kind != "f":
             return _call_with_class_numbers(self, x, target, self.ignore_index)
         if probabilities.shape != x.shape:

@@ -81,7 +81,7 @@ class Optimizer(InitRepr, Tracked):
         for name in self.vectors:
             setattr(self, name, self.ops.empty(model.theta.shape, model.dtype))
         self._norm = self.ops.empty((1,), model.dtype)
-        self._ranges: list[Range] = []
+        self._ranges: list[Range] | None = None  # of `_blocks`
         self._allocate_schedule(rates)
 
     def _allocate_schedule(self, rates: Array) -> None:

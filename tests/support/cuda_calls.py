@@ -229,7 +229,7 @@ def calls(dtype, sizes, seed=0):
         for momentum, centered in ((0.0, False), (0.9, True)):
             options = 0.9, 1e-2, momentum, centered
             yield (
-                "rmsprop", f"step {step}", (theta, grad, v * v + m * m, m, v, rates, count, *table, *options),
+                "rmsprop", f"step {step}", (theta, grad, v * v + m * m + 1, m, v, rates, count, *table, *options),
                 (0, 2, 3, 4, 6),
             )  # fmt: skip
     for bound in (0.1, 1e6):
