@@ -372,11 +372,7 @@ REFUSED = {
             TypeError,
             "target must be integer class numbers, got dtype bool",
         ),
-        (
-            lambda: f.cross_entropy(LOGITS, TARGET[:4]),
-            ValueError,
-            r"target must be class numbers of shape \(5,\).* got \(4,\)",
-        ),
+        (lambda: f.cross_entropy(LOGITS, TARGET[:4]), ValueError, r"target must be class numbers of shape \(5,\).* got \(4,\)"),
         (lambda: f.cross_entropy(LOGITS, np.eye(5, 4)), ValueError, "target must be class numbers of shape"),
         (lambda: f.cross_entropy(LOGITS, TARGET, np.ones(4)), ValueError, "weight must have 3 entries"),
         (lambda: f.cross_entropy(LOGITS, TARGET, -np.ones(3)), ValueError, "weight must not be negative"),
