@@ -218,7 +218,10 @@ def test_memory_layout_does_not_matter():
 
 
 def test_scalars_are_zero_dimensional_arrays():
-    for function in (functional.tanh, functional.sigmoid, functional.relu, functional.leaky_relu):
+    for function in (
+        functional.tanh, functional.sigmoid, functional.relu, functional.leaky_relu, functional.elu, functional.gelu,
+        functional.silu, functional.softplus, functional.hardtanh, functional.relu6,
+    ):  # fmt: skip
         assert np.shape(function(0.5)) == ()
 
 
@@ -319,7 +322,19 @@ REFUSED = {
     "activations": [
         *[
             (lambda g=g, bad=bad: g(bad), TypeError, "input must be an array of real numbers, got dtype")
-            for g in (f.tanh, f.scaled_tanh, f.sigmoid, f.relu, f.leaky_relu)
+            for g in (
+                f.tanh,
+                f.scaled_tanh,
+                f.sigmoid,
+                f.relu,
+                f.leaky_relu,
+                f.elu,
+                f.gelu,
+                f.silu,
+                f.softplus,
+                f.hardtanh,
+                f.relu6,
+            )
             for bad in BAD_DTYPES
         ],
         (lambda: f.tanh([]), ValueError, "input must not be empty"),
@@ -328,6 +343,11 @@ REFUSED = {
         (lambda: f.leaky_relu_backward(1.0, X), ValueError, "dy must have the shape of the output"),
         (lambda: f.leaky_relu(X, "steep"), TypeError, "negative_slope must be a number, got 'steep'"),
         (lambda: f.leaky_relu(X, np.nan), ValueError, "negative_slope must be finite"),
+        (lambda: f.silu_backward(X[:1], X), ValueError, "dy must have the shape of the output"),
+        (lambda: f.elu(X, -1), ValueError, "alpha must be at least 0, got -1"),
+        (lambda: f.gelu_backward(X, X, "erf"), ValueError, "approximate must be one of 'none', 'tanh', got 'erf'"),
+        (lambda: f.softplus(X, 0), ValueError, "beta must be positive, got 0"),
+        (lambda: f.hardtanh(X, 2, -1), ValueError, "max_val must be larger than min_val, 2, got -1"),
         (lambda: f.scaled_tanh(X, None), TypeError, "A must be a number, got None"),
         (lambda: f.scaled_tanh(X, 1, 1j), TypeError, "S must be a number"),
     ],

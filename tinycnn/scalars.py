@@ -261,8 +261,8 @@ def activations(compiled, overload_by_dtype):
 
     def gelu_tanh_gradient(dy, x, c, d):
         x = clamp(x, GELU_LIMIT)
-        s = sigmoid(c * (x + d * x * x * x))
-        return dy * (s + x * s * (ONE - s) * c * (ONE + (TWO + ONE) * d * x * x))
+        t = sigmoid(-abs(c * (x + d * x * x * x)))
+        return dy * ((ONE - t if x > ZERO else t) + x * t * (ONE - t) * c * (ONE + (TWO + ONE) * d * x * x))
 
     def silu_value(x, a, b):
         x = -SILU_LIMIT if x < -SILU_LIMIT else x
@@ -270,8 +270,8 @@ def activations(compiled, overload_by_dtype):
 
     def silu_gradient(dy, x, c, d):
         x = clamp(x, SILU_LIMIT)
-        s = sigmoid(x)
-        return dy * (s + x * s * (ONE - s))
+        t = sigmoid(-abs(x))  # the smaller of s and 1 - s: the other is 1 - t, without cancellation
+        return dy * ((ONE - t if x > ZERO else t) + x * t * (ONE - t))
 
     def softplus_value(x, a, b):
         z = a * x
@@ -287,7 +287,7 @@ def activations(compiled, overload_by_dtype):
         return b if x > b else x
 
     def hardtanh_gradient(dy, y, c, d):
-        return ZERO if y <= c or y >= d else dy
+        return dy * (ZERO if y <= c or y >= d else ONE)
 
     pairs = {
         TANH: (tanh_value, tanh_gradient),

@@ -8,7 +8,10 @@ import tinycnn
 from tinycnn import layers as nn, scalars
 from tinycnn.model import Sequential
 
-ACTIVATIONS = [nn.Tanh, nn.Sigmoid, nn.ReLU, nn.ScaledTanh, lambda: nn.ScaledTanh(-0.7, 1.3)]
+ACTIVATIONS = [
+    nn.Tanh, nn.Sigmoid, nn.ReLU, nn.ScaledTanh, lambda: nn.ScaledTanh(-0.7, 1.3),
+    nn.ELU, lambda: nn.Hardtanh(-0.2, 0.3), nn.ReLU6,
+]  # fmt: skip
 POOLS = [
     lambda: nn.AvgPool2d(2),
     lambda: nn.AvgPool2d(2, divisor_override=3),
