@@ -24,7 +24,7 @@ from tinycnn._tracked import Replay, is_builtin, is_replayable
 from tinycnn._typing import Array, DeviceArray, Shape
 from tinycnn.containers import Residual
 from tinycnn.errors import DeviceMemoryError
-from tinycnn.layers import AvgPool2d, Layer, MaxPool2d, ReLU, Sigmoid, Tanh
+from tinycnn.layers import ELU, AvgPool2d, Hardtanh, Layer, MaxPool2d, ReLU, ReLU6, Sigmoid, Tanh
 
 if TYPE_CHECKING:
     from tinycnn.model import Sequential
@@ -40,7 +40,7 @@ def can_fuse(activation: Layer, pool: Layer) -> bool:
         return is_2x2 and activation.activation_code is not None and activation.in_place
     # max f(x) = f(max x) for non-decreasing f, so the pooling comes first.
     disjoint = type(pool) is MaxPool2d and pool.kernel_size == pool.stride and pool.padding == (0, 0)
-    return disjoint and type(activation) in (Tanh, Sigmoid, ReLU)
+    return disjoint and type(activation) in (Tanh, Sigmoid, ReLU, ELU, Hardtanh, ReLU6)
 
 
 def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list[StepSpec]:
