@@ -54,7 +54,7 @@ def store_sum(tid, nt, c, db, partials):
         db[c] = reduce(partials)
 
 
-@kernel(THREADS, registers=32)
+@kernel(THREADS, registers=40)
 def sum_channels_kernel(db, dy, pixels):
     """One block per channel."""
     values = cuda.shared.array(THREADS, dy.dtype)

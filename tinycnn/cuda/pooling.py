@@ -184,7 +184,7 @@ def adaptive_average(tid, nt, first, y, x, size, out):
         y[e] = total / x.dtype.type((h1 - h0) * (w1 - w0))
 
 
-@kernel(THREADS, registers=48)
+@kernel(THREADS, registers=64)
 def adaptive_forward_kernel(y, x, size, out):
     adaptive_average(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, y, x, size, out)
 
@@ -211,7 +211,7 @@ def spread_adaptive(tid, nt, first, dx, dy, size, out):
         dx[e] = total
 
 
-@kernel(THREADS, registers=64)
+@kernel(THREADS, registers=80)
 def adaptive_backward_kernel(dx, dy, size, out):
     spread_adaptive(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, dx, dy, size, out)
 

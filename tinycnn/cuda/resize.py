@@ -41,7 +41,7 @@ def sum_copies(tid, nt, first, dx, dy, size, out):
         dx[e] = total
 
 
-@kernel(THREADS, registers=48)
+@kernel(THREADS, registers=64)
 def upsample_backward_kernel(dx, dy, size, out):
     sum_copies(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, dx, dy, size, out)
 
