@@ -102,7 +102,7 @@ def F_flatten(x):
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-@pytest.mark.parametrize("batch", [1, 3, 19])
+@pytest.mark.parametrize("batch", [1, 19])
 def test_gradients_and_output(chain, batch):
     model = Sequential(*CHAINS[chain](), input_shape=(2, 6, 6), rng=1, dtype=np.float64)
     x = RNG.normal(size=(batch, 2, 6, 6))
