@@ -239,9 +239,18 @@ class DeviceDataset(Tracked):
         return self.image_shape if self.labels is None else tuple(self.labels.shape[1:])
 
     def target_range(self) -> tuple[float, float]:
-        """The smallest and the largest target that is not the image itself."""
-        targets = self.ops.to_host(self.labels)
-        return float(targets.min()), float(targets.max())
+        """The smallest and the largest target; reads all images if these are the targets."""
+        if self.labels is not None:
+            targets = self.ops.to_host(self.labels)
+            return float(targets.min()), float(targets.max())
+        images, ends = self.images if self.on_disk else self.ops.to_host(self.images), []
+        for start in range(0, len(images), 1000):  # a file may not fit memory
+            part = np.asarray(images[start : start + 1000]).reshape(-1, *self.images.shape[1:])
+            ends += [part.min(axis=(0, 2, 3)), part.max(axis=(0, 2, 3))]
+        if self.padding != (0, 0) or self.augmentation.warps:
+            ends.append(np.zeros(len(self.scale)))  # the border
+        values = np.array(ends, np.float64) * self.scale + self.shift
+        return float(values.min()), float(values.max())
 
     def empty_target(self, n: int, dtype: DType) -> DeviceArray:
         """An array for the targets of n images, for a model of type `dtype`; of size 0 if these are the images."""
