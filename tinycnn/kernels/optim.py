@@ -28,6 +28,9 @@ def increment(step):
 
 BLOCK = 2048  # parameters of a task
 
+# The loops over a block run on slices, from 0: Numba tests other signed indices for negative values, and LLVM does not
+# vectorise a loop with that test.
+
 
 def parameter_blocks(ranges, dtype):
     """(blocks, rates): ranges (start, stop, lr_scale, weight_decay) of the flat vector, cut into tasks.
@@ -47,6 +50,21 @@ def accumulate_grad(total, grad, scale, first):
         total[i] = s * grad[i] if first else total[i] + s * grad[i]
 
 
+@device_function
+def sgd_block(theta, grad, rate, decay):
+    for i in range(theta.size):
+        theta[i] -= rate * (grad[i] + decay * theta[i])
+
+
+@device_function
+def sgd_momentum_block(theta, grad, velocity, rate, mu, gain, decay, nesterov, tiny):
+    for i in range(theta.size):
+        g = grad[i] + decay * theta[i]
+        v = flush_denormal(mu * velocity[i] + gain * g, tiny)
+        velocity[i] = v
+        theta[i] -= rate * (g + mu * v if nesterov else v)
+
+
 @parameter_kernel
 def sgd(theta, grad, velocity, lr_schedule, step, blocks, rates, momentum, dampening, nesterov):
     """torch's: g = grad + weight_decay*theta, v = momentum*v + (1 - dampening)*g (at first v = g), theta -= lr*v.
@@ -57,16 +75,13 @@ def sgd(theta, grad, velocity, lr_schedule, step, blocks, rates, momentum, dampe
     lr, mu, gain = lr_schedule[min(t, lr_schedule.size - 1)], T(momentum), T(1.0 if t == 0 else 1.0 - dampening)
     tiny = np.finfo(theta.dtype).tiny
     for b in prange(len(blocks)):
-        rate, decay = T(lr * rates[b, 0]), T(rates[b, 1])
+        rate, decay, start, stop = T(lr * rates[b, 0]), T(rates[b, 1]), blocks[b, 0], blocks[b, 1]
         if momentum == 0:
-            for i in range(blocks[b, 0], blocks[b, 1]):
-                theta[i] -= rate * (grad[i] + decay * theta[i])
+            sgd_block(theta[start:stop], grad[start:stop], rate, decay)
         else:
-            for i in range(blocks[b, 0], blocks[b, 1]):
-                g = grad[i] + decay * theta[i]
-                v = flush_denormal(mu * velocity[i] + gain * g, tiny)
-                velocity[i] = v
-                theta[i] -= rate * (g + mu * v if nesterov else v)
+            sgd_momentum_block(
+                theta[start:stop], grad[start:stop], velocity[start:stop], rate, mu, gain, decay, nesterov, tiny
+            )
     step[0] = t + 1
 
 
@@ -78,6 +93,16 @@ def sgd_per_parameter(theta, grad, step_sizes, step):
     step[0] += 1
 
 
+@device_function
+def adam_block(theta, grad, m, v, step_size, root_scale, keep, decay, b1, b2, a1, a2, e, tiny):
+    T = theta.dtype.type
+    for i in range(theta.size):
+        g = grad[i] + decay * theta[i]
+        mi, vi = flush_denormal(b1 * m[i] + a1 * g, tiny), flush_denormal(b2 * v[i] + a2 * g * g, tiny)
+        m[i], v[i] = mi, vi
+        theta[i] = theta[i] * keep - step_size * mi / (T(math.sqrt(vi)) * root_scale + e)
+
+
 @parameter_kernel
 def adam(theta, grad, m, v, lr_schedule, step, blocks, rates, beta1, beta2, eps, decoupled):
     """Adam (Kingma and Ba 2015).  Weight decay is added to the gradient; if `decoupled`, theta is scaled (AdamW).
@@ -86,20 +111,39 @@ def adam(theta, grad, m, v, lr_schedule, step, blocks, rates, beta1, beta2, eps,
     """
     t = step[0] + 1
     T = theta.dtype.type
-    lr, correction = lr_schedule[min(t - 1, lr_schedule.size - 1)], 1 - beta1**t
+    lr = lr_schedule[min(t - 1, lr_schedule.size - 1)]
+    corrected = lr / (1 - beta1**t)  # not divided in the loop, where LLVM would multiply by the reciprocal
     root_scale = T(1 / math.sqrt(1 - beta2**t))
     b1, b2, a1, a2, e, tiny = T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), T(eps), np.finfo(theta.dtype).tiny
     for b in prange(len(blocks)):
         rate = lr * rates[b, 0]
-        step_size = T(rate / correction)
+        step_size = T(corrected * rates[b, 0])
         keep = T(1 - rate * rates[b, 1] if decoupled else 1.0)
         decay = T(0.0 if decoupled else rates[b, 1])
-        for i in range(blocks[b, 0], blocks[b, 1]):
-            g = grad[i] + decay * theta[i]
-            mi, vi = flush_denormal(b1 * m[i] + a1 * g, tiny), flush_denormal(b2 * v[i] + a2 * g * g, tiny)
-            m[i], v[i] = mi, vi
-            theta[i] = theta[i] * keep - step_size * mi / (T(math.sqrt(vi)) * root_scale + e)
+        start, stop = blocks[b, 0], blocks[b, 1]
+        adam_block(
+            theta[start:stop], grad[start:stop], m[start:stop], v[start:stop], step_size, root_scale, keep, decay,
+            b1, b2, a1, a2, e, tiny,
+        )  # fmt: skip
     step[0] = t
+
+
+@device_function
+def rmsprop_block(theta, grad, v, mean, velocity, rate, decay, keep, gain, mu, e, centered, tiny):
+    T = theta.dtype.type
+    for i in range(theta.size):
+        g = grad[i] + decay * theta[i]
+        square = flush_denormal(keep * v[i] + gain * g * g, tiny)
+        v[i] = square
+        if centered:
+            average = flush_denormal(mean[i] + gain * (g - mean[i]), tiny)
+            mean[i] = average
+            square = square - average * average
+        change = g / (T(math.sqrt(square)) + e)
+        if mu > 0:
+            change = flush_denormal(mu * velocity[i] + change, tiny)
+            velocity[i] = change
+        theta[i] -= rate * change
 
 
 @parameter_kernel
@@ -114,19 +158,11 @@ def rmsprop(theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates, al
     keep, gain, mu, e, tiny = T(alpha), T(1 - alpha), T(momentum), T(eps), np.finfo(theta.dtype).tiny
     for b in prange(len(blocks)):
         rate, decay = T(lr * rates[b, 0]), T(rates[b, 1])
-        for i in range(blocks[b, 0], blocks[b, 1]):
-            g = grad[i] + decay * theta[i]
-            square = flush_denormal(keep * v[i] + gain * g * g, tiny)
-            v[i] = square
-            if centered:
-                average = flush_denormal(mean[i] + gain * (g - mean[i]), tiny)
-                mean[i] = average
-                square = square - average * average
-            change = g / (T(math.sqrt(square)) + e)
-            if momentum > 0:
-                change = flush_denormal(mu * velocity[i] + change, tiny)
-                velocity[i] = change
-            theta[i] -= rate * change
+        start, stop = blocks[b, 0], blocks[b, 1]
+        rmsprop_block(
+            theta[start:stop], grad[start:stop], v[start:stop], mean[start:stop], velocity[start:stop], rate, decay,
+            keep, gain, mu, e, centered, tiny,
+        )  # fmt: skip
     step[0] = t + 1
 
 
@@ -138,9 +174,9 @@ def clip_grad_norm(grad, norm, partials, blocks, max_norm):
     """
     T = grad.dtype.type
     for b in prange(len(blocks)):
-        total = T(0)
-        for i in range(blocks[b, 0], blocks[b, 1]):
-            total += grad[i] * grad[i]
+        g, total = grad[blocks[b, 0] : blocks[b, 1]], T(0)
+        for i in range(g.size):
+            total += g[i] * g[i]
         partials[b] = total
     total = T(0)
     for b in range(len(blocks)):
@@ -149,8 +185,9 @@ def clip_grad_norm(grad, norm, partials, blocks, max_norm):
     factor = T(max_norm) / (norm[0] + T(1e-6))
     if not factor >= T(1):  # NaN too
         for b in prange(len(blocks)):
-            for i in range(blocks[b, 0], blocks[b, 1]):
-                grad[i] *= factor
+            g = grad[blocks[b, 0] : blocks[b, 1]]
+            for i in range(g.size):
+                g[i] *= factor
 
 
 @parameter_kernel
