@@ -19,6 +19,7 @@ from tinycnn import (
     Linear,
     MaxPool2d,
     MSELoss,
+    Residual,
     ScaledTanh,
     Sequential,
     evaluate,
@@ -427,3 +428,11 @@ def test_the_reference_convolution_agrees():
             dense[o, sources[p]] = w[p]
     kernels.conv2d_map_forward(y, x, w, b, sources, starts)
     np.testing.assert_allclose(y, reference.conv2d(x, dense, b), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("layers", [[Residual(Conv2d(1, 1, 1))], [Residual(Conv2d(1, 1, 1), ScaledTanh())]])
+def test_second_derivatives_of_a_residual_block_are_refused(layers):
+    model = Sequential(*layers, Flatten(), Linear(4, 3), input_shape=(1, 2, 2))
+    data = DeviceDataset(np.eye(4, dtype=np.uint8).reshape(4, 2, 2), np.arange(4) % 3)
+    with pytest.raises(ValueError, match="second derivatives of a Residual are not implemented"):
+        lecun98.gauss_newton_diagonal(model, CrossEntropyLoss(), data, np.arange(4))

@@ -333,7 +333,7 @@ def gauss_newton_diagonal(model: Sequential, criterion: Any, dataset: DeviceData
     ops, n = model.ops, len(index)
     if not hasattr(criterion, "curvature"):
         raise ValueError(f"the second derivatives of {type(criterion).__name__} are not implemented")
-    if len(model.leaves) != len(model.layers):
+    if any(layer.named_children() for layer in model.layers):
         raise ValueError("second derivatives of a Residual are not implemented")
     if model.input_shape is None:
         model.set_input_shape(dataset.image_shape)
