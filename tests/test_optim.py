@@ -4,6 +4,7 @@ The other optimizers and the schedules are compared with PyTorch's in test_funct
 test_linear_losses_optim.py.
 """
 
+import copy
 import itertools
 import json
 
@@ -15,6 +16,7 @@ from tinycnn import (
     EMA,
     SGD,
     Adam,
+    AdamW,
     BatchNorm2d,
     CrossEntropyLoss,
     DeviceDataset,
@@ -22,6 +24,7 @@ from tinycnn import (
     Flatten,
     Linear,
     ReduceLROnPlateau,
+    RMSprop,
     Sequential,
     data,
     evaluate,
@@ -406,3 +409,100 @@ def test_averages_in_float64_may_be_smaller():
     rule.m[:] = rule.v[:] = 0
     rule.step()
     assert not rule.v.any()
+
+
+# --- groups, frozen layers, clipping: against PyTorch in test_torch_runs.py -------------------------------------------
+
+OPTIMIZERS = [SGD, Adam, AdamW, RMSprop]
+
+
+def small(rng=0):
+    return Sequential(Flatten(), Linear(4, 3), Linear(3, 2), input_shape=(1, 2, 2), rng=rng)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"groups": [{"params": "*.bogus"}]},
+            ValueError,
+            r"no parameter matches '\*\.bogus'; there are 1\.weight, 1\.b",
+        ),
+        (
+            {"groups": [{"params": "1.*"}, {"params": "*.bias"}]},
+            ValueError,
+            r"groups\[1\] and groups\[0\] both .* 1\.bias",
+        ),
+        ({"groups": [{"params": Linear(4, 3)}]}, ValueError, r"Linear\(4, 3\) is not in the model"),
+        ({"groups": [{"params": "*", "lr": 0.1}]}, ValueError, "got params, lr; lr_scale is a factor"),
+        ({"groups": [{"lr_scale": 1.0}]}, ValueError, "must have the keys params"),
+        ({"groups": [{"params": 3}]}, TypeError, "a pattern of names, a layer, or a list of these, got 3"),
+        (
+            {"groups": [{"params": "*", "weight_decay": -1}]},
+            ValueError,
+            r"groups\[0\]\['weight_decay'\] must be at least 0",
+        ),
+        ({"groups": "*.bias"}, TypeError, "groups must be a list of dictionaries"),
+        ({"groups": ["*.bias"]}, TypeError, r"groups\[0\] must be a dictionary"),
+        ({"clip_grad_norm": 0}, ValueError, "clip_grad_norm must be positive, got 0"),
+        ({"clip_grad_value": "a"}, TypeError, "clip_grad_value must be a number"),
+        ({"clip": 1}, TypeError, "unexpected keyword argument 'clip'"),
+    ],
+)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_options_are_refused_by_name(optimizer, options, error, message):
+    with pytest.raises(error, match=message):
+        optimizer(small(), **options)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_no_decay_of_biases_and_norms(optimizer):
+    model = make(optimizer, weight_decay=0.1)[0]  # batch norm and a linear layer
+    found = optimizer(model, lr=0.1, weight_decay=0.1, decay_bias_and_norm=False)
+    model.grad[...] = 0
+    before = {name: view.copy() for name, view in model.named_parameters()}
+    found.step()
+    changed = {name for name, view in model.named_parameters() if not np.array_equal(view, before[name])}
+    assert changed == {"2.weight"}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_frozen_layers_stay_and_may_change_between_steps(optimizer):
+    model = small()
+    found = optimizer(model, lr=0.1, weight_decay=0.1)
+    for frozen in (1, 2):
+        model[1].requires_grad, model[2].requires_grad = frozen != 1, frozen != 2
+        before = [layer.weight.copy() for layer in (model[1], model[2])]
+        for _ in range(3):
+            model.grad[...] = 1
+            found.step()
+        same = [np.array_equal(b, layer.weight) for b, layer in zip(before, (model[1], model[2]), strict=True)]
+        assert same == [frozen == 1, frozen == 2]
+    model[1].requires_grad = False
+    model[2].requires_grad = False
+    with pytest.raises(ValueError, match="every layer with parameters is frozen"):
+        found.step()
+
+
+def test_the_norm_is_of_the_trained_parameters_before_clipping():
+    model = small()
+    optimizer = SGD(model, lr=1.0, clip_grad_norm=0.5)
+    model[1].requires_grad = False
+    model.grad[...] = 1
+    before = model.theta.copy()
+    optimizer.step()
+    trained = model.parameter_table[2].start
+    assert optimizer.grad_norm == pytest.approx(np.sqrt(len(model.theta) - trained))
+    assert np.linalg.norm(model.theta - before) == pytest.approx(0.5, rel=1e-4)
+    np.testing.assert_array_equal(model.theta[:trained], before[:trained])
+
+
+def test_copies_keep_groups_and_limits():
+    model = small()
+    groups = [{"params": [model[1], "2.bias"], "lr_scale": 0.5}, {"params": "2.weight", "weight_decay": 0.0}]
+    optimizer = AdamW(model, lr=0.1, groups=groups, clip_grad_norm=1.0, clip_grad_value=0.1)
+    assert "'params': '1.weight', 'lr_scale': 0.5" in repr(optimizer)
+    assert "clip_grad_norm=1.0, clip_grad_value=0.1" in repr(optimizer)
+    trajectory(model, optimizer, 2)
+    again = copy.deepcopy(optimizer)
+    np.testing.assert_array_equal(trajectory(model, optimizer, 3), trajectory(again.model, again, 3))

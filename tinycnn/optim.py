@@ -257,7 +257,7 @@ def _matches(model: Sequential, where: str, params: Any) -> list[str]:
     names: list[str] = []
     for item in params if isinstance(params, (list, tuple)) else [params]:
         if isinstance(item, str):
-            hits = fnmatch.filter([p.name for p in model.parameter_table], item)
+            hits = [p.name for p in model.parameter_table if fnmatch.fnmatchcase(p.name, item)]
             missing = f"no parameter matches {item!r}; there are {', '.join(p.name for p in model.parameter_table)}"
         else:
             _check.instance(f"{where}['params']", item, Layer, "a pattern of names, a layer, or a list of these")
