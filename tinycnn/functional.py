@@ -24,12 +24,12 @@ def _prepare(name: str, x: ArrayLike, ndim: int | None = None, axes: str = "", d
     return as_float(x) if dtype is None else np.require(x, dtype, ["C", "W"])
 
 
-def _prepare_bias(bias: ArrayLike | None, weight: Array) -> Array:
-    """The bias (O,) of a weight (O, ...); empty for None."""
+def _prepare_bias(bias: ArrayLike | None, channels: int, dtype: DType) -> Array:
+    """The bias (channels,); empty for None."""
     if bias is None:
-        return np.empty(0, weight.dtype)
-    b = _prepare("bias", bias, 1, "(O,)", weight.dtype)
-    _check.shape("bias", b, weight.shape[:1])
+        return np.empty(0, dtype)
+    b = _prepare("bias", bias, 1, "(O,)", dtype)
+    _check.shape("bias", b, (channels,))
     return b
 
 
@@ -54,7 +54,7 @@ def _conv_arguments(
     """The kernels' arguments: a new output, the arrays, and (stride, padding, dilation, groups)."""
     x = _prepare("input", input, 4, "(N, C, H, W)")
     w = _prepare("weight", weight, 4, "(O, C/groups, KH, KW)", x.dtype)
-    b = _prepare_bias(bias, w)
+    b = _prepare_bias(bias, len(w), w.dtype)
     stride, dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
     groups, same = _check.integer("groups", groups, 1), isinstance(padding, str) and padding == "same"
     kernel_size = w.shape[2], w.shape[3]
@@ -119,9 +119,7 @@ def _transposed_arguments(
             f"weight must have {x.shape[1]} input channels, divisible by groups {groups}, got shape {w.shape}"
         )
     kernel_size, channels = (w.shape[2], w.shape[3]), groups * w.shape[1]
-    b = np.empty(0, x.dtype) if bias is None else _prepare("bias", bias, 1, "(O,)", x.dtype)
-    if bias is not None:
-        _check.shape("bias", b, (channels,))
+    b = _prepare_bias(bias, channels, x.dtype)
     stride, dilation = _check.pair("stride", stride, 1), _check.pair("dilation", dilation, 1)
     padding = _check.pair("padding", padding, 0)
     extra = _check.output_padding(output_padding, stride)
@@ -529,7 +527,7 @@ def _linear_arguments(input: ArrayLike, weight: ArrayLike, bias: ArrayLike | Non
     """The kernels' arguments: a new output (..., O), the input as rows (R, F), weight and bias."""
     x = _prepare("input", input)
     w = _prepare("weight", weight, 2, "(O, F)", x.dtype)
-    b = _prepare_bias(bias, w)
+    b = _prepare_bias(bias, len(w), w.dtype)
     if not x.ndim or x.shape[-1] != w.shape[1]:
         raise ValueError(f"input must end in an axis of {w.shape[1]} features, got shape {x.shape}")
     return np.empty((*x.shape[:-1], len(w)), x.dtype), x.reshape(-1, x.shape[-1]), w, b

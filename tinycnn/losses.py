@@ -165,15 +165,9 @@ class Loss(InitRepr, Tracked):
 
     def _loss_and_grad(self, name: str, x: ArrayLike, target: ArrayLike) -> tuple[float, Array]:
         """(value, gradient with respect to x) for x (images, classes), called `name`, and class numbers (images,)."""
-        from tinycnn import devices
-
         x = as_float(_check.array(name, x, 2, "(images, classes)"))
-        target = _check.labels("target", target, len(x), x.shape[1])
-        dx = np.empty_like(x)
-        with self.lock:
-            self.ensure_allocated(devices.get("cpu"), len(x), x.shape[1], x.dtype)
-            self.forward_backward(dx, x, target)
-            return self.batch_loss(len(x)), dx
+        value, dx = _call(self, x, _check.labels("target", target, len(x), x.shape[1]))
+        return float(value), dx
 
 
 class _ClassLoss(Loss):

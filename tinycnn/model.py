@@ -137,19 +137,8 @@ class Sequential:
 
     def __getstate__(self) -> dict[str, Any]:
         """Layers with their weights, the gradient, and attributes that a user has set, all on the host."""
-        rebuilt = {
-            "ops",
-            "lock",
-            "changes",
-            "shapes",
-            "leaves",
-            "_named_layers",
-            "leaf_shapes",
-            "_unfused",
-            "_theta",
-            "_grad",
-        }
-        rebuilt |= {"parameter_table", "_plans", "_shared_buffers", "_run"}
+        rebuilt = {"ops", "lock", "changes", "shapes", "leaves", "leaf_shapes", "parameter_table"}
+        rebuilt |= {"_named_layers", "_unfused", "_theta", "_grad", "_plans", "_shared_buffers", "_run"}
         with self.lock:
             state = {name: value for name, value in vars(self).items() if name not in rebuilt}
             modes = self._modes()
@@ -182,9 +171,8 @@ class Sequential:
         unfused = self._unfused if unfused is None else unfused
         plan = self._plans.get((batch, unfused))
         if plan is None or plan.changes != self.changes.count:
-            self.set_input_shape(
-                self._known_shapes()[0]
-            )  # a changed attribute, such as a stride, may change other shapes
+            # A changed attribute, such as a stride, may change other shapes.
+            self.set_input_shape(self._known_shapes()[0])
             plan = self._plans.get((batch, unfused))
             if plan is None or not plan.is_current():
                 self._run.max_batch = max(self.max_batch, _check.integer("batch", batch, 1))

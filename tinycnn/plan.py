@@ -100,8 +100,13 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
 
 
 def _trainable(model: "Sequential") -> list[bool]:
-    """Whether each leaf has parameters that are not frozen."""
-    return [layer.requires_grad and bool(layer.parameter_shapes()) for _, layer in model.leaves]
+    """Whether each leaf is trained."""
+    return [is_trained(layer) for _, layer in model.leaves]
+
+
+def is_trained(layer: Layer) -> bool:
+    """Whether the layer has parameters that are not frozen."""
+    return layer.requires_grad and bool(layer.parameter_shapes())
 
 
 def _outputs(specs: list[StepSpec]) -> list[int]:
@@ -145,7 +150,7 @@ class Step:
         leaves = [plan.model.leaves[number] for number in numbers]
         self.names, self.layers = [name for name, _ in leaves], [layer for _, layer in leaves]
         self.builtin, self.replayable = (all(map(f, self.layers)) for f in (is_builtin, is_replayable))
-        self.trainable = any(layer.requires_grad and layer.parameter_shapes() for layer in self.layers)
+        self.trainable = any(map(is_trained, self.layers))
 
     def forward(self) -> None:
         raise NotImplementedError
@@ -486,15 +491,9 @@ class Plan:
 
     def __repr__(self) -> str:
         def line(step: Step, source: DeviceArray, result: DeviceArray) -> str:
-            note = (
-                "fused"
-                if step.fused
-                else "view"
-                if isinstance(step, (Reshape, Fork)) or (isinstance(step, Add) and source is step.dy)
-                else "in place"
-                if source is result
-                else ""
-            )
+            is_view = isinstance(step, (Reshape, Fork)) or (isinstance(step, Add) and source is step.dy)
+            notes = {"fused": step.fused, "view": is_view, "in place": source is result, "": True}
+            note = next(text for text, holds in notes.items() if holds)
             shapes = f"{tuple(source.shape)!s:>{shape_width}} -> {tuple(result.shape)!s:<{shape_width}}"
             return f"  {step!r:<{width}}  {shapes}  {note}".rstrip()
 
