@@ -322,6 +322,25 @@ def test_batch_norm_of_rows(mean, std, training, dtype):
 
 
 @both_dtypes
+@pytest.mark.parametrize("features", [1, 7, 33, 64, 97])
+def test_bits_of_a_feature_do_not_depend_on_its_position(features, dtype):
+    """LLVM makes a vectorised and a scalar loop of each: both must round alike."""
+    rng = np.random.default_rng(0)
+    column, found = rng.standard_normal((2, 301)).astype(dtype), []
+    for width, position in ((64, 0), (features, 0), (features, features // 2), (features, features - 1)):
+        x, dy = rng.standard_normal((2, 301, width)).astype(dtype)
+        w, b, dx, dw, db, m, r, y = (np.zeros(shape, dtype) for shape in [width, width, x.shape, *[width] * 4, x.shape])
+        x[:, position], dy[:, position] = column
+        w[position], b[position] = 0.7, 0.3
+        running = np.zeros(width, dtype), np.ones(width, dtype)
+        kernels.batch_norm_forward(y, x, w, b, m, r, *running, np.zeros(1, np.int64), 0.1, EPS, True, 301)
+        kernels.batch_norm_backward(dx, dw, db, dy, x, w, m, r, True, 301)
+        outputs = y[:, position], dx[:, position], dw[position], db[position], running[1][position]
+        found.append([np.array(a).tobytes() for a in outputs])
+    assert all(outputs == found[0] for outputs in found)
+
+
+@both_dtypes
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (3, 7), (50, 130), (2, 5000)])
 @pytest.mark.parametrize(("mean", "std"), [(0, 1), (1e4, 1), (0, 1e25)])
 def test_layer_norm(rows, size, mean, std, dtype):

@@ -21,7 +21,7 @@ import math
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels._jit import device_function, kernel
+from tinycnn.kernels._jit import device_function, kernel, kernel_no_reassoc
 from tinycnn.kernels._simd import fma, load, pixel_zero, ravel, splat, store
 from tinycnn.kernels.layout import lanes
 
@@ -345,7 +345,7 @@ def group_norm_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, groups):
 COLUMNS = 64  # of a task
 
 
-@kernel
+@kernel_no_reassoc
 def batch_norm_rows_forward(
     y, x, weight, bias, mean, rstd, running_mean, running_var, num_batches_tracked, momentum, eps, training, batch_size
 ):  # fmt: skip
@@ -380,7 +380,7 @@ def batch_norm_rows_forward(
                 y[n, c] = (x[n, c] - mean[c]) * (rstd[c] * weight_or_one(weight, c)) + shift[k]
 
 
-@kernel
+@kernel_no_reassoc
 def batch_norm_rows_backward(dx, dweight, dbias, dy, x, weight, mean, rstd, training, batch_size):
     N, C = x.shape
     for task in prange((C + COLUMNS - 1) // COLUMNS):
