@@ -46,58 +46,34 @@ hardtanh_value, hardtanh_gradient = pairs[HARDTANH]
 scaled_tanh_constants = inline_ir(scalars.scaled_tanh_constants)
 
 
-@force_inline
-def sigmoid_inplace(y, a, b):  # LLVM vectorises this loop only in a separate, inlined function
-    for i in range(y.size):
-        y[i] = sigmoid_value(y[i], a, b)
+# LLVM vectorises the loops of these functions only in separate, inlined functions.
+def value_loop(value):
+    """A function (y, a, b): y = value(y), flat."""
+
+    @force_inline
+    def loop(y, a, b):
+        for i in range(y.size):
+            y[i] = value(y[i], a, b)
+
+    return loop
 
 
-@force_inline
-def gelu_inplace(y, a, b):
-    for i in range(y.size):
-        y[i] = gelu_value(y[i], a, b)
+def gradient_loop(gradient):
+    """A function (dx, x, c, d): dx = gradient(dx, x), flat."""
+
+    @force_inline
+    def loop(dx, x, c, d):
+        for i in range(dx.size):
+            dx[i] = gradient(dx[i], x[i], c, d)
+
+    return loop
 
 
-@force_inline
-def gelu_gradient_inplace(dx, x, c, d):
-    for i in range(dx.size):
-        dx[i] = gelu_gradient(dx[i], x[i], c, d)
-
-
-@force_inline
-def gelu_tanh_inplace(y, a, b):
-    for i in range(y.size):
-        y[i] = gelu_tanh_value(y[i], a, b)
-
-
-@force_inline
-def gelu_tanh_gradient_inplace(dx, x, c, d):
-    for i in range(dx.size):
-        dx[i] = gelu_tanh_gradient(dx[i], x[i], c, d)
-
-
-@force_inline
-def silu_inplace(y, a, b):
-    for i in range(y.size):
-        y[i] = silu_value(y[i], a, b)
-
-
-@force_inline
-def silu_gradient_inplace(dx, x, c, d):
-    for i in range(dx.size):
-        dx[i] = silu_gradient(dx[i], x[i], c, d)
-
-
-@force_inline
-def softplus_inplace(y, a, b):
-    for i in range(y.size):
-        y[i] = softplus_value(y[i], a, b)
-
-
-@force_inline
-def softplus_gradient_inplace(dx, x, c, d):
-    for i in range(dx.size):
-        dx[i] = softplus_gradient(dx[i], x[i], c, d)
+sigmoid_inplace = value_loop(sigmoid_value)
+gelu_inplace, gelu_gradient_inplace = value_loop(gelu_value), gradient_loop(gelu_gradient)
+gelu_tanh_inplace, gelu_tanh_gradient_inplace = value_loop(gelu_tanh_value), gradient_loop(gelu_tanh_gradient)
+silu_inplace, silu_gradient_inplace = value_loop(silu_value), gradient_loop(silu_gradient)
+softplus_inplace, softplus_gradient_inplace = value_loop(softplus_value), gradient_loop(softplus_gradient)
 
 
 @device_function
