@@ -28,7 +28,7 @@ def draw(result, folder):
 
 
 def train_step(result):
-    yield from throughput(result, "training steps")
+    yield from throughput(result, "LeNet-5, training steps")
     rows = rows_near_64(result)
     figure = plot.new_figure(5.2 * len(rows), 6.4, layout="constrained")
     for ax, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
@@ -48,7 +48,7 @@ def train_step(result):
 
 
 def inference(result):
-    yield from throughput(result, "inference")
+    yield from throughput(result, "LeNet-5, inference")
     rows = [row for row in result["rows"] if "latency" in row]
     rows = [row for row in rows if row["threads"] == rows[-1]["threads"]]
     if rows:
@@ -136,7 +136,7 @@ def epoch(result):
 # --- parts of plots ---------------------------------------------------------------------------------------------------
 
 
-def throughput(result, what):
+def throughput(result, title):
     """Images per second over the batch size, and over the number of threads."""
     rows, counts = result["rows"], sorted({row["threads"] for row in result["rows"]})
     nets = list(dict.fromkeys(row["net"] for row in rows))
@@ -146,7 +146,7 @@ def throughput(result, what):
         plot_lines(ax, [row["batch"] for row in chosen], [row["images_per_second"] for row in chosen])
         style_axes(ax, "images per batch", "images/s", net)
     add_legend(figure, rows)
-    set_heading(figure, f"LeNet-5, {what}", machine_note(result, rows[-1]))
+    set_heading(figure, title, machine_note(result, rows[-1]))
     yield "batch", figure
     if len(counts) > 1:
         figure = plot.new_figure(0.6 + 4.4 * len(nets), 4.4, layout="constrained")
@@ -158,7 +158,7 @@ def throughput(result, what):
             set_linear_scale(ax, counts)
             style_axes(ax, "threads (dotted: linear scaling)", "images/s", f"{net}, batch {chosen[0]['batch']}")
         add_legend(figure, rows)
-        set_heading(figure, f"LeNet-5, {what}", result["hardware"]["processor"] + _report.busy_note(result))
+        set_heading(figure, title, result["hardware"]["processor"] + _report.busy_note(result))
         yield "threads", figure
 
 
@@ -335,4 +335,4 @@ def rows_near_64(result):
 
 
 PLOTS = {"train-step": train_step, "inference": inference, "conv": conv, "ladder": ladder, "epoch": epoch,
-            "start": lambda result: ()}  # fmt: skip
+            "nets": lambda result: throughput(result, "Training steps"), "start": lambda result: ()}  # fmt: skip
