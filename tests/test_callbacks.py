@@ -205,7 +205,7 @@ def test_what_is_no_callback_is_refused(callbacks, words):
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_the_checkpoint_holds_the_best_model(tmp_path, averaged):
-    path, model = tmp_path / "best.npz", net()
+    path, model = tmp_path / "best.safetensors", net()
     optimizer = SGD(model, [0.1] * 8 + [20.0] * 8)
     best, seen, epochs = ModelCheckpoint(path), [], []
 
@@ -225,7 +225,7 @@ def test_the_checkpoint_holds_the_best_model(tmp_path, averaged):
 
 
 def test_a_checkpoint_of_every_epoch_needs_no_monitor(tmp_path):
-    path, model, same = tmp_path / "last.npz", net(), []
+    path, model, same = tmp_path / "last.safetensors", net(), []
 
     def after(record):
         same.append(np.array_equal(load(path).theta, model.theta))
@@ -301,14 +301,18 @@ def test_tensorboard_gets_the_numbers_of_each_epoch(tmp_path):
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda path: ModelCheckpoint(path / "best.pt"), ValueError, r"path must be a file name ending in \.npz"),
+        (
+            lambda path: ModelCheckpoint(path / "best.pt"),
+            ValueError,
+            r"path must be a file name ending in \.safetensors",
+        ),
         (lambda path: ModelCheckpoint(3), TypeError, "path must be a path, got 3"),
-        (lambda path: ModelCheckpoint(path / "best.npz", mode="least"), ValueError, "mode must be one of"),
-        (lambda path: ModelCheckpoint(path / "best.npz", monitor=1), TypeError, "monitor must be the name"),
+        (lambda path: ModelCheckpoint(path / "best.safetensors", mode="least"), ValueError, "mode must be one of"),
+        (lambda path: ModelCheckpoint(path / "best.safetensors", monitor=1), TypeError, "monitor must be the name"),
         (lambda path: CSVLogger(""), TypeError, "path must be a path"),
         (lambda path: TensorBoard(None), TypeError, "log_dir must be a path"),
         (
-            lambda path: learn(net(), [ModelCheckpoint(path / "no" / "a.npz")]),
+            lambda path: learn(net(), [ModelCheckpoint(path / "no" / "a.safetensors")]),
             FileNotFoundError,
             "folder does not exist",
         ),

@@ -61,8 +61,8 @@ def test_all_is_kept(tmp_path):
     model[0].requires_grad = False
     fit(model, CrossEntropyLoss(), SGD(model, lr=0.1), data, epochs=1, rng=0, progress=False)
     model.class_names = ["a", "b", "c", "d"]
-    model.save(tmp_path / "model.npz")
-    again = tinycnn.load(tmp_path / "model.npz")
+    model.save(tmp_path / "model.safetensors")
+    again = tinycnn.load(tmp_path / "model.safetensors")
     raw = RNG.integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
     assert not again.training
     np.testing.assert_array_equal(again(raw), model.eval()(raw))
@@ -72,15 +72,15 @@ def test_all_is_kept(tmp_path):
     assert repr(again) == repr(model)
     assert [layer.requires_grad for layer in again] == [layer.requires_grad for layer in model]
     assert str(again.normalization) == str(model.normalization)
-    again.save(tmp_path / "again.npz")
-    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "model.npz").read_bytes()
+    again.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
     fit(again, CrossEntropyLoss(), SGD(again, lr=0.1), data, epochs=1, rng=0, progress=False)
 
 
 def test_float64_and_no_input_shape(tmp_path):
     model = Sequential(Flatten(), Linear(4, 2), dtype=np.float64)
-    model.save(tmp_path / "m.npz")
-    again = tinycnn.load(tmp_path / "m.npz")
+    model.save(tmp_path / "m.safetensors")
+    again = tinycnn.load(tmp_path / "m.safetensors")
     assert again.input_shape is None
     assert again.dtype == np.float64
     x = RNG.normal(size=(3, 1, 2, 2))
@@ -109,24 +109,24 @@ class Secret(Layer):
 
 def test_layers_of_users(tmp_path):
     model = Sequential(Shift(2.0), Flatten(), Linear(4, 2), input_shape=(1, 2, 2))
-    model.save(tmp_path / "m.npz")
+    model.save(tmp_path / "m.safetensors")
     x = RNG.normal(size=(3, 1, 2, 2))
-    again = tinycnn.load(tmp_path / "m.npz", custom_layers={"Shift": Shift})
+    again = tinycnn.load(tmp_path / "m.safetensors", custom_layers={"Shift": Shift})
     np.testing.assert_array_equal(again(x), model(x))
     with pytest.raises(UnknownLayerError, match="a layer Shift, which is not known; give its class: custom_layers"):
-        tinycnn.load(tmp_path / "m.npz")
+        tinycnn.load(tmp_path / "m.safetensors")
     with pytest.raises(TypeError, match="has no attribute key"):
-        Sequential(Secret(3), input_shape=(1, 2, 2)).save(tmp_path / "other.npz")
-    assert not (tmp_path / "other.npz").exists()
+        Sequential(Secret(3), input_shape=(1, 2, 2)).save(tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_a_users_class_does_not_pass_for_ours(tmp_path):
     """A class of the same name as one of this library's."""
     mine = type("Tanh", (Layer,), {"forward": Shift.forward, "backward": Shift.backward, "by": 1.0})
     model = Sequential(mine(), input_shape=(1, 2, 2))
-    model.save(tmp_path / "m.npz")
+    model.save(tmp_path / "m.safetensors")
     with pytest.raises(UnknownLayerError):
-        tinycnn.load(tmp_path / "m.npz")
+        tinycnn.load(tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -149,18 +149,18 @@ def test_a_users_class_does_not_pass_for_ours(tmp_path):
     ],
 )
 def test_a_changed_file_is_refused_by_name(tmp_path, change, message):
-    net().save(tmp_path / "m.npz")
-    arrays, metadata = checkpoint.load(tmp_path / "m.npz")
+    net().save(tmp_path / "m.safetensors")
+    arrays, metadata = checkpoint.load(tmp_path / "m.safetensors")
     change(metadata)
-    checkpoint.save(tmp_path / "m.npz", arrays, metadata)
+    checkpoint.save(tmp_path / "m.safetensors", arrays, metadata)
     with pytest.raises((DamagedCheckpointError, UnknownLayerError), match=message):
-        tinycnn.load(tmp_path / "m.npz")
+        tinycnn.load(tmp_path / "m.safetensors")
 
 
 def test_a_state_dict_is_not_a_model(tmp_path):
-    checkpoint.save(tmp_path / "w.npz", net().state_dict())
+    checkpoint.save(tmp_path / "w.safetensors", net().state_dict())
     with pytest.raises(DamagedCheckpointError, match=r"holds no model, but the arrays 0\.weight"):
-        tinycnn.load(tmp_path / "w.npz")
+        tinycnn.load(tmp_path / "w.safetensors")
 
 
 # --- predict ----------------------------------------------------------------------------------------------------------

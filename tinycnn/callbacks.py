@@ -1,6 +1,6 @@
 """Callbacks: early stopping, files of a training, and a learning rate that reacts to a metric.
 
-    fit(..., callbacks=[EarlyStopping(patience=3), ModelCheckpoint("best.npz"), CSVLogger("history.csv")])
+    fit(..., callbacks=[EarlyStopping(patience=3), ModelCheckpoint("best.safetensors"), CSVLogger("history.csv")])
 
 A callback is any object with one or more of these methods, which are called in the order of the list:
 
@@ -111,7 +111,7 @@ class EarlyStopping(InitRepr):
 class ModelCheckpoint(InitRepr):
     """Saves the model after each epoch that is the best so far, or after every epoch; `tinycnn.load` reads it.
 
-    path            file name ending in .npz; the file is replaced when the new one is complete
+    path            file name ending in .safetensors; the file is replaced when the new one is complete
     monitor, mode   the value in the epochs' records, and whether lower ("min") or higher ("max") is better
     save_best_only  False: save after every epoch
 
@@ -125,7 +125,7 @@ class ModelCheckpoint(InitRepr):
         mode: str = "min",
         save_best_only: bool = True,
     ) -> None:
-        self.path, self.monitor = _file("path", path, ".npz"), _monitor_name(monitor)
+        self.path, self.monitor = _file("path", path, ".safetensors"), _monitor_name(monitor)
         self.mode, self.save_best_only = _check.choice("mode", mode, ("min", "max")), bool(save_best_only)
         self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, 0
 

@@ -469,7 +469,7 @@ class Sequential:
         return _parts.replace(self, index, layers, rng)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write layers, weights, normalization, class names and `output_kind` to `path` (`*.npz`), which
+        """Write layers, weights, normalization, class names and `output_kind` to `path` (`*.safetensors`), which
         `tinycnn.load` reads.  The file is replaced when the new one is complete.
 
         TypeError names a layer of a user's class whose constructor's arguments are not attributes.
