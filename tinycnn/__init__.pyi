@@ -19,6 +19,7 @@ from . import (
     models as models,
     optim as optim,
     plot as plot,
+    resume as resume,
     runs as runs,
     schedules as schedules,
     train as train,
@@ -85,5 +86,6 @@ from .losses import (
 )
 from .model import Sequential as Sequential
 from .optim import EMA as EMA, SGD as SGD, Adam as Adam, AdamW as AdamW, RMSprop as RMSprop
+from .resume import TrainingCheckpoint as TrainingCheckpoint
 from .saving import load as load
 from .train import evaluate as evaluate, fit as fit, train_step as train_step

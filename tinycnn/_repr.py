@@ -23,15 +23,19 @@ class InitRepr:
         return {}
 
     def __repr__(self) -> str:
+        return self.describe()
+
+    def describe(self, omit: tuple[str, ...] = ()) -> str:
+        """`repr` without the arguments `omit`, also in arguments that are such objects."""
         parameters = list(inspect.signature(type(self).__init__).parameters.values())[1:]
         overrides, texts = self.repr_overrides(), []
         for parameter in parameters:
             value = overrides.get(parameter.name, getattr(self, parameter.name, parameter.default))
             if parameter.kind is parameter.VAR_KEYWORD:
                 continue
-            if parameter.name == "model" or _is_default(value, parameter.default):
+            if parameter.name in ("model", *omit) or _is_default(value, parameter.default):
                 continue
-            text = _format(value)
+            text = value.describe(omit) if isinstance(value, InitRepr) else _format(value)
             texts.append(text if parameter.default is parameter.empty else f"{parameter.name}={text}")
         texts += [f"{name}={_format(value)}" for name, value in self.repr_options().items()]
         return f"{type(self).__name__}({', '.join(texts)})"

@@ -117,6 +117,10 @@ class Augmentation:
         self.ops, self.scale, self.shift = ops, scale, shift
         self.batch_count = 0  # in all trainings so far
 
+    def seeds(self) -> list[int]:
+        """The seeds of the transformations."""
+        return [self.affine_seed, self.elastic_seed, self.jitter_seed]
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "ops"}  # a module; the data set sets it
 
@@ -146,6 +150,10 @@ class Augmentation:
             )
         images, matrices, field, *constants = self._buffers[key]
         return images[: len(x)], matrices[: len(x)], field[: len(x)], *constants
+
+    def continue_from(self, batches: int) -> None:
+        """Continue after so many batches.  For a copy from `copy_for_training`"""
+        self.ops.copy_to(self.counter, np.array([batches]))
 
     def start_epoch(self, repeat: bool) -> None:
         """Begin an epoch, or repeat the last one."""

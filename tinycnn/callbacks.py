@@ -10,6 +10,9 @@ A callback is any object with one or more of these methods, which are called in 
     on_epoch_end(record)   after each epoch and its validation, with the epoch's record (see `fit`).  What it adds to
                            the record is in the history
     on_train_end()         at the end of a training without an exception
+    on_checkpoint(history) after the checkpoint of an epoch is on the disk, with the records so far (`fit(checkpoint=)`)
+    state_dict(), load_state_dict(state)
+                           the callback's state in the checkpoint: numbers, texts, arrays, lists and dictionaries
 
 Training stops if `on_batch_end` or `on_epoch_end` returns True; the epoch then ends at that batch.  Both may run and
 evaluate the model, and change learning rates and attributes of layers; the next step uses the new values.  If one
@@ -60,7 +63,7 @@ class EarlyStopping(InitRepr):
     patience      training stops after this many epochs in a row without an improvement
     min_delta     a change by this much or less is no improvement
     mode          "min" or "max": whether lower or higher is better
-    restore_best  a model that gets the weights of the best epoch at the end of the training
+    restore_best  True: the model gets the weights of the best epoch at the end of the training
 
     best, best_epoch: the best value so far and its epoch.  Names and definition are Keras's.
     """
@@ -71,16 +74,23 @@ class EarlyStopping(InitRepr):
         patience: int = 5,
         min_delta: float = 0.0,
         mode: str = "min",
-        restore_best: Sequential | None = None,
+        restore_best: Sequential | bool = False,
     ) -> None:
-        if restore_best is not None and not isinstance(restore_best, Sequential):
-            raise TypeError(f"restore_best must be the model that is trained, or None, got {restore_best!r}")
+        if not isinstance(restore_best, (Sequential, bool)):
+            raise TypeError(f"restore_best must be True or False, or the model that is trained, got {restore_best!r}")
+        self.restore_best = restore_best is not False
         self.monitor, self.patience = _monitor_name(monitor), _check.integer("patience", patience, 0)
         self.min_delta = _check.number("min_delta", min_delta, 0)
         self.mode = _check.choice("mode", mode, ("min", "max"))
         self.best, self.best_epoch = math.inf if mode == "min" else -math.inf, 0
-        self._model, self._waited = restore_best, 0
+        self._model = restore_best if isinstance(restore_best, Sequential) else None
+        self._waited = 0
         self._best_weights: list[Array] | None = None
+
+    def on_train_begin(self, model: Sequential) -> None:
+        """Keep the model, for `restore_best`."""
+        if self.restore_best and self._model is None:
+            self._model = model
 
     def on_epoch_end(self, record: Mapping[str, Any]) -> bool:
         """Whether to stop after the epoch of `record`.  NaN is no improvement.  ValueError if `monitor` is missing."""
@@ -98,6 +108,15 @@ class EarlyStopping(InitRepr):
         """Restore the weights of the best epoch in `restore_best`."""
         if self._model is not None and self._best_weights is not None:
             self._model.restore(self._best_weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state needed to resume, with the weights of the best epoch."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self._waited, "weights": self._best_weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the result of `state_dict`."""
+        self.best, self.best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
+        self._best_weights = state["weights"]
 
     def __call__(self, record: Mapping[str, Any]) -> bool:
         """`on_epoch_end`, for ``fit(..., on_epoch=EarlyStopping(...))``."""
@@ -134,6 +153,14 @@ class ModelCheckpoint(InitRepr):
         self._model = model
         _require_folder(self.path)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state needed to resume."""
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the result of `state_dict`."""
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+
     def on_epoch_end(self, record: Mapping[str, Any]) -> None:
         """Save the model.  ValueError if `monitor` is missing in the record."""
         if self.save_best_only or self.monitor in record:
@@ -164,6 +191,14 @@ class CSVLogger(InitRepr):
         if self.append and self.path.exists():
             with self.path.open(encoding="utf-8", newline="") as file:
                 self._rows = list(csv.DictReader(file))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self._rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the result of `state_dict`."""
+        self._rows = [dict(row) for row in state["rows"]]
 
     def on_epoch_end(self, record: Mapping[str, Any]) -> None:
         """Write the file with a row for this epoch."""
@@ -231,13 +266,13 @@ def _require_folder(path: Path) -> None:
 class ReduceLROnPlateau(InitRepr):
     """Lowers the learning rate when a metric stops improving.  Arguments and definition are torch's.
 
-    Call `step(metric)` after each epoch.  A metric improves if it beats the best by more than `threshold` (a fraction
+    A callback that looks at the value `monitor` of the records; or call `step(metric)` after each epoch, as in torch.
+    A metric improves if it beats the best by more than `threshold` (a fraction
     of the best for "rel", a difference for "abs").  After more than `patience` epochs without an improvement, all
     remaining rates are multiplied by `factor`, down to at least min_lr; a change of eps or less is skipped.  The
     `cooldown` epochs after a reduction do not count.
 
-        plateau = ReduceLROnPlateau(optimizer)
-        fit(..., on_epoch=lambda record: plateau.step(record["val_loss"]))
+        fit(..., callbacks=[ReduceLROnPlateau(optimizer, monitor="val_loss")])
     """
 
     def __init__(
@@ -251,6 +286,7 @@ class ReduceLROnPlateau(InitRepr):
         cooldown: int = 0,
         min_lr: float = 0.0,
         eps: float = 1e-8,
+        monitor: str = "val_loss",
     ) -> None:
         _check.instance("optimizer", optimizer, (Optimizer, EMA), "a tinycnn optimizer")
         self.optimizer, self.mode = optimizer, _check.choice("mode", mode, ("min", "max"))
@@ -260,8 +296,13 @@ class ReduceLROnPlateau(InitRepr):
         self.threshold_mode = _check.choice("threshold_mode", threshold_mode, ("rel", "abs"))
         self.cooldown = _check.integer("cooldown", cooldown, 0)
         self.min_lr, self.eps = _check.number("min_lr", min_lr, 0), _check.number("eps", eps, 0)
+        self.monitor = _monitor_name(monitor)
         self.best = np.inf if mode == "min" else -np.inf
         self.num_bad_epochs = self.cooldown_counter = 0
+
+    def on_epoch_end(self, record: Mapping[str, Any]) -> None:
+        """`step` with the value `monitor` of the record.  ValueError if it is missing."""
+        self.step(_monitored(self.monitor, record))
 
     def step(self, metric: float) -> None:
         """Record the metric of an epoch; lower the rates when the patience is exceeded.  NaN is no improvement."""

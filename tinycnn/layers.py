@@ -98,6 +98,14 @@ class Layer(Tracked):
         """Initial values of the parameters, float64, by name."""
         return {}
 
+    def get_extra_state(self) -> Any:
+        """What a training needs to continue besides parameters and buffers, as JSON or arrays: random numbers, counts.
+        Name and use are torch's, but a state_dict does not have it: only a training's checkpoint."""
+        return None
+
+    def set_extra_state(self, state: Any) -> None:
+        """Set the result of `get_extra_state`."""
+
     def initial_buffers(self, dtype: DType) -> dict[str, Array]:
         """Initial values of the buffers, NumPy, by name.  Those that begin with an underscore are not in a
         `state_dict`."""
@@ -870,6 +878,12 @@ class Dropout(Layer):
 
     def initial_buffers(self, dtype: DType) -> dict[str, Array]:
         return {"_counter": np.zeros(1, np.int64)}  # training steps so far
+
+    def get_extra_state(self) -> int:
+        return self.seed
+
+    def set_extra_state(self, state: int) -> None:
+        self.seed = int(state)
 
     def elements_per_mask(self, x: DeviceArray) -> int:
         """Number of consecutive elements that share one mask value."""

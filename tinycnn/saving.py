@@ -28,7 +28,7 @@ def save(model: Sequential, path: str | os.PathLike[str]) -> None:
         metadata = {
             "format": FORMAT,
             "version": VERSION,
-            "layers": [_encode(layer) for layer in model.layers],
+            "layers": [encode(layer) for layer in model.layers],
             "frozen": [name for name, layer in model.leaves if not layer.requires_grad],
             "input_shape": model.input_shape,
             "dtype": model.dtype.name,
@@ -71,14 +71,14 @@ def load(
     return model.eval()
 
 
-def _encode(value: Any) -> Any:
-    """A layer, or an argument of one, as JSON."""
+def encode(value: Any) -> Any:
+    """A layer, or an argument of one, as JSON.  TypeError for what cannot be saved."""
     if isinstance(value, Layer):
         kind = type(value)
         scope = "" if is_in_package(kind.__module__) else "custom "
-        return {"layer": scope + kind.__name__, **{name: _encode(v) for name, v in value.config().items()}}
+        return {"layer": scope + kind.__name__, **{name: encode(v) for name, v in value.config().items()}}
     if isinstance(value, (tuple, list)):
-        return [_encode(entry) for entry in value]
+        return [encode(entry) for entry in value]
     if isinstance(value, np.ndarray):
         return {"array": value.tolist(), "dtype": value.dtype.name}
     if isinstance(value, np.generic):
@@ -89,7 +89,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: Any, custom: Mapping[str, type[Layer]]) -> Any:
-    """Inverse of `_encode`."""
+    """Inverse of `encode`."""
     if isinstance(value, list):
         return tuple(_decode(entry, custom) for entry in value)
     if not isinstance(value, dict):

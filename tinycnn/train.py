@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from tinycnn.losses import CrossEntropyLoss, Loss
 from tinycnn.model import Sequential
 from tinycnn.optim import EMA, Optimizer
 from tinycnn.plan import Plan
+from tinycnn.resume import Saver, TrainingCheckpoint
 
 __all__ = ["DivergedError", "StepRunner", "evaluate", "fit", "train_step", "warm_up"]
 
@@ -261,6 +263,7 @@ def fit(
     on_epoch: Callable[[Record], object] | None = None,
     callbacks: Sequence[Any] = (),
     accumulation_steps: int = 1,
+    checkpoint: str | os.PathLike[str] | TrainingCheckpoint | None = None,
     progress: bool = True,
 ) -> list[Record]:
     """Train for `epochs` passes over `train`, in a new random order each, and return the history.
@@ -280,6 +283,12 @@ def fit(
                        so many batches make one update, with the gradient of one batch of that size (the mean of means
                        is weighted by the numbers of images).  The last update of an epoch may be of fewer.  Schedules
                        and `optimizer.steps` count updates; batch norm sees the small batches
+    checkpoint         file name ending in .safetensors, or a `TrainingCheckpoint`.  It gets everything that the
+                       training needs to continue, before the first epoch and after each.  If the file exists, the
+                       training continues from there, up to `epochs` epochs in total, bit for bit as if it had not been
+                       interrupted.  Larger `epochs` than before extend it; a schedule must have the rates of the old
+                       one for the steps already taken.  Raises ResumeError, with every difference, if the file is of
+                       another model, loss, optimizer, data set or version
     progress           show a progress bar on stderr, if that is a terminal
 
     The history has one record (a dict) for each epoch: epoch, train_loss, train_accuracy (both measured during
@@ -302,19 +311,14 @@ def fit(
     epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
     accumulation_steps = _check.integer("accumulation_steps", accumulation_steps, 1)
     steps = None if steps_per_epoch is None else _check.integer("steps_per_epoch", steps_per_epoch, 1)
-    hooks = _Hooks(callbacks, on_epoch)
+    hooks = Hooks(callbacks, on_epoch)
     generator: np.random.Generator = _check.generator("rng", rng)
     with contextlib.ExitStack() as cleanup:
         check = functools.partial(check_arguments, model, criterion=criterion, optimizer=optimizer)
         loader = _open_loader("train", train, model, check, steps, None, augment=True)
         cleanup.callback(loader.close)
         dataset = loader.dataset
-        if getattr(optimizer, "schedule_exhausted", bool)():
-            raise ValueError(
-                f"optimizer: its schedule of {len(optimizer.lr_schedule)} rates is used up after {optimizer.steps} "
-                f"steps, and training would continue with the last rate, {optimizer.lr_schedule[-1]:g}; assign a "
-                "number or an array of rates for the next steps to optimizer.lr"
-            )
+        _require_rates(optimizer)
         runner = StepRunner(model, criterion, loader, optimizer, accumulation_steps)
         validator = None
         if validation is not None:
@@ -323,6 +327,8 @@ def fit(
             val_loader = _open_loader("validation", validation, model, val_check, None, dataset)
             cleanup.callback(val_loader.close)
             validator = StepRunner(model, val_criterion, val_loader)
+        if checkpoint is not None and not loader.repeatable and steps is not None:
+            raise TypeError("checkpoint: an iterable of batches cannot be continued within a pass (steps_per_epoch)")
         batch_size = min(batch_size, len(dataset)) if loader.repeatable else len(dataset)
         if optimizer.patterns and not loader.repeatable:
             raise TypeError(
@@ -349,8 +355,23 @@ def fit(
         model.output_kind = getattr(criterion, "output_kind", None)
         if dataset.class_names is not None:
             model.class_names = dataset.class_names
-        orders = _orders(len(dataset), epoch_size, reshuffle, generator) if loader.repeatable else None
-        return _run_epochs(runner, validator, epochs, batch_size, orders, generator, hooks, progress)
+        orders = Orders(len(dataset), epoch_size, reshuffle, generator) if loader.repeatable else None
+        saver = None
+        if checkpoint is not None:
+            options = {"batch_size": batch_size, "steps_per_epoch": steps, "reshuffle": reshuffle}
+            options["accumulation_steps"] = accumulation_steps
+            saver = Saver(checkpoint, runner, validator, orders, generator, hooks, options)
+        return _run_epochs(runner, validator, epochs, batch_size, orders, generator, hooks, saver, progress)
+
+
+def _require_rates(optimizer: Any) -> None:
+    """ValueError if the schedule of `optimizer` has ended."""
+    if getattr(optimizer, "schedule_exhausted", bool)():
+        raise ValueError(
+            f"optimizer: its schedule of {len(optimizer.lr_schedule)} rates is used up after {optimizer.steps} "
+            f"steps, and training would continue with the last rate, {optimizer.lr_schedule[-1]:g}; assign a "
+            "number or an array of rates for the next steps to optimizer.lr"
+        )
 
 
 def _open_loader(
@@ -371,28 +392,36 @@ def _open_loader(
     return make_loader(source, augment)
 
 
-def _orders(count: int, epoch_size: int, reshuffle: bool, rng: np.random.Generator) -> Iterator[Array]:
-    """The order of each epoch: `epoch_size` of `count` images, every image once before one is repeated."""
-    upcoming = np.empty(0, np.int64)
-    while True:
-        if len(upcoming) < epoch_size:
-            upcoming = np.concatenate([upcoming, rng.permutation(count)])
-        order, upcoming = upcoming[:epoch_size], upcoming[epoch_size:]
-        yield order
-        while not reshuffle:
-            yield order
+class Orders:
+    """The order of each epoch: `epoch_size` of `count` images, every image once before one is repeated.
+
+    upcoming  the images of later epochs that are drawn already; without `reshuffle`, the order of all epochs
+    """
+
+    def __init__(self, count: int, epoch_size: int, reshuffle: bool, rng: np.random.Generator) -> None:
+        self.count, self.epoch_size, self.reshuffle, self.rng = count, epoch_size, reshuffle, rng
+        self.upcoming = np.empty(0, np.int64)
+
+    def __next__(self) -> Array:
+        if len(self.upcoming) < self.epoch_size:
+            self.upcoming = np.concatenate([self.upcoming, self.rng.permutation(self.count)])
+        order = self.upcoming[: self.epoch_size]
+        if self.reshuffle:
+            self.upcoming = self.upcoming[self.epoch_size :]
+        return order
 
 
-class _Hooks:
+class Hooks:
     """The callbacks of a training.  `on_epoch` is one more of them, with a method `at_end`."""
 
-    METHODS = ("on_train_begin", "on_batch_end", "on_epoch_end", "on_train_end")
+    METHODS = ("on_train_begin", "on_batch_end", "on_epoch_end", "on_checkpoint", "on_train_end")
 
     def __init__(self, callbacks: Sequence[Any], on_epoch: Any) -> None:
         _check.optional_callable("on_epoch", on_epoch)
         if not isinstance(callbacks, (list, tuple)):
             raise TypeError(f"callbacks must be a list, got {_check.describe(callbacks)}")
         self.calls: dict[str, list[Any]] = {name: [] for name in self.METHODS}
+        self.stateful = [part for part in (*callbacks, on_epoch) if hasattr(part, "load_state_dict")]
         for index, callback in enumerate(callbacks):
             methods = {name: getattr(callback, name) for name in self.METHODS if hasattr(callback, name)}
             if not methods or isinstance(callback, type) or not all(map(callable, methods.values())):
@@ -418,20 +447,29 @@ def _run_epochs(
     validator: StepRunner | None,
     epochs: int,
     batch_size: int,
-    orders: Iterator[Array] | None,
+    orders: Orders | None,
     generator: np.random.Generator,
-    hooks: _Hooks,
+    hooks: Hooks,
+    saver: Saver | None,
     progress: bool,
 ) -> list[Record]:
     """The loop of `fit`.  orders: of a data set's images; None for a stream"""
     model, criterion, optimizer, dataset = runner.model, runner.criterion, runner.optimizer, runner.loader.dataset
     epoch_count = getattr(optimizer, "_epochs", np.zeros(1, np.int64))
-    last_epoch = int(epoch_count[0]) + epochs
     history: list[Record] = []
-    last_good = _snapshot(model, optimizer)
+    stop, last_good = False, _snapshot(model, optimizer)
     try:
         hooks("on_train_begin", model)
-        for epoch in range(last_epoch - epochs + 1, last_epoch + 1):
+        if saver is not None:
+            history, stop = saver.load()
+            last_good = _snapshot(model, optimizer)
+            saver.save(last_good, history, stop)
+            if len(history) < epochs and not stop:
+                _require_rates(optimizer)
+        last_epoch = int(epoch_count[0]) - len(history) + epochs
+        for epoch in range(int(epoch_count[0]) + 1, last_epoch + 1):
+            if stop:
+                break
             order = np.empty(0, np.int64) if orders is None else next(orders)
             whole, turn = runner.locks(each_batch=runner.loader.staged or bool(hooks.calls["on_batch_end"]))
             with whole:
@@ -467,8 +505,8 @@ def _run_epochs(
                 history.append(record)
                 stop = hooks("on_epoch_end", record) or stop
             last_good = _snapshot(model, optimizer)  # again, since a callback may have changed the learning rates
-            if stop:
-                break
+            if saver is not None:
+                saver.save(last_good, history, stop)
         optimizer.use_average()
         hooks("on_train_end")
     except BaseException:
@@ -494,7 +532,7 @@ def _train_epoch(
     epoch: int,
     last_epoch: int,
     turn: Callable[[], contextlib.AbstractContextManager[None]],
-    hooks: _Hooks,
+    hooks: Hooks,
     progress: bool,
 ) -> tuple[Record, bool]:
     """Train for the epoch that was started.  Returns the record, and whether a callback stops the training.
