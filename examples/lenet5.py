@@ -16,15 +16,15 @@ That is seed 0; results/default has five seeds.
 import argparse
 import sys
 
-import numpy as np
+from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sigmoid, Tanh, recipes
+from tinycnn.commands import train
+from tinycnn.layers import Layer
 
-from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential, Sigmoid, Tanh, experiment
 
-
-def lenet5(activation: str, pool: str, rng: np.random.Generator, device: str) -> Sequential:
+def lenet5(activation: str, pool: str) -> list[Layer]:
     Activation = {"tanh": Tanh, "sigmoid": Sigmoid, "relu": ReLU}[activation]
     Pool = {"avg": AvgPool2d, "max": MaxPool2d}[pool]
-    return Sequential(  #                                         images: 1 x 28 x 28
+    return [  #                                                       images: 1 x 28 x 28
         Conv2d(1, 6, kernel_size=5, padding=2), Activation(),  #  C1: 6 x 28 x 28
         Pool(2),  #                                               S2: 6 x 14 x 14
         Conv2d(6, 16, kernel_size=5), Activation(),  #            C3: 16 x 10 x 10
@@ -33,10 +33,14 @@ def lenet5(activation: str, pool: str, rng: np.random.Generator, device: str) ->
         Linear(400, 120), Activation(),  #                        C5
         Linear(120, 84), Activation(),  #                         F6
         Linear(84, 10),  #                                        one logit per digit
-        input_shape=(1, 28, 28), rng=rng, device=device,
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    sys.exit(experiment.run(experiment.add_options(parser).parse_args(), lenet5))
+    parser = train.add_options(argparse.ArgumentParser(description=__doc__.split("\n")[0]))
+    parser.add_argument("--activation", choices=("tanh", "sigmoid", "relu"), default="tanh")
+    parser.add_argument("--pool", choices=("avg", "max"), default="avg")
+    args = parser.parse_args()
+    # Data, optimizer, schedule and number of epochs are those of the recipe "default"; --set changes them.
+    recipe = recipes.of_layers(lenet5(args.activation, args.pool), like="default", name="lenet5")
+    sys.exit(train.main(args, recipe))

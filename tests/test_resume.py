@@ -176,7 +176,7 @@ def other(**changes):
 
 DIFFERENCES = {
     "layer": (other(layers=lambda: layers(Dropout(0.5))), r"layer 6: .*0\.4.* in the checkpoint, .*0\.5.* now"),
-    "no layer": (other(layers=layers), r"layer 8: .*Linear.* in the checkpoint, none now"),
+    "no layer": (other(layers=layers), r"layer 7: .*Linear.* in the checkpoint, none now"),
     "optimizer": (other(optimizer=lambda m: Adam(m, 0.05)), r"optimizer: SGD\(momentum=0\.9\) .*, Adam\(\) now"),
     "momentum": (other(optimizer=lambda m: SGD(m, 0.05)), "momentum"),
     "learning rate": (other(optimizer=lambda m: SGD(m, 0.1, momentum=0.9)), r"step 1: 0\.05 in the .*, 0\.1 now"),

@@ -28,7 +28,7 @@ from tinycnn import (
     models,
 )
 from tinycnn.errors import DamagedCheckpointError, UnknownLayerError
-from tinycnn.saving import _decode, _encode
+from tinycnn.saving import decode, encode
 
 RNG = np.random.default_rng(0)
 
@@ -50,7 +50,7 @@ def digits(n=40):
 @given(data=st.data())
 def test_every_layer_is_rebuilt_from_its_arguments(name, data):
     layer = data.draw(LAYERS[name])[0]
-    again = _decode(json.loads(json.dumps(_encode(layer))), {})
+    again = decode(json.loads(json.dumps(encode(layer))), {})
     assert type(again) is type(layer)
     assert repr(again) == repr(layer)
     assert repr(again.config()) == repr(layer.config())

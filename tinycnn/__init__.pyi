@@ -8,7 +8,6 @@ from . import (
     checkpoint as checkpoint,
     data as data,
     errors as errors,
-    experiment as experiment,
     functional as functional,
     init as init,
     kernels as kernels,

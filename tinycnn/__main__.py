@@ -9,70 +9,61 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit code."""
-    import tinycnn
+    """Run a subcommand and return its exit code: see `tinycnn.commands._common`."""
     from tinycnn._interrupts import defer_interrupt
 
     with defer_interrupt():  # NumPy would turn it into an ImportError
-        import argparse
+        parser = make_parser()
+    args = parser.parse_args(argv)
+    code: int = args.run_command(args)
+    return code
 
-        from tinycnn import experiment
-        from tinycnn.recipes import evaluate, reproduce, sweep
 
-    parser = argparse.ArgumentParser(prog="tinycnn", description="A CNN engine written from scratch.")
+def make_parser() -> "argparse.ArgumentParser":
+    """The parser of all commands.  `run_command` of its result runs the chosen one."""
+    import argparse
+
+    import tinycnn
+    from tinycnn.commands import evaluate, reproduce, small, sweep, train
+
+    parser = argparse.ArgumentParser(
+        prog="tinycnn", description="A CNN engine written from scratch.",
+        epilog="Exit codes: 0 success, 1 error, 2 wrong usage, 130 Ctrl-C, 143 terminated.",
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tinycnn {tinycnn.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    experiment.add_options(commands.add_parser("train", help="train LeNet-5 and write a run folder"))
-    fetch = commands.add_parser("data", help="find or download a data set and verify it")
-    fetch.add_argument("name", choices=("mnist", "fashion", "kmnist", "synthetic"))
-    fetch.add_argument("--data-dir", help="folder to search, and to download to")
-    evaluate.add_options(commands.add_parser("evaluate", help="evaluate the saved weights of a run on the test set"))
-    commands.add_parser("recipes", help="list the recipes: named runs, and the results their sources claim")
-    reproduce.add_options(
-        commands.add_parser("reproduce", help="run recipes, and compare the claimed and the obtained results")
-    )
-    sweep.add_options(commands.add_parser("sweep", help="search the space of a recipe"))
-    commands.add_parser("info", help="versions, processor, threads and GPU")
-    args = parser.parse_args(argv)
-    if args.command == "train":
-        from tinycnn.models import lenet5
+    recipe = {"nargs": "?", "default": "default", "metavar": "RECIPE"}
+    help_recipe = "a recipe (python -m tinycnn recipes) or a file of one, *.toml (default: LeNet-5)"
 
-        return experiment.run(args, lenet5)
-    if args.command == "evaluate":
-        return evaluate.main(args)
-    if args.command == "recipes":
-        return reproduce.listing()
-    if args.command == "reproduce":
-        return reproduce.main(args)
-    if args.command == "sweep":
-        return sweep.main(args)
-    return info() if args.command == "info" else data(args)
-
-
-def info() -> int:
-    """Print versions, processor, threads and the state of the GPU."""
-    from tinycnn import _gpu, hardware
-
-    rows = [(name, value) for name, value in hardware.environment().items() if name != "command"]
-    for name, value in rows + _gpu.status_rows(_gpu.probe(full=True)):
-        print(f"{name:<14} {value}")
-    return 0
-
-
-def data(args: "argparse.Namespace") -> int:
-    """Load a data set, which verifies it, and print its size and hash."""
-    from tinycnn import data
-
-    try:
-        dataset = data.load(args.name, args.data_dir)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(
-        f"{dataset.name}: {len(dataset.train_images):,} training and {len(dataset.test_images):,} test images, "
-        f"{dataset.sha256}"
-    )
-    return 0
+    one = commands.add_parser("train", help="train a recipe, or a network on your own images, and write a run folder")
+    one.add_argument("recipe", help=help_recipe, **recipe)  # type: ignore[arg-type]
+    train.add_options(one).set_defaults(run_command=train.main)
+    one = commands.add_parser("resume", help="continue a run that was interrupted, or train it for more epochs")
+    train.add_resume_options(one).set_defaults(run_command=train.resume)
+    one = commands.add_parser("evaluate", help="evaluate the model of a run on a test set")
+    evaluate.add_options(one).set_defaults(run_command=evaluate.main)
+    one = commands.add_parser("plot", help="draw the learning curves of several runs")
+    small.add_plot_options(one).set_defaults(run_command=small.plot)
+    one = commands.add_parser("export", help="write the model of a run to a file")
+    small.add_export_options(one).set_defaults(run_command=small.export)
+    one = commands.add_parser("recipes", help="list the recipes: named runs, and the results their sources claim")
+    one.add_argument("--json", action="store_true", help="print JSON")
+    one.set_defaults(run_command=reproduce.listing)
+    one = commands.add_parser("reproduce", help="run recipes, and compare the claimed and the obtained results")
+    reproduce.add_options(one).set_defaults(run_command=reproduce.main)
+    one = commands.add_parser("sweep", help="search the space of a recipe")
+    sweep.add_options(one).set_defaults(run_command=sweep.main)
+    one = commands.add_parser("data", help="find or download a data set and verify it")
+    small.add_data_options(one).set_defaults(run_command=small.data)
+    one = commands.add_parser("warmup", help="compile the kernels of a recipe, so that its first run starts at once")
+    one.add_argument("recipe", help=help_recipe, **recipe)  # type: ignore[arg-type]
+    small.add_warmup_options(one).set_defaults(run_command=small.warmup)
+    one = commands.add_parser("info", help="versions, processor, threads and GPU")
+    one.add_argument("--json", action="store_true", help="print JSON")
+    one.set_defaults(run_command=small.info)
+    one = commands.add_parser("completion", help="print a script that completes commands and options in a shell")
+    small.add_completion_options(one).set_defaults(run_command=small.completion)
+    return parser
 
 
 def program() -> int:

@@ -36,6 +36,10 @@ class DamagedCheckpointError(ValueError):
     """The file is not a complete, valid checkpoint.  The message names the file and the reason."""
 
 
+class InUseError(OSError):
+    """Another process is writing the folder or the file."""
+
+
 class ResumeError(ValueError):
     """A training cannot be continued from its checkpoint.  The message names every difference."""
 

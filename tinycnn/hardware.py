@@ -13,16 +13,21 @@ import tinycnn
 from tinycnn import _gpu
 
 
+def versions() -> dict[str, str]:
+    """The versions that the bits of a result depend on."""
+    import numba
+
+    return {"tinycnn": tinycnn.__version__, "numpy": np.__version__, "numba": numba.__version__}
+
+
 def environment(device: str = "cpu") -> dict[str, Any]:
     """Versions, hardware and threads, for config.json."""
     import numba
 
     facts = {
-        "tinycnn": tinycnn.__version__,
+        **versions(),
         "git_revision": git_revision(),
         "python": platform.python_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 TEXT, MUTED, GRID, GAP = "#222222", "#767676", "#D9D9D9", "#A6A6A6"
 SIGNED = "RdBu_r"  # blue < 0 < red, 0 is white
 TITLE, LABEL, SMALL = 11.0, 9.0, 7.5  # font sizes, points
@@ -74,6 +75,50 @@ def learning_curves(history: Sequence[Mapping[str, Any]], *, fig: "Figure | None
     return fig
 
 
+def compare(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, fig: "Figure | None" = None) -> "Figure":
+    """Training loss and validation error of several runs over the epochs.
+
+    histories: name of a run -> its history, as for `learning_curves`.
+    Raises ValueError if there is no run, or one without an epoch.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if not histories or not all(map(len, histories.values())):
+        raise ValueError("histories must have at least one run, and each run one epoch")
+    height = 3.9 + 0.22 * len(histories)
+    fig = new_figure(9.0, height, layout="constrained") if fig is None else fig
+    axes = fig.subplots(1, 2)
+    for number, (name, history) in enumerate(histories.items()):
+        epoch = np.array([record.get("epoch", i + 1) for i, record in enumerate(history)], float)
+        metric = next((m for m in ("accuracy", "binary_accuracy", "mae") if f"val_{m}" in history[0]), "accuracy")
+        error = _column(history, f"val_{metric}")
+        error = error if metric == "mae" else 100 * (1 - error)
+        colour, line = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number // len(COLOURS) % 3]
+        marker = "o" if len(history) <= 30 else ""
+        for ax, values in zip(axes, (_column(history, "train_loss"), error), strict=True):
+            ax.plot(epoch, values, line, color=colour, marker=marker, markersize=4, label=f"{name}: {error[-1]:.3g}")
+    unit = "mean absolute error" if metric == "mae" else "validation error (%)"
+    for ax, label in zip(axes, ("training loss", unit), strict=True):
+        values = np.concatenate([line.get_ydata() for line in ax.lines])
+        if (values > 0).all() and values.max() > 3 * values.min():
+            ax.set_yscale("log")
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        _style(ax, label)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=LABEL, frameon=False,
+               title=f"{unit} after the last epoch", title_fontsize=LABEL)  # fmt: skip
+    return fig
+
+
+def _style(ax: "Axes", label: str) -> None:
+    """Labels, ticks and grid of learning curves."""
+    ax.set_xlabel("epoch", fontsize=LABEL)
+    ax.set_ylabel(label, fontsize=LABEL)
+    ax.tick_params(labelsize=LABEL, which="both")
+    ax.grid(True, color=GRID, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
 def _curves(ax: "Axes", epoch: Array, curves: Mapping[str, Array], label: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -109,12 +154,7 @@ def _curves(ax: "Axes", epoch: Array, curves: Mapping[str, Array], label: str) -
     margin = max(0.03 * np.ptp(epoch), 0.5)
     ax.set_xlim(epoch.min() - margin, epoch.max() + margin)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    ax.set_xlabel("epoch", fontsize=LABEL)
-    ax.set_ylabel(label, fontsize=LABEL)
-    ax.tick_params(labelsize=LABEL, which="both")
-    ax.grid(True, color=GRID, linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    _style(ax, label)
 
 
 def _column(history: Sequence[Mapping[str, Any]], key: str, default: float = np.nan) -> Array:

@@ -169,10 +169,7 @@ def settings(
     model: Sequential, criterion: Any, optimizer: Any, data: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What has to be equal when a training continues, as JSON.   data: fingerprints of the data sets"""
-    import numba
-
-    import tinycnn
-    from tinycnn import saving
+    from tinycnn import hardware, saving
 
     def layer_text(layer: Any) -> str:
         try:
@@ -180,9 +177,8 @@ def settings(
         except TypeError:  # a user's layer
             return _text(layer)
 
-    versions = {"tinycnn": tinycnn.__version__, "numpy": np.__version__, "numba": numba.__version__}
     return {
-        **versions,
+        **hardware.versions(),
         "device": model.device.partition(":")[0],
         "dtype": model.dtype.name,
         "input shape": list(model.input_shape or ()),

@@ -1,13 +1,15 @@
-"""A run's folder: settings, history, weights, report and pictures.
+"""A run's folder: settings, checkpoint, model, history, report and pictures.
 
-    runs/2026-01-31_12-00-00-lenet5/
-        config.json       settings, versions, hardware, threads, data hash, git revision
-        history.csv       one line for each epoch
-        model.npz         the weights after the last complete epoch
-        report.json       test accuracy; precision, recall and F1 of each class
+    runs/default/2026-01-31_12-00-00-seed-0/
+        config.json              recipe, seed, versions, hardware, threads, data hash, git revision
+        checkpoint.safetensors   what the training needs to continue after the last complete epoch
+        model.safetensors        the model after that epoch: `tinycnn.load` reads it
+        history.csv              one line for each epoch
+        report.json              test accuracy; precision, recall and F1 of each class
         curves.png confusion.png mistakes.png filters.png feature_maps.png
 
-Files are written atomically: each is complete or absent.
+Files are written atomically: each is complete or absent.  The checkpoint is written first, and model and history are
+made from it, so a run that is killed has all of its epochs but the one that was running.
 """
 
 import csv
@@ -15,56 +17,96 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinycnn import checkpoint, metrics, plot
-from tinycnn._files import atomic_write
+from tinycnn import metrics, plot
+from tinycnn._files import atomic_write, read_bytes, read_json, remove_partial_files
 from tinycnn._interrupts import defer_interrupt
 from tinycnn._typing import Array
 from tinycnn.dataset import DeviceDataset
+from tinycnn.errors import InUseError
 from tinycnn.model import Sequential
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+FORMAT = 2  # of config.json; 1 has no checkpoint, and the weights in model.npz
 
 
 class RunFolder:
-    """A new folder under `root`.  OSError names `root` if it cannot be written."""
+    """A run's folder, locked for this process until `close`.  A callback of `fit`: it writes model and history.
 
-    def __init__(self, root: str | os.PathLike[str], name: str, config: Mapping[str, Any]) -> None:
-        root = Path(root)
+    config  the content of config.json
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], lock: "BaseFileLock") -> None:
+        self.path, self.config, self.lock = path, dict(config), lock
+        self.history: list[dict[str, Any]] = []
+
+    @classmethod
+    def create(cls, root: str | os.PathLike[str], name: str, config: Mapping[str, Any]) -> "RunFolder":
+        """A new folder under `root`.  OSError names `root` if it cannot be written."""
+        root, config = Path(root), {"format": FORMAT, **config}
         stem = time.strftime("%Y-%m-%d_%H-%M-%S-") + name
         try:
             with defer_interrupt():
                 root.mkdir(parents=True, exist_ok=True)
                 for number in range(1, 1000):  # other runs may have started in the same second
-                    self.path = root / (stem if number == 1 else f"{stem}-{number}")
+                    path = root / (stem if number == 1 else f"{stem}-{number}")
                     try:
-                        self.path.mkdir()
+                        path.mkdir()
                         break
                     except FileExistsError:
                         if number == 999 or not root.is_dir():
                             raise
-                self._write("config.json", json.dumps(config, indent=2) + "\n")
+                folder = cls(path, config, lock_file(path))
+                folder.write("config.json", json.dumps(config, indent=2) + "\n")
+                return folder
         except OSError as error:
             raise OSError(f"cannot write the output folder {root}: {error.strerror or error}") from error
-        self.history: list[dict[str, Any]] = []
 
-    def _write(self, name: str, text: str) -> None:
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "RunFolder":
+        """The folder of an earlier run.  ValueError or OSError names what is missing; InUseError if a process runs in
+        it."""
+        folder = Path(path)
+        config = read_config(folder)
+        lock = lock_file(folder)
+        remove_partial_files(folder)
+        return cls(folder, config, lock)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the training's checkpoint."""
+        return self.path / "checkpoint.safetensors"
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        self.lock.release()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file."""
         with atomic_write(self.path / name) as file:
             file.write(text.encode())
 
-    def add_epoch(self, record: dict[str, Any], model: Sequential) -> None:
-        """Append an epoch's record to history.csv and save the weights."""
+    def on_train_begin(self, model: Sequential) -> None:
+        self.model = model
+
+    def on_checkpoint(self, history: list[dict[str, Any]]) -> None:
+        """Write the model and the history of an epoch."""
+        self.history = history
         with defer_interrupt():  # both files must be of the same epoch
-            self.history.append(record)
-            table = io.StringIO()
-            writer = csv.DictWriter(table, list(self.history[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.history)
-            self._write("history.csv", table.getvalue())
-            checkpoint.save(self.path / "model.npz", model.state_dict(), {"epoch": record["epoch"]})
+            self.model.save(self.path / "model.safetensors")
+            if history:
+                table = io.StringIO()
+                writer = csv.DictWriter(table, list(history[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(history)
+                self.write("history.csv", table.getvalue())
 
     def finish(
         self,
@@ -72,33 +114,91 @@ class RunFolder:
         dataset: DeviceDataset,
         logits: Array,
         class_names: Sequence[str],
-        extra: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """Write report.json and the pictures from the test set and the model's logits (N, K) on it.
+        report: Mapping[str, Any],
+    ) -> list[str]:
+        """Write report.json, the model, and the pictures from the test set and the model's logits (N, K) on it.
 
-        Returns the report: that of `metrics.report`, and `extra`.
+        Returns a line for each picture that could not be written.
         """
+        self.write("report.json", json.dumps(report, indent=2) + "\n")
+        model.save(self.path / "model.safetensors")
         images, true = dataset.ops.to_host(dataset.images), dataset.ops.to_host(dataset.labels)
-        predicted = logits.argmax(axis=1)
+        predicted, confidence = logits.argmax(axis=1), metrics.confidence(logits)
         matrix = metrics.confusion_matrix(true, predicted, logits.shape[1])
-        report = {**extra, **metrics.report(matrix, class_names)}
-        self._write("report.json", json.dumps(report, indent=2) + "\n")
-        confidence = metrics.confidence(logits)
-        pictures: dict[str, Any] = {
-            "confusion.png": plot.confusion(matrix, class_names),
-            "mistakes.png": plot.mistakes(images, true, predicted, confidence, class_names),
+        answers = images, true, predicted, confidence, class_names
+        pictures: dict[str, Callable[[], Any]] = {
+            "confusion.png": lambda: plot.confusion(matrix, class_names),
+            "mistakes.png": lambda: plot.mistakes(*answers),
         }
         if self.history:
-            pictures["curves.png"] = plot.learning_curves(self.history)
+            pictures["curves.png"] = lambda: plot.learning_curves(self.history)
         convolutions = [name for name, view in model.named_parameters() if view.ndim == 4]
         if convolutions:
-            weight = model.state_dict()[convolutions[0]]
-            pictures["filters.png"] = plot.filters(weight, title="Filters of the first convolution")
-            maps, names = feature_maps(model, dataset)
-            pictures["feature_maps.png"] = plot.feature_maps(images[0], maps, names)
-        for name, picture in pictures.items():
-            plot.save(picture, self.path / name)
-        return report
+            title = "Filters of the first convolution"
+            pictures["filters.png"] = lambda: plot.filters(model.state_dict()[convolutions[0]], title=title)
+            pictures["feature_maps.png"] = lambda: plot.feature_maps(images[0], *feature_maps(model, dataset))
+        problems = []
+        for name, draw in pictures.items():
+            try:
+                plot.save(draw(), self.path / name)
+            except (OSError, ValueError) as error:  # the run is worth more than its pictures
+                problems.append(f"{name} was not written: {error}")
+        return problems
+
+
+def lock_file(folder: Path, name: str = "") -> "BaseFileLock":
+    """Lock a folder, or the file `name` in it, for this process.  The system releases the lock of a killed process.
+    InUseError if another process has it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / f"{name}.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InUseError(f"{folder / name} is in use by another process") from None
+    except NotImplementedError:  # a file system without locks
+        pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(folder / f"{name}.lock")) from None
+    return lock
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a run's config.json.  ValueError or OSError names the file and what is wrong."""
+    path = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} must be the folder of a run, got a file")
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} must be the folder of a run: it has no config.json")
+    try:
+        config = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe a run ({error})") from None
+    version = config.get("format", 1)
+    if not isinstance(version, int) or version > FORMAT:
+        raise ValueError(f"{path} was written by a newer version of tinycnn: expected format {FORMAT}, got {version}")
+    return config
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """The records in a run's history.csv; none if it has no epoch yet.  ValueError names the file if it is damaged."""
+    path = folder / "history.csv"
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_bytes(path, 1 << 28).decode())))
+        return [{name: float(value) for name, value in row.items()} for row in rows]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} must be a table of numbers, one line an epoch ({error})") from None
+
+
+def unfinished(root: Path, seed: int) -> list[Path]:
+    """The folders of runs of this seed under `root` that have a checkpoint and no report, newest first."""
+    return [
+        path
+        for path in sorted([*root.glob(f"*-seed-{seed}"), *root.glob(f"*-seed-{seed}-*")], reverse=True)
+        if (path / "checkpoint.safetensors").exists() and not (path / "report.json").exists()
+    ]
 
 
 def feature_maps(model: Sequential, dataset: DeviceDataset) -> tuple[list[Array], list[str]]:

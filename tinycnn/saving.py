@@ -55,7 +55,7 @@ def load(
     if metadata.get("version") != VERSION:
         raise DamagedCheckpointError(f"{path}: expected version {VERSION}, got {metadata.get('version')}")
     try:
-        chain = [_decode(layer, custom) for layer in metadata["layers"]]
+        chain = [decode(layer, custom) for layer in metadata["layers"]]
         shape = metadata["input_shape"]
         model = Sequential(*chain, input_shape=shape and tuple(shape), dtype=metadata["dtype"], device=device, rng=0)
         model.load_state_dict(arrays)
@@ -88,15 +88,15 @@ def encode(value: Any) -> Any:
     raise TypeError(f"a layer's argument must be numbers, strings, arrays or layers to be saved, got {value!r}")
 
 
-def _decode(value: Any, custom: Mapping[str, type[Layer]]) -> Any:
+def decode(value: Any, custom: Mapping[str, type[Layer]]) -> Any:
     """Inverse of `encode`."""
     if isinstance(value, list):
-        return tuple(_decode(entry, custom) for entry in value)
+        return tuple(decode(entry, custom) for entry in value)
     if not isinstance(value, dict):
         return value
     if "array" in value:
         return np.array(value["array"], np.dtype(_check.choice("dtype", value["dtype"], ARRAY_DTYPES)))
-    arguments = {name: _decode(v, custom) for name, v in value.items() if name != "layer"}
+    arguments = {name: decode(v, custom) for name, v in value.items() if name != "layer"}
     scope, _, name = value["layer"].rpartition(" ")
     layer_class = custom.get(name) if scope else _builtin(name)
     if layer_class is None:

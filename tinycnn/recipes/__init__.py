@@ -17,7 +17,7 @@ import os
 import re
 import string
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -30,7 +30,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Recipe", "RecipeError", "builtin", "find", "read"]
+__all__ = ["Recipe", "RecipeError", "builtin", "find", "from_config", "of_layers", "read", "with_settings"]
 
 RECIPES_DIR = Path(__file__).parent
 
@@ -57,6 +57,8 @@ KEYS: dict[str, dict[str, Any]] = {
         "mean": NUMBER, "std": NUMBER, # normalisation of pixels in [0, 1]; default: computed from the training images
         "padding": (int,), # pixels added on each side
         "resize": (int,),  # height and width after interpolation
+        "fit": TEXT,       # of the user's own images: pad, crop or stretch them to net.input
+        "skip_bad": (bool,), # leave out image files that are damaged
         "augment": TEXT,   # RandomAffine, ElasticTransform, ColorJitter
     },
     "training": {
@@ -66,6 +68,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "epochs": (int,), "batch": (int,), "steps_per_epoch": (int,),
         "reshuffle": (bool,), # False: the same random order in all epochs
         "gradients": (bool,), # record gradient statistics of each layer (see gradients.py)
+        "callbacks": TEXT, # EarlyStopping, ReduceLROnPlateau
         "ema": NUMBER,     # decay of the moving average of the weights; the average is evaluated
     },
 }  # fmt: skip
@@ -109,6 +112,7 @@ class Recipe:
     space: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     path: Path = RECIPES_DIR
     lines: dict[str, int] = dataclasses.field(default_factory=dict)
+    overridden: tuple[str, ...] = ()  # keys set by `with_settings`
 
     @property
     def fingerprint(self) -> str:
@@ -129,7 +133,76 @@ class Recipe:
 
     def location(self, key: str) -> tuple[str, int]:
         """File and recipe, and the line where the value of `key` begins; for messages."""
+        if key in self.overridden:
+            return f"--set {key}", 1
         return f"{self.path.name}, recipe {self.name!r}", _line(self.lines, key + " text")
+
+
+def with_settings(recipe: Recipe, assignments: Sequence[str], settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with other settings.
+
+    assignments  "section.key=value" each, with a value in TOML, or a text without quotes
+    settings     "section.key" -> value, of options that stand for an assignment
+
+    Raises RecipeError for an unknown key, with the nearest known one, or a value of a wrong type or range.
+    """
+
+    def fail(path: str, problem: str) -> NoReturn:
+        raise RecipeError(f"--set {path}: {problem}")
+
+    known = [f"{section}.{key}" for section in SECTIONS for key in KEYS[section]]
+    changes: dict[str, Any] = dict(settings)
+    for assignment in assignments:
+        path, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals:
+            raise RecipeError(f"--set must be KEY=VALUE, got {assignment!r}")
+        if path not in known:
+            raise RecipeError(f"--set: unknown key {path!r}{suggest(path, known)}")
+        try:
+            changes[path] = tomllib.loads(f"value = {text}")["value"]
+        except (ValueError, RecursionError):
+            changes[path] = text
+    sections: dict[str, Any] = {section: dict(getattr(recipe, section)) for section in SECTIONS}
+    for path, value in changes.items():
+        section, _, key = path.partition(".")
+        check_key(fail, KEYS[section], path, key, value)
+        if key in ("lr", "tune_lr"):
+            sections[section].pop("tune_lr" if key == "lr" else "lr", None)
+        sections[section][key] = value
+    return dataclasses.replace(recipe, **sections, overridden=tuple(changes))
+
+
+def from_config(config: Mapping[str, Any], path: Path) -> Recipe:
+    """The recipe in a run's config.json.   path: of that file.  ValueError if it does not describe one."""
+
+    def fail(key: str, problem: str) -> NoReturn:
+        raise ValueError(problem)
+
+    try:
+        sections: dict[str, Any] = {}
+        for section in SECTIONS:
+            saved = config.get(section, {})
+            sections[section] = {key: saved[key] for key in KEYS[section] if key in saved}
+            for key, value in sections[section].items():
+                check_key(fail, KEYS[section], key, key, value)
+        for key in REQUIRED["net"]:
+            sections["net"][key]  # KeyError
+        if config.get("dataset"):
+            sections["data"].setdefault("name", "mnist")
+        else:  # written by version 0.1.0
+            sections["data"]["name"] = config["data"]["name"]
+        if not isinstance(sections["data"]["name"], str):
+            raise TypeError("the data set's name must be a string")
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} does not describe a network ({type(error).__name__}: {error})") from None
+    return Recipe(str(config.get("recipe", "run")), "", title=str(config.get("title", "")), path=path, **sections)
+
+
+def of_layers(layers: Sequence[Any], *, like: str, name: str) -> Recipe:
+    """The built-in recipe `like` under another name and with other layers, for scripts whose network is in Python."""
+    base = builtin()[like]
+    net = base.net | {"layers": ", ".join(map(repr, layers))}
+    return dataclasses.replace(base, name=name, title=name, source="", claimed=None, net=net)
 
 
 def format_point(point: Point) -> str:

@@ -18,7 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tinycnn import experiment, recipes
+from tinycnn import recipes
+from tinycnn.commands import _common
 from tinycnn.data import Dataset
 from tinycnn.errors import RecipeError
 from tinycnn.recipes import Point, Recipe
@@ -29,7 +30,7 @@ REQUEUED = "requeued"  # user attribute of a trial that did not finish: the reas
 
 def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the options of `sweep`."""
-    non_negative_int, positive_int = experiment.non_negative_int, experiment.positive_int
+    non_negative_int, positive_int = _common.non_negative_int, _common.positive_int
     add = parser.add_argument
     add("name", nargs="?", default="sweep", metavar="NAME", help="a recipe with a space, or a file (default: sweep)")
     add("--trials", type=positive_int, default=10, help="total number of trials in the study (default: 10)")
@@ -40,8 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add("--storage", help="an Optuna storage URL, or a journal file (default: sweeps/NAME.journal)")
     add("--study", help="name of the study in the storage (default: NAME)")
     add("--seed", type=non_negative_int, default=0, help="seed of the sampler and of every training")
-    add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
-    add("--threads", type=positive_int, help="CPU threads (default: all)")
+    _common.add_device_options(parser)
     add("--data", choices=("mnist", "fashion", "kmnist", "synthetic"), help="data set (default: the recipe's)")
     add("--data-dir", help="folder to look for the data in, and to download it to")
     add("--results", default="results", help="folder for trials of the project's recipes (default: results)")
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         return 1
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     interrupted = "interrupted: the study is kept; the same command resumes it"
-    return experiment.run_command(lambda: _sweep(args, optuna), interrupted)
+    return _common.run_command(lambda: _sweep(args, optuna), interrupted)
 
 
 def _sweep(args: argparse.Namespace, optuna: Any) -> int:
@@ -79,7 +79,7 @@ def _sweep(args: argparse.Namespace, optuna: Any) -> int:
 
 def _recipe(args: argparse.Namespace) -> Recipe:
     """The recipe named in the arguments, checked, with the number of epochs from --epochs."""
-    from tinycnn.recipes import training
+    from tinycnn.recipes import build
 
     searches = [recipe for recipe in recipes.find(args.name) if recipe.space]
     if len(searches) != 1:
@@ -91,7 +91,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         recipe = dataclasses.replace(recipe, training=recipe.training | {"epochs": args.epochs})
     for point in _one_at_a_time(recipe.space) if not args.show else ():
         try:
-            training.check(recipe.substitute(point))
+            build.check(recipe.substitute(point))
         except RecipeError as error:
             raise RecipeError(f"{error} (at {recipes.format_point(point)})") from None
     return recipe
@@ -174,19 +174,16 @@ def _first_line(error: Exception) -> str:
 
 def _search(args: argparse.Namespace, recipe: Recipe, study: Any, optuna: Any) -> None:
     """Run trials until the study has --trials of them."""
-    from tinycnn import devices
-    from tinycnn.recipes import report, results, training
+    from tinycnn.recipes import build, report, results
 
-    device = devices.resolve(args.device)
-    devices.get(device)
-    devices.set_num_threads(args.threads)
+    device = _common.use_device(args)
     results.prepare_folder(args.out, recipe)
     is_recorded = _is_recorded(recipe, study)
     if is_recorded:
         results.prepare_folder(args.results, recipe)
         report.read_all(args.results)  # a damaged file is reported before hours of training
-    data = training.load(recipe, args.data_dir, args.data)
-    training.split_sizes(recipe, data)
+    data = build.load(recipe, args.data_dir, args.data)
+    build.split_sizes(recipe, data)
     combinations, done = math.prod(map(len, recipe.space.values())), _count_trials(study, optuna)
     print(f"{recipe.title}: {combinations:,} combinations; {done} of {args.trials} trials done\n{HEAD}", flush=True)
     while True:

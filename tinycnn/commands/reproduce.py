@@ -3,12 +3,14 @@
 import argparse
 import functools
 import importlib.util
-import time
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any
 
-from tinycnn import experiment, recipes
-from tinycnn.errors import RecipeError
+from tinycnn import recipes
+from tinycnn.commands import _common
+from tinycnn.data import Dataset
+from tinycnn.errors import InUseError, RecipeError
 from tinycnn.recipes import Recipe, results
 
 
@@ -17,8 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("names", nargs="+", metavar="NAME", help="recipes, files of recipes (*.toml), or all")
     add("--seeds", type=_seeds, default=range(3), metavar="K", help="number of seeds, or their list: 3,4 (default: 3)")
-    add("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
-    add("--threads", type=experiment.positive_int, help="CPU threads (default: all)")
+    _common.add_device_options(parser)
     add("--data", choices=("mnist", "fashion", "kmnist"), help="data set (default: the recipe's)")
     add("--data-dir", help="folder to look for the data in, and to download it to")
     add("--results", default="results", help="folder of finished seeds (default: results)")
@@ -29,13 +30,20 @@ def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _seeds(text: str) -> Sequence[int]:
     if "," in text:
-        return sorted({experiment.non_negative_int(part) for part in text.rstrip(",").split(",")})
-    return range(experiment.positive_int(text))
+        return sorted({_common.non_negative_int(part) for part in text.rstrip(",").split(",")})
+    return range(_common.positive_int(text))
 
 
-def listing() -> int:
+def listing(args: argparse.Namespace) -> int:
     """Print all recipes."""
     known = recipes.builtin()
+    if args.json:
+        rows = [
+            {"name": r.name, "study": r.study, "title": r.title, "claimed": r.claimed, "search": bool(r.space)}
+            for r in known.values()
+        ]
+        print(json.dumps(rows))
+        return 0
     width = max(map(len, known))
     study = None
     for name, recipe in known.items():
@@ -52,7 +60,7 @@ def listing() -> int:
 def main(args: argparse.Namespace) -> int:
     """Train the missing seeds of the recipes in `args` and print claimed and obtained; returns the exit code."""
     interrupted = "interrupted: finished seeds are kept; the same command resumes with the next seed"
-    return experiment.run_command(lambda: _run(args, _select(args.names)), interrupted)
+    return _common.run_command(lambda: _run(args, _select(args.names)), interrupted)
 
 
 def _select(names: Sequence[str]) -> list[Recipe]:
@@ -71,14 +79,11 @@ def _select(names: Sequence[str]) -> list[Recipe]:
 
 
 def _run(args: argparse.Namespace, selected: Sequence[Recipe]) -> int:
-    from tinycnn import devices
-    from tinycnn.recipes import report, training
+    from tinycnn.recipes import build, report
 
     for recipe in selected:
-        training.check(recipe)
-    device = devices.resolve(args.device)
-    devices.get(device)
-    devices.set_num_threads(args.threads)
+        build.check(recipe)
+    device = _common.use_device(args)
     if args.tensorboard and importlib.util.find_spec("tensorboardX") is None:  # before hours of training
         raise ValueError("--tensorboard needs tensorboardX: pip install tensorboardX")
     root = args.results if args.data is None else f"{args.results}/{args.data}"
@@ -96,24 +101,17 @@ def _run(args: argparse.Namespace, selected: Sequence[Recipe]) -> int:
             for folder in (root, args.out):
                 results.prepare_folder(folder, recipe)
             if name not in loaded:
-                loaded[name] = training.load(recipe, args.data_dir, name)
-            training.split_sizes(recipe, loaded[name])
+                loaded[name] = build.load(recipe, args.data_dir, name)
+            build.split_sizes(recipe, loaded[name])
     for recipe in selected:
         print(f"\n{recipe.name}: {recipe.title}")
         for seed in missing_seeds[recipe.name]:
-            print(f"  seed {seed}, {recipe.training['epochs']} epochs:", flush=True)
-            result = training.run(
-                recipe, seed, loaded[args.data or recipe.data.get("name", "mnist")], device=device, out=args.out,
-                on_message=lambda text: print(f"  {text}"),
-                on_epoch=_progress_printer(recipe, seed, args.tensorboard),
-                on_result=functools.partial(results.save, root, recipe),
-            )  # fmt: skip
-            if "diverged" in result:
-                print(f"  {result['diverged']}")
-            print(
-                f"  test accuracy {result['accuracy']:.2%}, {result['training_seconds']:.0f} s of training", flush=True
-            )
+            name = args.data or recipe.data.get("name", "mnist")
+            _train_seed(args, root, recipe, seed, loaded[name], device)
         found = results.read(root, recipe)
+        if not found:
+            print("  no seed is finished")
+            continue
         claimed = "nothing" if recipe.claimed is None else f"{recipe.claimed:.2f} %"
         print(f"  claimed {claimed}, obtained {results.summarize(found)}")
         print(f"  report: {report.write_report(recipe, found, args.out)}")
@@ -122,33 +120,35 @@ def _run(args: argparse.Namespace, selected: Sequence[Recipe]) -> int:
     return 0
 
 
-def _progress_printer(recipe: Recipe, seed: int, tensorboard: str | None) -> Callable[[dict[str, Any]], None]:
-    """An `on_epoch` callback: prints a line at most every ten seconds; with `tensorboard` writes an event file."""
-    epochs, last_print = recipe.training["epochs"], time.monotonic() - 60
-    writer: Any = None
-    if tensorboard:
-        from tensorboardX import SummaryWriter
+def _train_seed(args: argparse.Namespace, root: str, recipe: Recipe, seed: int, data: Dataset, device: str) -> None:
+    """Train a seed and save its result, unless another process does."""
+    from tinycnn import callbacks, runs
+    from tinycnn.recipes import training
 
-        writer = SummaryWriter(f"{tensorboard}/{recipe.name}/seed-{seed}")
-
-    def on_epoch(record: dict[str, Any]) -> None:
-        nonlocal last_print
-        epoch = record["epoch"]
-        if writer is not None:
-            for key, value in record.items():
-                if key != "epoch":
-                    writer.add_scalar(key, value, epoch)
-            writer.flush()
-            if epoch == epochs:
-                writer.close()
-        if time.monotonic() - last_print > 10 or epoch == epochs:
-            last_print = time.monotonic()
-            remaining = (epochs - epoch) * record["seconds"]
-            held_out = f"held-out error {1 - record['val_accuracy']:.2%}"
-            print(
-                f"  epoch {epoch:3d}   training error {1 - record['train_accuracy']:.2%}, {held_out}"
-                + (f", about {remaining:.0f} s remaining" if remaining > 10 else ""),
-                flush=True,
-            )
-
-    return on_epoch
+    folder = results.result_path(root, recipe, seed).parent
+    try:
+        lock = runs.lock_file(folder, f".seed-{seed}")
+    except InUseError:
+        print(f"  seed {seed} is being trained by another process")
+        return
+    try:
+        found = results.read(root, recipe)
+        if any(result["seed"] == seed for result in found):  # by another process, in the meantime
+            return
+        epochs = recipe.training["epochs"]
+        print(f"  seed {seed}, {epochs} epochs:", flush=True)
+        board = f"{args.tensorboard}/{recipe.name}/seed-{seed}" if args.tensorboard else None
+        result = training.run(
+            recipe, seed, data, device=device, out=args.out,
+            tuning=next((r["tuning"] for r in found if r.get("tuning")), None),
+            on_message=lambda text: print(f"  {text}"),
+            on_epoch=_common.EpochPrinter(epochs, interval=10, indent="  "),
+            callbacks=[callbacks.TensorBoard(board)] if board else [],
+            on_result=functools.partial(results.save, root, recipe),
+        )  # fmt: skip
+    finally:
+        (folder / f".seed-{seed}.lock").unlink(missing_ok=True)
+        lock.release()
+    if "diverged" in result:
+        print(f"  {result['diverged']}")
+    print(f"  test accuracy {result['accuracy']:.2%}, {result['training_seconds']:.0f} s of training", flush=True)

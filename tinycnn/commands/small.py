@@ -1,0 +1,137 @@
+"""Small commands: plot, export, data, warmup, info, completion."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tinycnn.commands import _common
+
+
+def add_plot_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of `plot`."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--out", default="curves.png", help="the picture, *.png, *.svg or *.pdf (default: curves.png)")
+    return parser
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Draw the learning curves of several runs into one picture; returns the exit code."""
+
+    def command() -> int:
+        from tinycnn import plot, runs
+
+        histories = {}
+        for run in args.runs:
+            runs.read_config(Path(run))
+            histories[Path(run).name] = runs.read_history(Path(run))
+            if not histories[Path(run).name]:
+                raise ValueError(f"{run} has no complete epoch to draw")
+        plot.save(plot.compare(histories), args.out)
+        print(args.out)
+        return 0
+
+    return _common.run_command(command)
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of `export`."""
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("file", metavar="FILE", help="*.safetensors: weights with torch's names, and the normalization")
+    return parser
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write the state_dict of a run's model; returns the exit code."""
+
+    def command() -> int:
+        from tinycnn import checkpoint
+        from tinycnn.commands.evaluate import load_run
+
+        _, model, _, epoch = load_run(Path(args.run), "cpu")
+        arrays = model.state_dict()
+        checkpoint.save(args.file, arrays, {"epoch": epoch})
+        print(f"{args.file}: {len(arrays)} arrays, the weights of epoch {epoch}")
+        return 0
+
+    return _common.run_command(command)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of `data`."""
+    parser.add_argument("name", choices=("mnist", "fashion", "kmnist", "synthetic"))
+    parser.add_argument("--data-dir", help="folder to search, and to download to")
+    _common.add_json_option(parser)
+    return parser
+
+
+def data(args: argparse.Namespace) -> int:
+    """Load a data set, which verifies it, and print its size and hash; returns the exit code."""
+
+    def command() -> tuple[int, Any]:
+        from tinycnn import data
+
+        dataset = data.load(args.name, args.data_dir)
+        sizes = {"train": len(dataset.train_images), "test": len(dataset.test_images)}
+        print(f"{dataset.name}: {sizes['train']:,} training and {sizes['test']:,} test images, {dataset.sha256}")
+        return 0, {"name": dataset.name, **sizes, "classes": list(dataset.classes), "sha256": dataset.sha256}
+
+    return _common.run_command(command, as_json=args.json)
+
+
+def add_warmup_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of `warmup`, without the recipe."""
+    _common.add_device_options(parser)
+    return parser
+
+
+def warmup(args: argparse.Namespace) -> int:
+    """Compile the kernels that a recipe's training needs; returns the exit code."""
+
+    def command() -> int:
+        from tinycnn.commands.train import select
+        from tinycnn.recipes import build
+
+        recipe, device = select(args.recipe), _common.use_device(args)
+        build.check(recipe)
+        seconds = build.warm_up(recipe, device)
+        print(f"{recipe.name}: the kernels for {args.device} were ready after {seconds:.1f} s")
+        return 0
+
+    return _common.run_command(command)
+
+
+def info(args: argparse.Namespace) -> int:
+    """Print versions, processor, threads and the state of the GPU; returns the exit code."""
+    from tinycnn import _gpu, hardware
+
+    rows = [(name, value) for name, value in hardware.environment().items() if name != "command"]
+    rows += _gpu.status_rows(_gpu.probe(full=True))
+    if args.json:
+        print(json.dumps(dict(rows)))
+        return 0
+    for name, value in rows:
+        print(f"{name:<14} {value}")
+    return 0
+
+
+def add_completion_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of `completion`."""
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    return parser
+
+
+def completion(args: argparse.Namespace) -> int:
+    """Print a completion script; returns the exit code."""
+
+    def command() -> int:
+        try:
+            import shtab
+        except ImportError:
+            raise ValueError('completion needs shtab: pip install "tinycnn[completion]"') from None
+        from tinycnn.__main__ import make_parser
+
+        print(shtab.complete(make_parser(), args.shell))
+        return 0
+
+    return _common.run_command(command)

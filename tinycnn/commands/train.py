@@ -1,0 +1,159 @@
+"""The commands `train` and `resume`: one run of a recipe, in a folder of its own."""
+
+import argparse
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tinycnn import recipes
+from tinycnn._interrupts import defer_interrupt
+from tinycnn._streams import EXIT_INTERRUPTED
+from tinycnn.commands import _common
+from tinycnn.errors import DeviceError, RecipeError, ResumeError
+from tinycnn.recipes import Recipe
+
+FINISHING = "interrupted: finishing the run folder"
+
+
+def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of a training, without the recipe; returns the parser."""
+    add = parser.add_argument
+    add("--epochs", type=_common.positive_int, help="passes over the training set (default: the recipe's)")
+    add("--batch-size", type=_common.positive_int, help="images a step (default: the recipe's)")
+    add("--seed", type=_common.non_negative_int, default=0, help="seed of weights, split and order (default: 0)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
+        help='a setting of the recipe, such as training.lr=0.01 or training.optimizer="SGD(momentum=0.9)"')  # fmt: skip
+    add("--data", metavar="NAME", help="auto, mnist, fashion, kmnist or synthetic; or your own images: a folder with a "
+        "folder for each class, a CSV file of pixels, or an npz file with x and y (default: the recipe's)")  # fmt: skip
+    add("--fit", choices=("pad", "crop", "stretch"), help="how your own images get the network's size (default: pad)")
+    add("--skip-bad", action="store_true", help="leave out image files that are damaged")
+    add("--data-dir", help="folder to search for the data, and to download it to")
+    _common.add_device_options(parser)
+    add("--out", default="runs", help="folder for the run's folder (default: runs)")
+    _common.add_json_option(parser)
+    return parser
+
+
+def add_resume_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the options of `resume`."""
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run folder")
+    add("--epochs", type=_common.positive_int, help="total number of epochs (default: that of the run)")
+    add("--force", action="store_true", help="continue although network, data or versions differ")
+    add("--data-dir", help="folder to search for the data, and to download it to")
+    add("--device", help="cpu, cuda, cuda:N or auto (default: that of the run)")
+    add("--threads", type=_common.positive_int, help="CPU threads (default: all)")
+    _common.add_json_option(parser)
+    return parser
+
+
+def main(args: argparse.Namespace, recipe: Recipe | None = None) -> int:
+    """Train `recipe`, or the one that is named in `args`.  Returns the exit code."""
+    return _common.run_command(lambda: _train(args, recipe), as_json=args.json)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Continue the run in `args`.  Returns the exit code."""
+    return _common.run_command(lambda: _resume(args), as_json=args.json)
+
+
+def select(name: str) -> Recipe:
+    """The one recipe that is called `name`, or that is in the file `name`.  RecipeError for none or several."""
+    found = recipes.find(name)
+    if len(found) != 1 or found[0].space:
+        names = ", ".join(recipe.name for recipe in found if not recipe.space) or "searches only: tinycnn sweep"
+        raise RecipeError(f"{name}: train needs one recipe, got {names}")
+    return found[0]
+
+
+def _train(args: argparse.Namespace, recipe: Recipe | None) -> tuple[int, Any]:
+    from tinycnn.recipes import build, training
+
+    recipe = select(args.recipe) if recipe is None else recipe
+    settings = [("training.epochs", args.epochs), ("training.batch", args.batch_size), ("data.fit", args.fit)]
+    settings += [("data.skip_bad", True if args.skip_bad else None)]
+    recipe = recipes.with_settings(recipe, args.settings, {k: v for k, v in settings if v is not None})
+    device = _common.use_device(args)
+    name = args.data or recipe.data.get("name", "mnist")
+    recipe, data = build.load_for(recipe, name, args.data_dir)
+    build.check(recipe, len(data.classes))
+    run = training.Run(recipe, args.seed, data, device=device, out=args.out)
+    return _fit_and_finish(run)
+
+
+def _resume(args: argparse.Namespace) -> tuple[int, Any]:
+    from tinycnn import runs
+    from tinycnn.recipes import build, training
+
+    folder = runs.RunFolder.open(args.run)
+    try:
+        recipe, seed = recipes.from_config(folder.config, folder.path / "config.json"), folder.config.get("seed", 0)
+        if not folder.checkpoint.exists():
+            raise FileNotFoundError(f"{folder.path} has no checkpoint.safetensors: the run cannot be continued")
+        before = recipe.training["epochs"]
+        if args.epochs is not None:
+            recipe = dataclasses.replace(recipe, training=recipe.training | {"epochs": args.epochs})
+        args.device = args.device or folder.config.get("device", "cpu")
+        device = _common.use_device(args)
+        data = build.load(recipe, args.data_dir)
+        run = training.Run(recipe, seed, data, device=device, folder=folder, force=args.force)
+        return _fit_and_finish(run, before)
+    finally:
+        folder.close()
+
+
+def _fit_and_finish(run: Any, epochs_before: int | None = None) -> tuple[int, Any]:
+    """Train, test, and print what happens.   epochs_before: of a run that is continued"""
+    from tinycnn import hardware
+
+    epochs, folder, sizes = run.recipe.training["epochs"], run.folder, run.sizes()
+    print(run.model.summary())
+    print(
+        f"\n{run.data.name}: {sizes['train']:,} images for training, {sizes['validation']:,} for validation, "
+        f"{sizes['test']:,} for testing"
+    )
+    print(f"{hardware.device_name(run.device)}; results in {folder.path}")
+    print("preparing kernels (the first run compiles them: 20 seconds or more) ...\n", flush=True)
+    interrupted = False
+    try:
+        run.fit(_common.EpochPrinter(epochs))
+    except ResumeError as error:
+        if epochs_before not in (None, epochs) and "learning rate" in str(error):
+            lr = run.recipe.training.get("lr")
+            raise ResumeError(
+                f"{folder.path} cannot be extended to {epochs} epochs: the rates of lr = {lr!r} depend on the number "
+                f"of epochs, and {epochs_before} were planned; {error}"
+            ) from None
+        raise
+    except _common.Terminated:
+        print(f"the training up to epoch {len(folder.history)} is kept: python -m tinycnn resume {folder.path}")
+        raise
+    except KeyboardInterrupt:
+        if not folder.history:
+            print(f"\ninterrupted in the first epoch; start again with: python -m tinycnn resume {folder.path}")
+            raise
+        interrupted = True
+        print(f"\n{FINISHING} as of epoch {len(folder.history)} (press Ctrl-C again to stop at once)")
+    except DeviceError:
+        print(f"the training up to epoch {len(folder.history)} is kept: python -m tinycnn resume {folder.path}")
+        raise
+    for difference in run.checkpoint.ignored:
+        print(f"ignored: {difference}")
+
+    # After a Ctrl-C during training, the next one stops at once.
+    deferred = contextlib.nullcontext(lambda: True) if interrupted else defer_interrupt(FINISHING, raises=False)
+    with deferred as was_interrupted:
+        result = run.finish(interrupted=interrupted)
+    if run.diverged:
+        print(f"the last good weights, of epoch {len(folder.history)}, are in {folder.path}")
+        raise ArithmeticError(run.diverged)
+    total = int(sum(map(sum, result["confusion"])))
+    print(
+        f"\ntest accuracy {result['accuracy']:.2%} ({result['errors']} of {total:,} wrong), "
+        f"{result['training_seconds']:.1f} s of training; report and pictures in {folder.path}"
+    )
+    if interrupted:
+        print(f"continue with: python -m tinycnn resume {folder.path}")
+    document = {"run": str(Path(folder.path)), **{k: v for k, v in result.items() if k != "environment"}}
+    return EXIT_INTERRUPTED if was_interrupted() else int(bool(run.problems)), document
