@@ -30,7 +30,7 @@ test: $(VENV)/installed-test
 # Gradients of every layer, fused against unfused steps, checkpoints, a training run, the command line, and the checks
 # that nothing was forgotten for a new layer or kernel.
 SMOKE := tests/test_places.py tests/test_checkpoint.py tests/test_gradients.py tests/kernels/test_fused.py \
-	tests/test_experiment.py
+	tests/test_commands.py
 
 smoke: $(VENV)/installed-test
 	HYPOTHESIS_PROFILE=smoke $(BIN)/python -m pytest -q -m "not gpu" $(SMOKE) $(ARGS)

@@ -20,14 +20,11 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "lenet5.py"
 
 def evaluate_on(folder, name):
     """Accuracy of a run's weights on the test set `name`, with the run's normalisation."""
-    from tinycnn import DeviceDataset, checkpoint, data, evaluate, models
+    from tinycnn import DeviceDataset, data, evaluate, load
 
-    settings = json.loads((folder / "config.json").read_text())["settings"]
-    trained_on, other = data.load(settings["data"], settings["data_dir"]), data.load(name, settings["data_dir"])
-    training = DeviceDataset(trained_on.train_images, trained_on.train_labels)
-    model = models.lenet5(settings["activation"], settings["pool"])
-    model.load_state_dict(checkpoint.load(folder / "model.npz")[0])
-    return evaluate(model, DeviceDataset(other.test_images, other.test_labels, mean=training.mean, std=training.std))[1]
+    pixels = json.loads((folder / "config.json").read_text())["pixels"]
+    other, model = data.load(name), load(folder / "model.safetensors")
+    return evaluate(model, DeviceDataset(other.test_images, other.test_labels, **pixels))[1]
 
 
 def main(argv=None):
@@ -43,7 +40,7 @@ def main(argv=None):
         with tempfile.TemporaryDirectory() as out:
             command = [sys.executable, str(EXAMPLE), *args.options, "--seed", str(seed), "--out", out]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            (folder,) = Path(out).iterdir()
+            (folder,) = Path(out).glob("*/*")
             report = json.loads((folder / "report.json").read_text())
             row = [report["accuracy"], report["training_seconds"]]
             if args.test_on:

@@ -11,7 +11,7 @@ from tinycnn import data
 from tinycnn.errors import DataUnavailableError
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "lenet5")  # test_experiment.py
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "lenet5")  # test_commands.py
 NEED_MNIST = {"autoencoder", "finetune"}
 MAX_LINES = 60
 

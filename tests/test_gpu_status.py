@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import ON_GPU
 
-from tests.test_experiment import ENVIRONMENT, EXAMPLE, ROOT
+from tests.test_commands import ENVIRONMENT, EXAMPLE, ROOT
 from tinycnn import DeviceDataset, Sequential, _gpu, devices, layers
 from tinycnn.errors import DeviceError
 

@@ -33,8 +33,8 @@ from tinycnn._interrupts import defer_interrupt
 from tinycnn.kernels import _jit
 
 FILES = {
-    "config.json", "history.csv", "model.npz", "report.json", "curves.png", "confusion.png", "mistakes.png",
-    "filters.png", "feature_maps.png",
+    ".lock", "config.json", "checkpoint.safetensors", "model.safetensors", "history.csv", "report.json", "curves.png",
+    "confusion.png", "mistakes.png", "filters.png", "feature_maps.png",
 }  # fmt: skip
 
 
@@ -124,11 +124,11 @@ def test_ctrl_c_while_pictures_are_drawn(home, handler, monkeypatch, capsys):
         return confusion(*args)
 
     monkeypatch.setattr(plot_module, "confusion", interrupted)
-    assert main(["train", "--epochs", "1"]) == 130
+    assert main(["train", "--epochs", "1", "--set", "data.validation=100"]) == 130
     out, err = capsys.readouterr()
     assert err.split("interrupted", 1)[1] == ": finishing the run folder (press Ctrl-C again to stop at once)\n"
     assert "report and pictures in" in out
-    (folder,) = (home / "runs").iterdir()
+    (folder,) = (home / "runs" / "default").iterdir()
     assert {path.name for path in folder.iterdir()} == FILES
 
 
@@ -152,16 +152,17 @@ def test_ctrl_c_while_the_pictures_of_a_recipe_are_drawn(home, handler, monkeypa
 
 
 def test_ctrl_c_between_the_files_of_an_epoch(home, handler, monkeypatch):
-    folder, save = runs.RunFolder("runs", "a", {}), checkpoint.save
+    folder, save = runs.RunFolder.create("runs", "a", {}), checkpoint.save
 
     def interrupted(*args):
         ctrl_c()
         save(*args)
 
     monkeypatch.setattr(checkpoint, "save", interrupted)
+    folder.on_train_begin(Sequential(Flatten(), input_shape=(1, 2, 2)))
     with pytest.raises(KeyboardInterrupt):
-        folder.add_epoch({"epoch": 1}, Sequential(Flatten(), input_shape=(1, 2, 2)))
-    assert checkpoint.load(folder.path / "model.npz")[1] == {"epoch": 1}
+        folder.on_checkpoint([{"epoch": 1}])
+    assert runs.read_history(folder.path) == [{"epoch": 1}]
 
 
 CHILD = """

@@ -204,8 +204,8 @@ def test_force_continues_and_says_what_it_ignores(file):
     first, second = forced.ignored
     assert "batch_size: 16 in the checkpoint, 8 now" in first
     assert "learning rate" in second
+    wider = other(layers=lambda: layers(Linear(36, 36)))
     with pytest.raises(ResumeError, match="does not fit"):  # other shapes cannot be forced
-        wider = other(layers=lambda: layers(Linear(36, 36)))
         wider.train(3, checkpoint=TrainingCheckpoint(file, force=True))
 
 

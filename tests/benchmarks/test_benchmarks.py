@@ -22,7 +22,7 @@ from benchmarks import (
     start,
     train_step,
 )
-from tests.test_experiment import ENVIRONMENT, ROOT
+from tests.test_commands import ENVIRONMENT, ROOT
 
 QUICK = ["--turns", "1", "--seconds", "0.001", "--threads", "1"]
 

@@ -9,7 +9,7 @@ import pytest
 from cuda_on_cpu import ON_GPU
 
 from tests.cuda import test_kernels
-from tests.test_experiment import ENVIRONMENT, ROOT
+from tests.test_commands import ENVIRONMENT, ROOT
 from tinycnn import cuda
 from tinycnn.cuda import _launch
 from tinycnn.cuda._launch import THREADS, blocks, cuda as numba_cuda, kernel, phase, ravel

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import ON_GPU
 
-from tests.test_experiment import ENVIRONMENT, ROOT
+from tests.test_commands import ENVIRONMENT, ROOT
 from tinycnn import (
     AdamW,
     CrossEntropyLoss,
@@ -23,12 +23,12 @@ from tinycnn import (
     devices,
     errors,
     evaluate,
-    experiment,
     fit,
     optim,
     scalars,
     train,
 )
+from tinycnn.commands import _common
 from tinycnn.cuda import _launch
 from tinycnn.cuda.optim import increment_kernel
 
@@ -394,7 +394,7 @@ def test_a_failing_call_is_one_line_on_stderr(call, capsys):
     with pytest.raises(errors.DeviceError, match=f"{action} failed on cuda:0: .*CUDA_ERROR_LAUNCH_FAILED"):
         call_backend(step)
     cuda_on_cpu.inject_error(call, 719)
-    assert experiment.run_command(lambda: call_backend(step)) == 1
+    assert _common.run_command(lambda: call_backend(step)) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {action} failed on cuda:0")
 
@@ -406,7 +406,7 @@ def test_a_failing_replay_is_one_line_on_stderr(capsys):
     captured()
     captured()
     cuda_on_cpu.inject_error("cuGraphLaunch", 719)
-    assert experiment.run_command(captured) == 1
+    assert _common.run_command(captured) == 1
     assert capsys.readouterr().err.startswith("error: the replay of a captured step failed on cuda:0")
 
 
@@ -443,7 +443,16 @@ def run_lenet5(tmp_path, device, *options):
     script = tmp_path / "subset.py"
     script.write_text(LENET5)
     command = PROGRAM if device == "cuda" and not ON_GPU else [sys.executable]
-    arguments = [str(script), str(ROOT / "examples" / "lenet5.py"), "--device", device, "--out", str(tmp_path / device)]
+    arguments = [
+        str(script),
+        str(ROOT / "examples" / "lenet5.py"),
+        "--device",
+        device,
+        "--out",
+        str(tmp_path / device),
+        "--set",
+        "data.validation=166",
+    ]
     return subprocess.run(
         [*command, *arguments, *options], capture_output=True, text=True, timeout=900, check=False,
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
@@ -476,7 +485,7 @@ def test_the_example_reports_a_gpu_failure_in_one_line(tmp_path):
     script = tmp_path / "subset.py"
     script.write_text(broken)
     done = subprocess.run(
-        [*PROGRAM, str(script), str(ROOT / "examples" / "lenet5.py"), "--device", "cuda", "--epochs", "9", "--out",
+        [*PROGRAM, str(script), str(ROOT / "examples" / "lenet5.py"), "--device", "cuda", "--epochs", "9", "--set", "data.validation=166", "--out",
          str(tmp_path)],
         capture_output=True, text=True, timeout=900, check=False, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

@@ -25,7 +25,7 @@ import pytest
 from numba.core.registry import cpu_target
 
 from tinycnn import BatchNorm2d, data, recipes, runs
-from tinycnn.recipes import training
+from tinycnn.recipes import build, training
 
 FILE = Path(__file__).with_name("bits.json")
 TOLERANCE = 1e-4
@@ -62,7 +62,7 @@ def shortened(recipe):
         more["lr"] = rates[len(rates) // 2]
     if isinstance(more["lr"], list):
         more["lr"] = more["lr"][:EPOCHS]
-    large = len(training.build_model(recipe, 0).theta) > 10**6
+    large = len(build.build_model(recipe, 0).theta) > 10**6
     more |= {"epochs": EPOCHS, "steps_per_epoch": 2 if large else 10 if more["batch"] == 1 else 5}
     return dataclasses.replace(recipe, data=cut, training=more)
 

@@ -27,7 +27,7 @@ from tinycnn import (
     schedules,
 )
 from tinycnn.__main__ import main
-from tinycnn.recipes import gradients, pictures, report, results, training
+from tinycnn.recipes import build, gradients, pictures, report, results, training
 
 ROOT = Path(__file__).parents[2]
 TEXT = '''study = "A study"
@@ -108,7 +108,7 @@ def test_a_builtin_recipe_can_be_built(name):
     assert recipe.source or recipe.study.startswith("1998 to today")
     if recipe.space:
         recipe = recipe.substitute({key: values[-1] for key, values in recipe.space.items()})
-    model = training.check(recipe)
+    model = build.check(recipe)
     assert len(model.theta) == PARAMETERS.get(name, len(model.theta))
     assert name != "best" or len(model.theta) <= 62_000
 
@@ -261,7 +261,7 @@ def test_unknown_names(tmp_path, capsys):
     binary.write_bytes(b"\xff\xfe\x00")
     for name, message in [
         ("lecun199", "unknown recipe 'lecun199'; did you mean 'lecun1998'?"),
-        (str(tmp_path / "no.toml"), "No such file"),
+        (str(tmp_path / "no.toml"), "no such file"),
         (str(tmp_path), "unknown recipe"),
         (str(binary), "x.toml: not a text file"),
         ("sweep", "sweep is a search: python -m tinycnn sweep sweep"),
@@ -278,7 +278,7 @@ def test_unknown_names(tmp_path, capsys):
 
 def test_a_file_with_a_byte_order_mark_and_crlf(write):
     (recipe,) = recipes.read(write("\ufeff" + TEXT.replace("\n", "\r\n"))).values()
-    assert training.check(recipe).shapes[-1] == (10,)
+    assert build.check(recipe).shapes[-1] == (10,)
 
 
 def test_line_numbers_ignore_keys_inside_strings(write):
@@ -315,7 +315,7 @@ lr = 3
     assert len({recipe.fingerprint for recipe in found.values()}) == 3
     # An error in an inherited key names the line of the earlier recipe.
     with pytest.raises(recipes.RecipeError, match="'child', line 18: unknown name 'Adm'"):
-        training.check(recipes.read(write(TEXT.replace("Adam", "Adm") + "[child]\nlike = 'small'"))["child"])
+        build.check(recipes.read(write(TEXT.replace("Adam", "Adm") + "[child]\nlike = 'small'"))["child"])
 
 
 def test_the_fingerprint_changes_only_with_settings_that_change_results(write):
@@ -351,9 +351,9 @@ def test_the_fingerprint_changes_only_with_settings_that_change_results(write):
 )
 def test_the_schedule_of_two_epochs_of_three_steps(write, lr, expected):
     (recipe,) = recipes.read(write(TEXT.replace("1e-2", lr))).values()
-    model = training.check(recipe)
-    np.testing.assert_allclose(training.build_optimizer(recipe, model, 3).lr_schedule, expected)
-    assert training.build_optimizer(recipe, model, 3, lr=7.0).lr == 7
+    model = build.check(recipe)
+    np.testing.assert_allclose(build.build_optimizer(recipe, model, 3).lr_schedule, expected)
+    assert build.build_optimizer(recipe, model, 3, lr=7.0).lr == 7
 
 
 def test_tune_lr_takes_the_best_rate_on_the_validation_set(reproduce):
@@ -611,7 +611,7 @@ def test_a_run_folder_and_a_report_are_written(reproduce, monkeypatch, tmp_path)
     code, out, err = reproduce(text.replace("batch = 50", "batch = 50\nema = 0.5\nsteps_per_epoch = 3"), "--seeds", 1)
     assert (code, err) == (0, "")
     (folder,) = (tmp_path / "runs" / "small").glob("*-seed-0")
-    assert {"config.json", "history.csv", "model.npz", "report.json", "curves.png"} <= {
+    assert {"config.json", "history.csv", "model.safetensors", "report.json", "curves.png"} <= {
         p.name for p in folder.iterdir()
     }
     (result,) = results.read("results", recipes.read("mine.toml")["small"])
@@ -775,8 +775,8 @@ def test_results_of_a_recipe_from_another_file_are_kept(reproduce, write, tmp_pa
 
 def test_a_large_learning_rate_may_be_an_integer(write):
     (recipe,) = recipes.read(write(TEXT.replace("1e-2", "1" + "0" * 20))).values()
-    training.check(recipe)
-    assert training.lr_schedule(recipe, 3) == 1e20
+    build.check(recipe)
+    assert build.lr_schedule(recipe, 3) == 1e20
 
 
 def test_ctrl_c_keeps_finished_seeds(reproduce, monkeypatch):

@@ -15,7 +15,8 @@ optuna = pytest.importorskip("optuna")
 
 from tinycnn import hardware, plot, recipes, runs  # noqa: E402
 from tinycnn.__main__ import main  # noqa: E402
-from tinycnn.recipes import report, sweep, training  # noqa: E402
+from tinycnn.commands import sweep  # noqa: E402
+from tinycnn.recipes import build, report, training  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TEXT = """
@@ -163,7 +164,7 @@ def test_two_processes_do_not_exceed_the_number_of_trials(run, trained, monkeypa
 def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
     run("--trials", 1)
     code = (
-        "import sys, optuna, time; from tinycnn.recipes import sweep\n"
+        "import sys, optuna, time; from tinycnn.commands import sweep\n"
         "backend = optuna.storages.journal.JournalFileBackend('sweeps/small.journal')\n"
         "s = optuna.load_study(study_name='small', storage=optuna.storages.JournalStorage(backend))\n"
         "t = s.ask(); t.set_user_attr('process', sweep._process_identity())\n"
@@ -303,7 +304,7 @@ KEPT, TABLE = Path("results/sweep/trials.json"), Path("results/REPRODUCTIONS.md"
 @pytest.fixture
 def search(home, trained, monkeypatch, capsys):
     """Run the built-in search; returns exit code, stdout and stderr."""
-    monkeypatch.setattr(training, "split_sizes", lambda *args: None)  # it needs more images than the data set has
+    monkeypatch.setattr(build, "split_sizes", lambda *args: None)  # it needs more images than the data set has
 
     def search(*args):
         code = main(["sweep", *map(str, args)])
@@ -555,4 +556,4 @@ def test_the_builtin_space_is_that_of_its_source():
     points = list(sweep._one_at_a_time(recipe.space))
     assert len(points) == 1 + sum(len(values) - 1 for values in recipe.space.values())
     for point in points:
-        training.check(recipe.substitute(point))
+        build.check(recipe.substitute(point))

@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace, selected: Sequence[Recipe]) -> int:
         missing_seeds[recipe.name] = [seed for seed in args.seeds if seed not in done]
         name = args.data or recipe.data.get("name", "mnist")
         if missing_seeds[recipe.name]:
-            for folder in (root, args.out):
+            for folder in (root, args.out, *([args.tensorboard] if args.tensorboard else [])):
                 results.prepare_folder(folder, recipe)
             if name not in loaded:
                 loaded[name] = build.load(recipe, args.data_dir, name)

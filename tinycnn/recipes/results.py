@@ -7,6 +7,7 @@ results/<recipe>/trials.json
 import dataclasses
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -51,9 +52,11 @@ def prepare_folder(root: str | Path, recipe: Recipe) -> None:
     """Create a recipe's folder under `root` and check that it is writable: OSError before any training."""
     folder = result_path(root, recipe, 0).parent
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "try") as file:
-        file.write(b"")
-    (folder / "try").unlink()
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(folder)) from None
 
 
 def save(root: str | Path, recipe: Recipe, result: Result) -> Path:
