@@ -1,13 +1,16 @@
-"""Write files atomically; read JSON."""
+"""Write files atomically; open regular files only; read JSON."""
 
 import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tinycnn.errors import DamagedFileError
 
 
 @contextmanager
@@ -32,6 +35,28 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except BaseException:  # Ctrl-C must not leave it behind either
         temporary.unlink(missing_ok=True)
         raise
+
+
+def open_regular(path: Path, max_bytes: int) -> BinaryIO:
+    """Open a file to read.  Raises DamagedFileError if it is not a regular file (reading a named pipe could wait for
+    ever) or has more than `max_bytes`; OSError."""
+    _check_regular(path, path.stat(), max_bytes)  # before it is opened: opening a device can have effects
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    try:
+        _check_regular(path, os.fstat(file.fileno()), max_bytes)  # it may be another file by now
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(path: Path, status: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise DamagedFileError(f"{path}: expected a regular file, got {kind}")
+    if status.st_size > max_bytes:
+        raise DamagedFileError(f"{path}: expected at most {max_bytes:,} bytes, got {status.st_size:,}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

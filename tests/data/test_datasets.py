@@ -374,9 +374,19 @@ def fields(**changes):
             "train_images must have dtype uint8, got float64",
         ),
         (
+            {"train_images": np.zeros((4, 784), np.uint8)},
+            ValueError,
+            r"train_images must have shape \(N, H, W\) or \(N, C, H, W\), got \(4, 784\)",
+        ),
+        (
+            {"train_images": np.zeros((4, 0, 28), np.uint8)},
+            ValueError,
+            r"train_images must have shape \(N, H, W\) or \(N, C, H, W\), got \(4, 0, 28\)",
+        ),
+        (
             {"test_images": np.zeros((2, 1, 28, 28), np.uint8)},
             ValueError,
-            r"test_images .*\(N, 28, 28\), got \(2, 1",
+            r"test_images must have shape \(N, 28, 28\), as train_images have, got \(2, 1",
         ),
         (
             {"test_labels": np.zeros(3, np.int64)},
@@ -395,7 +405,15 @@ def test_a_data_set_is_checked(changes, error, message):
         Dataset(**fields(**changes))
 
 
+@pytest.mark.parametrize("size", [(5, 7), (3, 5, 7)])
+def test_images_of_any_size(size):
+    images = {"train_images": np.zeros((4, *size), np.uint8), "test_images": np.zeros((2, *size), np.uint8)}
+    assert Dataset(**fields(**images)).test_images.shape == (2, *size)
+
+
 def test_the_hash_is_of_the_content():
+    # The hash is part of results: this one must not change.
+    assert Dataset(**fields()).sha256 == "25b4cfc2d56b5d8b335a8cd227c6c02c0b63e7f356f6e96d4e1476ce62247396"
     data = Dataset(**fields())
     assert data.sha256 == Dataset(**fields(name="y")).sha256
     assert len(data.sha256) == 64
