@@ -60,11 +60,11 @@ def decode(path: Path, shape: Shape, fit: str) -> Picture:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"expected at most {MAX_PIXELS:,} pixels, got {width} x {height}")
+        grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
         if image.format in ("JPEG", "MPO"):
             # A JPEG decoder can reduce by 2, 4 or 8: leave twice the size of the result, in any orientation.
             scale = 2 * max(shape[1:]) / min(width, height)
             image.draft("L" if shape[0] == 1 else "RGB", (int(width * scale) + 1, int(height * scale) + 1))
-        grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
         with _one_large_picture if image.width * image.height > _LARGE else nullcontext():
             image.load()
             orientation = _orientation(image)

@@ -7,7 +7,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def read_csv(path: Path, shape: Shape) -> Table:
             try:
                 pixels += bytes(map(int, fields))
             except ValueError:
-                wrong = next(field for field in fields if not _is_pixel(field))
+                wrong = next((field for field in fields if not _is_pixel(field)), max(fields, key=len))
                 raise DamagedFileError(
                     f"{where}: pixels must be integers 0 to 255, got {short_repr(wrong.decode('latin-1'), 40)}"
                 ) from None
@@ -87,8 +87,9 @@ def read_csv(path: Path, shape: Shape) -> Table:
 
 
 def _is_pixel(text: bytes) -> bool:
-    digits = text.strip().lstrip(b"0") or b"0"
-    return digits.isdigit() and len(digits) <= 3 and int(digits) <= 255
+    text = text.strip()
+    digits = text.lstrip(b"0")
+    return text.isdigit() and len(text) < 1000 and len(digits) <= 3 and int(b"0" + digits) <= 255
 
 
 def _label(text: bytes, where: str) -> int:
@@ -124,23 +125,16 @@ def read_npz(path: Path, shape: Shape) -> tuple[Table, Table | None]:
     numbers 0 to 1 (or 255), or booleans.   y: (N,) or (N, 1) integers.
     Raises DamagedFileError, with the array; OSError.
     """
-    try:
-        with open_regular(path, 2 * max_bytes()) as file, zipfile.ZipFile(file) as archive:
-            members = {
-                info.filename[:-4].lower(): info for info in archive.infolist() if info.filename.endswith(".npy")
-            }
-            names = _array_names(path, members)
-            total = sum(members[name].file_size for name in names)
-            if total > max_bytes():
-                raise DamagedFileError(f"{path}: expected at most {max_bytes():,} bytes of arrays, got {total:,}")
-            arrays = {name: _read_member(path, archive, members[name], name) for name in names}
-    except DamagedFileError:
-        raise
-    except (
-        zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
-        ValueError, EOFError, RuntimeError, SyntaxError, LookupError, TypeError, RecursionError,
-    ) as error:  # what zipfile and np.lib.format raise for damaged bytes # fmt: skip
-        raise DamagedFileError(f"{path}: expected arrays of NumPy in a zip file, got {_reason(error)}") from error
+    with open_regular(path, 2 * max_bytes()) as file:
+        try:
+            names, arrays = _read_arrays(path, file)
+        except DamagedFileError:
+            raise
+        except (
+            zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, OSError,
+            ValueError, EOFError, RuntimeError, SyntaxError, LookupError, TypeError, RecursionError,
+        ) as error:  # what zipfile and np.lib.format raise for damaged bytes # fmt: skip
+            raise DamagedFileError(f"{path}: expected arrays of NumPy in a zip file, got {_reason(error)}") from error
     tables = [
         _table(f"{path}: {x}", arrays[x], f"{path}: {y}", arrays[y], shape)
         for x, y in zip(names[::2], names[1::2], strict=True)
@@ -151,6 +145,16 @@ def read_npz(path: Path, shape: Shape) -> tuple[Table, Table | None]:
 def _reason(error: BaseException) -> str:
     text = "".join(c if c.isprintable() else " " for c in str(error))
     return f"{type(error).__name__}: {short_repr(text, 200)}"
+
+
+def _read_arrays(path: Path, file: BinaryIO) -> tuple[tuple[str, ...], dict[str, Array]]:
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename[:-4].lower(): info for info in archive.infolist() if info.filename.endswith(".npy")}
+        names = _array_names(path, members)
+        total = sum(members[name].file_size for name in names)
+        if total > max_bytes():
+            raise DamagedFileError(f"{path}: expected at most {max_bytes():,} bytes of arrays, got {total:,}")
+        return names, {name: _read_member(path, archive, members[name], name) for name in names}
 
 
 def _array_names(path: Path, members: dict[str, Any]) -> tuple[str, ...]:

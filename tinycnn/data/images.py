@@ -1,6 +1,7 @@
 """A person's own images as a `Dataset`: a folder of pictures, a CSV of pixels or NumPy's .npz."""
 
 import hashlib
+import math
 import os
 import re
 import sys
@@ -62,8 +63,8 @@ def from_files(
                      folders are the names of the classes, sorted so that 2 comes before 10. Or train/ and test/ (or
                      val/, valid/, validation/) with such folders. Hidden files and other files are ignored.
                    - a .csv file as Kaggle has MNIST: a label and C x H x W pixels, or the pixels of a grey square
-                   - a .npz file with arrays x and y, or x_train, y_train, x_test and y_test, or MedMNIST's train_images,
-                     train_labels, test_images and test_labels
+                   - a .npz file with arrays x and y, or x_train, y_train, x_test and y_test, or (MedMNIST)
+                     train_images, train_labels, test_images and test_labels
                    In the files labels are any integers; they become the names of the classes.
     shape          (C, H, W) of an image, C 1 for grey or 3 for RGB
     fit            how an image of other proportions gets this shape: "pad" adds a border in the median colour of its
@@ -81,7 +82,7 @@ def from_files(
     cannot be read, ValueError for a folder without classes, a class without images, fewer than two classes, or a class
     of one image where a test set is needed; OSError.
     """
-    shape = _image_shape(shape)
+    target = _image_shape(shape)
     _check.choice("fit", fit, tuple(_FITS))
     test_fraction = _check.number("test_fraction", test_fraction, 0, below=1)
     if not test_fraction:
@@ -91,22 +92,24 @@ def from_files(
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
-        classes, train, test = _read_folder(path, shape, fit, on_message)
+        classes, train, test = _read_folder(path, target, fit, on_message)
     elif path.suffix.lower() in (".csv", ".npz"):
-        classes, train, test = _read_table(path, shape, fit)
+        classes, train, test = _read_table(path, target, fit)
     else:
         raise ValueError(f"{path}: expected a folder of images, a .csv or a .npz file, got another file")
     if len(classes) < 2:
         raise ValueError(f"{path}: expected at least 2 classes, got {len(classes)} ({', '.join(classes)})")
     parts = [train, test] if test else [train]
     _check_counts(path, classes, train, splits=not test)
-    size = sum(len(part.names) for part in parts) * int(np.prod(shape, dtype=object))
-    if size > _tables.max_bytes():
-        raise ValueError(f"{path}: expected images of at most {_tables.max_bytes():,} bytes in all, got {size:,}")
+    total = sum(len(part.names) for part in parts) * math.prod(target)
+    if total > _tables.max_bytes():
+        raise ValueError(f"{path}: expected images of at most {_tables.max_bytes():,} bytes in all, got {total:,}")
 
-    images, summary = _read_images(path, parts, shape, fit, skip_bad, on_message)
+    images, sizes, grey = _read_images(path, parts, target, skip_bad, on_message)
     _check_counts(path, classes, train, splits=not test)
-    if shape[0] == 1:
+    if test and not test.names:
+        raise ValueError(f"{path}: expected images for testing that can be read, got none")
+    if target[0] == 1:
         images = [array[:, 0] for array in images]
     counts = np.bincount(np.concatenate([part.labels for part in parts]), minlength=len(classes))
     if test:
@@ -117,14 +120,14 @@ def from_files(
     listed = ", ".join(f"{name} {n}" for name, n in list(zip(classes, counts, strict=True))[:_LISTED])
     more = ", ..." if len(classes) > _LISTED else ""
     on_message(
-        f"{counts.sum():,} images, {len(classes)} classes ({listed}{more}), {summary}; "
+        f"{counts.sum():,} images, {len(classes)} classes ({listed}{more}), {_summary(sizes, grey, target, fit)}; "
         f"{len(arrays[0]):,} for training, {len(arrays[2]):,} for testing"
     )
     return Dataset(_printable(path.stem if path.is_file() else path.resolve().name), *arrays, classes=classes)
 
 
-def _image_shape(shape: Shape) -> Shape:
-    shape = _check.image_shape("shape", shape)
+def _image_shape(value: Shape) -> Shape:
+    shape = _check.image_shape("shape", value)
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(f"shape must be (1, height, width) for grey or (3, height, width) for RGB, got {shape}")
     return shape
@@ -188,9 +191,7 @@ def _list_part(root: Path, labels: dict[str, int], shape: Shape, fit: str, notes
 
     for entry in root.iterdir():
         if not _is_folder(entry):
-            ignore(
-                "pictures outside the folders of the classes" if _is_picture(entry) else "files that are no pictures"
-            )
+            ignore("pictures outside the folders of the classes" if _is_picture(entry) else "other files")
     for folder in _folders(root):
         count = len(paths)
         for entry in sorted(folder.iterdir(), key=_natural):
@@ -198,7 +199,7 @@ def _list_part(root: Path, labels: dict[str, int], shape: Shape, fit: str, notes
                 paths.append(entry)
                 numbers.append(labels[folder.name])
             else:
-                ignore("folders inside the folders of the classes" if entry.is_dir() else "files that are no pictures")
+                ignore("folders inside the folders of the classes" if entry.is_dir() else "other files")
         if len(paths) == count:
             raise ValueError(f"{folder}: a class must have images ({', '.join(_SUFFIXES)}), got {_contents(folder)}")
 
@@ -265,9 +266,10 @@ def _read_table(path: Path, shape: Shape, fit: str) -> tuple[tuple[str, ...], _P
 
 
 def _read_images(
-    path: Path, parts: list[_Part], shape: Shape, fit: str, skip_bad: bool, on_message: Callable[[str], object]
-) -> tuple[list[Array], str]:
-    """The images (N, C, H, W) of each part, and a summary of sizes and changes.  Removes bad files from the parts."""
+    path: Path, parts: list[_Part], shape: Shape, skip_bad: bool, on_message: Callable[[str], object]
+) -> tuple[list[Array], set[tuple[int, int]], set[bool]]:
+    """The images (N, C, H, W) of each part, the sizes they had, and whether they were grey.  Removes bad ones from the
+    parts."""
     from tqdm import tqdm
 
     from tinycnn.data import _pictures
@@ -292,7 +294,7 @@ def _read_images(
                 try:
                     picture = part.read(i)
                 except Exception as error:  # Pillow raises exceptions of many types for damaged files
-                    return f"{part.names[i]}: {_reason(error)}"
+                    return f"{part.names[i]}: {_reason(error, part.names[i])}"
                 images[i] = picture.pixels
                 return picture.size, picture.grey
 
@@ -310,16 +312,14 @@ def _read_images(
     if bad:
         lines = [f"  {line}" for line in bad[:_LISTED]] + [f"  and {len(bad) - _LISTED:,} more"] * (len(bad) > _LISTED)
         if not skip_bad:
-            head = (
-                f"{path}: {len(bad):,} of {total:,} images cannot be read; skip_bad=True (--skip-bad) leaves them out"
-            )
-            raise DamagedFileError("\n".join([f"{head}:", *lines]))
+            head = f"{path}: {len(bad):,} of {total:,} images cannot be read (skip_bad=True or --skip-bad skips them):"
+            raise DamagedFileError("\n".join([head, *lines]))
         on_message("\n".join([f"{_printable(str(path))}: skipped {len(bad):,} images that cannot be read:", *lines]))
-    return arrays, _summary(sizes, grey, shape, fit)
+    return arrays, sizes, grey
 
 
-def _reason(error: Exception) -> str:
-    text = str(getattr(error, "strerror", None) or error).removeprefix(f"{getattr(error, 'filename', None)}: ")
+def _reason(error: Exception, name: str) -> str:
+    text = str(getattr(error, "strerror", None) or error).rpartition(f"{name}: ")[2]
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= 200 else text[:200] + "…"
 
