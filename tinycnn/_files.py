@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +38,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def open_regular(path: Path, max_bytes: int) -> BinaryIO:
+def open_regular(path: Path, max_bytes: int) -> BufferedReader:
     """Open a file to read.  Raises DamagedFileError if it is not a regular file (reading a named pipe could wait for
     ever) or has more than `max_bytes`; OSError."""
     _check_regular(path, path.stat(), max_bytes)  # before it is opened: opening a device can have effects

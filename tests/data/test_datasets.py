@@ -237,14 +237,20 @@ def test_the_error_lists_everything_that_was_tried(sources, server, monkeypatch)
     monkeypatch.setenv("TINYCNN_DATA", str(sources / "first"))
     with pytest.raises(DataUnavailableError) as caught:
         mnist(sources / "second")
-    lines = str(caught.value).splitlines()
+    what, remedy = str(caught.value).splitlines()
+    hosts = ["Connection refused", "HTTP 404 Not Found", "has another file", "cut short: expected"]
+    assert what.startswith("MNIST is not available: " + "; ".join(f"127.0.0.1: {reason}" for reason in hosts))
+    names = ", ".join(f"{name}.gz" for name in FILES)
+    target = sources / "second" / "mnist"
+    assert remedy == f"Put {names} in {target}, or in any folder and set TINYCNN_DATA to it."
+    lines = caught.value.details.splitlines()
     for folder in (sources / "first", sources / "second", _fetch.cache_folder()):
         for place in (folder / "mnist", folder / "MNIST/raw", folder):
             assert f"  {place}: no such folder" in lines
     reasons = ["refused", "HTTP 404", "expected sha256", "cut short"]
     for mirror, reason in zip(datasets.MNIST.mirrors, reasons, strict=True):
         assert any(line.startswith(f"  {mirror}{FILES[0]}.gz: ") and reason in line for line in lines), (mirror, lines)
-    assert "TINYCNN_DATA" in lines[-1]
+    assert lines[-4:] == [f"  {mirror}" for mirror in datasets.MNIST.mirrors]
     assert "\n" not in caught.value.reason
     assert "HTTP 404" in caught.value.reason
     assert isinstance(caught.value, OSError)
