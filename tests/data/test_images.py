@@ -544,6 +544,15 @@ def test_csv(tmp_path, header, column, ends):
     assert found == {bytes(row): str(label) for row, label in zip(PIXELS, LABELS, strict=True)}
 
 
+def test_csv_with_quotes_and_spaces(tmp_path):
+    lines = (b"1,2,3,4,5", b'"1","2","3","4","6"', b"-1, 2,3 ,4,7", b"-1,02,3,+4,8")
+    (tmp_path / "a.csv").write_bytes(b"\n".join(lines))
+    data = read(tmp_path / "a.csv", shape=(1, 2, 2))
+    assert data.classes == ("-1", "1")
+    assert sorted([*data.train_images[:, 1, 1], *data.test_images[:, 1, 1]]) == [5, 6, 7, 8]
+    assert (data.train_images[:, 0] == [2, 3]).all()
+
+
 def test_csv_of_other_sizes(tmp_path):
     (tmp_path / "a.csv").write_text(csv_text("", LABELS, np.full((6, 100), 9)))
     data = read(tmp_path / "a.csv")
@@ -572,6 +581,11 @@ def test_csv_of_other_sizes(tmp_path):
         (f"1,2,3,4,5\n1,2,3,{'9' * 9999},5\n", "line 2: pixels must be integers 0 to 255, got '9999999"),
         ("1,2,3,4,5\ncat,2,3,4,5\n", "line 2: the label must be an integer, got 'cat'"),
         ("1,2,3,4,5\n1.5,2,3,4,5\n", "line 2: the label must be an integer, got '1.5'"),
+        (f"1,2,3,4,5\n{-(2**63) - 1},2,3,4,5\n", "line 2: the label must be an integer, got '-9223372036854775809'"),
+        ("1,2,3,4,5\n1,2,3 4,5\n", "line 2: expected 5 columns, as in line 1, got 4"),
+        ("1,2,3,4,5\n1,2,3 4,5,6\n", "line 2: pixels must be integers 0 to 255, got '3 4'"),
+        ("1,2,3,4,5\n1,2,3,4,5,\n", "line 2: expected 5 columns, as in line 1, got 6"),
+        ("1,2,3,4,5\n1,2,3,4,0x5\n", "line 2: pixels must be integers 0 to 255, got '0x5'"),
         (f"1,2,3,4,5\n{2**63},2,3,4,5\n", "line 2: the label must be an integer, got '9223372036854775808'"),
         ("1,2,3,4,5\n1,2,3,4,5\n", "expected at least 2 classes, got 1 (1)"),
         ("1,2,3,4,5\n1,2,3,4,5\n2,2,3,4,5\n", "class 2 must have at least 2 images"),

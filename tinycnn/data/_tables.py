@@ -4,6 +4,7 @@ import math
 import os
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -50,33 +51,26 @@ def read_csv(path: Path, shape: Shape) -> Table:
     labels: list[int] = []
     pixels = bytearray()
     limit, column, columns, number = max_bytes(), 0, 0, 0
-    with open_regular(path, 8 * limit) as file:
+    with open_regular(path, 8 * limit) as file, warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)  # what np.fromstring says of text that is no number
         while line := file.readline(_MAX_LINE + 1):
             number += 1
             where = f"{path}, line {number}"
             if len(line) > _MAX_LINE:
                 raise DamagedFileError(f"{where}: expected at most {_MAX_LINE:,} bytes, got more")
-            fields = line.removeprefix(b"\xef\xbb\xbf").replace(b'"', b"").strip().split(b",")
-            if fields == [b""]:
+            line = line.removeprefix(b"\xef\xbb\xbf").strip()
+            if not line:
                 continue
             if not columns:
-                columns = len(fields)
+                names = [field.strip().lower() for field in line.replace(b'"', b"").split(b",")]
+                columns = len(names)
                 _pixel_shape(columns - 1, shape, where)
-                names = [field.strip().lower() for field in fields]
                 if b"label" in names or sum(not name.isdigit() for name in names) > columns / 2:
                     column = names.index(b"label") if b"label" in names else 0
                     continue
-            if len(fields) != columns:
-                raise DamagedFileError(f"{where}: expected {columns} columns, as in line 1, got {len(fields)}")
-            label = fields.pop(column)
-            labels.append(_label(label, where))
-            try:
-                pixels += bytes(map(int, fields))
-            except ValueError:
-                wrong = next((field for field in fields if not _is_pixel(field)), max(fields, key=len))
-                raise DamagedFileError(
-                    f"{where}: pixels must be integers 0 to 255, got {short_repr(wrong.decode('latin-1'), 40)}"
-                ) from None
+            label, row = _fast_row(line, columns, column) or _checked_row(line, columns, column, where)
+            labels.append(label)
+            pixels += row
             if len(pixels) > limit:
                 raise DamagedFileError(f"{path}: expected at most {limit:,} pixels, got more")
     if not labels:
@@ -84,6 +78,35 @@ def read_csv(path: Path, shape: Shape) -> Table:
     size = _pixel_shape(columns - 1, shape, str(path))
     images = np.frombuffer(pixels, np.uint8).reshape(len(labels), *size)
     return Table(np.moveaxis(images, 1, 3), np.array(labels, np.int64), 255)
+
+
+def _fast_row(line: bytes, columns: int, column: int) -> tuple[int, bytes] | None:
+    """(label, pixels) of a line of plain integers, seven times as fast as `_checked_row`; None for any other."""
+    try:
+        values = np.fromstring(line, np.int64, sep=",")
+    except (ValueError, DeprecationWarning):
+        return None
+    if len(values) != columns or line.count(b",") != columns - 1:  # it takes a comma at the end
+        return None
+    label = int(values[column])
+    row = values[1:] if column == 0 else np.delete(values, column)
+    if row.min() < 0 or row.max() > 255 or abs(label) >= 2**62:  # np.fromstring saturates at 2**63 - 1
+        return None
+    return label, row.astype(np.uint8).tobytes()
+
+
+def _checked_row(line: bytes, columns: int, column: int, where: str) -> tuple[int, bytes]:
+    """(label, pixels) of a line.  Raises DamagedFileError with what is wrong."""
+    fields = line.replace(b'"', b"").split(b",")
+    if len(fields) != columns:
+        raise DamagedFileError(f"{where}: expected {columns} columns, as in line 1, got {len(fields)}")
+    label = _label(fields.pop(column), where)
+    try:
+        return label, bytes(map(int, fields))
+    except ValueError:
+        wrong = next((field for field in fields if not _is_pixel(field)), max(fields, key=len))
+        text = short_repr(wrong.decode("latin-1"), 40)
+        raise DamagedFileError(f"{where}: pixels must be integers 0 to 255, got {text}") from None
 
 
 def _is_pixel(text: bytes) -> bool:
