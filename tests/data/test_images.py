@@ -405,7 +405,7 @@ def png_of_size(width, height):
 
 def test_damaged_files_are_listed(tmp_path):
     root = make_classes(tmp_path / "in")
-    expected = damaged_pictures(root / "dog")
+    expected = damaged_pictures(root / "cat")
     with pytest.raises(DamagedFileError) as caught:
         read(root)
     first, *lines = str(caught.value).splitlines()
@@ -414,7 +414,7 @@ def test_damaged_files_are_listed(tmp_path):
     assert lines[-1] == "  and 2 more"
     named = sorted(expected)
     for name, line in zip(named, lines[:-1], strict=False):
-        assert re.fullmatch(f"  dog/{name}: .*({expected[name]}).*", line), line
+        assert re.fullmatch(f"  cat/{name}: .*({expected[name]}).*", line), line
 
     messages = []
     data = from_files(root, skip_bad=True, on_message=messages.append)
