@@ -215,6 +215,15 @@ def test_extreme_sizes(tmp_path, size, fit):
     assert set(decode(tmp_path / "a.png", (1, 9, 7), fit).ravel().tolist()) == {33}
 
 
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+def test_any_size_fits_any_other(fit):
+    rng = np.random.default_rng(0)
+    for width, height, *target in rng.integers(1, [300, 300, 40, 40], (2000, 4)).tolist():
+        pixels = _pictures.fit_to(grey(33, (width, height)), (1, *target), fit)
+        assert pixels.shape == (1, *target)
+        assert (pixels == 33).all()
+
+
 def test_a_picture_of_the_right_size_is_unchanged(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png")

@@ -127,8 +127,10 @@ def fit_to(image: Image.Image, shape: Shape, fit: str) -> Array:
             image = _pad(_resize(image, inner), (width, height))
         elif fit == "crop":
             scale = min(image.width / width, image.height / height)
-            left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
-            image = _resize(image, (width, height), (left, top, left + width * scale, top + height * scale))
+            # min: rounding must not take the box beyond the image
+            w, h = min(width * scale, image.width), min(height * scale, image.height)
+            left, top = (image.width - w) / 2, (image.height - h) / 2
+            image = _resize(image, (width, height), (left, top, image.width - left, image.height - top))
         else:
             image = _resize(image, (width, height))
     pixels = np.asarray(image)
