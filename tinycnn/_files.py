@@ -7,8 +7,12 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from tinycnn.errors import DamagedFileError
 
 MAX_BYTES = 4 << 30  # of a file that is read as a whole
 
@@ -35,9 +39,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if error.filename not in (None, str(temporary)):
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise
-        raise type(error)(error.errno, error.strerror, str(path)) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None  # of the subclass for the number
     except BaseException:  # Ctrl-C must not leave it behind either
         temporary.unlink(missing_ok=True)
         raise
@@ -54,24 +58,39 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left of `atomic_write` of the file `name`.  Nobody may be writing it."""
-    for path in folder.glob(f".{name}.*.part"):
+    """Remove what killed processes left of `atomic_write` of the file `name`, or of all files.  Nobody may be writing
+    them."""
+    for path in folder.glob(f".{name if name == '*' else escape(name)}.{'[0-9a-f]' * 16}.part"):
         with suppress(OSError):
             path.unlink()
 
 
+def open_regular(path: Path, max_bytes: int) -> BufferedReader:
+    """Open a file to read.  Raises DamagedFileError if it is not a regular file (reading a named pipe could wait for
+    ever) or has more than `max_bytes`; OSError."""
+    _check_regular(path, path.stat(), max_bytes)  # before it is opened: opening a device can have effects
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    try:
+        _check_regular(path, os.fstat(file.fileno()), max_bytes)  # it may be another file by now
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(path: Path, status: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise DamagedFileError(f"{path} must be a file, got {kind}")
+    if status.st_size > max_bytes:
+        raise DamagedFileError(f"{path} must have at most {max_bytes:,} bytes, got {status.st_size:,}")
+
+
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """The content of a regular file.  ValueError for a folder, a pipe or a device, or a file of more than `limit`
-    bytes."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(descriptor, "rb") as file:  # O_NONBLOCK: opening a pipe would wait for its writer
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-            raise ValueError(f"{path} must be a file, got {kind}")
-        if status.st_size > limit:
-            raise ValueError(f"{path} must have at most {limit:,} bytes, got {status.st_size:,}")
-        return file.read(limit + 1)
+    """The content of a file.  Raises as `open_regular` does."""
+    with open_regular(path, limit) as file:
+        return file.read()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -53,11 +53,15 @@ class DamagedFileError(ValueError):
 
 
 class DataUnavailableError(OSError):
-    """The data set is not on this machine and was not downloaded.  reason: why not, in one line"""
+    """The data set is not on this machine and was not downloaded.
 
-    def __init__(self, message: str, reason: str) -> None:
+    reason   why not, in one line
+    details  the folders and addresses that were tried and what was found there, in lines
+    """
+
+    def __init__(self, message: str, reason: str, details: str = "") -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.details = reason, details
 
 
 class RecipeError(ValueError):

@@ -1,5 +1,6 @@
 """Data sets: search, refusal and download. The mirrors are a server in a thread."""
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -7,14 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
-from tinycnn.data import DamagedFileError, Dataset, DataUnavailableError, _fetch, datasets, load, mnist
+from tinycnn.data import DamagedFileError, Dataset, DataUnavailableError, _fetch, _http, datasets, load, mnist
 from tinycnn.data._fetch import FILES, Source
+from tinycnn.data._http import Pace
 from tinycnn.data.idx import write_idx
 
 SHAPES = ((20, 28, 28), (20,), (10, 28, 28), (10,))
@@ -52,7 +55,8 @@ def sources(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(sources, monkeypatch):
-    """Serve /good/, /other/ (Fashion-MNIST), /short/, /mute/ and /gone/; returns a function that sets the mirrors."""
+    """Serve /good/, /other/ (Fashion-MNIST), /short/, /mute/, /gone/, /drip/, /drip-header/ (a byte at a time, without
+    end) and /continue/ (HTTP 100, without end); returns a function that sets the mirrors."""
     requests = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -65,6 +69,13 @@ def server(sources, monkeypatch):
             if kind == "gone":
                 self.send_error(404)
                 return
+            if kind in ENDLESS:
+                start, piece, pause = ENDLESS[kind]
+                with contextlib.suppress(OSError):  # the client has given up
+                    self.wfile.write(start)
+                    while True:
+                        self.wfile.write(piece)
+                        time.sleep(pause)
             if kind in RESPONSES:
                 self.wfile.write(RESPONSES[kind])
                 return
@@ -92,6 +103,12 @@ def server(sources, monkeypatch):
     http.server_close()
 
 
+@pytest.fixture
+def second_a_read(monkeypatch):
+    """A clock that advances a second each time that bytes come: no test waits."""
+    monkeypatch.setattr(_http, "Pace", lambda *limits: Pace(*limits, clock=iter(range(10**9)).__next__))
+
+
 def cached():
     folder = _fetch.cache_folder()
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
@@ -105,6 +122,13 @@ RESPONSES = {  # raw
     "colour": b"HTTP/1.1 500 \x1b[31mred\x1b[0m\x07\r\n\r\n",
     "chatty": b"HTTP/1.1 500 " + b"very " * 2000 + b"\r\n\r\n",
     "noise": bytes(range(128, 256)) * 3,
+}
+
+
+ENDLESS = {  # start, what is repeated, pause in seconds
+    "drip": (b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", b"x", 0.001),
+    "drip-header": (b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.001),
+    "continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, 0),
 }
 
 
@@ -193,6 +217,62 @@ def test_a_wrong_md5_is_refused(sources):
         datasets.fashion_mnist(sources / "data", download=False)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse", "bomb"])
+def test_what_is_no_file_of_digits_is_not_read(sources, server, monkeypatch, kind):
+    requests = server("good")
+    path = write_files(sources / "data", 0) / f"{FILES[0]}.gz"
+    path.unlink()
+
+    def place(path):
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "sparse":
+            with path.open("wb") as file:
+                file.truncate(2**36)
+        else:
+            with gzip.open(path, "wb", 1) as file:
+                for _ in range(64):
+                    file.write(bytes(2**20))
+
+    monkeypatch.setattr(_fetch, "_MAX_BYTES", 10**6)
+    place(path)
+    expected = {
+        "pipe": "expected a regular file, got a named pipe",
+        "device": "expected a regular file, got a device",
+        "sparse": "expected at most 1,000,000 bytes, got 68,719,476,736",
+        "bomb": "expected sha256",
+    }
+    tracemalloc.start()
+    with pytest.raises(DamagedFileError, match=f"{path}: {expected[kind]}"):
+        mnist(sources / "data")
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+    assert requests == []
+
+    in_cache = write_files(_fetch.cache_folder() / "mnist", 0) / f"{FILES[0]}.gz"
+    in_cache.unlink()
+    place(in_cache)
+    mnist()
+    assert requests == [f"good/{FILES[0]}.gz"]
+    assert in_cache.is_file()
+
+
+def test_a_folder_named_like_a_file_is_skipped(sources):
+    folder = write_files(sources / "data", 0, suffix="", dot=True)  # as Kaggle has MNIST
+    for name in FILES:
+        (folder / name).mkdir()
+    assert mnist(folder, download=False).name == "mnist"
+
+
+def test_a_file_that_another_process_deletes(sources, monkeypatch):
+    folder = write_files(sources / "data", 0)
+    monkeypatch.setattr(_fetch, "open_regular", lambda path, _: path.with_name("deleted").open("rb"))
+    with pytest.raises(DataUnavailableError, match=rf"Not used: {folder}: without train-images-idx3-ubyte\.gz"):
+        mnist(folder, download=False)
+
+
 # ---- downloading
 
 
@@ -214,9 +294,10 @@ def test_download_into_data_dir(sources, server):
     assert cached() == []
 
 
-@pytest.mark.parametrize("bad", ["down", "mute", "gone", "other", "short", *RESPONSES])
-def test_the_next_mirror_is_tried(server, monkeypatch, bad):
+@pytest.mark.parametrize("bad", ["down", "mute", "gone", "other", "short", *RESPONSES, *ENDLESS])
+def test_the_next_mirror_is_tried(server, second_a_read, monkeypatch, bad):
     monkeypatch.setattr(_fetch, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(_fetch, "_MAX_BYTES", 10**5)
     requests = server(bad, "good")
     mnist()
     assert cached() == IN_CACHE
@@ -237,14 +318,20 @@ def test_the_error_lists_everything_that_was_tried(sources, server, monkeypatch)
     monkeypatch.setenv("TINYCNN_DATA", str(sources / "first"))
     with pytest.raises(DataUnavailableError) as caught:
         mnist(sources / "second")
-    lines = str(caught.value).splitlines()
+    what, remedy = str(caught.value).splitlines()
+    hosts = ["Connection refused", "HTTP 404 Not Found", "has another file", "cut short: expected"]
+    assert what.startswith("MNIST is not available: " + "; ".join(f"127.0.0.1: {reason}" for reason in hosts))
+    names = ", ".join(f"{name}.gz" for name in FILES)
+    target = sources / "second" / "mnist"
+    assert remedy == f"Put {names} in {target}, or in any folder and set TINYCNN_DATA to it."
+    lines = caught.value.details.splitlines()
     for folder in (sources / "first", sources / "second", _fetch.cache_folder()):
         for place in (folder / "mnist", folder / "MNIST/raw", folder):
             assert f"  {place}: no such folder" in lines
     reasons = ["refused", "HTTP 404", "expected sha256", "cut short"]
     for mirror, reason in zip(datasets.MNIST.mirrors, reasons, strict=True):
         assert any(line.startswith(f"  {mirror}{FILES[0]}.gz: ") and reason in line for line in lines), (mirror, lines)
-    assert "TINYCNN_DATA" in lines[-1]
+    assert lines[-4:] == [f"  {mirror}" for mirror in datasets.MNIST.mirrors]
     assert "\n" not in caught.value.reason
     assert "HTTP 404" in caught.value.reason
     assert isinstance(caught.value, OSError)
@@ -291,6 +378,51 @@ def test_an_endless_response_is_cut_off(server, monkeypatch):
     monkeypatch.setattr(_fetch, "_MAX_BYTES", 1000)
     with pytest.raises(DataUnavailableError, match="expected at most 1000 bytes"):
         mnist()
+
+
+def test_the_reason_of_a_slow_mirror(server, second_a_read):
+    server("drip", "drip-header")
+    with pytest.raises(DataUnavailableError, match=r"(.*127\.0\.0\.1: too slow: [0-9]+ bytes in 30 seconds){2}"):
+        mnist()
+    assert cached() == []
+
+
+def test_the_pace_is_that_of_each_window():
+    now = 100.0
+    pace = Pace(30, 1000, 5000, clock=lambda: now)
+    for _ in range(4):
+        now += 29
+        pace.add(0)
+        now += 1
+        pace.add(1000)
+    now += 29
+    pace.add(999)
+    now += 2
+    with pytest.raises(TimeoutError, match="too slow: 999 bytes in 31 seconds"):
+        pace.add(0)
+    with pytest.raises(OSError, match="expected at most 5000 bytes, got more"):
+        pace.add(2)
+
+
+def test_temporary_files_of_killed_processes_are_removed(server, monkeypatch):
+    server("good")
+    folder = _fetch.cache_folder() / "mnist"
+    folder.mkdir(parents=True)
+    old, young, other = (f".{FILES[0]}.gz.0.part", f".{FILES[0]}.gz.1.part", ".notes.part")
+    for name in (old, young, other):
+        (folder / name).write_bytes(b"x")
+    for name in (old, other):
+        os.utime(folder / name, (0, time.time() - 25 * 60 * 60))
+    mnist()
+    assert cached() == sorted([*IN_CACHE, f"mnist/{young}", f"mnist/{other}"])
+
+    def deleted(path):
+        raise FileNotFoundError
+
+    (folder / f"{FILES[0]}.gz").unlink()
+    os.utime(folder / young, (0, 0))
+    monkeypatch.setattr(type(folder), "unlink", deleted)  # as if another process had been faster
+    mnist()
 
 
 # ---- the real sources
@@ -374,9 +506,19 @@ def fields(**changes):
             "train_images must have dtype uint8, got float64",
         ),
         (
+            {"train_images": np.zeros((4, 784), np.uint8)},
+            ValueError,
+            r"train_images must have shape \(N, H, W\) or \(N, C, H, W\), got \(4, 784\)",
+        ),
+        (
+            {"train_images": np.zeros((4, 0, 28), np.uint8)},
+            ValueError,
+            r"train_images must have shape \(N, H, W\) or \(N, C, H, W\), got \(4, 0, 28\)",
+        ),
+        (
             {"test_images": np.zeros((2, 1, 28, 28), np.uint8)},
             ValueError,
-            r"test_images .*\(N, 28, 28\), got \(2, 1",
+            r"test_images must have shape \(N, 28, 28\), as train_images have, got \(2, 1",
         ),
         (
             {"test_labels": np.zeros(3, np.int64)},
@@ -395,7 +537,15 @@ def test_a_data_set_is_checked(changes, error, message):
         Dataset(**fields(**changes))
 
 
+@pytest.mark.parametrize("size", [(5, 7), (3, 5, 7)])
+def test_images_of_any_size(size):
+    images = {"train_images": np.zeros((4, *size), np.uint8), "test_images": np.zeros((2, *size), np.uint8)}
+    assert Dataset(**fields(**images)).test_images.shape == (2, *size)
+
+
 def test_the_hash_is_of_the_content():
+    # The hash is part of results: this one must not change.
+    assert Dataset(**fields()).sha256 == "25b4cfc2d56b5d8b335a8cd227c6c02c0b63e7f356f6e96d4e1476ce62247396"
     data = Dataset(**fields())
     assert data.sha256 == Dataset(**fields(name="y")).sha256
     assert len(data.sha256) == 64

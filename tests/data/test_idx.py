@@ -2,9 +2,11 @@
 
 import contextlib
 import gzip
+import os
 import re
 import struct
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +69,8 @@ DAMAGED = {
     "short header": (GOOD[:9], "expected 2 sizes (8 bytes), got 5 bytes"),
     "short payload": (GOOD[:-1], "expected 6 bytes for shape (2, 3), got 5"),
     "trailing bytes": (GOOD + b"\0", "expected 6 bytes for shape (2, 3), got more"),
-    "absurd sizes": (b"\0\0\x0e\x04" + b"\xff" * 16 + bytes(99), "got 99"),
+    "absurd sizes": (b"\0\0\x0e\x04" + b"\xff" * 16 + bytes(99), "at most 1,073,741,824 bytes, got 2,722,"),
+    "large sizes": (b"\0\0\x08\x01\x3f\xff\xff\xff" + bytes(99), "got 99"),
     "absurd but empty": (b"\0\0\x0e\x04" + bytes(4) + b"\xff" * 12, "memory can hold"),
     "short gzip": (gzip.compress(GOOD)[:-9], "gzip"),
     "short gzip trailer": (gzip.compress(GOOD)[:-3], "gzip"),
@@ -87,6 +90,70 @@ def test_a_damaged_file_is_refused(damage, tmp_path):
         read_idx(path)
     assert str(path) in str(caught.value)
     assert isinstance(caught.value, ValueError)
+
+
+def refused(path, message, **options):
+    with pytest.raises(DamagedFileError, match=re.escape(message)) as caught:
+        read_idx(path, **options)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "expected a regular file, got a named pipe")
+    refused("/dev/zero", "expected a regular file, got a device")
+    refused(tmp_path, "expected a regular file, got a folder")
+    write_idx(tmp_path / "a", np.arange(3, dtype=np.uint8))
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert read_idx(tmp_path / "link").tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("declared", [6, 2**26, 2**31 - 1])
+def test_a_small_file_that_expands_is_refused_in_little_memory(tmp_path, declared):
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(b"\0\0\x08\x01" + struct.pack(">I", declared))
+        for _ in range(64):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    try:
+        if declared == 6:
+            refused(path, "too long: expected 6 bytes for shape (6,), got")
+        elif declared == 2**26:
+            refused(path, f"at most 1,000,000 bytes, got {declared:,} for shape ({declared},)", max_bytes=10**6)
+        else:
+            refused(path, f"at most 1,073,741,824 bytes, got {declared:,} for shape ({declared},)")
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    if declared == 2**26:
+        assert read_idx(path, max_bytes=2**26).nbytes == 2**26
+
+
+@pytest.mark.parametrize("start", [b"", GOOD, gzip.compress(GOOD)], ids=["zeros", "plain", "gzip"])
+def test_a_sparse_file_is_refused_by_its_size(tmp_path, start):
+    path = tmp_path / "sparse"
+    path.write_bytes(start)
+    with path.open("r+b") as file:
+        file.truncate(2**36)
+        refused(path, "expected at most 1,084,544,778 bytes, got 68,719,476,736")
+        if start:
+            file.truncate(2**29)
+            refused(path, "too long: expected 6 bytes for shape (2, 3), got a file of 536870912")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from([GOOD, gzip.compress(GOOD)]), st.data())
+def test_mutated_files_are_read_or_refused(content, data):
+    content = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        content[start : start + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        path.write_bytes(content)
+        with contextlib.suppress(DamagedFileError):
+            assert read_idx(path).nbytes < 1000
 
 
 @settings(deadline=None, max_examples=200)

@@ -1,7 +1,8 @@
-"""Data sets: MNIST, Fashion-MNIST, KMNIST, synthetic digits, and the IDX file format."""
+"""Data sets: MNIST, Fashion-MNIST, KMNIST, synthetic digits, your own images, and the IDX file format."""
 
 from tinycnn.data.datasets import Dataset, fashion_mnist, kmnist, load, mnist, synthetic_dataset, train_val_split
 from tinycnn.data.idx import read_idx, write_idx
+from tinycnn.data.images import from_files
 from tinycnn.data.synthetic import synthetic_digits
 from tinycnn.errors import DamagedFileError, DataUnavailableError
 
@@ -10,6 +11,7 @@ __all__ = [
     "DataUnavailableError",
     "Dataset",
     "fashion_mnist",
+    "from_files",
     "kmnist",
     "load",
     "mnist",

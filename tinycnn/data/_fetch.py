@@ -1,10 +1,12 @@
 """Find the four files of an MNIST-like data set on this machine or download them, and check their hashes."""
 
+import contextlib
 import gzip
 import hashlib
 import io
 import os
 import sys
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tinycnn._check import short_repr
-from tinycnn._files import atomic_write
+from tinycnn._files import atomic_write, open_regular
 from tinycnn._streams import SafeStream
 from tinycnn._typing import Array, Shape
 from tinycnn.data.idx import GZIP_MAGIC, parse_idx
@@ -23,6 +25,9 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 _SHAPES: tuple[Shape, ...] = ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,))
 _MAX_BYTES = 60_000 * 28 * 28 + 16  # size of the largest file, uncompressed
 _TIMEOUT = 10  # seconds, for the connection and for each read
+_WINDOW, _MIN_BYTES = 30, 30_000  # a mirror that sends fewer bytes in a window of so many seconds is too slow
+_STALE = 24 * 60 * 60  # seconds; the process that wrote to an older temporary file is gone
+_NO_FOLDER, _NO_FILES = "no such folder", "none of the files"
 
 
 class _OtherDatasetError(Exception):
@@ -99,12 +104,15 @@ def fetch(source: Source, data_dir: str | os.PathLike[str] | None, download: boo
     cache = cache_folder()
     user_folders = [Path(folder).expanduser() for folder in (os.environ.get("TINYCNN_DATA"), data_dir) if folder]
     searched: list[str] = []
+    unusable: list[str] = []
     for root in [*user_folders, cache]:
         for folder in [*(root / name for name in source.folders), root]:
             arrays, note = _read_folder(folder, source, is_root=folder == root, strict=root in user_folders)
             if arrays is not None:
                 return arrays
             searched.append(f"  {folder}: {note}")
+            if note not in (_NO_FOLDER, _NO_FILES):
+                unusable.append(f"Not used: {folder}: {note}")
 
     target = (Path(data_dir).expanduser() if data_dir else cache) / source.folders[0]
     failures: list[str] = []
@@ -115,18 +123,18 @@ def fetch(source: Source, data_dir: str | os.PathLike[str] | None, download: boo
         except DataUnavailableError as error:
             reason = error.reason
     names = ", ".join(f"{name}.gz" for name in FILES)
-    mirrors = ["Tried to download from:", *failures] if failures else [f"Nothing was downloaded: {reason}"]
+    tried = ["Tried to download from:", *failures] if failures else [f"Nothing was downloaded: {reason}"]
+    mirrors = ["The files are at:", *(f"  {mirror}" for mirror in source.mirrors)]
     lines = [
         f"{source.title} is not available: {reason}",
-        "Looked in:",
-        *searched,
-        *mirrors,
-        f"To get it, download {names}",
-        *(f"  from {mirror}" for mirror in source.mirrors),
-        f"on any machine, put them in {target},",
-        "or put them in any folder and set the environment variable TINYCNN_DATA to it.",
+        f"Put {names} in {target}, or in any folder and set TINYCNN_DATA to it.",
+        *unusable,
     ]
-    raise DataUnavailableError("\n".join(lines), reason)
+    raise DataUnavailableError(
+        "\n".join(lines),
+        reason,
+        details="\n".join(["Looked in:", *searched, *tried, *mirrors]),
+    )
 
 
 def _read_folder(folder: Path, source: Source, is_root: bool, strict: bool) -> tuple[list[Array] | None, str]:
@@ -135,13 +143,17 @@ def _read_folder(folder: Path, source: Source, is_root: bool, strict: bool) -> t
     is_root: the folder may hold files of other data sets    strict: raise DamagedFileError for a damaged file
     """
     if not folder.is_dir():
-        return None, "no such folder"
-    found = [next((path for path in map(folder.joinpath, _file_names(name)) if path.is_file()), None) for name in FILES]
+        return None, _NO_FOLDER
+    found = [
+        next((path for path in map(folder.joinpath, _file_names(name)) if _is_there(path)), None) for name in FILES
+    ]
     arrays = []
     for index, path in enumerate(found):
         if path is not None:
             try:
                 arrays.append(_read_checked(path, source, index, is_root))
+            except FileNotFoundError:  # deleted since
+                return None, f"without {path.name}"
             except _OtherDatasetError as error:
                 return None, str(error)
             except DamagedFileError as error:
@@ -150,8 +162,13 @@ def _read_folder(folder: Path, source: Source, is_root: bool, strict: bool) -> t
                 return None, str(error)
     if None in found:
         missing = [name for name, path in zip(FILES, found, strict=True) if path is None]
-        return None, "none of the files" if not arrays else f"without {', '.join(missing)}"
+        return None, _NO_FILES if not arrays else f"without {', '.join(missing)}"
     return arrays, ""
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file.  Kaggle has MNIST's files in folders of the same names, beside files with a dot."""
+    return path.exists() and not path.is_dir()
 
 
 def _file_names(name: str) -> list[str]:
@@ -163,7 +180,7 @@ def _file_names(name: str) -> list[str]:
 
 
 def _read_checked(path: Path, source: Source, index: int, is_root: bool = False) -> Array:
-    with path.open("rb") as file:
+    with open_regular(path, _MAX_BYTES) as file:
         return _checked(file.read(_MAX_BYTES + 1), path, source, index, is_root)
 
 
@@ -214,6 +231,7 @@ def _download(source: Source, target: Path, mirrors: Sequence[str], failures: li
     arrays, mirrors = [], list(mirrors)
     try:
         target.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
         for index, name in enumerate(FILES):
             path = target / f"{name}.gz"
             try:
@@ -231,6 +249,15 @@ def _download(source: Source, target: Path, mirrors: Sequence[str], failures: li
     return arrays
 
 
+def _remove_stale(folder: Path) -> None:
+    """Delete the temporary files of downloads whose processes were killed."""
+    for name in FILES:
+        for path in folder.glob(f".{name}.gz.*.part"):
+            with contextlib.suppress(OSError):  # another process is faster
+                if time.time() - path.lstat().st_mtime > _STALE:
+                    path.unlink()
+
+
 def _download_file(source: Source, index: int, mirrors: list[str], failures: list[str]) -> tuple[bytes, Array]:
     """(bytes, array) of a file from the first mirror that has it; moves that mirror to the front of `mirrors`."""
     from http.client import HTTPException
@@ -243,7 +270,8 @@ def _download_file(source: Source, index: int, mirrors: list[str], failures: lis
             raw = _transfer(f"{mirror}{name}")
             array = _checked(raw, Path(name), source, index)
         except (OSError, HTTPException, ValueError) as error:  # ValueError: a redirect to an invalid URL
-            reasons.append(f"{urlsplit(mirror).hostname}: {_one_line(error)}")
+            short = "has another file" if isinstance(error, DamagedFileError) else _one_line(error, 100)
+            reasons.append(f"{urlsplit(mirror).hostname}: {short}")
             failures.append(f"  {mirror}{name}: {_one_line(error)}")
         else:
             mirrors.remove(mirror)
@@ -254,13 +282,14 @@ def _download_file(source: Source, index: int, mirrors: list[str], failures: lis
 
 
 def _transfer(url: str) -> bytes:
-    """Download a URL with a progress bar. Raises OSError if it is too long, cut short or redirected to plain HTTP."""
-    from urllib.request import Request, urlopen
-
+    """Download a URL with a progress bar. Raises OSError if it is too long, cut short, too slow or redirected to plain
+    HTTP."""
     from tqdm import tqdm
 
+    from tinycnn.data._http import Pace, open_url
+
     data = bytearray()
-    with urlopen(Request(url, headers={"User-Agent": "tinycnn"}), timeout=_TIMEOUT) as response:
+    with open_url(url, _TIMEOUT, Pace(_WINDOW, _MIN_BYTES, _MAX_BYTES + 2**20)) as response:
         if url.startswith("https:") and not response.geturl().startswith("https:"):
             raise OSError(f"redirected to an unencrypted address, {response.geturl()}")
         length = response.headers.get("Content-Length", "")
@@ -279,11 +308,12 @@ def _transfer(url: str) -> bytes:
     return bytes(data)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, length: int = 500) -> str:
     """The error as one line; the wrapped reason for errors of urllib."""
     code, reason = getattr(error, "code", None), getattr(error, "reason", None)
-    text = f"HTTP {code} {reason}" if code else str(reason or getattr(error, "strerror", None) or error)
+    cause = reason if isinstance(reason, OSError) else error  # URLError has the OSError as its reason
+    text = f"HTTP {code} {reason}" if code else str(getattr(cause, "strerror", None) or reason or error)
     # The text comes from a server and can contain terminal escape sequences.
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= 500 else text[:500] + "…"
+    return text if len(text) <= length else text[:length] + "…"

@@ -27,7 +27,7 @@ _Folder = str | os.PathLike[str] | None
 class Dataset:
     """A training and a test set of labelled images.
 
-    train_images, test_images  (N, 28, 28) uint8, background 0
+    train_images, test_images  (N, H, W) or (N, C, H, W) uint8, images of one shape
     train_labels, test_labels  (N,) int64, indices into `classes`
     classes                    the names of the classes
     sha256                     hash of the arrays and the class names, computed here
@@ -51,8 +51,15 @@ class Dataset:
         digest = hashlib.sha256("\0".join(self.classes).encode())
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
-            _check_field(f"{part}_images", images, np.uint8, (None, 28, 28))
-            _check_field(f"{part}_labels", labels, np.int64, (len(images),))
+            _check_dtype(f"{part}_images", images, np.uint8)
+            if images.ndim not in (3, 4) or 0 in images.shape[1:]:
+                raise ValueError(f"{part}_images must have shape (N, H, W) or (N, C, H, W), got {images.shape}")
+            expected = self.train_images.shape[1:]
+            if images.shape[1:] != expected:
+                of = f"(N, {', '.join(map(str, expected))}), as train_images have"
+                raise ValueError(f"{part}_images must have shape {of}, got {images.shape}")
+            _check_dtype(f"{part}_labels", labels, np.int64)
+            _check.shape(f"{part}_labels", labels, (len(images),))
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
                 raise ValueError(
                     f"{part}_labels must be 0 to {len(self.classes) - 1}, got {labels.min()} to {labels.max()}"
@@ -67,15 +74,11 @@ class Dataset:
         return f"Dataset({self.name!r}, {train:,} training and {test:,} test images, {len(self.classes)} classes)"
 
 
-def _check_field(name: str, array: Any, dtype: type, shape: tuple[int | None, ...]) -> None:
+def _check_dtype(name: str, array: Any, dtype: type) -> None:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
     if array.dtype != dtype:
         raise TypeError(f"{name} must have dtype {np.dtype(dtype)}, got {array.dtype}")
-    fits = array.ndim == len(shape) and all(size in (None, n) for size, n in zip(shape, array.shape, strict=True))
-    if not fits:
-        expected = ", ".join("N" if size is None else str(size) for size in shape) + "," * (len(shape) == 1)
-        raise ValueError(f"{name} must have shape ({expected}), got {array.shape}")
 
 
 def mnist(data_dir: _Folder = None, download: bool = True) -> Dataset:

@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from tinycnn._files import atomic_write
+from tinycnn._files import atomic_write, open_regular
 from tinycnn._typing import Array
 from tinycnn.errors import DamagedFileError
 
@@ -21,25 +21,38 @@ GZIP_MAGIC = b"\x1f\x8b"
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_DIMENSIONS = 32  # NumPy's limit in all versions; the format allows 255
 _CHUNK = 1 << 20
+_MAX_BYTES = 2**30  # of an array, by default
 
 
-def read_idx(path: str | os.PathLike[str]) -> Array:
+def read_idx(path: str | os.PathLike[str], *, max_bytes: int = _MAX_BYTES) -> Array:
     """Read the IDX file at `path`, gzipped or plain (detected from the first bytes).
 
     Returns a new array of the file's shape, dtype uint8, int8, int16, int32, float32 or float64 in native byte order.
-    Memory use is bounded by the file's content, not by the sizes in its header.
-    Raises DamagedFileError if the file is not IDX, is cut short or has trailing bytes; OSError if it cannot be read.
+    Memory use is bounded by the file's content, by the sizes in its header and by `max_bytes`.
+
+    max_bytes: the largest array that is read, 1 GiB by default
+    Raises DamagedFileError if the file is not IDX, is cut short, has trailing bytes, declares a larger array, or is not
+    a regular file; OSError if it cannot be read.
     """
     path = Path(path)
-    with path.open("rb") as file:
+    with open_regular(path, _largest_file(max_bytes)) as file:
+        file_size = os.fstat(file.fileno()).st_size
         if file.peek(2)[:2] == GZIP_MAGIC:
             with gzip.open(file) as unzipped:
-                return parse_idx(cast(BinaryIO, unzipped), path)
-        return parse_idx(file, path)
+                return parse_idx(cast(BinaryIO, unzipped), path, max_bytes, file_size)
+        return parse_idx(file, path, max_bytes, file_size)
 
 
-def parse_idx(file: BinaryIO, path: Path) -> Array:
-    """Read IDX from an open file up to its end; `path` is for the messages."""
+def _largest_file(size: int) -> int:
+    """An upper bound on the bytes of a file, plain or gzipped, with an array of `size` bytes."""
+    return size + size // 100 + 2**16
+
+
+def parse_idx(file: BinaryIO, path: Path, max_bytes: int = _MAX_BYTES, file_size: int = 0) -> Array:
+    """Read IDX from an open file up to its end.
+
+    path: for the messages   max_bytes: see `read_idx`   file_size: bytes of the file, gzipped or not, if known
+    """
     try:
         magic = _read(file, 4)
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _DTYPES:
@@ -59,6 +72,14 @@ def parse_idx(file: BinaryIO, path: Path) -> Array:
         shape = tuple(np.frombuffer(header, ">u4").tolist())
         dtype = np.dtype(_DTYPES[magic[2]])
         size = math.prod(shape) * dtype.itemsize
+        if size > max_bytes:
+            raise DamagedFileError(
+                f"{path}: expected an array of at most {max_bytes:,} bytes, got {size:,} for shape {shape}"
+            )
+        if file_size > _largest_file(size):  # zeros after the end of a gzip file are read one by one
+            raise DamagedFileError(
+                f"{path}: too long: expected {size} bytes for shape {shape}, got a file of {file_size}"
+            )
         content = _read(file, size + 1)  # one byte more, to detect trailing bytes
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DamagedFileError(f"{path}: expected a complete gzip file, got: {error}") from error
