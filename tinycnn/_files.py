@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,9 +36,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if error.filename not in (None, str(temporary)):
+        if error.errno is None or error.filename not in (None, str(temporary)):
             raise
-        raise type(error)(error.errno, error.strerror, str(path)) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None  # of the subclass for the number
     except BaseException:  # Ctrl-C must not leave it behind either
         temporary.unlink(missing_ok=True)
         raise
@@ -54,8 +55,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left of `atomic_write` of the file `name`.  Nobody may be writing it."""
-    for path in folder.glob(f".{name}.*.part"):
+    """Remove what killed processes left of `atomic_write` of the file `name`, or of all files.  Nobody may be writing
+    them."""
+    for path in folder.glob(f".{name if name == '*' else escape(name)}.{'[0-9a-f]' * 16}.part"):
         with suppress(OSError):
             path.unlink()
 
@@ -63,15 +65,13 @@ def remove_partial_files(folder: Path, name: str = "*") -> None:
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     """The content of a regular file.  ValueError for a folder, a pipe or a device, or a file of more than `limit`
     bytes."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(descriptor, "rb") as file:  # O_NONBLOCK: opening a pipe would wait for its writer
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-            raise ValueError(f"{path} must be a file, got {kind}")
-        if status.st_size > limit:
-            raise ValueError(f"{path} must have at most {limit:,} bytes, got {status.st_size:,}")
-        return file.read(limit + 1)
+    status = path.stat()  # before it is opened: opening a pipe would wait for its writer
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise ValueError(f"{path} must be a file, got {kind}")
+    if status.st_size > limit:
+        raise ValueError(f"{path} must have at most {limit:,} bytes, got {status.st_size:,}")
+    return path.read_bytes()
 
 
 def read_json(path: Path) -> dict[str, Any]:
