@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from tinycnn._check import one_line
 from tinycnn._files import atomic_write, read_bytes
 from tinycnn._typing import Array
 from tinycnn.errors import DamagedCheckpointError
@@ -59,8 +60,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
     try:
         return _unpack_npz(data) if path.suffix == ".npz" else _unpack(data)
     except Exception as error:  # arbitrary bytes can raise anything in a parser
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise DamagedCheckpointError(f"{path}: not a usable checkpoint: {reason}") from error
+        raise DamagedCheckpointError(f"{path}: not a usable checkpoint: {one_line(error)}") from error
 
 
 def _pack(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> bytes:

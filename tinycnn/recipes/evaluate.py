@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tinycnn import experiment
+from tinycnn._check import one_line
 from tinycnn._files import read_json
 from tinycnn._interrupts import defer_interrupt
 from tinycnn._typing import Array
@@ -94,5 +95,5 @@ def saved_recipe(folder: str | Path) -> tuple[Recipe, str, dict[str, Array]]:
         if any(values.shape != (1,) for values in pixels.values()):
             raise ValueError("pixels must have one mean and one std")
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{path} does not describe a network ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{path} does not describe a network ({type(error).__name__}: {one_line(error)})") from None
     return Recipe(str(config.get("recipe", "run")), "", path=path, **sections), name, pixels
