@@ -327,6 +327,17 @@ def test_hostile_safetensors(file, content):
     assert str(file) in str(caught.value)
 
 
+def test_an_array_that_was_added(file, saved):
+    """The checksum is of the arrays that our metadata names: a file must have no others."""
+    size = int.from_bytes(saved[:8], "little")
+    header = json.loads(saved[8 : 8 + size])
+    header["added"] = {"dtype": "U8", "shape": [1], "data_offsets": [len(saved) - 8 - size, len(saved) - 7 - size]}
+    file.write_bytes(with_header(json.dumps(header).encode(), saved[8 + size :] + b"\1"))
+    assert "added" in safetensors.load_file(file)
+    with pytest.raises(DamagedCheckpointError, match="checksum"):
+        checkpoint.load(file)
+
+
 def test_metadata_that_is_not_a_mapping(file):
     own = {"metadata": "[1]", "names": [], "sha256": checkpoint._sha256({}, "[1]")}
     file.write_bytes(foreign(json.dumps(own)))
