@@ -355,7 +355,10 @@ def image_formats(from_files: Callable[..., Any]) -> dict[str, Format]:
     ]
     return {
         "PNG": Format(
-            read_folder, "pictures/a/0.png", [picture("PNG", mode) for mode in ("L", "RGB", "RGBA", "P", "1")]
+            read_folder,
+            "pictures/a/0.png",
+            [picture("PNG", mode) for mode in ("L", "RGB", "RGBA", "P", "1")],
+            lines=True,
         ),
         "JPEG": Format(read_folder, "pictures/a/0.jpg", [picture("JPEG", mode) for mode in ("L", "RGB")], lines=True),
         "CSV of images": Format(read_table, "a.csv", csv),
