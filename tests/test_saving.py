@@ -129,6 +129,9 @@ def test_a_users_class_does_not_pass_for_ours(tmp_path):
         tinycnn.load(tmp_path / "m.safetensors")
 
 
+BATCH_NORM = {"layer": "BatchNorm2d", "num_features": 10**12, "affine": False, "track_running_stats": False}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -144,6 +147,17 @@ def test_a_users_class_does_not_pass_for_ours(tmp_path):
         (lambda m: m.update(output_kind="?"), "output_kind"),
         (lambda m: m.update(input_shape=[1, 9]), "layer 0"),
         (lambda m: m["layers"][-1].update(layer="os.system"), "os.system"),
+        (
+            lambda m: m["layers"][-1].update(out_features=10**12),
+            r"5\.weight must have shape \(1000000000000, 192\), got",
+        ),
+        (lambda m: m["layers"][0].update(kernel_size=10**6), r"0\.weight must have shape"),
+        (lambda m: m["layers"].insert(0, BATCH_NORM), "BatchNorm2d.* more channels than the file has numbers"),
+        (lambda m: m["layers"][-1].update(in_features=10**400), "in_features|digits|shape"),
+        (lambda m: m["layers"].insert(0, {"layer": "LeakyReLU", "negative_slope": 10**400}), "negative_slope"),
+        (lambda m: m["layers"].insert(0, {"layer": "x\n\x1b[31m" * 1000}), "a layer x"),
+        (lambda m: m.update(version="x" * 10_000), "expected version 1, got 'xxx"),
+        (lambda m: m.update(output_kind="\n" * 10_000), "output_kind"),
         (lambda m: m["layers"][-1].update(layer="Layer"), "Layer"),
         (lambda m: m["layers"][-1].update(layer="np"), "np"),
     ],
@@ -153,8 +167,12 @@ def test_a_changed_file_is_refused_by_name(tmp_path, change, message):
     arrays, metadata = checkpoint.load(tmp_path / "m.safetensors")
     change(metadata)
     checkpoint.save(tmp_path / "m.safetensors", arrays, metadata)
-    with pytest.raises((DamagedCheckpointError, UnknownLayerError), match=message):
+    with pytest.raises((DamagedCheckpointError, UnknownLayerError), match=message) as caught:
         tinycnn.load(tmp_path / "m.safetensors")
+    text = str(caught.value)
+    assert str(tmp_path / "m.safetensors") in text
+    assert len(text) < 1000
+    assert text.isprintable()
 
 
 def test_a_state_dict_is_not_a_model(tmp_path):

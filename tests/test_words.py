@@ -140,7 +140,7 @@ def test_error_messages(call, error, words):
 @pytest.mark.parametrize(
     "save",
     [
-        lambda path: checkpoint.save(path / "a.npz", {}),
+        lambda path: checkpoint.save(path / "a.safetensors", {}),
         lambda path: data.write_idx(path / "a", np.zeros(3, np.uint8)),
         lambda path: plot.save(plot.confusion(np.eye(3, dtype=int)), path / "a.png"),
     ],
@@ -153,7 +153,7 @@ def test_a_missing_folder_is_named(tmp_path, save):
 def test_compressed_array_file(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", w=np.zeros(3))
     with pytest.raises(
-        ValueError, match=r"a\.npz: .* array 'w' is compressed \(as np\.savez_compressed does\): save it"
+        ValueError, match=r"a\.npz: .* compressed \(as np\.savez_compressed does\): save them with np\.savez"
     ):
         checkpoint.load(tmp_path / "a.npz")
 

@@ -24,6 +24,12 @@ def short_repr(value: object, length: int = 200) -> str:
     return text if len(text) <= length else text[:length] + "…"
 
 
+def one_line(error: BaseException, length: int = 500) -> str:
+    """The message of an exception on one line, cut at `length`; its type if it has none."""
+    text = "".join(c if c.isprintable() else " " for c in str(error)[: 4 * length])  # no terminal escape sequences
+    return " ".join(text.split())[:length] or type(error).__name__
+
+
 def describe(value: object) -> str:
     """The repr of `value` if that is short, otherwise its type and shape."""
     if isinstance(value, type):

@@ -82,9 +82,9 @@ def _check_regular(path: Path, status: os.stat_result, max_bytes: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
         kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
-        raise DamagedFileError(f"{path} must be a file, got {kind}")
+        raise DamagedFileError(f"{path}: expected a regular file, got {kind}")
     if status.st_size > max_bytes:
-        raise DamagedFileError(f"{path} must have at most {max_bytes:,} bytes, got {status.st_size:,}")
+        raise DamagedFileError(f"{path}: expected at most {max_bytes:,} bytes, got {status.st_size:,}")
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:

@@ -7,14 +7,16 @@ in a file is executed.  Files of `np.savez` are read as well.
 import hashlib
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from tinycnn._check import one_line
 from tinycnn._files import atomic_write, read_bytes
 from tinycnn._typing import Array
 from tinycnn.errors import DamagedCheckpointError
@@ -23,7 +25,6 @@ METADATA = "__metadata__"  # the name of an array in npz files: metadata as UTF-
 KEY = "tinycnn"  # of our JSON in safetensors files.  One key: the library writes several in any order
 DTYPES = (
     "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64",
-    "complex64",
 )  # fmt: skip
 
 
@@ -59,8 +60,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]
     try:
         return _unpack_npz(data) if path.suffix == ".npz" else _unpack(data)
     except Exception as error:  # arbitrary bytes can raise anything in a parser
-        reason = str(error) or type(error).__name__
-        raise DamagedCheckpointError(f"{path}: not a usable checkpoint: {reason}") from error
+        raise DamagedCheckpointError(f"{path}: not a usable checkpoint: {one_line(error)}") from error
 
 
 def _pack(arrays: Mapping[str, Array], metadata: Mapping[str, Any]) -> bytes:
@@ -106,16 +106,24 @@ def _checked_array(name: str, value: Any) -> Array:
 def _unpack(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
     from safetensors import numpy as safetensors
 
-    loaded = {name: np.array(array) for name, array in safetensors.load(data).items()}
+    try:
+        flat = safetensors.load(data)
+    except KeyError as error:
+        raise ValueError(f"it has an array of dtype {error}, which NumPy does not have") from None
+    loaded = {name: np.require(array, requirements=("ALIGNED", "WRITEABLE")) for name, array in flat.items()}
     size = int.from_bytes(data[:8], "little")  # checked by `load`
     texts = json.loads(data[8 : 8 + size]).get(METADATA, {})
     if KEY not in texts:
         return loaded, {}
-    own = json.loads(texts[KEY])
-    arrays = {name: loaded.pop(name) for name in own["names"]}
-    if loaded or _sha256(arrays, own["metadata"]) != own["sha256"]:
+    try:
+        own = json.loads(texts[KEY])
+        arrays, text = {name: loaded.pop(name) for name in own["names"]}, own["metadata"]
+        intact = not loaded and _sha256(arrays, text) == own["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError):  # damage of the metadata
+        intact = False
+    if not intact:
         raise ValueError("its content does not have the checksum that it was saved with")
-    return arrays, _metadata(own["metadata"])
+    return arrays, _metadata(text)
 
 
 def _metadata(text: str | bytes) -> dict[str, Any]:
@@ -126,6 +134,7 @@ def _metadata(text: str | bytes) -> dict[str, Any]:
 
 
 def _unpack_npz(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
+    arrays: dict[str, Array] = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         # A wrong length in the zip directory hides the members after it; the end record holds the true count.
@@ -135,8 +144,23 @@ def _unpack_npz(data: bytes) -> tuple[dict[str, Array], dict[str, Any]]:
             raise ValueError("its arrays are compressed (as np.savez_compressed does): save them with np.savez")
         if sum(member.file_size for member in members) > len(data):  # also catches members that overlap
             raise ValueError("its members claim more bytes than the file has")
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        arrays = {name: np.array(archive[name]) for name in archive.files}
-    if not all(array.dtype.kind in "biufc" for array in arrays.values()):
-        raise ValueError("it has arrays that are not numbers")
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename or name in arrays:
+                raise ValueError(f"it has an unexpected or repeated member {member.filename!r}")
+            with archive.open(member) as file:
+                arrays[name] = _read_npy(name, file)
     return arrays, _metadata(arrays.pop(METADATA).tobytes()) if METADATA in arrays else {}
+
+
+def _read_npy(name: str, file: IO[bytes]) -> Array:
+    """The array in a file of the npy format.  `np.load` would allocate what the header claims."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read_header(file)
+    if dtype.kind not in "biufc":
+        raise ValueError(f"its array {name!r} must hold numbers, got dtype {dtype}")
+    content = bytearray(file.read())
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise ValueError(f"its array {name!r} has {len(content)} bytes, which do not fit shape {shape} of {dtype}")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")

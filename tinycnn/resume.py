@@ -54,8 +54,13 @@ class TrainingCheckpoint(InitRepr):
             raise DamagedCheckpointError(f"{self.path} must be the checkpoint of a training, got other content")
         if metadata.get("version") != VERSION:
             newer = "it was written by a newer version of tinycnn"
-            raise ResumeError(f"{self.path}: expected format {VERSION}, got {metadata.get('version')}: {newer}")
-        state: dict[str, Any] = _join(metadata["state"], arrays)
+            raise ResumeError(
+                f"{self.path}: expected format {VERSION}, got {_check.short_repr(metadata.get('version'))}: {newer}"
+            )
+        try:
+            state: dict[str, Any] = _join(metadata["state"], arrays)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedCheckpointError(f"{self.path} must be the checkpoint of a training: {error!r}") from None
         return state
 
     def write(self, state: Mapping[str, Any]) -> None:

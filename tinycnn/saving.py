@@ -12,7 +12,8 @@ import numpy as np
 
 from tinycnn import _check, checkpoint, layers as builtin_layers, lecun98
 from tinycnn._tracked import is_in_package
-from tinycnn.containers import Residual
+from tinycnn._typing import Array
+from tinycnn.containers import Residual, check_unbound, named_layers
 from tinycnn.errors import DamagedCheckpointError, UnknownLayerError
 from tinycnn.layers import Layer
 from tinycnn.model import Sequential
@@ -51,24 +52,45 @@ def load(
     custom = dict(_check.mapping("custom_layers", custom_layers or {}))
     arrays, metadata = checkpoint.load(path)
     if metadata.get("format") != FORMAT:
-        raise DamagedCheckpointError(f"{path} holds no model, but the arrays {', '.join(list(arrays)[:6])} ...")
+        names = _check.short_repr(list(arrays)[:6])
+        raise DamagedCheckpointError(f"{path} holds no model, but {len(arrays)} arrays: {names}")
     if metadata.get("version") != VERSION:
-        raise DamagedCheckpointError(f"{path}: expected version {VERSION}, got {metadata.get('version')}")
+        raise DamagedCheckpointError(
+            f"{path}: expected version {VERSION}, got {_check.short_repr(metadata.get('version'))}"
+        )
     try:
-        chain = [decode(layer, custom) for layer in metadata["layers"]]
+        chain = tuple(decode(layer, custom) for layer in metadata["layers"])
+        check_unbound(chain)
+        _check_sizes(chain, arrays)
         shape = metadata["input_shape"]
-        model = Sequential(*chain, input_shape=shape and tuple(shape), dtype=metadata["dtype"], device=device, rng=0)
+        options = {"input_shape": shape and tuple(shape), "dtype": metadata["dtype"], "device": device, "rng": 0}
+        with np.errstate(over="raise"):  # a constant beyond the dtype
+            model = Sequential(*chain, **options)
         model.load_state_dict(arrays)
         named = dict(model.leaves)
         for name in metadata["frozen"]:
             named[name].requires_grad = False
         model.output_kind = _check.choice("output_kind", metadata["output_kind"], KINDS)
         model.class_names = metadata["class_names"]
-    except UnknownLayerError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}") from error
+    except UnknownLayerError as error:
+        raise UnknownLayerError(f"{path}: {_check.one_line(error)}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{path}: {_check.one_line(error)}") from error
     return model.eval()
+
+
+def _check_sizes(chain: tuple[Layer, ...], arrays: Mapping[str, Array]) -> None:
+    """ValueError unless the file has the parameters of the layers: a model must not allocate what the file does not
+    have."""
+    most = sum(array.size for array in arrays.values()) + 2**20
+    for prefix, layer in named_layers(chain):
+        for name, shape in layer.parameter_shapes().items():
+            key = f"{prefix}.{name}"
+            if key not in arrays or arrays[key].shape != shape:
+                came = f"shape {arrays[key].shape}" if key in arrays else "no array"
+                raise ValueError(f"state does not fit the model: {key} must have shape {shape}, got {came}")
+        if getattr(layer, "channels", 0) > most:  # batch norm without parameters
+            raise ValueError(f"{layer!r} has more channels than the file has numbers")
 
 
 def encode(value: Any) -> Any:

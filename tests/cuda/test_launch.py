@@ -485,8 +485,8 @@ def test_the_example_reports_a_gpu_failure_in_one_line(tmp_path):
     script = tmp_path / "subset.py"
     script.write_text(broken)
     done = subprocess.run(
-        [*PROGRAM, str(script), str(ROOT / "examples" / "lenet5.py"), "--device", "cuda", "--epochs", "9", "--set", "data.validation=166", "--out",
-         str(tmp_path)],
+        [*PROGRAM, str(script), str(ROOT / "examples" / "lenet5.py"), "--device", "cuda", "--epochs", "9",
+         "--set", "data.validation=166", "--out", str(tmp_path)],
         capture_output=True, text=True, timeout=900, check=False, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 1

@@ -231,7 +231,7 @@ def test_an_error_names_its_line(write, capsys, old, new, position, message):
         ("stdy = 'x'\n" + TEXT, "line 1: unknown key 'stdy'"),
         (TEXT[:140], "mine.toml: Unterminated string"),
         (TEXT + "[small]", "mine.toml: Cannot declare"),
-        (TEXT.replace("[small", "['../up'"), "a recipe's name must consist of letters, digits, - and _, got '../up'"),
+        (TEXT.replace("[small", "['../up'"), "must consist of at most 100 letters, digits, - and _, got '../up'"),
         ("[a]\nnet = 3", "'a', line 2: net must be a table, [a.net]"),
         ("[a]\nlike = 'a'", "'a', line 2: like must name an earlier recipe of the file, got 'a'"),
         ("[a]\nlike = 'b'\n[b]\nlike = 'a'", "'a', line 2: like must name an earlier recipe of the file"),
@@ -247,6 +247,10 @@ def test_an_error_names_its_line(write, capsys, old, new, position, message):
         ('"study" = 3', "line 1: study must be a string, got 3"),
         ("a = " + 5000 * "[" + 5000 * "]", "mine.toml: "),
         ("a = " + 4301 * "1", "mine.toml: "),
+        ("[" + 101 * "a" + "]", "mine.toml: a recipe's name must consist of at most 100 letters"),
+        (5000 * "x" + " = 1", "line 1: unknown key 'xxx"),
+        ("[a]\n" + 5000 * "x" + " = 1", "'a', line 2: unknown key 'xxx"),
+        ("[a]\nlike = '" + 5000 * "x" + "'", "'a', line 2: like must name an earlier recipe of the file, got 'xxx"),
     ],
 )  # fmt: skip
 def test_an_invalid_file_is_refused(write, capsys, text, message):
@@ -254,6 +258,14 @@ def test_an_invalid_file_is_refused(write, capsys, text, message):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+    assert len(err) < 2000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "mine.toml")
+    assert main(["reproduce", str(tmp_path / "mine.toml")]) == 1
+    assert "mine.toml: expected a regular file, got a named pipe" in capsys.readouterr().err
 
 
 def test_unknown_names(tmp_path, capsys):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinycnn import recipes
+from tinycnn._check import one_line
 from tinycnn._interrupts import defer_interrupt
 from tinycnn._typing import Array
 from tinycnn.commands import _common
@@ -66,20 +67,13 @@ def load_run(folder: Path, device: str) -> tuple[recipes.Recipe, Any, dict[str, 
     from tinycnn import checkpoint, runs
     from tinycnn.recipes import build
 
-    config, path = runs.read_config(folder), folder / "config.json"
-    recipe = recipes.from_config(config, path)
-    try:
-        pixels = {key: np.array(config["pixels"][key], float) for key in ("mean", "std")}
-        if any(values.shape not in ((1,), (recipe.net["input"][0],)) for values in pixels.values()):
-            raise ValueError("pixels must have one mean and one std a channel")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not describe a network ({type(error).__name__}: {error})") from None
+    recipe, pixels = describe_run(folder)
     weights = folder / "model.safetensors"
     if weights.exists() or not (folder / "model.npz").exists():
         model = tinycnn.load(weights, device=device)
         if list(model.input_shape or ()) != list(recipe.net["input"]):
             raise DamagedCheckpointError(
-                f"{weights} must take images {recipe.net['input']} as {path.name} says, got {model.input_shape}"
+                f"{weights} must take images {recipe.net['input']} as config.json says, got {model.input_shape}"
             )
         return recipe, model, pixels, len(runs.read_history(folder))
     weights = folder / "model.npz"  # of version 0.1.0
@@ -90,3 +84,18 @@ def load_run(folder: Path, device: str) -> tuple[recipes.Recipe, Any, dict[str, 
     except (KeyError, ValueError) as error:
         raise ValueError(f"{weights}: {error.args[0]}") from None
     return recipe, model.eval(), pixels, metadata.get("epoch", "?")
+
+
+def describe_run(folder: Path) -> tuple[recipes.Recipe, dict[str, Array]]:
+    """Recipe, and mean and std of the pixels, from a run's config.json.  ValueError or OSError names the file."""
+    from tinycnn import runs
+
+    config, path = runs.read_config(folder), folder / "config.json"
+    recipe = recipes.from_config(config, path)
+    try:
+        pixels = {key: np.array(config["pixels"][key], float) for key in ("mean", "std")}
+        if any(values.shape not in ((1,), (recipe.net["input"][0],)) for values in pixels.values()):
+            raise ValueError("pixels must have one mean and one std a channel")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not describe a network ({type(error).__name__}: {one_line(error)})") from None
+    return recipe, pixels

@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from tinycnn._check import short_repr
+from tinycnn._check import one_line, short_repr
+from tinycnn._files import read_bytes
 from tinycnn.errors import RecipeError
 from tinycnn.recipes._calls import suggest
 
@@ -82,6 +83,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 COUNTS = ("train", "validation", "padding", "resize", "epochs", "batch", "steps_per_epoch")
 MAX_COUNT = 10**9
+MAX_BYTES = 1 << 24  # of a file
 # A recipe with this table is a search. The table lists the values of each "$name" that the recipe's strings contain.
 SPACE = "space"
 REQUIRED = {"net": ("input", "layers"), "training": ("optimizer", "epochs", "batch")}
@@ -194,7 +196,7 @@ def from_config(config: Mapping[str, Any], path: Path) -> Recipe:
         if not isinstance(sections["data"]["name"], str):
             raise TypeError("the data set's name must be a string")
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{path} does not describe a network ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{path} does not describe a network ({type(error).__name__}: {one_line(error)})") from None
     return Recipe(str(config.get("recipe", "run")), "", title=str(config.get("title", "")), path=path, **sections)
 
 
@@ -237,7 +239,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Recipe]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = read_bytes(path, MAX_BYTES)
+    except ValueError as error:  # a pipe or a folder
+        raise RecipeError(str(error)) from None
+    try:
+        text = data.decode("utf-8-sig")
         tables = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file ({error.reason} at byte {error.start})") from None
@@ -252,9 +258,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Recipe]:
     parsed: dict[str, Recipe] = {}
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise RecipeError(f"{path}, line {lines.get(name, 1)}: unknown key {name!r}; a recipe is a table, [{name}]")
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise RecipeError(f"{path}: a recipe's name must consist of letters, digits, - and _, got {name!r}")
+            raise RecipeError(f"{path}, line {lines.get(name, 1)}: unknown key {short_repr(name)}; a recipe is a table")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+            problem = "a recipe's name must consist of at most 100 letters, digits, - and _"
+            raise RecipeError(f"{path}: {problem}, got {short_repr(name)}")
         local = {key.removeprefix(name + "."): line for key, line in lines.items() if key.startswith(name + ".")}
         local[""] = lines.get(name, 1)
         parsed[name] = _recipe(name, table, study, path, local, parsed)
@@ -267,7 +274,7 @@ def _recipe(
     name: str, table: dict[str, Any], study: str, path: Path, lines: dict[str, int], earlier: dict[str, Recipe]
 ) -> Recipe:
     def fail(key: str, problem: str) -> NoReturn:
-        raise RecipeError(f"{path.name}, recipe {name!r}, line {_line(lines, key)}: {problem}")
+        raise RecipeError(f"{path.name}, recipe {name!r}, line {_line(lines, key)}: {problem[:1000]}")
 
     fields: dict[str, Any] = {}
     for key, value in table.items():
