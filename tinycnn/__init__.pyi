@@ -4,9 +4,11 @@ __version__: str
 
 from . import (
     augment as augment,
+    calibration as calibration,
     callbacks as callbacks,
     checkpoint as checkpoint,
     data as data,
+    digits as digits,
     errors as errors,
     functional as functional,
     init as init,

@@ -3,6 +3,7 @@
 from tinycnn.data.datasets import Dataset, fashion_mnist, kmnist, load, mnist, synthetic_dataset, train_val_split
 from tinycnn.data.idx import read_idx, write_idx
 from tinycnn.data.images import from_files
+from tinycnn.data.negatives import not_digits
 from tinycnn.data.synthetic import synthetic_digits
 from tinycnn.errors import DamagedFileError, DataUnavailableError
 
@@ -15,6 +16,7 @@ __all__ = [
     "kmnist",
     "load",
     "mnist",
+    "not_digits",
     "read_idx",
     "synthetic_dataset",
     "synthetic_digits",

@@ -1,10 +1,11 @@
 """Decode pictures with Pillow and fit them to one size."""
 
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -13,7 +14,7 @@ from tinycnn._files import open_regular
 from tinycnn._typing import Array, Shape
 
 MAX_PIXELS = 100_000_000
-_MAX_BYTES = 2**30  # of a file: 100 megapixels of four 16-bit channels, uncompressed
+MAX_BYTES = 2**30  # of a file: 100 megapixels of four 16-bit channels, uncompressed
 _LARGE = 16_000_000  # pixels; larger pictures are decoded one at a time
 _one_large_picture = threading.Lock()
 
@@ -47,32 +48,46 @@ def formats() -> tuple[str, ...]:
 def decode(path: Path, shape: Shape, fit: str) -> Picture:
     """Read a picture (of several frames the first) and fit it to `shape`.  Raises Pillow's many exceptions, and
     ValueError, for damaged files; OSError."""
-    with open_regular(path, _MAX_BYTES) as file:
-        if not file.read(1):
-            raise ValueError("an empty file")
-        file.seek(0)
-        try:
-            image: Image.Image = Image.open(file, formats=formats())
-        except UnidentifiedImageError:
-            raise ValueError("not a picture") from None
-        except Image.DecompressionBombError:
-            raise ValueError(f"expected at most {MAX_PIXELS:,} pixels, got more") from None
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"expected at most {MAX_PIXELS:,} pixels, got {width} x {height}")
-        grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
-        if image.format in ("JPEG", "MPO"):
-            # A JPEG decoder can reduce by 2, 4 or 8: leave twice the size of the result, in any orientation.
-            scale = 2 * max(shape[1:]) / min(width, height)
-            image.draft("L" if shape[0] == 1 else "RGB", (int(width * scale) + 1, int(height * scale) + 1))
-        with _one_large_picture if image.width * image.height > _LARGE else nullcontext():
-            image.load()
-            orientation = _orientation(image)
-            image = _convert(image, shape[0])
-            if orientation in _TO_UPRIGHT:
-                image = image.transpose(_TO_UPRIGHT[orientation])
-            size = (width, height) if orientation < 5 else (height, width)
-            return Picture(fit_to(image, shape, fit), size, grey)
+    with open_regular(path, MAX_BYTES) as file, _upright(file, shape[0], max(shape[1:])) as (image, size, grey):
+        return Picture(fit_to(image, shape, fit), size, grey)
+
+
+def read_grey(file: BinaryIO) -> Array:
+    """The picture in an open file, (H, W) uint8, on white; a large JPEG reduced.  Raises as `decode` does."""
+    with _upright(file, 1, 1500) as (image, _, _):
+        return np.array(image)
+
+
+@contextmanager
+def _upright(file: BinaryIO, channels: int, longest: int) -> Iterator[tuple[Image.Image, tuple[int, int], bool]]:
+    """(image in mode L or RGB, its size before it was reduced, whether it was grey).
+
+    longest  the longer side that the caller needs: JPEG files may be decoded at twice that
+    """
+    if not file.read(1):
+        raise ValueError("an empty file")
+    file.seek(0)
+    try:
+        image: Image.Image = Image.open(file, formats=formats())
+    except UnidentifiedImageError:
+        raise ValueError("not a picture") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"expected at most {MAX_PIXELS:,} pixels, got more") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"expected at most {MAX_PIXELS:,} pixels, got {width} x {height}")
+    grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+    if image.format in ("JPEG", "MPO"):
+        # A JPEG decoder can reduce by 2, 4 or 8: leave twice the size of the result, in any orientation.
+        scale = 2 * longest / min(width, height)
+        image.draft("L" if channels == 1 else "RGB", (int(width * scale) + 1, int(height * scale) + 1))
+    with _one_large_picture if image.width * image.height > _LARGE else nullcontext():
+        image.load()
+        orientation = _orientation(image)
+        image = _convert(image, channels)
+        if orientation in _TO_UPRIGHT:
+            image = image.transpose(_TO_UPRIGHT[orientation])
+        yield image, (width, height) if orientation < 5 else (height, width), grey
 
 
 def _orientation(image: Image.Image) -> int:
