@@ -24,7 +24,7 @@ def make_parser() -> "argparse.ArgumentParser":
     import argparse
 
     import tinycnn
-    from tinycnn.commands import evaluate, reproduce, small, sweep, train
+    from tinycnn.commands import evaluate, predict, reproduce, small, sweep, train
 
     parser = argparse.ArgumentParser(
         prog="tinycnn", description="A CNN engine written from scratch.",
@@ -42,6 +42,8 @@ def make_parser() -> "argparse.ArgumentParser":
     train.add_resume_options(one).set_defaults(run_command=train.resume)
     one = commands.add_parser("evaluate", help="evaluate the model of a run on a test set")
     evaluate.add_options(one).set_defaults(run_command=evaluate.main)
+    one = commands.add_parser("predict", help="say what is in pictures: scans, photos, folders of them")
+    predict.add_options(one).set_defaults(run_command=predict.main)
     one = commands.add_parser("plot", help="draw the learning curves of several runs")
     small.add_plot_options(one).set_defaults(run_command=small.plot)
     one = commands.add_parser("export", help="write the model of a run to a file")

@@ -185,7 +185,7 @@ def _parts(labels: Array, masses: Array) -> dict[int, tuple[slice, slice]]:
     """The boxes, by number, of the components that are neither specks nor, beside ink inside, shadows at the edge."""
     boxes = {int(number): _box(labels == number) for number in np.flatnonzero(masses >= MIN_MASS * masses.max())}
     inside = {
-        n for n, box in boxes.items() if all(0 < s.start and s.stop < w for s, w in zip(box, labels.shape, strict=True))
+        n for n, box in boxes.items() if all(s.start > 0 and s.stop < w for s, w in zip(box, labels.shape, strict=True))
     }
     if inside and max(masses[list(inside)]) >= 0.3 * masses.max():
         boxes = {number: boxes[number] for number in inside}

@@ -29,11 +29,17 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, classes: int) -> NDA
     return counts.reshape(classes, classes).astype(np.int64)
 
 
+def softmax(logits: ArrayLike) -> NDArray[np.float64]:
+    """Probabilities (N, K) float64 of logits (N, K)."""
+    logits = np.asarray(logits, np.float64)
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = exp / exp.sum(axis=1, keepdims=True)
+    return probabilities
+
+
 def confidence(logits: ArrayLike) -> NDArray[np.float64]:
     """Softmax probability of the predicted class.  logits: (N, K).  Returns (N,)."""
-    logits = np.asarray(logits)
-    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probability: NDArray[np.float64] = exp.max(axis=1) / exp.sum(axis=1)
+    probability: NDArray[np.float64] = softmax(logits).max(axis=1)
     return probability
 
 

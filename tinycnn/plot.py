@@ -99,14 +99,28 @@ def compare(histories: Mapping[str, Sequence[Mapping[str, Any]]], *, fig: "Figur
             ax.plot(epoch, values, line, color=colour, marker=marker, markersize=4, label=f"{name}: {error[-1]:.3g}")
     unit = "mean absolute error" if metric == "mae" else "validation error (%)"
     for ax, label in zip(axes, ("training loss", unit), strict=True):
-        values = np.concatenate([line.get_ydata() for line in ax.lines])
-        if (values > 0).all() and values.max() > 3 * values.min():
-            ax.set_yscale("log")
+        _set_scale(ax, np.concatenate([line.get_ydata() for line in ax.lines]))
         ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         _style(ax, label)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=LABEL, frameon=False,
                title=f"{unit} after the last epoch", title_fontsize=LABEL)  # fmt: skip
     return fig
+
+
+def _set_scale(ax: "Axes", values: Array) -> bool:
+    """Make the y axis logarithmic if the values span more than a factor of 3.  Returns whether it is."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not positive.size or positive.max() <= 3 * positive.min() or (values < 0).any():
+        return False
+    ax.set_yscale("log", nonpositive="clip")  # 0 is below the axis
+    ax.set_ylim(positive.min() / 1.5, positive.max() * 1.5)
+    decades = np.log10(positive.max() / positive.min())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,), numticks=12))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    return True
 
 
 def _style(ax: "Axes", label: str) -> None:
@@ -120,19 +134,10 @@ def _style(ax: "Axes", label: str) -> None:
 
 
 def _curves(ax: "Axes", epoch: Array, curves: Mapping[str, Array], label: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     styles = {"train": ("training", BLUE, "--"), "val": ("validation", ORANGE, "-")}
-    points = np.concatenate(list(curves.values()))
-    positive = points[np.isfinite(points) & (points > 0)]
-    logarithmic = positive.size and positive.max() > 3 * positive.min() and not (points < 0).any()
-    if logarithmic:
-        ax.set_yscale("log", nonpositive="clip")  # 0 is below the axis
-        ax.set_ylim(positive.min() / 1.5, positive.max() * 1.5)
-        decades = np.log10(positive.max() / positive.min())
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,), numticks=12))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+    logarithmic = _set_scale(ax, np.concatenate(list(curves.values())))
     for part, values in curves.items():
         finite = np.isfinite(values)
         if finite.any():
@@ -270,6 +275,55 @@ def predictions(
     fig = _gallery(samples, order)
     correct = np.count_nonzero(samples.true[order] == samples.predicted[order])
     _heading(fig, f"the first {len(order)} images", f"{correct} of them correct")
+    return fig
+
+
+def captioned(images: ArrayLike, names: Sequence[str], answers: Sequence[str], *, limit: int = 64) -> "Figure":
+    """The first images, each with its name above and an answer below.
+
+    images: (N, H, W), (N, 1, H, W) or (N, 3, H, W), uint8 or float.  names, answers: N texts.
+    """
+    shown = _images(images)[:limit]
+    columns = min(len(shown), 8)
+    rows = -(-len(shown) // columns)
+    cell, text, side, head = 1.4, 0.42, 0.2, 0.15
+    width = max(columns * cell + 2 * side, 2.2)
+    fig = new_figure(width, rows * (cell + text) + head)
+    left = (width - columns * cell) / 2
+    for k, image in enumerate(shown):
+        row, column = divmod(k, columns)
+        top = head + row * (cell + text) + 0.18
+        ax = _axes(fig, left + column * cell + 0.08, top, cell - 0.16, cell - 0.16)
+        _draw_image(ax, image, shown)
+        style: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "parse_math": False, "fontsize": SMALL}
+        name = names[k] if len(names[k]) <= 20 else "… " + names[k][-18:]
+        ax.text(0.5, 1.03, name, va="bottom", color=MUTED, **style)
+        ax.text(0.5, -0.04, answers[k], va="top", color=BLUE, **style)
+    return fig
+
+
+def reliability(
+    before: Sequence[ArrayLike], after: Sequence[ArrayLike] | None = None, *, fig: "Figure | None" = None
+) -> "Figure":
+    """Reliability diagram: accuracy over confidence, before and after temperature scaling.
+
+    before, after: (confidence, accuracy, count) of bins, as `calibration.reliability` gives them.
+    """
+    fig = new_figure(4.4, 4.2, layout="constrained") if fig is None else fig
+    ax = fig.subplots()
+    ax.plot([0, 1], [0, 1], color=GAP, linewidth=1)
+    for name, bins, colour in (("as trained", before, ORANGE), ("calibrated", after, BLUE)):
+        if bins is None:
+            continue
+        confidence, accuracy, count = map(np.asarray, bins)
+        used = count > 0
+        error = float(abs(confidence - accuracy) @ count / count.sum())
+        size = 12 + 120 * np.sqrt(count[used] / count.sum())
+        ax.scatter(confidence[used], accuracy[used], size, colour, alpha=0.75, label=f"{name}: ECE {error:.2%}")
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
+    ax.legend(fontsize=LABEL, frameon=False, loc="upper left")
+    _style(ax, "accuracy")
+    ax.set_xlabel("confidence", fontsize=LABEL)
     return fig
 
 

@@ -6,7 +6,7 @@
         model.safetensors        the model after that epoch: `tinycnn.load` reads it
         history.csv              one line for each epoch
         report.json              test accuracy; precision, recall and F1 of each class
-        curves.png confusion.png mistakes.png filters.png feature_maps.png
+        curves.png confusion.png mistakes.png filters.png feature_maps.png reliability.png
 
 Files are written atomically: each is complete or absent.  The checkpoint is written first, and model and history are
 made from it, so a run that is killed has all of its epochs but the one that was running.
@@ -15,6 +15,7 @@ made from it, so a run that is killed has all of its epochs but the one that was
 import csv
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -115,35 +116,46 @@ class RunFolder:
         logits: Array,
         class_names: Sequence[str],
         report: Mapping[str, Any],
+        bins: Sequence[Any] | None = None,
     ) -> list[str]:
         """Write report.json, the model, and the pictures from the test set and the model's logits (N, K) on it.
 
+        bins: for `plot.reliability`, of the validation set.
         Returns a line for each picture that could not be written.
         """
         self.write("report.json", json.dumps(report, indent=2) + "\n")
         model.save(self.path / "model.safetensors")
-        images, true = dataset.ops.to_host(dataset.images), dataset.ops.to_host(dataset.labels)
-        predicted, confidence = logits.argmax(axis=1), metrics.confidence(logits)
-        matrix = metrics.confusion_matrix(true, predicted, logits.shape[1])
-        answers = images, true, predicted, confidence, class_names
-        pictures: dict[str, Callable[[], Any]] = {
-            "confusion.png": lambda: plot.confusion(matrix, class_names),
-            "mistakes.png": lambda: plot.mistakes(*answers),
-        }
+        drawn = pictures(model, dataset, logits, class_names)
+        if bins is not None:
+            drawn["reliability"] = lambda: plot.reliability(*bins)
         if self.history:
-            pictures["curves.png"] = lambda: plot.learning_curves(self.history)
-        convolutions = [name for name, view in model.named_parameters() if view.ndim == 4]
-        if convolutions:
-            title = "Filters of the first convolution"
-            pictures["filters.png"] = lambda: plot.filters(model.state_dict()[convolutions[0]], title=title)
-            pictures["feature_maps.png"] = lambda: plot.feature_maps(images[0], *feature_maps(model, dataset))
+            drawn["curves"] = lambda: plot.learning_curves(self.history)
         problems = []
-        for name, draw in pictures.items():
+        for name, draw in drawn.items():
             try:
-                plot.save(draw(), self.path / name)
+                plot.save(draw(), self.path / f"{name}.png")
             except (OSError, ValueError) as error:  # the run is worth more than its pictures
-                problems.append(f"{name} was not written: {error}")
+                problems.append(f"{name}.png was not written: {error}")
         return problems
+
+
+def pictures(
+    model: Sequential, dataset: DeviceDataset, logits: Array, class_names: Sequence[str]
+) -> dict[str, Callable[[], Any]]:
+    """Functions that draw what a model does with a test set, by name.   logits: (N, K), the model's on it"""
+    images, true = dataset.ops.to_host(dataset.images), dataset.ops.to_host(dataset.labels)
+    predicted, confidence = logits.argmax(axis=1), metrics.confidence(logits)
+    matrix = metrics.confusion_matrix(true, predicted, logits.shape[1])
+    drawn: dict[str, Callable[[], Any]] = {
+        "confusion": lambda: plot.confusion(matrix, class_names),
+        "mistakes": lambda: plot.mistakes(images, true, predicted, confidence, class_names),
+    }
+    convolutions = [name for name, view in model.named_parameters() if view.ndim == 4]
+    if convolutions:
+        title = "Filters of the first convolution"
+        drawn["filters"] = lambda: plot.filters(model.state_dict()[convolutions[0]], title=title)
+        drawn["feature_maps"] = lambda: plot.feature_maps(images[0], *feature_maps(model, dataset))
+    return drawn
 
 
 def lock_file(folder: Path, name: str = "") -> "BaseFileLock":
@@ -190,6 +202,19 @@ def read_history(folder: Path) -> list[dict[str, float]]:
         return []
     except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path} must be a table of numbers, one line an epoch ({error})") from None
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The content of a run's report.json, {} if it is not finished.  ValueError names the file if it is damaged."""
+    path = folder / "report.json"
+    try:
+        report = read_json(path) if path.exists() else {}
+        fitted = report.get("calibration")
+        if fitted is not None and not all(math.isfinite(fitted[key]) for key in ("temperature", "reject_below")):
+            raise ValueError("its calibration is not finite")
+        return report
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be the report of a run ({error})") from None
 
 
 def unfinished(root: Path, seed: int) -> list[Path]:

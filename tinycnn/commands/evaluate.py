@@ -60,6 +60,28 @@ def _evaluate(args: argparse.Namespace) -> tuple[int, Any]:
     return 0, {"run": str(folder), "data": dataset.name, "epoch": epoch, "loss": value, **report}
 
 
+def answers(folder: Path, data_dir: str | None, validation: bool) -> dict[str, Any]:
+    """Functions that draw what the model of a run does with its test set, by name; with `validation`, only
+    "reliability", of the validation set."""
+    from tinycnn import calibration, metrics, plot, runs, train
+    from tinycnn.recipes import build
+
+    recipe, model, pixels, _ = load_run(folder, "cpu")
+    dataset, loss = build.load(recipe, data_dir), build.build_loss(recipe)
+    if not validation:
+        test = build.prepare_test(recipe, dataset, pixels)
+        logits = loss.logits(train.evaluate(model, test, loss)[2])
+        return runs.pictures(model, test, logits, dataset.classes)
+    fitted = runs.read_report(folder).get("calibration")
+    if fitted is None:
+        raise ValueError(f"{folder} has no validation set, or its training is not finished")
+    held_out = build.validation_set(recipe, dataset, pixels, runs.read_config(folder)["seed"])
+    logits = loss.logits(train.evaluate(model, held_out, loss)[2]).astype(np.float64)
+    labels = np.asarray(held_out.labels)
+    bins = [calibration.reliability(metrics.softmax(logits / t), labels) for t in (1.0, fitted["temperature"])]
+    return {"reliability": lambda: plot.reliability(*bins)}
+
+
 def load_run(folder: Path, device: str) -> tuple[recipes.Recipe, Any, dict[str, Array], int | str]:
     """(recipe, model in evaluation mode, mean and std of its pixels, epoch) of a run folder.  ValueError or OSError
     names the file that is missing or damaged."""

@@ -7,31 +7,52 @@ from typing import Any
 
 from tinycnn.commands import _common
 
+KINDS = ("curves", "confusion", "mistakes", "filters", "feature_maps", "reliability")
+
 
 def add_plot_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the options of `plot`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--out", default="curves.png", help="the picture, *.png, *.svg or *.pdf (default: curves.png)")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="run folders")
+    add("--kind", choices=KINDS, default="curves", help="curves of all runs in one picture, or a picture for each: "
+        "mistakes and so on, of the test set; reliability, of the validation set (default: curves)")  # fmt: skip
+    add("--out", help="the picture, *.png, *.svg or *.pdf; for several, the folder (default: KIND.png, or .)")
+    add("--data-dir", help="folder to look for the data in, and to download it to")
     return parser
 
 
 def plot(args: argparse.Namespace) -> int:
-    """Draw the learning curves of several runs into one picture; returns the exit code."""
+    """Draw pictures of runs; returns the exit code."""
+    return _common.run_command(lambda: _plot(args))
 
-    def command() -> int:
-        from tinycnn import plot, runs
 
-        histories = {}
-        for run in args.runs:
-            runs.read_config(Path(run))
-            histories[Path(run).name] = runs.read_history(Path(run))
-            if not histories[Path(run).name]:
-                raise ValueError(f"{run} has no complete epoch to draw")
-        plot.save(plot.compare(histories), args.out)
-        print(args.out)
-        return 0
+def _plot(args: argparse.Namespace) -> int:
+    from tinycnn import plot, runs
+    from tinycnn.commands.evaluate import answers
 
-    return _common.run_command(command)
+    folders = list(map(Path, args.runs))
+    names = [f"{folder.resolve().parent.name}/{folder.resolve().name}" for folder in folders]
+    if args.kind == "curves":
+        histories = {name: runs.read_history(folder) for name, folder in zip(names, folders, strict=True)}
+        for folder in folders:
+            runs.read_config(folder)
+            if not runs.read_history(folder):
+                raise ValueError(f"{folder} has no complete epoch to draw")
+        figure = plot.compare(histories) if len(folders) > 1 else plot.learning_curves(next(iter(histories.values())))
+        drawn = {args.out or "curves.png": figure}
+    else:
+        drawn = {}
+        for name, folder in zip(names, folders, strict=True):
+            one = f"{args.kind}.png" if len(folders) == 1 else f"{name.replace('/', '-')}-{args.kind}.png"
+            path = args.out or one if len(folders) == 1 else str(Path(args.out or ".") / one)
+            found = answers(folder, args.data_dir, validation=args.kind == "reliability")
+            if args.kind not in found:
+                raise ValueError(f"{folder} has no {args.kind}: its network has no convolution")
+            drawn[path] = found[args.kind]()
+    for path, figure in drawn.items():
+        plot.save(figure, path)
+        print(path)
+    return 0
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -52,6 +52,14 @@ def decode(path: Path, shape: Shape, fit: str) -> Picture:
         return Picture(fit_to(image, shape, fit), size, grey)
 
 
+def read(file: BinaryIO, shape: Shape, fit: str) -> Array:
+    """The picture in an open file, fitted to `shape` (C, H, W), without the axis C if that is 1.  Raises as `decode`
+    does."""
+    with _upright(file, shape[0], max(shape[1:])) as (image, _, _):
+        pixels = fit_to(image, shape, fit)
+        return pixels[0] if shape[0] == 1 else pixels
+
+
 def read_grey(file: BinaryIO) -> Array:
     """The picture in an open file, (H, W) uint8, on white; a large JPEG reduced.  Raises as `decode` does."""
     with _upright(file, 1, 1500) as (image, _, _):

@@ -191,11 +191,11 @@ def _list_part(root: Path, labels: dict[str, int], shape: Shape, fit: str, notes
 
     for entry in root.iterdir():
         if not _is_folder(entry):
-            ignore("pictures outside the folders of the classes" if _is_picture(entry) else "other files")
+            ignore("pictures outside the folders of the classes" if is_picture(entry) else "other files")
     for folder in _folders(root):
         count = len(paths)
         for entry in sorted(folder.iterdir(), key=_natural):
-            if _is_picture(entry):
+            if is_picture(entry):
                 paths.append(entry)
                 numbers.append(labels[folder.name])
             else:
@@ -219,7 +219,7 @@ def _is_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith((".", "__MACOSX"))
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")  # macOS writes ._cat.jpg beside cat.jpg
 
 

@@ -24,7 +24,7 @@ from tinycnn import (
     schedules,
     train,
 )
-from tinycnn._typing import Rng
+from tinycnn._typing import Array, Rng
 from tinycnn.data import Dataset
 from tinycnn.dataset import DeviceDataset
 from tinycnn.errors import RecipeError
@@ -170,12 +170,19 @@ def load(
     settings, name = recipe.data, name or recipe.data.get("name", "mnist")
     if name in DATA:
         return datasets.load(name, data_dir, on_message)
-    channels, height, width = recipe.net["input"]
-    border = 2 * settings.get("padding", 0)
     return datasets.from_files(
-        name, shape=(channels, height - border, width - border), fit=settings.get("fit", "pad"),
+        name, shape=picture_shape(recipe), fit=settings.get("fit", "pad"),
         skip_bad=settings.get("skip_bad", False), on_message=on_message,
     )  # fmt: skip
+
+
+def picture_shape(recipe: Recipe) -> tuple[int, int, int]:
+    """(channels, height, width) of a picture before data.resize and data.padding."""
+    channels, height, width = recipe.net["input"]
+    border = 2 * recipe.data.get("padding", 0)
+    if "resize" in recipe.data:
+        return channels, IMAGE_SIZE, IMAGE_SIZE
+    return channels, height - border, width - border
 
 
 def is_own(name: str) -> bool:
@@ -268,13 +275,30 @@ def _transforms(recipe: Recipe) -> list[Any]:
     return evaluate_calls(recipe.data.get("augment", ""), names, *recipe.location("data.augment"))
 
 
+def validation_set(recipe: Recipe, dataset: Dataset, pixels: dict[str, Any], seed: int) -> DeviceDataset:
+    """The validation set of a run with this seed, on the CPU."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(4)[1])
+    images, labels = dataset.train_images, dataset.train_labels
+    _, index = datasets.train_val_split(len(images), recipe.data["validation"], rng)
+    return _prepare(recipe, images[index], labels[index], pixels, "cpu")
+
+
 def prepare_test(recipe: Recipe, dataset: Dataset, pixels: dict[str, Any], device: str = "cpu") -> DeviceDataset:
     """The test set, resized and padded by the recipe's settings; pixels: mean and std of the training images."""
-    settings, images = recipe.data, dataset.test_images
+    return _prepare(recipe, dataset.test_images, dataset.test_labels, pixels, device)
+
+
+def _prepare(recipe: Recipe, images: Array, labels: Array, pixels: dict[str, Any], device: str) -> DeviceDataset:
+    settings = recipe.data
     if "resize" in settings:
         images = augment.resize(images, settings["resize"])
-    options: dict[str, Any] = {"padding": settings.get("padding", 0), "device": device}
-    return DeviceDataset(images, dataset.test_labels, **options, **pixels)
+    return DeviceDataset(images, labels, padding=settings.get("padding", 0), device=device, **pixels)
+
+
+def outputs(recipe: Recipe, model: Sequential, images: Array, pixels: dict[str, Any], device: str = "cpu") -> Array:
+    """The model's outputs (N, K) for images (N, H, W) or (N, C, H, W) uint8 that are prepared like the test set."""
+    dataset = _prepare(recipe, images, np.zeros(len(images), np.int64), pixels, device)
+    return train.evaluate(model, dataset, build_loss(recipe))[2]
 
 
 def warm_up(recipe: Recipe, device: str = "cpu") -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn import hardware, metrics, runs, train
+from tinycnn import calibration, hardware, metrics, runs, train
 from tinycnn._interrupts import defer_interrupt
 from tinycnn.data import Dataset
 from tinycnn.errors import DivergedError
@@ -150,12 +150,30 @@ class Run:
             on_result(result)
         extra = {key: result[key] for key in ("recipe", "seed", "data", "training_seconds")}
         extra |= {"test_loss": test_loss, "epochs": len(history), "interrupted": interrupted}
-        names = self.data.classes
-        self.problems = self.folder.finish(self.model, splits.test, logits, names, extra | report) or []
+        fitted, bins = self.calibrate()
+        names, report = self.data.classes, extra | report | ({"calibration": fitted} if fitted else {})
+        self.problems = self.folder.finish(self.model, splits.test, logits, names, report, bins) or []
         for problem in self.problems:
             self.on_message(problem)
         self.folder.close()
         return result
+
+    def calibrate(self) -> tuple[dict[str, float] | None, Any]:
+        """Temperature, calibration errors and rejection threshold from the validation set, and the bins of the
+        reliability diagrams before and after; None without a validation set."""
+        if self.splits.validation is None or self.diverged:
+            return None, None
+        validation = self.splits.validation
+        logits = self.loss.logits(train.evaluate(self.model, validation, self.loss)[2]).astype(np.float64)
+        labels = validation.ops.to_host(validation.labels)
+        temperature = calibration.fit_temperature(logits, labels)
+        probabilities = [metrics.softmax(logits), metrics.softmax(logits / temperature)]
+        before, after = (calibration.expected_calibration_error(p, labels) for p in probabilities)
+        fitted = {
+            "images": len(labels), "temperature": temperature, "ece": before, "ece_calibrated": after,
+            "reject_below": calibration.fit_threshold(calibration.rejection_score(logits)),
+        }  # fmt: skip
+        return fitted, [calibration.reliability(p, labels) for p in probabilities]
 
 
 class Measurements:
