@@ -580,8 +580,14 @@ def test_csv_of_other_sizes(tmp_path):
     [
         ("", "expected lines of a label and pixels, got none"),
         ("label,a,b,c,d\n", "expected lines of a label and pixels, got none"),
-        ("1,2,3,4\n", "line 1: expected a label and 784 pixels (1 x 28 x 28) or a square number of them, got 3 beside"),
-        ("1\n", "line 1: expected a label and 784 pixels (1 x 28 x 28) or a square number of them, got 0 beside"),
+        (
+            "1,2,3,4\n",
+            "line 1, beside the label: expected images of 784 pixels (1 x 28 x 28) or a square number of them, got 3",
+        ),
+        (
+            "1\n",
+            "line 1, beside the label: expected images of 784 pixels (1 x 28 x 28) or a square number of them, got 0",
+        ),
         ("1,2,3,4,5\n1,2,3,4\n", "line 2: expected 5 columns, as in line 1, got 4"),
         ("label,a,b,c,d\n1,2,3,4,5\n1,2,3,4,5,6\n", "line 3: expected 5 columns, as in line 1, got 6"),
         ("1,2,3,4,5\n1,2,3,4,256\n", "line 2: pixels must be integers 0 to 255, got '256'"),
@@ -708,7 +714,10 @@ def test_npz_of_other_sizes(tmp_path):
         ({"x": X - 1.0, "y": Y}, "x must have pixels 0 to 1 or 255, got -1.0 to 254.0"),
         ({"x": X * np.nan, "y": Y}, "x must have pixels 0 to 1 or 255, got nan to nan"),
         ({"x": X.astype(int) * 300, "y": Y}, "x must have pixels 0 to 255 or 65535, got 0 to 76500"),
-        ({"x": PIXELS[:, 1:], "y": Y}, "x: expected a label and 784 pixels"),
+        (
+            {"x": PIXELS[:, 1:], "y": Y},
+            "x: expected images of 784 pixels (1 x 28 x 28) or a square number of them, got 783",
+        ),
         ({"x": X, "y": Y * 0}, "expected at least 2 classes, got 1 (0)"),
         ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y * 4}, "expected test labels that occur in training"),
         ({"x": np.array([None] * 6), "y": Y}, "x must be an array of numbers, got dtype object"),

@@ -64,7 +64,7 @@ def read_csv(path: Path, shape: Shape) -> Table:
             if not columns:
                 names = [field.strip().lower() for field in line.replace(b'"', b"").split(b",")]
                 columns = len(names)
-                _pixel_shape(columns - 1, shape, where)
+                _pixel_shape(columns - 1, shape, f"{where}, beside the label")
                 if b"label" in names or sum(not name.isdigit() for name in names) > columns / 2:
                     column = names.index(b"label") if b"label" in names else 0
                     continue
@@ -135,7 +135,7 @@ def _pixel_shape(count: int, shape: Shape, where: str) -> Shape:
     if count > 0 and side * side == count:
         return 1, side, side
     expected = f"{math.prod(shape)} pixels ({' x '.join(map(str, shape))}) or a square number of them"
-    raise DamagedFileError(f"{where}: expected a label and {expected}, got {count} beside the label")
+    raise DamagedFileError(f"{where}: expected images of {expected}, got {count}")
 
 
 # ---- NPZ
