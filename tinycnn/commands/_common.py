@@ -128,6 +128,7 @@ class EpochPrinter:
     def __init__(self, epochs: int, interval: float = 0.0, indent: str = "") -> None:
         self.epochs, self.interval, self.indent = epochs, interval, indent
         self.last_print: float | None = None
+        self.printed = 0  # lines
 
     def __call__(self, record: dict[str, Any]) -> None:
         now, epoch = time.monotonic(), record["epoch"]
@@ -136,6 +137,7 @@ class EpochPrinter:
         elif now - self.last_print < self.interval and epoch != self.epochs:
             return
         self.last_print = now
+        self.printed += 1
         remaining = (self.epochs - epoch) * record["seconds"]
         print(
             f"{self.indent}{epoch:5d} {record['train_loss']:12.4f} {record['train_accuracy']:10.2%} "

@@ -88,7 +88,10 @@ def _resume(args: argparse.Namespace) -> tuple[int, Any]:
 
     folder = runs.RunFolder.open(args.run)
     try:
-        recipe, seed = recipes.from_config(folder.config, folder.path / "config.json"), folder.config.get("seed", 0)
+        recipe, seed = recipes.from_config(folder.config, folder.path / "config.json"), folder.config.get("seed")
+        missing = [key for key in recipes.REQUIRED["training"] if key not in recipe.training]
+        if missing or not isinstance(seed, int) or "tuning" not in folder.config:
+            raise ValueError(f"{folder.path}/config.json does not describe a training ({', '.join(missing) or 'seed'})")
         if not folder.checkpoint.exists():
             raise FileNotFoundError(f"{folder.path} has no checkpoint.safetensors: the run cannot be continued")
         before = recipe.training["epochs"]
@@ -115,9 +118,9 @@ def _fit_and_finish(run: Any, epochs_before: int | None = None) -> tuple[int, An
     )
     print(f"{hardware.device_name(run.device)}; results in {folder.path}")
     print("preparing kernels (the first run compiles them: 20 seconds or more) ...\n", flush=True)
-    interrupted = False
+    interrupted, printer = False, _common.EpochPrinter(epochs)
     try:
-        run.fit(_common.EpochPrinter(epochs))
+        run.fit(printer)
     except ResumeError as error:
         if epochs_before not in (None, epochs) and "learning rate" in str(error):
             lr = run.recipe.training.get("lr")
@@ -138,6 +141,8 @@ def _fit_and_finish(run: Any, epochs_before: int | None = None) -> tuple[int, An
     except DeviceError:
         print(f"the training up to epoch {len(folder.history)} is kept: python -m tinycnn resume {folder.path}")
         raise
+    if not printer.printed:
+        print(f"all of the run's {len(folder.history)} epochs are done")
     for difference in run.checkpoint.ignored:
         print(f"ignored: {difference}")
 
