@@ -177,7 +177,7 @@ def test_a_changed_file_is_refused_by_name(tmp_path, change, message):
 
 def test_a_state_dict_is_not_a_model(tmp_path):
     checkpoint.save(tmp_path / "w.safetensors", net().state_dict())
-    with pytest.raises(DamagedCheckpointError, match=r"holds no model, but the arrays 0\.weight"):
+    with pytest.raises(DamagedCheckpointError, match=r"holds no model, but \d+ arrays: \['0\.weight'"):
         tinycnn.load(tmp_path / "w.safetensors")
 
 

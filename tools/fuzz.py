@@ -392,6 +392,8 @@ def check(kind: Format, path: Path, size: int) -> tuple[str, str, int]:
     faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # the alarm waits for the end of a function in C
     try:
         kind.read(path)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         signal.setitimer(signal.ITIMER_REAL, 0)
         text, error_type = str(error), type(error).__name__
@@ -507,9 +509,12 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 tallies[name].add(task.result())
             except BrokenProcessPool:
-                left = sorted(map(str, args.keep.glob("*-*/**/*.*")))
+                left = sorted(str(path) for path in args.keep.glob("*-*/**/*") if path.is_file())
                 tallies[name].failures.append(f"a worker died when it read one of these files: {', '.join(left)}")
                 break
+            except BaseException:  # Ctrl-C
+                pool.shutdown(cancel_futures=True)
+                raise
     print(
         f"{'format':16}{'files':>8}{'accepted':>10}{'refused':>9}{'failures':>10}{'MiB':>7}{'x file':>8}{'seconds':>9}"
     )

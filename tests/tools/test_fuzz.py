@@ -1,6 +1,7 @@
 """tools/fuzz.py: no file of any format breaks a rule, and a reader that breaks one is found."""
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -80,6 +81,35 @@ def test_faults_of_a_reader_are_found(tmp_path, monkeypatch, read, words):
     assert words in tally.failures[1]
     assert kept.read_bytes() == fuzz.mutated("planted", kind, 5, 8)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["planted-5-7.bin", "planted-5-8.bin"]
+
+
+def test_ctrl_c_ends_the_run(tmp_path):
+    def read(path):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fuzz.run("planted", fuzz.Format(read, "a.bin", [b"1"]), 0, range(2), tmp_path)
+
+
+def test_a_list_of_damaged_files(tmp_path):
+    tally = fuzz.run("planted", fuzz.Format(two_lines, "a.bin", [b"1"], lines=True), 0, range(2), tmp_path)
+    assert (tally.refused, tally.failures) == (2, [])
+
+
+@pytest.mark.parametrize(
+    "read", ["lambda path: __import__('os')._exit(3)", "lambda path: collections.deque(itertools.repeat(0), maxlen=0)"]
+)
+def test_a_worker_that_dies(tmp_path, read):
+    """At once, or by the watchdog, in a function in C that never ends."""
+    source = Path(fuzz.__file__).read_text().replace("parent.parent\n", f"parents[0] / {str(fuzz.ROOT)!r}\n", 1)
+    source = source.replace('"IDX": Format(data.read_idx', f'"IDX": Format({read}').replace(
+        "SECONDS = 10", "SECONDS = 0.2"
+    )
+    (tmp_path / "fuzz.py").write_text("import collections, itertools\n" + source)
+    command = [sys.executable, "fuzz.py", "--count", "3", "--only", "IDX", "--keep", "kept"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 1
+    assert re.search(r"a worker died when it read one of these files: kept.IDX-0.a-idx3-ubyte", done.stdout)
 
 
 def test_a_good_reader(tmp_path):
