@@ -112,7 +112,8 @@ def test_an_interrupted_run_ends_like_one_that_was_not(home, interrupt, capsys, 
     whole, part = (json.loads((f / "report.json").read_text()) for f in (one_folder("whole"), folder))
     assert {**whole, "training_seconds": 0} == {**part, "training_seconds": 0}
     capsys.readouterr()
-    assert main(["resume", str(folder)]) == 0  # once more: nothing is left to do
+    assert main(["resume", str(folder)]) == 0  # once more
+    assert "epochs are done" in capsys.readouterr().out
     assert content(folder) == content(one_folder("whole"))
 
 
@@ -337,9 +338,8 @@ def test_sigterm_says_how_to_go_on(tmp_path):
     assert err == "\nterminated\n"
     folder = one_folder(tmp_path / "runs")
     assert f"is kept: python -m tinycnn resume {folder.relative_to(tmp_path)}" in out
-    assert len(runs.read_history(folder)) == len(
-        TrainingCheckpoint(folder / "checkpoint.safetensors").read()["history"]
-    )
+    saved = TrainingCheckpoint(folder / "checkpoint.safetensors").read()["history"]
+    assert len(saved) - 1 <= len(runs.read_history(folder)) <= len(saved)  # SIGTERM may come between the two files
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
