@@ -17,7 +17,7 @@ import argparse
 import sys
 
 from tinycnn import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sigmoid, Tanh, recipes
-from tinycnn.commands import train
+from tinycnn.commands import options, train
 from tinycnn.layers import Layer
 
 
@@ -37,7 +37,8 @@ def lenet5(activation: str, pool: str) -> list[Layer]:
 
 
 if __name__ == "__main__":
-    parser = train.add_options(argparse.ArgumentParser(description=__doc__.split("\n")[0]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_training_options(parser)
     parser.add_argument("--activation", choices=("tanh", "sigmoid", "relu"), default="tanh")
     parser.add_argument("--pool", choices=("avg", "max"), default="avg")
     args = parser.parse_args()

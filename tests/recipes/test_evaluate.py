@@ -8,7 +8,7 @@ import pytest
 import tinycnn
 from tinycnn import Flatten, Linear, Sequential, checkpoint, plot, runs
 from tinycnn.__main__ import main
-from tinycnn.recipes.evaluate import saved_recipe
+from tinycnn.commands.evaluate import describe_run
 
 TEXT = """
 [small]
@@ -107,7 +107,7 @@ def test_a_message_about_a_long_value_is_short(tmp_path):
     config = {"data": {"name": "mnist"}, "net": {"input": [1, 2, 2], "layers": "Flatten()"}}
     (tmp_path / "config.json").write_text(json.dumps(config | {"pixels": {"mean": ["x\n" * 5000], "std": [1]}}))
     with pytest.raises(ValueError, match=r"config\.json does not describe a network \(ValueError: could not") as caught:
-        saved_recipe(tmp_path)
+        describe_run(tmp_path)
     assert len(str(caught.value)) < 1000
 
 

@@ -26,33 +26,6 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: what is done for Ctrl-C is done for it too."""
 
 
-def positive_int(text: str) -> int:
-    value = non_negative_int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def non_negative_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
-    return value
-
-
-def add_json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, and everything else on stderr")
-
-
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Add --device and --threads."""
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or auto (default: cpu)")
-    parser.add_argument("--threads", type=positive_int, help="CPU threads (default: all)")
-
-
 def use_device(args: argparse.Namespace) -> str:
     """The device of --device, checked; sets the number of threads."""
     from tinycnn import devices

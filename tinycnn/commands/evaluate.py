@@ -14,18 +14,6 @@ from tinycnn.commands import _common
 from tinycnn.errors import DamagedCheckpointError
 
 
-def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `evaluate`."""
-    add = parser.add_argument
-    add("run", metavar="RUN", help="a run folder")
-    add("--data", help="mnist, fashion, kmnist, synthetic, or a path of your own images (default: the run's)")
-    add("--data-dir", help="folder to look for the data in, and to download it to")
-    _common.add_device_options(parser)
-    add("--out", help="folder for the pictures (default: the run folder)")
-    _common.add_json_option(parser)
-    return parser
-
-
 def main(args: argparse.Namespace) -> int:
     """Print the report of a run's model on the test set and draw it; returns the exit code."""
     return _common.run_command(lambda: _evaluate(args), as_json=args.json)

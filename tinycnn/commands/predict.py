@@ -18,19 +18,6 @@ TOP = 3
 STDIN = "-"
 
 
-def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `predict`."""
-    add = parser.add_argument
-    add("run", metavar="RUN", help="a run folder")
-    add("files", nargs="+", metavar="FILE", help="pictures, folders of them, or - for a picture on stdin")
-    add("--many", action="store_true", help="several digits in a row in each picture")
-    add("--no-prepare", action="store_true", help="resize the whole picture, also for networks trained on digits")
-    add("--show", metavar="PICTURE", help="draw what the network saw, *.png, *.svg or *.pdf")
-    _common.add_device_options(parser)
-    _common.add_json_option(parser)
-    return parser
-
-
 def main(args: argparse.Namespace) -> int:
     """Print the classes of pictures; returns the exit code: 1 if a picture could not be read."""
     return _common.run_command(lambda: _predict(args), as_json=args.json)

@@ -14,26 +14,6 @@ from tinycnn.errors import InUseError, RecipeError
 from tinycnn.recipes import Recipe, results
 
 
-def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `reproduce`."""
-    add = parser.add_argument
-    add("names", nargs="+", metavar="NAME", help="recipes, files of recipes (*.toml), or all")
-    add("--seeds", type=_seeds, default=range(3), metavar="K", help="number of seeds, or their list: 3,4 (default: 3)")
-    _common.add_device_options(parser)
-    add("--data", choices=("mnist", "fashion", "kmnist"), help="data set (default: the recipe's)")
-    add("--data-dir", help="folder to look for the data in, and to download it to")
-    add("--results", default="results", help="folder of finished seeds (default: results)")
-    add("--out", default="runs", help="folder of run folders and reports (default: runs)")
-    add("--tensorboard", metavar="DIR", help="write event files for TensorBoard there (needs tensorboardX)")
-    return parser
-
-
-def _seeds(text: str) -> Sequence[int]:
-    if "," in text:
-        return sorted({_common.non_negative_int(part) for part in text.rstrip(",").split(",")})
-    return range(_common.positive_int(text))
-
-
 def listing(args: argparse.Namespace) -> int:
     """Print all recipes."""
     known = recipes.builtin()

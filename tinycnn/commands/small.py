@@ -7,19 +7,6 @@ from typing import Any
 
 from tinycnn.commands import _common
 
-KINDS = ("curves", "confusion", "mistakes", "filters", "feature_maps", "reliability")
-
-
-def add_plot_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `plot`."""
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN", help="run folders")
-    add("--kind", choices=KINDS, default="curves", help="curves of all runs in one picture, or a picture for each: "
-        "mistakes and so on, of the test set; reliability, of the validation set (default: curves)")  # fmt: skip
-    add("--out", help="the picture, *.png, *.svg or *.pdf; for several, the folder (default: KIND.png, or .)")
-    add("--data-dir", help="folder to look for the data in, and to download it to")
-    return parser
-
 
 def plot(args: argparse.Namespace) -> int:
     """Draw pictures of runs; returns the exit code."""
@@ -55,13 +42,6 @@ def _plot(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_export_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `export`."""
-    parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("file", metavar="FILE", help="*.safetensors: weights with torch's names, and the normalization")
-    return parser
-
-
 def export(args: argparse.Namespace) -> int:
     """Write the state_dict of a run's model; returns the exit code."""
 
@@ -78,14 +58,6 @@ def export(args: argparse.Namespace) -> int:
     return _common.run_command(command)
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `data`."""
-    parser.add_argument("name", choices=("mnist", "fashion", "kmnist", "synthetic"))
-    parser.add_argument("--data-dir", help="folder to search, and to download to")
-    _common.add_json_option(parser)
-    return parser
-
-
 def data(args: argparse.Namespace) -> int:
     """Load a data set, which verifies it, and print its size and hash; returns the exit code."""
 
@@ -98,12 +70,6 @@ def data(args: argparse.Namespace) -> int:
         return 0, {"name": dataset.name, **sizes, "classes": list(dataset.classes), "sha256": dataset.sha256}
 
     return _common.run_command(command, as_json=args.json)
-
-
-def add_warmup_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `warmup`, without the recipe."""
-    _common.add_device_options(parser)
-    return parser
 
 
 def warmup(args: argparse.Namespace) -> int:
@@ -136,12 +102,6 @@ def info(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_completion_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `completion`."""
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    return parser
-
-
 def completion(args: argparse.Namespace) -> int:
     """Print a completion script; returns the exit code."""
 
@@ -150,7 +110,7 @@ def completion(args: argparse.Namespace) -> int:
             import shtab
         except ImportError:
             raise ValueError('completion needs shtab: pip install "tinycnn[completion]"') from None
-        from tinycnn.__main__ import make_parser
+        from tinycnn.commands.options import make_parser
 
         print(shtab.complete(make_parser(), args.shell))
         return 0

@@ -28,28 +28,6 @@ from tinycnn.recipes import Point, Recipe
 REQUEUED = "requeued"  # user attribute of a trial that did not finish: the reason why its point is run again
 
 
-def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `sweep`."""
-    non_negative_int, positive_int = _common.non_negative_int, _common.positive_int
-    add = parser.add_argument
-    add("name", nargs="?", default="sweep", metavar="NAME", help="a recipe with a space, or a file (default: sweep)")
-    add("--trials", type=positive_int, default=10, help="total number of trials in the study (default: 10)")
-    add("--sampler", choices=("random", "grid", "tpe"), default="random", help="how to choose (default: random)")
-    add("--pruner", choices=("none", "median", "hyperband"), default="median",
-        help="when to stop an unpromising trial early (default: median)")  # fmt: skip
-    add("--epochs", type=positive_int, help="epochs per trial (default: the recipe's)")
-    add("--storage", help="an Optuna storage URL, or a journal file (default: sweeps/NAME.journal)")
-    add("--study", help="name of the study in the storage (default: NAME)")
-    add("--seed", type=non_negative_int, default=0, help="seed of the sampler and of every training")
-    _common.add_device_options(parser)
-    add("--data", choices=("mnist", "fashion", "kmnist", "synthetic"), help="data set (default: the recipe's)")
-    add("--data-dir", help="folder to look for the data in, and to download it to")
-    add("--results", default="results", help="folder for trials of the project's recipes (default: results)")
-    add("--out", default="sweeps", help="folder of journals, run folders and the report (default: sweeps)")
-    add("--show", action="store_true", help="report the trials of the study without running any")
-    return parser
-
-
 def main(args: argparse.Namespace) -> int:
     """Run trials up to the requested number, then report; returns the exit code."""
     try:

@@ -16,38 +16,6 @@ from tinycnn.recipes import Recipe
 FINISHING = "interrupted: finishing the run folder"
 
 
-def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of a training, without the recipe; returns the parser."""
-    add = parser.add_argument
-    add("--epochs", type=_common.positive_int, help="passes over the training set (default: the recipe's)")
-    add("--batch-size", type=_common.positive_int, help="images a step (default: the recipe's)")
-    add("--seed", type=_common.non_negative_int, default=0, help="seed of weights, split and order (default: 0)")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
-        help='a setting of the recipe, such as training.lr=0.01 or training.optimizer="SGD(momentum=0.9)"')  # fmt: skip
-    add("--data", metavar="NAME", help="auto, mnist, fashion, kmnist or synthetic; or your own images: a folder with a "
-        "folder for each class, a CSV file of pixels, or an npz file with x and y (default: the recipe's)")  # fmt: skip
-    add("--fit", choices=("pad", "crop", "stretch"), help="how your own images get the network's size (default: pad)")
-    add("--skip-bad", action="store_true", help="leave out image files that are damaged")
-    add("--data-dir", help="folder to search for the data, and to download it to")
-    _common.add_device_options(parser)
-    add("--out", default="runs", help="folder for the run's folder (default: runs)")
-    _common.add_json_option(parser)
-    return parser
-
-
-def add_resume_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the options of `resume`."""
-    add = parser.add_argument
-    add("run", metavar="RUN", help="a run folder")
-    add("--epochs", type=_common.positive_int, help="total number of epochs (default: that of the run)")
-    add("--force", action="store_true", help="continue although network, data or versions differ")
-    add("--data-dir", help="folder to search for the data, and to download it to")
-    add("--device", help="cpu, cuda, cuda:N or auto (default: that of the run)")
-    add("--threads", type=_common.positive_int, help="CPU threads (default: all)")
-    _common.add_json_option(parser)
-    return parser
-
-
 def main(args: argparse.Namespace, recipe: Recipe | None = None) -> int:
     """Train `recipe`, or the one that is named in `args`.  Returns the exit code."""
     return _common.run_command(lambda: _train(args, recipe), as_json=args.json)
