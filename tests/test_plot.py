@@ -298,7 +298,7 @@ def test_the_old_picture_survives_a_failure(tmp_path, monkeypatch):
         plot.save(figure, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(ValueError, match=r"ending in \.png"):
+    with pytest.raises(ValueError, match=r"ending in \.png, \.svg or \.pdf"):
         plot.save(figure, tmp_path / "a.jpg")
 
 

@@ -505,18 +505,19 @@ def feature_maps(
 
 
 def save(fig_or_ax: Any, path: str | os.PathLike[str]) -> None:
-    """Write a Figure, or the Figure of an Axes, to `path` (`*.png`) atomically.
+    """Write a Figure, or the Figure of an Axes, to `path` (`*.png`, `*.svg` or `*.pdf`) atomically.
 
-    150 dots per inch, or fewer, so that neither side is longer than 2400 pixels.
+    PNG: 150 dots per inch, or fewer, so that neither side is longer than 2400 pixels.
     Raises ValueError for another suffix, OSError if writing fails.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"path must be a file name ending in .png, got {str(path)!r}")
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg", "pdf"):
+        raise ValueError(f"path must be a file name ending in .png, .svg or .pdf, got {str(path)!r}")
     figure = (fig_or_ax if hasattr(fig_or_ax, "savefig") else fig_or_ax.figure).canvas.figure
     dpi = min(150.0, 2400 / max(figure.get_size_inches()))
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=dpi)
+        figure.savefig(file, format=kind, dpi=dpi)
 
 
 # ------------------------------------------------------------------------------- helpers

@@ -178,6 +178,11 @@ def load(
 
 def picture_shape(recipe: Recipe) -> tuple[int, int, int]:
     """(channels, height, width) of a picture before data.resize and data.padding."""
+    if len(recipe.net["input"]) != 3:
+        location, line = recipe.location("net.input")
+        raise RecipeError(
+            f"{location}, line {line}: net.input must be [channels, height, width], got {recipe.net['input']}"
+        )
     channels, height, width = recipe.net["input"]
     border = 2 * recipe.data.get("padding", 0)
     if "resize" in recipe.data:
@@ -330,15 +335,12 @@ def check(recipe: Recipe, classes: int = CLASSES) -> Sequential:
     if name not in DATA and not Path(name).exists():
         fail("data.name", f"data.name must be one of {', '.join(DATA)}, got {name!r}{suggest(name, DATA)}")
     size = settings.get("resize", IMAGE_SIZE) + 2 * settings.get("padding", 0)
-    if len(shape) != 3 or not all(
-        isinstance(n, int) and n > 2 * settings.get("padding", 0) * (i > 0) for i, n in enumerate(shape)
-    ):
-        fail("net.input", f"net.input must be [channels, height, width], got {shape}")
+    picture_shape(recipe)
     model = build_model(recipe, 0)
     if name in DATA and list(shape) != [1, size, size]:
         fail("net.input", f"net.input must be {[1, size, size]} with this data.resize and data.padding, got {shape}")
-    if len(model.shapes[-1]) != 1 or model.shapes[-1][0] < classes:
-        outputs = f"at least {classes} numbers, one per class"
+    if len(model.shapes[-1]) != 1 or model.shapes[-1][0] != classes:
+        outputs = f"{classes} numbers, one per class"
         fail("net.layers", f"the last layer must give {outputs}, got shape {model.shapes[-1]}")
     transforms = _transforms(recipe)
     try:
