@@ -356,6 +356,7 @@ def test_a_killed_run_has_all_epochs_but_the_last(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{kills} kills" in done.stdout
+    print(done.stdout)
 
 
 KILLED = '''

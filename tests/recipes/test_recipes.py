@@ -172,7 +172,7 @@ def test_a_closed_pipe_gives_no_traceback():
         ("Linear(49, 10)", "Linear.mro()", "Linear", "is neither a call nor a plain value"),
         ("Flatten()", "Flatten", "Flatten", "Flatten must be called"),
         ("Linear(49, 10)", "Linear(48, 10)", "AvgPool", "layer 2: Linear(48, 10) takes (48,), got (49,)"),
-        ("Linear(49, 10)", "Linear(49, 9)", "AvgPool", "the last layer must give at least 10 numbers"),
+        ("Linear(49, 10)", "Linear(49, 9)", "AvgPool", "the last layer must give 10 numbers"),
         ("AvgPool2d(4)", "Conv2d(1, 6, 5), GroupNorm(4, 6)", "Group", "must be divisible by num_groups, got 6 and 4"),
         ("AvgPool2d(4)", "MappedConv2d([[1]], 5)", "Mapped", "connections must be a table"),
         ("AvgPool2d(4)", "MappedConv2d([[True, False]], 5)", "Mapped", "none for output map 1"),
