@@ -115,7 +115,9 @@ def make_pictures(source: str, count: int, seed: int) -> tuple[list[np.ndarray],
     """`count` pictures (h, w) uint8, their labels and conditions.  source: "pen paths" or "MNIST"."""
     rng = np.random.default_rng(seed)
     mnist = data.load("mnist") if source == "MNIST" else None
-    pictures, labels, conditions = [], [], []
+    pictures: list[np.ndarray] = []
+    labels: list[int] = []
+    conditions: list[dict[str, Any]] = []
     while len(pictures) < count:
         side = np.exp(rng.uniform(np.log(60), np.log(400)))
         shape = round(side * rng.uniform(0.75, 1)), round(side)
@@ -167,7 +169,7 @@ def accuracies(correct: np.ndarray, conditions: list[dict[str, Any]]) -> dict[st
         else:
             masks = {str(value).lower(): values == value for value in np.unique(values)}
         groups[name] = {text: float(correct[mask].mean()) for text, mask in masks.items() if mask.any()}
-    return groups
+    return {name: group for name, group in groups.items() if group}  # the pen is not known for MNIST's digits
 
 
 def measure_source(model: Any, source: str, count: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray, list[Any]]:
@@ -199,12 +201,13 @@ def measure_calibration(images: str, logits: np.ndarray, labels: np.ndarray) -> 
     """The temperature of every second image; calibration errors of the others."""
     temperature = calibration.fit_temperature(logits[::2], labels[::2])
     row: dict[str, Any] = {"images": images, "temperature": temperature}
-    for name, T in (("ece", 1.0), ("ece_with_temperature", temperature)):
+    for suffix, T in (("", 1.0), ("_with_temperature", temperature)):
         exp = np.exp((logits[1::2] - logits[1::2].max(axis=1, keepdims=True)).astype(np.float64) / T)
-        row[name] = calibration.expected_calibration_error(exp / exp.sum(axis=1, keepdims=True), labels[1::2])
-    print(
-        f"{images}: T = {temperature:.3f}, calibration error {row['ece']:.2%}, {row['ece_with_temperature']:.2%} with T"
-    )
+        probabilities = exp / exp.sum(axis=1, keepdims=True)
+        row["ece" + suffix] = calibration.expected_calibration_error(probabilities, labels[1::2])
+        row["nll" + suffix] = float(-np.log(probabilities[np.arange(len(exp)), labels[1::2]]).mean())
+    changes = (f"{name} {row[name]:.4f} -> {row[name + '_with_temperature']:.4f}" for name in ("ece", "nll"))
+    print(f"{images}: T = {temperature:.3f}, {', '.join(changes)}")
     return row
 
 
@@ -213,7 +216,7 @@ def scores(logits: np.ndarray, temperature: float) -> dict[str, np.ndarray]:
     ordered = np.sort(logits.astype(np.float64), axis=1)
     return {
         "probability": metrics.confidence(logits.astype(np.float64) / temperature),
-        "energy": ordered[:, -1] + np.log(np.exp(ordered - ordered[:, -1:]).sum(axis=1)),
+        "energy": calibration.rejection_score(logits),
         "largest logit": ordered[:, -1],
         "margin": ordered[:, -1] - ordered[:, -2],
     }

@@ -37,6 +37,7 @@ def test_temperature_at_its_limits():
 
 
 def test_large_logits_do_not_overflow():
+    assert calibration.rejection_score([[3e4, 3e4]]) == pytest.approx(3e4 + np.log(2))
     assert calibration.fit_temperature([[3e4, 0.0], [3e4, 0.0]], [0, 1]) == 100
 
 
@@ -54,14 +55,14 @@ def test_reliability_and_error_by_hand():
 
 
 def test_a_confidence_on_a_limit_lies_in_the_lower_bin():
-    count = calibration.reliability([[0.5, 0.5], [1.0, 0.0]], [0, 0], 2).count
+    count = calibration.reliability([[0.5, 0.5], [1.0, 0.0]], [0, 0], 2).images
     np.testing.assert_array_equal(count, [1, 1])
 
 
 def test_threshold_refuses_its_quantile():
-    logits = np.zeros((101, 3))
-    logits[:, 1] = np.arange(101)
-    scores = calibration.rejection_score(logits)
+    scores = calibration.rejection_score(np.log(np.full((101, 4), 0.25)) + np.arange(101)[:, None])
+    np.testing.assert_allclose(scores, np.arange(101), atol=1e-9)
+    scores = np.rint(scores)
     threshold = calibration.fit_threshold(scores, 0.05)
     assert threshold == 5
     assert (scores < threshold).mean() == pytest.approx(5 / 101)

@@ -16,7 +16,7 @@ from tinycnn import _check
 from tinycnn._typing import Array
 
 WORKING_SIZE = 800  # pixels; longer pictures are averaged down first
-COARSE_SIZE = 64  # of the grid on which the background is estimated
+COARSE_SIZE = 128  # of the grid on which the background is estimated
 OPENING = 0.34  # of the longer side: ink is narrower, shadows are wider
 NOISE_FACTOR = 4.5  # ink is this many standard deviations of the noise above the background
 MIN_CONTRAST = 10.0  # grey levels of 255
@@ -85,7 +85,8 @@ def _find_ink(image: Array) -> Array:
     power = down[0] @ strokes**2 @ down[1].T
     prior = 0.05 * weight.max()
     strength = up[0] @ ((power + prior * typical) / (weight + prior)) @ up[1].T
-    return np.clip(strokes / np.maximum(strength, 0.4 * typical), 0, 1)
+    result: Array = np.clip(strokes / np.maximum(strength, 0.4 * typical), 0, 1)
+    return result
 
 
 def _grey(image: Array) -> Array:
@@ -137,7 +138,8 @@ def _subtract_background(grey: Array) -> Array:
     background = ink < 0.25 * ink.max() + 1e-3  # the minimum lies below the mean of the noise: corrected by this mean
     weight = blur[0] @ background.astype(np.float32) @ blur[1].T
     offset = blur[0] @ (ink * background) @ blur[1].T / np.maximum(weight, 1e-6)
-    return grey - up[0] @ (opened + offset) @ up[1].T
+    height: Array = grey - up[0] @ (opened + offset) @ up[1].T
+    return height
 
 
 def _plane(image: Array) -> Array:
@@ -149,7 +151,8 @@ def _plane(image: Array) -> Array:
         weighted = terms.T * weights
         plane = terms @ np.linalg.lstsq(weighted @ terms, weighted @ values)[0]
         weights = 1 / (abs(values - plane) + 1)
-    return plane.reshape(image.shape).astype(np.float32)
+    result: Array = plane.reshape(image.shape).astype(np.float32)
+    return result
 
 
 def _local_median(image: Array) -> Array:
@@ -160,7 +163,8 @@ def _local_median(image: Array) -> Array:
     half = int(0.4 * max(shape))
     padded = np.pad(down[0] @ image @ down[1].T, half, mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * half + 1, 2 * half + 1))
-    return up[0] @ np.median(windows, axis=(2, 3)) @ up[1].T
+    medians: Array = up[0] @ np.median(windows, axis=(2, 3)) @ up[1].T
+    return medians
 
 
 def _noise(ink: Array) -> float:
@@ -247,7 +251,8 @@ def _fit(ink: Array, size: int) -> Array:
     ink = ink[_box(ink > LEVEL)]
     shape = [max(1, round(n * size / max(ink.shape))) for n in ink.shape]
     down = [_filter(n, m) for n, m in zip(ink.shape, shape, strict=True)]
-    return down[0] @ ink @ down[1].T
+    fitted: Array = down[0] @ ink @ down[1].T
+    return fitted
 
 
 def _stroke_width(ink: Array) -> float:
@@ -275,8 +280,9 @@ def _filter(n: int, m: int, radius: float = 0) -> Array:
     interpolation if m > n, weighted means if m < n."""
     centers = (np.arange(m, dtype=np.float32)[:, None] + 0.5) * (n / m) - 0.5
     distance = np.abs(centers - np.arange(n, dtype=np.float32))
-    weights = np.maximum(0, 1 - distance / np.float32(max(radius, n / m, 1)))
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights: Array = np.maximum(0, 1 - distance / np.float32(max(radius, n / m, 1)))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
 
 
 def _sliding(image: Array, width: int, extreme: Callable[[Array, Array], Array]) -> Array:
