@@ -19,6 +19,7 @@ COMMANDS = {
     "plot": "plots of the JSON files that the other commands wrote",
     "accuracy": "test accuracy of LeNet-5 over several seeds",
     "augment": "random distortions",
+    "digit-photos": "pictures of digits: accuracy with and without preparation",
     "gpu": "everything on an NVIDIA GPU",
 }
 

@@ -8,15 +8,33 @@ pictures of 60 to 400 pixels, with pens of 1 to 12 pixels, rotated by up to 12 d
 with the texture of paper, shadows, dust and the artefacts of JPEG.
 """
 
+import argparse
 import io
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from tinycnn import data
+from benchmarks import _report
+from tinycnn import calibration, data, digits, load, metrics
 from tinycnn.data.synthetic import _style_table
+from tinycnn.hardware import git_revision
 
+SOURCES = ("pen paths", "MNIST")
+LIMITS: dict[str, list[float]] = {  # of the groups of each condition
+    "pen": [1, 2, 4, 8, 13],
+    "height": [0, 40, 80, 160, 400],
+    "contrast": [70, 100, 150, 250],
+    "texture": [0, 2, 4, 6],
+    "jpeg": [30, 50, 70, 91],
+    "turn": [-12, -6, 6, 12],
+}
+FIRST_SEED = 100  # smaller seeds drew the pictures that digits.prepare was developed on
+QUANTILE = 0.02  # of the digits, to be refused
 TURN = 12  # degrees
 OVERSAMPLING = 4
 
@@ -98,7 +116,9 @@ def make_pictures(source: str, count: int, seed: int) -> tuple[list[np.ndarray],
     """`count` pictures (h, w) uint8, their labels and conditions.  source: "pen paths" or "MNIST"."""
     rng = np.random.default_rng(seed)
     mnist = data.load("mnist") if source == "MNIST" else None
-    pictures, labels, conditions = [], [], []
+    pictures: list[np.ndarray] = []
+    labels: list[int] = []
+    conditions: list[dict[str, Any]] = []
     while len(pictures) < count:
         side = np.exp(rng.uniform(np.log(60), np.log(400)))
         shape = round(side * rng.uniform(0.75, 1)), round(side)
@@ -123,6 +143,156 @@ def make_pictures(source: str, count: int, seed: int) -> tuple[list[np.ndarray],
     return pictures, np.array(labels), conditions
 
 
-def resize(picture: np.ndarray) -> np.ndarray:
-    """The whole picture at 28 x 28, without preparation."""
-    return np.asarray(Image.fromarray(picture).resize((28, 28), Image.Resampling.BOX))
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def resize(picture: np.ndarray, invert: bool = False) -> np.ndarray:
+    """The whole picture at 28 x 28, without preparation.  invert: if it is light."""
+    small = np.asarray(Image.fromarray(picture).resize((28, 28), Image.Resampling.BOX))
+    return 255 - small if invert and small.mean() > 127 else small
+
+
+def prepare(picture: np.ndarray) -> np.ndarray | None:
+    """None if there seems to be no ink."""
+    try:
+        return digits.prepare(picture)
+    except ValueError:
+        return None
+
+
+def accuracies(correct: np.ndarray, conditions: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Accuracy in each group of each condition."""
+    groups: dict[str, dict[str, float]] = {}
+    for name in (*LIMITS, "shadow", "inverted"):
+        values = np.array([condition[name] for condition in conditions])
+        if name in LIMITS:
+            masks = {f"{low:g} to {high:g}": (values >= low) & (values < high) for low, high in pairwise(LIMITS[name])}
+        else:
+            masks = {str(value).lower(): values == value for value in np.unique(values)}
+        groups[name] = {text: float(correct[mask].mean()) for text, mask in masks.items() if mask.any()}
+    return {name: group for name, group in groups.items() if group}  # the pen is not known for MNIST's digits
+
+
+def measure_source(model: Any, source: str, count: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray, list[Any]]:
+    """The row of a source, the logits of its prepared pictures, their labels, and pairs for a contact sheet."""
+    pictures, labels, conditions = make_pictures(source, count, seed=FIRST_SEED + SOURCES.index(source))
+    start = time.perf_counter()
+    prepared = [prepare(picture) for picture in pictures]
+    seconds = (time.perf_counter() - start) / count
+    ready = np.stack([np.zeros((28, 28), np.uint8) if image is None else image for image in prepared])
+    logits = model.outputs(ready[:, None])
+    correct = logits.argmax(axis=1) == labels
+    row: dict[str, Any] = {"source": source, "count": count}
+    for name, invert in (("resized", False), ("resized_inverted", True)):
+        small = np.stack([resize(picture, invert) for picture in pictures])
+        row[name] = float((model.predict(small[:, None]) == labels).mean())
+    row |= {"prepared": float(correct.mean()), "no_ink_found": sum(image is None for image in prepared)}
+    row |= {"seconds_per_picture": seconds, "groups": accuracies(correct, conditions)}
+    print(
+        f"\n{source}: {count} pictures, {1000 * seconds:.0f} ms each to prepare, no ink found in {row['no_ink_found']}"
+    )
+    print(f"resized {row['resized']:.2%}, also inverted {row['resized_inverted']:.2%}, prepared {row['prepared']:.2%}")
+    for name, group in row["groups"].items():
+        print(f"  {name:<9}" + ", ".join(f"{text}: {value:.2%}" for text, value in group.items()), flush=True)
+    shown = [*range(min(count, 64)), *np.flatnonzero(~correct)[:32]]
+    return row, logits, labels, [(pictures[n], ready[n]) for n in shown]
+
+
+def measure_calibration(images: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The temperature of every second image; calibration errors of the others."""
+    temperature = calibration.fit_temperature(logits[::2], labels[::2])
+    row: dict[str, Any] = {"images": images, "temperature": temperature}
+    for suffix, T in (("", 1.0), ("_with_temperature", temperature)):
+        exp = np.exp((logits[1::2] - logits[1::2].max(axis=1, keepdims=True)).astype(np.float64) / T)
+        probabilities = exp / exp.sum(axis=1, keepdims=True)
+        row["ece" + suffix] = calibration.expected_calibration_error(probabilities, labels[1::2])
+        row["nll" + suffix] = float(-np.log(probabilities[np.arange(len(exp)), labels[1::2]]).mean())
+    changes = (f"{name} {row[name]:.4f} -> {row[name + '_with_temperature']:.4f}" for name in ("ece", "nll"))
+    print(f"{images}: T = {temperature:.3f}, {', '.join(changes)}")
+    return row
+
+
+def scores(logits: np.ndarray, temperature: float) -> dict[str, np.ndarray]:
+    """Scores that may separate digits from other pictures: larger for digits."""
+    ordered = np.sort(logits.astype(np.float64), axis=1)
+    return {
+        "probability": metrics.confidence(logits.astype(np.float64) / temperature),
+        "energy": calibration.rejection_score(logits),
+        "largest logit": ordered[:, -1],
+        "margin": ordered[:, -1] - ordered[:, -2],
+    }
+
+
+def area_under_roc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Probability that a positive has a larger score than a negative."""
+    ordered = np.sort(negative)
+    below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
+    return float(below.mean() / 2 / len(negative))
+
+
+def measure_rejection(logits: np.ndarray, other: np.ndarray, temperature: float) -> list[dict[str, Any]]:
+    """For each score, the threshold of every second digit; what is refused of the other digits and of `other`."""
+    rows = []
+    negatives = scores(other, temperature)
+    kinds = {"letters": [0, 1], "scribbles": [2], "noise": [3]}  # their order in not_digits
+    print(f"\n{'refused by':<14} {'AUROC':>7} {'digits':>7} {'others':>7} " + " ".join(f"{kind:>9}" for kind in kinds))
+    for name, values in scores(logits, temperature).items():
+        threshold = calibration.fit_threshold(values[::2], QUANTILE)
+        refused = negatives[name] < threshold
+        row: dict[str, Any] = {"score": name, "auroc": area_under_roc(values[1::2], negatives[name])}
+        row |= {"digits_refused": float((values[1::2] < threshold).mean()), "others_refused": float(refused.mean())}
+        row |= {kind: float(refused[np.isin(np.arange(len(other)) % 4, turns)].mean()) for kind, turns in kinds.items()}
+        shares = " ".join(f"{row[kind]:>9.1%}" for kind in kinds)
+        print(f"{name:<14} {row['auroc']:>7.4f} {row['digits_refused']:>7.1%} {row['others_refused']:>7.1%} {shares}")
+        rows.append(row)
+    return rows
+
+
+def contact_sheet(pairs: list[Any], cell: int = 96, columns: int = 16) -> Image.Image:
+    """Rows of pictures, each above the row of what was prepared from them."""
+    sheet = Image.new("L", (columns * cell, 2 * cell * -(-len(pairs) // columns)), 90)
+    for n, pair in enumerate(pairs):
+        for m, picture in enumerate(pair):
+            scale = (cell - 4) / max(picture.shape)
+            h, w = (max(1, round(side * scale)) for side in picture.shape)
+            method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+            image = Image.fromarray(picture).resize((w, h), method)
+            sheet.paste(image, (n % columns * cell, (2 * (n // columns) + m) * cell))
+    return sheet
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--count", type=int, default=2000, help="pictures of each source")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FILE", help="draw 64 pictures of each source, and errors (PNG)"
+    )
+    args = parser.parse_args(argv)
+
+    model = load(args.model)
+    result: dict[str, Any] = {"command": "digit-photos", "hardware": _report.hardware(), "versions": _report.versions()}
+    result |= {"revision": git_revision(), "parameters": int(model.theta.size), "rows": []}
+    mnist = data.load("mnist")
+    images = {"MNIST test set": (model.outputs(mnist.test_images[:, None]), mnist.test_labels)}
+    shown = []
+    for source in SOURCES:
+        row, logits, labels, pairs = measure_source(model, source, args.count)
+        result["rows"].append(row)
+        images[source] = logits, labels
+        shown += pairs
+    logits, labels = (np.concatenate([images[source][n] for source in SOURCES]) for n in (0, 1))
+    images["both sources"] = logits, labels
+    print()
+    result["calibration"] = [measure_calibration(name, *pair) for name, pair in images.items()]
+    other = model.outputs(data.not_digits(args.count, rng=0)[:, None])
+    result["rejection"] = measure_rejection(logits, other, result["calibration"][-1]["temperature"])
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.pictures:
+        contact_sheet(shown).save(args.pictures)
+
+
+if __name__ == "__main__":
+    main()

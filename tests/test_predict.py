@@ -259,7 +259,10 @@ def test_bad_folders_are_one_line_before_training(home, capsys):
         (["--data", "mine/flat/0.png"], "0.png"),
         (["--data", "mine", "--set", "net.input=[3, 28, 28]"], "takes (1, height, width), got (3, 28, 28)"),
         (["--data", "mine", "--set", "net.input=[28]"], "net.input must be [channels, height, width], got [28]"),
-        (["--data", "mine", "--set", "net.layers=Flatten(), Linear(784, 9)"], "must give 3 numbers, one per class, got"),
+        (
+            ["--data", "mine", "--set", "net.layers=Flatten(), Linear(784, 9)"],
+            "must give 3 numbers, one per class, got",
+        ),
         (["--data", "mine", "--set", "data.validation=99"], "+ 99 images are needed"),
         (["--data", "mine", "--out", "mine/flat/0.png"], "cannot write the output folder mine/flat/0.png"),
         (["mine.toml"], "mine.toml"),

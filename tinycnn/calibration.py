@@ -17,7 +17,7 @@ class Reliability(NamedTuple):
 
     confidence: Array  # (bins,) mean probability of the predicted class
     accuracy: Array  # (bins,) fraction of right predictions
-    count: Array  # (bins,) int64, number of images
+    images: Array  # (bins,) int64, number of images
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -74,11 +74,15 @@ def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins
 
 
 def rejection_score(logits: ArrayLike) -> Array:
-    """How much each image looks like one of the classes: the largest logit, (N,) float64.  logits: (N, K)
+    """How much each image looks like one of the classes: log sum exp of its logits, (N,) float64 (the negative energy
+    of Liu et al. 2020).  logits: (N, K)
 
-    Compare it with the threshold of `fit_threshold`.  docs/own_images.md compares it with other scores.
+    Compare it with the threshold of `fit_threshold`.  docs/own_images.md compares it with other scores.  Raises
+    ValueError or TypeError for another shape, dtype, or values that are not finite.
     """
-    scores: Array = _logits(logits).max(axis=1)
+    z = _logits(logits)
+    largest = z.max(axis=1)
+    scores: Array = largest + np.log(np.exp(z - largest[:, None]).sum(axis=1))
     return scores
 
 

@@ -16,14 +16,15 @@ from tinycnn import _check
 from tinycnn._typing import Array
 
 WORKING_SIZE = 800  # pixels; longer pictures are averaged down first
-COARSE_SIZE = 64  # of the grid on which the background is estimated
+COARSE_SIZE = 128  # of the grid on which the background is estimated
 OPENING = 0.34  # of the longer side: ink is narrower, shadows are wider
 NOISE_FACTOR = 4.5  # ink is this many standard deviations of the noise above the background
 MIN_CONTRAST = 10.0  # grey levels of 255
 LEVEL = 0.4  # of the strength of the ink: the outline of a stroke
 MIN_MASS, MIN_EXTENT = 0.05, 0.25  # of the largest component; smaller ones are specks
 SCALE = 4  # strokes are measured on a grid that is finer than the result by this factor
-STROKE = (2.0, 4.2)  # pixels; thinner and thicker strokes are brought to these widths
+MIN_STROKE = 1.5  # pixels; strokes of a hard pencil in a large picture are thickened to this width
+BLANK = "image must show a digit, got a blank picture"
 
 
 def prepare(image: Array, size: int = 28) -> Array:
@@ -36,8 +37,8 @@ def prepare(image: Array, size: int = 28) -> Array:
     """
     size = _check.integer("size", size, 14)
     ink = _find_ink(image)
-    labels, masses = _components(ink)
-    return _normalize(ink * np.isin(labels, list(_parts(labels, masses))), size)
+    labels, boxes = _find_parts(ink)
+    return _normalize(ink * np.isin(labels, list(boxes)), size)
 
 
 def split(image: Array) -> list[Array]:
@@ -48,9 +49,9 @@ def split(image: Array) -> list[Array]:
     image  as for `prepare`; raises what that raises
     """
     ink = _find_ink(image)
-    labels, masses = _components(ink)
+    labels, boxes = _find_parts(ink)
     digits: list[tuple[int, int, list[int]]] = []  # left, right, numbers of the components
-    for number, (_, columns) in sorted(_parts(labels, masses).items(), key=lambda part: part[1][1].start):
+    for number, (_, columns) in sorted(boxes.items(), key=lambda part: part[1][1].start):
         left, right, numbers = columns.start, columns.stop, [number]
         if digits:
             first, last, others = digits[-1]
@@ -74,7 +75,7 @@ def _find_ink(image: Array) -> Array:
     level = max(NOISE_FACTOR * _noise(ink), MIN_CONTRAST)
     strokes = np.where(ink > level, ink, 0)
     if not strokes.any():
-        raise ValueError("image must show a digit, got a blank picture")
+        raise ValueError(BLANK)
     # Ink in a shadow has less contrast: its strength is a local mean, weighted by the ink itself.
     typical = np.float32(np.quantile(strokes[strokes > 0], 0.8))
     shape = [max(1, round(n * min(1, COARSE_SIZE / max(ink.shape)))) for n in ink.shape]
@@ -84,7 +85,8 @@ def _find_ink(image: Array) -> Array:
     power = down[0] @ strokes**2 @ down[1].T
     prior = 0.05 * weight.max()
     strength = up[0] @ ((power + prior * typical) / (weight + prior)) @ up[1].T
-    return np.clip(strokes / np.maximum(strength, 0.4 * typical), 0, 1)
+    result: Array = np.clip(strokes / np.maximum(strength, 0.4 * typical), 0, 1)
+    return result
 
 
 def _grey(image: Array) -> Array:
@@ -102,7 +104,7 @@ def _grey(image: Array) -> Array:
     widths = np.diff(columns, append=W).astype(np.float32)
     grey = np.empty((-(-H // block), len(columns)), np.float32)
     alpha = np.ones_like(grey)
-    for row in range(len(grey)):  # a few rows at a time: the picture may have 50 million pixels
+    for row in range(len(grey)):  # one row of blocks at a time: the picture may have 50 million pixels
         rows = pixels[row * block : (row + 1) * block]
         color = rows[:, :, : len(luma)] @ luma
         if pixels.shape[2] in (2, 4):
@@ -121,11 +123,13 @@ def _subtract_background(grey: Array) -> Array:
     down = [_filter(n, m) for n, m in zip((h, w), shape, strict=True)]
     up = [_filter(m, n) for n, m in zip((h, w), shape, strict=True)]
     coarse = down[0] @ grey @ down[1].T
+    plane = _plane(coarse)
+    coarse, grey = coarse - plane, grey - up[0] @ plane @ up[1].T
 
     # Ink covers less than half of the surroundings: it lies on one side of the local median.
     difference = grey - up[0] @ _local_median(coarse) @ up[1].T
     if (difference**3).sum() < 0:
-        grey, coarse = 255 - grey, 255 - coarse
+        grey, coarse = -grey, -coarse
 
     width = max(3, round(OPENING * max(shape)) | 1)
     opened = _sliding(_sliding(coarse, width, np.minimum), width, np.maximum)
@@ -134,7 +138,21 @@ def _subtract_background(grey: Array) -> Array:
     background = ink < 0.25 * ink.max() + 1e-3  # the minimum lies below the mean of the noise: corrected by this mean
     weight = blur[0] @ background.astype(np.float32) @ blur[1].T
     offset = blur[0] @ (ink * background) @ blur[1].T / np.maximum(weight, 1e-6)
-    return grey - up[0] @ (opened + offset) @ up[1].T
+    height: Array = grey - up[0] @ (opened + offset) @ up[1].T
+    return height
+
+
+def _plane(image: Array) -> Array:
+    """The plane with the smallest sum of distances to `image`, at its size: most of a shadow's gradient."""
+    y, x = np.mgrid[-1 : 1 : image.shape[0] * 1j, -1 : 1 : image.shape[1] * 1j]
+    terms = np.stack([np.ones(image.size), y.ravel(), x.ravel()], axis=1)
+    values, weights = image.ravel(), np.ones(image.size)
+    for _ in range(12):  # least squares, each point weighted by 1 / distance of the last
+        weighted = terms.T * weights
+        plane = terms @ np.linalg.lstsq(weighted @ terms, weighted @ values)[0]
+        weights = 1 / (abs(values - plane) + 1)
+    result: Array = plane.reshape(image.shape).astype(np.float32)
+    return result
 
 
 def _local_median(image: Array) -> Array:
@@ -145,7 +163,8 @@ def _local_median(image: Array) -> Array:
     half = int(0.4 * max(shape))
     padded = np.pad(down[0] @ image @ down[1].T, half, mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * half + 1, 2 * half + 1))
-    return up[0] @ np.median(windows, axis=(2, 3)) @ up[1].T
+    medians: Array = up[0] @ np.median(windows, axis=(2, 3)) @ up[1].T
+    return medians
 
 
 def _noise(ink: Array) -> float:
@@ -181,17 +200,21 @@ def _components(ink: Array) -> tuple[Array, Array]:
     return labels, np.bincount(numbers, ink[mask])
 
 
-def _parts(labels: Array, masses: Array) -> dict[int, tuple[slice, slice]]:
-    """The boxes, by number, of the components that are neither specks nor, beside ink inside, shadows at the edge."""
-    boxes = {int(number): _box(labels == number) for number in np.flatnonzero(masses >= MIN_MASS * masses.max())}
-    inside = {
-        n for n, box in boxes.items() if all(s.start > 0 and s.stop < w for s, w in zip(box, labels.shape, strict=True))
-    }
-    if inside and max(masses[list(inside)]) >= 0.3 * masses.max():
-        boxes = {number: boxes[number] for number in inside}
-    extents = {number: max(side.stop - side.start for side in box) for number, box in boxes.items()}
-    least = MIN_EXTENT * max(extents.values())
-    return {number: box for number, box in boxes.items() if extents[number] >= least}
+def _find_parts(ink: Array) -> tuple[Array, dict[int, tuple[slice, slice]]]:
+    """The labels of `_components`, and the boxes, by label, of the parts of digits: no specks, and no shadows at the
+    edge of the picture if there is enough ink inside.  ValueError if only specks are left."""
+    labels, masses = _components(ink)
+    boxes = {int(n): _box(labels == n) for n in np.flatnonzero(masses >= MIN_MASS * masses.max(initial=0))}
+    inside = [
+        n for n, box in boxes.items() if all(s.start > 0 and s.stop < m for s, m in zip(box, ink.shape, strict=True))
+    ]
+    if masses[inside].max(initial=0) >= 0.3 * masses.max(initial=0):
+        boxes = {n: boxes[n] for n in inside}
+    extents = {n: max(side.stop - side.start for side in box) for n, box in boxes.items()}
+    largest = max(extents.values(), default=0)
+    if largest < min(8, max(ink.shape) / 4) or largest < 0.03 * max(ink.shape):
+        raise ValueError(BLANK)
+    return labels, {n: box for n, box in boxes.items() if extents[n] >= MIN_EXTENT * largest}
 
 
 # --- the normal form --------------------------------------------------------------------------------------------------
@@ -203,11 +226,9 @@ def _normalize(ink: Array, size: int) -> Array:
     fine = _fit(ink, box * SCALE)
     fine /= np.quantile(fine[fine > 0.1 * fine.max()], 0.8)  # strokes thinner than a pixel are diluted
     fine = np.clip(2 * (fine - 0.5) + 0.5, 0, 1)
-    change = SCALE * (np.clip(_stroke_width(fine) / SCALE, *STROKE)) - _stroke_width(fine)
-    radius = abs(change) / 2
+    radius = (SCALE * MIN_STROKE - _stroke_width(fine)) / 2
     if radius > 0.5:
-        padded = np.pad(fine, int(radius) + 1)
-        fine = _disc(padded, radius, np.maximum if change > 0 else np.minimum)
+        fine = _dilate(np.pad(fine, int(radius)), radius)
     fine = _fit(fine, box * SCALE)
     shape = [-(-n // SCALE) for n in fine.shape]
     spare = [m * SCALE - n for n, m in zip(fine.shape, shape, strict=True)]
@@ -230,7 +251,8 @@ def _fit(ink: Array, size: int) -> Array:
     ink = ink[_box(ink > LEVEL)]
     shape = [max(1, round(n * size / max(ink.shape))) for n in ink.shape]
     down = [_filter(n, m) for n, m in zip(ink.shape, shape, strict=True)]
-    return down[0] @ ink @ down[1].T
+    fitted: Array = down[0] @ ink @ down[1].T
+    return fitted
 
 
 def _stroke_width(ink: Array) -> float:
@@ -240,16 +262,13 @@ def _stroke_width(ink: Array) -> float:
     return float(2 * ink.sum() / np.hypot(down, right).sum())
 
 
-def _disc(image: Array, radius: float, extreme: Callable[[Array, Array], Array]) -> Array:
-    """Largest or smallest value within `radius` pixels."""
+def _dilate(image: Array, radius: float) -> Array:
+    """Largest value within `radius` pixels."""
     r = int(radius)
-    padded = np.pad(image, r)
     h, w = image.shape
-    result = image
-    for dy in range(-r, r + 1):
-        for dx in range(-r, r + 1):
-            if 0 < dy * dy + dx * dx <= radius * radius:
-                result = extreme(result, padded[r + dy : r + dy + h, r + dx : r + dx + w])
+    padded = np.pad(image, r)
+    offsets = [(y, x) for y in range(2 * r + 1) for x in range(2 * r + 1) if np.hypot(y - r, x - r) <= radius]
+    result: Array = np.max([padded[y : y + h, x : x + w] for y, x in offsets], axis=0)
     return result
 
 
@@ -261,8 +280,9 @@ def _filter(n: int, m: int, radius: float = 0) -> Array:
     interpolation if m > n, weighted means if m < n."""
     centers = (np.arange(m, dtype=np.float32)[:, None] + 0.5) * (n / m) - 0.5
     distance = np.abs(centers - np.arange(n, dtype=np.float32))
-    weights = np.maximum(0, 1 - distance / np.float32(max(radius, n / m, 1)))
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights: Array = np.maximum(0, 1 - distance / np.float32(max(radius, n / m, 1)))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
 
 
 def _sliding(image: Array, width: int, extreme: Callable[[Array, Array], Array]) -> Array:

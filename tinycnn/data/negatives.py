@@ -66,7 +66,8 @@ def _letters() -> Array:
             )
     canvas.draw()
     sheet = np.array(canvas.buffer_rgba())[:, :, 0]
-    return sheet.reshape(height, CELL, width, CELL).swapaxes(1, 2).reshape(-1, CELL, CELL)
+    letters: Array = sheet.reshape(height, CELL, width, CELL).swapaxes(1, 2).reshape(-1, CELL, CELL)
+    return letters
 
 
 def _scribble(rng: np.random.Generator) -> Array:
