@@ -1,5 +1,6 @@
 """Decode pictures with Pillow and fit them to one size."""
 
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -72,11 +73,12 @@ def _upright(file: BinaryIO, channels: int, longest: int) -> Iterator[tuple[Imag
 
     longest  the longer side that the caller needs: JPEG files may be decoded at twice that
     """
-    if not file.read(1):
+    # In memory: a file object would allocate the length that a damaged chunk claims, up to 4 GiB.
+    content = io.BytesIO(file.read())
+    if not content.getbuffer().nbytes:
         raise ValueError("an empty file")
-    file.seek(0)
     try:
-        image: Image.Image = Image.open(file, formats=formats())
+        image: Image.Image = Image.open(content, formats=formats())
     except UnidentifiedImageError:
         raise ValueError("not a picture") from None
     except Image.DecompressionBombError:
