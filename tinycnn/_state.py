@@ -47,7 +47,7 @@ def allocate(
             table.append(Parameter(f"{prefix}.{name}", layer, name, shape, start, stop))
             values.append(np.ravel(parameters[name]))
             start = stop
-    theta, grad = ops.to_device(np.concatenate(values).astype(dtype)), ops.empty(start, dtype)
+    theta, grad = ops.to_device(np.concatenate(values, dtype=dtype)), ops.empty(start, dtype)
     for (_, layer), (_, buffers) in zip(layers, states, strict=True):
         views, grad_views = (
             {p.attribute: vector[p.start : p.stop].reshape(p.shape) for p in table if p.layer is layer}

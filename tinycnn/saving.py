@@ -62,6 +62,8 @@ def load(
         chain = tuple(decode(layer, custom) for layer in metadata["layers"])
         check_unbound(chain)
         _check_sizes(chain, arrays)
+        for prefix, layer in named_layers(chain):  # so that no other weights are allocated
+            vars(layer).update({name: arrays[f"{prefix}.{name}"] for name in layer.parameter_shapes()})
         shape = metadata["input_shape"]
         options = {"input_shape": shape and tuple(shape), "dtype": metadata["dtype"], "device": device, "rng": 0}
         with np.errstate(over="raise"):  # a constant beyond the dtype
