@@ -91,7 +91,7 @@ def check_installed(archive: Path, work: Path, example: Path) -> None:
                 sys.exit(f"tinycnn recipes does not list {recipe} of {file.name}")
     print(run([python, "-m", "tinycnn", "info"], home), end="")
     print(run([python, example, "--data", "synthetic", "--epochs", "1", "--out", home / "runs"], home), end="")
-    if not list((home / "runs").glob("*/report.json")):
+    if not list((home / "runs").glob("*/*/report.json")):
         sys.exit("the example left no report")
 
 
