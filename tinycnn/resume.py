@@ -60,7 +60,9 @@ class TrainingCheckpoint(InitRepr):
         try:
             state: dict[str, Any] = _join(metadata["state"], arrays)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedCheckpointError(f"{self.path} must be the checkpoint of a training: {_check.one_line(error, 200)}") from None
+            raise DamagedCheckpointError(
+                f"{self.path} must be the checkpoint of a training: {_check.one_line(error, 200)}"
+            ) from None
         return state
 
     def write(self, state: Mapping[str, Any]) -> None:

@@ -245,8 +245,8 @@ def formats() -> dict[str, Format]:
     """All formats by name."""
     import tinycnn
     from tinycnn import checkpoint, data, lecun98, models, recipes
-    from tinycnn.commands import evaluate
     from tinycnn.recipes import results
+    from tinycnn.recipes.saved import describe_run
     from tinycnn.resume import TrainingCheckpoint
 
     random_numbers = np.random.default_rng(0)
@@ -317,7 +317,7 @@ def formats() -> dict[str, Format]:
             [json.dumps(trials).encode()], rewrite_json,
         ),
         "config.json": Format(
-            lambda path: evaluate.describe_run(path.parent), "run/config.json",
+            lambda path: describe_run(path.parent), "run/config.json",
             [json.dumps(config).encode()], rewrite_json,
         ),
         **(image_formats(data.from_files) if hasattr(data, "from_files") else {}),

@@ -8,7 +8,7 @@ import pytest
 import tinycnn
 from tinycnn import Flatten, Linear, Sequential, checkpoint, plot, runs
 from tinycnn.__main__ import main
-from tinycnn.commands.evaluate import describe_run
+from tinycnn.recipes.saved import describe_run
 
 TEXT = """
 [small]

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinycnn._typing import Array
 from tinycnn.commands import _common
-from tinycnn.commands.evaluate import load_run
+from tinycnn.recipes.saved import load_run
 
 DIGITS = ("mnist", "synthetic")  # data sets of digits that were prepared as `digits.prepare` does
 TOP = 3

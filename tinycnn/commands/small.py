@@ -15,7 +15,7 @@ def plot(args: argparse.Namespace) -> int:
 
 def _plot(args: argparse.Namespace) -> int:
     from tinycnn import plot, runs
-    from tinycnn.commands.evaluate import answers
+    from tinycnn.recipes.saved import pictures
 
     folders = list(map(Path, args.runs))
     names = [f"{folder.resolve().parent.name}/{folder.resolve().name}" for folder in folders]
@@ -32,7 +32,7 @@ def _plot(args: argparse.Namespace) -> int:
         for name, folder in zip(names, folders, strict=True):
             one = f"{args.kind}.png" if len(folders) == 1 else f"{name.replace('/', '-')}-{args.kind}.png"
             path = args.out or one if len(folders) == 1 else str(Path(args.out or ".") / one)
-            found = answers(folder, args.data_dir, validation=args.kind == "reliability")
+            found = pictures(folder, args.data_dir, validation=args.kind == "reliability")
             if args.kind not in found:
                 raise ValueError(f"{folder} has no {args.kind}: its network has no convolution")
             drawn[path] = found[args.kind]()
@@ -47,7 +47,7 @@ def export(args: argparse.Namespace) -> int:
 
     def command() -> int:
         from tinycnn import checkpoint
-        from tinycnn.commands.evaluate import load_run
+        from tinycnn.recipes.saved import load_run
 
         _, model, _, epoch = load_run(Path(args.run), "cpu")
         arrays = model.state_dict()
