@@ -83,7 +83,7 @@ def rates(epochs, steps=5):
     return schedules.one_cycle(0.05, epochs * steps)
 
 
-CASES = {
+TRAININGS = {
     "dropout": Case(lambda m: SGD(m, 0.05, momentum=0.9), lambda: layers(Dropout(0.4))),
     "augmentation": Case(lambda m: Adam(m, 1e-2), data={"augment": (RandomAffine(10, (1, 1)), ElasticTransform(3, 2))}),
     "EMA": Case(lambda m: EMA(Adam(m, 1e-2), 0.9)),
@@ -115,15 +115,15 @@ def in_parts(case, file, *epochs, **options):
     return result
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_an_interrupted_training_gives_the_same_bits(tmp_path, name):
-    assert in_parts(CASES[name], tmp_path / "a.safetensors", 2, 3, 4) == CASES[name].train(4)
+    assert in_parts(TRAININGS[name], tmp_path / "a.safetensors", 2, 3, 4) == TRAININGS[name].train(4)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["dropout", "augmentation", "EMA", "SDLM", "plateau", "steps per epoch"])
 def test_an_interrupted_training_on_a_gpu(tmp_path, name):
-    case = CASES[name]
+    case = TRAININGS[name]
     assert in_parts(case, tmp_path / "a.safetensors", 1, 2, device="cuda") == case.train(2, device="cuda")
 
 
@@ -131,13 +131,13 @@ def test_an_interrupted_training_on_a_gpu(tmp_path, name):
 def file(tmp_path):
     """The checkpoint of two epochs of the case "dropout"."""
     path = tmp_path / "a.safetensors"
-    CASES["dropout"].train(2, checkpoint=path)
+    TRAININGS["dropout"].train(2, checkpoint=path)
     return path
 
 
 def test_a_finished_training_is_not_repeated(file):
-    before = CASES["dropout"].train(2)
-    assert in_parts(CASES["dropout"], file, 2, 1) == before  # fewer epochs than there are: nothing to do
+    before = TRAININGS["dropout"].train(2)
+    assert in_parts(TRAININGS["dropout"], file, 2, 1) == before  # fewer epochs than there are: nothing to do
 
 
 def test_a_training_that_a_callback_ended_is_not_continued(tmp_path):
@@ -148,7 +148,7 @@ def test_a_training_that_a_callback_ended_is_not_continued(tmp_path):
 
 
 def test_the_checkpoint_of_an_interrupted_epoch_is_that_of_the_epoch_before(tmp_path):
-    case, path = CASES["augmentation"], tmp_path / "a.safetensors"
+    case, path = TRAININGS["augmentation"], tmp_path / "a.safetensors"
 
     class Stop:
         def __init__(self, batches):
@@ -169,7 +169,7 @@ def test_the_checkpoint_of_an_interrupted_epoch_is_that_of_the_epoch_before(tmp_
 
 def other(**changes):
     """The case "dropout" with changes."""
-    case = CASES["dropout"]
+    case = TRAININGS["dropout"]
     options = {"optimizer": case.optimizer, "layers": case.layers} | changes
     return Case(options.pop("optimizer"), options.pop("layers"), **options)
 
@@ -225,7 +225,7 @@ def test_more_epochs_with_a_schedule_that_extends_the_first(tmp_path):
 
 
 def test_other_files_are_refused(tmp_path, file):
-    case = CASES["dropout"]
+    case = TRAININGS["dropout"]
     model = Sequential(*layers(), input_shape=(1, 9, 9))
     model.save(tmp_path / "model.safetensors")
     with pytest.raises(DamagedCheckpointError, match=r"model\.safetensors must be the checkpoint of a training"):
@@ -250,4 +250,4 @@ def test_a_version_is_a_difference(file):
     metadata["state"]["items"]["settings"]["items"]["tinycnn"] = "0.0.1"
     checkpoint.save(file, arrays, metadata)
     with pytest.raises(ResumeError, match=r"tinycnn: 0\.0\.1 in the checkpoint, \d.* now"):
-        CASES["dropout"].train(3, checkpoint=file)
+        TRAININGS["dropout"].train(3, checkpoint=file)

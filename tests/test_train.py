@@ -324,7 +324,7 @@ def test_only_true_from_a_callback_stops_training(digits):
         (lambda: EarlyStopping(patience=1.5), "patience must be"),
         (lambda: EarlyStopping(min_delta=-1), "min_delta must be"),
         (lambda: EarlyStopping(mode="least"), "mode must be"),
-        (lambda: EarlyStopping(restore_best=True), "restore_best must be the model"),
+        (lambda: EarlyStopping(restore_best="best"), "restore_best must be True or False, or the model"),
         (lambda: EarlyStopping()({"epoch": 1, "train_loss": 2.0}), "monitor must be one of 'epoch', 'train_loss'"),
     ],
 )

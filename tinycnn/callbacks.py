@@ -74,11 +74,11 @@ class EarlyStopping(InitRepr):
         patience: int = 5,
         min_delta: float = 0.0,
         mode: str = "min",
-        restore_best: Sequential | bool = False,
+        restore_best: Sequential | bool | None = False,
     ) -> None:
-        if not isinstance(restore_best, (Sequential, bool)):
+        if not isinstance(restore_best, (Sequential, bool, type(None))):
             raise TypeError(f"restore_best must be True or False, or the model that is trained, got {restore_best!r}")
-        self.restore_best = restore_best is not False
+        self.restore_best = isinstance(restore_best, Sequential) or bool(restore_best)
         self.monitor, self.patience = _monitor_name(monitor), _check.integer("patience", patience, 0)
         self.min_delta = _check.number("min_delta", min_delta, 0)
         self.mode = _check.choice("mode", mode, ("min", "max"))

@@ -45,7 +45,7 @@ def describe_run(folder: Path) -> tuple[recipes.Recipe, dict[str, Array]]:
         pixels = {key: np.array(config["pixels"][key], float) for key in ("mean", "std")}
         if any(values.shape not in ((1,), (recipe.net["input"][0],)) for values in pixels.values()):
             raise ValueError("pixels must have one mean and one std a channel")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{path} does not describe a network ({type(error).__name__}: {one_line(error)})") from None
     return recipe, pixels
 
