@@ -175,6 +175,33 @@ def test_modes_of_pictures(trained, home, digits, capsys, mode):
     assert document["predictions"][0]["class"] == str(digits.test_labels[3])
 
 
+@pytest.mark.parametrize("ink", [0, 255])
+def test_ink_on_a_transparent_picture(trained, home, digits, capsys, ink):
+    alpha = Image.fromarray(digits.test_images[3]).resize((90, 90), Image.Resampling.BICUBIC)
+    picture = Image.new("RGBA", (200, 150), (ink, ink, ink, 0))
+    picture.paste((ink, ink, ink, 255), (50, 30), alpha)
+    picture.save("a.png")
+    code, document, err = predict(capsys, trained, "a.png")
+    assert code == 0, err
+    assert document["predictions"][0]["class"] == str(digits.test_labels[3])
+
+
+def test_the_drawn_picture_does_not_replace_another(trained, home, digits, capsys):
+    paper(digits.test_images[0]).save("a.png")
+    before = Path("a.png").read_bytes()
+    for arguments, words in [
+        (["a.png", "--show", "a.png"], "--show must be another file than the pictures, got 'a.png'"),
+        ([".", "--show", str(home / "a.png")], "--show must be another file than the pictures"),
+        (["a.png", "--show", "no/b.png"], "there is no folder no"),
+        (["a.png", "--show", "b.jpg"], "ending in .png, .svg or .pdf, got 'b.jpg'"),
+    ]:
+        assert main(["predict", str(trained), *arguments]) == 1
+        out, err = capsys.readouterr()
+        assert words in err
+        assert out == ""
+    assert Path("a.png").read_bytes() == before
+
+
 def test_a_picture_of_50_megapixels(trained, home, digits, capsys):
     paper(digits.test_images[0], 3000, (2000, 1500), (8000, 6250)).save("large.jpg")
     code, document, _ = predict(capsys, trained, "large.jpg")

@@ -43,6 +43,9 @@ def allocate(
     values, start = [np.empty(0)], 0
     for (prefix, layer), (parameters, _) in zip(layers, states, strict=True):
         for name, shape in layer.parameter_shapes().items():
+            if name not in parameters:
+                problem = f"initial_parameters must return {name!r}, which parameter_shapes names"
+                raise ValueError(f"layer {prefix}, {type(layer).__name__}: {problem}; got {sorted(parameters)}")
             stop = start + math.prod(shape)
             table.append(Parameter(f"{prefix}.{name}", layer, name, shape, start, stop))
             values.append(np.ravel(parameters[name]))

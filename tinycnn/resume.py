@@ -163,8 +163,8 @@ class Saver:
         if not np.array_equal(old, new):
             step = int(np.flatnonzero(old != new)[0])
             self.file.refuse(
-                f"learning rate: {steps:,} steps were taken with another schedule (step {step + 1:,}: {old[step]:g} in "
-                f"the checkpoint, {new[step]:g} now)"
+                f"learning rate: {steps:,} steps were taken with another schedule (step {step + 1:,}: {float(old[step])!r} in "
+                f"the checkpoint, {float(new[step])!r} now)"
             )
         elif not np.array_equal(state["rates"], first):
             self.file.refuse("learning rate: a callback has changed the schedule that is given now")

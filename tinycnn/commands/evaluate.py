@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tinycnn._files import require_writable
 from tinycnn._interrupts import defer_interrupt
 from tinycnn.commands import _common
 
@@ -22,6 +23,8 @@ def _evaluate(args: argparse.Namespace) -> tuple[int, Any]:
     recipe, model, pixels, epoch = load_run(folder, device)
     if args.data:
         build.is_own(args.data)
+    out = Path(args.out or folder)
+    require_writable(out)
     dataset = build.load(recipe, args.data_dir, args.data)
     test_set = build.prepare_test(recipe, dataset, pixels, device)
     loss = build.build_loss(recipe)
@@ -32,8 +35,6 @@ def _evaluate(args: argparse.Namespace) -> tuple[int, Any]:
     print(f"{folder}, weights of epoch {epoch}, on {dataset.name}: accuracy {accuracy:.2%}, loss {value:.4f}")
     report = metrics.report(matrix, dataset.classes)
     print(metrics.format_report(report))
-    out = Path(args.out or folder)
-    out.mkdir(parents=True, exist_ok=True)
     answers = dataset.test_images, dataset.test_labels, predicted, confidence, dataset.classes
     with defer_interrupt("interrupted: drawing the pictures"):
         plot.save(plot.predictions(*answers), out / "predictions.png")

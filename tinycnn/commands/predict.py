@@ -39,8 +39,11 @@ def _predict(args: argparse.Namespace) -> tuple[int, Any]:
     if args.many and not prepares:
         raise ValueError("--many cuts rows of digits: the network must be trained on digits, and --no-prepare is unset")
 
+    files = list(_list(args.files))
+    if args.show:
+        _check_picture(Path(args.show), files)
     labels, images, problems = [], [], []
-    for name in _list(args.files):
+    for name in files:
         try:
             if prepares:
                 found = _digits(_read(name, _pictures.read_grey), height, args.many)
@@ -76,11 +79,23 @@ def _predict(args: argparse.Namespace) -> tuple[int, Any]:
         ranking = ", ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in top)
         answer = f"no digit (most like: {ranking})" if none else ranking
         print(f"{label:<{longest}}  {answer}")
-        titles.append(f"{'none' if none else top[0]['class']}, {top[0]['probability']:.1%}")
+        first = f"{top[0]['class']}, {top[0]['probability']:.1%}"
+        titles.append(f"none ({first})" if none else first)
     if args.show:
         plot.save(plot.captioned(shown, [Path(label).name for label in labels], titles), args.show)
         print(f"what the network saw: {args.show}")
     return int(bool(problems)), {"predictions": rows, "errors": problems}
+
+
+def _check_picture(path: Path, files: list[str]) -> None:
+    """ValueError or OSError, before anything is computed, if the picture would replace one of the files, or cannot be
+    written."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--show must be a file name ending in .png, .svg or .pdf, got {str(path)!r}")
+    if any(name != STDIN and Path(name).resolve() == path.resolve() for name in files):
+        raise ValueError(f"--show must be another file than the pictures, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--show: there is no folder {path.parent}")
 
 
 def _list(files: list[str]) -> Iterator[str]:

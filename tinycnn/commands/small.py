@@ -95,7 +95,7 @@ def info(args: argparse.Namespace) -> int:
     rows = [(name, value) for name, value in hardware.environment().items() if name != "command"]
     rows += _gpu.status_rows(_gpu.probe(full=True))
     if args.json:
-        print(json.dumps(dict(rows)))
+        print(json.dumps({name or "hint": value for name, value in rows}))
         return 0
     for name, value in rows:
         print(f"{name:<14} {value}")

@@ -94,7 +94,7 @@ def _fit_and_finish(run: Any, epochs_before: int | None = None) -> tuple[int, An
             lr = run.recipe.training.get("lr")
             raise ResumeError(
                 f"{folder.path} cannot be extended to {epochs} epochs: the rates of lr = {lr!r} depend on the number "
-                f"of epochs, and {epochs_before} were planned; {error}"
+                f"of epochs, and those of {epochs_before} epochs were used; start a new run with --epochs {epochs}"
             ) from None
         raise
     except _common.Terminated:

@@ -62,8 +62,9 @@ def read(file: BinaryIO, shape: Shape, fit: str) -> Array:
 
 
 def read_grey(file: BinaryIO) -> Array:
-    """The picture in an open file, (H, W) uint8, on white; a large JPEG reduced.  Raises as `decode` does."""
-    with _upright(file, 1, 1500) as (image, _, _):
+    """The picture in an open file, (H, W) uint8, or (H, W, 2) with its transparency; a large JPEG reduced.  Raises as
+    `decode` does."""
+    with _upright(file, 2, 1500) as (image, _, _):
         return np.array(image)
 
 
@@ -71,6 +72,7 @@ def read_grey(file: BinaryIO) -> Array:
 def _upright(file: BinaryIO, channels: int, longest: int) -> Iterator[tuple[Image.Image, tuple[int, int], bool]]:
     """(image in mode L or RGB, its size before it was reduced, whether it was grey).
 
+    channels 1 for grey, 3 for RGB, both on white; 2 for grey, in mode LA if a part is transparent
     longest  the longer side that the caller needs: JPEG files may be decoded at twice that
     """
     # In memory: a file object would allocate the length that a damaged chunk claims, up to 4 GiB.
@@ -90,7 +92,7 @@ def _upright(file: BinaryIO, channels: int, longest: int) -> Iterator[tuple[Imag
     if image.format in ("JPEG", "MPO"):
         # A JPEG decoder can reduce by 2, 4 or 8: leave twice the size of the result, in any orientation.
         scale = 2 * longest / min(width, height)
-        image.draft("L" if channels == 1 else "RGB", (int(width * scale) + 1, int(height * scale) + 1))
+        image.draft("RGB" if channels == 3 else "L", (int(width * scale) + 1, int(height * scale) + 1))
     with _one_large_picture if image.width * image.height > _LARGE else nullcontext():
         image.load()
         orientation = _orientation(image)
@@ -110,14 +112,16 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
-    """`image` on white, in mode L or RGB."""
+    """`image` on white, in mode L or RGB; for 2 channels in mode L, or LA if a part is transparent."""
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         white = 65535 if image.mode != "F" else 1 if values.max() <= 1 else 255
         image = Image.fromarray(to_uint8(values, white))
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        if channels == 2:
+            return image.convert("RGBA").convert("LA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("L" if channels == 1 else "RGB")
+    return image.convert("RGB" if channels == 3 else "L")
 
 
 def to_uint8(values: Array, white: int) -> Array:

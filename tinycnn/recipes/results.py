@@ -7,7 +7,6 @@ results/<recipe>/trials.json
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tinycnn._check import short_repr
-from tinycnn._files import atomic_write, read_json
+from tinycnn._files import atomic_write, read_json, require_writable
 from tinycnn.recipes import RECIPES_DIR, Recipe
 
 Result: TypeAlias = dict[str, Any]  # of one seed
@@ -50,13 +49,7 @@ def result_path(root: str | Path, recipe: Recipe, seed: int) -> Path:
 
 def prepare_folder(root: str | Path, recipe: Recipe) -> None:
     """Create a recipe's folder under `root` and check that it is writable: OSError before any training."""
-    folder = result_path(root, recipe, 0).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(folder)) from None
+    require_writable(result_path(root, recipe, 0).parent)
 
 
 def save(root: str | Path, recipe: Recipe, result: Result) -> Path:
