@@ -162,9 +162,10 @@ class Saver:
         old, new = (rates[np.minimum(taken, len(rates) - 1)] for rates in (first, given))
         if not np.array_equal(old, new):
             step = int(np.flatnonzero(old != new)[0])
+            before, now = float(old[step]), float(new[step])
             self.file.refuse(
-                f"learning rate: {steps:,} steps were taken with another schedule (step {step + 1:,}: {float(old[step])!r} in "
-                f"the checkpoint, {float(new[step])!r} now)"
+                f"learning rate: {steps:,} steps were taken with another schedule (step {step + 1:,}: {before} in the "
+                f"checkpoint, {now} now)"
             )
         elif not np.array_equal(state["rates"], first):
             self.file.refuse("learning rate: a callback has changed the schedule that is given now")
