@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from random_nets import random_input, random_net, randomize
 
 import tinycnn
 from tinycnn import Residual, Sequential, layers, lecun98, models, recipes, saving
+from tinycnn.__main__ import main
 from tinycnn.dataset import Normalization
 from tinycnn.onnx import _export
 from tinycnn.recipes import build
@@ -77,7 +80,10 @@ def test_model(name):
 
 @pytest.mark.parametrize("name", recipes.builtin())
 def test_recipe(name):
-    check(randomize(build.build_model(recipes.builtin()[name], rng=0), np.random.default_rng(1)))
+    recipe = recipes.builtin()[name]
+    for choice in (0, -1) if recipe.space else (0,):
+        point = {name: values[choice] for name, values in recipe.space.items()}
+        check(randomize(build.build_model(recipe.substitute(point), rng=0), np.random.default_rng(1)))
 
 
 @pytest.mark.parametrize("first", range(0, 200, 20))
@@ -114,7 +120,13 @@ def test_pixels(mean):
 
 @pytest.mark.parametrize(
     ("kind", "head"),
-    [(None, []), (None, [layers.Softmax]), ("logits", []), ("log_probabilities", [layers.LogSoftmax]), ("label_logits", [])],
+    [
+        (None, []),
+        (None, [layers.Softmax]),
+        ("logits", []),
+        ("log_probabilities", [layers.LogSoftmax]),
+        ("label_logits", []),
+    ],
 )
 def test_probabilities(kind, head):
     model = Sequential(layers.Linear(5, 4), *(layer() for layer in head), input_shape=(5,), rng=0).eval()
@@ -166,7 +178,12 @@ def test_refusals(tmp_path):
         assert not path.exists()
 
     nested = Residual(layers.Tanh(), Doubled(3, 3))
-    refused(TypeError, r"layer 1.layers.1, Doubled\(3, 3\), cannot be exported.*test_onnx_export.Doubled", layers.Tanh(), nested)
+    refused(
+        TypeError,
+        r"layer 1.layers.1, Doubled\(3, 3\), cannot be exported.*test_onnx_export.Doubled",
+        layers.Tanh(),
+        nested,
+    )
     replaced = layers.Tanh()
     replaced.forward = lambda y, x: None
     refused(TypeError, r"layer 0, Tanh\(\), cannot be exported", replaced)
@@ -174,10 +191,39 @@ def test_refusals(tmp_path):
     refused(ValueError, "opset must be in 13 ... .*, got 12", layers.Tanh(), opset=12)
     refused(ValueError, "opset must be in .*, got 99", layers.Tanh(), opset=99)
     refused(ValueError, "uint8_input must be False for a model that was not trained", layers.Tanh(), uint8_input=True)
-    refused(
-        ValueError, "needs a model of classes", layers.AvgPool2d(2), shape=(1, 4, 4), probabilities=True
-    )
+    refused(ValueError, "needs a model of classes", layers.AvgPool2d(2), shape=(1, 4, 4), probabilities=True)
     with pytest.raises(TypeError, match="model must be a Sequential"):
         tinycnn.onnx.export(layers.Tanh())
     with pytest.raises(FileNotFoundError, match="the folder does not exist"):
         tinycnn.onnx.export(Sequential(layers.Tanh(), input_shape=(3,)), tmp_path / "no" / "model.onnx")
+
+
+def test_command(tmp_path, monkeypatch, capsys, small_digits):
+    """`tinycnn export RUN FILE.onnx` takes the run's pixels as they are."""
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(
+            ["train", "--data", "synthetic", "--epochs", "1", "--set", "data.train=100", "--set", "data.validation=50"]
+        )
+        == 0
+    )
+    folder = next(Path("runs").glob("*/*/"))
+    capsys.readouterr()
+    assert main(["export", str(folder), "model.onnx", "--opset", "21"]) == 0
+    line = "model.onnx: an ONNX graph of uint8 pixels (N, 1, 28, 28), the weights of epoch 1\n"
+    assert capsys.readouterr().out == line
+    proto, model = onnx.load("model.onnx"), tinycnn.load(folder / "model.safetensors")
+    assert proto.opset_import[0].version == 21
+    images = small_digits.test_images[:3, None]
+    np.testing.assert_allclose(run(proto, images), model.outputs(images), rtol=0, atol=1e-5)
+    for arguments, message in (
+        (["model.pt"], "FILE must be a file name ending in .onnx or .safetensors, got 'model.pt'"),
+        (["w.safetensors", "--opset", "17"], "--opset needs a FILE ending in .onnx, got 'w.safetensors'"),
+        (["other.onnx", "--opset", "5"], "opset must be in 13 ... "),
+    ):
+        assert main(["export", str(folder), *arguments]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not Path("other.onnx").exists()
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main(["export", str(folder), "model.onnx"]) == 1
+    assert capsys.readouterr().err == 'error: tinycnn.onnx needs onnx: pip install "tinycnn[onnx]"\n'

@@ -142,7 +142,7 @@ class Graph:
         self.arrays[key] = np.ascontiguousarray(array.reshape(array.shape if shape is None else shape), np.float32)
         return key
 
-    def parameters(self, *names: str) -> list[str]:
+    def parameters(self, *names: str) -> list[Any]:
         """Those of the layer's arrays that it has."""
         return [self.parameter(name) for name in names if f"{self.prefix}.{name}" in self.state]
 
@@ -263,8 +263,14 @@ def _pads(layer: layers.AvgPool2d | layers.MaxPool2d, shape: Shape) -> list[int]
 
 
 def max_pool2d(graph: Graph, layer: layers.MaxPool2d, x: str, shape: Shape) -> str:
-    window, pads = {"kernel_shape": layer.kernel_size, "strides": layer.stride}, _pads(layer, shape)
-    return graph.add("MaxPool", x, **window, pads=pads, dilations=layer.dilation)
+    pads = _pads(layer, shape)
+    if any(
+        pad >= size for pad, size in zip(pads, layer.kernel_size * 2, strict=True)
+    ):  # onnxruntime takes no such pads
+        top, left, bottom, right = pads
+        x, pads = graph.add("Pad", x, [0, 0, top, left, 0, 0, bottom, right], -math.inf), [0] * 4
+    window = {"kernel_shape": layer.kernel_size, "strides": layer.stride, "pads": pads, "dilations": layer.dilation}
+    return graph.add("MaxPool", x, **window)
 
 
 def avg_pool2d(graph: Graph, layer: layers.AvgPool2d, x: str, shape: Shape) -> str:
@@ -374,11 +380,11 @@ def group_norm(graph: Graph, layer: layers.GroupNorm, x: str, shape: Shape) -> s
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
-def _plain(op: str, *attributes: str, **options: Any) -> Writer:
-    """The writer of an operator without arrays.   attributes: of the layer, in ONNX "alpha"   options: of the node"""
+def _plain(op: str, alpha: str = "", **options: Any) -> Writer:
+    """The writer of an operator without arrays.   alpha: the layer's attribute of that meaning   options: attributes"""
 
     def write(graph: Graph, layer: Layer, x: str, shape: Shape) -> str:
-        return graph.add(op, x, **options, **{"alpha": float(getattr(layer, name)) for name in attributes})
+        return graph.add(op, x, **options, **({"alpha": float(getattr(layer, alpha))} if alpha else {}))
 
     return write
 
