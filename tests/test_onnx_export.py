@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from random_nets import random_input, random_net, randomize
 
 import tinycnn
 from tinycnn import Residual, Sequential, layers, lecun98, models, recipes, saving
-from tinycnn.__main__ import main
 from tinycnn.dataset import Normalization
 from tinycnn.onnx import _export
 from tinycnn.recipes import build
@@ -196,34 +193,3 @@ def test_refusals(tmp_path):
         tinycnn.onnx.export(layers.Tanh())
     with pytest.raises(FileNotFoundError, match="the folder does not exist"):
         tinycnn.onnx.export(Sequential(layers.Tanh(), input_shape=(3,)), tmp_path / "no" / "model.onnx")
-
-
-def test_command(tmp_path, monkeypatch, capsys, small_digits):
-    """`tinycnn export RUN FILE.onnx` takes the run's pixels as they are."""
-    monkeypatch.chdir(tmp_path)
-    assert (
-        main(
-            ["train", "--data", "synthetic", "--epochs", "1", "--set", "data.train=100", "--set", "data.validation=50"]
-        )
-        == 0
-    )
-    folder = next(Path("runs").glob("*/*/"))
-    capsys.readouterr()
-    assert main(["export", str(folder), "model.onnx", "--opset", "21"]) == 0
-    line = "model.onnx: an ONNX graph of uint8 pixels (N, 1, 28, 28), the weights of epoch 1\n"
-    assert capsys.readouterr().out == line
-    proto, model = onnx.load("model.onnx"), tinycnn.load(folder / "model.safetensors")
-    assert proto.opset_import[0].version == 21
-    images = small_digits.test_images[:3, None]
-    np.testing.assert_allclose(run(proto, images), model.outputs(images), rtol=0, atol=1e-5)
-    for arguments, message in (
-        (["model.pt"], "FILE must be a file name ending in .onnx or .safetensors, got 'model.pt'"),
-        (["w.safetensors", "--opset", "17"], "--opset needs a FILE ending in .onnx, got 'w.safetensors'"),
-        (["other.onnx", "--opset", "5"], "opset must be in 13 ... "),
-    ):
-        assert main(["export", str(folder), *arguments]) == 1
-        assert capsys.readouterr().err.startswith(f"error: {message}")
-    assert not Path("other.onnx").exists()
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    assert main(["export", str(folder), "model.onnx"]) == 1
-    assert capsys.readouterr().err == 'error: tinycnn.onnx needs onnx: pip install "tinycnn[onnx]"\n'
