@@ -162,6 +162,14 @@ def test_slice_of_a_model():
     check(Sequential(Residual(layers.Dropout(), projection=[layers.Tanh()]), layers.Dropout(), input_shape=(4,)))
 
 
+def test_zeros_around_a_max_pooling():
+    """A border of zeros, which onnxruntime before 1.32 takes for the pooling's own."""
+    chain = layers.ZeroPad2d(1), layers.Dropout2d(), layers.MaxPool2d(2)
+    proto = check(Sequential(*chain, input_shape=(1, 4, 4)))
+    (border,) = (a for a in proto.graph.initializer if a.name == proto.graph.node[0].input[2])
+    assert 0 < onnx.numpy_helper.to_array(border) < 1e-37
+
+
 class Doubled(layers.Linear):
     def forward(self, y, x):
         y[...] = 2 * x

@@ -42,7 +42,7 @@ def _modules() -> Any:
     try:
         from tinycnn import _torch_modules
     except ImportError as error:
-        if error.name not in (None, "torch"):
+        if error.name != "torch":
             raise
         raise ImportError('tinycnn.torch needs torch: pip install "tinycnn[torch]"') from None
     return _torch_modules

@@ -126,11 +126,12 @@ class Graph:
         while output in self._outputs:
             output += "_"
         self._outputs.add(output)
-        names = [i if isinstance(i, str) else self._constant(f"{output}.{n}", i) for n, i in enumerate(inputs)]
+        names = [i if isinstance(i, str) else self.constant(f"{output}.{n}", i) for n, i in enumerate(inputs)]
         self.nodes.append((op, names, output, attributes))
         return output
 
-    def _constant(self, name: str, values: ArrayLike) -> str:
+    def constant(self, name: str, values: ArrayLike) -> str:
+        """An initializer that is no parameter."""
         array = np.asarray(values)
         self.arrays[name] = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
         return name
@@ -263,6 +264,9 @@ def _pads(layer: layers.AvgPool2d | layers.MaxPool2d, shape: Shape) -> list[int]
 
 
 def max_pool2d(graph: Graph, layer: layers.MaxPool2d, x: str, shape: Shape) -> str:
+    if graph.nodes and graph.nodes[-1][0] == "Pad" and graph.nodes[-1][2] == x:
+        # onnxruntime before 1.32 makes a border of zeros part of the pooling, which pads with -inf; it leaves others.
+        graph.nodes[-1][1].append(graph.constant(f"{x}.2", np.finfo(np.float32).tiny))
     pads = _pads(layer, shape)
     if any(
         pad >= size for pad, size in zip(pads, layer.kernel_size * 2, strict=True)
@@ -363,8 +367,9 @@ def layer_norm(graph: Graph, layer: layers.LayerNorm, x: str, shape: Shape) -> s
     axes = range(-len(layer.normalized_shape), 0)
     if graph.opset < 17:
         return graph.scale_and_shift(_standardized(graph, x, axes, layer.eps), layer.normalized_shape)
-    affine = graph.parameters("weight", "bias") or [np.ones(layer.normalized_shape)]
-    return graph.add("LayerNormalization", x, *affine, axis=axes[0], epsilon=layer.eps)
+    weight = graph.parameters("weight") or [np.ones(layer.normalized_shape)]
+    bias = graph.parameters("bias") or [np.zeros(layer.normalized_shape)]  # onnxruntime 1.17 crashes without one
+    return graph.add("LayerNormalization", x, *weight, *bias, axis=axes[0], epsilon=layer.eps)
 
 
 def group_norm(graph: Graph, layer: layers.GroupNorm, x: str, shape: Shape) -> str:
