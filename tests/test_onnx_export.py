@@ -162,6 +162,19 @@ def test_slice_of_a_model():
     check(Sequential(Residual(layers.Dropout(), projection=[layers.Tanh()]), layers.Dropout(), input_shape=(4,)))
 
 
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("divisor", [None, 4])
+def test_windows_beyond_the_padding(include, divisor):
+    """The last windows of ceil_mode count the pixels of the padding only."""
+    layer = layers.AvgPool2d(
+        (3, 2), (2, 3), (1, 0), ceil_mode=True, count_include_pad=include, divisor_override=divisor
+    )
+    model = Sequential(layer, input_shape=(1, 6, 7))
+    check(model)
+    x = np.ones((1, 1, 6, 7), np.float32)
+    np.testing.assert_allclose(run(tinycnn.onnx.export(model), x), model.outputs(x), rtol=1e-6)
+
+
 def test_zeros_around_a_max_pooling():
     """A border of zeros, which onnxruntime before 1.32 takes for the pooling's own."""
     chain = layers.ZeroPad2d(1), layers.Dropout2d(), layers.MaxPool2d(2)
