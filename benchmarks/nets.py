@@ -73,9 +73,9 @@ class Torch:
     def __init__(self, net, threads):
         import torch
 
-        from benchmarks import _torch_module
+        from tinycnn.torch import to_module
 
-        self.as_module = _torch_module.as_module
+        self.as_module = to_module
         torch.set_num_threads(threads)
         self.torch, self.net = torch, net
 

@@ -313,9 +313,34 @@ def test_export(trained, home, capsys):
     model = tinycnn.load(trained / "model.safetensors")
     assert {name: a.tobytes() for name, a in arrays.items()} == {n: a.tobytes() for n, a in model.state_dict().items()}
     capsys.readouterr()
-    for file, words in [("weights.pt", "ending in .safetensors"), ("no/w.safetensors", "the folder does not exist")]:
+    for file, words in [
+        ("weights.pt", "ending in .onnx or .safetensors"),
+        ("no/w.safetensors", "the folder does not exist"),
+    ]:
         assert main(["export", str(trained), file]) == 1
         assert words in capsys.readouterr().err
+
+
+def test_export_of_onnx(trained, home, capsys, digits, monkeypatch):
+    """The graph takes pixels as they are."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    assert main(["export", str(trained), "model.onnx", "--opset", "21"]) == 0
+    assert "model.onnx: an ONNX graph of uint8 pixels (N, 1, 28, 28), the weights of epoch" in capsys.readouterr().out
+    assert onnx.load("model.onnx").opset_import[0].version == 21
+    images = digits.test_images[:3, None]
+    (got,) = onnxruntime.InferenceSession("model.onnx").run(None, {"input": images})
+    model = tinycnn.load(trained / "model.safetensors")
+    np.testing.assert_allclose(got, model.outputs(images), rtol=0, atol=1e-5)
+    for arguments, message in (
+        (["w.safetensors", "--opset", "17"], "--opset needs a FILE ending in .onnx, got 'w.safetensors'"),
+        (["other.onnx", "--opset", "5"], "opset must be in 13 ... "),
+    ):
+        assert main(["export", str(trained), *arguments]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main(["export", str(trained), "other.onnx"]) == 1
+    assert capsys.readouterr().err == 'error: tinycnn.onnx needs onnx: pip install "tinycnn[onnx]"\n'
+    assert not Path("other.onnx").exists()
 
 
 def test_curves_of_several_runs(trained, home, capsys):

@@ -18,11 +18,13 @@ from . import (
     losses as losses,
     metrics as metrics,
     models as models,
+    onnx as onnx,
     optim as optim,
     plot as plot,
     resume as resume,
     runs as runs,
     schedules as schedules,
+    torch as torch,
     train as train,
 )
 from ._gradcheck import gradcheck as gradcheck, gradcheck_model as gradcheck_model

@@ -25,12 +25,20 @@ def predict_proba(model: "Sequential", x: Any, batch_size: int) -> Array:
     """`Sequential.predict_proba`."""
     from tinycnn import functional  # loads the kernels
 
-    outputs, kind = model.outputs(x, batch_size), model.output_kind
-    if kind not in (None, "logits", "log_probabilities", "label_logits") or outputs.ndim != 2:
-        what = "no vectors" if outputs.ndim != 2 else kind
+    outputs = model.outputs(x, batch_size)
+    function = probability_function(model, outputs.ndim)
+    if function is None:
+        return outputs
+    return functional.sigmoid(outputs) if function == "sigmoid" else functional.softmax(outputs, 1)
+
+
+def probability_function(model: "Sequential", ndim: int) -> str | None:
+    """The function, "softmax" or "sigmoid", of which the values for outputs of `ndim` axes are probabilities; None if
+    the outputs are probabilities.  ValueError if they are neither."""
+    kind = model.output_kind
+    if kind not in (None, "logits", "log_probabilities", "label_logits") or ndim != 2:
+        what = "no vectors" if ndim != 2 else kind
         raise ValueError(f"predict_proba needs a model of classes or labels; the outputs of this one are {what}")
     if kind is None and isinstance(model.layers[-1], Softmax):
-        return outputs
-    if kind == "label_logits":
-        return functional.sigmoid(outputs)
-    return functional.softmax(outputs, 1)  # of log-probabilities, the probabilities
+        return None
+    return "sigmoid" if kind == "label_logits" else "softmax"  # of log-probabilities, the probabilities

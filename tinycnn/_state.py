@@ -1,17 +1,17 @@
 """The parameters and buffers of a model: flat vectors, the layers' views into them, and the state_dict."""
 
 import math
-from collections.abc import Mapping
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tinycnn import _check, devices
+from tinycnn import _check, checkpoint, devices
 from tinycnn._tracked import ChangeCounter
 from tinycnn._typing import Backend, DeviceArray, DType, Shape, State, Views
 from tinycnn.containers import NamedLayer
 from tinycnn.dataset import Normalization
-from tinycnn.layers import Layer
+from tinycnn.layers import ConvTranspose2d, Layer
 
 if TYPE_CHECKING:
     from tinycnn.model import Sequential
@@ -88,24 +88,45 @@ def state_dict(model: "Sequential") -> State:
     return state if model.normalization is None else state | model.normalization.state_dict()
 
 
-def load_state_dict(model: "Sequential", state: Mapping[str, Any], strict: bool) -> tuple[list[str], list[str]]:
+def load_state_dict(model: "Sequential", source: Any, strict: bool) -> tuple[list[str], list[str]]:
     """`Sequential.load_state_dict`."""
-    _check.mapping("state", state, "checkpoint.load reads one from a file")
+    is_file = isinstance(source, (str, os.PathLike))
+    state, label = (checkpoint.load(source)[0], os.fspath(source)) if is_file else (source, "state")
+    _check.mapping("state", state, "or the path of a file of them")
     arrays, (state, normalization) = saved_arrays(model), Normalization.split_state(state)
     missing, unexpected = [n for n in arrays if n not in state], [n for n in state if n not in arrays]
     if strict and (missing or unexpected):
-        raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
-    host = {name: devices.as_host(name, state[name], model.device)[0] for name in arrays if name in state}
+        raise KeyError(f"{label} does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
+    host = {name: _as_host(name, state[name], model.device) for name in arrays if name in state}
     values = {name: _check.cast(name, value, arrays[name].dtype) for name, value in host.items()}
     values = {n: v.reshape(1) if n.endswith(COUNTER) and v.size == 1 else v for n, v in values.items()}
+    layers = dict(model.named_layers())
     mismatches = [
         f"{name}: expected {arrays[name].shape}, got {value.shape}"
+        + _layout(layers[name.rpartition(".")[0]], arrays[name].shape, value.shape)
         for name, value in values.items()
         if value.shape != arrays[name].shape
     ]
     if mismatches:
-        raise ValueError("state does not fit the model: " + "; ".join(mismatches))
+        raise ValueError(f"{label} does not fit the model: " + "; ".join(mismatches))
     for name, value in values.items():
         model.ops.copy_to(arrays[name], value)
     model.normalization = normalization or model.normalization
     return missing, unexpected
+
+
+def _as_host(name: str, value: Any, device: str) -> Any:
+    """An entry of a state_dict in host memory; torch's tensors may be on any device."""
+    if callable(getattr(value, "element_size", None)) and callable(getattr(value, "cpu", None)):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() and value.element_size() < 4 else value  # bfloat16
+    return devices.as_host(name, value, device)[0]
+
+
+def _layout(layer: Layer, expected: Shape, got: Shape) -> str:
+    """What to say of a weight that has TensorFlow's layout."""
+    found = ": this looks like TensorFlow's layout {}; transpose it with numpy.transpose(weight, {})"
+    if len(got) == 4 and tuple(got[axis] for axis in (3, 2, 0, 1)) == expected:
+        channels = "out, in" if isinstance(layer, ConvTranspose2d) else "in, out"
+        return found.format(f"(height, width, {channels})", (3, 2, 0, 1))
+    return found.format("(in, out)", (1, 0)) if len(got) == 2 and got[::-1] == expected else ""

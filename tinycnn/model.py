@@ -412,8 +412,13 @@ class Sequential:
         """
         return _state.state_dict(self)
 
-    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
-        """Set parameters and buffers from `state`.  Returns the names (missing, unexpected).
+    def load_state_dict(
+        self, state: Mapping[str, Any] | str | os.PathLike[str], strict: bool = True
+    ) -> tuple[list[str], list[str]]:
+        """Set parameters and buffers.  Returns the names (missing, unexpected).
+
+        state  arrays by name, such as a `state_dict` of this library or of torch, whose tensors may be of any floating
+               type and on any device; or a file of them, `*.safetensors` or `*.npz`, read as by `checkpoint.load`
 
         Nothing is changed if a shape is wrong (ValueError lists all) or, with `strict`, keys are missing or unexpected
         (KeyError lists both).

@@ -10,16 +10,13 @@ import numpy as np
 import torch
 import torch_runs
 
-from benchmarks._torch_module import as_module
+from tinycnn.torch import to_module
 
 
 def losses(run):
     """The loss before each of the steps."""
     model, x, target, orders = run.model(np.float64), *run.data(), run.orders()
-    module = as_module(model)
-    for name, layer in model.leaves:
-        for parameter in module.get_submodule(name).parameters():
-            parameter.requires_grad_(layer.requires_grad)
+    module = to_module(model)
     criterion = getattr(torch.nn, run.loss)(**{name: as_tensor(value) for name, value in run.loss_options.items()})
     optimizer = make_optimizer(module, run)
     inputs, targets, found = torch.from_numpy(x), torch.from_numpy(target), []

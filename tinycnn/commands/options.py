@@ -111,7 +111,9 @@ def add_plot_options(parser: argparse.ArgumentParser) -> None:
 def add_export_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `export`."""
     parser.add_argument("run", metavar="RUN", help="a run folder")
-    parser.add_argument("file", metavar="FILE", help="*.safetensors: weights with torch's names, and the normalization")
+    parser.add_argument("file", metavar="FILE", help="*.onnx: a graph that takes pixels as the run's images had them "
+        "(needs onnx), or *.safetensors: weights with torch's names, and the normalization")  # fmt: skip
+    parser.add_argument("--opset", type=positive_int, help="version of ONNX's operators, 13 or later (default: 17)")
 
 
 def add_reproduce_options(parser: argparse.ArgumentParser) -> None:
@@ -197,7 +199,7 @@ COMMANDS = {  # name -> (its options, the module of tinycnn.commands and its fun
     "evaluate": (add_evaluate_options, "evaluate", "main", "evaluate the model of a run on a test set"),
     "predict": (add_predict_options, "predict", "main", "say what is in pictures: scans, photos, folders of them"),
     "plot": (add_plot_options, "small", "plot", "draw the learning curves of several runs, or other pictures"),
-    "export": (add_export_options, "small", "export", "write the weights of a run to a file"),
+    "export": (add_export_options, "small", "export", "write the network of a run as ONNX, or its weights"),
     "recipes": (
         add_recipes_options,
         "reproduce",

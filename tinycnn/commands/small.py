@@ -43,13 +43,28 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the state_dict of a run's model; returns the exit code."""
+    """Write a run's model as an ONNX graph, or its state_dict; returns the exit code."""
 
     def command() -> int:
-        from tinycnn import checkpoint
+        from tinycnn import checkpoint, onnx
         from tinycnn.recipes.saved import load_run
 
+        suffix = Path(args.file).suffix
+        if suffix not in (".onnx", ".safetensors"):
+            raise ValueError(f"FILE must be a file name ending in .onnx or .safetensors, got {args.file!r}")
+        if args.opset is not None and suffix != ".onnx":
+            raise ValueError(f"--opset needs a FILE ending in .onnx, got {args.file!r}")
         _, model, _, epoch = load_run(Path(args.run), "cpu")
+        if suffix == ".onnx":
+            pixels = model.normalization is not None and model.normalization.unit == 255
+            try:
+                onnx.export(model, args.file, opset=args.opset or 17, uint8_input=pixels)
+            except ImportError as error:
+                raise ValueError(str(error)) from None
+            kind = "uint8 pixels" if pixels else "scaled input"
+            shape = ", ".join(map(str, model.input_shape))
+            print(f"{args.file}: an ONNX graph of {kind} (N, {shape}), the weights of epoch {epoch}")
+            return 0
         arrays = model.state_dict()
         checkpoint.save(args.file, arrays, {"epoch": epoch})
         print(f"{args.file}: {len(arrays)} arrays, the weights of epoch {epoch}")
