@@ -1,0 +1,3 @@
+"""ONNX: `load` reads a graph as a model.  Needs `pip install "tinycnn[onnx]"`."""
+
+from tinycnn.onnx._load import load as load
