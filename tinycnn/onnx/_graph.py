@@ -128,10 +128,10 @@ def constant(name: str, value: Any) -> Array:
 class Graph:
     """What of a file is needed for its output.
 
-    source      the file's name, for messages
-    nodes       in the order of the file
-    constants   initializers by name
-    input       (name, name of its type, sizes with None for those that are not known)
+    source           the file's name, for messages
+    nodes            in the order of the file
+    constants        initializers by name
+    inputs, outputs  names; initializers are no inputs
     """
 
     def __init__(self, source: Any) -> None:
@@ -148,23 +148,17 @@ class Graph:
         if graph.sparse_initializer:
             raise self.error("sparse initializers are not known")
         self.nodes = [Node(node, number) for number, node in enumerate(graph.node)]
-        if len(graph.output) != 1:
-            names = _check.short_repr([output.name for output in graph.output[:5]])
-            raise self.error(f"expected one output, got {len(graph.output)}: {names}")
-        self.output = graph.output[0].name
+        self.outputs = [entry.name for entry in graph.output]
         self._prune()
-        needed = {name for node in self.nodes for name in node.inputs} | {self.output}
+        needed = {name for node in self.nodes for name in node.inputs} | {*self.outputs}
         self.constants: dict[str, Array] = {}
         for tensor in graph.initializer:
             if tensor.name in needed:
                 self.constants[tensor.name] = self.array(tensor, f"initializer {_check.short_repr(tensor.name, 80)}")
         self.budget = Budget(16 * (size + self.external_bytes) + (1 << 26))
         initializers = {tensor.name for tensor in graph.initializer}
-        inputs = [entry for entry in graph.input if entry.name not in initializers]
-        if len(inputs) != 1:
-            names = _check.short_repr([entry.name for entry in inputs[:5]])
-            raise self.error(f"expected one input that is no initializer, got {len(inputs)}: {names}")
-        self.input = self._declared(inputs[0])
+        self._declared = [entry for entry in graph.input if entry.name not in initializers]
+        self.inputs = [entry.name for entry in self._declared]
 
     def error(self, reason: str) -> OnnxError:
         """An `OnnxError` that names the file."""
@@ -213,7 +207,7 @@ class Graph:
                     raise self.error(f"two nodes have an output {_check.short_repr(name, 80)}")
                 producers[name] = node
         needed: set[int] = set()
-        names = [self.output]
+        names = list(self.outputs)
         while names:
             producer = producers.get(names.pop())
             if producer is not None and id(producer) not in needed:
@@ -221,7 +215,13 @@ class Graph:
                 names += producer.inputs
         self.nodes = [node for node in self.nodes if id(node) in needed]
 
-    def _declared(self, entry: Any) -> tuple[str, str, list[int | None]]:
+    def only(self) -> tuple[str, str, list[int | None], str]:
+        """Of a graph with one input and one output: (the input's name, its type, its sizes with None for those that are
+        not known, the output's name)."""
+        for what, names in (("output", self.outputs), ("input that is no initializer", self.inputs)):
+            if len(names) != 1:
+                raise self.error(f"expected one {what}, got {len(names)}: {_check.short_repr(names[:5])}")
+        entry = self._declared[0]
         name = _check.short_repr(entry.name, 80)
         if entry.type.WhichOneof("value") != "tensor_type":
             raise self.error(f"input {name} must be a tensor")
@@ -237,7 +237,7 @@ class Graph:
             sizes.append(size or None)
         if math.prod(size or 1 for size in sizes[1:]) > MAX_NUMBERS:
             raise self.error(f"input {name} must have at most {MAX_NUMBERS:,} numbers an image, got sizes {sizes[1:]}")
-        return entry.name, kind, sizes
+        return entry.name, kind, sizes, self.outputs[0]
 
     def type_name(self, code: int, what: str) -> str:
         """The name of a tensor's type, if it is one of real numbers."""

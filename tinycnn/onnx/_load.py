@@ -68,7 +68,7 @@ class Loader:
 
     def __init__(self, graph: Graph, input_shape: Shape | None) -> None:
         self.graph, self.opset = graph, graph.opset
-        name, kind, sizes = graph.input
+        name, kind, sizes, self.output = graph.only()
         self.integers = kind if kind in INTEGERS else None
         self.dtype = np.dtype(np.float64 if kind == "DOUBLE" else np.float32)
         self.build = Builder(graph.budget, self.dtype)
@@ -143,10 +143,9 @@ class Loader:
 
     def model(self, device: str) -> Sequential:
         """The net up to the graph's output."""
-        graph = self.graph
-        if not isinstance(self.values.get(graph.output), Value):
-            raise ValueError(f"the output {_check.short_repr(graph.output, 60)} does not depend on the input")
-        value = self.build.settle(self.values[graph.output])
+        if not isinstance(self.values.get(self.output), Value):
+            raise ValueError(f"the output {_check.short_repr(self.output, 60)} does not depend on the input")
+        value = self.settle(self.values[self.output])
         if value.order is not None:
             raise ValueError("the output is a vector of NHWC order, which no layer gives")
         if value.shape != value.permuted:
@@ -439,7 +438,7 @@ def layer_norm(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
 def max_pool(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
     value = loader.maps(inputs[0])
     size = value.base[1:]
-    w = _windows.window(node, size, kernel_shape(node))
+    w = _windows.window(node, size, _windows.kernel_shape(node))
     plan = _windows.pooling(w, size)
     if plan is not None:
         layer = layers.MaxPool2d(w.kernel, w.stride, plan.padding, w.dilation, plan.ceil_mode)
@@ -461,12 +460,6 @@ def is_positive(step: Step | None) -> bool:
     return step is not None and isinstance(step.layer, (layers.ReLU, layers.ReLU6, layers.Sigmoid))
 
 
-def kernel_shape(node: Node) -> tuple[int, int]:
-    if not node.has("kernel_shape"):
-        raise ValueError("it has no kernel_shape")
-    return _windows.pair(node, "kernel_shape", ())
-
-
 def cropped(loader: Loader, value: Value, crop: Any) -> Value:
     return value if crop is None else loader.layer(layers.ZeroPad2d(crop), value, view=False)
 
@@ -474,7 +467,7 @@ def cropped(loader: Loader, value: Value, crop: Any) -> Value:
 def average_pool(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
     value = loader.maps(inputs[0])
     size = value.base[1:]
-    w = _windows.window(node, size, kernel_shape(node))
+    w = _windows.window(node, size, _windows.kernel_shape(node))
     if w.dilation != (1, 1):
         raise ValueError(f"there is no average pooling with dilations, got {w.dilation}")
     ceil, include = bool(node.integer("ceil_mode", 0)), bool(node.integer("count_include_pad", 0))

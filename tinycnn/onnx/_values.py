@@ -1,7 +1,7 @@
 """What is known of a tensor of the graph that depends on its input: the layers that compute it, and how ONNX sees it.
 
-A `Step` is a layer, a sum, or the graph's input.  A `Value` is the output of a step seen with other axes (NHWC) or another
-shape, scaled or shifted: changes that need no layer until one reads the value.
+A `Step` is a layer, a sum, or the graph's input.  A `Value` is the output of a step seen with other axes (NHWC) or
+another shape, scaled or shifted: changes that need no layer until one reads the value.
 """
 
 import dataclasses

@@ -43,6 +43,13 @@ def pair(node: Node, name: str, default: Sequence[int]) -> Pixels:
     return values[0], values[1]
 
 
+def kernel_shape(node: Node) -> Pixels:
+    """The kernel of a pooling."""
+    if not node.has("kernel_shape"):
+        raise ValueError("it has no kernel_shape")
+    return pair(node, "kernel_shape", ())
+
+
 def window(node: Node, size: Sequence[int], kernel: Pixels) -> Window:
     """The window of a Conv or of a pooling over an image of (height, width) `size`."""
     stride, dilation = pair(node, "strides", (1, 1)), pair(node, "dilations", (1, 1))
