@@ -96,7 +96,7 @@ def report(results: list[Result]) -> str:
         "",
         f"`tinycnn.onnx` is a backend of ONNX. Of the {len(results)} node tests of onnx {onnx.__version__} in these "
         f"families {len(passed)} pass;",
-        "the others are left out, each with its reason. The arithmetic is that of `tinycnn.functional` and its kernels.",
+        "the others are left out, with the reason. The arithmetic is that of `tinycnn.functional` and its kernels.",
         "Tests named `..._expanded`, the same functions in primitive operators, are not counted.",
         "",
         "| family | pass | left out |",

@@ -306,15 +306,15 @@ def batch_norm(node: Node, inputs: Inputs, opset: int) -> Outputs:
 
 
 def group_norm(node: Node, inputs: Inputs, opset: int) -> Outputs:
-    x, *affine = inputs
+    x, weight, bias = inputs
     if node.op == "InstanceNormalization":
         groups = x.shape[1]
     else:
         groups = node.integer("num_groups", 0)
         if opset < 21:  # one number a group
-            affine = [np.repeat(v, x.shape[1] // groups) for v in affine]
+            weight, bias = (np.repeat(v, x.shape[1] // groups) for v in (weight, bias))
     flat = x.reshape(*x.shape[:2], 1, -1)
-    return [F.group_norm(flat, groups, *affine, node.number("epsilon", 1e-5)).reshape(x.shape)]
+    return [F.group_norm(flat, groups, weight, bias, node.number("epsilon", 1e-5)).reshape(x.shape)]
 
 
 def layer_norm(node: Node, inputs: Inputs, opset: int) -> Outputs:

@@ -28,6 +28,10 @@ def softplus(x: Array) -> Array:
     return value
 
 
+def _where(condition: Any, a: Any, b: Any) -> Array:
+    return np.asarray(np.where(condition != 0, a, b))
+
+
 FUNCTIONS: dict[str, Callable[..., Array]] = {
     "Abs": np.abs,
     "Erf": _erf,
@@ -39,7 +43,7 @@ FUNCTIONS: dict[str, Callable[..., Array]] = {
     "Log": np.log,
     "Reciprocal": lambda x: 1 / x,
     "Sqrt": np.sqrt,
-    "Where": lambda condition, a, b: np.where(condition != 0, a, b),
+    "Where": _where,
 }
 OPERATIONS: dict[str, Callable[[Array, Array], Array]] = {
     "Add": np.add,

@@ -136,7 +136,8 @@ class Graph:
 
     def __init__(self, source: Any) -> None:
         self.onnx = import_onnx()
-        self.source, self.folder = "the ONNX model", None
+        self.source = "the ONNX model"
+        self.folder: Path | None = None
         self.external_bytes = 0
         proto, size = self._read(source)
         self.metadata = {entry.key: entry.value for entry in proto.metadata_props}
@@ -261,7 +262,7 @@ class Graph:
         elif tensor.HasField("raw_data") and len(tensor.raw_data) != size:
             raise self.error(f"{what} of shape {shape} must have {size:,} bytes, got {len(tensor.raw_data):,}")
         try:
-            values = self.onnx.numpy_helper.to_array(tensor)
+            values: Array = self.onnx.numpy_helper.to_array(tensor)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise self.error(f"{what} of shape {shape}: {error}") from None
         if values.shape != tuple(shape):
@@ -316,9 +317,9 @@ def _exact(function: Callable[..., Any]) -> Callable[..., Array]:
     """Arithmetic of two arrays; integers without overflow, because `BATCH` is large."""
 
     def compute(a: Array, b: Array) -> Array:
+        result: Array
         if a.dtype.kind == b.dtype.kind == "f":
-            result: Array = np.asarray(function(a, b))
-            return result
+            return np.asarray(function(a, b))
         if "f" in (a.dtype.kind, b.dtype.kind):
             return np.asarray(function(a.astype(np.float64), b.astype(np.float64)))
         if a.size + b.size > 4096 and max(np.abs(a).max(initial=0), np.abs(b).max(initial=0)) < 2**31:
@@ -326,7 +327,8 @@ def _exact(function: Callable[..., Any]) -> Callable[..., Array]:
         exact = np.asarray(function(a.astype(object), b.astype(object)), object)
         if any(abs(int(v)) >= 2**62 for v in exact.reshape(-1)):
             raise ValueError("integers too large")
-        return exact.astype(np.int64)
+        result = np.asarray(exact, np.int64)
+        return result
 
     return compute
 
@@ -339,7 +341,7 @@ def _divide(a: Any, b: Any) -> Any:
     return np.asarray(np.abs(a) // np.abs(b) * np.sign(a * b), object)  # ONNX truncates
 
 
-ARITHMETIC = {
+ARITHMETIC: dict[str, Callable[[Array, Array], Array]] = {
     "Add": _exact(np.add),
     "Sub": _exact(np.subtract),
     "Mul": _exact(np.multiply),
@@ -349,7 +351,7 @@ ARITHMETIC = {
     "Pow": lambda a, b: np.power(a, b, dtype=np.result_type(a, np.float32)),
     "Equal": lambda a, b: (a == b).astype(np.int64),
 }
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[Any], Array]] = {
     "Neg": np.negative,
     "Abs": np.abs,
     "Sqrt": np.sqrt,
@@ -367,7 +369,7 @@ FOLDED = (
 def fold(graph: Graph, node: Node, inputs: Sequence[Array | None]) -> Array:
     """The output of a node whose inputs are constants."""
     with np.errstate(all="ignore"):
-        result = _fold(graph, node, inputs)
+        result = np.asarray(_fold(graph, node, inputs))
     if result.base is None or any(stride == 0 for stride in result.strides):
         graph.budget.take(result.nbytes)
     return result
@@ -397,11 +399,12 @@ def _fold(graph: Graph, node: Node, inputs: Sequence[Array | None]) -> Array:
     if op == "Cast":
         kind = graph.type_name(node.integer("to", 0), "its result")
         if kind == "BOOL":
-            return (first != 0).astype(np.int64)
+            return np.asarray(first != 0, np.int64)
         dtype = {"DOUBLE": np.float64, "FLOAT16": np.float16}.get(kind, np.float32) if kind in FLOATS else np.int64
         if first.dtype.kind == "f" and dtype == np.int64:
             first = np.trunc(first)
-        return first.astype(dtype).astype(np.float32) if kind == "FLOAT16" else first.astype(dtype, copy=False)
+        converted: Array = first.astype(dtype, copy=False)
+        return np.asarray(converted, np.float32) if kind == "FLOAT16" else converted
     if op == "Concat":
         graph.budget.take(sum(value.nbytes for value in given))
         return np.concatenate(given, axis_of(node.integer("axis", 1), first.ndim))
@@ -428,9 +431,9 @@ def _fold(graph: Graph, node: Node, inputs: Sequence[Array | None]) -> Array:
         perm = node.integers("perm")
         return first.transpose(perm if perm is not None else tuple(range(first.ndim))[::-1])
     if op == "ReduceProd":
-        axes = node.axes(inputs, opset, 18, first.ndim)
-        kept = bool(node.integer("keepdims", 1))
-        return np.asarray(np.multiply.reduce(first, axis=None if axes is None else tuple(axes), keepdims=kept))
+        axes, kept = node.axes(inputs, opset, 18, first.ndim), bool(node.integer("keepdims", 1))
+        product: Array = np.asarray(np.prod(first, axis=None if axes is None else tuple(axes), keepdims=kept))
+        return product
     if op == "Where":
         for other in rest:
             _budget_broadcast(graph, first, other)

@@ -82,7 +82,7 @@ class Loader:
         nhwc = len(given) == 3 and self._is_nhwc(name, given)
         if nhwc and input_shape is None:
             given = (given[2], given[0], given[1])
-        self.input = Step(None, (), given, name)
+        self.input = Step(None, (), given, f"the input {_check.short_repr(name, 60)}")
         self.normalized: tuple[Step, Array, Array] | None = None  # the scaled input, (1 / std, -mean / std)
         value = output_of(self.input)
         if nhwc:
@@ -182,7 +182,9 @@ class Loader:
             if "normalization" in metadata and model.normalization is None and self.integers is None:
                 entries = metadata_json(metadata["normalization"])
                 state = {f"normalization.{name}": np.asarray(value) for name, value in dict(entries).items()}
-                model.normalization = Normalization.split_state(state)[1]
+                rest, model.normalization = Normalization.split_state(state)
+                if rest or model.normalization is None:
+                    raise ValueError("normalization must have a mean, a std and a unit")
         except REFUSED as error:
             raise ValueError(f"its metadata is damaged: {_check.one_line(error)}") from None
 
@@ -196,11 +198,11 @@ class Loader:
         """A value that a layer can read as it is."""
         return self.build.settle(self.scaled_input(value))
 
-    def scaled_input(self, value: Input) -> Value:
+    def scaled_input(self, source: Input) -> Value:
         """The value; a scale of the graph's integer input becomes the model's normalization."""
-        if not isinstance(value, Value):
+        if not isinstance(source, Value):
             raise ValueError("its input is a constant")
-        value = self.build.resolve(value)
+        value = self.build.resolve(source)
         if value.step is self.input and self.integers is not None and value.scaled and (value.scale > 0).all():
             if self.normalized is None:
                 step = Step(None, (), self.input.shape, self.input.node)
@@ -344,7 +346,7 @@ def matmul(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
         maps = loader.settle(value)
         if weight.shape[0] != maps.base[0]:
             raise ValueError(f"a weight {weight.shape} does not fit an input of {maps.base[0]} channels")
-        layer = layers.Conv2d(*weight.shape, 1, bias=False)
+        layer = layers.Conv2d(weight.shape[0], weight.shape[1], 1, bias=False)
         new = loader.layer(loader.build.layer(layer, {"weight": weight.T[:, :, None, None]}), maps, view=False)
         return loader.build.transpose(new, (1, 2, 0))
     return linear(loader, value, weight.T, None)
@@ -487,7 +489,7 @@ def average_pool(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
 def global_pool(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
     value = loader.maps(inputs[0])
     average = node.op == "GlobalAveragePool"
-    layer = layers.AdaptiveAvgPool2d(1) if average else layers.MaxPool2d(value.base[1:])
+    layer = layers.AdaptiveAvgPool2d(1) if average else layers.MaxPool2d((value.base[1], value.base[2]))
     return loader.layer(layer, value, view=False)
 
 
@@ -499,7 +501,7 @@ def reduce_pixels(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
     reduced = {value.perm[axis - 1] for axis in axes or [] if axis} if value.shape == value.permuted else set()
     if len(value.base) != 3 or axes is None or len(set(axes)) != 2 or reduced != {1, 2}:
         raise ValueError(f"it must reduce height and width of maps (channels, height, width), got axes {axes}")
-    layer = layers.AdaptiveAvgPool2d(1) if node.op == "ReduceMean" else layers.MaxPool2d(value.base[1:])
+    layer = layers.AdaptiveAvgPool2d(1) if node.op == "ReduceMean" else layers.MaxPool2d((value.base[1], value.base[2]))
     step = loader.build.add(layer, value)
     shape = tuple(step.shape[axis] for axis in value.perm)
     if not node.integer("keepdims", 1):
@@ -512,43 +514,49 @@ def resize(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
     mode = node.text("mode", "nearest")
     if mode != "nearest":
         raise ValueError(f"mode must be nearest, got {_check.short_repr(mode, 40)}")
-    if node.op == "Upsample" or opset < 11:
-        scales = node.numbers("scales") if opset < 9 else constant("its scales", inputs[1]).reshape(-1).tolist()
-        sizes = None
-    else:
-        given = [None if v is None else constant("its sizes", v).reshape(-1).tolist() for v in inputs[2:4]]
-        scales, sizes = ([*given, None, None][n] or None for n in (0, 1))
-    rank = 1 + len(value.shape)
-    axes = [axis_of(axis, rank) for axis in node.integers("axes") or range(rank)]
-    if (scales is None) == (sizes is None) or len(scales or sizes or []) != len(axes):
-        raise ValueError(f"it must have scales or sizes of {len(axes)} axes")
     if node.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise ValueError("keep_aspect_ratio_policy must be stretch")
-    full, factors = [BATCH, *value.shape], [1.0] * rank
-    new = list(full)
-    for n, axis in enumerate(axes):
-        if sizes is not None:
-            new[axis] = loader.batch_size(int(sizes[n])) if axis == 0 else int(sizes[n])
-        elif not 0 < scales[n] < 2**20:  # type: ignore[index]
-            raise ValueError(f"scales must be positive, got {scales}")
-        else:
-            new[axis] = math.floor(full[axis] * scales[n]) if axis else full[0] * int(scales[n])  # type: ignore[index]
-        factors[axis] = new[axis] / full[axis] if sizes is not None else scales[n]  # type: ignore[index]
-    if value.shape != value.permuted or len(value.base) != 3:
+    if len(value.base) != 3 or value.shape != value.permuted:
         raise ValueError("its input must be maps (channels, height, width)")
-    channel = 1 + value.perm.index(0)
-    if new[0] != BATCH or new[channel] != full[channel]:
-        raise ValueError("it must change height and width only")
+    new, factors = resized(loader, node, inputs, value.shape)
     output = [0, 0, 0]
-    for axis in (0, 1, 2):
-        output[value.perm[axis]] = new[1 + axis]
-        if value.perm[axis]:
-            check_nearest(node, full[1 + axis], new[1 + axis], factors[1 + axis], opset)
+    for axis, old in enumerate(value.shape):
+        place = value.perm[axis]
+        output[place] = new[axis]
+        if place:
+            check_nearest(node, old, new[axis], factors[axis], opset)
+        elif new[axis] != old:
+            raise ValueError("it must change height and width only")
     size, base = (output[1], output[2]), value.base[1:]
-    whole = all(n % old == 0 for n, old in zip(size, base, strict=True))
+    whole = all(n % fewer == 0 for n, fewer in zip(size, base, strict=True))
     layer = layers.Upsample(scale_factor=(size[0] // base[0], size[1] // base[1])) if whole else layers.Upsample(size)
     step = loader.build.add(layer, value)
     return output_of(step).changed(perm=value.perm, shape=tuple(step.shape[axis] for axis in value.perm))
+
+
+def resized(loader: Loader, node: Node, inputs: Sequence[Input], shape: Shape) -> tuple[list[int], list[float]]:
+    """(sizes, scales) of the axes after the batch of a Resize or Upsample of images of `shape`."""
+    if node.op == "Upsample" or loader.opset < 11:
+        numbers = node.numbers("scales") if loader.opset < 9 else constant("its scales", inputs[1]).reshape(-1).tolist()
+        scales, sizes = numbers or [], []
+    else:
+        given = [[] if v is None else constant("its sizes", v).reshape(-1).tolist() for v in inputs[2:4]]
+        scales, sizes = ([*given, [], []][n] for n in (0, 1))
+    full = [BATCH, *shape]
+    axes = [axis_of(axis, len(full)) for axis in node.integers("axes") or range(len(full))]
+    if {len(scales), len(sizes)} != {0, len(axes)}:
+        raise ValueError(f"it must have scales or sizes of {len(axes)} axes")
+    new, factors = list(full), [1.0] * len(full)
+    for axis, number in zip(axes, scales or sizes, strict=True):
+        if axis == 0:
+            if (number != 1) if scales else loader.batch_size(int(number)) != BATCH:
+                raise ValueError("it must leave the batch axis alone")
+        elif not 0 < number < 2**20:
+            raise ValueError(f"scales and sizes must be positive, got {number}")
+        else:
+            new[axis] = math.floor(full[axis] * number) if scales else int(number)
+            factors[axis] = number if scales else new[axis] / full[axis]
+    return new[1:], factors[1:]
 
 
 def check_nearest(node: Node, size: int, output: int, scale: float, opset: int) -> None:
@@ -590,7 +598,7 @@ def pad(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
             raise ValueError("it must pad height and width only")
         if axis:
             sides[value.perm[axis - 1]] = start, end
-    step = loader.build.add(layers.ZeroPad2d((*sides[2], *sides[1])), value)  # type: ignore[arg-type]
+    step = loader.build.add(layers.ZeroPad2d((*sides[2], *sides[1])), value)
     shape = tuple(step.shape[axis] for axis in value.perm)
     return output_of(step).changed(perm=value.perm, shape=shape, scale=value.scale, shift=value.shift)
 
@@ -608,7 +616,7 @@ def activation(loader: Loader, layer: Layer, value: Input) -> Value:
         if not value.curves:
             raise
         curves = tuple((step, _formulas.values(layer, curve)) for step, curve in value.curves)
-        return value.changed(step=None, scale=ONE, shift=ZERO, curves=curves)
+        return value.changed(step=None, node=loader.build.node, scale=ONE, shift=ZERO, curves=curves)
     curves = tuple((step, _formulas.values(layer, curve)) for step, curve in settled.curves)
     return output_of(loader.build.add(layer, settled), settled, curves)
 
@@ -631,7 +639,7 @@ def aligned(node: Node, value: Value, array: Array, opset: int) -> Array:
     return array.reshape(*array.shape, *(1,) * end)
 
 
-def binary(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
+def binary(loader: Loader, node: Node, inputs: Sequence[Input]) -> Any:
     op = node.op
     if op in ("Sum", "Max", "Min") and len(inputs) != 2:
         if len(inputs) == 1:
@@ -698,7 +706,7 @@ def combine(loader: Loader, function: Callable[..., Array], inputs: Sequence[Inp
     if not curves or not all(first.same_view(other) for other in others):
         raise ValueError("it is no activation that is known, and no part of one: its inputs must depend, element by "
                          "element, on one tensor and on numbers")  # fmt: skip
-    return first.changed(step=None, scale=ONE, shift=ZERO, curves=tuple(curves))
+    return first.changed(step=None, node=loader.build.node, scale=ONE, shift=ZERO, curves=tuple(curves))
 
 
 def formula(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
@@ -708,7 +716,7 @@ def formula(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
     return combine(loader, _formulas.FUNCTIONS[node.op], inputs)
 
 
-def clip(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
+def clip(loader: Loader, node: Node, inputs: Sequence[Input]) -> Any:
     if loader.opset < 11:
         limits = [node.number("min", -3.4e38), node.number("max", 3.4e38)]
     else:
@@ -769,11 +777,11 @@ def dropout(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
-def identity(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
+def identity(loader: Loader, node: Node, inputs: Sequence[Input]) -> Any:
     return inputs[0]
 
 
-def cast(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
+def cast(loader: Loader, node: Node, inputs: Sequence[Input]) -> Any:
     value, kind = inputs[0], loader.graph.type_name(node.integer("to", 0), "its result")
     if kind in FLOATS or (value.step is loader.input and loader.integers == kind and not value.scaled):
         return value

@@ -65,6 +65,7 @@ class Value:
     shape         after reshaping
     order         of a vector: feature j is number order[j] of the step's output; None for j
     scale, shift  a number, or one a channel
+    node          whose output a formula is, for messages
     curves        pairs of a step and values on `_formulas.GRID`: the function of that step's output which this is
     """
 
@@ -76,6 +77,7 @@ class Value:
     scale: Any = ONE
     shift: Any = ZERO
     curves: tuple[tuple[Step, Array], ...] = ()
+    node: str = ""
     settled: "Value | None" = None
     vector: "Value | None" = None
 
@@ -148,7 +150,8 @@ class Builder:
         """The value with a step, and neither scale nor shift; ValueError if no layer can have them."""
         resolved = self.resolve(value)
         if resolved.scaled:
-            raise ValueError("its input is scaled or shifted, which no layer can include")
+            node = resolved.step.node if resolved.step else ""
+            raise ValueError(f"the output of {node} is scaled or shifted, which no layer can include")
         return resolved
 
     def resolve(self, value: Value) -> Value:
@@ -175,7 +178,9 @@ class Builder:
 
     def _folded(self, value: Value) -> Value:
         if value.step is None:
-            raise ValueError("its input is a formula of element-wise operators that is none of the activations known")
+            raise ValueError(
+                f"the output of node {value.node} is a formula of element-wise operators that is no activation known"
+            )
         layer = self.include(value.step, value.scale, value.shift)
         if layer is None:
             return value
@@ -212,8 +217,9 @@ class Builder:
             new = layers.LayerNorm(layer.normalized_shape, layer.eps)
             return self.layer(new, {"weight": weight * a, "bias": bias * a + b})
         if isinstance(layer, (layers.Tanh, layers.ScaledTanh)) and identity and scale.size == 1 and scale.item() != 0:
-            a, s = (layer.A, layer.S) if isinstance(layer, layers.ScaledTanh) else (1.0, 1.0)
-            return layers.ScaledTanh(a * scale.item(), s)
+            factor_in = layer.S if isinstance(layer, layers.ScaledTanh) else 1.0
+            factor_out = layer.A if isinstance(layer, layers.ScaledTanh) else 1.0
+            return layers.ScaledTanh(factor_out * scale.item(), factor_in)
         if isinstance(layer, layers.AvgPool2d):
             return self._scaled_pooling(layer, step, scale, shift)
         return None
@@ -271,7 +277,7 @@ class Builder:
             return self.as_vector(value)
         if value.perm != tuple(range(len(value.base))) or value.order is not None:
             raise ValueError("its input has axes in another order, NHWC for example, which the layer does not know")
-        flat = self.as_vector(value.changed(shape=(math.prod(value.base),), vector=None))
+        flat = self.as_vector(value.changed(shape=(math.prod(value.base),)))
         flat = self.settle(flat)
         return output_of(self.add(layers.Unflatten(1, value.shape), flat))
 
@@ -324,7 +330,7 @@ class Builder:
             return value, ordered
         if not reshaped:
             by_axis = by_axis.transpose(np.argsort(value.perm))
-        first = by_axis[(slice(None), *(slice(0, 1),) * (by_axis.ndim - 1))]
+        first = by_axis.reshape(len(by_axis), -1)[:, :1].reshape(-1, *(1,) * (by_axis.ndim - 1))
         if (by_axis != first).any():
             raise ValueError("a constant must be one number, or one a channel, got one a pixel")
         return value, np.broadcast_to(first.reshape(-1), value.base[:1]).copy()
