@@ -75,7 +75,7 @@ def test_backend_class():
 
 def model(*nodes):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 4, 4])
-    y = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
+    y = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, ["N", "M"])
     return helper.make_model(helper.make_graph(list(nodes), "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)])
 
 

@@ -428,8 +428,7 @@ def _fold(graph: Graph, node: Node, inputs: Sequence[Array | None]) -> Array:
         axis = axis if axis == first.ndim else axis_of(axis, first.ndim)
         return first.reshape(math.prod(first.shape[:axis]), -1)
     if op == "Transpose":
-        perm = node.integers("perm")
-        return first.transpose(perm if perm is not None else tuple(range(first.ndim))[::-1])
+        return np.transpose(first, node.integers("perm", range(first.ndim)[::-1]))
     if op == "ReduceProd":
         axes, kept = node.axes(inputs, opset, 18, first.ndim), bool(node.integer("keepdims", 1))
         product: Array = np.asarray(np.prod(first, axis=None if axes is None else tuple(axes), keepdims=kept))
@@ -437,7 +436,8 @@ def _fold(graph: Graph, node: Node, inputs: Sequence[Array | None]) -> Array:
     if op == "Where":
         for other in rest:
             _budget_broadcast(graph, first, other)
-        return np.where(first != 0, *rest)
+        chosen: Array = np.where(first != 0, rest[0], rest[1])
+        return chosen
     return _filled(graph, node, first, rest)
 
 
