@@ -850,3 +850,85 @@ def test_graphs_without_layers():
     g = G((4,))
     g("Identity", np.ones(3))
     refused(g, "does not depend on the input")
+
+
+# --- layers that are written as several operators ---------------------------------------------------------------------
+
+
+def standardized(g, x, axes, eps=1e-3):
+    centred = g("Sub", x, g("ReduceMean", x, axes=axes))
+    variance = g("ReduceMean", g("Pow", centred, np.float32(2)), axes=axes)
+    return g("Div", centred, g("Sqrt", g("Add", variance, np.float32(eps))))
+
+
+@pytest.mark.parametrize(("axes", "sizes"), [([-1], (6,)), ([2, 3], (5, 6)), ([-3, -2, -1], (4, 5, 6))])
+def test_layer_normalization_as_in_old_opsets(axes, sizes):
+    g = G((4, 5, 6), opset=13)
+    x = standardized(g, "x", axes)
+    x = g("Add", g("Mul", x, draw(*sizes)), draw(*sizes))
+    g("Conv", x, draw(2, 4, 1, 1))
+    model = check(g)
+    assert kinds(model) == ["LayerNorm", "Conv2d"]
+    assert (model.layers[0].normalized_shape, model.layers[0].eps) == (sizes, 1e-3)
+
+
+def test_layer_normalization_of_vectors_and_its_incomplete_forms():
+    g = G((2, 4, 4), opset=13)
+    x = g("Mul", g("Sigmoid", "x"), "x")
+    x = standardized(g, g("Flatten", x), [-1])
+    g("Gemm", g("Add", g("Mul", x, draw(32)), draw(32)), draw(32, 2))
+    assert kinds(check(g)) == ["SiLU", "Flatten", "LayerNorm", "Linear"]
+    g = G((8,), opset=13)
+    g("Relu", g("ReduceMean", "x", axes=[-1]))
+    refused(g, "(Relu)", "part of a layer normalisation")
+    g = G((8,), opset=13)
+    g("Div", g("Sub", "x", g("ReduceMean", "x", axes=[-1])), g("Sqrt", g("ReduceMean", "x", axes=[-1])))
+    refused(g, "(Sqrt)", "part of a layer normalisation")
+    g = G((8,), opset=13)
+    standardized(g, "x", [0])
+    refused(g, "(ReduceMean)", "height and width")
+
+
+def test_distances_from_centres():
+    for gaussian in (False, True):
+        g = G((2, 2, 3))
+        flat = g("Flatten", g("Relu", "x"))
+        x = g("ReduceSumSquare", g("Sub", g("Unsqueeze", flat, [1]), draw(4, 12)), axes=[2], keepdims=0)
+        if gaussian:
+            g("Exp", g("Mul", x, np.float32(-0.5)))
+        model = check(g)
+        assert kinds(model) == ["ReLU", "Flatten", "GaussianRBF" if gaussian else "EuclideanRBF"]
+    model.train()  # the centres are arrays of the model's own
+    model.layers[-1].weight[...] = 0
+
+
+def test_uneven_pooling_resizing_and_subsampling():
+    from tinycnn.onnx._patterns import means
+
+    g = G((2, 5, 7))
+    x = g("MatMul", g("MatMul", means(5, 3), "x"), means(7, 9).T)
+    x = g("Gather", g("Gather", x, np.arange(4) * 3 // 4, axis=2), np.arange(10) * 9 // 10, axis=3)
+    x = g("AveragePool", x, kernel_shape=[2, 5], strides=[2, 5])
+    x = g("Add", g("Mul", g("Mul", x, np.float32(10)), draw(2, 1, 1)), draw(2, 1, 1))
+    g("Relu", x)
+    model = check(g)
+    assert kinds(model) == ["AdaptiveAvgPool2d", "Upsample", "Subsample", "ReLU"]
+    assert model.layers[0].output_size == (3, 9)
+    assert model.layers[1].size == (4, 10)
+    g = G((2, 5, 7))
+    g("MatMul", draw(3, 5), "x")
+    refused(g, "(MatMul)", "means of an adaptive pooling")
+    g = G((2, 5, 7))
+    g("Gather", "x", np.arange(3), axis=2)
+    refused(g, "(Gather)", "pixel i*H // OH")
+
+
+def test_border_of_the_lowest_number_before_a_max_pooling():
+    g = G((2, 6, 7))
+    x = g("Pad", "x", [0, 0, 1, 0, 0, 0, 1, 1], np.float32(-np.inf))
+    g("MaxPool", x, kernel_shape=[3, 2], strides=[2, 2])
+    assert kinds(check(g)) == ["MaxPool2d"]
+    g = G((2, 6, 7))
+    x = g("Pad", "x", [0, 0, 1, 0, 0, 0, 1, 1], np.float32(-np.inf))
+    g("Conv", x, draw(2, 2, 1, 1))
+    refused(g, "(Conv)", "part of")

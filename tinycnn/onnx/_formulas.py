@@ -1,7 +1,7 @@
 """Which activation a formula of element-wise operators is: from its values on a grid of numbers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def values(layer: Layer, x: Array) -> Array:
         layers.ELU: lambda a: np.where(x > 0, x, a.alpha * np.expm1(np.minimum(x, 0))),
         layers.GELU: lambda a: _gelu(x, a.approximate),
         layers.SiLU: lambda _: x * sigmoid(x),
-        layers.Softplus: lambda a: softplus(a.beta * x) / a.beta,
+        layers.Softplus: lambda a: np.where(a.beta * x > a.threshold, x, softplus(a.beta * x) / a.beta),
         layers.Hardtanh: lambda a: np.clip(x, a.min_val, a.max_val),
     }
     with np.errstate(all="ignore"):
@@ -81,12 +81,15 @@ def _gelu(x: Array, approximate: str) -> Array:
     return value
 
 
-def identify(curve: Array) -> Layer | None:
-    """The activation whose values on `GRID` are `curve`; None if there is none."""
+def identify(curve: Array, thresholds: Iterable[float] = ()) -> Layer | None:
+    """The activation whose values on `GRID` are `curve`; None if there is none.
+
+    thresholds  with which the graph compares: a Softplus may have one of them
+    """
     if not np.isfinite(curve[CENTRE]).all():
         return None
     finite = np.isfinite(curve)
-    for layer in _candidates(curve):
+    for layer in _candidates(curve, thresholds):
         expected = values(layer, GRID)
         if np.allclose(curve[finite], expected[finite], rtol=1e-5, atol=1e-6):
             return layer
@@ -101,7 +104,7 @@ def affine(curve: Array) -> tuple[float, float] | None:
     return (scale, shift) if np.allclose(curve, scale * GRID + shift, rtol=1e-6, atol=1e-7) else None
 
 
-def _candidates(curve: Array) -> list[Layer]:
+def _candidates(curve: Array, thresholds: Iterable[float]) -> list[Layer]:
     """Activations with the settings that `curve` would determine."""
     found: list[Layer] = [layers.ReLU(), layers.ReLU6(), layers.Sigmoid(), layers.SiLU(), layers.GELU()]
     found += [layers.GELU("tanh"), layers.Tanh()]
@@ -115,5 +118,5 @@ def _candidates(curve: Array) -> list[Layer]:
     if math.isfinite(far) and far != 0 and 0 < abs(one / far) < 1:
         found.append(layers.ScaledTanh(far, math.atanh(one / far)))
     if zero > 0:
-        found.append(layers.Softplus(math.log(2) / zero))
+        found += [layers.Softplus(math.log(2) / zero, threshold) for threshold in (20.0, *thresholds)]
     return found

@@ -17,7 +17,7 @@ from tinycnn.dataset import Normalization
 from tinycnn.errors import OnnxError
 from tinycnn.layers import Layer
 from tinycnn.model import Sequential
-from tinycnn.onnx import _formulas, _windows
+from tinycnn.onnx import _formulas, _patterns, _windows
 from tinycnn.onnx._graph import (
     BATCH,
     DOMAINS,
@@ -32,6 +32,7 @@ from tinycnn.onnx._graph import (
     metadata_json,
     moved_axes,
 )
+from tinycnn.onnx._patterns import Part
 from tinycnn.onnx._values import ONE, ZERO, Builder, Step, Value, chain, output_of
 
 Input = Any  # an array, a Value or None
@@ -118,6 +119,8 @@ class Loader:
             elif node.op not in OPERATORS:
                 folded = ", other than of constants" if node.op in FOLDED else ""
                 raise ValueError(f"the operator is not known{folded}")
+            elif node.op not in TAKES_PARTS and any(isinstance(value, Part) for value in inputs):
+                raise ValueError("its input is part of a layer normalisation, or the like, that is not complete")
             else:
                 result = OPERATORS[node.op](self, node, inputs)
         except OnnxError:
@@ -336,6 +339,8 @@ def gemm(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
 
 def matmul(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
     value, weight = inputs
+    if isinstance(value, np.ndarray) and isinstance(weight, Value) and len(weight.shape) == 3:
+        return _patterns.adaptive_pool(loader.build, loader.settle(weight), value, 0)
     weight = constant("its second input, the weight,", weight)
     while weight.ndim > 2 and weight.shape[0] == 1:
         weight = weight[0]
@@ -349,6 +354,8 @@ def matmul(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
         layer = layers.Conv2d(weight.shape[0], weight.shape[1], 1, bias=False)
         new = loader.layer(loader.build.layer(layer, {"weight": weight.T[:, :, None, None]}), maps, view=False)
         return loader.build.transpose(new, (1, 2, 0))
+    if isinstance(value, Value) and len(value.shape) == 3:
+        return _patterns.adaptive_pool(loader.build, loader.settle(value), weight.T, 1)
     return linear(loader, value, weight.T, None)
 
 
@@ -438,9 +445,14 @@ def layer_norm(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
 
 
 def max_pool(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
-    value = loader.maps(inputs[0])
+    source = inputs[0]
+    border = source.sides if isinstance(source, Part) and source.kind == "lowest" else (0, 0, 0, 0)
+    value = loader.maps(source.value if isinstance(source, Part) and any(border) else source)
     size = value.base[1:]
-    w = _windows.window(node, size, _windows.kernel_shape(node))
+    left, right, top, bottom = border
+    w = _windows.window(node, (size[0] + top + bottom, size[1] + left + right), _windows.kernel_shape(node))
+    before, start, after, end = w.pads
+    w = w._replace(pads=(before + top, start + left, after + bottom, end + right))
     plan = _windows.pooling(w, size)
     if plan is not None:
         layer = layers.MaxPool2d(w.kernel, w.stride, plan.padding, w.dilation, plan.ceil_mode)
@@ -493,20 +505,37 @@ def global_pool(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
     return loader.layer(layer, value, view=False)
 
 
-def reduce_pixels(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
-    """ReduceMean and ReduceMax over height and width."""
-    value = loader.settle(inputs[0])
-    rank = 1 + len(value.shape)
-    axes = node.axes(inputs, loader.opset, 18, rank)
+def reduce_pixels(loader: Loader, node: Node, inputs: Sequence[Input]) -> Any:
+    """ReduceMean and ReduceMax over height and width; a mean over the last axes may be of a layer normalisation."""
+    source, keep = inputs[0], bool(node.integer("keepdims", 1))
+    part = source.value if isinstance(source, Part) else source
+    axes = node.axes(inputs, loader.opset, 18, 1 + len(part.shape))
+    if isinstance(source, Part):
+        return _patterns.variance(source, axes, keep)
+    value = loader.settle(source)
+    mean = _patterns.mean(value, axes, keep) if node.op == "ReduceMean" else None
     reduced = {value.perm[axis - 1] for axis in axes or [] if axis} if value.shape == value.permuted else set()
     if len(value.base) != 3 or axes is None or len(set(axes)) != 2 or reduced != {1, 2}:
+        if mean is not None:
+            return mean
         raise ValueError(f"it must reduce height and width of maps (channels, height, width), got axes {axes}")
-    layer = layers.AdaptiveAvgPool2d(1) if node.op == "ReduceMean" else layers.MaxPool2d((value.base[1], value.base[2]))
-    step = loader.build.add(layer, value)
+    pool = layers.MaxPool2d((value.base[1], value.base[2]))
+    step = loader.build.add(layers.AdaptiveAvgPool2d(1) if node.op == "ReduceMean" else pool, value)
     shape = tuple(step.shape[axis] for axis in value.perm)
-    if not node.integer("keepdims", 1):
+    if not keep:
         shape = tuple(size for axis, size in enumerate(shape, 1) if axis not in axes)
-    return output_of(step).changed(perm=value.perm, shape=shape)
+    result = output_of(step).changed(perm=value.perm, shape=shape)
+    result.mean_of = mean
+    return result
+
+
+def sum_of_squares(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
+    axes = node.axes(inputs, loader.opset, 18, 3)
+    return _patterns.distances(loader.build, inputs[0], axes, bool(node.integer("keepdims", 1)))
+
+
+def gather(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
+    return _patterns.gather(loader.build, loader.settle(inputs[0]), inputs[1], node.integer("axis", 0))
 
 
 def resize(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
@@ -567,7 +596,7 @@ def check_nearest(node: Node, size: int, output: int, scale: float, opset: int) 
         raise ValueError("its coordinate_transformation_mode and nearest_mode must give pixel i*H // OH for pixel i")
 
 
-def pad(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
+def pad(loader: Loader, node: Node, inputs: Sequence[Input]) -> Any:
     value = loader.build.resolve(loader.scaled_input(inputs[0]))
     rank, mode = 1 + len(value.shape), node.text("mode", "constant")
     if mode != "constant":
@@ -585,7 +614,10 @@ def pad(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
         raise ValueError(f"it must have {2 * len(axes)} pads, got {len(pads)}")
     if not any(pads):
         return value
-    if fill != 0:
+    if abs(fill) <= np.finfo(np.float32).tiny:
+        fill = 0.0
+    lowest = fill <= np.finfo(np.float32).min  # -inf, for a MaxPool
+    if fill != 0 and not lowest:
         raise ValueError(f"its value must be 0, got {fill:g}")
     if value.scaled and (value.shift != 0).any():
         raise ValueError("its input is shifted before it is padded with zeros")
@@ -598,6 +630,8 @@ def pad(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
             raise ValueError("it must pad height and width only")
         if axis:
             sides[value.perm[axis - 1]] = start, end
+    if lowest:
+        return Part("lowest", loader.settle(value), sides=(*sides[2], *sides[1]))
     step = loader.build.add(layers.ZeroPad2d((*sides[2], *sides[1])), value)
     shape = tuple(step.shape[axis] for axis in value.perm)
     return output_of(step).changed(perm=value.perm, shape=shape, scale=value.scale, shift=value.shift)
@@ -649,6 +683,9 @@ def binary(loader: Loader, node: Node, inputs: Sequence[Input]) -> Any:
             result = binary(loader, node, [result, other])
         return result
     a, b = inputs
+    part = _patterns.binary(loader.build, op, a, b)
+    if part is not None:
+        return part
     if isinstance(a, Value) and isinstance(b, Value):
         return both(loader, "Add" if op == "Sum" else op, a, b)
     value, array = (a, b) if isinstance(a, Value) else (b, a)
@@ -656,6 +693,9 @@ def binary(loader: Loader, node: Node, inputs: Sequence[Input]) -> Any:
         raise ValueError("its inputs are constants")
     array = aligned(node, value, constant("its other input", array), loader.opset).astype(np.float64)
     is_first = isinstance(a, Value)
+    normed = _patterns.into_layer_norm(loader.build, op, value, array)
+    if normed is not None:
+        return normed
     if op in ("Add", "Sum", "Sub", "Mul") or (op == "Div" and is_first):
         value, array = loader.build.per_channel(value, array)
         if op == "Mul":
@@ -682,6 +722,8 @@ def both(loader: Loader, op: str, a: Value, b: Value) -> Value:
     if op in ("Add", "Sub"):
         first, other = known(loader, a), known(loader, b if op == "Add" else loader.build.scaled(b, -ONE, ZERO))
         if first is not None and other is not None and first.step is not other.step:
+            if not first.same_view(other) and len(first.shape) == len(other.shape) == 1:
+                first, other = (loader.settle(loader.build.plain(value, 1)) for value in (first, other))
             if not first.same_view(other):
                 raise ValueError(f"it adds shapes (N, {first.shape}) and (N, {other.shape}), or axes in another order")
             steps = tuple(value.step for value in (first, other) if value.step is not None)
@@ -709,10 +751,19 @@ def combine(loader: Loader, function: Callable[..., Array], inputs: Sequence[Inp
     return first.changed(step=None, node=loader.build.node, scale=ONE, shift=ZERO, curves=tuple(curves))
 
 
-def formula(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
+def formula(loader: Loader, node: Node, inputs: Sequence[Input]) -> Any:
     """An operator on each element that is no layer, but may be part of an activation's formula."""
+    if isinstance(inputs[0], Part):
+        return _patterns.unary(inputs[0], node.op)
     if node.op == "Neg":
         return loader.build.scaled(inputs[0], -ONE, ZERO)
+    if node.op == "Exp" and isinstance(inputs[0], Value):
+        gaussian = _patterns.gaussian(loader.build, inputs[0])
+        if gaussian is not None:
+            return gaussian
+    limit = inputs[1] if node.op == "Greater" else None
+    if isinstance(limit, np.ndarray) and limit.size == 1 and len(loader.build.thresholds) < 4:
+        loader.build.thresholds[_check.number("its limit", float(limit.reshape(())))] = None
     return combine(loader, _formulas.FUNCTIONS[node.op], inputs)
 
 
@@ -855,6 +906,7 @@ def _activation(make: Callable[[Node], Layer]) -> Callable[[Loader, Node, Sequen
     return lambda loader, node, inputs: activation(loader, make(node), inputs[0])
 
 
+TAKES_PARTS = ("Add", "Div", "MaxPool", "Mul", "Pow", "Reciprocal", "ReduceMean", "ReduceSumSquare", "Sqrt", "Sub")
 OPERATORS: dict[str, Callable[[Loader, Node, Sequence[Input]], Any]] = {
     "Abs": formula,
     "Add": binary,
@@ -870,6 +922,7 @@ OPERATORS: dict[str, Callable[[Loader, Node, Sequence[Input]], Any]] = {
     "Erf": formula,
     "Exp": formula,
     "Flatten": flatten,
+    "Gather": gather,
     "Gelu": gelu,
     "Gemm": gemm,
     "GlobalAveragePool": global_pool,
@@ -897,6 +950,7 @@ OPERATORS: dict[str, Callable[[Loader, Node, Sequence[Input]], Any]] = {
     "Reciprocal": formula,
     "ReduceMax": reduce_pixels,
     "ReduceMean": reduce_pixels,
+    "ReduceSumSquare": sum_of_squares,
     "Relu": _activation(lambda node: layers.ReLU()),
     "Reshape": reshape,
     "Resize": resize,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tinycnn import layers
+from tinycnn import layers, lecun98
 from tinycnn._typing import Array, Shape
 from tinycnn.containers import Residual
 from tinycnn.layers import Layer
@@ -66,6 +66,7 @@ class Value:
     order         of a vector: feature j is number order[j] of the step's output; None for j
     scale, shift  a number, or one a channel
     node          whose output a formula is, for messages
+    mean_of       of what this may be the mean in a layer normalisation
     curves        pairs of a step and values on `_formulas.GRID`: the function of that step's output which this is
     """
 
@@ -78,12 +79,13 @@ class Value:
     shift: Any = ZERO
     curves: tuple[tuple[Step, Array], ...] = ()
     node: str = ""
+    mean_of: Any = None
     settled: "Value | None" = None
     vector: "Value | None" = None
 
     def changed(self, **fields: Any) -> "Value":
         """A copy with other fields."""
-        return dataclasses.replace(self, settled=None, vector=None, **fields)
+        return dataclasses.replace(self, settled=None, vector=None, mean_of=None, **fields)
 
     @property
     def scaled(self) -> bool:
@@ -118,6 +120,7 @@ class Builder:
 
     def __init__(self, budget: Budget, dtype: Any) -> None:
         self.budget, self.dtype, self.node = budget, dtype, ""
+        self.thresholds: dict[float, None] = {}  # the first numbers with which the graph compares
 
     def layer(self, layer: Layer, arrays: Mapping[str, Array]) -> Layer:
         """The layer with initial values for its parameters and buffers."""
@@ -171,7 +174,7 @@ class Builder:
                 view = output_of(step, value).changed(curves=value.curves)
                 scaled = view.changed(scale=ZERO + line[0], shift=ZERO + line[1])
                 return self.resolve(scaled) if scaled.scaled else view
-            layer = None if line is not None else _formulas.identify(curve)
+            layer = None if line is not None else _formulas.identify(curve, self.thresholds)
             if layer is not None:
                 return output_of(self.after(layer, step), value, value.curves)
         return None
@@ -212,7 +215,10 @@ class Builder:
             arrays = {**kept, "weight": weight * scale, "bias": bias * scale + shift}
             return self.layer(type(layer)(**layer.config()), arrays)
         if isinstance(layer, layers.LayerNorm) and (scale.ndim == 0 or len(layer.normalized_shape) == len(step.shape)):
-            weight, bias = (np.asarray(getattr(layer, name), np.float64) for name in ("weight", "bias"))
+            weight = np.asarray(
+                layer.weight if layer.elementwise_affine else np.ones(layer.normalized_shape), np.float64
+            )
+            bias = np.asarray(layer.bias if layer.has_bias else np.zeros(layer.normalized_shape), np.float64)
             a, b = (v.reshape(-1, *(1,) * (weight.ndim - 1)) if v.ndim else v for v in (scale, shift))
             new = layers.LayerNorm(layer.normalized_shape, layer.eps)
             return self.layer(new, {"weight": weight * a, "bias": bias * a + b})
@@ -220,18 +226,24 @@ class Builder:
             factor_in = layer.S if isinstance(layer, layers.ScaledTanh) else 1.0
             factor_out = layer.A if isinstance(layer, layers.ScaledTanh) else 1.0
             return layers.ScaledTanh(factor_out * scale.item(), factor_in)
+        if isinstance(layer, lecun98.Subsample):
+            weight, bias = np.asarray(layer.weight, np.float64), np.asarray(layer.bias, np.float64)
+            new_subsample = lecun98.Subsample(layer.channels, layer.kernel_size, layer.pool)
+            return self.layer(new_subsample, {"weight": weight * scale, "bias": bias * scale + shift})
         if isinstance(layer, layers.AvgPool2d):
             return self._scaled_pooling(layer, step, scale, shift)
         return None
 
     def _scaled_pooling(self, layer: layers.AvgPool2d, step: Step, scale: Array, shift: Array) -> Layer | None:
         size = math.prod(layer.kernel_size)
-        config = layer.config()
         if (shift == 0).all() and scale.size == 1 and (layer.count_include_pad or layer.padding == (0, 0)):
             divisor = (layer.divisor or size) / scale.item() if scale.item() else 0.5
             if divisor >= 1 and abs(divisor - round(divisor)) < 1e-5 * divisor and not layer.ceil_mode:
-                return layers.AvgPool2d(**(config | {"divisor_override": round(divisor)}))
-        return None
+                return layers.AvgPool2d(**(layer.config() | {"divisor_override": round(divisor)}))
+        if layer.padding != (0, 0) or layer.kernel_size != layer.stride or layer.ceil_mode or layer.divisor:
+            return None
+        arrays = {"weight": np.broadcast_to(scale, step.shape[0]), "bias": np.broadcast_to(shift, step.shape[0])}
+        return self.layer(lecun98.Subsample(step.shape[0], layer.kernel_size, "mean"), arrays)
 
     # --- shapes -------------------------------------------------------------------------------------------------------
 
@@ -252,6 +264,8 @@ class Builder:
         """The value in `shape`, with axes in the step's order if only axes of length 1 are in another."""
         long = [axis for axis in value.perm if value.base[axis] != 1]
         perm = tuple(range(len(value.base))) if long == sorted(long) else value.perm
+        if (perm, shape) == (value.perm, value.shape):
+            return value
         return value.changed(shape=shape, perm=perm)
 
     def transpose(self, value: Value, perm: Sequence[int]) -> Value:
@@ -270,11 +284,11 @@ class Builder:
         if len(value.shape) != axes:
             what = {1: "a vector", 3: "maps (channels, height, width)"}.get(axes, f"{axes} axes")
             raise ValueError(f"its input must be {what}, got shape (N, {', '.join(map(str, value.shape))})")
+        if axes == 1:
+            return self.as_vector(value)
         value = self._canonical(value, value.shape)
         if value.is_plain:
             return value
-        if axes == 1:
-            return self.as_vector(value)
         if value.perm != tuple(range(len(value.base))) or value.order is not None:
             raise ValueError("its input has axes in another order, NHWC for example, which the layer does not know")
         flat = self.as_vector(value.changed(shape=(math.prod(value.base),)))
