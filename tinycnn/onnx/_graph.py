@@ -23,6 +23,7 @@ BATCH = -(1 << 40)  # the batch size, which is not known, in shapes; 3 * BATCH i
 DOMAINS = ("", "ai.onnx")
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16")
 INTEGERS = ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "BOOL")
+BYTES = dict(zip(FLOATS + INTEGERS, (4, 8, 2, 2, 1, 2, 4, 8, 1, 2, 4, 8, 1), strict=True))
 
 
 def import_onnx() -> Any:
@@ -255,7 +256,7 @@ class Graph:
         if any(size < 0 for size in shape) or math.prod(shape) > MAX_BYTES:
             raise self.error(f"{what} must have sizes that are possible, got {_check.short_repr(shape)}")
         count = math.prod(shape)
-        size = count * np.dtype(self.onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+        size = count * BYTES[kind]
         if tensor.data_location == self.onnx.TensorProto.EXTERNAL:
             data = self.external(tensor, what, size)
             tensor = self.onnx.TensorProto(data_type=tensor.data_type, dims=shape, raw_data=data)

@@ -652,6 +652,7 @@ def activation(loader: Loader, layer: Layer, value: Input) -> Value:
         curves = tuple((step, _formulas.values(layer, curve)) for step, curve in value.curves)
         return value.changed(step=None, node=loader.build.node, scale=ONE, shift=ZERO, curves=curves)
     curves = tuple((step, _formulas.values(layer, curve)) for step, curve in settled.curves)
+    loader.graph.budget.take(len(curves) * _formulas.GRID.nbytes)
     return output_of(loader.build.add(layer, settled), settled, curves)
 
 
@@ -748,6 +749,7 @@ def combine(loader: Loader, function: Callable[..., Array], inputs: Sequence[Inp
     if not curves or not all(first.same_view(other) for other in others):
         raise ValueError("it is no activation that is known, and no part of one: its inputs must depend, element by "
                          "element, on one tensor and on numbers")  # fmt: skip
+    loader.graph.budget.take(len(curves) * _formulas.GRID.nbytes)
     return first.changed(step=None, node=loader.build.node, scale=ONE, shift=ZERO, curves=tuple(curves))
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tinycnn._typing import Padding
 from tinycnn.onnx._graph import Node
 
+LONGEST = 1 << 16  # of a kernel
 Pixels = tuple[int, int]
 Sides = tuple[int, int, int, int]
 
@@ -55,6 +56,8 @@ def window(node: Node, size: Sequence[int], kernel: Pixels) -> Window:
     stride, dilation = pair(node, "strides", (1, 1)), pair(node, "dilations", (1, 1))
     if min(*kernel, *stride, *dilation) < 1:
         raise ValueError(f"windows must be positive, got kernel {kernel}, strides {stride}, dilations {dilation}")
+    if max(kernel) > LONGEST:
+        raise ValueError(f"a kernel must be at most {LONGEST} long, got {kernel}")
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     auto = node.text("auto_pad", "NOTSET")
     ceil = bool(node.integer("ceil_mode", 0))
