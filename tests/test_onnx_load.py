@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -15,7 +17,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-import tinycnn  # noqa: E402
+import tinycnn.onnx  # noqa: E402
 from tinycnn import Residual  # noqa: E402
 from tinycnn.errors import OnnxError  # noqa: E402
 from tinycnn.onnx import load  # noqa: E402
@@ -483,6 +485,9 @@ def test_resize_by_sizes_of_a_batch_of_one():
     g = G((2, 4, 4), 13, batch=1)
     g("Resize", "x", "", "", [1, 2, 7, 12], coordinate_transformation_mode="asymmetric", nearest_mode="floor")
     assert check(g, n=1).layers[0].size == (7, 12)
+    g = G((2, 4, 4), 13, batch=1)
+    g("Resize", "x", "", "", [2, 2, 8, 8])
+    refused(g, "(Resize)", "leave the batch axis alone")
 
 
 def test_pad():
@@ -565,6 +570,16 @@ def test_integer_pixels_become_the_normalization(style):
     np.testing.assert_allclose(model.normalization.mean, mean, rtol=1e-5)
     np.testing.assert_allclose(model.normalization.std, std, rtol=1e-5)
     assert model.normalization.unit == 255
+    with pytest.raises(TypeError, match="was trained on uint8 pixels"):
+        model.outputs(np.int16(pixels) if style != "nhwc" else np.zeros((1, 2, 6, 6), np.int16))
+
+
+def test_other_integers_become_the_normalization():
+    g = G((4,), kind=TensorProto.INT16)
+    x = g("Mul", g("Cast", "x", to=TensorProto.FLOAT), np.float32(0.01))
+    g("Gemm", x, draw(4, 2))
+    model = check(g, x=RNG.integers(-300, 300, (3, 4), dtype=np.int16))
+    assert (model.normalization.unit, model.normalization.integers) == (1, True)
 
 
 def test_scaled_floating_point_input_goes_into_the_first_layer():
@@ -633,6 +648,16 @@ def test_sources_and_devices(tmp_path):
     trained = load(path)
     trained.train()
     tinycnn.SGD(trained, 0.1)  # it can be trained
+
+
+def test_without_onnx(monkeypatch):
+    """The message says what to install; the module itself does not import onnx."""
+    command = "import sys, tinycnn.onnx; assert 'onnx' not in sys.modules"
+    subprocess.run([sys.executable, "-c", command], check=True)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for call in (lambda: load(b""), lambda: tinycnn.onnx.prepare(None)):
+        with pytest.raises(ImportError, match=r'pip install "tinycnn\[onnx\]"'):
+            call()
 
 
 def test_sizes_that_the_graph_does_not_say():
