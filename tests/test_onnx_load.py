@@ -824,6 +824,9 @@ def test_opsets_domains_functions_and_unknown_types():
     proto = valid()
     proto.graph.node[0].attribute.add(name="strides", type=onnx.AttributeProto.FLOAT, f=2.0)
     refused(proto, "(Conv)", "attribute strides must be INTS, got FLOAT")
+    g = G((4, 4, 2))
+    g("Transpose", "x", perm=2.0)
+    refused(g, "(Transpose)", "attribute perm must be INTS, got FLOAT")
     proto = valid()
     del proto.graph.node[0].input[1:]
     refused(proto, "(Conv)", "too few inputs")

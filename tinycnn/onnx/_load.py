@@ -100,7 +100,10 @@ class Loader:
             if node.op in ("Cast", "Identity", "Sub", "Div", "Mul", "Add"):
                 names.update(node.outputs)
                 continue
-            seen = node.op == "Transpose" and node.integers("perm") == [0, 3, 1, 2]
+            try:
+                seen = node.op == "Transpose" and node.integers("perm") == [0, 3, 1, 2]
+            except ValueError:  # of another type: `run` refuses it
+                return False
             if target is not None and shape[2] == 1:
                 seen = target.reshape(-1)[1:].tolist() == [1, *shape[:2]]
             if not seen:
