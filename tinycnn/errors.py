@@ -66,3 +66,8 @@ class DataUnavailableError(OSError):
 
 class RecipeError(ValueError):
     """A recipe is invalid.  The message names the recipe, the line and the reason."""
+
+
+class OnnxError(ValueError):
+    """An ONNX file is damaged, or its graph cannot be loaded.  The message names the file, the node, its operator, the
+    reason and the operators that are known."""
