@@ -23,6 +23,7 @@ from . import (
     resume as resume,
     runs as runs,
     schedules as schedules,
+    sklearn as sklearn,
     train as train,
 )
 from ._gradcheck import gradcheck as gradcheck, gradcheck_model as gradcheck_model
