@@ -39,6 +39,7 @@ from .callbacks import (
     ModelCheckpoint as ModelCheckpoint,
     ReduceLROnPlateau as ReduceLROnPlateau,
     TensorBoard as TensorBoard,
+    WandB as WandB,
 )
 from .containers import Residual as Residual
 from .dataset import DeviceDataset as DeviceDataset
