@@ -88,12 +88,18 @@ def state_dict(model: "Sequential") -> State:
 def load_state_dict(model: "Sequential", state: Mapping[str, Any], strict: bool) -> tuple[list[str], list[str]]:
     """`Sequential.load_state_dict`."""
     _check.mapping("state", state, "checkpoint.load reads one from a file")
-    arrays, (state, normalization) = saved_arrays(model), Normalization.split_state(state)
+    arrays = saved_arrays(model)
+    state = {
+        name: devices.as_host(name, value, model.device)[0]
+        if name in arrays or str(name).startswith("normalization.")
+        else value
+        for name, value in state.items()
+    }
+    state, normalization = Normalization.split_state(state)
     missing, unexpected = [n for n in arrays if n not in state], [n for n in state if n not in arrays]
     if strict and (missing or unexpected):
         raise KeyError(f"state does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
-    host = {name: devices.as_host(name, state[name], model.device)[0] for name in arrays if name in state}
-    values = {name: _check.cast(name, value, arrays[name].dtype) for name, value in host.items()}
+    values = {name: _check.cast(name, state[name], arrays[name].dtype) for name in arrays if name in state}
     values = {n: v.reshape(1) if n.endswith(COUNTER) and v.size == 1 else v for n, v in values.items()}
     mismatches = [
         f"{name}: expected {arrays[name].shape}, got {value.shape}"
