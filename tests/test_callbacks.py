@@ -317,8 +317,8 @@ def logged(path):
             assert content[6] == 1
             record, content = Record.FromString(content[7 : 7 + length]), content[7 + length :]
             ended = ended or record.WhichOneof("record_type") == "exit"
-            for item in record.history.item:
-                found[item.key or item.nested_key[0], record.history.step.num] = json.loads(item.value_json)
+            row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            found |= {(name, row["_step"]): value for name, value in row.items()}
     return path.stem.removeprefix("run-"), found
 
 

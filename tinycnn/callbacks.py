@@ -280,6 +280,8 @@ class WandB(InitRepr):
         self.log_dir, self.options = _file("log_dir", log_dir), options
         self.run: Any = None
         self._own, self._id = False, ""
+        if mode == "offline":  # wandb would still send reports of its own errors
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self._module()
 
     def repr_overrides(self) -> dict[str, Any]:

@@ -372,7 +372,7 @@ def test_parameters_go_out_without_a_copy(stream):
         for options in ({"stream": 1}, {"stream": 2, "max_version": (1, 0)}, {"dl_device": (2, 0), "copy": False}):
             assert "dltensor" in repr(shared.__dlpack__(**options))
         for options in ({"dl_device": (1, 0)}, {"copy": True}):
-            with pytest.raises(BufferError, match="the array is shared on cuda:0; numpy.asarray copies it"):
+            with pytest.raises(BufferError, match="the array is shared on cuda:0; numpy"):
                 shared.__dlpack__(**options)
 
 
