@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from tinycnn import SGD, Flatten, Linear, ReLU
+from tinycnn import SGD, Flatten, Linear, ReLU, fit, sklearn as estimators
 from tinycnn.sklearn import CNNClassifier, CNNRegressor, default_layers
 
 PIXELS, DIGITS = load_digits(return_X_y=True)  # (1797, 64), 0 ... 16
@@ -275,6 +275,19 @@ def test_partial_fit():
         regressor.partial_fit(SMALL, np.stack([CLASSES] * 2, axis=1))
 
 
+def test_each_call_of_partial_fit_has_its_own_order(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(
+        estimators, "fit", lambda *data, **options: seeds.append(options["rng"]) or fit(*data, **options)
+    )
+    for _ in range(2):
+        model = small()
+        for _ in range(2):
+            model.partial_fit(SMALL, CLASSES, classes=range(10))
+    assert seeds[:2] == seeds[2:]
+    assert seeds[0] != seeds[1]
+
+
 def test_warm_start_continues():
     cold, warm = small(), small(warm_start=True)
     for estimator in (cold, warm):
@@ -289,6 +302,8 @@ def test_early_stopping():
     losses = [record["val_loss"] for record in stopped.history_]
     assert stopped.n_iter_ < 50
     assert np.argmin(losses) == len(losses) - 4
+    best = small(epochs=len(losses) - 3, early_stopping=True, validation_fraction=0.2).fit(SMALL, shuffled)
+    np.testing.assert_array_equal(stopped.predict_proba(SMALL), best.predict_proba(SMALL))
     # Without a validation set the training loss decides.
     assert small(epochs=50, lr=0.0, n_iter_no_change=3).fit(SMALL, CLASSES).n_iter_ == 4
     assert small(epochs=20, lr=0.0, n_iter_no_change=None).fit(SMALL, CLASSES).n_iter_ == 20
