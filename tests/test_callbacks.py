@@ -1,7 +1,10 @@
 """Callbacks: when they are called, what they may do, and the files that they write."""
 
 import csv
+import json
+import os
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +24,8 @@ from tinycnn import (
     Sequential,
     Tanh,
     TensorBoard,
+    TrainingCheckpoint,
+    WandB,
     evaluate,
     fit,
     load,
@@ -296,6 +301,106 @@ def test_tensorboard_gets_the_numbers_of_each_epoch(tmp_path):
     for record in history:
         assert found["val_loss", record["epoch"]] == pytest.approx(record["val_loss"], rel=1e-6)
     assert len(found) == 3 * (len(history[0]) - 2)
+
+
+def logged(path):
+    """(id, {(name, step): number}) of a run in a file run-<id>.wandb."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found, ended, deadline = {}, False, time.monotonic() + 60
+    while not ended:  # wandb's own process writes the file
+        assert time.monotonic() < deadline, "the run did not end"
+        time.sleep(0.05)
+        content = path.read_bytes()[7:]
+        while len(content) > 7:  # checksum (4 bytes), length (2), type (1: a whole record), record
+            length = int.from_bytes(content[4:6], "little")
+            assert content[6] == 1
+            record, content = Record.FromString(content[7 : 7 + length]), content[7 + length :]
+            ended = ended or record.WhichOneof("record_type") == "exit"
+            row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            found |= {(name, row["_step"]): value for name, value in row.items()}
+    return path.stem.removeprefix("run-"), found
+
+
+def runs(folder):
+    """`logged` of the runs in a folder, oldest first."""
+    return [logged(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime)]
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """wandb, with nothing of the user's settings."""
+    module = pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return module
+
+
+def test_wandb_gets_the_numbers_of_each_epoch_offline(tmp_path, wandb):
+    class Note:
+        def on_epoch_end(self, record):
+            record["note"] = "text is left out"
+
+    callback = WandB("digits", "first", {"lr": 0.1}, log_dir=tmp_path, tags=["small"])
+    history = learn(net(), [Note(), callback], validation=DATA)
+    assert wandb.run is None
+    ((_, found),) = runs(tmp_path)
+    for record in history:
+        numbers = {name: value for name, value in record.items() if name not in ("epoch", "note")}
+        assert {name: found[name, record["epoch"]] for name in numbers} == numbers
+    assert {step for _, step in found} == {1, 2, 3}
+    assert "note" not in {name for name, _ in found}
+    assert repr(callback).startswith("WandB('digits', name='first', config={'lr': 0.1}, log_dir=")
+    assert repr(callback).endswith("tags=['small'])")
+
+
+def test_wandb_uses_the_active_run_and_leaves_it_open(tmp_path, wandb):
+    with wandb.init(project="sweep", mode="offline", dir=str(tmp_path)) as run:
+        learn(net(), [WandB("digits")], epochs=1)
+        assert wandb.run is run
+        run.log({"later": 1})
+    ((run_id, found),) = runs(tmp_path)
+    assert run_id == run.id
+    assert ("train_loss", 1) in found
+
+
+def test_wandb_continues_the_run_of_a_resumed_training(tmp_path, wandb):
+    class Interrupt:
+        def on_epoch_end(self, record):
+            if record["epoch"] == 2:
+                raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        learn(net(), [Interrupt(), WandB("digits", log_dir=tmp_path)], checkpoint=checkpoint)
+    wandb.run.finish()
+    learn(net(), [WandB("digits", log_dir=tmp_path)], checkpoint=TrainingCheckpoint(checkpoint, force=True))
+    (first, before), (second, after) = runs(tmp_path)
+    assert first == second
+    assert [{step for _, step in found} for found in (before, after)] == [{1}, {2, 3}]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda path: WandB(3), TypeError, "project must be a string, got 3"),
+        (lambda path: WandB("p", config=[1]), TypeError, r"config must be a dictionary, got \[1\]"),
+        (lambda path: WandB("p", mode="of"), ValueError, "mode must be one of 'offline', 'online', .*got 'of'"),
+        (lambda path: WandB("p", log_dir=0), TypeError, "log_dir must be a path, got 0"),
+        (lambda path: learn(net(), [WandB("p", log_dir=path / "no")]), FileNotFoundError, "folder does not exist"),
+    ],
+)
+def test_bad_arguments_of_wandb(tmp_path, monkeypatch, make, error, words):
+    monkeypatch.setattr(WandB, "_module", lambda self: None)  # not needed for this
+    with pytest.raises(error, match=words):
+        make(tmp_path)
+
+
+def test_wandb_names_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r'WandB needs wandb: pip install "tinycnn\[wandb\]"'):
+        WandB("digits")
 
 
 @pytest.mark.parametrize(

@@ -11,3 +11,4 @@ import lazy_loader
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__.remove("sklearn")  # `from tinycnn import *` must not need scikit-learn

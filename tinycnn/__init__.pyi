@@ -24,6 +24,7 @@ from . import (
     resume as resume,
     runs as runs,
     schedules as schedules,
+    sklearn as sklearn,
     torch as torch,
     train as train,
 )
@@ -40,6 +41,7 @@ from .callbacks import (
     ModelCheckpoint as ModelCheckpoint,
     ReduceLROnPlateau as ReduceLROnPlateau,
     TensorBoard as TensorBoard,
+    WandB as WandB,
 )
 from .containers import Residual as Residual
 from .dataset import DeviceDataset as DeviceDataset

@@ -160,7 +160,7 @@ def divisible(name: str, value: int, divisor_name: str, divisor: int) -> int:
 def learning_rates(name: str, value: Any, shape: Shape | None = None) -> Array:
     """A learning rate or an array of them as a new array (steps,), float64, with `shape` if given."""
     try:
-        values = np.atleast_1d(np.asarray(value))
+        values = np.atleast_1d(as_array(name, value))
         if values.dtype.kind == "O" and isinstance(value, int):  # beyond 64 bits
             values = np.array([float(value)])
     except (ValueError, OverflowError):
@@ -180,22 +180,30 @@ def learning_rates(name: str, value: Any, shape: Shape | None = None) -> Array:
 
 
 def detach(value: Any) -> Any:
-    """`value` without torch's autograd graph: NumPy does not take a tensor that has one."""
-    return value.detach() if getattr(value, "requires_grad", False) and hasattr(value, "detach") else value
+    """`value` without torch's autograd graph, and bfloat16 as float32: NumPy does not take tensors with either."""
+    if not hasattr(value, "detach"):
+        return value
+    value = value.detach() if getattr(value, "requires_grad", False) else value
+    return value.float() if str(getattr(value, "dtype", "")) == "torch.bfloat16" else value
 
 
-def _as_array(name: str, value: Any) -> Array:
-    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        return np.from_dlpack(value)
+def as_array(name: str, value: Any) -> Array:
+    """`value`, anything with ``__array__`` or DLPack in host memory or nested lists, as a NumPy array."""
     try:
-        return np.asarray(detach(value))
-    except ValueError:  # lists of different lengths
-        raise ValueError(f"{name} must be an array, got lists of different lengths") from None
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        array = np.asarray(detach(value))
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:  # RuntimeError: torch
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        if isinstance(value, (list, tuple)) and kind is ValueError:
+            raise ValueError(f"{name} must be an array, got lists of different lengths") from None
+        raise kind(f"{name} must be an array that NumPy reads, got {describe(value)}: {one_line(error)}") from error
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # of ml_dtypes, as JAX has it
 
 
 def array(name: str, value: Any, ndim: int | None = None, axes: str = "") -> Array:
     """`value` as a non-empty array of real numbers with `ndim` axes, which the message calls `axes`."""
-    result = _as_array(name, value)
+    result = as_array(name, value)
     if result.dtype.kind not in REAL:
         raise TypeError(f"{name} must be an array of real numbers, got dtype {result.dtype}")
     if ndim is not None and result.ndim != ndim:
@@ -244,7 +252,7 @@ def labels(
     name: str, value: Any, count: int, classes: int | None = None, ignore_index: int | None = None
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """`value` as (count,) int64 class numbers 0 ... classes-1 (or ignore_index); classes: None for any."""
-    value = _as_array(name, value)
+    value = as_array(name, value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name} must be integer class numbers, got dtype {value.dtype}")
     if value.shape != (count,):

@@ -93,12 +93,16 @@ def load_state_dict(model: "Sequential", source: Any, strict: bool) -> tuple[lis
     is_file = isinstance(source, (str, os.PathLike))
     state, label = (checkpoint.load(source)[0], os.fspath(source)) if is_file else (source, "state")
     _check.mapping("state", state, "or the path of a file of them")
-    arrays, (state, normalization) = saved_arrays(model), Normalization.split_state(state)
+    arrays = saved_arrays(model)
+    state = {
+        name: _as_host(name, value, model.device) if name in arrays or str(name).startswith("normalization.") else value
+        for name, value in state.items()
+    }
+    state, normalization = Normalization.split_state(state)
     missing, unexpected = [n for n in arrays if n not in state], [n for n in state if n not in arrays]
     if strict and (missing or unexpected):
         raise KeyError(f"{label} does not fit the model: missing keys {missing}, unexpected keys {unexpected}")
-    host = {name: _as_host(name, state[name], model.device) for name in arrays if name in state}
-    values = {name: _check.cast(name, value, arrays[name].dtype) for name, value in host.items()}
+    values = {name: _check.cast(name, state[name], arrays[name].dtype) for name in arrays if name in state}
     values = {n: v.reshape(1) if n.endswith(COUNTER) and v.size == 1 else v for n, v in values.items()}
     layers = dict(model.named_layers())
     mismatches = [

@@ -92,13 +92,13 @@ def as_source(name: str, data: Any, device: str, like: DeviceDataset | None = No
         options: dict[str, Any] = {"device": device}
         if like is not None:
             options |= {"mean": like.mean, "std": like.std, "padding": like.padding}
-        return _dataset(data, options)
+        return make_dataset(data, options)
     if not is_iterable(data):
         raise TypeError(f"{name} must be {EXPECTED}, got {_check.describe(data)}")
     return Batches(data)
 
 
-def _dataset(arrays: Sequence[Any], options: dict[str, Any]) -> DeviceDataset:
+def make_dataset(arrays: Sequence[Any], options: dict[str, Any]) -> DeviceDataset:
     """A data set of (images, labels) or (images, labels, sample_weight)."""
     images, labels, *weights = arrays
     return DeviceDataset(images, labels, **options, **({"sample_weight": weights[0]} if weights else {}))
@@ -200,7 +200,7 @@ class Stream:
             if first is not None and images.dtype != self.dtype:
                 raise TypeError(f"images must have the dtype of the first batch, {self.dtype}, got {images.dtype}")
             self.dtype = images.dtype
-            dataset = _dataset([images, *host[1:]], self.options | options)
+            dataset = make_dataset([images, *host[1:]], self.options | options)
             for key in ARRAYS if first is not None else ():
                 expected, array = getattr(first, key), getattr(dataset, key)
                 if array is None or expected is None:

@@ -248,6 +248,88 @@ class TensorBoard(InitRepr):
             self._writer = None
 
 
+class WandB(InitRepr):
+    """Logs the numbers of each epoch's record to Weights & Biases.
+
+    project  name of the project      name  of the run; None: wandb invents one
+    config   dictionary of settings that the run is filed under, such as the learning rate
+    mode     "offline": nothing is sent, ``wandb sync`` can do so later; "online", "disabled", or None for what wandb is
+             configured to do (WANDB_MODE)
+    log_dir  folder in which wandb makes its folder "wandb"
+    options  further arguments of ``wandb.init``, such as group and tags
+
+    run: wandb's run, for what else is to be logged, such as pictures.  A run that is active already, as in a sweep of
+    wandb's, is used and left open; otherwise one is made, and ends with the training.  A training that continues from
+    its checkpoint continues its run.
+
+    Needs wandb: ``pip install "tinycnn[wandb]"`` (ImportError otherwise).
+    """
+
+    def __init__(
+        self,
+        project: str,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        mode: str | None = "offline",
+        log_dir: str | os.PathLike[str] = ".",
+        **options: Any,
+    ) -> None:
+        self.project, self.name = _check.instance("project", project, str, "a string"), name
+        self.config = None if config is None else dict(_check.instance("config", config, Mapping, "a dictionary"))
+        self.mode = _check.choice("mode", mode, ("offline", "online", "disabled", None))
+        self.log_dir, self.options = _file("log_dir", log_dir), options
+        self.run: Any = None
+        self._own, self._id = False, ""
+        if mode == "offline":  # wandb would still send reports of its own errors
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        self._module()
+
+    def repr_overrides(self) -> dict[str, Any]:
+        return {"log_dir": str(self.log_dir)}
+
+    def repr_options(self) -> dict[str, Any]:
+        return self.options
+
+    @staticmethod
+    def _module() -> Any:
+        try:
+            return importlib.import_module("wandb")
+        except ImportError as error:
+            raise ImportError('WandB needs wandb: pip install "tinycnn[wandb]"') from error
+
+    def on_train_begin(self, model: Sequential) -> None:
+        """FileNotFoundError if the folder `log_dir` does not exist: wandb would write elsewhere."""
+        _require_folder(self.log_dir / "wandb")
+
+    def on_epoch_end(self, record: Mapping[str, Any]) -> None:
+        """Log the numbers of the record, as the step of its epoch."""
+        if self.run is None:
+            wandb = self._module()
+            self._own = wandb.run is None
+            options = {"id": self._id, "resume": "allow", **self.options} if self._id else self.options
+            self.run = wandb.run or wandb.init(
+                project=self.project, name=self.name, config=self.config, mode=self.mode, dir=str(self.log_dir),
+                **options,
+            )  # fmt: skip
+            self._id = self.run.id
+        values = {name: v for name, v in record.items() if name != "epoch" and isinstance(v, numbers.Real)}
+        self.run.log(values, step=record["epoch"])
+
+    def on_train_end(self) -> None:
+        """End the run, if it was made here; a later training makes another."""
+        if self._own and self.run is not None:
+            self.run.finish()
+        self.run, self._id = None, ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """wandb's id of the run."""
+        return {"id": self._id}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the result of `state_dict`."""
+        self._id = state["id"]
+
+
 def _file(name: str, path: Any, suffix: str = "") -> Path:
     """`path` as a Path that ends in `suffix`."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):

@@ -67,12 +67,12 @@ class Normalization:
         mean, std = (
             _check.finite(n, _check.array(n, state[n], 1, "(channels,)")).astype(np.float64) for n in names[:2]
         )
-        unit = np.asarray(_check.detach(state[names[2]]))
+        unit = _check.as_array(names[2], state[names[2]])
         if mean.shape != std.shape or (std <= 0).any() or unit.size != 1 or unit not in (1, 255, 65535):
             raise ValueError(f"normalization must have a mean and a positive std a channel and a unit of 1, 255 or "
                              f"65535, got {mean}, {std}, {unit}")  # fmt: skip
         rest = {name: value for name, value in state.items() if name not in (*names, integers)}
-        return rest, cls(mean, std, int(unit), bool(np.any(_check.detach(state.get(integers, False)))))
+        return rest, cls(mean, std, int(unit), bool(np.any(_check.as_array(integers, state.get(integers, False)))))
 
     def __str__(self) -> str:
         mean, std = (", ".join(f"{v:.6g}" for v in values) for values in (self.mean, self.std))
@@ -162,7 +162,9 @@ class DeviceDataset(Tracked):
         if pixels.ndim == 3:
             pixels = pixels[:, None]
         if pixels.ndim != 4:
-            raise ValueError(f"images must have shape (N, H, W) or (N, C, H, W), got {pixels.shape}")
+            raise ValueError(
+                f"images must have shape (N, H, W) or (N, C, H, W), got {pixels.shape}{_reshape_hint(pixels)}"
+            )
         unit, integers = unit_of(pixels.dtype), pixels.dtype.kind != "f" and unit_of(pixels.dtype) == 1
         if not self.on_disk:
             pixels = _as_pixels(pixels)
@@ -323,6 +325,13 @@ class DeviceDataset(Tracked):
 ARRAYS = ("images", "labels", "sample_weight")  # the arrays of a data set with a row for each image; may be None
 
 
+def _reshape_hint(rows: Array) -> str:
+    """For a message: how to make images of rows of pixels, such as those of a table."""
+    side = math.isqrt(rows.shape[1]) if rows.ndim == 2 else 0
+    sides = f"{side}, {side}" if side * side == rows.shape[-1:][0] else "H, W"
+    return f"; for rows of pixels, np.asarray(images).reshape(-1, {sides})" if rows.ndim == 2 else ""
+
+
 def _as_pixels(pixels: Array) -> Array:
     """Pixels as they are on the device: uint8, or float32 for other types.  They must be finite."""
     return pixels if pixels.dtype == np.uint8 else _check.finite("images", pixels.astype(np.float32))
@@ -447,7 +456,7 @@ class DataLoader:
 
 def check_indices(dataset: DeviceDataset, index: ArrayLike, name: str = "index") -> Array:
     """`index` as (n,) int64 image numbers of `dataset`.  TypeError or ValueError if they are not."""
-    numbers: Array = np.asarray(devices.as_host(name, index, dataset.device)[0])
+    numbers: Array = _check.as_array(name, devices.as_host(name, index, dataset.device)[0])
     if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
         raise TypeError(
             f"{name} must be a row of integer image numbers, got shape {numbers.shape}, dtype {numbers.dtype}"

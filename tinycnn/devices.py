@@ -3,6 +3,8 @@
 import importlib
 import re
 
+import numpy as np
+
 from tinycnn import _check, _gpu
 from tinycnn._typing import Backend, DeviceArray
 from tinycnn.errors import DeviceError
@@ -43,7 +45,10 @@ def as_host(name: str, array: DeviceArray, device: str) -> tuple[DeviceArray, bo
     Raises ValueError, with both devices, for an array on another one.
     """
     array = _check.detach(array)
-    number = _gpu.device_of(array)
+    try:
+        number = _gpu.device_of(array)
+    except Exception as error:  # an array without data, of torch's device "meta"
+        raise ValueError(f"{name} must be an array on {device}: {_check.one_line(error)}") from error
     if number is None:
         return array, False
     if device != f"cuda:{number}":
@@ -53,7 +58,13 @@ def as_host(name: str, array: DeviceArray, device: str) -> tuple[DeviceArray, bo
 
 
 def as_dlpack(array: DeviceArray) -> DeviceArray:
-    """An array of the GPU's backend as one that other libraries take: DLPack and ``__cuda_array_interface__``."""
+    """A model's array, such as ``model.theta`` or ``layer.weight``, as one that other libraries take, without a copy:
+    DLPack, ``__array__``, and on a GPU ``__cuda_array_interface__``.
+
+        torch.from_dlpack(devices.as_dlpack(model.theta))
+    """
+    if isinstance(array, np.ndarray):
+        return array
     from tinycnn.cuda import _launch
 
     return _launch.ExportedArray(array)

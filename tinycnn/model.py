@@ -6,6 +6,7 @@ chain in reverse.
 """
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -235,7 +236,10 @@ class Sequential:
                 raise ValueError(f"x must have a batch axis and the axes of an image, got shape {x.shape}")
             self.set_input_shape(x.shape[1:])
         if x.shape[1:] != self.input_shape:
-            raise ValueError(f"x must have shape (N, {', '.join(map(str, self.shapes[0]))}), got {x.shape}")
+            sides = ", ".join(map(str, self.shapes[0]))
+            pixels = math.prod(x.shape[1:]) == math.prod(self.shapes[0])
+            hint = f"; np.asarray(x).reshape(-1, {sides}) makes images of these pixels" if pixels else ""
+            raise ValueError(f"x must have shape (N, {sides}), got {x.shape}{hint}")
 
     def _to_caller(self, array: DeviceArray, on_device: bool) -> DeviceArray:
         """A copy of one of the model's arrays: NumPy, or on the device."""

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from tinycnn import _check, _streams
 from tinycnn._tracked import Replay, Tracked, is_replayable
 from tinycnn._typing import Array, DeviceArray, Rng, State
-from tinycnn.batches import Batches, Stream, as_source, make_loader
+from tinycnn.batches import Batches, Stream, as_source, make_dataset, make_loader
 from tinycnn.dataset import DataLoader, DeviceDataset, check_indices
 from tinycnn.errors import DeviceError, DivergedError
 from tinycnn.losses import CrossEntropyLoss, Loss
@@ -609,18 +609,27 @@ def _repeat_checked(
 
 
 def evaluate(
-    model: Sequential, dataset: DeviceDataset, criterion: Loss | None = None, batch_size: int = EVALUATION_BATCH
+    model: Sequential,
+    dataset: DeviceDataset | tuple[ArrayLike, ...],
+    criterion: Loss | None = None,
+    batch_size: int = EVALUATION_BATCH,
 ) -> tuple[float, float | None, Array]:
     """(loss, metric, outputs) of the model in eval mode on all of `dataset`; outputs: (N, ...) NumPy.
 
+    The data set may be a tuple of arrays (images, labels) or (images, labels, sample_weight), whose pixels are scaled
+    as those that the model was trained on.
     The loss is plain cross entropy unless another criterion is given.  It is the loss of all images together, whatever
     the batch size: their (weighted) mean, or their sum if the criterion's reduction is "sum" or "none".  The metric is
     the accuracy, or what else `fit` records for this loss; None if that is nothing.
     """
     criterion = CrossEntropyLoss() if criterion is None else criterion
-    check_arguments(model, dataset, "dataset", criterion)
+    data: Any = dataset
+    known = getattr(model, "normalization", None)
+    if isinstance(dataset, tuple) and len(dataset) in (2, 3) and known is not None:
+        data = make_dataset(dataset, {"device": model.device, "mean": known.mean, "std": known.std})
+    check_arguments(model, data, "dataset", criterion)
     batch_size = _check.integer("batch_size", batch_size, 1)
-    return _evaluate(StepRunner(model, criterion, make_loader(dataset)), batch_size)
+    return _evaluate(StepRunner(model, criterion, make_loader(data)), batch_size)
 
 
 def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float | None, Array]:

@@ -334,6 +334,48 @@ def test_a_model_takes_an_array_of_its_gpu_and_gives_one_back(stream):
         model.forward(ForeignArray(cuda.to_device(x * np.nan), stream, "interface"))
 
 
+@pytest.mark.parametrize("protocol", ["interface", "dlpack"])
+def test_data_and_weights_may_be_on_the_gpu(stream, protocol):
+    rng = np.random.default_rng(0)
+    images, labels, weights = rng.integers(0, 256, (6, 2, 2), np.uint8), np.arange(6) % 2, rng.random(6)
+
+    def foreign(array):
+        return ForeignArray(cuda.to_device(np.asarray(array)), stream, protocol)
+
+    want = DeviceDataset(images, labels, sample_weight=weights, device="cuda")
+    found = DeviceDataset(foreign(images), foreign(labels), sample_weight=foreign(weights), device="cuda")
+    for name, array in want.arrays().items():
+        np.testing.assert_array_equal(cuda.to_host(found.arrays()[name]), cuda.to_host(array))
+    trained, model = (
+        Sequential(Flatten(), Linear(4, 2), input_shape=(1, 2, 2), rng=seed, device="cuda") for seed in (0, 1)
+    )
+    trained.normalization = want.normalization
+    state = trained.state_dict()
+    model.load_state_dict({name: foreign(value) if value.ndim else value for name, value in state.items()})
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, state[name])
+    model.theta = foreign(np.arange(10, dtype=np.float32))
+    model[1].bias = foreign(np.ones(2, np.float32))
+    np.testing.assert_array_equal(cuda.to_host(model.theta), [*range(8), 1, 1])
+
+
+def test_parameters_go_out_without_a_copy(stream):
+    from cuda.core.utils import StridedMemoryView
+
+    model = Sequential(Linear(3, 2), rng=0, device="cuda")
+    for array in (model.theta, model[0].weight):
+        shared = devices.as_dlpack(array)
+        np.testing.assert_array_equal(np.asarray(shared), cuda.to_host(array))
+        for make in (StridedMemoryView.from_dlpack, StridedMemoryView.from_cuda_array_interface):
+            assert make(shared, stream_ptr=int(stream.handle)).ptr == array.device_ctypes_pointer.value
+        # As torch, CuPy and JAX call it.
+        for options in ({"stream": 1}, {"stream": 2, "max_version": (1, 0)}, {"dl_device": (2, 0), "copy": False}):
+            assert "dltensor" in repr(shared.__dlpack__(**options))
+        for options in ({"dl_device": (1, 0)}, {"copy": True}):
+            with pytest.raises(BufferError, match="the array is shared on cuda:0; numpy"):
+                shared.__dlpack__(**options)
+
+
 def test_an_array_on_another_gpu_is_refused(stream):
     array = ForeignArray(cuda.to_device(GRID), stream, "dlpack")
     array.__class__ = type("Elsewhere", (ForeignArray,), {"__dlpack_device__": lambda self: (2, 1)})

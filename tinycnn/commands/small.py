@@ -62,7 +62,7 @@ def export(args: argparse.Namespace) -> int:
             except ImportError as error:
                 raise ValueError(str(error)) from None
             kind = "uint8 pixels" if pixels else "scaled input"
-            shape = ", ".join(map(str, model.input_shape))
+            shape = ", ".join(map(str, model.input_shape or ()))
             print(f"{args.file}: an ONNX graph of {kind} (N, {shape}), the weights of epoch {epoch}")
             return 0
         arrays = model.state_dict()

@@ -321,9 +321,11 @@ class ExportedArray:
     def __dlpack_device__(self):
         return 2, _context["device"]  # kDLCUDA
 
-    def __dlpack__(self, **options):
+    def __dlpack__(self, *, dl_device=None, copy=None, **options):
         from cuda.core.utils import StridedMemoryView
 
+        if copy or (dl_device is not None and tuple(map(int, dl_device)) != self.__dlpack_device__()):
+            raise BufferError(f"the array is shared on cuda:{_context['device']}; numpy.asarray copies it to the host")
         synchronize()  # the other library may use any stream
         return StridedMemoryView.from_cuda_array_interface(self.array, stream_ptr=-1).__dlpack__(**options)
 
@@ -334,7 +336,9 @@ class ExportedArray:
 def to_host(array):
     """An array of this device as NumPy array; waits for pending kernels."""
     if not hasattr(array, "copy_to_host"):
-        return np.asarray(array)
+        if _gpu.device_of(array) is None:
+            return np.asarray(array)
+        array = to_device(array)
     with _driver_errors("a copy from the device"):
         return array.copy_to_host()
 
