@@ -20,10 +20,11 @@ def _plot(args: argparse.Namespace) -> int:
     folders = list(map(Path, args.runs))
     names = [f"{folder.resolve().parent.name}/{folder.resolve().name}" for folder in folders]
     if args.kind == "curves":
-        histories = {name: runs.read_history(folder) for name, folder in zip(names, folders, strict=True)}
-        for folder in folders:
+        histories = {}
+        for name, folder in zip(names, folders, strict=True):
             runs.read_config(folder)
-            if not runs.read_history(folder):
+            histories[name] = runs.read_history(folder)
+            if not histories[name]:
                 raise ValueError(f"{folder} has no complete epoch to draw")
         figure = plot.compare(histories) if len(folders) > 1 else plot.learning_curves(next(iter(histories.values())))
         drawn = {args.out or "curves.png": figure}
