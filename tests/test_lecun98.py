@@ -67,6 +67,13 @@ def test_the_bitmaps_are_those_of_figure_3():
     assert set(np.unique(codes)) == {-1, 1}
 
 
+def test_places_are_the_codes_of_ten_outputs():
+    codes = lecun98.places()
+    assert list(codes.argmax(axis=1)) == list(range(10))
+    assert codes.sum() == 10 - 90
+    assert set(np.unique(codes)) == {-1, 1}
+
+
 @pytest.mark.parametrize("root", [False, True])
 def test_initial_weights(root):
     model = lecun98.lenet5(root=root, rng=0)

@@ -51,6 +51,11 @@ def bitmaps() -> Array:
     return np.where(bits.reshape(10, 84) == 1, 1.0, -1.0)
 
 
+def places() -> Array:
+    """Target codes of ten outputs, one a class: (10, 10), 1 for the output of the class and -1 for the others."""
+    return 2 * np.eye(10) - 1
+
+
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
