@@ -197,6 +197,9 @@ def study1998(rows: Rows) -> "Figure":
         label = "the paper's" if epoch == STUDY_EPOCHS[0] else None
         training.axvline(FIGURE5_TRAIN[epoch - 1], color=ORANGE, linewidth=1.2, label=label)
     validation.axvline(FIGURE5_TEST[-1], color=ORANGE, linewidth=1.2, label="the paper's, test set")
+    validation_errors = [_errors(found, "val")[:, -1] for _, found in rows]
+    everything = np.array([FIGURE5_TEST[-1], *np.concatenate(validation_errors)])
+    validation.set_xlim(everything.min() - 0.1, everything.max() + 0.1)
     for y, (_, found) in enumerate(rows):
         low, high = np.array([result["step_sizes"][0] for result in found]).mean(axis=0)
         rates.plot([low, high], [y, y], "|-", color=BLUE, linewidth=1.6, markersize=8)
@@ -206,7 +209,7 @@ def study1998(rows: Rows) -> "Figure":
                 values = errors[:, epoch - 1]
                 training.plot(values, [y] * len(values), "|", color=BLUE, markersize=8)
                 training.plot(values.mean(), y, "o", color=BLUE, markersize=4)
-        values = _errors(found, "val")[:, -1]
+        values = validation_errors[y]
         validation.plot(values, [y] * len(values), "|", color=BLUE, markersize=8)
         validation.plot(values.mean(), y, "o", color=BLUE, markersize=4)
     labels = [f"{recipe.name} ({len(found)})\n{_wrapped(recipe.title, 46)}" for recipe, found in rows]
