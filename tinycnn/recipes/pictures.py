@@ -199,7 +199,7 @@ def study1998(rows: Rows) -> "Figure":
     validation.axvline(FIGURE5_TEST[-1], color=ORANGE, linewidth=1.2, label="the paper's, test set")
     validation_errors = [_errors(found, "val")[:, -1] for _, found in rows]
     everything = np.array([FIGURE5_TEST[-1], *np.concatenate(validation_errors)])
-    validation.set_xlim(everything.min() - 0.1, everything.max() + 0.1)
+    validation.set_xlim(everything.min() / 1.1, everything.max() * 1.1)
     for y, (_, found) in enumerate(rows):
         low, high = np.array([result["step_sizes"][0] for result in found]).mean(axis=0)
         rates.plot([low, high], [y, y], "|-", color=BLUE, linewidth=1.6, markersize=8)
@@ -212,12 +212,14 @@ def study1998(rows: Rows) -> "Figure":
         values = validation_errors[y]
         validation.plot(values, [y] * len(values), "|", color=BLUE, markersize=8)
         validation.plot(values.mean(), y, "o", color=BLUE, markersize=4)
-    labels = [f"{recipe.name} ({len(found)})\n{_wrapped(recipe.title, 46)}" for recipe, found in rows]
+    labels = [f"{r.name}, {len(found)} seed{'s' * (len(found) > 1)}\n{_wrapped(r.title, 44)}" for r, found in rows]
     rates.set_yticks(range(len(rows)), labels, fontsize=SMALL)
     rates.set_ylim(len(rows) - 0.5, -0.5)
-    _log_axis_x(training, (0.3, 0.5, 1, 2, 5))
+    _log_axis_x(training, (0.3, 0.5, 1, 2, 5, 10, 20))
+    _log_axis_x(validation, (1, 1.2, 1.5, 2, 3, 5))
     for ax in (rates, training, validation):
         ax.legend(fontsize=SMALL, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    fig.suptitle("LeNet-5 of 1998: choices that the paper leaves open", fontsize=TITLE, color=TEXT)
     return fig
 
 
