@@ -82,5 +82,5 @@ def measure(page):
         [THREE, ROUNDS],
     )
     assert page.evaluate("state.net.classes[state.best]") == "3"
-    columns = dict(zip(PARTS, zip(*(row + [sum(row)] for row in times), strict=True), strict=True))
+    columns = dict(zip(PARTS, zip(*([*row, sum(row)] for row in times), strict=True), strict=True))
     return {"events": len(times)} | {name: (statistics.median(v), max(v)) for name, v in columns.items()}

@@ -86,9 +86,7 @@ class Net:
         shape = model.input_shape
         assert shape is not None  # `describe` raises without one
         if len(shape) != 3:
-            raise ValueError(
-                f"{self.title}: the page draws images (channels, height, width), the network takes {shape}"
-            )
+            raise ValueError(f"{self.title}: the page draws images (channels, height, width), got a network of {shape}")
         if len(model.theta) > MAX_PARAMETERS:
             raise ValueError(
                 f"{self.title} is too large for a page: it has {len(model.theta):,} parameters, the page takes at "

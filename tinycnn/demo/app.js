@@ -266,7 +266,7 @@ function buildBitmaps(stage) {
         return button;
     });
     stage.node.append(element("div", {class: "bitmaps"},
-        element("figure", {}, stage.code, element("figcaption", {class: "small"}, "code")),
+        labelled("code", stage.code),
         element("div", {class: "thumbs"}, ...digits)));
 }
 
@@ -508,7 +508,7 @@ function percent(share) {
 function buildSaliency() {
     const figure = (title) => {
         const canvas = element("canvas", {role: "img", "aria-label": title});
-        return [canvas, element("figure", {}, canvas, element("figcaption", {class: "small"}, title))];
+        return [canvas, labelled(title, canvas)];
     };
     const [gradient, first] = figure("gradient");
     const [predicted, second] = figure("gradient, by squares");

@@ -76,7 +76,11 @@ function explainConvolution(layer, x, y, [o, i, j], chosen, choose) {
         }, gridCanvas(term.products, KH, KW, scale, Math.max(3, Math.round(30 / KW)), ""),
         element("span", {}, number(term.sum))))));
     }
-    parts.push(element("p", {class: "small"}, `Map ${shown.channel}: input \u00d7 weight, coloured by the product`));
+    const cell = Math.max(4, Math.round(60 / KW));
+    const picture = (title, values, most) => labelled(title, gridCanvas(values, KH, KW, most, cell, title));
+    parts.push(element("div", {class: "thumbs"},
+        picture(terms.length > 1 ? `input, map ${shown.channel}` : "input", shown.values, scaleOf(x.data)),
+        picture("weights", shown.weights, scaleOf(layer.weight.data)), picture("products", shown.products, scale)));
     parts.push(cellTable(KH, KW, shown.products, scale, (n) =>
         [number(shown.values[n]), `\u00d7 ${number(shown.weights[n])}`]));
     const bias = layer.bias ? layer.bias.data[o] : 0;
@@ -134,14 +138,18 @@ function explainDistance(layer, x, y, [k]) {
     const squares = x.data.map((value, n) => (value - centre[n]) ** 2);
     const columns = F === 84 ? 7 : Math.min(F, 20), rows = Math.ceil(F / columns);
     const pad = (values) => Float32Array.from({length: rows * columns}, (_, n) => values[n] || 0);
-    const grid = (title, values, scale) => element("figure", {}, gridCanvas(
-        pad(values), rows, columns, scale, 11, title), element("figcaption", {}, title));
+    const grid = (title, values, scale) => labelled(title, gridCanvas(pad(values), rows, columns, scale, 11, title));
     const sum = squares.reduce((a, b) => a + b, 0);
     return [
         element("div", {class: "thumbs"}, grid("code", x.data, scaleOf(x.data)), grid("centre", centre, scaleOf(centre)),
             grid("squared difference", squares, scaleOf(squares))),
         equation(layer.type === "GaussianRBF" ? `exp(\u2212${number(sum)} / 2) =` : `sum of the ${F} squares =`, y.data[k]),
     ];
+}
+
+// A canvas with its title below.
+function labelled(title, canvas) {
+    return element("figure", {}, canvas, element("figcaption", {class: "below"}, title));
 }
 
 function equation(text, result) {
