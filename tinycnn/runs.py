@@ -4,7 +4,7 @@
         config.json              recipe, seed, versions, hardware, threads, data hash, git revision
         checkpoint.safetensors   what the training needs to continue after the last complete epoch
         model.safetensors        the model after that epoch: `tinycnn.load` reads it
-        snapshots/epoch-3.safetensors ...    the weights after each epoch, 8 bits a number, for `demo` and `watch`
+        snapshots/               the weights after the first 20 epochs, 30, 40, ... 90, 100, 200, ..., 8 bits a number
         history.csv              one line for each epoch
         report.json              test accuracy; precision, recall and F1 of each class
         curves.png confusion.png mistakes.png filters.png feature_maps.png reliability.png
@@ -105,7 +105,8 @@ class RunFolder:
         self.history = history
         with defer_interrupt():  # both files must be of the same epoch
             self.model.save(self.path / "model.safetensors")
-            write_snapshot(self.path, len(history), self.model)
+            if len(history) <= 20 or len(history) == float(f"{len(history):.1g}"):  # 1 ... 20, 30, ... 90, 100, 200
+                write_snapshot(self.path, len(history), self.model)
             if history:
                 table = io.StringIO()
                 writer = csv.DictWriter(table, list(history[0]), lineterminator="\n")
