@@ -1,0 +1,532 @@
+// A drawn digit prepared as MNIST was made: prepare of tinycnn/digits.py for a grey picture, with the same steps, names
+// and constants.  Only the sums are organised differently, for speed: a page calls it at every move of the pen.
+//
+// A picture is {h, w, data: Float32Array}, row by row.  Functions that end with Rows work along the rows and return the
+// transposed result: called twice, they have worked along both axes.
+
+const WORKING_SIZE = 800; // pixels; longer pictures are averaged down first
+const COARSE_SIZE = 128; // of the grid on which the background is estimated
+const OPENING = 0.34; // of the longer side: ink is narrower, shadows are wider
+const NOISE_FACTOR = 4.5; // ink is this many standard deviations of the noise above the background
+const MIN_CONTRAST = 10; // grey levels of 255
+const LEVEL = 0.4; // of the strength of the ink: the outline of a stroke
+const MIN_MASS = 0.05, MIN_EXTENT = 0.25; // of the largest component; smaller ones are specks
+const SCALE = 4; // strokes are measured on a grid that is finer than the result by this factor
+const MIN_STROKE = 1.5; // pixels; thinner strokes are thickened to this width
+
+// The one digit in a picture as (size, size), white (255) on black (0), like MNIST's; null if there is no ink.
+// grey: height * width numbers, 0 ... 255
+function prepareDigit(grey, height, width, size) {
+    const ink = findInk(averageBlocks(grey, height, width));
+    return ink && keepParts(ink) ? normalizeDigit(ink, size) : null;
+}
+
+function makePicture(h, w) {
+    return {h, w, data: new Float32Array(h * w)};
+}
+
+// NumPy's rounding: halves to even numbers.
+function roundEven(x) {
+    const floor = Math.floor(x);
+    return x - floor === 0.5 ? floor + floor % 2 : Math.round(x);
+}
+
+// --- the ink ---------------------------------------------------------------------------------------------------------
+
+// Means of blocks of pixels, so that the longer side has at most WORKING_SIZE.
+function averageBlocks(grey, height, width) {
+    const block = Math.ceil(Math.max(height, width) / WORKING_SIZE);
+    const means = makePicture(Math.ceil(height / block), Math.ceil(width / block));
+    for (let i = 0, p = 0; i < means.h; i++) {
+        const bottom = Math.min(height, (i + 1) * block);
+        for (let j = 0; j < means.w; j++, p++) {
+            const right = Math.min(width, (j + 1) * block);
+            let sum = 0;
+            for (let y = i * block; y < bottom; y++) {
+                for (let x = j * block; x < right; x++) {
+                    sum += grey[y * width + x];
+                }
+            }
+            means.data[p] = sum / ((bottom - i * block) * (right - j * block));
+        }
+    }
+    return means;
+}
+
+// The ink, 0 ... 1; null if there is none.
+function findInk(grey) {
+    const {h, w} = grey, strokes = subtractBackground(grey);
+    const level = Math.max(NOISE_FACTOR * noiseOf(strokes), MIN_CONTRAST);
+    const squares = makePicture(h, w);
+    for (let p = 0; p < h * w; p++) {
+        const ink = strokes.data[p];
+        strokes.data[p] = ink > level ? ink : 0;
+        squares.data[p] = ink > level ? ink * ink : 0;
+    }
+    const inks = strokes.data.filter((ink) => ink > 0);
+    if (!inks.length) {
+        return null;
+    }
+    // Ink in a shadow has less contrast: its strength is a local mean, weighted by the ink itself.
+    const typical = quantile(inks, 0.8);
+    const [m, n] = coarseShape(h, w);
+    const smooth = (picture) => smoothRows(smoothRows(picture, n, w / 4), m, h / 4);
+    const weight = smooth(strokes), power = smooth(squares);
+    const prior = 0.05 * weight.data.reduce((a, b) => Math.max(a, b));
+    const coarse = {h: m, w: n, data: power.data.map((v, p) => (v + prior * typical) / (weight.data[p] + prior))};
+    const strength = resample(coarse, h, w).data;
+    for (let p = 0; p < h * w; p++) {
+        const ink = strokes.data[p];
+        strokes.data[p] = ink > 0 ? Math.min(1, ink / Math.max(strength[p], 0.4 * typical)) : 0;
+    }
+    return strokes;
+}
+
+function coarseShape(h, w) {
+    return [h, w].map((n) => Math.max(1, roundEven(n * Math.min(1, COARSE_SIZE / Math.max(h, w)))));
+}
+
+// The height of the ink above the background, in grey levels: positive where there is ink, about 0 elsewhere.
+function subtractBackground(grey) {
+    const {h, w} = grey, [m, n] = coarseShape(h, w);
+    const coarse = resample(grey, m, n), plane = planeOf(coarse);
+    const flat = subtract(grey, resample(plane, h, w)), flatCoarse = subtract(coarse, plane);
+
+    // Ink covers less than half of the surroundings: it lies on one side of the local median.
+    const median = resample(localMedian(flatCoarse), h, w).data;
+    let cubes = 0;
+    for (let p = 0; p < h * w; p++) {
+        cubes += (flat.data[p] - median[p]) ** 3;
+    }
+    if (cubes < 0) {
+        negate(flat);
+        negate(flatCoarse);
+    }
+
+    const width = Math.max(3, roundEven(OPENING * Math.max(m, n)) | 1);
+    const opened = sliding(sliding(flatCoarse, width, -1), width, 1);
+    const radius = OPENING * Math.max(m, n) / 2;
+    const ink = subtract(flatCoarse, opened);
+    const limit = 0.25 * ink.data.reduce((a, b) => Math.max(a, b)) + 1e-3;
+    // The minimum lies below the mean of the background's noise: corrected by this mean.
+    const background = {h: m, w: n, data: ink.data.map((v) => v < limit ? 1 : 0)};
+    const noise = {h: m, w: n, data: ink.data.map((v) => v < limit ? v : 0)};
+    const smooth = (picture) => smoothRows(smoothRows(picture, n, radius), m, radius).data;
+    const weight = smooth(background), offset = smooth(noise);
+    for (let p = 0; p < m * n; p++) {
+        opened.data[p] += offset[p] / Math.max(weight[p], 1e-6);
+    }
+    return subtract(flat, resample(opened, h, w));
+}
+
+function subtract(a, b) {
+    const difference = makePicture(a.h, a.w);
+    for (let p = 0; p < difference.data.length; p++) {
+        difference.data[p] = a.data[p] - b.data[p];
+    }
+    return difference;
+}
+
+function negate({data}) {
+    for (let p = 0; p < data.length; p++) {
+        data[p] = -data[p];
+    }
+}
+
+// The plane with the smallest sum of distances to a picture: most of a shadow's gradient.
+function planeOf({h, w, data}) {
+    const plane = makePicture(h, w), x = Float64Array.from({length: w}, (_, j) => w > 1 ? 2 * j / (w - 1) - 1 : -1);
+    let a = 0, b = 0, c = 0; // the plane is a + b*y + c*x
+    for (let pass = 0; pass < 12; pass++) { // least squares, each point weighted by 1 / distance of the last
+        const sums = new Float64Array(9); // of the weights times 1, y, yy, x, xy, xx, v, vy, vx
+        for (let i = 0; i < h; i++) {
+            const y = h > 1 ? 2 * i / (h - 1) - 1 : -1, start = a + b * y;
+            let s = 0, sx = 0, sxx = 0, sv = 0, svx = 0;
+            for (let j = 0; j < w; j++) {
+                const v = data[i * w + j];
+                const weight = pass ? 1 / (Math.abs(v - start - c * x[j]) + 1) : 1, wx = weight * x[j];
+                s += weight;
+                sx += wx;
+                sxx += wx * x[j];
+                sv += weight * v;
+                svx += wx * v;
+            }
+            [s, s * y, s * y * y, sx, sx * y, sxx, sv, sv * y, svx].forEach((term, k) => {
+                sums[k] += term;
+            });
+        }
+        const [s, sy, syy, sx, sxy, sxx, sv, svy, svx] = sums;
+        [a, b, c] = solve([[s, sy, sx, sv], [sy, syy, sxy, svy], [sx, sxy, sxx, svx]]);
+    }
+    for (let i = 0; i < h; i++) {
+        const start = a + b * (h > 1 ? 2 * i / (h - 1) - 1 : -1);
+        for (let j = 0; j < w; j++) {
+            plane.data[i * w + j] = start + c * x[j];
+        }
+    }
+    return plane;
+}
+
+// The solution of linear equations, each [coefficients..., right side].  Unknowns that are not determined are 0.
+function solve(equations) {
+    const n = equations.length, used = [], tiny = 1e-12 * equations[0][0];
+    for (let k = 0; k < n; k++) {
+        const pivot = equations.find((row) => !used.includes(row) && Math.abs(row[k]) > tiny);
+        used.push(pivot);
+        for (const row of pivot ? equations.filter((other) => other !== pivot) : []) {
+            const factor = row[k] / pivot[k];
+            for (let j = k; j <= n; j++) {
+                row[j] -= factor * pivot[j];
+            }
+        }
+    }
+    return used.map((row, k) => row ? row[n] / row[k] : 0);
+}
+
+// Medians over windows of 0.8 times the longer side, on a grid of at most 24 pixels, at the size of the picture.
+function localMedian(picture) {
+    const h = Math.min(picture.h, 24), w = Math.min(picture.w, 24), half = Math.floor(0.4 * Math.max(h, w));
+    const grid = resample(picture, h, w), medians = makePicture(h, w);
+    // The numbers' ranks are counted in a histogram.  From one window to the next, one column leaves and one enters.
+    const sorted = grid.data.map((v) => v).sort(), order = Array.from(grid.data.keys());
+    order.sort((p, q) => grid.data[p] - grid.data[q]);
+    const ranks = new Int32Array(h * w);
+    order.forEach((p, rank) => {
+        ranks[p] = rank;
+    });
+    const middle = ((2 * half + 1) ** 2 - 1) / 2;
+    for (let i = 0; i < h; i++) {
+        const counts = new Int32Array(h * w);
+        let rank = 0, below = 0; // numbers in the window with a lower rank
+        const count = (column, change) => {
+            const j = Math.min(w - 1, Math.max(0, column)); // outside, the edge is repeated
+            for (let u = i - half; u <= i + half; u++) {
+                const r = ranks[Math.min(h - 1, Math.max(0, u)) * w + j];
+                counts[r] += change;
+                below += r < rank ? change : 0;
+            }
+        };
+        for (let column = -half; column < half; column++) {
+            count(column, 1);
+        }
+        for (let j = 0; j < w; j++) {
+            count(j + half, 1);
+            while (below > middle) {
+                rank--;
+                below -= counts[rank];
+            }
+            while (below + counts[rank] <= middle) {
+                below += counts[rank];
+                rank++;
+            }
+            medians.data[i * w + j] = sorted[rank];
+            count(j - half, -1);
+        }
+    }
+    return resample(medians, picture.h, picture.w);
+}
+
+// Standard deviation of the background, from the pixels below it: there is no ink among them.
+function noiseOf(ink) {
+    const below = ink.data.filter((v) => v < 0);
+    return below.length ? -1.4826 * quantile(below, 0.5) : 0;
+}
+
+// NumPy's quantile, which interpolates between two numbers.  Reorders the numbers.
+function quantile(numbers, q) {
+    const position = q * (numbers.length - 1), k = Math.floor(position);
+    let low = 0, high = numbers.length - 1;
+    while (low < high) { // Hoare's selection: smaller numbers to the left of number k, larger ones to the right
+        const pivot = numbers[(low + high) >> 1];
+        let i = low, j = high;
+        while (i <= j) {
+            while (numbers[i] < pivot) {
+                i++;
+            }
+            while (numbers[j] > pivot) {
+                j--;
+            }
+            if (i <= j) {
+                const moved = numbers[i];
+                numbers[i++] = numbers[j];
+                numbers[j--] = moved;
+            }
+        }
+        low = k >= i ? i : low;
+        high = k <= j ? j : high;
+        if (k < i && k > j) {
+            break;
+        }
+    }
+    let next = Infinity;
+    for (let i = k + 1; i < numbers.length; i++) {
+        next = Math.min(next, numbers[i]);
+    }
+    return position > k ? numbers[k] + (next - numbers[k]) * (position - k) : numbers[k];
+}
+
+// --- components ------------------------------------------------------------------------------------------------------
+
+// Connected components of the ink: their numbers at every pixel, -1 elsewhere, and the mass (sum of the ink) and the
+// box of each.
+function components({h, w, data}) {
+    const reach = Math.max(1, roundEven(0.006 * Math.max(h, w))); // gaps of this many pixels are bridged
+    const labels = new Int32Array(h * w).fill(-1), waiting = -2;
+    for (let p = 0; p < h * w; p++) {
+        if (data[p] > LEVEL) {
+            const i = Math.floor(p / w), j = p % w;
+            for (let u = Math.max(0, i - reach); u <= Math.min(h - 1, i + reach); u++) {
+                labels.fill(waiting, u * w + Math.max(0, j - reach), u * w + Math.min(w, j + reach + 1));
+            }
+        }
+    }
+    const parts = [], stack = [];
+    const enter = (p) => {
+        if (labels[p] === waiting) {
+            labels[p] = parts.length;
+            stack.push(p);
+        }
+    };
+    for (let first = 0; first < h * w; first++) {
+        if (labels[first] !== waiting) {
+            continue;
+        }
+        const part = {mass: 0, top: h, bottom: 0, left: w, right: 0};
+        enter(first);
+        while (stack.length) {
+            const p = stack.pop(), i = Math.floor(p / w), j = p % w;
+            part.mass += data[p];
+            part.top = Math.min(part.top, i);
+            part.bottom = Math.max(part.bottom, i + 1);
+            part.left = Math.min(part.left, j);
+            part.right = Math.max(part.right, j + 1);
+            if (i > 0) {
+                enter(p - w);
+            }
+            if (i < h - 1) {
+                enter(p + w);
+            }
+            if (j > 0) {
+                enter(p - 1);
+            }
+            if (j < w - 1) {
+                enter(p + 1);
+            }
+        }
+        parts.push(part);
+    }
+    return {labels, parts};
+}
+
+// Clears the ink that is no part of a digit: specks, and shadows at the edge of the picture if there is enough ink
+// inside.  Returns false if only specks are left.
+function keepParts(ink) {
+    const {h, w, data} = ink, {labels, parts} = components(ink), side = Math.max(h, w);
+    const heaviest = Math.max(0, ...parts.map((part) => part.mass));
+    let kept = parts.filter((part) => part.mass >= MIN_MASS * heaviest);
+    const inside = kept.filter(({top, bottom, left, right}) => top > 0 && left > 0 && bottom < h && right < w);
+    if (Math.max(0, ...inside.map((part) => part.mass)) >= 0.3 * heaviest) {
+        kept = inside;
+    }
+    const extent = ({top, bottom, left, right}) => Math.max(bottom - top, right - left);
+    const largest = Math.max(0, ...kept.map(extent));
+    if (largest < Math.min(8, side / 4) || largest < 0.03 * side) {
+        return false;
+    }
+    const keep = parts.map((part) => kept.includes(part) && extent(part) >= MIN_EXTENT * largest);
+    for (let p = 0; p < h * w; p++) {
+        data[p] = labels[p] >= 0 && keep[labels[p]] ? data[p] : 0;
+    }
+    return true;
+}
+
+// --- the normal form -------------------------------------------------------------------------------------------------
+
+// Ink, 0 ... 1, of one digit as (size, size): in its box, with its centre of mass in the middle.
+function normalizeDigit(ink, size) {
+    const box = roundEven(size * 20 / 28);
+    let fine = fit(ink, box * SCALE);
+    const darkest = fine.data.reduce((a, b) => Math.max(a, b));
+    const typical = quantile(fine.data.filter((v) => v > 0.1 * darkest), 0.8); // strokes thinner than a pixel are diluted
+    fine.data = fine.data.map((v) => Math.min(1, Math.max(0, 2 * (v / typical - 0.5) + 0.5)));
+    const radius = (SCALE * MIN_STROKE - strokeWidth(fine)) / 2;
+    fine = fit(radius > 0.5 ? dilate(fine, radius) : fine, box * SCALE);
+
+    const h = Math.ceil(fine.h / SCALE), w = Math.ceil(fine.w / SCALE), small = new Float64Array(h * w);
+    const top = Math.floor((h * SCALE - fine.h) / 2), left = Math.floor((w * SCALE - fine.w) / 2);
+    for (let i = 0; i < fine.h; i++) {
+        for (let j = 0; j < fine.w; j++) {
+            small[Math.floor((i + top) / SCALE) * w + Math.floor((j + left) / SCALE)] += fine.data[i * fine.w + j];
+        }
+    }
+    const peak = small.reduce((a, b) => Math.max(a, b)), result = new Uint8Array(size * size);
+    let mass = 0, massY = 0, massX = 0;
+    small.forEach((v, p) => {
+        small[p] = roundEven(255 * v / peak);
+        mass += small[p];
+        massY += small[p] * Math.floor(p / w);
+        massX += small[p] * (p % w);
+    });
+    const start = (center, n) => Math.min(Math.max(Math.floor(size / 2 - center + 0.5), 0), size - n);
+    const y = start(massY / mass, h), x = start(massX / mass, w);
+    for (let i = 0; i < h; i++) {
+        result.set(small.subarray(i * w, (i + 1) * w), (y + i) * size + x);
+    }
+    return result;
+}
+
+// The box of the ink, scaled so that its longer side has `size` pixels.
+function fit({h, w, data}, size) {
+    let top = h, bottom = 0, left = w, right = 0;
+    for (let i = 0, p = 0; i < h; i++) {
+        for (let j = 0; j < w; j++, p++) {
+            if (data[p] > LEVEL) {
+                top = Math.min(top, i);
+                bottom = i + 1;
+                left = Math.min(left, j);
+                right = Math.max(right, j + 1);
+            }
+        }
+    }
+    const box = makePicture(bottom - top, right - left), scaled = (n) => Math.max(1, roundEven(n * size / Math.max(box.h, box.w)));
+    for (let i = 0; i < box.h; i++) {
+        box.data.set(data.subarray((top + i) * w + left, (top + i) * w + right), i * box.w);
+    }
+    return resample(box, scaled(box.h), scaled(box.w));
+}
+
+function pad({h, w, data}, border) {
+    const padded = makePicture(h + 2 * border, w + 2 * border);
+    for (let i = 0; i < h; i++) {
+        padded.data.set(data.subarray(i * w, (i + 1) * w), (i + border) * padded.w + border);
+    }
+    return padded;
+}
+
+// Mean width of the strokes in pixels: twice the area over the length of the outline, which is the sum of the slopes
+// of the ink.
+function strokeWidth(ink) {
+    const {h, w, data} = pad(ink, 1);
+    let area = 0, outline = 0;
+    for (let i = 0, p = 0; i < h; i++) {
+        const up = i > 0 ? w : 0, down = i < h - 1 ? w : 0; // one-sided differences at the border, as np.gradient's
+        for (let j = 0; j < w; j++, p++) {
+            const left = j > 0 ? 1 : 0, right = j < w - 1 ? 1 : 0;
+            const y = (data[p + down] - data[p - up]) / (up && down ? 2 : 1);
+            const x = (data[p + right] - data[p - left]) / (left && right ? 2 : 1);
+            area += data[p];
+            outline += Math.sqrt(y * y + x * x);
+        }
+    }
+    return 2 * area / outline;
+}
+
+// Largest value within `radius` pixels, on a picture that is larger by the radius.
+function dilate(picture, radius) {
+    const r = Math.floor(radius), {h, w, data} = pad(picture, r), result = makePicture(h, w), offsets = [];
+    for (let y = -r; y <= r; y++) {
+        for (let x = -r; x <= r; x++) {
+            if (Math.hypot(y, x) <= radius) {
+                offsets.push(y * w + x);
+            }
+        }
+    }
+    for (let i = r; i < h - r; i++) {
+        for (let p = i * w + r; p < (i + 1) * w - r; p++) {
+            for (let k = 0; data[p] > 0 && k < offsets.length; k++) {
+                result.data[p + offsets[k]] = Math.max(result.data[p + offsets[k]], data[p]);
+            }
+        }
+    }
+    return result;
+}
+
+// --- filters ---------------------------------------------------------------------------------------------------------
+
+// Resampled with triangles: linear interpolation where the result is larger, weighted means where it is smaller.
+function resample(picture, h, w) {
+    return resampleRows(resampleRows(picture, w), h);
+}
+
+// Rows of n pixels resampled to m, transposed: (m, h).  Every result is a sum of `taps` neighbours.
+function resampleRows({h, w: n, data}, m) {
+    const radius = Math.max(n / m, 1), taps = Math.min(n, Math.ceil(2 * radius)), result = makePicture(m, h);
+    const firsts = new Int32Array(m), weights = new Float32Array(m * taps);
+    for (let i = 0; i < m; i++) {
+        const center = (i + 0.5) * (n / m) - 0.5;
+        firsts[i] = Math.min(n - taps, Math.max(0, Math.floor(center - radius) + 1));
+        let sum = 0;
+        for (let t = 0; t < taps; t++) {
+            sum += Math.max(0, 1 - Math.abs(center - firsts[i] - t) / radius);
+        }
+        for (let t = 0; t < taps; t++) {
+            weights[i * taps + t] = Math.max(0, 1 - Math.abs(center - firsts[i] - t) / radius) / sum;
+        }
+    }
+    for (let row = 0; row < h; row++) {
+        for (let i = 0; i < m; i++) {
+            const first = row * n + firsts[i], start = i * taps;
+            let sum = 0;
+            for (let t = 0; t < taps; t++) {
+                sum += weights[start + t] * data[first + t];
+            }
+            result.data[i * h + row] = sum;
+        }
+    }
+    return result;
+}
+
+// The same for triangles that are wide, of at least `radius` pixels: each side of one is a difference of sums of x[k]
+// and of k * x[k] from the start of the row.  Rows of zeros are left out.
+function smoothRows({h, w: n, data}, m, least) {
+    const radius = Math.max(least, n / m, 1), result = makePicture(m, h);
+    const sums = new Float64Array(n + 1), moments = new Float64Array(n + 1);
+    const triangles = Array.from({length: m}, (_, i) => {
+        const center = (i + 0.5) * (n / m) - 0.5, first = Math.max(0, Math.floor(center - radius) + 1);
+        const end = Math.min(n, Math.ceil(center + radius));
+        let total = 0;
+        for (let k = first; k < end; k++) {
+            total += 1 - Math.abs(center - k) / radius;
+        }
+        return {center, first, middle: Math.floor(center) + 1, end, total};
+    });
+    for (let row = 0; row < h; row++) {
+        for (let k = 0; k < n; k++) {
+            const x = data[row * n + k];
+            sums[k + 1] = sums[k] + x;
+            moments[k + 1] = moments[k] + k * x;
+        }
+        for (let i = 0; i < m && sums[n] > 0; i++) {
+            const {center, first, middle, end, total} = triangles[i];
+            const left = (radius - center) * (sums[middle] - sums[first]) + moments[middle] - moments[first];
+            const right = (radius + center) * (sums[end] - sums[middle]) - moments[end] + moments[middle];
+            result.data[i * h + row] = (left + right) / (radius * total);
+        }
+    }
+    return result;
+}
+
+// Smallest (sign -1) or largest (1) values over windows of width x width pixels; outside, the edge is repeated.
+function sliding(picture, width, sign) {
+    return slidingRows(slidingRows(picture, width, sign), width, sign);
+}
+
+function slidingRows({h, w, data}, width, sign) {
+    const before = width >> 1, length = w + width - 1, line = new Float32Array(length), result = makePicture(w, h);
+    for (let row = 0; row < h; row++) {
+        for (let k = 0; k < length; k++) {
+            line[k] = sign * data[row * w + Math.min(w - 1, Math.max(0, k - before))];
+        }
+        for (let reach = 1; reach < width;) { // line[k] is the largest of `reach` numbers from k on
+            const step = Math.min(reach, width - reach);
+            for (let k = 0; k + step < length; k++) {
+                line[k] = Math.max(line[k], line[k + step]);
+            }
+            reach += step;
+        }
+        for (let k = 0; k < w; k++) {
+            result.data[k * h + row] = sign * line[k];
+        }
+    }
+    return result;
+}
