@@ -2,7 +2,7 @@
 // and constants.  Only the sums are organised differently, for speed: a page calls it at every move of the pen.
 //
 // A picture is {h, w, data: Float32Array}, row by row.  Functions that end with Rows work along the rows and return the
-// transposed result: called twice, they have worked along both axes.
+// transposed result: called twice, they have worked along both axes.  Loops over all pixels call no functions.
 
 const WORKING_SIZE = 800; // pixels; longer pictures are averaged down first
 const COARSE_SIZE = 128; // of the grid on which the background is estimated
@@ -36,6 +36,9 @@ function roundEven(x) {
 // Means of blocks of pixels, so that the longer side has at most WORKING_SIZE.
 function averageBlocks(grey, height, width) {
     const block = Math.ceil(Math.max(height, width) / WORKING_SIZE);
+    if (block === 1) {
+        return {h: height, w: width, data: new Float32Array(grey)};
+    }
     const means = makePicture(Math.ceil(height / block), Math.ceil(width / block));
     for (let i = 0, p = 0; i < means.h; i++) {
         const bottom = Math.min(height, (i + 1) * block);
@@ -57,18 +60,22 @@ function averageBlocks(grey, height, width) {
 function findInk(grey) {
     const {h, w} = grey, strokes = subtractBackground(grey);
     const level = Math.max(NOISE_FACTOR * noiseOf(strokes), MIN_CONTRAST);
-    const squares = makePicture(h, w);
+    const squares = makePicture(h, w), inks = new Float32Array(h * w);
+    let count = 0;
     for (let p = 0; p < h * w; p++) {
         const ink = strokes.data[p];
-        strokes.data[p] = ink > level ? ink : 0;
-        squares.data[p] = ink > level ? ink * ink : 0;
+        if (ink > level) {
+            squares.data[p] = ink * ink;
+            inks[count++] = ink;
+        } else {
+            strokes.data[p] = 0;
+        }
     }
-    const inks = strokes.data.filter((ink) => ink > 0);
-    if (!inks.length) {
+    if (!count) {
         return null;
     }
     // Ink in a shadow has less contrast: its strength is a local mean, weighted by the ink itself.
-    const typical = quantile(inks, 0.8);
+    const typical = quantile(inks.subarray(0, count), 0.8);
     const [m, n] = coarseShape(h, w);
     const smooth = (picture) => smoothRows(smoothRows(picture, n, w / 4), m, h / 4);
     const weight = smooth(strokes), power = smooth(squares);
@@ -76,8 +83,9 @@ function findInk(grey) {
     const coarse = {h: m, w: n, data: power.data.map((v, p) => (v + prior * typical) / (weight.data[p] + prior))};
     const strength = resample(coarse, h, w).data;
     for (let p = 0; p < h * w; p++) {
-        const ink = strokes.data[p];
-        strokes.data[p] = ink > 0 ? Math.min(1, ink / Math.max(strength[p], 0.4 * typical)) : 0;
+        if (strokes.data[p] > 0) {
+            strokes.data[p] = Math.min(1, strokes.data[p] / Math.max(strength[p], 0.4 * typical));
+        }
     }
     return strokes;
 }
@@ -86,17 +94,18 @@ function coarseShape(h, w) {
     return [h, w].map((n) => Math.max(1, roundEven(n * Math.min(1, COARSE_SIZE / Math.max(h, w)))));
 }
 
-// The height of the ink above the background, in grey levels: positive where there is ink, about 0 elsewhere.
+// The height of the ink above the background, in grey levels: positive where there is ink, about 0 elsewhere.  It
+// replaces the grey levels.
 function subtractBackground(grey) {
     const {h, w} = grey, [m, n] = coarseShape(h, w);
     const coarse = resample(grey, m, n), plane = planeOf(coarse);
-    const flat = subtract(grey, resample(plane, h, w)), flatCoarse = subtract(coarse, plane);
+    const flatCoarse = subtract(coarse, plane), flat = addResampled(grey, plane, -1);
 
     // Ink covers less than half of the surroundings: it lies on one side of the local median.
-    const median = resample(localMedian(flatCoarse), h, w).data;
+    const difference = addResampled({h, w, data: flat.data.slice()}, localMedian(flatCoarse), -1).data;
     let cubes = 0;
     for (let p = 0; p < h * w; p++) {
-        cubes += (flat.data[p] - median[p]) ** 3;
+        cubes += difference[p] * difference[p] * difference[p];
     }
     if (cubes < 0) {
         negate(flat);
@@ -116,7 +125,7 @@ function subtractBackground(grey) {
     for (let p = 0; p < m * n; p++) {
         opened.data[p] += offset[p] / Math.max(weight[p], 1e-6);
     }
-    return subtract(flat, resample(opened, h, w));
+    return addResampled(flat, opened, -1);
 }
 
 function subtract(a, b) {
@@ -228,8 +237,14 @@ function localMedian(picture) {
 
 // Standard deviation of the background, from the pixels below it: there is no ink among them.
 function noiseOf(ink) {
-    const below = ink.data.filter((v) => v < 0);
-    return below.length ? -1.4826 * quantile(below, 0.5) : 0;
+    const below = new Float32Array(ink.data.length);
+    let count = 0;
+    for (let p = 0; p < below.length; p++) {
+        if (ink.data[p] < 0) {
+            below[count++] = -ink.data[p];
+        }
+    }
+    return count ? 1.4826 * quantile(below.subarray(0, count), 0.5) : 0;
 }
 
 // NumPy's quantile, which interpolates between two numbers.  Reorders the numbers.
@@ -272,11 +287,14 @@ function quantile(numbers, q) {
 function components({h, w, data}) {
     const reach = Math.max(1, roundEven(0.006 * Math.max(h, w))); // gaps of this many pixels are bridged
     const labels = new Int32Array(h * w).fill(-1), waiting = -2;
-    for (let p = 0; p < h * w; p++) {
-        if (data[p] > LEVEL) {
-            const i = Math.floor(p / w), j = p % w;
-            for (let u = Math.max(0, i - reach); u <= Math.min(h - 1, i + reach); u++) {
-                labels.fill(waiting, u * w + Math.max(0, j - reach), u * w + Math.min(w, j + reach + 1));
+    for (let i = 0; i < h; i++) {
+        for (let j = 0; j < w; j++) {
+            const start = j;
+            while (j < w && data[i * w + j] > LEVEL) {
+                j++;
+            }
+            for (let u = Math.max(0, i - reach); j > start && u <= Math.min(h - 1, i + reach); u++) {
+                labels.fill(waiting, u * w + Math.max(0, start - reach), u * w + Math.min(w, j + reach));
             }
         }
     }
@@ -445,62 +463,72 @@ function dilate(picture, radius) {
 
 // Resampled with triangles: linear interpolation where the result is larger, weighted means where it is smaller.
 function resample(picture, h, w) {
-    return resampleRows(resampleRows(picture, w), h);
+    return addResampled(makePicture(h, w), picture, 1);
 }
 
-// Rows of n pixels resampled to m, transposed: (m, h).  Every result is a sum of `taps` neighbours.
-function resampleRows({h, w: n, data}, m) {
-    const radius = Math.max(n / m, 1), taps = Math.min(n, Math.ceil(2 * radius)), result = makePicture(m, h);
-    const firsts = new Int32Array(m), weights = new Float32Array(m * taps);
-    for (let i = 0; i < m; i++) {
-        const center = (i + 0.5) * (n / m) - 0.5;
-        firsts[i] = Math.min(n - taps, Math.max(0, Math.floor(center - radius) + 1));
-        let sum = 0;
-        for (let t = 0; t < taps; t++) {
-            sum += Math.max(0, 1 - Math.abs(center - firsts[i] - t) / radius);
-        }
-        for (let t = 0; t < taps; t++) {
-            weights[i * taps + t] = Math.max(0, 1 - Math.abs(center - firsts[i] - t) / radius) / sum;
-        }
-    }
-    for (let row = 0; row < h; row++) {
-        for (let i = 0; i < m; i++) {
-            const first = row * n + firsts[i], start = i * taps;
-            let sum = 0;
-            for (let t = 0; t < taps; t++) {
-                sum += weights[start + t] * data[first + t];
+// result += factor * the picture, resampled to the size of the result
+function addResampled(result, {h, w, data}, factor) {
+    const rows = makeFilter(h, result.h), columns = makeFilter(w, result.w), {taps, firsts, weights} = columns;
+    for (let i = 0, p = 0; i < result.h; i++) {
+        const line = new Float64Array(w);
+        for (let t = 0; t < rows.taps; t++) {
+            const weight = factor * rows.weights[i * rows.taps + t], start = (rows.firsts[i] + t) * w;
+            for (let j = 0; j < w; j++) {
+                line[j] += weight * data[start + j];
             }
-            result.data[i * h + row] = sum;
+        }
+        for (let j = 0, k = 0; j < result.w; j++, p++) {
+            let sum = 0;
+            for (let first = firsts[j], end = first + taps; first < end; first++, k++) {
+                sum += weights[k] * line[first];
+            }
+            result.data[p] += sum;
         }
     }
     return result;
 }
 
-// The same for triangles that are wide, of at least `radius` pixels: each side of one is a difference of sums of x[k]
-// and of k * x[k] from the start of the row.  Rows of zeros are left out.
+// The filter from n pixels to m: number i is the sum of weights[i * taps + t] times pixel firsts[i] + t.
+function makeFilter(n, m) {
+    const radius = Math.max(n / m, 1), taps = Math.min(n, Math.ceil(2 * radius));
+    const firsts = new Int32Array(m), weights = new Float64Array(m * taps);
+    for (let i = 0; i < m; i++) {
+        const center = (i + 0.5) * (n / m) - 0.5, row = weights.subarray(i * taps, (i + 1) * taps);
+        firsts[i] = Math.min(n - taps, Math.max(0, Math.floor(center - radius) + 1));
+        row.forEach((_, t) => {
+            row[t] = Math.max(0, 1 - Math.abs(center - firsts[i] - t) / radius);
+        });
+        const sum = row.reduce((a, b) => a + b);
+        row.forEach((weight, t) => {
+            row[t] = weight / sum;
+        });
+    }
+    return {taps, firsts, weights};
+}
+
+// Rows of n pixels resampled to m with triangles that are wide, of at least `least` pixels, and transposed: (m, h).
+// Each side of a triangle is a difference of sums of x[k] and of k * x[k] from the start of the row.
 function smoothRows({h, w: n, data}, m, least) {
     const radius = Math.max(least, n / m, 1), result = makePicture(m, h);
     const sums = new Float64Array(n + 1), moments = new Float64Array(n + 1);
-    const triangles = Array.from({length: m}, (_, i) => {
-        const center = (i + 0.5) * (n / m) - 0.5, first = Math.max(0, Math.floor(center - radius) + 1);
-        const end = Math.min(n, Math.ceil(center + radius));
-        let total = 0;
-        for (let k = first; k < end; k++) {
-            total += 1 - Math.abs(center - k) / radius;
-        }
-        return {center, first, middle: Math.floor(center) + 1, end, total};
-    });
-    for (let row = 0; row < h; row++) {
+    const centers = Float64Array.from({length: m}, (_, i) => (i + 0.5) * (n / m) - 0.5), totals = new Float64Array(m);
+    const firsts = Int32Array.from(centers, (center) => Math.max(0, Math.floor(center - radius) + 1));
+    const ends = Int32Array.from(centers, (center) => Math.min(n, Math.ceil(center + radius)));
+    for (let row = -1; row < h; row++) { // first a row of ones, for the sums of the weights
         for (let k = 0; k < n; k++) {
-            const x = data[row * n + k];
+            const x = row < 0 ? 1 : data[row * n + k];
             sums[k + 1] = sums[k] + x;
             moments[k + 1] = moments[k] + k * x;
         }
-        for (let i = 0; i < m && sums[n] > 0; i++) {
-            const {center, first, middle, end, total} = triangles[i];
+        for (let i = 0; i < m && sums[n] > 0; i++) { // of a row of zeros all are zero
+            const center = centers[i], first = firsts[i], middle = Math.floor(center) + 1, end = ends[i];
             const left = (radius - center) * (sums[middle] - sums[first]) + moments[middle] - moments[first];
             const right = (radius + center) * (sums[end] - sums[middle]) - moments[end] + moments[middle];
-            result.data[i * h + row] = (left + right) / (radius * total);
+            if (row < 0) {
+                totals[i] = left + right;
+            } else {
+                result.data[i * h + row] = (left + right) / totals[i];
+            }
         }
     }
     return result;
@@ -520,7 +548,7 @@ function slidingRows({h, w, data}, width, sign) {
         for (let reach = 1; reach < width;) { // line[k] is the largest of `reach` numbers from k on
             const step = Math.min(reach, width - reach);
             for (let k = 0; k + step < length; k++) {
-                line[k] = Math.max(line[k], line[k + step]);
+                line[k] = line[k] > line[k + step] ? line[k] : line[k + step];
             }
             reach += step;
         }
