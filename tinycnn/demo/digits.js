@@ -79,15 +79,25 @@ function findInk(grey) {
     const [m, n] = coarseShape(h, w);
     const smooth = (picture) => smoothRows(smoothRows(picture, n, w / 4), m, h / 4);
     const weight = smooth(strokes), power = smooth(squares);
-    const prior = 0.05 * weight.data.reduce((a, b) => Math.max(a, b));
-    const coarse = {h: m, w: n, data: power.data.map((v, p) => (v + prior * typical) / (weight.data[p] + prior))};
-    const strength = resample(coarse, h, w).data;
+    const prior = 0.05 * largestOf(weight.data);
+    for (let p = 0; p < m * n; p++) {
+        power.data[p] = (power.data[p] + prior * typical) / (weight.data[p] + prior);
+    }
+    const strength = resample(power, h, w).data;
     for (let p = 0; p < h * w; p++) {
         if (strokes.data[p] > 0) {
             strokes.data[p] = Math.min(1, strokes.data[p] / Math.max(strength[p], 0.4 * typical));
         }
     }
     return strokes;
+}
+
+function largestOf(numbers) {
+    let largest = -Infinity;
+    for (let p = 0; p < numbers.length; p++) {
+        largest = numbers[p] > largest ? numbers[p] : largest;
+    }
+    return largest;
 }
 
 function coarseShape(h, w) {
@@ -115,11 +125,13 @@ function subtractBackground(grey) {
     const width = Math.max(3, roundEven(OPENING * Math.max(m, n)) | 1);
     const opened = sliding(sliding(flatCoarse, width, -1), width, 1);
     const radius = OPENING * Math.max(m, n) / 2;
-    const ink = subtract(flatCoarse, opened);
-    const limit = 0.25 * ink.data.reduce((a, b) => Math.max(a, b)) + 1e-3;
+    const noise = subtract(flatCoarse, opened), background = makePicture(m, n);
+    const limit = 0.25 * largestOf(noise.data) + 1e-3; // ink is higher
+    for (let p = 0; p < m * n; p++) {
+        background.data[p] = noise.data[p] < limit ? 1 : 0;
+        noise.data[p] *= background.data[p];
+    }
     // The minimum lies below the mean of the background's noise: corrected by this mean.
-    const background = {h: m, w: n, data: ink.data.map((v) => v < limit ? 1 : 0)};
-    const noise = {h: m, w: n, data: ink.data.map((v) => v < limit ? v : 0)};
     const smooth = (picture) => smoothRows(smoothRows(picture, n, radius), m, radius).data;
     const weight = smooth(background), offset = smooth(noise);
     for (let p = 0; p < m * n; p++) {
@@ -364,7 +376,7 @@ function keepParts(ink) {
 function normalizeDigit(ink, size) {
     const box = roundEven(size * 20 / 28);
     let fine = fit(ink, box * SCALE);
-    const darkest = fine.data.reduce((a, b) => Math.max(a, b));
+    const darkest = largestOf(fine.data);
     const typical = quantile(fine.data.filter((v) => v > 0.1 * darkest), 0.8); // strokes thinner than a pixel are diluted
     fine.data = fine.data.map((v) => Math.min(1, Math.max(0, 2 * (v / typical - 0.5) + 0.5)));
     const radius = (SCALE * MIN_STROKE - strokeWidth(fine)) / 2;
@@ -377,7 +389,7 @@ function normalizeDigit(ink, size) {
             small[Math.floor((i + top) / SCALE) * w + Math.floor((j + left) / SCALE)] += fine.data[i * fine.w + j];
         }
     }
-    const peak = small.reduce((a, b) => Math.max(a, b)), result = new Uint8Array(size * size);
+    const peak = largestOf(small), result = new Uint8Array(size * size);
     let mass = 0, massY = 0, massX = 0;
     small.forEach((v, p) => {
         small[p] = roundEven(255 * v / peak);
@@ -468,21 +480,25 @@ function resample(picture, h, w) {
 
 // result += factor * the picture, resampled to the size of the result
 function addResampled(result, {h, w, data}, factor) {
-    const rows = makeFilter(h, result.h), columns = makeFilter(w, result.w), {taps, firsts, weights} = columns;
+    const rows = makeFilter(h, result.h), {taps, firsts, weights} = makeFilter(w, result.w), target = result.data;
+    const line = new Float64Array(w);
     for (let i = 0, p = 0; i < result.h; i++) {
-        const line = new Float64Array(w);
+        line.fill(0);
         for (let t = 0; t < rows.taps; t++) {
             const weight = factor * rows.weights[i * rows.taps + t], start = (rows.firsts[i] + t) * w;
             for (let j = 0; j < w; j++) {
                 line[j] += weight * data[start + j];
             }
         }
-        for (let j = 0, k = 0; j < result.w; j++, p++) {
+        for (let j = 0; j < result.w && taps === 2; j++, p++) { // interpolation: the most frequent case
+            target[p] += weights[2 * j] * line[firsts[j]] + weights[2 * j + 1] * line[firsts[j] + 1];
+        }
+        for (let j = 0; j < result.w && taps !== 2; j++, p++) {
             let sum = 0;
-            for (let first = firsts[j], end = first + taps; first < end; first++, k++) {
-                sum += weights[k] * line[first];
+            for (let t = 0; t < taps; t++) {
+                sum += weights[j * taps + t] * line[firsts[j] + t];
             }
-            result.data[p] += sum;
+            target[p] += sum;
         }
     }
     return result;
@@ -493,41 +509,43 @@ function makeFilter(n, m) {
     const radius = Math.max(n / m, 1), taps = Math.min(n, Math.ceil(2 * radius));
     const firsts = new Int32Array(m), weights = new Float64Array(m * taps);
     for (let i = 0; i < m; i++) {
-        const center = (i + 0.5) * (n / m) - 0.5, row = weights.subarray(i * taps, (i + 1) * taps);
-        firsts[i] = Math.min(n - taps, Math.max(0, Math.floor(center - radius) + 1));
-        row.forEach((_, t) => {
-            row[t] = Math.max(0, 1 - Math.abs(center - firsts[i] - t) / radius);
-        });
-        const sum = row.reduce((a, b) => a + b);
-        row.forEach((weight, t) => {
-            row[t] = weight / sum;
-        });
+        const center = (i + 0.5) * (n / m) - 0.5;
+        const first = firsts[i] = Math.min(n - taps, Math.max(0, Math.floor(center - radius) + 1));
+        let sum = 0;
+        for (let t = 0; t < taps; t++) {
+            sum += weights[i * taps + t] = Math.max(0, 1 - Math.abs(center - first - t) / radius);
+        }
+        for (let t = 0; t < taps; t++) {
+            weights[i * taps + t] /= sum;
+        }
     }
     return {taps, firsts, weights};
 }
 
 // Rows of n pixels resampled to m with triangles that are wide, of at least `least` pixels, and transposed: (m, h).
-// Each side of a triangle is a difference of sums of x[k] and of k * x[k] from the start of the row.
+// With the ramps R(z) = sum of (z - k) * x[k] over k < z, a triangle is R(center + radius) - 2 R(center) +
+// R(center - radius), and a ramp is z * sum of x[k] - sum of k * x[k].
 function smoothRows({h, w: n, data}, m, least) {
     const radius = Math.max(least, n / m, 1), result = makePicture(m, h);
-    const sums = new Float64Array(n + 1), moments = new Float64Array(n + 1);
-    const centers = Float64Array.from({length: m}, (_, i) => (i + 0.5) * (n / m) - 0.5), totals = new Float64Array(m);
-    const firsts = Int32Array.from(centers, (center) => Math.max(0, Math.floor(center - radius) + 1));
-    const ends = Int32Array.from(centers, (center) => Math.min(n, Math.ceil(center + radius)));
+    const sums = new Float64Array(n + 1), moments = new Float64Array(n + 1), scales = new Float64Array(m);
+    const centers = Float64Array.from({length: m}, (_, i) => (i + 0.5) * (n / m) - 0.5);
+    const [starts, middles, ends] = [-radius, 0, radius].map((shift) =>
+        Int32Array.from(centers, (center) => Math.min(n, Math.max(0, Math.ceil(center + shift)))));
     for (let row = -1; row < h; row++) { // first a row of ones, for the sums of the weights
+        let sum = 0, moment = 0;
         for (let k = 0; k < n; k++) {
             const x = row < 0 ? 1 : data[row * n + k];
-            sums[k + 1] = sums[k] + x;
-            moments[k + 1] = moments[k] + k * x;
+            sums[k + 1] = sum += x;
+            moments[k + 1] = moment += k * x;
         }
-        for (let i = 0; i < m && sums[n] > 0; i++) { // of a row of zeros all are zero
-            const center = centers[i], first = firsts[i], middle = Math.floor(center) + 1, end = ends[i];
-            const left = (radius - center) * (sums[middle] - sums[first]) + moments[middle] - moments[first];
-            const right = (radius + center) * (sums[end] - sums[middle]) - moments[end] + moments[middle];
+        for (let i = 0; i < m && sum > 0; i++) { // of a row of zeros all are zero
+            const center = centers[i], start = starts[i], middle = middles[i], end = ends[i];
+            const triangle = (center + radius) * sums[end] - moments[end] - 2 * (center * sums[middle] - moments[middle])
+                + (center - radius) * sums[start] - moments[start];
             if (row < 0) {
-                totals[i] = left + right;
+                scales[i] = 1 / triangle;
             } else {
-                result.data[i * h + row] = (left + right) / totals[i];
+                result.data[i * h + row] = scales[i] * triangle;
             }
         }
     }
