@@ -17,8 +17,8 @@ const MIN_STROKE = 1.5; // pixels; thinner strokes are thickened to this width
 // The one digit in a picture as (size, size), white (255) on black (0), like MNIST's; null if there is no ink.
 // grey: height * width numbers, 0 ... 255
 function prepareDigit(grey, height, width, size) {
-    const ink = findInk(averageBlocks(grey, height, width));
-    return ink && keepParts(ink) ? normalizeDigit(ink, size) : null;
+    const ink = findInk(averageBlocks(grey, height, width)), digit = ink && keepParts(ink);
+    return digit && normalizeDigit(digit, size);
 }
 
 function makePicture(h, w) {
@@ -108,36 +108,42 @@ function coarseShape(h, w) {
 // replaces the grey levels.
 function subtractBackground(grey) {
     const {h, w} = grey, [m, n] = coarseShape(h, w);
-    const coarse = resample(grey, m, n), plane = planeOf(coarse);
-    const flatCoarse = subtract(coarse, plane), flat = addResampled(grey, plane, -1);
+    const coarse = resample(grey, m, n), plane = planeOf(coarse), flat = subtract(coarse, plane);
 
     // Ink covers less than half of the surroundings: it lies on one side of the local median.
-    const difference = addResampled({h, w, data: flat.data.slice()}, localMedian(flatCoarse), -1).data;
+    const median = localMedian(flat);
+    for (let p = 0; p < m * n; p++) {
+        median.data[p] += plane.data[p];
+    }
+    const difference = addResampled({h, w, data: grey.data.slice()}, median, -1).data;
     let cubes = 0;
     for (let p = 0; p < h * w; p++) {
         cubes += difference[p] * difference[p] * difference[p];
     }
-    if (cubes < 0) {
-        negate(flat);
-        negate(flatCoarse);
+    const sign = cubes < 0 ? -1 : 1;
+    for (let p = 0; p < m * n; p++) {
+        flat.data[p] *= sign;
     }
 
     const width = Math.max(3, roundEven(OPENING * Math.max(m, n)) | 1);
-    const opened = sliding(sliding(flatCoarse, width, -1), width, 1);
-    const radius = OPENING * Math.max(m, n) / 2;
-    const noise = subtract(flatCoarse, opened), background = makePicture(m, n);
+    const opened = sliding(sliding(flat, width, -1), width, 1);
+    const noise = subtract(flat, opened), background = makePicture(m, n);
     const limit = 0.25 * largestOf(noise.data) + 1e-3; // ink is higher
     for (let p = 0; p < m * n; p++) {
         background.data[p] = noise.data[p] < limit ? 1 : 0;
         noise.data[p] *= background.data[p];
     }
     // The minimum lies below the mean of the background's noise: corrected by this mean.
+    const radius = OPENING * Math.max(m, n) / 2;
     const smooth = (picture) => smoothRows(smoothRows(picture, n, radius), m, radius).data;
     const weight = smooth(background), offset = smooth(noise);
     for (let p = 0; p < m * n; p++) {
-        opened.data[p] += offset[p] / Math.max(weight[p], 1e-6);
+        opened.data[p] += offset[p] / Math.max(weight[p], 1e-6) + sign * plane.data[p];
     }
-    return addResampled(flat, opened, -1);
+    for (let p = 0; p < h * w; p++) {
+        grey.data[p] *= sign;
+    }
+    return addResampled(grey, opened, -1);
 }
 
 function subtract(a, b) {
@@ -146,12 +152,6 @@ function subtract(a, b) {
         difference.data[p] = a.data[p] - b.data[p];
     }
     return difference;
-}
-
-function negate({data}) {
-    for (let p = 0; p < data.length; p++) {
-        data[p] = -data[p];
-    }
 }
 
 // The plane with the smallest sum of distances to a picture: most of a shadow's gradient.
@@ -251,10 +251,9 @@ function localMedian(picture) {
 function noiseOf(ink) {
     const below = new Float32Array(ink.data.length);
     let count = 0;
-    for (let p = 0; p < below.length; p++) {
-        if (ink.data[p] < 0) {
-            below[count++] = -ink.data[p];
-        }
+    for (let p = 0; p < below.length; p++) { // without a branch, which would be a random one
+        below[count] = -ink.data[p];
+        count += Number(ink.data[p] < 0);
     }
     return count ? 1.4826 * quantile(below.subarray(0, count), 0.5) : 0;
 }
@@ -294,11 +293,11 @@ function quantile(numbers, q) {
 
 // --- components ------------------------------------------------------------------------------------------------------
 
-// Connected components of the ink: their numbers at every pixel, -1 elsewhere, and the mass (sum of the ink) and the
-// box of each.
+// Connected components of the ink: runs of pixels {row, start, end, mass, part} in rows, and the parts that they form,
+// {mass (sum of the ink), top, bottom, left, right}.
 function components({h, w, data}) {
     const reach = Math.max(1, roundEven(0.006 * Math.max(h, w))); // gaps of this many pixels are bridged
-    const labels = new Int32Array(h * w).fill(-1), waiting = -2;
+    const mask = new Uint8Array(h * w), runs = [];
     for (let i = 0; i < h; i++) {
         for (let j = 0; j < w; j++) {
             const start = j;
@@ -306,52 +305,55 @@ function components({h, w, data}) {
                 j++;
             }
             for (let u = Math.max(0, i - reach); j > start && u <= Math.min(h - 1, i + reach); u++) {
-                labels.fill(waiting, u * w + Math.max(0, start - reach), u * w + Math.min(w, j + reach));
+                mask.fill(1, u * w + Math.max(0, start - reach), u * w + Math.min(w, j + reach));
             }
         }
     }
-    const parts = [], stack = [];
-    const enter = (p) => {
-        if (labels[p] === waiting) {
-            labels[p] = parts.length;
-            stack.push(p);
+    const root = (run) => {
+        while (run.parent !== run) {
+            run = run.parent = run.parent.parent;
         }
+        return run;
     };
-    for (let first = 0; first < h * w; first++) {
-        if (labels[first] !== waiting) {
-            continue;
-        }
-        const part = {mass: 0, top: h, bottom: 0, left: w, right: 0};
-        enter(first);
-        while (stack.length) {
-            const p = stack.pop(), i = Math.floor(p / w), j = p % w;
-            part.mass += data[p];
-            part.top = Math.min(part.top, i);
-            part.bottom = Math.max(part.bottom, i + 1);
-            part.left = Math.min(part.left, j);
-            part.right = Math.max(part.right, j + 1);
-            if (i > 0) {
-                enter(p - w);
+    for (let i = 0, above = 0; i < h; i++) { // runs[above], ... are those of the row above
+        const first = runs.length;
+        for (let j = 0; j < w; j++) {
+            const start = j;
+            let mass = 0;
+            while (j < w && mask[i * w + j]) {
+                mass += data[i * w + j];
+                j++;
             }
-            if (i < h - 1) {
-                enter(p + w);
-            }
-            if (j > 0) {
-                enter(p - 1);
-            }
-            if (j < w - 1) {
-                enter(p + 1);
+            if (j > start) {
+                const run = {row: i, start, end: j, mass};
+                run.parent = run;
+                for (let k = above; k < first; k++) {
+                    if (runs[k].start < j && runs[k].end > start) {
+                        root(runs[k]).parent = root(run);
+                    }
+                }
+                runs.push(run);
             }
         }
-        parts.push(part);
+        above = first;
     }
-    return {labels, parts};
+    for (const run of runs) {
+        const top = root(run);
+        top.part = top.part || {mass: 0, top: h, bottom: 0, left: w, right: 0};
+        run.part = top.part;
+        run.part.mass += run.mass;
+        run.part.top = Math.min(run.part.top, run.row);
+        run.part.bottom = Math.max(run.part.bottom, run.row + 1);
+        run.part.left = Math.min(run.part.left, run.start);
+        run.part.right = Math.max(run.part.right, run.end);
+    }
+    return {runs, parts: [...new Set(runs.map((run) => run.part))]};
 }
 
-// Clears the ink that is no part of a digit: specks, and shadows at the edge of the picture if there is enough ink
-// inside.  Returns false if only specks are left.
+// The ink of the parts of digits: no specks, and no shadows at the edge of the picture if there is enough ink inside.
+// null if only specks are left.
 function keepParts(ink) {
-    const {h, w, data} = ink, {labels, parts} = components(ink), side = Math.max(h, w);
+    const {h, w} = ink, {runs, parts} = components(ink), side = Math.max(h, w), digit = makePicture(h, w);
     const heaviest = Math.max(0, ...parts.map((part) => part.mass));
     let kept = parts.filter((part) => part.mass >= MIN_MASS * heaviest);
     const inside = kept.filter(({top, bottom, left, right}) => top > 0 && left > 0 && bottom < h && right < w);
@@ -361,13 +363,15 @@ function keepParts(ink) {
     const extent = ({top, bottom, left, right}) => Math.max(bottom - top, right - left);
     const largest = Math.max(0, ...kept.map(extent));
     if (largest < Math.min(8, side / 4) || largest < 0.03 * side) {
-        return false;
+        return null;
     }
-    const keep = parts.map((part) => kept.includes(part) && extent(part) >= MIN_EXTENT * largest);
-    for (let p = 0; p < h * w; p++) {
-        data[p] = labels[p] >= 0 && keep[labels[p]] ? data[p] : 0;
+    kept = new Set(kept.filter((part) => extent(part) >= MIN_EXTENT * largest));
+    for (const {row, start, end, part} of runs) {
+        if (kept.has(part)) {
+            digit.data.set(ink.data.subarray(row * w + start, row * w + end), row * w + start);
+        }
     }
-    return true;
+    return digit;
 }
 
 // --- the normal form -------------------------------------------------------------------------------------------------
@@ -557,21 +561,26 @@ function sliding(picture, width, sign) {
     return slidingRows(slidingRows(picture, width, sign), width, sign);
 }
 
+// In blocks of `width` pixels, the largest number up to each pixel and from it on: a window has a part of two blocks (van
+// Herk 1992, Gil and Werman 1993).
 function slidingRows({h, w, data}, width, sign) {
-    const before = width >> 1, length = w + width - 1, line = new Float32Array(length), result = makePicture(w, h);
+    const before = width >> 1, length = w + width - 1, result = makePicture(w, h);
+    const upTo = new Float32Array(length), from = new Float32Array(length);
     for (let row = 0; row < h; row++) {
         for (let k = 0; k < length; k++) {
-            line[k] = sign * data[row * w + Math.min(w - 1, Math.max(0, k - before))];
+            upTo[k] = from[k] = sign * data[row * w + Math.min(w - 1, Math.max(0, k - before))];
         }
-        for (let reach = 1; reach < width;) { // line[k] is the largest of `reach` numbers from k on
-            const step = Math.min(reach, width - reach);
-            for (let k = 0; k + step < length; k++) {
-                line[k] = line[k] > line[k + step] ? line[k] : line[k + step];
+        for (let start = 0; start < length; start += width) {
+            const end = Math.min(length, start + width);
+            for (let k = start + 1; k < end; k++) {
+                upTo[k] = upTo[k - 1] > upTo[k] ? upTo[k - 1] : upTo[k];
             }
-            reach += step;
+            for (let k = end - 2; k >= start; k--) {
+                from[k] = from[k + 1] > from[k] ? from[k + 1] : from[k];
+            }
         }
         for (let k = 0; k < w; k++) {
-            result.data[k * h + row] = sign * line[k];
+            result.data[k * h + row] = sign * (from[k] > upTo[k + width - 1] ? from[k] : upTo[k + width - 1]);
         }
     }
     return result;
