@@ -60,22 +60,21 @@ function averageBlocks(grey, height, width) {
 function findInk(grey) {
     const {h, w} = grey, strokes = subtractBackground(grey);
     const level = Math.max(NOISE_FACTOR * noiseOf(strokes), MIN_CONTRAST);
-    const squares = makePicture(h, w), inks = new Float32Array(h * w);
-    let count = 0;
+    const squares = makePicture(h, w), inks = [];
     for (let p = 0; p < h * w; p++) {
         const ink = strokes.data[p];
         if (ink > level) {
             squares.data[p] = ink * ink;
-            inks[count++] = ink;
+            inks.push(ink);
         } else {
             strokes.data[p] = 0;
         }
     }
-    if (!count) {
+    if (!inks.length) {
         return null;
     }
     // Ink in a shadow has less contrast: its strength is a local mean, weighted by the ink itself.
-    const typical = quantile(inks.subarray(0, count), 0.8);
+    const typical = quantile(inks, 0.8);
     const [m, n] = coarseShape(h, w);
     const smooth = (picture) => smoothRows(smoothRows(picture, n, w / 4), m, h / 4);
     const weight = smooth(strokes), power = smooth(squares);
@@ -158,7 +157,8 @@ function subtract(a, b) {
 function planeOf({h, w, data}) {
     const plane = makePicture(h, w), x = Float64Array.from({length: w}, (_, j) => w > 1 ? 2 * j / (w - 1) - 1 : -1);
     let a = 0, b = 0, c = 0; // the plane is a + b*y + c*x
-    for (let pass = 0; pass < 12; pass++) { // least squares, each point weighted by 1 / distance of the last
+    for (let pass = 0, change = 1; pass < 12 && change > 1e-3; pass++) { // grey levels: the rest does not matter
+        // Least squares, each point weighted by 1 / distance from the last plane.
         const sums = new Float64Array(9); // of the weights times 1, y, yy, x, xy, xx, v, vy, vx
         for (let i = 0; i < h; i++) {
             const y = h > 1 ? 2 * i / (h - 1) - 1 : -1, start = a + b * y;
@@ -177,7 +177,11 @@ function planeOf({h, w, data}) {
             });
         }
         const [s, sy, syy, sx, sxy, sxx, sv, svy, svx] = sums;
-        [a, b, c] = solve([[s, sy, sx, sv], [sy, syy, sxy, svy], [sx, sxy, sxx, svx]]);
+        const [A, B, C] = solve([[s, sy, sx, sv], [sy, syy, sxy, svy], [sx, sxy, sxx, svx]]);
+        change = Math.max(Math.abs(A - a), Math.abs(B - b), Math.abs(C - c));
+        a = A;
+        b = B;
+        c = C;
     }
     for (let i = 0; i < h; i++) {
         const start = a + b * (h > 1 ? 2 * i / (h - 1) - 1 : -1);
@@ -247,15 +251,17 @@ function localMedian(picture) {
     return resample(medians, picture.h, picture.w);
 }
 
-// Standard deviation of the background, from the pixels below it: there is no ink among them.
-function noiseOf(ink) {
-    const below = new Float32Array(ink.data.length);
-    let count = 0;
-    for (let p = 0; p < below.length; p++) { // without a branch, which would be a random one
-        below[count] = -ink.data[p];
-        count += Number(ink.data[p] < 0);
+// Standard deviation of the background, from the pixels below it: there is no ink among them.  0 for less noise than
+// MIN_CONTRAST exceeds anyway.
+function noiseOf({data}) {
+    const limit = MIN_CONTRAST / NOISE_FACTOR / 1.4826;
+    let below = 0, far = 0;
+    for (let p = 0; p < data.length; p++) { // without a branch, which would be a random one
+        below += Number(data[p] < 0);
+        far += Number(data[p] < -limit);
     }
-    return count ? 1.4826 * quantile(below.subarray(0, count), 0.5) : 0;
+    const matters = far > 0 && 2 * far > below - 2; // otherwise the median is at most the limit
+    return matters ? -1.4826 * quantile(data.filter((v) => v < 0), 0.5) : 0;
 }
 
 // NumPy's quantile, which interpolates between two numbers.  Reorders the numbers.
@@ -484,28 +490,46 @@ function resample(picture, h, w) {
 
 // result += factor * the picture, resampled to the size of the result
 function addResampled(result, {h, w, data}, factor) {
-    const rows = makeFilter(h, result.h), {taps, firsts, weights} = makeFilter(w, result.w), target = result.data;
-    const line = new Float64Array(w);
-    for (let i = 0, p = 0; i < result.h; i++) {
-        line.fill(0);
-        for (let t = 0; t < rows.taps; t++) {
-            const weight = factor * rows.weights[i * rows.taps + t], start = (rows.firsts[i] + t) * w;
-            for (let j = 0; j < w; j++) {
-                line[j] += weight * data[start + j];
-            }
-        }
-        for (let j = 0; j < result.w && taps === 2; j++, p++) { // interpolation: the most frequent case
-            target[p] += weights[2 * j] * line[firsts[j]] + weights[2 * j + 1] * line[firsts[j] + 1];
-        }
-        for (let j = 0; j < result.w && taps !== 2; j++, p++) {
-            let sum = 0;
-            for (let t = 0; t < taps; t++) {
-                sum += weights[j * taps + t] * line[firsts[j] + t];
-            }
-            target[p] += sum;
+    const rows = makeFilter(h, result.h), columns = makeFilter(w, result.w), {taps, firsts, weights} = rows;
+    const width = result.w, wide = new Float64Array(h * width);
+    for (let i = 0; i < h; i++) {
+        filterRow(wide, i * width, data, i * w, columns);
+    }
+    for (let i = 0; i < result.h; i++) {
+        for (let t = 0; t < taps; t += 2) { // two rows at a time
+            const next = Math.min(t + 1, taps - 1), f = weights[i * taps + t], g = next > t ? weights[i * taps + next] : 0;
+            const first = (firsts[i] + t) * width, second = (firsts[i] + next) * width;
+            addRows(result.data, i * width, wide, first, second, width, factor * f, factor * g);
         }
     }
     return result;
+}
+
+// to[p...] = from[q...], resampled
+function filterRow(to, p, from, q, {taps, firsts, weights}) {
+    const length = firsts.length;
+    if (taps === 2) { // interpolation
+        for (let j = 0; j < length; j++) {
+            const first = q + firsts[j];
+            to[p + j] = weights[2 * j] * from[first] + weights[2 * j + 1] * from[first + 1];
+        }
+        return;
+    }
+    for (let j = 0; j < length; j++) {
+        const first = q + firsts[j];
+        let sum = 0;
+        for (let t = 0; t < taps; t++) {
+            sum += weights[j * taps + t] * from[first + t];
+        }
+        to[p + j] = sum;
+    }
+}
+
+// to[p...] += f * from[first...] + g * from[second...]
+function addRows(to, p, from, first, second, length, f, g) {
+    for (let j = 0; j < length; j++) {
+        to[p + j] += f * from[first + j] + g * from[second + j];
+    }
 }
 
 // The filter from n pixels to m: number i is the sum of weights[i * taps + t] times pixel firsts[i] + t.
