@@ -22,7 +22,7 @@ from random_nets import pick, random_input, random_net, randomize
 import tinycnn
 from tinycnn import Adam, CrossEntropyLoss, Residual, Sequential, data, digits, fit, layers, lecun98, models
 from tinycnn.data import DataUnavailableError
-from tinycnn.demo._net import describe
+from tinycnn.demo._layers import describe
 from tinycnn.onnx import _export
 
 SCRIPTS = Path(tinycnn.__file__).parent / "demo"

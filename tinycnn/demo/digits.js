@@ -387,7 +387,8 @@ function normalizeDigit(ink, size) {
     const box = roundEven(size * 20 / 28);
     let fine = fit(ink, box * SCALE);
     const darkest = largestOf(fine.data);
-    const typical = quantile(fine.data.filter((v) => v > 0.1 * darkest), 0.8); // strokes thinner than a pixel are diluted
+    // Strokes thinner than a pixel are diluted.
+    const typical = quantile(fine.data.filter((v) => v > 0.1 * darkest), 0.8);
     fine.data = fine.data.map((v) => Math.min(1, Math.max(0, 2 * (v / typical - 0.5) + 0.5)));
     const radius = (SCALE * MIN_STROKE - strokeWidth(fine)) / 2;
     fine = fit(radius > 0.5 ? dilate(fine, radius) : fine, box * SCALE);
@@ -428,7 +429,8 @@ function fit({h, w, data}, size) {
             }
         }
     }
-    const box = makePicture(bottom - top, right - left), scaled = (n) => Math.max(1, roundEven(n * size / Math.max(box.h, box.w)));
+    const box = makePicture(bottom - top, right - left), longer = Math.max(box.h, box.w);
+    const scaled = (n) => Math.max(1, roundEven(n * size / longer));
     for (let i = 0; i < box.h; i++) {
         box.data.set(data.subarray((top + i) * w + left, (top + i) * w + right), i * box.w);
     }
@@ -497,9 +499,9 @@ function addResampled(result, {h, w, data}, factor) {
     }
     for (let i = 0; i < result.h; i++) {
         for (let t = 0; t < taps; t += 2) { // two rows at a time
-            const next = Math.min(t + 1, taps - 1), f = weights[i * taps + t], g = next > t ? weights[i * taps + next] : 0;
-            const first = (firsts[i] + t) * width, second = (firsts[i] + next) * width;
-            addRows(result.data, i * width, wide, first, second, width, factor * f, factor * g);
+            const next = Math.min(t + 1, taps - 1), f = factor * weights[i * taps + t];
+            const g = next > t ? factor * weights[i * taps + next] : 0;
+            addRows(result.data, i * width, wide, (firsts[i] + t) * width, (firsts[i] + next) * width, width, f, g);
         }
     }
     return result;
@@ -568,8 +570,9 @@ function smoothRows({h, w: n, data}, m, least) {
         }
         for (let i = 0; i < m && sum > 0; i++) { // of a row of zeros all are zero
             const center = centers[i], start = starts[i], middle = middles[i], end = ends[i];
-            const triangle = (center + radius) * sums[end] - moments[end] - 2 * (center * sums[middle] - moments[middle])
-                + (center - radius) * sums[start] - moments[start];
+            const last = (center + radius) * sums[end] - moments[end];
+            const first = (center - radius) * sums[start] - moments[start];
+            const triangle = first - 2 * (center * sums[middle] - moments[middle]) + last;
             if (row < 0) {
                 scales[i] = 1 / triangle;
             } else {
@@ -585,8 +588,8 @@ function sliding(picture, width, sign) {
     return slidingRows(slidingRows(picture, width, sign), width, sign);
 }
 
-// In blocks of `width` pixels, the largest number up to each pixel and from it on: a window has a part of two blocks (van
-// Herk 1992, Gil and Werman 1993).
+// In blocks of `width` pixels, the largest number up to each pixel and from it on: a window has parts of two blocks
+// (van Herk 1992, Gil and Werman 1993).
 function slidingRows({h, w, data}, width, sign) {
     const before = width >> 1, length = w + width - 1, result = makePicture(w, h);
     const upTo = new Float32Array(length), from = new Float32Array(length);
