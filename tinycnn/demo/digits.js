@@ -17,8 +17,8 @@ const MIN_STROKE = 1.5; // pixels; thinner strokes are thickened to this width
 // The one digit in a picture as (size, size), white (255) on black (0), like MNIST's; null if there is no ink.
 // grey: height * width numbers, 0 ... 255
 function prepareDigit(grey, height, width, size) {
-    const ink = findInk(averageBlocks(grey, height, width));
-    return ink && keepParts(ink) ? normalizeDigit(ink, size) : null;
+    const ink = findInk(averageBlocks(grey, height, width)), digit = ink && keepParts(ink);
+    return digit && normalizeDigit(digit, size);
 }
 
 function makePicture(h, w) {
@@ -60,22 +60,21 @@ function averageBlocks(grey, height, width) {
 function findInk(grey) {
     const {h, w} = grey, strokes = subtractBackground(grey);
     const level = Math.max(NOISE_FACTOR * noiseOf(strokes), MIN_CONTRAST);
-    const squares = makePicture(h, w), inks = new Float32Array(h * w);
-    let count = 0;
+    const squares = makePicture(h, w), inks = [];
     for (let p = 0; p < h * w; p++) {
         const ink = strokes.data[p];
         if (ink > level) {
             squares.data[p] = ink * ink;
-            inks[count++] = ink;
+            inks.push(ink);
         } else {
             strokes.data[p] = 0;
         }
     }
-    if (!count) {
+    if (!inks.length) {
         return null;
     }
     // Ink in a shadow has less contrast: its strength is a local mean, weighted by the ink itself.
-    const typical = quantile(inks.subarray(0, count), 0.8);
+    const typical = quantile(inks, 0.8);
     const [m, n] = coarseShape(h, w);
     const smooth = (picture) => smoothRows(smoothRows(picture, n, w / 4), m, h / 4);
     const weight = smooth(strokes), power = smooth(squares);
@@ -108,36 +107,42 @@ function coarseShape(h, w) {
 // replaces the grey levels.
 function subtractBackground(grey) {
     const {h, w} = grey, [m, n] = coarseShape(h, w);
-    const coarse = resample(grey, m, n), plane = planeOf(coarse);
-    const flatCoarse = subtract(coarse, plane), flat = addResampled(grey, plane, -1);
+    const coarse = resample(grey, m, n), plane = planeOf(coarse), flat = subtract(coarse, plane);
 
     // Ink covers less than half of the surroundings: it lies on one side of the local median.
-    const difference = addResampled({h, w, data: flat.data.slice()}, localMedian(flatCoarse), -1).data;
+    const median = localMedian(flat);
+    for (let p = 0; p < m * n; p++) {
+        median.data[p] += plane.data[p];
+    }
+    const difference = addResampled({h, w, data: grey.data.slice()}, median, -1).data;
     let cubes = 0;
     for (let p = 0; p < h * w; p++) {
         cubes += difference[p] * difference[p] * difference[p];
     }
-    if (cubes < 0) {
-        negate(flat);
-        negate(flatCoarse);
+    const sign = cubes < 0 ? -1 : 1;
+    for (let p = 0; p < m * n; p++) {
+        flat.data[p] *= sign;
     }
 
     const width = Math.max(3, roundEven(OPENING * Math.max(m, n)) | 1);
-    const opened = sliding(sliding(flatCoarse, width, -1), width, 1);
-    const radius = OPENING * Math.max(m, n) / 2;
-    const noise = subtract(flatCoarse, opened), background = makePicture(m, n);
+    const opened = sliding(sliding(flat, width, -1), width, 1);
+    const noise = subtract(flat, opened), background = makePicture(m, n);
     const limit = 0.25 * largestOf(noise.data) + 1e-3; // ink is higher
     for (let p = 0; p < m * n; p++) {
         background.data[p] = noise.data[p] < limit ? 1 : 0;
         noise.data[p] *= background.data[p];
     }
     // The minimum lies below the mean of the background's noise: corrected by this mean.
+    const radius = OPENING * Math.max(m, n) / 2;
     const smooth = (picture) => smoothRows(smoothRows(picture, n, radius), m, radius).data;
     const weight = smooth(background), offset = smooth(noise);
     for (let p = 0; p < m * n; p++) {
-        opened.data[p] += offset[p] / Math.max(weight[p], 1e-6);
+        opened.data[p] += offset[p] / Math.max(weight[p], 1e-6) + sign * plane.data[p];
     }
-    return addResampled(flat, opened, -1);
+    for (let p = 0; p < h * w; p++) {
+        grey.data[p] *= sign;
+    }
+    return addResampled(grey, opened, -1);
 }
 
 function subtract(a, b) {
@@ -148,17 +153,12 @@ function subtract(a, b) {
     return difference;
 }
 
-function negate({data}) {
-    for (let p = 0; p < data.length; p++) {
-        data[p] = -data[p];
-    }
-}
-
 // The plane with the smallest sum of distances to a picture: most of a shadow's gradient.
 function planeOf({h, w, data}) {
     const plane = makePicture(h, w), x = Float64Array.from({length: w}, (_, j) => w > 1 ? 2 * j / (w - 1) - 1 : -1);
     let a = 0, b = 0, c = 0; // the plane is a + b*y + c*x
-    for (let pass = 0; pass < 12; pass++) { // least squares, each point weighted by 1 / distance of the last
+    for (let pass = 0, change = 1; pass < 12 && change > 1e-3; pass++) { // grey levels: the rest does not matter
+        // Least squares, each point weighted by 1 / distance from the last plane.
         const sums = new Float64Array(9); // of the weights times 1, y, yy, x, xy, xx, v, vy, vx
         for (let i = 0; i < h; i++) {
             const y = h > 1 ? 2 * i / (h - 1) - 1 : -1, start = a + b * y;
@@ -177,7 +177,11 @@ function planeOf({h, w, data}) {
             });
         }
         const [s, sy, syy, sx, sxy, sxx, sv, svy, svx] = sums;
-        [a, b, c] = solve([[s, sy, sx, sv], [sy, syy, sxy, svy], [sx, sxy, sxx, svx]]);
+        const [A, B, C] = solve([[s, sy, sx, sv], [sy, syy, sxy, svy], [sx, sxy, sxx, svx]]);
+        change = Math.max(Math.abs(A - a), Math.abs(B - b), Math.abs(C - c));
+        a = A;
+        b = B;
+        c = C;
     }
     for (let i = 0; i < h; i++) {
         const start = a + b * (h > 1 ? 2 * i / (h - 1) - 1 : -1);
@@ -247,16 +251,17 @@ function localMedian(picture) {
     return resample(medians, picture.h, picture.w);
 }
 
-// Standard deviation of the background, from the pixels below it: there is no ink among them.
-function noiseOf(ink) {
-    const below = new Float32Array(ink.data.length);
-    let count = 0;
-    for (let p = 0; p < below.length; p++) {
-        if (ink.data[p] < 0) {
-            below[count++] = -ink.data[p];
-        }
+// Standard deviation of the background, from the pixels below it: there is no ink among them.  0 for less noise than
+// MIN_CONTRAST exceeds anyway.
+function noiseOf({data}) {
+    const limit = MIN_CONTRAST / NOISE_FACTOR / 1.4826;
+    let below = 0, far = 0;
+    for (let p = 0; p < data.length; p++) { // without a branch, which would be a random one
+        below += Number(data[p] < 0);
+        far += Number(data[p] < -limit);
     }
-    return count ? 1.4826 * quantile(below.subarray(0, count), 0.5) : 0;
+    const matters = far > 0 && 2 * far > below - 2; // otherwise the median is at most the limit
+    return matters ? -1.4826 * quantile(data.filter((v) => v < 0), 0.5) : 0;
 }
 
 // NumPy's quantile, which interpolates between two numbers.  Reorders the numbers.
@@ -294,11 +299,11 @@ function quantile(numbers, q) {
 
 // --- components ------------------------------------------------------------------------------------------------------
 
-// Connected components of the ink: their numbers at every pixel, -1 elsewhere, and the mass (sum of the ink) and the
-// box of each.
+// Connected components of the ink: runs of pixels {row, start, end, mass, part} in rows, and the parts that they form,
+// {mass (sum of the ink), top, bottom, left, right}.
 function components({h, w, data}) {
     const reach = Math.max(1, roundEven(0.006 * Math.max(h, w))); // gaps of this many pixels are bridged
-    const labels = new Int32Array(h * w).fill(-1), waiting = -2;
+    const mask = new Uint8Array(h * w), runs = [];
     for (let i = 0; i < h; i++) {
         for (let j = 0; j < w; j++) {
             const start = j;
@@ -306,52 +311,55 @@ function components({h, w, data}) {
                 j++;
             }
             for (let u = Math.max(0, i - reach); j > start && u <= Math.min(h - 1, i + reach); u++) {
-                labels.fill(waiting, u * w + Math.max(0, start - reach), u * w + Math.min(w, j + reach));
+                mask.fill(1, u * w + Math.max(0, start - reach), u * w + Math.min(w, j + reach));
             }
         }
     }
-    const parts = [], stack = [];
-    const enter = (p) => {
-        if (labels[p] === waiting) {
-            labels[p] = parts.length;
-            stack.push(p);
+    const root = (run) => {
+        while (run.parent !== run) {
+            run = run.parent = run.parent.parent;
         }
+        return run;
     };
-    for (let first = 0; first < h * w; first++) {
-        if (labels[first] !== waiting) {
-            continue;
-        }
-        const part = {mass: 0, top: h, bottom: 0, left: w, right: 0};
-        enter(first);
-        while (stack.length) {
-            const p = stack.pop(), i = Math.floor(p / w), j = p % w;
-            part.mass += data[p];
-            part.top = Math.min(part.top, i);
-            part.bottom = Math.max(part.bottom, i + 1);
-            part.left = Math.min(part.left, j);
-            part.right = Math.max(part.right, j + 1);
-            if (i > 0) {
-                enter(p - w);
+    for (let i = 0, above = 0; i < h; i++) { // runs[above], ... are those of the row above
+        const first = runs.length;
+        for (let j = 0; j < w; j++) {
+            const start = j;
+            let mass = 0;
+            while (j < w && mask[i * w + j]) {
+                mass += data[i * w + j];
+                j++;
             }
-            if (i < h - 1) {
-                enter(p + w);
-            }
-            if (j > 0) {
-                enter(p - 1);
-            }
-            if (j < w - 1) {
-                enter(p + 1);
+            if (j > start) {
+                const run = {row: i, start, end: j, mass};
+                run.parent = run;
+                for (let k = above; k < first; k++) {
+                    if (runs[k].start < j && runs[k].end > start) {
+                        root(runs[k]).parent = root(run);
+                    }
+                }
+                runs.push(run);
             }
         }
-        parts.push(part);
+        above = first;
     }
-    return {labels, parts};
+    for (const run of runs) {
+        const top = root(run);
+        top.part = top.part || {mass: 0, top: h, bottom: 0, left: w, right: 0};
+        run.part = top.part;
+        run.part.mass += run.mass;
+        run.part.top = Math.min(run.part.top, run.row);
+        run.part.bottom = Math.max(run.part.bottom, run.row + 1);
+        run.part.left = Math.min(run.part.left, run.start);
+        run.part.right = Math.max(run.part.right, run.end);
+    }
+    return {runs, parts: [...new Set(runs.map((run) => run.part))]};
 }
 
-// Clears the ink that is no part of a digit: specks, and shadows at the edge of the picture if there is enough ink
-// inside.  Returns false if only specks are left.
+// The ink of the parts of digits: no specks, and no shadows at the edge of the picture if there is enough ink inside.
+// null if only specks are left.
 function keepParts(ink) {
-    const {h, w, data} = ink, {labels, parts} = components(ink), side = Math.max(h, w);
+    const {h, w} = ink, {runs, parts} = components(ink), side = Math.max(h, w), digit = makePicture(h, w);
     const heaviest = Math.max(0, ...parts.map((part) => part.mass));
     let kept = parts.filter((part) => part.mass >= MIN_MASS * heaviest);
     const inside = kept.filter(({top, bottom, left, right}) => top > 0 && left > 0 && bottom < h && right < w);
@@ -361,13 +369,15 @@ function keepParts(ink) {
     const extent = ({top, bottom, left, right}) => Math.max(bottom - top, right - left);
     const largest = Math.max(0, ...kept.map(extent));
     if (largest < Math.min(8, side / 4) || largest < 0.03 * side) {
-        return false;
+        return null;
     }
-    const keep = parts.map((part) => kept.includes(part) && extent(part) >= MIN_EXTENT * largest);
-    for (let p = 0; p < h * w; p++) {
-        data[p] = labels[p] >= 0 && keep[labels[p]] ? data[p] : 0;
+    kept = new Set(kept.filter((part) => extent(part) >= MIN_EXTENT * largest));
+    for (const {row, start, end, part} of runs) {
+        if (kept.has(part)) {
+            digit.data.set(ink.data.subarray(row * w + start, row * w + end), row * w + start);
+        }
     }
-    return true;
+    return digit;
 }
 
 // --- the normal form -------------------------------------------------------------------------------------------------
@@ -377,7 +387,8 @@ function normalizeDigit(ink, size) {
     const box = roundEven(size * 20 / 28);
     let fine = fit(ink, box * SCALE);
     const darkest = largestOf(fine.data);
-    const typical = quantile(fine.data.filter((v) => v > 0.1 * darkest), 0.8); // strokes thinner than a pixel are diluted
+    // Strokes thinner than a pixel are diluted.
+    const typical = quantile(fine.data.filter((v) => v > 0.1 * darkest), 0.8);
     fine.data = fine.data.map((v) => Math.min(1, Math.max(0, 2 * (v / typical - 0.5) + 0.5)));
     const radius = (SCALE * MIN_STROKE - strokeWidth(fine)) / 2;
     fine = fit(radius > 0.5 ? dilate(fine, radius) : fine, box * SCALE);
@@ -418,7 +429,8 @@ function fit({h, w, data}, size) {
             }
         }
     }
-    const box = makePicture(bottom - top, right - left), scaled = (n) => Math.max(1, roundEven(n * size / Math.max(box.h, box.w)));
+    const box = makePicture(bottom - top, right - left), longer = Math.max(box.h, box.w);
+    const scaled = (n) => Math.max(1, roundEven(n * size / longer));
     for (let i = 0; i < box.h; i++) {
         box.data.set(data.subarray((top + i) * w + left, (top + i) * w + right), i * box.w);
     }
@@ -480,28 +492,46 @@ function resample(picture, h, w) {
 
 // result += factor * the picture, resampled to the size of the result
 function addResampled(result, {h, w, data}, factor) {
-    const rows = makeFilter(h, result.h), {taps, firsts, weights} = makeFilter(w, result.w), target = result.data;
-    const line = new Float64Array(w);
-    for (let i = 0, p = 0; i < result.h; i++) {
-        line.fill(0);
-        for (let t = 0; t < rows.taps; t++) {
-            const weight = factor * rows.weights[i * rows.taps + t], start = (rows.firsts[i] + t) * w;
-            for (let j = 0; j < w; j++) {
-                line[j] += weight * data[start + j];
-            }
-        }
-        for (let j = 0; j < result.w && taps === 2; j++, p++) { // interpolation: the most frequent case
-            target[p] += weights[2 * j] * line[firsts[j]] + weights[2 * j + 1] * line[firsts[j] + 1];
-        }
-        for (let j = 0; j < result.w && taps !== 2; j++, p++) {
-            let sum = 0;
-            for (let t = 0; t < taps; t++) {
-                sum += weights[j * taps + t] * line[firsts[j] + t];
-            }
-            target[p] += sum;
+    const rows = makeFilter(h, result.h), columns = makeFilter(w, result.w), {taps, firsts, weights} = rows;
+    const width = result.w, wide = new Float64Array(h * width);
+    for (let i = 0; i < h; i++) {
+        filterRow(wide, i * width, data, i * w, columns);
+    }
+    for (let i = 0; i < result.h; i++) {
+        for (let t = 0; t < taps; t += 2) { // two rows at a time
+            const next = Math.min(t + 1, taps - 1), f = factor * weights[i * taps + t];
+            const g = next > t ? factor * weights[i * taps + next] : 0;
+            addRows(result.data, i * width, wide, (firsts[i] + t) * width, (firsts[i] + next) * width, width, f, g);
         }
     }
     return result;
+}
+
+// to[p...] = from[q...], resampled
+function filterRow(to, p, from, q, {taps, firsts, weights}) {
+    const length = firsts.length;
+    if (taps === 2) { // interpolation
+        for (let j = 0; j < length; j++) {
+            const first = q + firsts[j];
+            to[p + j] = weights[2 * j] * from[first] + weights[2 * j + 1] * from[first + 1];
+        }
+        return;
+    }
+    for (let j = 0; j < length; j++) {
+        const first = q + firsts[j];
+        let sum = 0;
+        for (let t = 0; t < taps; t++) {
+            sum += weights[j * taps + t] * from[first + t];
+        }
+        to[p + j] = sum;
+    }
+}
+
+// to[p...] += f * from[first...] + g * from[second...]
+function addRows(to, p, from, first, second, length, f, g) {
+    for (let j = 0; j < length; j++) {
+        to[p + j] += f * from[first + j] + g * from[second + j];
+    }
 }
 
 // The filter from n pixels to m: number i is the sum of weights[i * taps + t] times pixel firsts[i] + t.
@@ -540,8 +570,9 @@ function smoothRows({h, w: n, data}, m, least) {
         }
         for (let i = 0; i < m && sum > 0; i++) { // of a row of zeros all are zero
             const center = centers[i], start = starts[i], middle = middles[i], end = ends[i];
-            const triangle = (center + radius) * sums[end] - moments[end] - 2 * (center * sums[middle] - moments[middle])
-                + (center - radius) * sums[start] - moments[start];
+            const last = (center + radius) * sums[end] - moments[end];
+            const first = (center - radius) * sums[start] - moments[start];
+            const triangle = first - 2 * (center * sums[middle] - moments[middle]) + last;
             if (row < 0) {
                 scales[i] = 1 / triangle;
             } else {
@@ -557,21 +588,26 @@ function sliding(picture, width, sign) {
     return slidingRows(slidingRows(picture, width, sign), width, sign);
 }
 
+// In blocks of `width` pixels, the largest number up to each pixel and from it on: a window has parts of two blocks
+// (van Herk 1992, Gil and Werman 1993).
 function slidingRows({h, w, data}, width, sign) {
-    const before = width >> 1, length = w + width - 1, line = new Float32Array(length), result = makePicture(w, h);
+    const before = width >> 1, length = w + width - 1, result = makePicture(w, h);
+    const upTo = new Float32Array(length), from = new Float32Array(length);
     for (let row = 0; row < h; row++) {
         for (let k = 0; k < length; k++) {
-            line[k] = sign * data[row * w + Math.min(w - 1, Math.max(0, k - before))];
+            upTo[k] = from[k] = sign * data[row * w + Math.min(w - 1, Math.max(0, k - before))];
         }
-        for (let reach = 1; reach < width;) { // line[k] is the largest of `reach` numbers from k on
-            const step = Math.min(reach, width - reach);
-            for (let k = 0; k + step < length; k++) {
-                line[k] = line[k] > line[k + step] ? line[k] : line[k + step];
+        for (let start = 0; start < length; start += width) {
+            const end = Math.min(length, start + width);
+            for (let k = start + 1; k < end; k++) {
+                upTo[k] = upTo[k - 1] > upTo[k] ? upTo[k - 1] : upTo[k];
             }
-            reach += step;
+            for (let k = end - 2; k >= start; k--) {
+                from[k] = from[k + 1] > from[k] ? from[k + 1] : from[k];
+            }
         }
         for (let k = 0; k < w; k++) {
-            result.data[k * h + row] = sign * line[k];
+            result.data[k * h + row] = sign * (from[k] > upTo[k + width - 1] ? from[k] : upTo[k + width - 1]);
         }
     }
     return result;

@@ -2,8 +2,8 @@
 //
 // A tensor is {shape: [C, H, W] or [F], data: Float32Array}, row by row.  A layer has its type, the settings of its
 // constructor, the shape of its output and its arrays: {type: "Linear", output_shape: [10], weight: tensor,
-// bias: tensor or null, ...}, see describe in _layers.py.  forward(layer, x) returns the output y; backward(layer, dy, x, y)
-// returns the gradient of x from dy, the gradient of y.  Sums are in double precision.
+// bias: tensor or null, ...}, see describe in _layers.py.  forward(layer, x) returns the output y.
+// backward(layer, dy, x, y) returns the gradient of x from dy, the gradient of y.  Sums are in double precision.
 
 function zeros(shape) {
     return {shape, data: new Float32Array(shape.reduce((a, b) => a * b, 1))};
@@ -37,7 +37,8 @@ function firstAt(limit, start, step, count) {
     return Math.min(count, Math.max(0, Math.ceil((limit - start) / step)));
 }
 
-// sums += one plane convolved with one kernel.   sums: (OH, OW) doubles   x: (H, W) from xStart   w: (KH, KW) from wStart
+// sums += one plane convolved with one kernel.
+// sums: (OH, OW) doubles   x: (H, W), from xStart on   w: (KH, KW), from wStart on
 function addConvolved(sums, OH, OW, x, xStart, H, W, w, wStart, {kernel: [KH, KW], stride, padding, dilation}) {
     const [sh, sw] = stride;
     for (let u = 0; u < KH; u++) {
@@ -59,7 +60,8 @@ function addConvolved(sums, OH, OW, x, xStart, H, W, w, wStart, {kernel: [KH, KW
     }
 }
 
-// The transpose of addConvolved: sums += the gradient of the plane.   sums: (H, W) doubles   dy: (OH, OW) from yStart
+// The transpose of addConvolved: sums += the gradient of the plane.
+// sums: (H, W) doubles   dy: (OH, OW), from yStart on
 function addTransposed(sums, H, W, dy, yStart, OH, OW, w, wStart, {kernel: [KH, KW], stride, padding, dilation}) {
     const [sh, sw] = stride;
     for (let u = 0; u < KH; u++) {
@@ -218,7 +220,7 @@ const EuclideanRBF = {
 const GaussianRBF = {
     forward(layer, x) {
         const distances = EuclideanRBF.forward(layer, x);
-        return {shape: distances.shape, data: distances.data.map(d => Math.exp(-d / 2))};
+        return {shape: distances.shape, data: distances.data.map((d) => Math.exp(-d / 2))};
     },
     backward(layer, dy, x, y) {
         const gradient = dy.data.map((g, o) => -g * y.data[o] / 2);
@@ -461,7 +463,8 @@ const Norm = {
     // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * weight; rstd * g if the statistics are constants
     backward(layer, dy, x) {
         const dx = zeros(x.shape), {size, repeat, parameters} = normOf(layer, x);
-        const g = layer.weight ? dy.data.map((d, k) => d * layer.weight.data[Math.floor(k / repeat) % parameters]) : dy.data;
+        const weightOf = (k) => layer.weight ? layer.weight.data[Math.floor(k / repeat) % parameters] : 1;
+        const g = dy.data.map((d, k) => d * weightOf(k));
         for (let s = 0; s * size < x.data.length; s++) {
             const [mean, rstd] = statistics(layer, x, s, size);
             let meanG = 0, meanGXhat = 0;
@@ -539,7 +542,7 @@ function softplus(x, {beta, threshold}) {
 // y = exp(x) / sum(exp(x))
 const Softmax = {
     forward(layer, x) {
-        const top = Math.max(...x.data), y = {shape: x.shape, data: x.data.map(v => Math.exp(v - top))};
+        const top = Math.max(...x.data), y = {shape: x.shape, data: x.data.map((v) => Math.exp(v - top))};
         const sum = y.data.reduce((a, b) => a + b, 0);
         y.data.forEach((v, k) => {
             y.data[k] = v / sum;
@@ -557,7 +560,7 @@ const LogSoftmax = {
     forward(layer, x) {
         const top = Math.max(...x.data);
         const log = top + Math.log(x.data.reduce((sum, v) => sum + Math.exp(v - top), 0));
-        return {shape: x.shape, data: x.data.map(v => v - log)};
+        return {shape: x.shape, data: x.data.map((v) => v - log)};
     },
     backward(layer, dy, x, y) {
         const total = dy.data.reduce((a, b) => a + b, 0);
@@ -607,11 +610,11 @@ const LAYERS = {
     LogSoftmax,
     MappedConv2d,
     MaxPool2d,
-    ReLU6: activation(x => Math.min(Math.max(x, 0), 6), x => x <= 0 || x >= 6 ? 0 : 1),
-    ReLU: activation(x => Math.max(x, 0), x => x <= 0 ? 0 : 1),
+    ReLU6: activation((x) => Math.min(Math.max(x, 0), 6), (x) => x <= 0 || x >= 6 ? 0 : 1),
+    ReLU: activation((x) => Math.max(x, 0), (x) => x <= 0 ? 0 : 1),
     Residual,
     ScaledTanh: activation((x, {A, S}) => A * Math.tanh(S * x), (x, y, {A, S}) => S * (A - y * y / A)),
-    SiLU: activation(x => x * sigmoid(x), x => sigmoid(x) * (1 + x * (1 - sigmoid(x)))),
+    SiLU: activation((x) => x * sigmoid(x), (x) => sigmoid(x) * (1 + x * (1 - sigmoid(x)))),
     Sigmoid: activation(sigmoid, (x, y) => y * (1 - y)),
     Softmax,
     Softplus: activation(softplus, (x, y, {beta, threshold}) => beta * x > threshold ? 1 : sigmoid(beta * x)),
@@ -642,7 +645,7 @@ function backward(layers, activations, dy) {
 
 // Layers from the descriptions of _layers.py.   arrays: name -> tensor
 function buildLayers(descriptions, arrays) {
-    return descriptions.map(description => {
+    return descriptions.map((description) => {
         const layer = {...description};
         for (const name of ["weight", "bias", "running_mean", "running_var"]) {
             if (layer[name]) {
