@@ -34,7 +34,7 @@ def test_demo_without_a_run(tmp_path, capsys, monkeypatch):
     today, published = content(path)["nets"]
     assert (today["title"], published["title"]) == ("LeNet-5 today", "LeNet-5 of 1998")
     for net in (today, published):
-        assert re.search(r"It gets 9\d\.\d\d% of the 10,000 test images of mnist right\.", net["about"])
+        assert re.search(r"It gets 9\d\.\d\d% of the 10,000 test images of MNIST right\.", net["about"])
         assert [snapshot["epoch"] for snapshot in net["snapshots"]][:4] == [0, 0.1, 1, 3]
         assert sorted(example["label"] for example in net["examples"]) == list(range(10))
         assert all(example["label"] != example["predicted"] for example in net["mistakes"])

@@ -90,5 +90,6 @@ def about(recipe: Recipe, parameters: int, epochs: int | str, report: dict[str, 
     """One or two sentences about a run."""
     words = f"Recipe {recipe.name}, {recipe.title}: {parameters:,} parameters, trained for {epochs} epochs."
     if "accuracy" in report and "total" in report:
-        words += f" It gets {report['accuracy']:.2%} of the {report['total']:,} test images of {report['data']} right."
+        data = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "kmnist": "KMNIST"}.get(report["data"], report["data"])
+        words += f" It gets {report['accuracy']:.2%} of the {report['total']:,} test images of {data} right."
     return words

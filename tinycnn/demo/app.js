@@ -3,8 +3,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
 
-const PAD = 280;  // pixels of a side of the drawing
+const PAD = 280;  // side of the drawing, in the units of the strokes
 const PEN = 20;  // width of a stroke
+const INK = 140;  // pixels of a side of the picture that is prepared for the network
 const QUIET = 120;  // milliseconds without a change before slow things are computed
 
 const state = {
@@ -26,21 +27,25 @@ const state = {
 
 // --- the drawing ------------------------------------------------------------------------------------------------------
 
-const ink = find("pad").getContext("2d", {willReadFrequently: true});
+const shownInk = find("pad").getContext("2d");
+const ink = element("canvas", {width: INK, height: INK}).getContext("2d", {willReadFrequently: true});
 
 function drawStrokes() {
-    ink.clearRect(0, 0, PAD, PAD);
-    ink.lineCap = ink.lineJoin = "round";
-    ink.lineWidth = PEN;
-    ink.strokeStyle = `rgb(${palette.ink.join()})`;
-    for (const stroke of state.strokes) {
-        ink.beginPath();
-        ink.moveTo(...stroke[0]);
-        stroke.slice(1).forEach((point) => ink.lineTo(...point));
-        if (stroke.length === 1) {
-            ink.lineTo(...stroke[0]);  // a dot
+    for (const [context, size] of [[shownInk, find("pad").width], [ink, INK]]) {
+        context.setTransform(size / PAD, 0, 0, size / PAD, 0, 0);
+        context.clearRect(0, 0, PAD, PAD);
+        context.lineCap = context.lineJoin = "round";
+        context.lineWidth = PEN;
+        context.strokeStyle = `rgb(${palette.ink.join()})`;
+        for (const stroke of state.strokes) {
+            context.beginPath();
+            context.moveTo(...stroke[0]);
+            stroke.slice(1).forEach((point) => context.lineTo(...point));
+            if (stroke.length === 1) {
+                context.lineTo(...stroke[0]);  // a dot
+            }
+            context.stroke();
         }
-        ink.stroke();
     }
     find("hint").hidden = state.strokes.length > 0;
 }
@@ -57,13 +62,13 @@ function takePicture() {
     state.blank = state.strokes.length === 0;
     let grey = new Uint8Array(height * width);
     if (!state.blank) {
-        const alpha = ink.getImageData(0, 0, PAD, PAD).data;
-        const opacity = new Float32Array(PAD * PAD);
-        for (let n = 0; n < PAD * PAD; n++) {
-            opacity[n] = alpha[4 * n + 3];
+        const pixels = ink.getImageData(0, 0, INK, INK).data;
+        const opacity = new Uint8Array(INK * INK);
+        for (let n = 0; n < INK * INK; n++) {
+            opacity[n] = pixels[4 * n + 3];
         }
         const prepared = net.digits && find("prepare").checked
-            ? prepareDigit(opacity.map((a) => 255 - a), PAD, PAD, height) : shrink(opacity, PAD, PAD, height, width);
+            ? prepareDigit(opacity.map((a) => 255 - a), INK, INK, height) : shrink(opacity, INK, INK, height, width);
         state.blank = prepared === null;
         grey = prepared || grey;
     }
@@ -227,6 +232,7 @@ function buildStages() {
                 state.net.layers[k].type);
             chip.addEventListener("click", () => {
                 stage.shown = k;
+                placeStages();
                 requestUpdate();
             });
             chips.push(chip);
@@ -234,6 +240,7 @@ function buildStages() {
         Object.assign(stage, {chips, size: element("span", {class: "muted small"}),
             range: element("span", {class: "muted small range"})});
         stage.canvas = element("canvas", {tabindex: "0", role: "img"});
+        stage.pixels = element("canvas");
         stage.node = element("div", {class: "stage"},
             element("div", {class: "row stage-head"}, ...chips, stage.size, stage.range), stage.canvas);
         if (isBitmapStage(stage)) {
@@ -272,43 +279,36 @@ function buildBitmaps(stage) {
 
 function drawBitmaps(stage) {
     const code = state.activations[stage.first], output = state.activations[stage.first + 1];
-    drawGrid(sizeCanvas(stage.code, 35, 60), code.data, 0, 12, 7, scaleOf(code.data), 0, 0, 5);
+    drawGrid(stage.code, code.data, 12, 7, scaleOf(code.data), 5);
     stage.distances.forEach(({button, distance}, k) => {
-        distance.textContent = number(output.data[k]);
+        setText(distance, number(output.data[k]));
         button.classList.toggle("best", k === state.best && !state.blank);
     });
 }
 
-function drawStage(stage) {
-    const tensor = (state.showGradients ? state.gradients : state.activations)[stage.shown + 1];
-    const next = state.net.layers[stage.last + 1];
-    const columns = next && next.type === "EuclideanRBF" && tensor.data.length === 84 ? 7 : 0;
-    const places = arrange(tensor.shape, find("stage-list").clientWidth, columns);
-    stage.places = places;
-    const context = sizeCanvas(stage.canvas, places.width, places.height);
-    context.clearRect(0, 0, places.width, places.height);
-    const scale = scaleOf(tensor.data), {H, W, cell} = places;
-    const padded = places.length && H * W !== places.length
-        ? Float32Array.from({length: H * W}, (_, n) => tensor.data[n] || 0) : tensor.data;
-    for (let c = 0; c < places.count; c++) {
-        const [x, y] = corner(places, c);
-        drawGrid(context, padded, c * H * W, H, W, scale, x, y, cell);
+// Arrange what the stages show in the width that there is, and say what it is.
+function placeStages() {
+    const width = find("stage-list").clientWidth;
+    for (const stage of state.stages) {
+        const shape = state.net.layers[stage.shown].output_shape, next = state.net.layers[stage.last + 1];
+        const columns = next && next.type === "EuclideanRBF" && shape.length === 1 && shape[0] === 84 ? 7 : 0;
+        stage.places = arrange(shape, width, columns);
+        stage.size.textContent = shapeText(shape);
+        stage.canvas.setAttribute("aria-label",
+            `${stage.chips.map((chip) => chip.textContent).join(", ")}: ${shapeText(shape)} numbers`);
+        stage.chips.forEach((chip, n) =>
+            chip.setAttribute("aria-pressed", String(stage.first + n === stage.shown)));
     }
-    stage.size.textContent = shapeText(tensor.shape);
-    stage.range.textContent = `\u00b1 ${number(scale)}`;
-    stage.canvas.setAttribute("aria-label",
-        `${stage.chips.map((chip) => chip.textContent).join(", ")}: ${shapeText(tensor.shape)} numbers`);
-    stage.chips.forEach((chip, n) =>
-        chip.setAttribute("aria-pressed", String(stage.first + n === stage.shown)));
+}
+
+function drawStage(stage) {
+    const {data} = (state.showGradients ? state.gradients : state.activations)[stage.shown + 1];
+    const scale = scaleOf(data), context = drawMaps(stage.canvas, data, stage.places, scale, stage.pixels);
+    setText(stage.range, `\u00b1 ${number(scale)}`);
     if (stage.code) {
         drawBitmaps(stage);
     }
     drawMarks(stage, context);
-}
-
-// The upper left corner of map c.
-function corner({perRow, W, H, cell, gap}, c) {
-    return [(c % perRow) * (W * cell + gap), Math.floor(c / perRow) * (H * cell + gap)];
 }
 
 // Outline the selected unit, or what it depends on.
@@ -451,7 +451,7 @@ function explainSelected() {
             }));
         }
     }
-    if (!state.blank && state.net.classes.length) {
+    if (state.gradients && !state.blank && state.net.classes.length) {
         const gradient = state.gradients[stage.shown + 1];
         parts.push(element("p", {class: "small muted"},
             `If this output grows by 1, the score of ${state.net.classes[state.best]} changes by about `
@@ -481,9 +481,9 @@ function showAnswer({best, probabilities, none}, output) {
         return;
     }
     state.bars.forEach(({node, bar, share, distance}, k) => {
-        bar.style.width = `${blank ? 0 : 100 * probabilities[k]}%`;
-        share.textContent = blank ? "" : percent(probabilities[k]);
-        distance.textContent = blank ? "" : number(output.data[k]);
+        bar.style.transform = `scaleX(${blank ? 0 : probabilities[k].toFixed(4)})`;
+        setText(share, blank ? "" : percent(probabilities[k]));
+        setText(distance, blank ? "" : number(output.data[k]));
         node.classList.toggle("best", !blank && k === best);
     });
     const verdict = find("verdict");
@@ -525,13 +525,13 @@ function drawSaliency() {
         sum[n % (H * W)] += gradient[n];
     }
     const values = state.blank ? sum.fill(0) : sum;
-    drawGrid(sizeCanvas(state.saliency.gradient, 96, (96 * H) / W), values, 0, H, W, scaleOf(values), 0, 0, 96 / W);
+    drawGrid(state.saliency.gradient, values, H, W, scaleOf(values), 96 / W);
 }
 
 function clearOcclusion() {
     const [rows, columns] = patchGrid(state.net.input), none = new Float32Array(rows * columns);
     for (const canvas of [state.saliency.predicted, state.saliency.measured]) {
-        drawGrid(sizeCanvas(canvas, 96, (96 * rows) / columns), none, 0, rows, columns, 1, 0, 0, 96 / columns);
+        drawGrid(canvas, none, rows, columns, 1, 96 / columns);
     }
     state.saliency.note.textContent = "Blue speaks for the answer, orange against it. The check: squares of "
         + `${PATCH} \u00d7 ${PATCH} pixels are covered, one after the other.`;
@@ -541,7 +541,7 @@ let occlusion = 0;  // identifies the computation that runs
 
 // Cover one square after the other, some at a time so that the page stays responsive.
 function startOcclusion() {
-    const mine = ++occlusion, {net, layers} = state;
+    const mine = occlusion, {net, layers} = state;
     if (state.blank) {
         return;
     }
@@ -566,8 +566,7 @@ function startOcclusion() {
             return;
         }
         for (const [canvas, values] of [[state.saliency.predicted, predicted], [state.saliency.measured, measured]]) {
-            drawGrid(sizeCanvas(canvas, 96, (96 * rows) / columns), values, 0, rows, columns, scaleOf(values), 0, 0,
-                96 / columns);
+            drawGrid(canvas, values, rows, columns, scaleOf(values), 96 / columns);
         }
         const [small, large] = [dimmed, measured].map((values) => correlation(values, predicted).toFixed(2));
         state.saliency.note.textContent = "Blue speaks for the answer, orange against it. The check: squares of "
@@ -601,24 +600,37 @@ function update() {
     const output = state.activations[state.activations.length - 1];
     const result = answer(state.net, output);
     state.best = result.best;
+    state.gradients = null;
     lap();
-    state.gradients = scoreGradients(state.net, state.layers, state.activations, state.best);
+    if (state.showGradients) {
+        goBack();
+    }
     lap();
     drawSeen();
     showAnswer(result, output);
     state.stages.forEach(drawStage);
-    drawSaliency();
     lap();
     state.laps = times.slice(1).map((time, n) => time - times[n]);
-    const parts = ["picture", "forward", "backward", "drawing"];
-    find("timing").textContent = parts.map((part, n) => `${part} ${state.laps[n].toFixed(1)} ms`).join(", ");
-    clearTimeout(quiet);
     occlusion++;
-    quiet = setTimeout(() => {
-        explainSelected();
-        clearOcclusion();
-        startOcclusion();
-    }, QUIET);
+    clearTimeout(quiet);
+    quiet = setTimeout(finishUpdate, QUIET);
+}
+
+function goBack() {
+    state.gradients = state.gradients || scoreGradients(state.net, state.layers, state.activations, state.best);
+}
+
+// What can wait until the pen rests.
+function finishUpdate() {
+    const start = performance.now();
+    goBack();
+    const parts = ["picture", "forward", "backward", "drawing"], [picture, forwards, , drawing] = state.laps;
+    const times = [picture, forwards, performance.now() - start, drawing];
+    setText(find("timing"), parts.map((part, n) => `${part} ${times[n].toFixed(1)} ms`).join(", "));
+    drawSaliency();
+    explainSelected();
+    clearOcclusion();
+    startOcclusion();
 }
 
 function drawSeen() {
@@ -662,6 +674,7 @@ function chooseNet(index) {
     find("epoch").value = String(last);
     chooseEpoch(last);
     buildStages();
+    placeStages();
     buildBars();
     buildSaliency();
     buildExamples();
@@ -739,7 +752,10 @@ function start() {
     });
     listenToPen();
     chooseNet(0);
-    window.addEventListener("resize", requestUpdate);
+    window.addEventListener("resize", () => {
+        placeStages();
+        requestUpdate();
+    });
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changeTheme);
     if (data.start === "training" && !find("training").hidden) {
         find("training").scrollIntoView();

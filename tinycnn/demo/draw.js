@@ -7,20 +7,27 @@ function color(name) {
 }
 
 let palette = null;  // colours of the current theme, read once
+const LEVELS = 255;  // colours of each sign
+const ramp = new Uint32Array(2 * LEVELS + 1);  // the pixel of -1 ... 1, four bytes each
+const rampBytes = new Uint8ClampedArray(ramp.buffer);
 
 function readPalette() {
     palette = {zero: color("--zero"), positive: color("--positive"), negative: color("--negative"),
         ink: color("--ink"), paper: color("--paper"), accent: color("--accent")};
+    for (let n = -LEVELS; n <= LEVELS; n++) {
+        const end = n < 0 ? palette.negative : palette.positive, part = Math.abs(n) / LEVELS;
+        rampBytes.set([...palette.zero.map((zero, k) => zero + (end[k] - zero) * part), 255], 4 * (n + LEVELS));
+    }
 }
 
-// Write the colour of a value in -1 ... 1 into `pixels` at `at`.
-function paint(pixels, at, value) {
-    const end = value < 0 ? palette.negative : palette.positive;
-    const part = Math.min(Math.abs(value), 1);
-    for (let k = 0; k < 3; k++) {
-        pixels[at + k] = palette.zero[k] + (end[k] - palette.zero[k]) * part;
-    }
-    pixels[at + 3] = 255;
+// The index in `ramp` of a value in -1 ... 1.
+function level(value) {
+    return Math.round(LEVELS * Math.min(Math.max(value, -1), 1)) + LEVELS;
+}
+
+// The colour of a value in -1 ... 1, for a style.
+function cssColor(value) {
+    return `rgb(${rampBytes.subarray(4 * level(value), 4 * level(value) + 3).join()})`;
 }
 
 // Give a canvas a size in CSS pixels; returns its context, scaled so that one unit is one CSS pixel.
@@ -41,25 +48,48 @@ function sizeCanvas(canvas, width, height) {
 
 const scratch = document.createElement("canvas");
 
-// Draw `rows` x `columns` numbers, one colour each, at (x, y) with `cell` CSS pixels a number.
-function drawGrid(context, values, start, rows, columns, scale, x, y, cell) {
-    const image = new ImageData(columns, rows);
-    for (let n = 0; n < rows * columns; n++) {
-        paint(image.data, 4 * n, values[start + n] / scale);
+// Numbers (rows, columns) as pixels on a canvas that is not shown, one pixel each; more canvases make it faster.
+function toPixels(values, rows, columns, scale, canvas = scratch) {
+    if (canvas.width !== columns || canvas.height !== rows) {
+        canvas.width = columns;
+        canvas.height = rows;
     }
-    scratch.width = columns;
-    scratch.height = rows;
-    scratch.getContext("2d").putImageData(image, 0, 0);
-    context.drawImage(scratch, x, y, columns * cell, rows * cell);
+    const image = new ImageData(columns, rows), pixels = new Uint32Array(image.data.buffer), factor = 1 / scale;
+    for (let n = 0; n < rows * columns; n++) {
+        pixels[n] = ramp[level(n < values.length ? values[n] * factor : 0)];
+    }
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    return canvas;
+}
+
+// Draw numbers (rows, columns), one colour each, on a canvas, with `cell` CSS pixels a number.
+function drawGrid(canvas, values, rows, columns, scale, cell) {
+    const context = sizeCanvas(canvas, columns * cell, rows * cell);
+    context.drawImage(toPixels(values, rows, columns, scale), 0, 0, columns * cell, rows * cell);
 }
 
 // A new canvas with one grid of numbers; `label` for screen readers.
 function gridCanvas(values, rows, columns, scale, cell, label) {
-    const canvas = document.createElement("canvas");
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", label);
-    drawGrid(sizeCanvas(canvas, columns * cell, rows * cell), values, 0, rows, columns, scale, 0, 0, cell);
+    const canvas = element("canvas", {role: "img", "aria-label": label});
+    drawGrid(canvas, values, rows, columns, scale, cell);
     return canvas;
+}
+
+// The upper left corner of map c.
+function corner({perRow, W, H, cell, gap}, c) {
+    return [(c % perRow) * (W * cell + gap), Math.floor(c / perRow) * (H * cell + gap)];
+}
+
+// Draw maps (count, H, W) in rows; returns the context.
+function drawMaps(canvas, values, {count, H, W, cell, gap, perRow}, scale, pixels = scratch) {
+    const [across, down] = [perRow, Math.ceil(count / perRow)];
+    const context = sizeCanvas(canvas, across * (W * cell + gap) - gap, down * (H * cell + gap) - gap);
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    toPixels(values, count * H, W, scale, pixels);
+    for (let c = 0; c < count; c++) {
+        context.drawImage(pixels, 0, c * H, W, H, ...corner({perRow, W, H, cell, gap}, c), W * cell, H * cell);
+    }
+    return context;
 }
 
 // A picture (C, H, W) of 0 ... 255, white on black, on a canvas: as ink on paper, or in colours if C is 3.
@@ -111,11 +141,23 @@ function svg(tag, attributes = {}, ...children) {
     return node;
 }
 
+// Change a text, if it is another one: the browser need not lay out the page then.
+function setText(node, text) {
+    if (node.textContent !== text) {
+        node.textContent = text;
+    }
+}
+
 // A number with three significant digits, with a real minus sign.
 function number(value) {
     const size = Math.abs(value);
     const text = size === 0 ? "0" : size >= 1000 || size < 0.001 ? size.toExponential(1) : size.toPrecision(3);
     return (value < 0 ? "\u2212" : "") + text;
+}
+
+// A number in a narrow cell.
+function brief(value) {
+    return value.toFixed(Math.abs(value) < 1 ? 3 : 2).replace("-", "\u2212");
 }
 
 // Curves over the epochs: lines is [{name, values, dashed}]; values start at epoch 1.  A title says what is drawn.

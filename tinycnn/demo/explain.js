@@ -47,9 +47,7 @@ function cellTable(rows, columns, values, scale, lines) {
         const row = table.insertRow();
         for (let j = 0; j < columns; j++) {
             const n = i * columns + j, cell = row.insertCell();
-            const pixel = [];
-            paint(pixel, 0, values[n] / scale);
-            cell.style.background = `rgb(${pixel.slice(0, 3).map(Math.round).join()})`;
+            cell.style.background = cssColor(values[n] / scale);
             cell.style.color = Math.abs(values[n] / scale) > 0.55 ? "var(--on-color)" : "var(--text)";
             lines(n).forEach((line) => cell.append(element("div", {}, line)));
         }
@@ -78,11 +76,11 @@ function explainConvolution(layer, x, y, [o, i, j], chosen, choose) {
     }
     const cell = Math.max(4, Math.round(60 / KW));
     const picture = (title, values, most) => labelled(title, gridCanvas(values, KH, KW, most, cell, title));
-    parts.push(element("div", {class: "thumbs"},
+    parts.push(element("div", {class: "thumbs wide"},
         picture(terms.length > 1 ? `input, map ${shown.channel}` : "input", shown.values, scaleOf(x.data)),
         picture("weights", shown.weights, scaleOf(layer.weight.data)), picture("products", shown.products, scale)));
     parts.push(cellTable(KH, KW, shown.products, scale, (n) =>
-        [number(shown.values[n]), `\u00d7 ${number(shown.weights[n])}`]));
+        [brief(shown.values[n]), `\u00d7 ${brief(shown.weights[n])}`]));
     const bias = layer.bias ? layer.bias.data[o] : 0;
     const sums = terms.length === 1 ? number(terms[0].sum)
         : `${number(terms.reduce((a, term) => a + term.sum, 0))} (of ${terms.length} maps)`;
@@ -137,8 +135,7 @@ function explainDistance(layer, x, y, [k]) {
     const F = x.data.length, centre = layer.weight.data.subarray(k * F, (k + 1) * F);
     const squares = x.data.map((value, n) => (value - centre[n]) ** 2);
     const columns = F === 84 ? 7 : Math.min(F, 20), rows = Math.ceil(F / columns);
-    const pad = (values) => Float32Array.from({length: rows * columns}, (_, n) => values[n] || 0);
-    const grid = (title, values, scale) => labelled(title, gridCanvas(pad(values), rows, columns, scale, 11, title));
+    const grid = (title, values, scale) => labelled(title, gridCanvas(values, rows, columns, scale, 11, title));
     const sum = squares.reduce((a, b) => a + b, 0);
     return [
         element("div", {class: "thumbs"}, grid("code", x.data, scaleOf(x.data)), grid("centre", centre, scaleOf(centre)),

@@ -33,12 +33,7 @@ function filterSlider(net) {
         const {epoch, array} = filters[Number(slider.value)], [O, C, KH, KW] = array.shape;
         const cell = Math.max(4, Math.round(50 / KW)), gap = 8, width = find("training").clientWidth || 600;
         const perRow = Math.max(1, Math.min(O * C, Math.floor(width / (KW * cell + gap))));
-        const context = sizeCanvas(canvas, perRow * (KW * cell + gap) - gap,
-            Math.ceil((O * C) / perRow) * (KH * cell + gap) - gap);
-        for (let n = 0; n < O * C; n++) {
-            const [x, y] = [(n % perRow) * (KW * cell + gap), Math.floor(n / perRow) * (KH * cell + gap)];
-            drawGrid(context, array.data, n * KH * KW, KH, KW, scale, x, y, cell);
-        }
+        drawMaps(canvas, array.data, {count: O * C, H: KH, W: KW, cell, gap, perRow}, scale);
         output.textContent = epoch === 0 ? "before training" : `after ${epoch} epoch${epoch === 1 ? "" : "s"}`;
     };
     slider.addEventListener("input", show);
