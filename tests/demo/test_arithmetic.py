@@ -166,6 +166,11 @@ def test_statistics_of_one_image(call):
     check(call, Sequential(layers.BatchNorm2d(3, track_running_stats=False), input_shape=(3, 4, 5), rng=0).eval())
 
 
+def test_the_first_of_equal_numbers_is_the_largest(call):
+    model = Sequential(layers.MaxPool2d(3, 2, 1), input_shape=(2, 7, 8)).eval()
+    check(call, model, np.random.default_rng(0).integers(0, 3, (3, 2, 7, 8)))
+
+
 def test_activations_and_gradients_of_all_layers(call):
     model = Sequential(layers.Conv2d(1, 2, 3), layers.Tanh(), layers.Flatten(), input_shape=(1, 6, 5), rng=0)
     x, dy = random_input(model, 1), np.arange(24, dtype=np.float32)[None]
@@ -337,3 +342,21 @@ def test_specks_are_no_digit(call):
     with pytest.raises(ValueError, match="blank picture"):
         digits.prepare(picture)
     assert prepared(call, [picture]) == [None]
+
+
+OTHERS = {
+    "a second stroke": np.s_[60:66, 150:190],
+    "a line as light as a speck": np.s_[60:61, 150:190],
+    "a short stroke": np.s_[60:80, 170:190],
+    "a shadow at the edge": np.s_[0:150, 195:200],
+    "a stroke two pixels away": np.s_[60:66, 122:160],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_parts_of_the_picture(call, name):
+    picture = np.full((180, 200), 255, np.uint8)
+    picture[30:150, 100:120] = 0
+    picture[30:50, 60:100] = 0
+    picture[OTHERS[name]] = 0
+    compare(call, [picture, 255 - picture])

@@ -260,8 +260,15 @@ function noiseOf({data}) {
         below += Number(data[p] < 0);
         far += Number(data[p] < -limit);
     }
-    const matters = far > 0 && 2 * far > below - 2; // otherwise the median is at most the limit
-    return matters ? -1.4826 * quantile(data.filter((v) => v < 0), 0.5) : 0;
+    if (far === 0 || 2 * far <= below - 2) { // the median is at most the limit
+        return 0;
+    }
+    const numbers = new Float32Array(below + 1); // one more, for the last number that is not taken
+    for (let p = 0, k = 0; p < data.length; p++) {
+        numbers[k] = -data[p];
+        k += Number(data[p] < 0);
+    }
+    return 1.4826 * quantile(numbers.subarray(0, below), 0.5);
 }
 
 // NumPy's quantile, which interpolates between two numbers.  Reorders the numbers.
