@@ -451,7 +451,8 @@ function explainSelected() {
             }));
         }
     }
-    if (state.gradients && !state.blank && state.net.classes.length) {
+    if (!state.blank && state.net.classes.length) {
+        goBack();
         const gradient = state.gradients[stage.shown + 1];
         parts.push(element("p", {class: "small muted"},
             `If this output grows by 1, the score of ${state.net.classes[state.best]} changes by about `
@@ -515,6 +516,8 @@ function buildSaliency() {
     const [measured, third] = figure("squares covered");
     state.saliency = {gradient, predicted, measured, note: element("p", {class: "small muted"})};
     find("saliency").replaceChildren(element("div", {class: "thumbs wide"}, first, second, third), state.saliency.note);
+    const [, H, W] = state.net.input;
+    drawGrid(gradient, new Float32Array(H * W), H, W, 1, 96 / W);
     clearOcclusion();
 }
 
