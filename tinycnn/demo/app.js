@@ -636,6 +636,21 @@ function finishUpdate() {
     startOcclusion();
 }
 
+// The browser compiles functions that were called some times: the first stroke need not wait for that.
+function warmUp(rounds = 12) {
+    const {net, layers} = state, [, height, width] = net.picture, opacity = new Uint8Array(INK * INK).fill(255);
+    for (let n = 20; n < 120; n++) {
+        opacity.fill(0, n * INK + 60, n * INK + 70);
+    }
+    const grey = net.digits ? prepareDigit(opacity, INK, INK, height) : shrink(opacity, INK, INK, height, width);
+    const pixels = new Uint8Array(net.picture[0] * height * width);
+    pixels.set(grey);
+    scoreGradients(net, layers, forward(layers, toInput(net, pixels, net.picture)), 0);
+    if (rounds > 1) {
+        setTimeout(warmUp, 0, rounds - 1);
+    }
+}
+
 function drawSeen() {
     const canvas = find("seen");
     drawPicture(canvas, state.pixels, state.shape, 84);
@@ -755,6 +770,7 @@ function start() {
     });
     listenToPen();
     chooseNet(0);
+    setTimeout(warmUp);
     window.addEventListener("resize", () => {
         placeStages();
         requestUpdate();
