@@ -1,11 +1,10 @@
 """The page of `tinycnn demo` in a browser: the time from a pen's event to the drawn layers, at several speeds of the
 processor.
 
-    python -m benchmarks demo-page [--slowdown 1 4 6] [--json FILE]
+    python -m benchmarks demo-page [--slowdown 1 2 4] [--json FILE]
 
 Needs Playwright, and Chromium or Chrome.  The pen draws a 3 on the page of the networks that ship, forty times; the
-result, a 3, is checked.  Chrome slows its processor down by the given factors (4 is what its own tools call a mid-tier
-phone, 6 a low-tier one).
+result, a 3, is checked.  Chrome slows its processor down by the given factors.
 """
 
 import argparse
@@ -27,7 +26,7 @@ ROUNDS = 40
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks demo-page", description=__doc__.splitlines()[0])
-    parser.add_argument("--slowdown", type=float, nargs="+", default=[1, 4, 6], help="factors (default: 1 4 6)")
+    parser.add_argument("--slowdown", type=float, nargs="+", default=[1, 2, 4], help="factors (default: 1 2 4)")
     parser.add_argument("--json", type=Path, help="write the results there")
     args = parser.parse_args(argv)
     from playwright.sync_api import sync_playwright

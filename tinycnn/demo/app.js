@@ -5,7 +5,7 @@ const find = (id) => document.getElementById(id);
 
 const PAD = 280;  // side of the drawing, in the units of the strokes
 const PEN = 20;  // width of a stroke
-const INK = 140;  // pixels of a side of the picture that is prepared for the network
+const INK = 84;  // pixels of a side of the picture that is prepared for the network: enough for 28, and soon done
 const QUIET = 120;  // milliseconds without a change before slow things are computed
 
 const state = {
@@ -639,8 +639,8 @@ function finishUpdate() {
 // The browser compiles functions that were called some times: the first stroke need not wait for that.
 function warmUp(rounds = 12) {
     const {net, layers} = state, [, height, width] = net.picture, opacity = new Uint8Array(INK * INK).fill(255);
-    for (let n = 20; n < 120; n++) {
-        opacity.fill(0, n * INK + 60, n * INK + 70);
+    for (let n = 12; n < 72; n++) {
+        opacity.fill(0, n * INK + 38, n * INK + 45);
     }
     const grey = net.digits ? prepareDigit(opacity, INK, INK, height) : shrink(opacity, INK, INK, height, width);
     const pixels = new Uint8Array(net.picture[0] * height * width);
