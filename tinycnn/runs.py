@@ -105,14 +105,14 @@ class RunFolder:
         self.history = history
         with defer_interrupt():  # both files must be of the same epoch
             self.model.save(self.path / "model.safetensors")
-            if len(history) <= 20 or len(history) == float(f"{len(history):.1g}"):  # 1 ... 20, 30, ... 90, 100, 200
-                write_snapshot(self.path, len(history), self.model)
             if history:
                 table = io.StringIO()
                 writer = csv.DictWriter(table, list(history[0]), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(history)
                 self.write("history.csv", table.getvalue())
+            if len(history) <= 20 or len(history) == float(f"{len(history):.1g}"):  # 1 ... 20, 30, ... 90, 100, 200
+                write_snapshot(self.path, len(history), self.model)
 
     def finish(
         self,
