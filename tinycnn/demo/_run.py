@@ -14,7 +14,7 @@ from tinycnn.errors import DataUnavailableError
 from tinycnn.recipes import Recipe, build
 from tinycnn.recipes.saved import load_run
 
-SHIPPED = Path(__file__).parent / "runs"  # trained with tools/make_demo_runs.py
+SHIPPED = Path(__file__).parent / "nets"  # trained with tools/make_demo_runs.py
 DIGITS = ("mnist", "synthetic", "auto")  # data sets whose images are prepared as `digits.prepare` does
 MOST_MISTAKES = 60
 
