@@ -13,7 +13,10 @@ from tinycnn._files import atomic_write
 from tinycnn.demo._net import Net
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("layers.js", "digits.js", "net.js", "draw.js", "explain.js", "training.js", "app.js")
+SCRIPTS = (
+    "layers.js", "digits.js", "net.js", "draw.js", "state.js", "pad.js", "stages.js", "explain.js", "answer.js",
+    "training.js", "app.js",
+)  # fmt: skip
 STARTS = ("drawing", "training")
 
 
