@@ -18,7 +18,9 @@ from tinycnn.recipes import build
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-OPSETS = (13, 17, 21)
+VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+# Its LayerNormalization (opset 17) has errors of 3e-5 before 1.28; before 1.18 it has no opset 21.
+OPSETS = (13, 17, 21) if VERSION >= (1, 28) else (13, 14, 16)
 LAYERS = importlib.import_module("tests.test_gradients").LAYERS  # test_places.py sees that every layer has a row
 MODELS = {
     f"lenet5-{activation}-{pool}": (models.lenet5, (activation, pool))
@@ -117,7 +119,7 @@ def test_formulas_of_formulas(chain, opset):
     check(randomize(Sequential(*chain(), input_shape=(1, 2, 2), rng=0), np.random.default_rng(1)), opset)
 
 
-@pytest.mark.parametrize("opset", [13, 17, 18, 20, 21])
+@pytest.mark.parametrize("opset", [13, 17, 18, 20, *([21] if VERSION >= (1, 18) else [])])
 def test_opsets(opset):
     chain = [
         layers.GroupNorm(2, 4), layers.GELU(), layers.GELU("tanh"), layers.LayerNorm((6, 6)), layers.Flatten(),
