@@ -724,6 +724,19 @@ def test_impossible_input_shapes(shape, part):
     refused(g, "input 'x'", part)
 
 
+@pytest.mark.parametrize("batch", ["N", None, 0, -1, 3])
+def test_batch_axes(batch):
+    g = G((4,), batch=batch)
+    g("Flatten", g("Relu", "x"))
+    assert load(g.proto()).outputs(images((4,), 5)).shape == (5, 4)
+
+
+def test_negative_batch():
+    g = G((4,), batch=-2)
+    g("Relu", "x")
+    refused(g, "positive sizes, got -2")
+
+
 def test_impossible_arrays():
     for dims, part in (
         ([-1, 4], "sizes that are possible"),
@@ -865,7 +878,8 @@ def test_external_data(tmp_path):
     (tmp_path / "outside.bin").write_bytes(b"\0" * 88)
     (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
     absolute = str(tmp_path / "outside.bin")
-    for location in ("../outside.bin", absolute, "a/../../outside.bin", "link.bin", "", ".", "C:\\w.bin", "..\\w.bin"):
+    relative = "../outside.bin", "a/../../outside.bin", "..\\w.bin", "link.bin", "", ".", "w\0.bin"
+    for location in (*relative, absolute, "C:\\w.bin"):
         refused(external(folder, location), "inside the file's folder")
     refused(external(folder, "none.bin"), "No such file")
     refused(external(folder, "w.bin", offset=40), "ends before that")
