@@ -134,15 +134,15 @@ def test_the_picture_is_prepared_as_predict_does(visit, shipped):
     for strokes in (STROKES[2], STROKES[9], [[(30, 30), (60, 30), (40, 90)]]):
         page.locator("#clear").click()
         draw(page, strokes)
-        grey = (255 - numbers(page, "readInk(84, 84)")).astype(np.uint8).reshape(84, 84)
+        grey = (255 - numbers(page, "readInk(56, 56)")).astype(np.uint8).reshape(56, 56)
         prepared = numbers(page, "state.pixels").reshape(28, 28)
         np.testing.assert_allclose(prepared, digits.prepare(grey), atol=1)
     page.locator("#prepare").uncheck()
     settle(page)
     unprepared = numbers(page, "state.pixels").reshape(28, 28)
-    grey = 255 - numbers(page, "readInk(84, 84)").reshape(84, 84)
+    grey = 255 - numbers(page, "readInk(56, 56)").reshape(56, 56)
     assert unprepared[10:].max() == 0  # where it was drawn
-    means = (255.0 - grey).reshape(28, 3, 28, 3).mean(axis=(1, 3))
+    means = (255.0 - grey).reshape(28, 2, 28, 2).mean(axis=(1, 3))
     np.testing.assert_allclose(unprepared, means, atol=0.5)
 
 

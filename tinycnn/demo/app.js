@@ -66,8 +66,8 @@ function warmUp(rounds = 12) {
     const pixels = new Uint8Array(channels * height * width);
     if (net.digits) {
         const grey = new Uint8Array(INK * INK).fill(255);
-        for (let n = 12; n < 72; n++) {
-            grey.fill(0, n * INK + 38, n * INK + 45);
+        for (let n = 8; n < 48; n++) {
+            grey.fill(0, n * INK + 25, n * INK + 30);
         }
         pixels.set(prepareDigit(grey, INK, INK, height));
     }
@@ -201,6 +201,7 @@ function start() {
     });
     listenToPen();
     chooseNet(0);
+    document.body.classList.remove("loading");
     setTimeout(warmUp);
     window.addEventListener("resize", () => {
         placeStages();

@@ -5,7 +5,7 @@ const find = (id) => document.getElementById(id);
 
 const PAD = 280;  // longer side of the drawing, in the units of the strokes
 const PEN = 20;  // width of a stroke
-const INK = 84;  // pixels of a side of the picture that is prepared for the network: enough for 28, and soon done
+const INK = 56;  // pixels of a side of the picture that is prepared for the network: enough for 28, and soon done
 const QUIET = 120;  // milliseconds without a change before slow things are computed
 
 const state = {
