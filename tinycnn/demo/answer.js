@@ -1,24 +1,33 @@
 // The answer, and which pixels mattered to it.
 
+const MOST_BARS = 12;  // of more classes the most probable are shown
+
 function buildBars() {
-    const {net} = state;
-    state.bars = net.classes.map((name) => {
-        const bar = element("div", {class: "bar"}), share = element("span", {class: "share"});
-        const distance = element("span", {class: "share muted"});
-        const node = element("div", {class: "bar-row"}, element("span", {class: "class"}, name),
-            element("div", {class: "track"}, bar), share, ...(net.kind === "distances" ? [distance] : []));
-        return {node, bar, share, distance};
+    const {net} = state, longest = Math.max(1, ...net.classes.map((name) => name.length));
+    state.bars = net.classes.slice(0, MOST_BARS).map(() => {
+        const [name, bar, share, distance] = ["class", "bar", "share", "share muted"].map((kind) =>
+            element(kind === "bar" ? "div" : "span", {class: kind}));
+        const node = element("div", {class: "bar-row"}, name, element("div", {class: "track"}, bar), share,
+            ...(net.kind === "distances" ? [distance] : []));
+        return {node, name, bar, share, distance};
     });
     find("bars").replaceChildren(...state.bars.map(({node}) => node));
+    find("bars").style.setProperty("--name", `${Math.min(longest, 14) + 1}ch`);
     find("bars").classList.toggle("with-distances", net.kind === "distances");
 }
 
+// Returns the answer as a sentence.
 function showAnswer({best, probabilities, none}, output) {
-    const {net, blank} = state;
-    if (!net.classes.length) {
-        return;
+    const {net, blank} = state, names = net.classes;
+    if (!names.length) {
+        return "";
     }
-    state.bars.forEach(({node, bar, share, distance}, k) => {
+    const order = names.length <= MOST_BARS ? names.map((_, k) => k)
+        : Array.from(names.keys()).sort((a, b) => probabilities[b] - probabilities[a]);
+    state.bars.forEach(({node, name, bar, share, distance}, n) => {
+        const k = order[n];
+        setText(name, names[k]);
+        name.title = names[k];
         bar.style.transform = `scaleX(${blank ? 0 : probabilities[k].toFixed(4)})`;
         setText(share, blank ? "" : percent(probabilities[k]));
         setText(distance, blank ? "" : number(output.data[k]));
@@ -26,15 +35,18 @@ function showAnswer({best, probabilities, none}, output) {
     });
     const verdict = find("verdict");
     if (blank) {
-        verdict.replaceChildren(element("span", {class: "muted"}, net.digits ? "Draw a digit." : "Draw something."));
-        return;
+        const text = net.digits ? "Draw a digit." : "Draw something.";
+        verdict.replaceChildren(element("span", {class: "muted"}, text));
+        return text;
     }
-    const label = state.example && state.example.label !== null ? net.classes[state.example.label] : null;
-    const wrong = label !== null && label !== net.classes[best];
-    verdict.replaceChildren(element("strong", {class: "digit"}, none ? "?" : net.classes[best]), element("span", {},
-        none ? `no digit, most like ${net.classes[best]}` : percent(probabilities[best]),
-        ...(label === null ? [] : [element("br"), element("span", {class: wrong ? "wrong" : "muted"},
-            wrong ? `wrong: it is ${label}` : `right: it is ${label}`)])));
+    const label = state.example ? state.example.label : null, share = percent(probabilities[best]);
+    const text = none ? `no digit; most like ${names[best]}` : share;
+    const note = label === null ? "" : label === best && !none ? `right: it is ${names[label]}`
+        : `${none ? "refused" : "wrong"}: it is ${names[label]}`;
+    const size = names[best].length > 2 ? "digit word" : "digit";
+    verdict.replaceChildren(element("strong", {class: size}, none ? "?" : names[best]), element("span", {}, text,
+        ...(note ? [element("br"), element("span", {class: label === best ? "muted" : "wrong"}, note)] : [])));
+    return `${none ? "" : `${names[best]}, `}${text}. ${note}`;
 }
 
 function percent(share) {
@@ -47,7 +59,7 @@ function buildSaliency() {
         return [canvas, labelled(title, canvas)];
     };
     const [gradient, first] = figure("gradient");
-    const [predicted, second] = figure("gradient, by squares");
+    const [predicted, second] = figure("gradient, summed in squares");
     const [measured, third] = figure("squares covered");
     state.saliency = {gradient, predicted, measured, note: element("p", {class: "small muted"})};
     find("saliency").replaceChildren(element("div", {class: "thumbs wide"}, first, second, third), state.saliency.note);
@@ -75,12 +87,19 @@ function clearOcclusion() {
         + `${PATCH} \u00d7 ${PATCH} pixels are covered, one after the other.`;
 }
 
+const SLOW = 20;  // milliseconds of a forward pass
+
 let occlusion = 0;  // identifies the computation that runs
 
 // Cover one square after the other, some at a time so that the page stays responsive.
 function startOcclusion() {
     const mine = occlusion, {net, layers} = state;
-    if (state.blank) {
+    if (state.blank || !net.classes.length) {
+        return;
+    }
+    if (state.laps[1] > SLOW) {
+        setText(state.saliency.note, "Blue speaks for the answer, orange against it. To cover squares as a check would "
+            + "take too long with this network.");
         return;
     }
     const x = state.activations[0], gradient = state.gradients[0], target = state.best;
@@ -106,10 +125,11 @@ function startOcclusion() {
         for (const [canvas, values] of [[state.saliency.predicted, predicted], [state.saliency.measured, measured]]) {
             drawGrid(canvas, values, rows, columns, scaleOf(values), 96 / columns);
         }
-        const [small, large] = [dimmed, measured].map((values) => correlation(values, predicted).toFixed(2));
-        state.saliency.note.textContent = "Blue speaks for the answer, orange against it. The check: squares of "
-            + `${PATCH} \u00d7 ${PATCH} pixels, ${100 * DIM} % darker, change the score as the gradient says `
-            + `(correlation ${small}); covered, which is no small change, ${large}.`;
+        const [small, large] = [dimmed, measured].map((values) => correlation(values, predicted));
+        state.saliency.note.textContent = "Blue speaks for the answer, orange against it. " + (Number.isFinite(small)
+            ? `The check: squares of ${PATCH} \u00d7 ${PATCH} pixels, ${100 * DIM} % darker, change the score as the `
+                + `gradient says (correlation ${number(small)}); covered, which is no small change, ${number(large)}.`
+            : "No square matters.");
     };
     work();
 }

@@ -15,12 +15,13 @@ function update() {
     requested = false;
     const times = [performance.now()];
     const lap = () => times.push(performance.now());
-    drawStrokes();
+    drawPad();
     takePicture();
     lap();
     state.activations = forward(state.layers, toInput(state.net, state.pixels, state.shape));
     const output = state.activations[state.activations.length - 1];
     const result = answer(state.net, output);
+    result.none = result.none && state.trained;  // the threshold is that of the trained network
     state.best = result.best;
     state.gradients = null;
     lap();
@@ -29,7 +30,8 @@ function update() {
     }
     lap();
     drawSeen();
-    showAnswer(result, output);
+    state.sentence = showAnswer(result, output);
+    find("unit").classList.add("stale");
     state.stages.forEach(drawStage);
     lap();
     state.laps = times.slice(1).map((time, n) => time - times[n]);
@@ -49,7 +51,9 @@ function finishUpdate() {
     const parts = ["picture", "forward", "backward", "drawing"], [picture, forwards, , drawing] = state.laps;
     const times = [picture, forwards, performance.now() - start, drawing];
     setText(find("timing"), parts.map((part, n) => `${part} ${times[n].toFixed(1)} ms`).join(", "));
+    setText(find("announcement"), state.sentence);
     drawSaliency();
+    find("unit").classList.remove("stale");
     explainSelected();
     clearOcclusion();
     startOcclusion();
@@ -57,29 +61,28 @@ function finishUpdate() {
 
 // The browser compiles functions that were called some times: the first stroke need not wait for that.
 function warmUp(rounds = 12) {
-    const {net, layers} = state, [, height, width] = net.picture, opacity = new Uint8Array(INK * INK).fill(255);
-    for (let n = 12; n < 72; n++) {
-        opacity.fill(0, n * INK + 38, n * INK + 45);
+    const start = performance.now();
+    const {net, layers} = state, [channels, height, width] = net.picture;
+    const pixels = new Uint8Array(channels * height * width);
+    if (net.digits) {
+        const grey = new Uint8Array(INK * INK).fill(255);
+        for (let n = 8; n < 48; n++) {
+            grey.fill(0, n * INK + 25, n * INK + 30);
+        }
+        pixels.set(prepareDigit(grey, INK, INK, height));
     }
-    const grey = net.digits ? prepareDigit(opacity, INK, INK, height) : shrink(opacity, INK, INK, height, width);
-    const pixels = new Uint8Array(net.picture[0] * height * width);
-    pixels.set(grey);
     scoreGradients(net, layers, forward(layers, toInput(net, pixels, net.picture)), 0);
-    if (rounds > 1) {
+    if (rounds > 1 && performance.now() - start < SLOW) {
         setTimeout(warmUp, 0, rounds - 1);
     }
 }
 
 function drawSeen() {
-    const canvas = find("seen");
-    drawPicture(canvas, state.pixels, state.shape, 84);
+    const canvas = find("seen"), cell = drawPicture(canvas, state.pixels, state.shape, 84, state.net.digits);
     const box = state.selected && boxIn(null);
     if (box) {
-        const cell = 84 / state.shape[2], {padding} = state.net, context = canvas.getContext("2d");
-        const [top, left, bottom, right] = box.rows.map((n) => n - padding);
-        context.strokeStyle = `rgb(${palette.accent.join()})`;
-        context.lineWidth = 2;
-        context.strokeRect(left * cell, top * cell, (right - left + 1) * cell, (bottom - top + 1) * cell);
+        const [top, left, bottom, right] = box.rows.map((n) => n - state.net.padding);
+        outline(canvas.getContext("2d"), left * cell, top * cell, (right - left + 1) * cell, (bottom - top + 1) * cell);
     }
 }
 
@@ -87,7 +90,10 @@ function chooseNet(index) {
     const net = data.nets[index], keeps = state.net && String(state.net.picture) === String(net.picture);
     state.net = net;
     if (!keeps) {
-        state.example = null;
+        Object.assign(state, {example: null, strokes: [], past: [], pen: null});
+        const [width, height] = padSize(net.picture);
+        Object.assign(find("pad"), {width: 2 * width, height: 2 * height});
+        find("pad").style.aspectRatio = `${width} / ${height}`;
     }
     find("about").textContent = net.about;
     Array.from(find("nets").children).forEach((button, n) =>
@@ -102,7 +108,8 @@ function chooseNet(index) {
     }
     find("prepare-box").hidden = !net.digits;
     find("prepare-note").textContent = net.digits
-        ? "scaled to a box of 20 \u00d7 20 pixels, centred by its mass, as MNIST's digits were" : "";
+        ? "scaled to a box of 20 \u00d7 20 pixels, centred by its mass, as MNIST's digits were"
+        : "as it is drawn";
     const last = net.snapshots.length;
     find("epochs").hidden = last === 0;
     find("epoch").max = String(last);
@@ -121,23 +128,30 @@ function chooseNet(index) {
 function chooseEpoch(index) {
     const {net} = state, snapshot = net.snapshots[index] || null;
     state.layers = layersOf(net, snapshot);
-    const epoch = snapshot ? snapshot.epoch : net.epochs;
-    find("epoch-text").textContent = epoch === 0 ? "before training" : `after ${epoch} epoch${epoch === 1 ? "" : "s"}`;
+    state.trained = snapshot === null;
+    const text = epochText(snapshot ? snapshot.epoch : net.epochs);
+    find("epoch-text").textContent = text;
+    find("epoch").setAttribute("aria-valuetext", text);
+}
+
+function epochText(epoch) {
+    return epoch === 0 ? "before training" : `after ${epoch} epoch${epoch === 1 ? "" : "s"}`;
 }
 
 function exampleButton(net, example, choose) {
     const canvas = element("canvas", {"aria-hidden": "true"});
-    drawPicture(canvas, example.pixels, net.picture, 40);
+    drawPicture(canvas, example.pixels, net.picture, 40, net.digits);
     const wrong = example.predicted !== undefined && example.predicted !== example.label;
     const name = `${net.classes[example.label]}${wrong ? `, taken for ${net.classes[example.predicted]}` : ""}`;
     return element("button", {type: "button", class: "thumb", "aria-label": `example: ${name}`, title: name,
-        onclick: () => choose(example)}, canvas, ...(wrong ? [element("span", {class: "small"},
+        onclick: () => choose(example)}, canvas, ...(wrong ? [element("span", {class: "caption"},
         `${net.classes[example.label]} \u2192 ${net.classes[example.predicted]}`)] : []));
 }
 
 function buildExamples() {
     const {net} = state, box = find("examples");
     box.replaceChildren();
+    find("examples-box").hidden = net.examples.length + net.mistakes.length === 0;
     for (const [title, examples] of [[net.examplesTitle, net.examples], ["It gets these wrong", net.mistakes.slice(0, 10)]]) {
         if (examples.length) {
             box.append(element("p", {class: "small"}, title), element("div", {class: "thumbs"},
@@ -187,6 +201,7 @@ function start() {
     });
     listenToPen();
     chooseNet(0);
+    document.body.classList.remove("loading");
     setTimeout(warmUp);
     window.addEventListener("resize", () => {
         placeStages();

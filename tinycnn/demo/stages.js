@@ -24,7 +24,7 @@ function shapeText(shape) {
 
 // The length, at most `most`, of rows of equal length for so many things.
 function evenly(count, most) {
-    return Math.ceil(count / Math.ceil(count / most));
+    return Math.ceil(count / Math.ceil(count / Math.max(1, most)));
 }
 
 // Places of the maps of a shape on a canvas of at most `width` CSS pixels.
@@ -32,7 +32,7 @@ function arrange(shape, width, columns) {
     if (shape.length === 3 && shape[1] * shape[2] > 1) {
         const [C, H, W] = shape, gap = 6;
         const cell = Math.max(1, Math.min(8, Math.round((C === 1 ? 84 : 58) / W)));
-        const perRow = evenly(C, Math.max(1, Math.floor((width + gap) / (W * cell + gap))));
+        const perRow = evenly(C, Math.floor((width + gap) / (W * cell + gap)));
         return {count: C, H, W, cell, gap, perRow, width: perRow * (W * cell + gap) - gap,
             height: Math.ceil(C / perRow) * (H * cell + gap) - gap};
     }
@@ -54,6 +54,11 @@ function buildStages() {
                 state.net.layers[k].type);
             chip.addEventListener("click", () => {
                 stage.shown = k;
+                if (state.selected && state.selected.stage === stage) {
+                    state.selected = null;  // its shape may be another one
+                    release();
+                    explainSelected();
+                }
                 placeStages();
                 requestUpdate();
             });
@@ -61,7 +66,7 @@ function buildStages() {
         }
         Object.assign(stage, {chips, size: element("span", {class: "muted small"}),
             range: element("span", {class: "muted small range"})});
-        stage.canvas = element("canvas", {tabindex: "0", role: "img"});
+        stage.canvas = element("canvas", {tabindex: "0", role: "application"});
         stage.pixels = element("canvas");
         stage.node = element("div", {class: "stage"},
             element("div", {class: "row stage-head"}, ...chips, stage.size, stage.range), stage.canvas);
@@ -103,7 +108,7 @@ function drawBitmaps(stage) {
     const code = state.activations[stage.first], output = state.activations[stage.first + 1];
     drawGrid(stage.code, code.data, 12, 7, scaleOf(code.data), 5);
     stage.distances.forEach(({button, distance}, k) => {
-        setText(distance, number(output.data[k]));
+        setText(distance, output.data[k] < 9.995 ? output.data[k].toFixed(2) : number(output.data[k]));
         button.classList.toggle("best", k === state.best && !state.blank);
     });
 }
@@ -140,13 +145,11 @@ function drawMarks(stage, context) {
         return;
     }
     const {count, cell, H, W} = stage.places;
-    context.strokeStyle = `rgb(${palette.accent.join()})`;
-    context.lineWidth = 2;
     const [top, left, bottom, right] = box.rows || [0, 0, H - 1, W - 1];
     for (let c = 0; c < count; c++) {
         if (box.map === undefined || box.map === c) {
             const [x, y] = corner(stage.places, c);
-            context.strokeRect(x + left * cell, y + top * cell, (right - left + 1) * cell, (bottom - top + 1) * cell);
+            outline(context, x + left * cell, y + top * cell, (right - left + 1) * cell, (bottom - top + 1) * cell);
         }
     }
 }
@@ -268,6 +271,7 @@ function explainSelected() {
             parts.push(...explainUnit(layer, x, y, unit, shapeBeforeFlatten(k), state.channel, (channel) => {
                 state.channel = channel;
                 explainSelected();
+                box.querySelector("[aria-pressed=true]").focus();
             }));
         }
     }
