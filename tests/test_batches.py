@@ -696,3 +696,14 @@ def test_a_divergence_in_pieces_is_found_with_its_step(small_pieces, streamed):
     with np.errstate(all="ignore"), pytest.raises(DivergedError, match=f"at step {step} "):
         learn(model, data, epochs=1, batch_size=100, optimizer=SGD(model, 0.0))
     np.testing.assert_array_equal(model.theta, before)  # of the last complete epoch
+
+
+@pytest.mark.gpu
+def test_pieces_on_the_gpu(small_pieces):
+    found = []
+    for device in ("cpu", "cuda"):
+        model = net(device=device)
+        data = DeviceDataset(IMAGES, LABELS, mean=0.5, std=0.5, device=device)
+        learn(model, data, optimizer=SGD(model, 0.1), batch_size=50)  # 32 + 18, then 10
+        found.append(np.array(model.ops.to_host(model.theta)))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
