@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinycnn import checkpoint, data, demo, recipes, runs
+from tinycnn import calibration, checkpoint, data, demo, recipes, runs
 from tinycnn.recipes import build, training
 
 NETS = (  # folder, label of the button, recipe, epochs of the snapshots; the last epoch is the model
@@ -78,8 +78,11 @@ def synthetic_examples(folder: Path):
     net = demo.from_run(folder)
     recipe, pixels = recipes.from_config(runs.read_config(folder), folder), {"mean": net.mean, "std": net.std}
     images, labels = data.synthetic_digits(3000, rng=21)
-    predicted = build.build_loss(recipe).logits(build.outputs(recipe, net.model, images, pixels)).argmax(axis=1)
+    logits = build.build_loss(recipe).logits(build.outputs(recipe, net.model, images, pixels))
+    predicted = logits.argmax(axis=1)
     right, wrong = np.flatnonzero(predicted == labels), np.flatnonzero(predicted != labels)
+    scores = calibration.rejection_score(logits)
+    right = right[scores[right] > (net.reject_below or -np.inf)]
     index = np.concatenate([*(right[labels[right] == k][:1] for k in range(10)), wrong[:8]])
     return images[index][:, None], labels[index].astype(np.uint8), predicted[index].astype(np.uint8)
 

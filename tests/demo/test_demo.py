@@ -8,6 +8,7 @@ import pytest
 
 from tinycnn import Linear, Sequential, __main__ as program, checkpoint, demo, layers, runs
 from tinycnn.demo._net import choose_epochs
+from tinycnn.demo._run import choose_examples
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def test_page_of_a_run(run_folder, tmp_path):
     assert [snapshot["epoch"] for snapshot in net["snapshots"]] == [0, 1]
     assert np.sum(net["confusion"]) == 10_000
     wrong = np.sum(net["confusion"]) - np.trace(net["confusion"])
-    assert len(net["mistakes"]) == min(wrong, 60)
+    assert len(net["mistakes"]) == min(wrong, 90)
     assert net["digits"] is True
 
 
@@ -152,3 +153,19 @@ def test_choose_epochs():
     assert chosen[0] == 0
     assert len(chosen) <= 5
     assert chosen == sorted(set(chosen))
+
+
+def test_digits_are_square_and_grey():
+    model = Sequential(layers.Flatten(), Linear(768, 10), input_shape=(1, 16, 48))
+    with pytest.raises(ValueError, match=r"digits must be False for pictures of \(1, 16, 48\)"):
+        demo.from_model(model, digits=True)
+
+
+def test_one_mistake_of_each_kind_is_kept():
+    labels, predicted = np.array([0] * 200 + [1] * 3 + [2]), np.array([1] * 200 + [2] * 3 + [2])
+    confidence = np.concatenate([np.linspace(1, 0.9, 200), [0.3, 0.2, 0.1], [1]])
+    _, mistakes = choose_examples(np.zeros((204, 1, 2, 2), np.uint8), labels, predicted, confidence)
+    kinds = [(example.label, example.predicted) for example in mistakes]
+    assert len(kinds) == 90
+    assert kinds[0] == (0, 1)
+    assert (1, 2) in kinds

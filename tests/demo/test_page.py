@@ -83,7 +83,7 @@ def settle(page):
 def draw(page, strokes):
     page.locator("#pad").scroll_into_view_if_needed()
     box = page.locator("#pad").bounding_box()
-    scale = box["width"] / 280
+    scale = box["width"] / page.evaluate("padSize(state.net.picture)[0]")
     for stroke in strokes:
         points = [(box["x"] + x * scale, box["y"] + y * scale) for x, y in stroke]
         page.mouse.move(*points[0])
@@ -134,15 +134,15 @@ def test_the_picture_is_prepared_as_predict_does(visit, shipped):
     for strokes in (STROKES[2], STROKES[9], [[(30, 30), (60, 30), (40, 90)]]):
         page.locator("#clear").click()
         draw(page, strokes)
-        alpha = numbers(page, "ink.getImageData(0, 0, 84, 84).data.filter((_, n) => n % 4 === 3)")
-        grey = (255 - alpha).astype(np.uint8).reshape(84, 84)
+        grey = (255 - numbers(page, "readInk(56, 56)")).astype(np.uint8).reshape(56, 56)
         prepared = numbers(page, "state.pixels").reshape(28, 28)
         np.testing.assert_allclose(prepared, digits.prepare(grey), atol=1)
     page.locator("#prepare").uncheck()
     settle(page)
     unprepared = numbers(page, "state.pixels").reshape(28, 28)
+    grey = 255 - numbers(page, "readInk(56, 56)").reshape(56, 56)
     assert unprepared[10:].max() == 0  # where it was drawn
-    means = (255.0 - grey).reshape(28, 3, 28, 3).mean(axis=(1, 3))
+    means = (255.0 - grey).reshape(28, 2, 28, 2).mean(axis=(1, 3))
     np.testing.assert_allclose(unprepared, means, atol=0.5)
 
 
@@ -180,6 +180,78 @@ def test_undo_clear_and_examples(visit, shipped):
     page.locator("#clear").click()
     settle(page)
     assert page.evaluate("state.blank")
+    page.locator("#undo").click()  # the example is back
+    settle(page)
+    assert "wrong: it is" in page.locator("#verdict").inner_text()
+
+
+def test_undo_and_a_second_finger_during_a_stroke(visit, shipped):
+    page = visit(shipped)
+    box = page.locator("#pad").bounding_box()
+    x, y = box["x"] + 60, box["y"] + 60
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 50, y)
+    page.keyboard.press("Control+z")
+    page.mouse.move(x + 50, y + 50)  # the stroke has ended
+    page.mouse.up()
+    settle(page)
+    assert page.evaluate("state.strokes.length") == 0
+    page.evaluate(
+        "for (const [id, x] of [[1, 40], [2, 200]]) find('pad').dispatchEvent(new PointerEvent('pointermove',"
+        "{pointerId: id, clientX: x, clientY: 90}))"
+    )
+    assert page.evaluate("state.strokes.length") == 0  # no pointer is down
+
+
+def test_small_drawings_are_enlarged(visit, shipped):
+    page = visit(shipped)
+    for digit in (0, 3, 5, 8):
+        page.locator("#clear").click()
+        draw(page, [[(200 + x / 6, 30 + y / 6) for x, y in stroke] for stroke in STROKES[digit]])
+        assert verdict(page) == str(digit)
+
+
+def test_a_chip_of_another_shape_drops_the_unit(visit, shipped):
+    page = visit(shipped)
+    draw(page, STROKES[0])
+    page.locator(".stage > canvas").nth(3).click(position={"x": 9, "y": 9})
+    page.locator(".chip").filter(has_text="Flatten").click()
+    settle(page)
+    assert "Point at a map" in page.locator("#unit").inner_text()
+    page.locator(".stage > canvas").nth(3).click(position={"x": 9, "y": 9})
+    assert "NaN" not in page.locator("#unit").inner_text()
+
+
+@pytest.mark.parametrize("shape", [(1, 96, 64), (3, 100, 100), (2, 16, 40)])
+def test_pictures_of_other_sizes(visit, tmp_path, shape):
+    """A drawn bar is as long in the network's picture, and without gaps."""
+    size = 2 * (shape[1] - 2) * (shape[2] - 2)
+    chain = layers.Conv2d(shape[0], 2, 3), layers.Flatten(), layers.Linear(size, 3)
+    model = Sequential(*chain, input_shape=shape, rng=0)
+    demo.write([demo.from_model(model)], tmp_path / "page.html")
+    page = visit(tmp_path / "page.html")
+    width, height = page.evaluate("padSize(state.net.picture)")
+    assert width / height == pytest.approx(shape[2] / shape[1])
+    draw(page, [[(width / 2, 0.1 * height), (width / 2, 0.9 * height)]])
+    column = numbers(page, "state.pixels").reshape(shape)[0, :, shape[2] // 2]
+    rows = np.flatnonzero(column > 127) / shape[1]
+    assert rows[0] == pytest.approx(0.1, abs=0.12)
+    assert rows[-1] == pytest.approx(0.9, abs=0.12)
+    assert np.all(np.diff(np.flatnonzero(column > 127)) == 1)
+
+
+def test_softmax_and_single_outputs(visit, tmp_path):
+    nets = []
+    for head in ((layers.Linear(64, 4), layers.Softmax()), (layers.Linear(64, 1),)):
+        nets.append(demo.from_model(Sequential(layers.Flatten(), *head, input_shape=(1, 8, 8), rng=0)))
+    demo.write(nets, tmp_path / "page.html")
+    page = visit(tmp_path / "page.html")
+    draw(page, STROKES[1])
+    page.evaluate("window.probabilities = answer(state.net, state.activations[3]).probabilities")
+    np.testing.assert_array_equal(numbers(page, "window.probabilities"), numbers(page, "state.activations[3].data"))
+    page.locator("#nets button").nth(1).click()
+    assert not page.locator("#answer").is_visible()
 
 
 def test_drawing_with_the_keyboard(visit, shipped):

@@ -31,6 +31,10 @@ def _write(args: argparse.Namespace, start: str) -> int:
         nets = [demo.from_run(run, args.data_dir) for run in args.runs or sorted(demo.SHIPPED.iterdir())]
     except TypeError as error:  # a layer that is not this library's
         raise ValueError(str(error)) from None
+    titles = [net.title for net in nets]
+    for net, run in zip(nets, args.runs, strict=False):
+        if titles.count(net.title) > 1:
+            net.title += f", {Path(run).resolve().name}"
     demo.write(nets, path, start)
     print(f"{path}: {path.stat().st_size / 1000:,.0f} kB, with the network{'s' if len(nets) > 1 else ''} "
           f"{', '.join(net.title for net in nets)}")  # fmt: skip

@@ -99,6 +99,11 @@ class Net:
                 f"{MAX_MULTIPLY_ADDS:,}"
             )
         output = tuple(model.layers[-1].output_shape(model.shapes[-2]))
+        channels, height, width = self.picture or shape
+        if self.digits and (channels != 1 or height != width):
+            raise ValueError(
+                f"digits must be False for pictures of {(channels, height, width)}: they must be square and grey"
+            )
         if len(self.class_names) not in (0, output[0]) or (self.class_names and len(output) != 1):
             raise ValueError(f"class_names must have one name for each of the outputs {output}, or none, got "
                              f"{len(self.class_names)}")  # fmt: skip
@@ -141,7 +146,9 @@ def from_model(model: Sequential, title: str = "network", digits: bool = False) 
     if model.input_shape is None:
         raise ValueError("input_shape is not known yet: give it to Sequential, or call forward first")
     output = tuple(model.layers[-1].output_shape(model.shapes[-2]))
-    names = model.class_names or (tuple(map(str, range(output[0]))) if len(output) == 1 else ())
+    names: Sequence[str] = model.class_names or ()
+    if not names and len(output) == 1 and output[0] > 1:
+        names = tuple(map(str, range(output[0])))
     normalization = model.normalization
     pixels: dict[str, Any] = {}
     if normalization is not None:

@@ -13,7 +13,10 @@ from tinycnn._files import atomic_write
 from tinycnn.demo._net import Net
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("layers.js", "digits.js", "net.js", "draw.js", "explain.js", "training.js", "app.js")
+SCRIPTS = (
+    "layers.js", "digits.js", "net.js", "draw.js", "state.js", "pad.js", "stages.js", "explain.js", "answer.js",
+    "training.js", "app.js",
+)  # fmt: skip
 STARTS = ("drawing", "training")
 
 
@@ -27,7 +30,7 @@ def write(nets: Sequence[Net], path: str | os.PathLike[str], start: str = "drawi
     path, start = Path(path), _check.choice("start", start, STARTS)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"path must be a file name ending in .html, got {str(path)!r}")
-    if not nets or not all(isinstance(net, Net) for net in nets):
+    if not isinstance(nets, Sequence) or not nets or not all(isinstance(net, Net) for net in nets):
         raise ValueError(f"nets must be one network or more, see from_run and from_model, got {nets!r}")
     with atomic_write(path) as file:
         file.write(page(nets, start).encode())

@@ -16,7 +16,8 @@ from tinycnn.recipes.saved import load_run
 
 SHIPPED = Path(__file__).parent / "nets"  # trained with tools/make_demo_runs.py
 DIGITS = ("mnist", "synthetic", "auto")  # data sets whose images are prepared as `digits.prepare` does
-MOST_MISTAKES = 60
+MOST_MISTAKES = 90
+NAMES = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "kmnist": "KMNIST", "synthetic": "the synthetic digits"}
 
 
 def from_run(
@@ -62,14 +63,15 @@ def from_run(
     try:
         dataset = build.load(recipe, data_dir, download=False, on_message=on_message)
     except (DataUnavailableError, ValueError, OSError) as error:
-        on_message(f"the page has no examples and no confusion matrix: {error}")
+        reason = getattr(error, "reason", error)
+        on_message(f"the page has no examples and no confusion matrix, as the run's data was not found ({reason})")
         return net
     test, loss = build.prepare_test(recipe, dataset, pixels), build.build_loss(recipe)
     logits = loss.logits(train.evaluate(model, test, loss)[2])
     predicted, labels = logits.argmax(axis=1), dataset.test_labels
     net.confusion = metrics.confusion_matrix(labels, predicted, logits.shape[1])
     images = dataset.test_images.reshape(len(labels), *net.picture)
-    net.examples_title = f"Or choose a test image of {dataset.name}"
+    net.examples_title = f"Or choose a test image of {NAMES.get(dataset.name, 'the run')}"
     net.examples, net.mistakes = choose_examples(images, labels, predicted, metrics.confidence(logits))
     return net
 
@@ -80,7 +82,10 @@ def choose_examples(
     """(the first right image of each class, at most twelve; the mistakes, the most confident first)."""
     right, wrong = np.flatnonzero(labels == predicted), np.flatnonzero(labels != predicted)
     firsts = [right[labels[right] == k][:1] for k in range(int(labels.max()) + 1)]
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    _, first = np.unique(labels[wrong] * (labels.max() + 1) + predicted[wrong], return_index=True)
+    rest = np.setdiff1d(np.arange(len(wrong)), first)
+    wrong = wrong[np.sort(np.concatenate([first, rest])[:MOST_MISTAKES])]  # one of each kind at least
     chosen = np.concatenate(firsts)[:12], wrong
     both = [[Example(images[n], int(labels[n]), int(predicted[n])) for n in index] for index in chosen]
     return both[0], both[1]
@@ -90,6 +95,6 @@ def about(recipe: Recipe, parameters: int, epochs: int | str, report: dict[str, 
     """One or two sentences about a run."""
     words = f"Recipe {recipe.name}, {recipe.title}: {parameters:,} parameters, trained for {epochs} epochs."
     if "accuracy" in report and "total" in report:
-        data = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "kmnist": "KMNIST"}.get(report["data"], report["data"])
+        data = NAMES.get(report["data"], report["data"])
         words += f" It gets {report['accuracy']:.2%} of the {report['total']:,} test images of {data} right."
     return words

@@ -75,6 +75,15 @@ function gridCanvas(values, rows, columns, scale, cell, label) {
     return canvas;
 }
 
+// A rectangle that stands out on any colour.
+function outline(context, x, y, width, height) {
+    for (const [style, line] of [["#ffffff", 4], [`rgb(${palette.accent.join()})`, 2]]) {
+        context.strokeStyle = style;
+        context.lineWidth = line;
+        context.strokeRect(x, y, width, height);
+    }
+}
+
 // The upper left corner of map c.
 function corner({perRow, W, H, cell, gap}, c) {
     return [(c % perRow) * (W * cell + gap), Math.floor(c / perRow) * (H * cell + gap)];
@@ -92,22 +101,29 @@ function drawMaps(canvas, values, {count, H, W, cell, gap, perRow}, scale, pixel
     return context;
 }
 
-// A picture (C, H, W) of 0 ... 255, white on black, on a canvas: as ink on paper, or in colours if C is 3.
-function drawPicture(canvas, pixels, [C, H, W], width) {
-    const context = sizeCanvas(canvas, width, Math.round((width * H) / W));
+// A picture (C, H, W) of 0 ... 255 on a canvas that is not shown: white on black as ink on paper if it is `inked`.
+function pictureCanvas(pixels, [C, H, W], inked) {
     const image = new ImageData(W, H);
     for (let n = 0; n < H * W; n++) {
         for (let k = 0; k < 3; k++) {
             const part = pixels[n] / 255;
-            image.data[4 * n + k] = C === 3 ? pixels[k * H * W + n]
-                : palette.paper[k] + (palette.ink[k] - palette.paper[k]) * part;
+            image.data[4 * n + k] = inked ? palette.paper[k] + (palette.ink[k] - palette.paper[k]) * part
+                : pixels[(C === 3 ? k * H * W : 0) + n];
         }
         image.data[4 * n + 3] = 255;
     }
     scratch.width = W;
     scratch.height = H;
     scratch.getContext("2d").putImageData(image, 0, 0);
-    context.drawImage(scratch, 0, 0, width, Math.round((width * H) / W));
+    return scratch;
+}
+
+// The picture on a canvas whose longer side has `size` CSS pixels; returns the pixels of one of the picture's.
+function drawPicture(canvas, pixels, shape, size, inked) {
+    const [, H, W] = shape, cell = size / Math.max(H, W), context = sizeCanvas(canvas, W * cell, H * cell);
+    context.imageSmoothingEnabled = cell < 1;
+    context.drawImage(pictureCanvas(pixels, shape, inked), 0, 0, W * cell, H * cell);
+    return cell;
 }
 
 // The largest absolute value of numbers, at least 1e-6: the scale of their colours.
@@ -160,7 +176,7 @@ function brief(value) {
     return value.toFixed(Math.abs(value) < 1 ? 3 : 2).replace("-", "\u2212");
 }
 
-// Curves over the epochs: lines is [{name, values, dashed}]; values start at epoch 1.  A title says what is drawn.
+// Curves over the epochs: lines is [{name, values}]; values start at epoch 1.  A title says what is drawn.
 function chart(title, lines, format) {
     const [width, height, left, bottom] = [360, 200, 44, 26];
     const values = lines.flatMap((line) => line.values).filter(Number.isFinite);
@@ -176,7 +192,8 @@ function chart(title, lines, format) {
             svg("text", {x: left - 6, y: y(value) + 4, "text-anchor": "end"}, format(value)));
     }
     for (const n of new Set([0, Math.floor((count - 1) / 2), count - 1])) {
-        picture.append(svg("text", {x: x(n), y: height - 6, "text-anchor": "middle"}, String(n + 1)));
+        const text = n === 0 ? "epoch 1" : String(n + 1);
+        picture.append(svg("text", {x: x(n), y: height - 6, "text-anchor": "middle"}, text));
     }
     lines.forEach((line, k) => {
         const points = line.values.map((v, n) => `${x(n).toFixed(1)},${y(v).toFixed(1)}`).join(" ");

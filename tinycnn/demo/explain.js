@@ -48,7 +48,7 @@ function cellTable(rows, columns, values, scale, lines) {
         for (let j = 0; j < columns; j++) {
             const n = i * columns + j, cell = row.insertCell();
             cell.style.background = cssColor(values[n] / scale);
-            cell.style.color = Math.abs(values[n] / scale) > 0.55 ? "var(--on-color)" : "var(--text)";
+            cell.style.color = Math.abs(values[n] / scale) > 0.7 ? "var(--on-color)" : "var(--text)";
             lines(n).forEach((line) => cell.append(element("div", {}, line)));
         }
     }
@@ -59,9 +59,9 @@ function cellTable(rows, columns, values, scale, lines) {
 function explainConvolution(layer, x, y, [o, i, j], chosen, choose) {
     const [KH, KW] = layer.kernel_size, window = windowOf(layer);
     const terms = kernelsOf(layer, o, x.shape[0]).map(({channel, weights}) => {
-        const {values} = patchUnder(x, channel, window, i, j);
+        const {values, inside} = patchUnder(x, channel, window, i, j);
         const products = values.map((value, n) => value * weights[n]);
-        return {channel, weights, values, products, sum: products.reduce((a, b) => a + b, 0)};
+        return {channel, weights, values, inside, products, sum: products.reduce((a, b) => a + b, 0)};
     });
     const scale = scaleOf(terms.flatMap((term) => Array.from(term.products)));
     const shown = terms.find((term) => term.channel === chosen) || terms[0];
@@ -79,8 +79,10 @@ function explainConvolution(layer, x, y, [o, i, j], chosen, choose) {
     parts.push(element("div", {class: "thumbs wide"},
         picture(terms.length > 1 ? `input, map ${shown.channel}` : "input", shown.values, scaleOf(x.data)),
         picture("weights", shown.weights, scaleOf(layer.weight.data)), picture("products", shown.products, scale)));
-    parts.push(cellTable(KH, KW, shown.products, scale, (n) =>
-        [brief(shown.values[n]), `\u00d7 ${brief(shown.weights[n])}`]));
+    if (KW <= 5) {
+        parts.push(cellTable(KH, KW, shown.products, scale, (n) =>
+            [shown.inside[n] ? brief(shown.values[n]) : "border 0", `\u00d7 ${brief(shown.weights[n])}`]));
+    }
     const bias = layer.bias ? layer.bias.data[o] : 0;
     const sums = terms.length === 1 ? number(terms[0].sum)
         : `${number(terms.reduce((a, term) => a + term.sum, 0))} (of ${terms.length} maps)`;
@@ -103,7 +105,8 @@ function explainPooling(layer, x, y, [c, i, j]) {
         return [table, equation(
             `${layer.pool} ${number(sum / scale)} \u00d7 coefficient ${number(w)} + bias ${number(b)} =`, result)];
     }
-    return [table, equation(`sum ${number(sum)}, divided: the mean =`, result)];
+    const count = layer.divisor_override || (layer.count_include_pad ? KH * KW : inside.reduce((a, b) => a + b, 0));
+    return [table, equation(`sum ${number(sum)} / ${count} =`, result)];
 }
 
 // A linear layer: contributions weight * input in the places of the maps before it.
@@ -149,6 +152,36 @@ function labelled(title, canvas) {
     return element("figure", {}, canvas, element("figcaption", {class: "below"}, title));
 }
 
+// What the layers do whose arithmetic is not written out.
+const SUMMARIES = {
+    AdaptiveAvgPool2d: "the mean of its window",
+    ConvTranspose2d: "the sum of the inputs times weights that reach it",
+    GroupNorm: "less the mean of its group, over the standard deviation, times weight, plus bias",
+    LayerNorm: "less the mean of its row, over the standard deviation, times weight, plus bias",
+    LogSoftmax: "less the logarithm of the sum of the exponentials of all",
+    Softmax: "its exponential, over the sum of those of all",
+    Upsample: "a copy of the nearest input",
+    ZeroPad2d: "a copy, or zero in the border",
+};
+
+// The layers' output plus the input, or plus its projection.
+function explainResidual(layer, x, y, unit) {
+    const [main, shortcut] = [layer.layers, layer.projection].map((layers) => forward(layers, x).pop());
+    const name = layer.projection.length ? "the projection" : "the input";
+    return [equation(`its layers ${number(valueAt(main, unit))} + ${name} ${number(valueAt(shortcut, unit))} =`,
+        valueAt(y, unit))];
+}
+
+function explainBatchNorm(layer, x, y, unit) {
+    if (!layer.running_mean) {
+        return [equation("less its mean, over the standard deviation, times weight, plus bias =", valueAt(y, unit))];
+    }
+    const c = unit[0], of = (tensor, missing) => number(tensor ? tensor.data[c] : missing);
+    const deviation = number(Math.sqrt(layer.running_var.data[c] + layer.eps));
+    return [equation(`(${number(valueAt(x, unit))} \u2212 mean ${of(layer.running_mean)}) / deviation ${deviation} `
+        + `\u00d7 ${of(layer.weight, 1)} + ${of(layer.bias, 0)} =`, valueAt(y, unit))];
+}
+
 function equation(text, result) {
     return element("p", {class: "equation"}, `${text} `, element("strong", {}, number(result)));
 }
@@ -173,10 +206,13 @@ function explainUnit(layer, x, y, unit, before, chosen, choose) {
     case "EuclideanRBF":
     case "GaussianRBF":
         return explainDistance(layer, x, y, unit);
+    case "Residual":
+        return explainResidual(layer, x, y, unit);
+    case "BatchNorm1d":
+    case "BatchNorm2d":
+        return explainBatchNorm(layer, x, y, unit);
     default:
-        if (x.data.length === y.data.length) {
-            return [equation(`${layer.type}: ${number(valueAt(x, unit))} becomes`, valueAt(y, unit))];
-        }
-        return [equation(`${layer.type}:`, valueAt(y, unit))];
+        return layer.type in SUMMARIES ? [equation(`${SUMMARIES[layer.type]} =`, valueAt(y, unit))]
+            : [equation(`${layer.type}: ${number(valueAt(x, unit))} becomes`, valueAt(y, unit))];
     }
 }

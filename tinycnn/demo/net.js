@@ -79,20 +79,18 @@ function resize(pixels, [C, H, W], [, OH, OW]) {
     return result;
 }
 
-// Means of blocks of a picture (H, W), 0 ... 255, as (OH, OW) pixels: what `prepareDigit` does better.
-function shrink(ink, H, W, OH, OW) {
-    const result = new Uint8Array(OH * OW);
-    for (let i = 0; i < OH; i++) {
-        const top = Math.floor((i * H) / OH), bottom = Math.floor(((i + 1) * H) / OH);
-        for (let j = 0; j < OW; j++) {
-            const left = Math.floor((j * W) / OW), right = Math.floor(((j + 1) * W) / OW);
+// Means of blocks of block x block pixels, as (H, W).
+function shrink(pixels, H, W, block) {
+    const result = new Uint8Array(H * W);
+    for (let i = 0; i < H; i++) {
+        for (let j = 0; j < W; j++) {
             let sum = 0;
-            for (let y = top; y < bottom; y++) {
-                for (let x = left; x < right; x++) {
-                    sum += ink[y * W + x];
+            for (let y = i * block; y < (i + 1) * block; y++) {
+                for (let x = j * block; x < (j + 1) * block; x++) {
+                    sum += pixels[y * W * block + x];
                 }
             }
-            result[i * OW + j] = Math.round(sum / ((bottom - top) * (right - left)));
+            result[i * W + j] = Math.round(sum / block ** 2);
         }
     }
     return result;
@@ -109,6 +107,9 @@ function answer(net, output) {
     const largest = z.reduce((a, b) => Math.max(a, b));
     const powers = Array.from(z, (s) => Math.exp((s - largest) / net.temperature));
     const sum = powers.reduce((a, b) => a + b);
+    if (net.layers[net.layers.length - 1].type === "Softmax") {
+        return {best: z.indexOf(largest), probabilities: Array.from(z), none: false};
+    }
     const energy = largest + Math.log(z.reduce((a, s) => a + Math.exp(s - largest), 0));
     const none = net.rejectBelow !== null && energy < net.rejectBelow;
     return {best: z.indexOf(largest), probabilities: powers.map((p) => p / sum), none};

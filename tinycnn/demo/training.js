@@ -34,7 +34,8 @@ function filterSlider(net) {
         const cell = Math.max(4, Math.round(50 / KW)), gap = 8, width = find("training").clientWidth || 600;
         const perRow = Math.max(1, Math.min(O * C, Math.floor(width / (KW * cell + gap))));
         drawMaps(canvas, array.data, {count: O * C, H: KH, W: KW, cell, gap, perRow}, scale);
-        output.textContent = epoch === 0 ? "before training" : `after ${epoch} epoch${epoch === 1 ? "" : "s"}`;
+        output.textContent = epochText(epoch);
+        slider.setAttribute("aria-valuetext", epochText(epoch));
     };
     slider.addEventListener("input", show);
     requestAnimationFrame(show);
@@ -69,6 +70,8 @@ function confusionTable(net, choose) {
             const cell = line.insertCell();
             if (i === j) {
                 cell.className = "right";
+                cell.append(String(count));
+            } else if (count && !net.mistakes.some((m) => m.label === i && m.predicted === j)) {
                 cell.append(String(count));
             } else if (count) {
                 const button = element("button", {type: "button",
