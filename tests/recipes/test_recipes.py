@@ -568,6 +568,15 @@ def test_summary_against_numbers_computed_by_hand(small):
     assert s.half_width == pytest.approx(1.96 * s.sd / math.sqrt(40))
 
 
+def test_seeds_that_differ_much_are_listed(write):
+    small = recipes.read(write(TEXT))["small"]
+    s = results.summarize([made_up(small, seed, accuracy=a) for seed, a in enumerate((0.99, 0.1, 0.98))])
+    assert s.uneven == "median 98.00: 99.00, 10.00, 98.00"
+    assert str(s) == "median 98.00: 99.00, 10.00, 98.00 %"
+    assert results.summarize([made_up(small, accuracy=a) for a in (0.99, 0.95)]).uneven == ""
+
+
+
 def test_students_t_is_that_of_the_tables():
     scipy = pytest.importorskip("scipy.stats")
     np.testing.assert_allclose(results.T95, scipy.t.ppf(0.975, np.arange(1, 31)), atol=6e-4)
