@@ -325,7 +325,8 @@ def mse(draw, N, K, rng):
 
 def nearest(draw, N, K, rng):
     rubbish = draw(st.sampled_from([None, 0.0, 1.5]))
-    return lecun98.RBFLoss(rubbish, draw(st.sampled_from(["mean", "sum"]))), rng.integers(0, K, N)
+    reduction, factor = draw(st.sampled_from(["mean", "sum"])), draw(st.sampled_from([1.0, 0.5]))
+    return lecun98.RBFLoss(rubbish, reduction, factor=factor), rng.integers(0, K, N)
 
 
 def one_hot_mse(draw, N, K, rng):

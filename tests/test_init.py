@@ -155,3 +155,22 @@ def test_lecun1998(root):
         fan_in = 25 * len(per_map)
         bound = 2.4 / (math.sqrt(fan_in) if root else fan_in)
         assert 0.9 * bound < abs(per_map).max() <= bound * (1 + 1e-6)
+
+
+def test_lecun1998_with_coefficients_and_biases():
+    net = lecun98.lenet5(root=True, rng=0)
+    init.lecun1998(net, root=True, gain=math.sqrt(3), coefficient=0.5, biases=True, rng=0)
+    state = net.state_dict()
+    for number in ("2", "6"):
+        np.testing.assert_array_equal(state[f"{number}.weight"], 0.5)
+        assert not state[f"{number}.bias"].any()
+    assert state["8.weight"].std() == pytest.approx(1 / math.sqrt(400), rel=0.01)
+    for number, fan_in in {"0": 25, "8": 400, "11": 120}.items():
+        bias = abs(state[f"{number}.bias"])
+        assert 0.5 * math.sqrt(3 / fan_in) < bias.max() <= math.sqrt(3 / fan_in)
+    init.lecun1998(net, biases=True, rng=0)
+    assert abs(net.state_dict()["2.weight"]).max() > 0  # drawn, and so are their biases
+    assert len(set(net.state_dict()["2.bias"])) == 6
+    for option, words in ({"gain": 0}, "gain must be"), ({"coefficient": math.nan}, "coefficient must be"):
+        with pytest.raises(ValueError, match=words):
+            init.lecun1998(net, **option)

@@ -67,6 +67,13 @@ def test_the_bitmaps_are_those_of_figure_3():
     assert set(np.unique(codes)) == {-1, 1}
 
 
+def test_places_are_the_codes_of_ten_outputs():
+    codes = lecun98.places()
+    assert list(codes.argmax(axis=1)) == list(range(10))
+    assert codes.sum() == 10 - 90
+    assert set(np.unique(codes)) == {-1, 1}
+
+
 @pytest.mark.parametrize("root", [False, True])
 def test_initial_weights(root):
     model = lecun98.lenet5(root=root, rng=0)
@@ -132,6 +139,7 @@ def test_c5_is_a_fully_connected_layer():
         (lambda: Sequential(lecun98.EuclideanRBF(np.ones((2, 5))), input_shape=(4,)), r"takes \(5,\), got \(4,\)"),
         (lambda: lecun98.EuclideanRBF(np.full((2, 5), np.nan)), "centres must be finite"),
         (lambda: lecun98.RBFLoss(-1.0), "rubbish must be at least 0"),
+        (lambda: lecun98.RBFLoss(factor=0), "factor must be"),
     ],
 )
 def test_invalid_arguments(make, words):
@@ -191,13 +199,28 @@ def test_second_derivatives_of_one_layer_are_exact(reduction):
         np.testing.assert_allclose(h, want, rtol=1e-6, err_msg=repr(model))
 
 
-def test_second_derivatives_with_the_rubbish_class():
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_second_derivatives_with_the_rubbish_class(factor):
     model = small(Flatten(), Linear(4, 3), lecun98.EuclideanRBF(np.ones((1, 3))), shape=(1, 2, 2))
     x, target = data_for(model)
-    criterion = lecun98.RBFLoss(2.0)
+    criterion = lecun98.RBFLoss(2.0, factor=factor)
     h = lecun98.gauss_newton_diagonal(model, criterion, batches_of(x, target), np.arange(5))
     np.testing.assert_allclose(h, by_differences(model, criterion, x, target), rtol=1e-5)
     assert (h > 0).all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_second_derivatives_of_the_distance_to_the_target(reduction):
+    """With target_curvature those of eq. 8, whatever the rubbish class, while the gradient is that of eq. 9."""
+    model = small(Flatten(), Linear(4, 3), lecun98.EuclideanRBF(np.eye(3)), shape=(1, 2, 2))
+    x, target = data_for(model, classes=3)
+    of, exact, index = batches_of(x, target), lecun98.RBFLoss(2.0, reduction, factor=0.5), np.arange(5)
+    with_eq8 = lecun98.RBFLoss(2.0, reduction, factor=0.5, target_curvature=True)
+    h = lecun98.gauss_newton_diagonal(model, with_eq8, of, index)
+    np.testing.assert_allclose(h, by_differences(model, lecun98.RBFLoss(factor=0.5), x, target), rtol=1e-6)
+    assert not np.allclose(h, lecun98.gauss_newton_diagonal(model, exact, of, index), rtol=0.01)
+    y = model.forward(x)
+    np.testing.assert_array_equal(with_eq8(y, target)[1], exact(y, target)[1])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -345,30 +368,32 @@ def test_distances(rows, classes, features, seed, dtype):
 
 @both_dtypes
 @pytest.mark.parametrize("rubbish", [-1.0, 0.0, 2.0])
-def test_rbf_loss(rubbish, dtype):
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_rbf_loss(rubbish, factor, dtype):
     rng = np.random.default_rng(1)
     x, target = (80 + 10 * rng.standard_normal((7, 10))).astype(dtype), rng.integers(0, 10, 7)
     x[0] = 1e4 + np.arange(10)  # exp(-x) underflows in both precisions
     loss, predicted, dx = blank(7, dtype), blank(7, np.int64), blank(x.shape, dtype)
-    kernels.rbf_loss(loss, predicted, dx, x, target, rubbish, False)
+    kernels.rbf_loss(loss, predicted, dx, x, target, rubbish, factor, False)
     np.testing.assert_array_equal(predicted, x.argmin(axis=1))
-    of_target = x[np.arange(7), target].astype(np.float64)
+    y = factor * x.astype(np.float64)
+    of_target = y[np.arange(7), target]
     if rubbish < 0:
         np.testing.assert_array_equal(loss, of_target.astype(dtype))
-        np.testing.assert_array_equal(dx, np.eye(10)[target])
+        np.testing.assert_array_equal(dx, factor * np.eye(10)[target])
         return
-    all_of_them = np.concatenate([np.full((7, 1), -rubbish), -x.astype(np.float64)], axis=1)
+    all_of_them = np.concatenate([np.full((7, 1), -rubbish), -y], axis=1)
     top = all_of_them.max(axis=1)
     log = top + np.log(np.exp(all_of_them - top[:, None]).sum(axis=1))
     np.testing.assert_allclose(loss, of_target + log, rtol=1e-6)
-    share = np.exp(-x.astype(np.float64) - log[:, None])
-    np.testing.assert_allclose(dx, np.eye(10)[target] - share, atol=1e-5)
+    share = np.exp(-y - log[:, None])
+    np.testing.assert_allclose(dx, factor * (np.eye(10)[target] - share), atol=1e-5)
 
 
 def test_rbf_loss_predicts_the_smallest_distance_and_passes_nan_on():
     x = np.array([[3.0, 1.0, 2.0], [3.0, np.nan, 2.0]])
     loss, predicted, dx = blank(2, np.float64), blank(2, np.int64), blank(x.shape, np.float64)
-    kernels.rbf_loss(loss, predicted, dx, x, np.array([0, 1]), 1.0, True)
+    kernels.rbf_loss(loss, predicted, dx, x, np.array([0, 1]), 1.0, 1.0, True)
     assert list(predicted) == [1, 1]
     assert np.isfinite(loss[0])
     assert np.isnan(loss[1])

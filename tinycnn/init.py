@@ -62,22 +62,40 @@ def constant_bias(model: Sequential, value: float = 0.0, *, only: Only = None) -
     _set(model, only, "bias", lambda shape: np.full(shape, value))
 
 
-def lecun1998(model: Sequential, root: bool = False, *, rng: Rng = None) -> None:
+def lecun1998(
+    model: Sequential,
+    root: bool = False,
+    *,
+    gain: float = 2.4,
+    coefficient: float | None = None,
+    biases: bool = False,
+    rng: Rng = None,
+) -> None:
     """U(-2.4/F, 2.4/F) with F the number of inputs of a unit (LeCun et al. 1998, appendix A), in every layer with a
     bias and a fan-in: not in normalisations.
 
-    With `root`, U(-2.4/sqrt(F), 2.4/sqrt(F)), another reading of the paper.  Biases, for which the paper has no rule,
-    are zero.
+    root         U(-2.4/sqrt(F), 2.4/sqrt(F)), another reading of the paper
+    gain         instead of 2.4; sqrt(3) with `root` gives a standard deviation of 1/sqrt(F), the rule of "Efficient
+                 BackProp" (LeCun, Bottou, Orr and Mueller 1998)
+    coefficient  the initial coefficients of `lecun98.Subsample`, which are drawn like weights by default; the paper
+                 has no rule for them
+    biases       draw the biases, for which the paper has no rule, like the weights, except those of `Subsample` if
+                 `coefficient` is given.  By default they are zero.
     """
-    rng = _check.generator("rng", rng)
+    from tinycnn.lecun98 import Subsample
+
+    rng, gain = _check.generator("rng", rng), _check.number("gain", gain, 1e-12)
+    coefficient = None if coefficient is None else _check.number("coefficient", coefficient)
     state = model.state_dict()
     layers: list[tuple[str, Any]] = [*model.leaves]
     for name, layer in layers:
         if f"{name}.bias" in state and hasattr(layer, "fan_in"):
             fan_in = layer.fan_in()
-            bound = layer.broadcast_to_weight(2.4 / (np.sqrt(fan_in) if root else fan_in))
-            state[f"{name}.weight"] = bound * rng.uniform(-1, 1, state[f"{name}.weight"].shape)
-            state[f"{name}.bias"] = np.zeros_like(state[f"{name}.bias"])
+            bound = gain / (np.sqrt(fan_in) if root else fan_in)
+            weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+            given = coefficient is not None and isinstance(layer, Subsample)
+            weight[...] = coefficient if given else layer.broadcast_to_weight(bound) * rng.uniform(-1, 1, weight.shape)
+            bias[...] = bound * rng.uniform(-1, 1, bias.shape) if biases and not given else 0
     model.load_state_dict(state)
 
 

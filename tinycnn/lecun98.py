@@ -51,6 +51,11 @@ def bitmaps() -> Array:
     return np.where(bits.reshape(10, 84) == 1, 1.0, -1.0)
 
 
+def places() -> Array:
+    """Target codes of ten outputs, one a class: (10, 10), 1 for the output of the class and -1 for the others."""
+    return 2 * np.eye(10) - 1
+
+
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +237,8 @@ class EuclideanRBF(Layer):
         """Second derivatives of the loss with respect to x, NumPy: sum over i of dE/dy_i y_i'' + d2E/dy_i2 (y_i')^2,
         with y_i'' = 2."""
         x, y, dy = (np.asarray(self.ops.to_host(a), np.float64) for a in (x, y, dy))
+        if getattr(criterion, "target_curvature", False):
+            return np.full_like(x, 2 * criterion.factor * scale)
         h: Array = np.broadcast_to(2 * dy.sum(axis=1, keepdims=True), x.shape).copy()
         hy = criterion.curvature(y, scale)
         for i, centre in enumerate(self.centres):
@@ -249,31 +256,45 @@ class EuclideanRBF(Layer):
 class RBFLoss(_ClassLoss):
     """Loss of distances (N, K) against class numbers (N,).  The smallest distance is the prediction.
 
-    rubbish    None: eq. 8, the distance to the target.  A number j: eq. 9, which also increases the other distances
-    reduction  "mean" or "sum"
+    rubbish           None: eq. 8, the distance to the target.  A number j: eq. 9, which also increases the other
+                      distances
+    reduction         "mean" or "sum"
+    factor            of the squared distances: 1 as in eq. 7, or 1/2 as in EBLearn's `edist_cost`
+    target_curvature  take the second derivatives for `SDLM` from eq. 8 with eq. 9 too, as `edist_cost` does
     """
 
     output_kind = "distances"
 
-    def __init__(self, rubbish: float | None = None, reduction: str = "mean") -> None:
+    def __init__(
+        self,
+        rubbish: float | None = None,
+        reduction: str = "mean",
+        *,
+        factor: float = 1.0,
+        target_curvature: bool = False,
+    ) -> None:
         self.rubbish = None if rubbish is None else _check.number("rubbish", rubbish, 0)
         self.reduction = _check.choice("reduction", reduction, ("mean", "sum"))
+        self.factor = _check.number("factor", factor, 1e-12)
+        self.target_curvature = bool(target_curvature)
 
     def forward_backward(self, dx: DeviceArray, x: DeviceArray, target: DeviceArray) -> None:
         n, rubbish = len(x), -1.0 if self.rubbish is None else self.rubbish
-        self.ops.rbf_loss(self._loss[:n], self._predicted[:n], dx, x, target, rubbish, self.reduction == "mean")
+        loss, predicted, mean = self._loss[:n], self._predicted[:n], self.reduction == "mean"
+        self.ops.rbf_loss(loss, predicted, dx, x, target, rubbish, self.factor, mean)
 
     def logits(self, outputs: Array) -> Array:
-        return -outputs
+        return -self.factor * outputs
 
     def curvature(self, y: Array, share: float) -> Array:
         """Second derivatives of `share` times each image's loss with respect to its distances y: (N, K) NumPy."""
         if self.rubbish is None:
             return np.zeros_like(y)  # eq. 8 is linear
+        y = self.factor * y
         smallest = np.minimum(y.min(axis=1, keepdims=True), self.rubbish)
         p = np.exp(smallest - y)
         p /= p.sum(axis=1, keepdims=True) + np.exp(smallest - self.rubbish)
-        curvature: Array = share * p * (1 - p)
+        curvature: Array = share * self.factor**2 * p * (1 - p)
         return curvature
 
     def __call__(self, distances: ArrayLike, target: ArrayLike) -> tuple[float, Array]:

@@ -4,7 +4,7 @@ Each recipe is cut to a few steps on synthetic digits and goes through `training
 compares statistics of the parameters and the losses with bits.json to 1e-4, on every machine. It also compares the
 SHA-256 of the parameters if the processor's features and the versions of Numba, llvmlite, NumPy and libc are those that
 bits.json was written with. LLVM chooses instructions by the processor's features, so other features may round
-differently.
+differently. A recipe that was added on another machine has no hash: null.
 
 `python tests/recipes/test_bits.py` writes bits.json anew, after a change that is meant to change numbers.
 """
@@ -108,7 +108,7 @@ def test_a_recipe_trains_the_same_bits(name, dataset, monkeypatch, tmp_path):
     assert found["parameters"] == expected["parameters"]
     for key in found.keys() - {"sha256", "parameters"}:
         np.testing.assert_allclose(found[key], expected[key], rtol=TOLERANCE, atol=TOLERANCE, err_msg=key)
-    if machine() == RECORD["machine"]:
+    if machine() == RECORD["machine"] and expected["sha256"] is not None:
         assert found["sha256"] == expected["sha256"]
 
 

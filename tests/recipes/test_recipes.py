@@ -96,6 +96,7 @@ def reproduce(tmp_path, monkeypatch, small_digits, no_pictures, write, capsys):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 PARAMETERS = {
+    "linear1998": 7_850, "mlp1998-300": 266_610, "lenet1-1998": 2_578,  # as the papers of 1990 and 1998 count them
     "lecun1998": 60_000, "lecun1998-distortions": 60_000, "today-dense": 60_900, "default": 61_706,
     "default-relu": 61_706, "adam-5e4": 61_706, "push-tanh": 61_696, "luxxx-base": 3_274_634,
 }  # fmt: skip
@@ -675,6 +676,21 @@ def test_the_table_has_claimed_obtained_and_deviation(reproduce, monkeypatch, tm
     assert "| `lecun1998` | LeNet-5 as published | 99.05 | not run |" in table
 
 
+def test_the_study_of_1998_in_the_table():
+    """Rates, training errors and validation errors; no test accuracy, on which nothing may be chosen."""
+    recipe, other, *_ = recipes.find("study1998") + recipes.find("study1998-half")
+    found = [
+        made_up(recipe, 0, 0.99, epochs=5, step_sizes=[[1e-5, 0.02], [1, 2]]),
+        made_up(recipe, 1, 0.97, epochs=5, step_sizes=[[3e-5, 0.01], [1, 2]]),
+        made_up(recipe, 2, 0.1, history={}, diverged="training diverged"),
+    ]
+    lines = report.study1998_table([(recipe, found), (other, [])])
+    (paper,) = [line for line in lines if line.startswith("| the paper |")]
+    assert "| 7.0e-05 to 1.6e-02 | 4.89, 1.22, 0.49, 0.36 | test error 0.96 |" in paper
+    assert lines[-2].endswith("| 2 | 2.0e-05 to 1.5e-02 | 50.00, 5.00 | 2.00 ± 1.41 |")
+    assert lines[-1] == f"| `study1998-half` | {other.title} | 0 | | | |"
+
+
 def test_a_search_in_the_table(tmp_path):
     (search,) = recipes.find("sweep")
     (best,) = recipes.find("sweep-best")
@@ -878,6 +894,7 @@ def test_every_picture_is_drawn(small, tmp_path):
         "figure 5": pictures.figure5(found),
         "figure 6": pictures.figure6({15: found, 30: found[:1], 60: found}, found),
         "figure 6, not distorted": pictures.figure6({15: found, 30: found, 60: found}, []),
+        "study": pictures.study1998([(small, [made_up(small, step_sizes=[[1e-5, 0.02]])]), (small, [])]),
         "ladder": pictures.ladder([(small, found), (small, []), (small, found[:1])]),
         "gradients": pictures.gradient_flow({"sigmoid": flows, "tanh": flows[:1], "relu": flows}),
         "parallel": pictures.parallel_coordinates(space, points),
@@ -901,12 +918,13 @@ def test_curves_are_means_over_the_seeds(small):
 
 
 def test_the_table_shows_every_picture(tmp_path):
+    measured = {"gradients": FLOW, "step_sizes": [[7e-5, 0.016]]}
     for recipe in recipes.builtin().values():
         if not recipe.space:
-            store(tmp_path, recipe, *(made_up(recipe, seed, 0.98 + seed / 100, gradients=FLOW) for seed in (0, 1)))
+            store(tmp_path, recipe, *(made_up(recipe, seed, 0.98 + seed / 100, **measured) for seed in (0, 1)))
             store(tmp_path, recipe, made_up(recipe, 2, 0.1, history={}, gradients={}, diverged="training diverged"))
     text = report.write_table(tmp_path).read_text()
-    for name in ("claims", "figure5", "figure6", "today", "vanishing"):
+    for name in ("claims", "figure5", "figure6", "study1998", "today", "vanishing"):
         assert f"({name}.png)" in text
         assert (tmp_path / f"{name}.png").stat().st_size > 3000
     assert "not run" not in "".join(line for line in text.splitlines() if "`sweep`" not in line)

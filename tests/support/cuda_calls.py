@@ -156,9 +156,9 @@ def calls(dtype, sizes, seed=0):
     yield "squared_distance_forward", "", (blank(dy.shape, dtype), x, w), (0,)
     yield "squared_distance_backward", "", (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
     yield "squared_distance_backward", "no dw", (blank(x.shape, dtype), np.zeros((0, 21), dtype), dy, x, w), (0,)
-    for rubbish, mean in ((-1.0, True), (1.5, False)):
+    for rubbish, factor, mean in ((-1.0, 1.0, True), (1.5, 0.5, False)):
         outputs = blank(rows, dtype), blank(rows, np.int64), blank(dy.shape, dtype)
-        yield "rbf_loss", "", (*outputs, 20 + 5 * dy, target, rubbish, mean), (0, 1, 2)
+        yield "rbf_loss", "", (*outputs, 20 + 5 * dy, target, rubbish, factor, mean), (0, 1, 2)
     for p, span in ((0.0, 1), (0.4, 1), (0.5, 7), (1.0, 1)):
         for x in (normal(N, 3, size), normal(N, 3, H, W)):
             arguments = blank(x.shape, dtype), x, np.array([11]), 2**63 - 12345, p, span

@@ -274,7 +274,7 @@ def squared_distance_backward(dx, dw, dy, x, w):
 
 
 @phase
-def image_loss(tid, nt, first, loss, predicted, dx, x, target, K, rubbish, scale):
+def image_loss(tid, nt, first, loss, predicted, dx, x, target, K, rubbish, unit, scale):
     n = first + tid
     if n < loss.size:
         T, t = x.dtype.type, target[n]
@@ -283,30 +283,31 @@ def image_loss(tid, nt, first, loss, predicted, dx, x, target, K, rubbish, scale
             if row[k] < row[best] or row[k] != row[k]:
                 best = k
         predicted[n] = best
-        value = row[t]
+        value = unit * row[t]
         if rubbish < T(0):
             for k in range(K):
-                grad[k] = scale if k == t else T(0)
+                grad[k] = unit * scale if k == t else T(0)
         else:
-            minimum = min(row[best], rubbish)
+            minimum = min(unit * row[best], rubbish)
             norm = T(math.exp(minimum - rubbish))
             for k in range(K):
-                norm += T(math.exp(minimum - row[k]))
+                norm += T(math.exp(minimum - unit * row[k]))
             value += T(math.log(norm)) - minimum
             for k in range(K):
-                probability = T(math.exp(minimum - row[k])) / norm
-                grad[k] = ((T(1) if k == t else T(0)) - probability) * scale
+                probability = T(math.exp(minimum - unit * row[k])) / norm
+                grad[k] = ((T(1) if k == t else T(0)) - probability) * (unit * scale)
         loss[n] = value * scale
 
 
 @kernel(THREADS, registers=64)
-def rbf_loss_kernel(loss, predicted, dx, x, target, K, rubbish, scale):
+def rbf_loss_kernel(loss, predicted, dx, x, target, K, rubbish, unit, scale):
     first = cuda.blockIdx.x * THREADS
-    image_loss(cuda.threadIdx.x, THREADS, first, loss, predicted, dx, x, target, K, rubbish, scale)
+    image_loss(cuda.threadIdx.x, THREADS, first, loss, predicted, dx, x, target, K, rubbish, unit, scale)
 
 
-def rbf_loss(loss, predicted, dx, x, target, rubbish, mean):
+def rbf_loss(loss, predicted, dx, x, target, rubbish, factor, mean):
     """Losses of squared distances, eq. 8 and eq. 9; the CPU version has the formulas."""
     N, K = x.shape
     T = x.dtype.type
-    rbf_loss_kernel[blocks(N)](loss, predicted, ravel(dx), ravel(x), target, K, T(rubbish), T(1 / N if mean else 1.0))
+    constants = T(rubbish), T(factor), T(1 / N if mean else 1.0)
+    rbf_loss_kernel[blocks(N)](loss, predicted, ravel(dx), ravel(x), target, K, *constants)

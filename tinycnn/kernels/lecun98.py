@@ -253,14 +253,14 @@ def squared_distance_backward(dx, dw, dy, x, w):
 
 
 @kernel
-def rbf_loss(loss, predicted, dx, x, target, rubbish, mean):
-    """Losses of squared distances x: (N, K); the prediction is the class with the smallest.
+def rbf_loss(loss, predicted, dx, x, target, rubbish, factor, mean):
+    """Losses of y = factor * x, with squared distances x: (N, K); the prediction is the class with the smallest.
 
-    rubbish < 0: x[t], eq. 8.  Else x[t] + log(exp(-rubbish) + sum of exp(-x)), eq. 9, which also pushes away the
+    rubbish < 0: y[t], eq. 8.  Else y[t] + log(exp(-rubbish) + sum of exp(-y)), eq. 9, which also pushes away the
     points of the other classes.   loss, predicted, target: (N,)   dx: (N, K)
     """
     N, K = x.shape
-    scale = x.dtype.type(1 / N if mean else 1.0)
+    scale, unit = x.dtype.type(1 / N if mean else 1.0), x.dtype.type(factor)
     for n in prange(N):
         row, grad, t = x[n], dx[n], target[n]
         best = 0
@@ -268,17 +268,17 @@ def rbf_loss(loss, predicted, dx, x, target, rubbish, mean):
             if row[k] < row[best] or row[k] != row[k]:
                 best = k
         predicted[n] = best
-        value, zero = row[t], x.dtype.type(0)
+        value, zero = unit * row[t], x.dtype.type(0)
         if rubbish < 0:
             for k in range(K):
-                grad[k] = scale if k == t else zero
+                grad[k] = unit * scale if k == t else zero
         else:
-            least = min(row[best], x.dtype.type(rubbish))
+            least = min(unit * row[best], x.dtype.type(rubbish))
             norm = x.dtype.type(np.exp(least - x.dtype.type(rubbish)))
             for k in range(K):
-                norm += np.exp(least - row[k])
+                norm += np.exp(least - unit * row[k])
             value += np.log(norm) - least
             for k in range(K):
-                share = np.exp(least - row[k]) / norm
-                grad[k] = ((x.dtype.type(1) if k == t else zero) - share) * scale
+                share = np.exp(least - unit * row[k]) / norm
+                grad[k] = ((x.dtype.type(1) if k == t else zero) - share) * (unit * scale)
         loss[n] = value * scale

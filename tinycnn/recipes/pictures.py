@@ -1,5 +1,6 @@
 """Pictures of results. Each function takes lists of results (see results.py) and returns a matplotlib Figure."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ FIGURE5_TEST = (
 # Figure 6 of the same paper: thousands of training images, test error in %, training error in %.
 FIGURE6 = ((15, 1.68, 0.05), (30, 1.14, 0.31), (60, 0.94, 0.35))
 FIGURE6_DISTORTED = 0.82
+# Learning rates eta / (mu + h) of the first epoch, section III.B, and the rows of the study.
+PAPER_RATES = 7e-5, 0.016
+STUDY_EPOCHS = 1, 5, 10, 20
 
 
 def _errors(results: Sequence[Result], part: str) -> Array:
@@ -111,12 +115,7 @@ def claims(rows: Rows) -> "Figure":
             zorder=2,
         )  # fmt: skip
         ax.plot(obtained, y, "o", color=BLUE, markersize=5, label="obtained, mean" if label else None, zorder=4)
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(FixedLocator([0.3, 0.5, 1, 2, 5, 10, 20, 50]))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _log_axis_x(ax, (0.3, 0.5, 1, 2, 5, 10, 20, 50))
     ax.set_yticks(range(len(rows)), [recipe.name for recipe, _ in rows])
     ax.invert_yaxis()
     _style(ax, "test error on MNIST (%), logarithmic")
@@ -179,6 +178,61 @@ def figure6(by_size: Mapping[int, Sequence[Result]], distorted: Sequence[Result]
     ax.legend(fontsize=SMALL, frameon=False)
     ax.set_title("LeNet-5 of 1998: error against the size of the training set", fontsize=TITLE, color=TEXT)
     return fig
+
+
+def study1998(rows: Rows) -> "Figure":
+    """What choices that the paper leaves open do: learning rates of the first epoch, training and validation error.
+
+    rows: (recipe, results with "step_sizes")
+    """
+    rows = [(recipe, found) for recipe, found in rows if found]
+    fig = new_figure(10.5, 0.5 * len(rows) + 1.7, layout="constrained")
+    rates, training, validation = fig.subplots(1, 3, sharey=True, width_ratios=(1, 1.3, 1))
+    _style(rates, "smallest and largest learning rate,\nfirst epoch")
+    _style(training, "training error (%) after epochs " + ", ".join(map(str, STUDY_EPOCHS)))
+    _style(validation, "validation error (%), last epoch")
+    rates.set_xscale("log")
+    rates.axvspan(*PAPER_RATES, color=ORANGE, alpha=0.25, linewidth=0, label="the paper's")
+    for epoch in STUDY_EPOCHS:
+        label = "the paper's" if epoch == STUDY_EPOCHS[0] else None
+        training.axvline(FIGURE5_TRAIN[epoch - 1], color=ORANGE, linewidth=1.2, label=label)
+    validation.axvline(FIGURE5_TEST[-1], color=ORANGE, linewidth=1.2, label="the paper's, test set")
+    validation_errors = [_errors(found, "val")[:, -1] for _, found in rows]
+    everything = np.array([FIGURE5_TEST[-1], *np.concatenate(validation_errors)])
+    validation.set_xlim(everything.min() - 0.1, everything.max() + 0.1)
+    for y, (_, found) in enumerate(rows):
+        low, high = np.array([result["step_sizes"][0] for result in found]).mean(axis=0)
+        rates.plot([low, high], [y, y], "|-", color=BLUE, linewidth=1.6, markersize=8)
+        errors = _errors(found, "train")
+        for epoch in STUDY_EPOCHS:
+            if epoch <= errors.shape[1]:
+                values = errors[:, epoch - 1]
+                training.plot(values, [y] * len(values), "|", color=BLUE, markersize=8)
+                training.plot(values.mean(), y, "o", color=BLUE, markersize=4)
+        values = validation_errors[y]
+        validation.plot(values, [y] * len(values), "|", color=BLUE, markersize=8)
+        validation.plot(values.mean(), y, "o", color=BLUE, markersize=4)
+    labels = [f"{recipe.name} ({len(found)})\n{_wrapped(recipe.title, 46)}" for recipe, found in rows]
+    rates.set_yticks(range(len(rows)), labels, fontsize=SMALL)
+    rates.set_ylim(len(rows) - 0.5, -0.5)
+    _log_axis_x(training, (0.3, 0.5, 1, 2, 5))
+    for ax in (rates, training, validation):
+        ax.legend(fontsize=SMALL, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return fig
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _log_axis_x(ax: "Axes", ticks: Sequence[float]) -> None:
+    """A logarithmic x axis with plain numbers."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def ladder(rows: Rows) -> "Figure":

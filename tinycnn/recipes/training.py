@@ -11,6 +11,7 @@ from tinycnn import calibration, hardware, metrics, runs, train
 from tinycnn._interrupts import defer_interrupt
 from tinycnn.data import Dataset
 from tinycnn.errors import DivergedError
+from tinycnn.lecun98 import SDLM
 from tinycnn.recipes import Recipe, gradients, results
 from tinycnn.recipes.build import (
     build_callbacks,
@@ -143,6 +144,7 @@ class Run:
                 for key in ("train_loss", "train_accuracy", "val_loss", "val_accuracy") if history
             },
             **({"gradients": self.measurements.statistics} if self.measurements.statistics else {}),
+            **({"step_sizes": self.measurements.step_sizes} if self.measurements.step_sizes else {}),
             "confusion": matrix.tolist(), "environment": environment(self.device),
             "finished": time.strftime("%Y-%m-%d"),
         }  # fmt: skip
@@ -177,11 +179,13 @@ class Run:
 
 
 class Measurements:
-    """What a run measures besides `fit`: times, and gradient statistics.  A callback of `fit`."""
+    """What a run measures besides `fit`: times, gradient statistics, and the range of SDLM's step sizes in each epoch.
+    A callback of `fit`."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.statistics: dict[str, list[dict[str, Any]]] = {}
+        self.step_sizes: list[list[float]] = []  # smallest and largest, by epoch
         self.before = (0.0, 0.0)  # seconds, and processor seconds, before the training was interrupted
         self.start()
 
@@ -204,12 +208,17 @@ class Measurements:
     def on_epoch_end(self, record: dict[str, Any]) -> None:
         if record["epoch"] in (1, self.run.recipe.training["epochs"]):
             self.gradients("after one epoch" if record["epoch"] == 1 else "at the end")
+        if isinstance(self.run.optimizer, SDLM):
+            sizes = self.run.optimizer.ops.to_host(self.run.optimizer.step_sizes)
+            self.step_sizes.append([float(f"{size:.6g}") for size in (sizes.min(), sizes.max())])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"statistics": self.statistics, "before": list(self.seconds().values())}
+        before = list(self.seconds().values())
+        return {"statistics": self.statistics, "step_sizes": self.step_sizes, "before": before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.statistics, self.before = state["statistics"], tuple(state["before"])
+        self.statistics, self.step_sizes = state["statistics"], state["step_sizes"]
+        self.before = tuple(state["before"])
         self.start()
 
 
