@@ -577,7 +577,6 @@ def test_seeds_that_differ_much_are_listed(write):
     assert results.summarize([made_up(small, accuracy=a) for a in (0.99, 0.95)]).uneven == ""
 
 
-
 def test_students_t_is_that_of_the_tables():
     scipy = pytest.importorskip("scipy.stats")
     np.testing.assert_allclose(results.T95, scipy.t.ppf(0.975, np.arange(1, 31)), atol=6e-4)
