@@ -20,6 +20,7 @@ COMMANDS = {
     "accuracy": "test accuracy of LeNet-5 over several seeds",
     "augment": "random distortions",
     "digit-photos": "pictures of digits: accuracy with and without preparation",
+    "demo-page": "the page of `tinycnn demo` in a browser: time of a pen event",
     "gpu": "everything on an NVIDIA GPU",
 }
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,13 +24,15 @@ from tinycnn import (
     Linear,
     RandomAffine,
     ReLU,
+    Residual,
     Sequential,
     evaluate,
     fit,
     lecun98,
+    train as training,
     train_step,
 )
-from tinycnn.batches import AHEAD, Prefetch
+from tinycnn.batches import AHEAD, Prefetch, make_loader
 from tinycnn.dataset import CHUNK, is_on_disk, pixel_statistics
 from tinycnn.kernels import _capture
 
@@ -573,5 +576,134 @@ def test_a_stream_on_the_gpu():
     for device in ("cpu", "cuda"):
         model = net(device=device)
         learn(model, parts, optimizer=SGD(model, 0.1), accumulation_steps=2, validation=parts[2:])
+        found.append(np.array(model.ops.to_host(model.theta)))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+
+
+# --- large batches in pieces ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(training, "PIECE", 32)
+
+
+def runner_of(model, criterion=None, **options):
+    data = DeviceDataset(IMAGES, LABELS, mean=0, std=1, **options)
+    return training.StepRunner(model, criterion or CrossEntropyLoss(), make_loader(data))
+
+
+def test_sizes_of_pieces():
+    runner = runner_of(net())
+    for n in (1, 64, 255, 256, 257, 512, 600, 1000, 4096, 4097):
+        sizes = runner.pieces(n)
+        assert sum(sizes) == n
+        assert max(sizes) <= 256
+        assert len(set(sizes[:-1])) <= 1
+        assert all(size % 16 == 0 for size in sizes[:-1])
+        assert len(sizes) == -(-n // 256)
+
+
+class OwnLoss(CrossEntropyLoss):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("layers", "criterion", "options"),
+    [
+        ((Conv2d(1, 3, 3), BatchNorm2d(3), Flatten(), Linear(108, 4)), CrossEntropyLoss(), {}),
+        ((Residual(Conv2d(1, 1, 3, padding=1), BatchNorm2d(1)), Flatten(), Linear(64, 4)), CrossEntropyLoss(), {}),
+        ((Flatten(), Linear(64, 4)), CrossEntropyLoss(weight=[1, 2, 3, 4]), {}),
+        ((Flatten(), Linear(64, 4)), CrossEntropyLoss(ignore_index=1), {}),
+        ((Flatten(), Linear(64, 4)), OwnLoss(), {}),
+        ((Flatten(), Linear(64, 4)), CrossEntropyLoss(), {"sample_weight": np.ones(len(IMAGES))}),
+    ],
+)
+def test_batches_that_must_be_whole(layers, criterion, options):
+    model = Sequential(*layers, input_shape=(1, 8, 8), rng=0)
+    assert runner_of(model, criterion, **options).pieces(1000) == [1000]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_pieces_of_32_train_as_whole_batches(reduction, streamed, monkeypatch):
+    """Weights, losses of epochs and of batches, and the accuracy; 100 images are 32 + 32 + 32 + 4, or 48 + 48 + 4."""
+    images, labels = RNG.standard_normal((230, 8, 8)).astype(np.float32), RNG.integers(0, 4, 230)
+    found = []
+    for piece in (256, 32):
+        monkeypatch.setattr(training, "PIECE", piece)
+        model, losses = net(dtype=np.float64), []
+        data = DeviceDataset(images, labels, mean=0, std=1)
+        if streamed:
+            data = [(images[i : i + 100], labels[i : i + 100]) for i in range(0, 230, 100)]
+        optimizer = SGD(model, 0.01, momentum=0.9)
+        history = learn(
+            model, data, epochs=3, batch_size=100, optimizer=optimizer, criterion=CrossEntropyLoss(reduction=reduction),
+            callbacks=[SimpleNamespace(on_batch_end=lambda record, to=losses: to.append(record["loss"]))],
+        )  # fmt: skip
+        assert optimizer.steps == 9
+        plain = net(dtype=np.float64)
+        learn(
+            plain, data, epochs=3, batch_size=100, optimizer=SGD(plain, 0.01, momentum=0.9),
+            criterion=CrossEntropyLoss(reduction=reduction),
+        )  # fmt: skip
+        assert plain.theta.tobytes() == model.theta.tobytes()  # the hook reads losses, and changes nothing
+        metrics = [[record[key] for key in ("train_loss", "train_accuracy")] for record in history]
+        found.append((model.theta.copy(), losses, metrics))
+    for whole, pieces in zip(*found, strict=True):
+        np.testing.assert_allclose(whole, pieces, rtol=0, atol=1e-6)
+
+
+def test_pieces_and_accumulation(small_pieces):
+    """Two batches of 48 + 48 images make one update, as one of 192 does."""
+    images, labels = RNG.standard_normal((192, 8, 8)).astype(np.float32), RNG.integers(0, 4, 192)
+    found = []
+    for size, k in ((192, 1), (96, 2)):
+        model = net(dtype=np.float64)
+        optimizer = SGD(model, 0.01)
+        learn(model, (images, labels), epochs=2, batch_size=size, optimizer=optimizer, accumulation_steps=k)
+        assert optimizer.steps == 2
+        found.append(model.theta.copy())
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-9)
+
+
+def test_a_step_in_pieces_needs_the_memory_of_a_piece(small_pieces):
+    model = net()
+    learn(model, (np.repeat(IMAGES, 8, axis=0), np.repeat(LABELS, 8)), epochs=1, batch_size=320, validation=None)
+    assert model.max_batch <= 64
+
+
+def test_train_step_in_pieces(monkeypatch):
+    data, found = DeviceDataset(IMAGES, LABELS, mean=0, std=1), []
+    for piece in (256, 32):
+        monkeypatch.setattr(training, "PIECE", piece)
+        model = net(dtype=np.float64)
+        found.append((train_step(model, CrossEntropyLoss(), SGD(model, 0.1), data, np.arange(60)), *model.theta))
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_divergence_in_pieces_is_found_with_its_step(small_pieces, streamed):
+    images = np.zeros((200, 8, 8), np.float32)
+    images[150] = 3e38  # in the second piece of the second batch
+    data = DeviceDataset(images, np.zeros(200, np.int64), mean=0, std=1)
+    if streamed:
+        data = [(images[i : i + 100], np.zeros(100, np.int64)) for i in (0, 100)]
+    step = 2 if streamed else np.random.default_rng(0).permutation(200).tolist().index(150) // 100 + 1
+    model = net()
+    model.theta *= 100  # so that this image overflows
+    before = model.theta.copy()
+    with np.errstate(all="ignore"), pytest.raises(DivergedError, match=f"at step {step} "):
+        learn(model, data, epochs=1, batch_size=100, optimizer=SGD(model, 0.0))
+    np.testing.assert_array_equal(model.theta, before)  # of the last complete epoch
+
+
+@pytest.mark.gpu
+def test_pieces_on_the_gpu(small_pieces):
+    found = []
+    for device in ("cpu", "cuda"):
+        model = net(device=device)
+        data = DeviceDataset(IMAGES, LABELS, mean=0.5, std=0.5, device=device)
+        learn(model, data, optimizer=SGD(model, 0.1), batch_size=50)  # 32 + 18, then 10
         found.append(np.array(model.ops.to_host(model.theta)))
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "lenet5.py"
 FILES = {
     ".lock", "config.json", "checkpoint.safetensors", "model.safetensors", "history.csv", "report.json", "curves.png",
-    "confusion.png", "mistakes.png", "filters.png", "feature_maps.png", "reliability.png",
+    "confusion.png", "mistakes.png", "filters.png", "feature_maps.png", "reliability.png", "snapshots",
 }  # fmt: skip
 
 

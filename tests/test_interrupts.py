@@ -34,7 +34,7 @@ from tinycnn.kernels import _jit
 
 FILES = {
     ".lock", "config.json", "checkpoint.safetensors", "model.safetensors", "history.csv", "report.json", "curves.png",
-    "confusion.png", "mistakes.png", "filters.png", "feature_maps.png", "reliability.png",
+    "confusion.png", "mistakes.png", "filters.png", "feature_maps.png", "reliability.png", "snapshots",
 }  # fmt: skip
 
 

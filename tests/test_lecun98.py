@@ -425,7 +425,7 @@ def _case(name, dtype):
     if name == "squared_distance_backward":
         return kernels.squared_distance_backward, (blank(x.shape, dtype), blank(w.shape, dtype), dy, x, w), (0, 1)
     outputs = blank(90, dtype), blank(90, np.int64), blank(dy.shape, dtype)
-    return kernels.rbf_loss, (*outputs, 80 + dy, rng.integers(0, 10, 90), 1.0, True), (0, 1, 2)
+    return kernels.rbf_loss, (*outputs, 80 + dy, rng.integers(0, 10, 90), 1.0, 1.0, True), (0, 1, 2)
 
 
 CASES = [

@@ -3,7 +3,8 @@
 layer    a class in tinycnn/layers.py with `forward` and `backward`; its name in tinycnn/__init__.pyi; a row in
          tests/test_gradients.py; its function and `_backward` in tinycnn/functional.py, with torch's answers
          (tests/support/make_torch_answers.py), or a reason in NOT_IN_FUNCTIONAL there.  An activation: also a code and
-         two functions in tinycnn/scalars.py, and a row in tests/support/reference.py.  Its name in CHANGELOG.md
+         two functions in tinycnn/scalars.py, and a row in tests/support/reference.py.  Its name in CHANGELOG.md.  A
+         row in LAYERS of tinycnn/demo/layers.js, which computes it in a web page
 loss     a class in tinycnn/losses.py; its name in tinycnn/__init__.pyi and in CHANGELOG.md; a row in
          tests/test_gradients.py
 kernel   a function in tinycnn/kernels/ and one with the same arguments in tinycnn/cuda/, both exported; calls in
@@ -119,6 +120,9 @@ def missing_for_layer(name, layer, path):
     if name not in gradient_rows()[0]:
         where = place("tests/test_gradients.py", "LAYERS = {")
         yield f'{where}: add a row "{name}": a strategy of (layer, input shape, how inputs are drawn)'
+    if not re.search(rf"^    {name}[,:]", (ROOT / "tinycnn/demo/layers.js").read_text(), re.MULTILINE):
+        where = place("tinycnn/demo/layers.js", "const LAYERS = {")
+        yield f"{where}: add {name}: {{forward, backward}}, the layer in a web page"
     if path != "tinycnn/layers.py":
         return
     if not hasattr(tinycnn, name):
@@ -246,6 +250,7 @@ def test_what_is_forgotten_is_named():
     for words in (
         "a method forward", "a method backward", "tests/test_gradients.py:", "tinycnn/__init__.pyi:", "add swish,",
         "add swish_backward", "make_torch_answers.py:", "tests/support/reference.py:", "CHANGELOG.md:",
+        "tinycnn/demo/layers.js:",
     ):  # fmt: skip
         assert words in str(caught.value)
 

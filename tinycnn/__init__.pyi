@@ -8,6 +8,7 @@ from . import (
     callbacks as callbacks,
     checkpoint as checkpoint,
     data as data,
+    demo as demo,
     digits as digits,
     errors as errors,
     functional as functional,

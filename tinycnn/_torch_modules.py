@@ -25,7 +25,8 @@ class Residual(nn.Module):
         self.layers, self.projection = layers, projection
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x) + self.projection(x)
+        y: torch.Tensor = self.layers(x) + self.projection(x)
+        return y
 
 
 class ScaledTanh(nn.Module):
@@ -42,7 +43,7 @@ class ScaledTanh(nn.Module):
 class SameMaxPool2d(nn.MaxPool2d):
     """`tinycnn.MaxPool2d` with padding="same"."""
 
-    def __init__(self, kernel_size: Any, stride: Any, padding: str, dilation: Any, ceil_mode: bool) -> None:
+    def __init__(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> None:
         super().__init__(kernel_size, stride, 0, dilation, ceil_mode=ceil_mode)
         self.padding = padding
         sides = [(d * (k - 1) // 2, -(-d * (k - 1) // 2)) for k, d in zip(kernel_size, dilation, strict=True)]

@@ -4,6 +4,7 @@
         config.json              recipe, seed, versions, hardware, threads, data hash, git revision
         checkpoint.safetensors   what the training needs to continue after the last complete epoch
         model.safetensors        the model after that epoch: `tinycnn.load` reads it
+        snapshots/               the weights after the first 20 epochs, 30, 40, ... 90, 100, 200, ..., 8 bits a number
         history.csv              one line for each epoch
         report.json              test accuracy; precision, recall and F1 of each class
         curves.png confusion.png mistakes.png filters.png feature_maps.png reliability.png
@@ -24,18 +25,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinycnn import metrics, plot
+from tinycnn import checkpoint, metrics, plot
 from tinycnn._files import atomic_write, read_bytes, read_json, remove_partial_files
 from tinycnn._interrupts import defer_interrupt
 from tinycnn._typing import Array
 from tinycnn.dataset import DeviceDataset
-from tinycnn.errors import InUseError
+from tinycnn.errors import DamagedCheckpointError, InUseError
 from tinycnn.model import Sequential
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 FORMAT = 2  # of config.json; 1 has no checkpoint, and the weights in model.npz
+SNAPSHOTS = "snapshots"  # a folder
+MAX_SNAPSHOT = 500_000  # numbers; of a larger network, only the first convolution's weights are kept
 
 
 class RunFolder:
@@ -108,6 +111,8 @@ class RunFolder:
                 writer.writeheader()
                 writer.writerows(history)
                 self.write("history.csv", table.getvalue())
+            if len(history) <= 20 or len(history) == float(f"{len(history):.1g}"):  # 1 ... 20, 30, ... 90, 100, 200
+                write_snapshot(self.path, len(history), self.model)
 
     def finish(
         self,
@@ -215,6 +220,41 @@ def read_report(folder: Path) -> dict[str, Any]:
         return report
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must be the report of a run ({error})") from None
+
+
+def write_snapshot(folder: Path, epoch: float, model: Sequential) -> None:
+    """Keep a model's weights after an epoch, 8 bits a number: an integer times a scale for each array that is not a
+    vector."""
+    state = {name: array for name, array in model.state_dict().items() if not name.startswith("normalization.")}
+    if sum(array.size for array in state.values()) > MAX_SNAPSHOT:
+        state = {name: array for name, array in state.items() if array.ndim == 4 and array.size <= MAX_SNAPSHOT}
+        state = dict(list(state.items())[:1])
+    small = {name: quantize(array) for name, array in state.items() if array.ndim > 1}
+    numbers = {name: array for name, (array, _) in small.items()}
+    (folder / SNAPSHOTS).mkdir(exist_ok=True)
+    metadata = {"scales": {name: scale for name, (_, scale) in small.items()}}
+    checkpoint.save(folder / SNAPSHOTS / f"epoch-{epoch:g}.safetensors", state | numbers, metadata)
+
+
+def quantize(array: Array) -> tuple[Array, float]:
+    """(int8 numbers, scale): their product is the array, to half a scale."""
+    scale = float(np.abs(array).max(initial=0)) / 127 or 1.0
+    return np.rint(array / scale).astype(np.int8), scale
+
+
+def read_snapshots(folder: Path) -> dict[float, dict[str, Array]]:
+    """The weights after each epoch that a run kept: {epoch: {name: float32 array}}.  DamagedCheckpointError names a
+    damaged file."""
+    found: dict[float, dict[str, Array]] = {}
+    for path in (folder / SNAPSHOTS).glob("epoch-*.safetensors"):
+        arrays, metadata = checkpoint.load(path)
+        try:
+            scales = metadata["scales"]
+            epoch = float(path.stem.removeprefix("epoch-"))
+            found[epoch] = {name: (array * scales.get(name, 1)).astype(np.float32) for name, array in arrays.items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedCheckpointError(f"{path} must be a snapshot of a run ({error})") from None
+    return dict(sorted(found.items()))
 
 
 def unfinished(root: Path, seed: int) -> list[Path]:

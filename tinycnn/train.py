@@ -1,5 +1,6 @@
 """Training: one step, the loop over epochs, evaluation."""
 
+import bisect
 import contextlib
 import functools
 import math
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tinycnn import _check, _streams
-from tinycnn._tracked import Replay, Tracked, is_replayable
+from tinycnn._tracked import Replay, Tracked, is_builtin, is_replayable
 from tinycnn._typing import Array, DeviceArray, Rng, State
 from tinycnn.batches import Batches, Stream, as_source, make_dataset, make_loader
 from tinycnn.dataset import DataLoader, DeviceDataset, check_indices
 from tinycnn.errors import DeviceError, DivergedError
+from tinycnn.layers import BatchNorm2d
 from tinycnn.losses import CrossEntropyLoss, Loss
 from tinycnn.model import Sequential
 from tinycnn.optim import EMA, Optimizer
@@ -27,6 +29,8 @@ from tinycnn.resume import Saver, TrainingCheckpoint
 __all__ = ["DivergedError", "StepRunner", "evaluate", "fit", "train_step", "warm_up"]
 
 EVALUATION_BATCH = 250
+PIECE = 256  # images; the activations of many more leave the caches, and take memory
+LANES = 16  # the most images in a vector register: the sizes of pieces are multiples of it
 
 Record: TypeAlias = dict[str, Any]  # of an epoch: see `fit`
 Data: TypeAlias = (  # what `fit` takes
@@ -45,8 +49,10 @@ class StepRunner:
                number of batches whose gradients are added up for an update
 
     `step(n)` and its halves, `compute_loss(n)` and `update(n)`, are the implementation.  `replay(n)` and
-    `replay_loss(n)` replay captures of them, one per batch size, if all parts are known to call only kernels.  With
-    `accumulation_steps` a batch is an `accumulate(n, first)`, and the last of a window is followed by `apply(images)`.
+    `replay_loss(n)` replay captures of them, one per batch size, if all parts are known to call only kernels.
+
+    A window of `accumulation_steps` batches makes one update.  Large batches run in `pieces`, one after the other.  If
+    a window has more than one piece, each is an `accumulate(n, first)`, and the last is followed by `apply(images)`.
     """
 
     def __init__(
@@ -63,13 +69,33 @@ class StepRunner:
         self.target = loader.target
         self.captures: dict[tuple[Any, ...], tuple[Plan | None, Replay]] = {}
         self.augment_settings = loader.augment_settings()
-        self.accumulation_steps, self.last_batch = accumulation_steps, 0  # last_batch: number of images
-        self.window: list[int] = []  # sizes of the batches since the last update
-        self.grad_sum: DeviceArray = model.ops.empty(len(model.theta) if accumulation_steps > 1 else 0, model.dtype)
+        self.accumulation_steps, self.last_piece = accumulation_steps, 0  # last_piece: number of images
+        self.window: list[int] = []  # sizes of the pieces since the last update
+        self.window_batches = 0
+        self.pieces_so_far: list[int] = []  # of the epoch, up to and with each of its batches
+        self.grad_sum: DeviceArray = model.ops.empty(0, model.dtype)
 
     def matches(self, model: Sequential, criterion: Loss, dataset: DeviceDataset) -> bool:
         """Whether the runner was made for exactly these objects."""
         return self.model is model and self.criterion is criterion and self.loader.dataset is dataset
+
+    def pieces(self, n: int) -> list[int]:
+        """Sizes of the pieces in which a training step on n images runs: at most `PIECE` images, about equal.  [n] if a
+        batch must be whole: if batch norm computes its statistics, images have weights in a mean, or a user's layer or
+        loss may compare images."""
+        count = -(-n // PIECE)
+        if count == 1 or not self._can_split():
+            return [n]
+        size = -(-n // (count * LANES)) * LANES
+        return [size] * (n // size) + [n % size] * (n % size > 0)
+
+    def _can_split(self) -> bool:
+        layers, criterion = [layer for _, layer in self.model.leaves], self.criterion
+        statistics = any(isinstance(layer, BatchNorm2d) for layer in layers)
+        if statistics or not all(map(is_builtin, (*layers, criterion))) or self.loader.data.sample_weight is not None:
+            return False
+        weights = criterion.class_weights(self.model.shapes[-1][-1])
+        return criterion.reduction != "mean" or bool(np.all(weights == weights[0]))
 
     def reserve(self, n: int) -> None:
         """Allocate the loss's buffers for n images."""
@@ -121,30 +147,51 @@ class StepRunner:
             self.captures[key] = plan, replay
         replay()
 
-    def train_batch(self, n: int) -> None:
-        """Train on the next n images: a step, or its part for one batch of a window."""
-        if self.accumulation_steps == 1:
+    def train_batch(self, n: int, read_loss: bool = False) -> float:
+        """Train on the next n images: a step, or its part for one batch of a window.  Returns the loss, if it is to be
+        read, which synchronises; otherwise 0."""
+        pieces, loss = self._start_batch(n), 0.0
+        if self.accumulation_steps == len(pieces) == 1:
             self.replay(n)
-        else:
-            self.replay_loss(n)
-            self._accumulate(n)
-        self.last_batch = n
+            return self.criterion.batch_loss(n) if read_loss else loss
+        for piece in pieces:
+            self.replay_loss(piece)
+            loss += self._loss_term(piece, n) if read_loss else 0
+            self._accumulate(piece)
+        self._end_batch()
+        return loss
+
+    def _start_batch(self, n: int) -> list[int]:
+        pieces = self.pieces(n)
+        self.pieces_so_far.append((self.pieces_so_far or [0])[-1] + len(pieces))
+        self.last_piece = pieces[-1]
+        return pieces
+
+    def _end_batch(self) -> None:
+        self.window_batches += 1
+        if self.window_batches == self.accumulation_steps:
+            self.end_window()
+
+    def _loss_term(self, piece: int, n: int) -> float:
+        """The part of the last `piece` images in the loss of their batch, of n images."""
+        return self.criterion.batch_loss(piece) * (piece / n if self.criterion.reduction == "mean" else 1)
 
     def _accumulate(self, n: int) -> None:
+        if not self.grad_sum.size:
+            self.grad_sum = self.model.ops.empty(len(self.model.theta), self.model.dtype)
         self._replay(n, self.accumulate, n, not self.window)
         self.window.append(n)
-        if len(self.window) == self.accumulation_steps:
-            self.end_window()
 
     def end_window(self) -> None:
         """Update with the gradients of the batches since the last update, if there are any."""
-        images, self.window = sum(self.window), []
+        images, self.window, self.window_batches = sum(self.window), [], 0
         if images:
             self._replay(0, self.apply, images)
 
     def accumulate(self, n: int, first: bool, dry_run: bool = False) -> None:
-        """Backward pass after `compute_loss(n)`; add the gradient to those of the window, of which it is the `first` or
-        a later one; advance to the next images.  Gradients of means are weighted by the number of images."""
+        """Backward pass after `compute_loss(n)`; add the gradient to those of the window, of which n images are the
+        `first` piece or a later one; advance to the next images.  Gradients of means are weighted by the number of
+        images."""
         self.model.plan(n).backward(dry_run=dry_run)
         scale = n if self.criterion.reduction == "mean" else 1
         self.model.ops.accumulate_grad(self.grad_sum, self.model.grad, scale, first)
@@ -159,15 +206,18 @@ class StepRunner:
 
     def checked_step(self, n: int, epoch: int | None = None) -> float:
         """`train_batch`, but a non-finite loss raises DivergedError before anything is updated.  Returns the loss."""
-        self.replay_loss(n)
-        loss = self.criterion.batch_loss(n)
-        if not math.isfinite(loss):
-            layer = self.model.find_non_finite(self.model.plan(n)) or "the loss"
-            raise DivergedError(layer, self.optimizer.steps + 1, epoch)
-        if self.accumulation_steps == 1:
-            self._replay(n, self.update, n)
-        else:
-            self._accumulate(n)
+        pieces, loss = self._start_batch(n), 0.0
+        for piece in pieces:
+            self.replay_loss(piece)
+            loss += self._loss_term(piece, n)
+            if not math.isfinite(loss):
+                layer = self.model.find_non_finite(self.model.plan(piece)) or "the loss"
+                raise DivergedError(layer, self.optimizer.steps + 1, epoch)
+            if self.accumulation_steps == len(pieces) == 1:
+                self._replay(n, self.update, n)
+                return loss
+            self._accumulate(piece)
+        self._end_batch()
         return loss
 
     def start_epoch(self, order: Array, repeat: bool = False) -> None:
@@ -175,12 +225,13 @@ class StepRunner:
         if self.augment_settings != (settings := self.loader.augment_settings()):
             self.augment_settings, self.captures = settings, {}
         self.loader.start_epoch(order, repeat)
-        self.window = []
+        self.window, self.window_batches, self.pieces_so_far = [], 0, []
         self.model.ops.copy_to(self.totals, np.zeros(5))
 
     def batches_before_divergence(self) -> int:
         """Number of batches of the epoch before the first with a loss that is not finite."""
-        return int(self.model.ops.to_host(self.totals)[3])
+        pieces = int(self.model.ops.to_host(self.totals)[3])
+        return bisect.bisect_right(self.pieces_so_far, pieces)
 
     def metric_name(self) -> str | None:
         """Name of the metric that the loss computes besides its value, such as "accuracy"; None for none."""
@@ -272,7 +323,9 @@ def fit(
                        iterable of batches (images, labels): see `Batches`.  The validation set is evaluated after every
                        epoch, with `criterion`, or with plain cross entropy if the criterion is a cross entropy with
                        options.  Its mean and std are those of `train`, unless it is a `DeviceDataset`
-    batch_size         of data sets and arrays; batches of an iterable stay as they are
+    batch_size         of data sets and arrays; batches of an iterable stay as they are.  A batch of more than 256
+                       images runs in pieces that fit into the caches, with one update, unless the model has batch norm,
+                       images have weights in a mean, or a layer or the loss is a user's
     steps_per_epoch    number of batches in an epoch, instead of all of `train`; the next epoch continues where the last
                        one ended
     reshuffle          False: all epochs use the random order of the first.  An iterable decides the order itself
@@ -344,8 +397,9 @@ def fit(
                     f"{len(dataset)} images, got {steps}"
                 )
         sizes = {batch_size, epoch_size % batch_size or batch_size}
+        largest_piece = max(size for n in sizes for size in runner.pieces(n))
         val_batch = 0 if validator is None else min(EVALUATION_BATCH, len(validator.loader.dataset))
-        max_batch = max(batch_size, val_batch, optimizer.patterns)
+        max_batch = max(largest_piece, val_batch, optimizer.patterns)
         with runner.exclusive():
             model.reserve(max(max_batch, model.max_batch))  # the largest buffers first: all plans share them
             runner.reserve(max_batch)
@@ -490,10 +544,10 @@ def _run_epochs(
                         _repeat_checked(runner, order, batch_size, turn, epoch)
                         raise
                     step = first_step + runner.batches_before_divergence() // runner.accumulation_steps
-                    layer = model.find_non_finite(model.plan(runner.last_batch)) or "the loss"
+                    layer = model.find_non_finite(model.plan(runner.last_piece)) or "the loss"
                     raise DivergedError(layer, step, epoch) from None
                 if not np.isfinite(model.ops.to_host(model.theta)).all():
-                    layer = model.find_non_finite(model.plan(runner.last_batch)) or "the parameters"
+                    layer = model.find_non_finite(model.plan(runner.last_piece)) or "the parameters"
                     raise DivergedError(layer, optimizer.steps, epoch)
             epoch_count[0] += 1
             epoch_end = _snapshot(model, optimizer)
@@ -555,9 +609,9 @@ def _train_epoch(
                     runner.model.train()
                 if hooks.calls["on_batch_end"]:
                     record = {"epoch": epoch, "batch": number, "lr": runner.optimizer.lr, "images": n}
-                runner.train_batch(n)
+                loss = runner.train_batch(n, read_loss=bool(hooks.calls["on_batch_end"]))
                 if hooks.calls["on_batch_end"]:
-                    record["loss"] = runner.criterion.batch_loss(n)
+                    record["loss"] = loss
                     if not math.isfinite(record["loss"]):
                         raise ArithmeticError
             images += n
@@ -686,11 +740,12 @@ def _compile(runner: StepRunner, batch_sizes: set[int]) -> None:
     before, training = _snapshot(model, optimizer), model.training
 
     def dry_run() -> None:
-        for n in batch_sizes:
-            runner.step(n, dry_run=True)
-            if runner.accumulation_steps > 1:
-                runner.accumulate(n, True, dry_run=True)
-                runner.apply(n, dry_run=True)
+        for pieces in map(runner.pieces, batch_sizes):
+            for n in set(pieces):
+                runner.step(n, dry_run=True)
+                if len(pieces) * runner.accumulation_steps > 1:
+                    runner.accumulate(n, True, dry_run=True)
+                    runner.apply(n, dry_run=True)
 
     model.train()
     try:

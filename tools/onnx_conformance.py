@@ -29,6 +29,7 @@ FAMILIES = {
     "Resizing": ("Resize", "Upsample", "Pad"),
     "Losses": ("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"),
 }  # fmt: skip
+FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}
 
 
 class Result(NamedTuple):
@@ -42,19 +43,39 @@ class Result(NamedTuple):
 
 def cases() -> list[tuple[str, Any]]:
     """(family, test case) of all node tests with one node of these families."""
+    import onnx
     from onnx.backend.test.loader import load_model_tests
 
-    families = {op: family for family, ops in FAMILIES.items() for op in ops}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tests of other operators overflow
         loaded = load_model_tests(kind="node")
     found = []
     for case in loaded:
+        if case.model is None:
+            case.model = onnx.load(Path(case.model_dir) / "model.onnx")
         nodes = case.model.graph.node
-        if len(nodes) == 1 and nodes[0].op_type in families and "_expanded" not in case.name:
-            found.append((families[nodes[0].op_type], case))
+        if len(nodes) == 1 and nodes[0].op_type in FAMILY_OF and "_expanded" not in case.name:
+            found.append((FAMILY_OF[nodes[0].op_type], case))
     order = list(FAMILIES)
     return sorted(found, key=lambda pair: (order.index(pair[0]), pair[1].name))
+
+
+def data_sets(case: Any) -> list[tuple[Any, Any]]:
+    """(inputs, outputs) of a test, which older versions of onnx have in files."""
+    import onnx
+
+    def arrays(folder: Path, kind: str, values: Any) -> list[Any]:
+        files = [folder / f"{kind}_{n}.pb" for n in range(len(values))]
+        return [  # a list for a sequence or an optional value, which the backend refuses
+            onnx.numpy_helper.to_array(onnx.load_tensor(file)) if value.type.HasField("tensor_type") else []
+            for file, value in zip(files, values, strict=True)
+        ]
+
+    if case.data_sets is not None:
+        return list(case.data_sets)
+    graph = case.model.graph
+    folders = Path(case.model_dir).glob("test_data_set_*")
+    return [(arrays(folder, "input", graph.input), arrays(folder, "output", graph.output)) for folder in folders]
 
 
 def check(family: str, case: Any) -> Result:
@@ -69,7 +90,7 @@ def check(family: str, case: Any) -> Result:
 
     try:
         rep = tinycnn.onnx.prepare(case.model)
-        for inputs, expected in case.data_sets:
+        for inputs, expected in data_sets(case):
             outputs = rep.run(inputs)
             assert len(outputs) == len(expected), f"{len(expected)} outputs expected, got {len(outputs)}"
             for y, reference in zip(outputs, expected, strict=True):

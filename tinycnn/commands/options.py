@@ -116,6 +116,26 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--opset", type=positive_int, help="version of ONNX's operators, 13 or later (default: 17)")
 
 
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `demo`."""
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="run folders, a network each (default: two that tinycnn comes with)")
+    _add_page_options(parser, "demo.html")
+
+
+def add_watch_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `watch`."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, a network each")
+    _add_page_options(parser, "watch.html")
+
+
+def _add_page_options(parser: argparse.ArgumentParser, name: str) -> None:
+    add = parser.add_argument
+    add("--out", default=name, metavar="FILE", help=f"the page, *.html (default: {name})")
+    add("--no-open", action="store_true", help="do not open it in a browser")
+    add("--data-dir", help="folder to look for the data in; nothing is downloaded")
+
+
 def add_reproduce_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `reproduce`."""
     add = parser.add_argument
@@ -200,6 +220,8 @@ COMMANDS = {  # name -> (its options, the module of tinycnn.commands and its fun
     "predict": (add_predict_options, "predict", "main", "say what is in pictures: scans, photos, folders of them"),
     "plot": (add_plot_options, "small", "plot", "draw the learning curves of several runs, or other pictures"),
     "export": (add_export_options, "small", "export", "write the network of a run as ONNX, or its weights"),
+    "demo": (add_demo_options, "demo", "demo", "write a page to draw on and to watch a network's layers, and open it"),
+    "watch": (add_watch_options, "demo", "watch", "the same page, opened at the training: curves, filters, mistakes"),
     "recipes": (
         add_recipes_options,
         "reproduce",

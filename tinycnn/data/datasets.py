@@ -136,7 +136,9 @@ def synthetic_dataset(n_train: int = 60_000, n_test: int = 10_000, rng: Rng = 0)
     )
 
 
-def load(name: str, data_dir: _Folder = None, on_message: Callable[[str], object] = print) -> Dataset:
+def load(
+    name: str, data_dir: _Folder = None, on_message: Callable[[str], object] = print, download: bool = True
+) -> Dataset:
     """Load a data set by name: "mnist", "fashion", "kmnist", "synthetic", or "auto".
 
     "auto" is MNIST, or the synthetic digits if MNIST is neither found nor downloaded. In that case `on_message` is
@@ -147,7 +149,7 @@ def load(name: str, data_dir: _Folder = None, on_message: Callable[[str], object
         return synthetic_dataset()
     if name == "auto":
         try:
-            return mnist(data_dir)
+            return mnist(data_dir, download)
         except DataUnavailableError as error:
             on_message(f"MNIST is not available: {error.reason}.")
             on_message(
@@ -157,7 +159,7 @@ def load(name: str, data_dir: _Folder = None, on_message: Callable[[str], object
     loaders = {"mnist": mnist, "fashion": fashion_mnist, "kmnist": kmnist}
     if name not in loaders:
         raise ValueError(f"name must be auto, mnist, fashion, kmnist or synthetic, got {name!r}")
-    return loaders[name](data_dir)
+    return loaders[name](data_dir, download)
 
 
 def train_val_split(n: int, n_val: int, rng: Rng) -> tuple[Array, Array]:

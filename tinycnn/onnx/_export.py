@@ -279,18 +279,15 @@ def max_pool2d(graph: Graph, layer: layers.MaxPool2d, x: str, shape: Shape) -> s
 
 def avg_pool2d(graph: Graph, layer: layers.AvgPool2d, x: str, shape: Shape) -> str:
     include, pads = layer.count_include_pad or bool(layer.divisor), _pads(layer, shape)
-    window = {"kernel_shape": layer.kernel_size, "strides": layer.stride, "pads": pads}
-    x = graph.add("AveragePool", x, **window, count_include_pad=int(include))
-    size = math.prod(layer.kernel_size)
-    if layer.divisor:
-        return graph.add("Mul", x, size / layer.divisor)
-    if include and tuple(pads[2:]) != layer.padding:  # a window counts no pixels beyond the layer's own padding
-        lengths = []
-        for axis in (0, 1):
-            starts = np.arange(layer.output_shape(shape)[1 + axis]) * layer.stride[axis]
-            lengths.append(np.minimum(layer.kernel_size[axis], shape[1 + axis] + 2 * layer.padding[axis] - starts))
-        return graph.add("Mul", x, size / np.multiply.outer(*lengths))
-    return x
+    window = {"kernel_shape": layer.kernel_size, "strides": layer.stride}
+    if include and not layer.divisor and tuple(pads[2:]) != layer.padding:
+        # The last windows count the pixels of the layer's own padding, and none beyond it.
+        if any(layer.padding):
+            x = graph.add("Pad", x, [0, 0, *layer.padding, 0, 0, *layer.padding])
+        ends = [end - own for end, own in zip(pads[2:], layer.padding, strict=True)]
+        return graph.add("AveragePool", x, **window, pads=[0, 0, *ends], count_include_pad=0)
+    x = graph.add("AveragePool", x, **window, pads=pads, count_include_pad=int(include))
+    return graph.add("Mul", x, math.prod(layer.kernel_size) / layer.divisor) if layer.divisor else x
 
 
 def adaptive_avg_pool2d(graph: Graph, layer: layers.AdaptiveAvgPool2d, x: str, shape: Shape) -> str:
@@ -353,7 +350,8 @@ def batch_norm(graph: Graph, layer: layers.BatchNorm2d, x: str, shape: Shape) ->
         return graph.scale_and_shift(_standardized(graph, x, axes, layer.eps), per_channel)
     affine = graph.parameters("weight", "bias") or [np.ones(layer.channels), np.zeros(layer.channels)]
     statistics = graph.parameters("running_mean", "running_var")
-    return graph.add("BatchNormalization", x, *affine, *statistics, epsilon=layer.eps)
+    momentum = {} if layer.momentum is None else {"momentum": 1.0 - layer.momentum}  # for training it again
+    return graph.add("BatchNormalization", x, *affine, *statistics, epsilon=layer.eps, **momentum)
 
 
 def _standardized(graph: Graph, x: str, axes: Sequence[int], eps: float) -> str:

@@ -234,9 +234,11 @@ class Graph:
         sizes: list[int | None] = []
         for dim in tensor.shape.dim:
             size = dim.dim_value if dim.HasField("dim_value") else None
-            if size is not None and (size < 0 or (size == 0 and sizes)):
+            if not sizes and size in (0, -1):  # what some write for any batch
+                size = None
+            if size is not None and size < 1:
                 raise self.error(f"input {name} must have positive sizes, got {size}")
-            sizes.append(size or None)
+            sizes.append(size)
         if math.prod(size or 1 for size in sizes[1:]) > MAX_NUMBERS:
             raise self.error(f"input {name} must have at most {MAX_NUMBERS:,} numbers an image, got sizes {sizes[1:]}")
         return entry.name, kind, sizes, self.outputs[0]
@@ -279,8 +281,8 @@ class Graph:
             raise self.error(f"{what} is in another file, {shown}: load the model by its path")
         folder = Path(os.path.realpath(self.folder))
         parts = location.replace("\\", "/").split("/")
-        path = Path(os.path.realpath(folder / location))
-        outside = "\0" in location or not path.is_relative_to(folder) or path == folder
+        path = folder if "\0" in location else Path(os.path.realpath(folder / location))
+        outside = not path.is_relative_to(folder) or path == folder
         if not location or location.startswith(("/", "\\")) or ".." in parts or ":" in location or outside:
             raise self.error(f"{what} must have its data inside the file's folder, got location {shown}")
         try:

@@ -5,6 +5,7 @@ a `Value`, or None if it is not given.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,6 +90,7 @@ class Loader:
         if nhwc:
             value = self.build.transpose(value, (1, 2, 0))
         self.values: dict[str, Any] = {**graph.constants, name: value}
+        self.readers = Counter(name for node in graph.nodes for name in node.inputs)
 
     def _is_nhwc(self, name: str, shape: Shape) -> bool:
         """Whether the input is transposed to NCHW before anything else than scaling."""
@@ -145,7 +147,10 @@ class Loader:
                 f"its input {_check.short_repr(name, 60)} is not computed before it: the nodes have a cycle or a wrong "
                 "order, or it is an output that is not known"
             )
-        return self.values[name]
+        value = self.values[name]
+        if self.readers[name] > 1 and isinstance(value, Value):  # a formula may begin here
+            value = self.values[name] = known(self, value) or value
+        return value
 
     def model(self, device: str) -> Sequential:
         """The net up to the graph's output."""
@@ -389,7 +394,7 @@ def batch_norm(loader: Loader, node: Node, inputs: Sequence[Input]) -> Value:
         bias = bias + scale * (value.scale * mean + value.shift - mean) / np.sqrt(var + eps)
         scale = scale * value.scale
         value = value.changed(scale=ONE, shift=ZERO)
-    layer = kind(value.base[0], eps, min(max(1 - node.number("momentum", 0.9), 0.0), 1.0))
+    layer = kind(value.base[0], eps, round(min(max(1 - node.number("momentum", 0.9), 0.0), 1.0), 7))  # 0.1, not 0.09...
     arrays = {"weight": scale, "bias": bias, "running_mean": mean, "running_var": var}
     return loader.layer(loader.build.layer(layer, arrays), value)
 

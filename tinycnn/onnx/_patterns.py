@@ -128,9 +128,9 @@ def affine(layer: layers.LayerNorm) -> tuple[Array, Array]:
 
 def difference(build: Builder, a: Value, b: Any) -> Part | None:
     """A vector (N, 1, F) less centres (K, F)."""
-    if not isinstance(b, np.ndarray) or len(a.shape) != 2 or a.shape[0] != 1 or b.ndim not in (2, 3) or b.shape[-2] < 2:
+    if not isinstance(b, np.ndarray) or len(a.shape) != 2 or a.shape[0] != 1:
         return None
-    if b.ndim == 3 and b.shape[0] != 1:
+    if b.ndim not in (2, 3) or b.size == 0 or (b.ndim == 3 and b.shape[0] != 1):
         return None
     return Part("difference", a, array=b.reshape(b.shape[-2:]))
 

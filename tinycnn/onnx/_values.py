@@ -7,6 +7,7 @@ another shape, scaled or shifted: changes that need no layer until one reads the
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -166,18 +167,19 @@ class Builder:
         return value.settled
 
     def _identified(self, value: Value) -> Value | None:
+        found: tuple[Step, Layer] | None = None
         for step, curve in value.curves:
-            if step is value.step:
+            if step is value.step or (found and step.origin is not found[0].origin):
                 continue
             line = _formulas.affine(curve)
-            if line is not None and value.step is None:
+            if line is not None and value.step is None and not found:
                 view = output_of(step, value).changed(curves=value.curves)
                 scaled = view.changed(scale=ZERO + line[0], shift=ZERO + line[1])
                 return self.resolve(scaled) if scaled.scaled else view
             layer = None if line is not None else _formulas.identify(curve, self.thresholds)
-            if layer is not None:
-                return output_of(self.after(layer, step), value, value.curves)
-        return None
+            if layer is not None:  # prefer a layer before it as it was, without a scale
+                found = step, layer
+        return None if found is None else output_of(self.after(found[1], found[0]), value, value.curves)
 
     def _folded(self, value: Value) -> Value:
         if value.step is None:
@@ -359,8 +361,9 @@ class Builder:
     def scaled(self, value: Value, scale: Array, shift: Array) -> Value:
         """value * scale + shift, each a number or one a channel."""
         per_channel = scale.ndim or shift.ndim
-        if value.step is None and per_channel:
-            value = self.resolve(value)
+        if value.step is None:
+            with nullcontext() if per_channel else suppress(ValueError):  # part of a formula, or complete
+                value = self.resolve(value)
         curves: tuple[tuple[Step, Array], ...] = ()
         if not per_channel:
             with np.errstate(all="ignore"):

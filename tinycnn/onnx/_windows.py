@@ -81,7 +81,7 @@ def window(node: Node, size: Sequence[int], kernel: Pixels) -> Window:
         count = (-(-span // step) if ceil else span // step) + 1
         if ceil and (count - 1) * step >= size[axis] + start:  # it would start in the padding
             count -= 1
-        if span < 0 or count < 1:
+        if count < 1:
             raise ValueError(f"a kernel of {kernel} does not fit in an image of {tuple(size)} with pads {pads}")
         counts.append(count)
     return Window(kernel, stride, dilation, pads, (counts[0], counts[1]))
@@ -126,11 +126,11 @@ def _axis(w: Window, size: int, axis: int, ceil: bool) -> tuple[int, int, int] |
         return None
     for padding in range(start, w.kernel[axis] // 2 + 1, step):
         span = size + 2 * padding - reach
-        count = (math.ceil(span / step) if ceil else span // step) + 1
+        count = (-(-span // step) if ceil else span // step) + 1
         if ceil and (count - 1) * step >= size + padding:
             count -= 1
         skip = (padding - start) // step
-        if span >= 0 and count - skip >= wanted:
+        if count - skip >= wanted:
             return padding, skip, count - skip - wanted
     return None
 

@@ -164,12 +164,16 @@ class Splits:
 
 
 def load(
-    recipe: Recipe, data_dir: str | None = None, name: str | None = None, on_message: Callable[[str], object] = print
+    recipe: Recipe,
+    data_dir: str | None = None,
+    name: str | None = None,
+    on_message: Callable[[str], object] = print,
+    download: bool = True,
 ) -> Dataset:
     """The recipe's data set, or the one called `name`: a name of `DATA`, or a path of the user's own images."""
     settings, name = recipe.data, name or recipe.data.get("name", "mnist")
     if name in DATA:
-        return datasets.load(name, data_dir, on_message)
+        return datasets.load(name, data_dir, on_message, download)
     return datasets.from_files(
         name, shape=picture_shape(recipe), fit=settings.get("fit", "pad"),
         skip_bad=settings.get("skip_bad", False), on_message=on_message,

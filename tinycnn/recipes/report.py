@@ -173,7 +173,8 @@ def short_table(rows: Rows) -> list[str]:
         if found and (recipe.claimed is not None or recipe.name in ("best", "default", "default-relu")):
             s = results.summarize(found)
             spread = f" ± {s.sd:.2f}" if s.n > 1 else ""
-            lines.append(f"| `{recipe.name}`: {recipe.title} | {_claim(recipe)} | {s.mean:.2f}{spread} | {s.n} |")
+            obtained = s.uneven or f"{s.mean:.2f}{spread}"
+            lines.append(f"| `{recipe.name}`: {recipe.title} | {_claim(recipe)} | {obtained} | {s.n} |")
     return lines
 
 
@@ -195,11 +196,11 @@ def _row(recipe: Recipe, found: list[Result]) -> str:
         seconds = f"{np.mean([trial['cpu_seconds'] for trial in complete]):,.0f}" if complete else ""
         return f"{start}| {best} | | none: {_count(found)} | | {seconds} | {recipe.why} |"
     s = results.summarize(found)
-    sd, half_width = (f"{s.sd:.2f}", f"{s.half_width:.2f}") if s.n > 1 else ("", "")
+    sd, half_width = (f"{s.sd:.2f}", f"{s.half_width:.2f}") if s.n > 1 and not s.uneven else ("", "")
     time = np.mean([result["cpu_seconds"] for result in found])
     diverged = sum("diverged" in result for result in found)
     why = (f"{diverged} of {s.n} seeds diverged. " if diverged else "") + recipe.why
-    return f"{start}| **{s.mean:.2f}** | {sd} | {s.n} | {half_width} | {time:,.0f} | {why} |"
+    return f"{start}| **{s.uneven or f'{s.mean:.2f}'}** | {sd} | {s.n} | {half_width} | {time:,.0f} | {why} |"
 
 
 def _count(trials: Sequence[Trial]) -> str:

@@ -207,17 +207,27 @@ def _is_number(value: Any, high: float = math.inf) -> bool:
 class Summary:
     """Test accuracies of n seeds in %: mean, sample standard deviation (n - 1), half width of the mean's 95 % interval.
 
-    sd and half_width are NaN for one seed.
+    sd and half_width are NaN for one seed.  each: in the order of the seeds
     """
 
     n: int
     mean: float
     sd: float
     half_width: float
+    each: tuple[float, ...]
+
+    @property
+    def uneven(self) -> str:
+        """The median and each seed, if the seeds differ by more than 5 %: mean and deviation would mislead then."""
+        if max(self.each) - min(self.each) <= 5:
+            return ""
+        return f"median {np.median(self.each):.2f}: {', '.join(f'{value:.2f}' for value in self.each)}"
 
     def __str__(self) -> str:
         if self.n == 1:
             return f"{self.mean:.2f} % (1 seed)"
+        if self.uneven:
+            return f"{self.uneven} %"
         return f"{self.mean:.2f} % (sd {self.sd:.2f}, {self.n} seeds, 95 % interval ± {self.half_width:.2f})"
 
 
@@ -226,7 +236,7 @@ def summarize(results: Sequence[Result]) -> Summary:
     values = 100 * np.array([result["accuracy"] for result in results])
     n = len(values)
     if n == 1:
-        return Summary(1, float(values[0]), math.nan, math.nan)
+        return Summary(1, float(values[0]), math.nan, math.nan, tuple(values.tolist()))
     sd = float(values.std(ddof=1))
     t = T95[n - 2] if n - 2 < len(T95) else 1.960
-    return Summary(n, float(values.mean()), sd, t * sd / math.sqrt(n))
+    return Summary(n, float(values.mean()), sd, t * sd / math.sqrt(n), tuple(values.tolist()))
