@@ -5,7 +5,9 @@ import copy
 import functools
 import math
 import pickle
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -907,3 +909,13 @@ def test_invalid_optimizer_state():
     for name, value in (("_step", np.array([-5])), ("_step", np.array([2.5])), ("m", np.full_like(state["m"], np.nan))):
         with pytest.raises(ValueError, match=f"{name}"):
             optimizer.load_state_dict(state | {name: value})
+
+
+def test_the_page_on_own_layers_runs(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "own_layers.md").read_text(encoding="utf-8")
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/own_layers.md", "exec"), names)
+    model = names["network"](rng=0)
+    assert [type(layer).__name__ for layer in model.layers][1:3] == ["Swish", "Scale"]
+    assert names["model"].theta.shape == model.theta.shape  # the last training's
