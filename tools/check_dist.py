@@ -93,6 +93,7 @@ def check_installed(archive: Path, work: Path, example: Path) -> None:
     print(run([python, example, "--data", "synthetic", "--epochs", "1", "--out", home / "runs"], home), end="")
     if not list((home / "runs").glob("*/*/report.json")):
         sys.exit("the example left no report")
+    print(run([program, "demo", "--no-open", "--out", home / "demo.html"], home), end="")
 
 
 def run(command: list[str | Path], folder: Path) -> str:
