@@ -29,7 +29,7 @@ from tinycnn import checkpoint, metrics, plot
 from tinycnn._files import atomic_write, read_bytes, read_json, remove_partial_files
 from tinycnn._interrupts import defer_interrupt
 from tinycnn._typing import Array
-from tinycnn.dataset import DeviceDataset
+from tinycnn.dataset import DeviceDataset, Normalization
 from tinycnn.errors import DamagedCheckpointError, InUseError
 from tinycnn.model import Sequential
 
@@ -225,7 +225,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 def write_snapshot(folder: Path, epoch: float, model: Sequential) -> None:
     """Keep a model's weights after an epoch, 8 bits a number: an integer times a scale for each array that is not a
     vector."""
-    state = {name: array for name, array in model.state_dict().items() if not name.startswith("normalization.")}
+    state = dict(Normalization.split_state(model.state_dict())[0])
     if sum(array.size for array in state.values()) > MAX_SNAPSHOT:
         state = {name: array for name, array in state.items() if array.ndim == 4 and array.size <= MAX_SNAPSHOT}
         state = dict(list(state.items())[:1])

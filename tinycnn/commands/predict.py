@@ -13,7 +13,6 @@ from tinycnn._typing import Array
 from tinycnn.commands import _common
 from tinycnn.recipes.saved import load_run
 
-DIGITS = ("mnist", "synthetic")  # data sets of digits that were prepared as `digits.prepare` does
 TOP = 3
 STDIN = "-"
 
@@ -35,7 +34,7 @@ def _predict(args: argparse.Namespace) -> tuple[int, Any]:
     names = model.class_names or tuple(map(str, range(model.shapes[-1][0])))
     channels, height, width = build.picture_shape(recipe)
     own = recipe.data.get("name", "mnist") not in build.DATA
-    prepares = recipe.data.get("name", "mnist") in (*DIGITS, "auto") and not args.no_prepare
+    prepares = recipe.data.get("name", "mnist") in build.DIGITS and not args.no_prepare
     if args.many and not prepares:
         raise ValueError("--many cuts rows of digits: the network must be trained on digits, and --no-prepare is unset")
 

@@ -11,7 +11,6 @@ import numpy as np
 from tinycnn import _check
 from tinycnn._typing import Array, Shape
 from tinycnn.demo._layers import describe
-from tinycnn.layers import Layer
 from tinycnn.model import Sequential
 from tinycnn.runs import quantize
 
@@ -39,8 +38,7 @@ class Net:
     model         in evaluation mode, with a known input shape; in the order of its outputs:
     class_names   of the classes; none if the outputs are no classes: the page then shows the layers only
     title, about  a name for a button, and a sentence
-    mean, std     of the pixels, one for all or one a channel: the input is (pixel / unit - mean) / std
-    unit          the value of a white pixel
+    mean, std     of the pixels, one for all or one a channel: the input is (pixel / 255 - mean) / std
     resize        width to which pictures are resized before that, or None
     picture       (C, H, W) of a picture before padding and resizing
     padding       width of a black border
@@ -62,7 +60,6 @@ class Net:
     about: str = ""
     mean: Array = dataclasses.field(default_factory=lambda: np.zeros(1))
     std: Array = dataclasses.field(default_factory=lambda: np.ones(1))
-    unit: int = 255
     resize: int | None = None
     picture: Shape = ()
     padding: int = 0
@@ -118,10 +115,10 @@ class Net:
             filters[self.epochs] = self.arrays[first]
         return {
             "title": self.title, "about": self.about, "input": self.model.input_shape, "picture": self.picture,
-            "padding": self.padding, "resize": self.resize, "unit": self.unit, "mean": np.ravel(self.mean).tolist(),
+            "padding": self.padding, "resize": self.resize, "mean": np.ravel(self.mean).tolist(),
             "std": np.ravel(self.std).tolist(), "digits": self.digits, "kind": self.model.output_kind,
             "classes": list(self.class_names), "temperature": self.temperature, "rejectBelow": self.reject_below,
-            "layers": self.layers, "texts": [text(layer) for layer in self.model.layers],
+            "layers": self.layers, "texts": [_check.short_repr(layer) for layer in self.model.layers],
             "arrays": {name: encode(array) for name, array in self.arrays.items()},
             "epochs": self.epochs,
             "snapshots": [
@@ -150,17 +147,9 @@ def from_model(model: Sequential, title: str = "network", digits: bool = False) 
     if not names and len(output) == 1 and output[0] > 1:
         names = tuple(map(str, range(output[0])))
     normalization = model.normalization
-    pixels: dict[str, Any] = {}
-    if normalization is not None:
-        # Pixels of the page are 0 ... 255; a model of other pixels took 0 ... 1.
-        pixels = {"mean": normalization.mean, "std": normalization.std}
+    pixels: dict[str, Any] = {} if normalization is None else {"mean": normalization.mean, "std": normalization.std}
     about = f"{len(model.theta):,} parameters."
     return Net(model, names, title=title, about=about, digits=digits, **pixels)
-
-
-def text(layer: Layer) -> str:
-    """A layer in one line."""
-    return repr(layer) if len(repr(layer)) <= 200 else repr(layer)[:197] + "..."
 
 
 def encode(array: Array, small: bool = False) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from tinycnn.recipes import Recipe, build
 from tinycnn.recipes.saved import load_run
 
 SHIPPED = Path(__file__).parent / "nets"  # trained with tools/make_demo_runs.py
-DIGITS = ("mnist", "synthetic", "auto")  # data sets whose images are prepared as `digits.prepare` does
 MOST_MISTAKES = 90
 NAMES = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "kmnist": "KMNIST", "synthetic": "the synthetic digits"}
 
@@ -41,7 +40,7 @@ def from_run(
         "about": about(recipe, len(model.theta), epochs, report),
         "mean": pixels["mean"], "std": pixels["std"], "resize": recipe.data.get("resize"),
         "picture": build.picture_shape(recipe), "padding": recipe.data.get("padding", 0),
-        "digits": recipe.data.get("name", "mnist") in DIGITS,
+        "digits": recipe.data.get("name", "mnist") in build.DIGITS,
         "temperature": calibration.get("temperature", 1.0), "reject_below": calibration.get("reject_below"),
         "epochs": len(history), "snapshots": runs.read_snapshots(folder),
         "held_out": "validation" if recipe.data.get("validation") else "test",

@@ -18,7 +18,7 @@ function update() {
     drawPad();
     takePicture();
     lap();
-    state.activations = forward(state.layers, toInput(state.net, state.pixels, state.shape));
+    state.activations = forward(state.layers, toInput(state.net, state.pixels));
     const output = state.activations[state.activations.length - 1];
     const result = answer(state.net, output);
     result.none = result.none && state.trained;  // the threshold is that of the trained network
@@ -71,14 +71,14 @@ function warmUp(rounds = 12) {
         }
         pixels.set(prepareDigit(grey, INK, INK, height));
     }
-    scoreGradients(net, layers, forward(layers, toInput(net, pixels, net.picture)), 0);
+    scoreGradients(net, layers, forward(layers, toInput(net, pixels)), 0);
     if (rounds > 1 && performance.now() - start < SLOW) {
         setTimeout(warmUp, 0, rounds - 1);
     }
 }
 
 function drawSeen() {
-    const canvas = find("seen"), cell = drawPicture(canvas, state.pixels, state.shape, 84, state.net.digits);
+    const canvas = find("seen"), cell = drawPicture(canvas, state.pixels, state.net.picture, 84, state.net.digits);
     const box = state.selected && boxIn(null);
     if (box) {
         const [top, left, bottom, right] = box.rows.map((n) => n - state.net.padding);
@@ -141,7 +141,7 @@ function epochText(epoch) {
 function exampleButton(net, example, choose) {
     const canvas = element("canvas", {"aria-hidden": "true"});
     drawPicture(canvas, example.pixels, net.picture, 40, net.digits);
-    const wrong = example.predicted !== undefined && example.predicted !== example.label;
+    const wrong = example.predicted !== example.label;
     const name = `${net.classes[example.label]}${wrong ? `, taken for ${net.classes[example.predicted]}` : ""}`;
     return element("button", {type: "button", class: "thumb", "aria-label": `example: ${name}`, title: name,
         onclick: () => choose(example)}, canvas, ...(wrong ? [element("span", {class: "caption"},

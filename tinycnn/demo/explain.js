@@ -21,7 +21,7 @@ function patchUnder(x, c, {kernel: [KH, KW], stride, padding, dilation}, i, j) {
 function kernelsOf(layer, o, channels) {
     const size = layer.kernel_size[0] * layer.kernel_size[1];
     const slice = (n) => layer.weight.data.subarray(n * size, (n + 1) * size);
-    if (layer.type === "MappedConv2d") {  // weights lie by output, then by input
+    if (layer.type === "MappedConv2d") {  // weights are ordered by output, then by input
         const pairs = [];
         for (let output = 0, index = 0; output <= o; output++) {
             for (let channel = 0; channel < channels; channel++) {

@@ -37,24 +37,32 @@ function firstAt(limit, start, step, count) {
     return Math.min(count, Math.max(0, Math.ceil((limit - start) / step)));
 }
 
+// Where the entries of a window are inside the image: for the outputs with i0 <= i < i1 and j0 <= j < j1, entry k of the
+// kernel reads the pixel (i*sh + top, j*sw + left).
+function tapsOf({kernel: [KH, KW], stride: [sh, sw], padding, dilation}, H, W, OH, OW) {
+    const taps = [];
+    for (let k = 0; k < KH * KW; k++) {
+        const top = Math.floor(k / KW) * dilation[0] - padding[0], left = (k % KW) * dilation[1] - padding[1];
+        taps.push({
+            k, top, left,
+            i0: firstAt(0, top, sh, OH), i1: firstAt(H, top, sh, OH),
+            j0: firstAt(0, left, sw, OW), j1: firstAt(W, left, sw, OW),
+        });
+    }
+    return taps;
+}
+
 // sums += one plane convolved with one kernel.
 // sums: (OH, OW) doubles   x: (H, W), from xStart on   w: (KH, KW), from wStart on
-function addConvolved(sums, OH, OW, x, xStart, H, W, w, wStart, {kernel: [KH, KW], stride, padding, dilation}) {
-    const [sh, sw] = stride;
-    for (let u = 0; u < KH; u++) {
-        const top = u * dilation[0] - padding[0];
-        const i0 = firstAt(0, top, sh, OH), i1 = firstAt(H, top, sh, OH);
-        for (let v = 0; v < KW; v++) {
-            const left = v * dilation[1] - padding[1];
-            const j0 = firstAt(0, left, sw, OW), j1 = firstAt(W, left, sw, OW);
-            const tap = w[wStart + u * KW + v];
-            for (let i = i0; i < i1; i++) {
-                const end = i * OW + j1;
-                let q = xStart + (i * sh + top) * W + j0 * sw + left;
-                for (let p = i * OW + j0; p < end; p++) {
-                    sums[p] += tap * x[q];
-                    q += sw;
-                }
+function addConvolved(sums, OW, x, xStart, W, w, wStart, taps, [sh, sw]) {
+    for (const {k, top, left, i0, i1, j0, j1} of taps) {
+        const tap = w[wStart + k];
+        for (let i = i0; i < i1; i++) {
+            const end = i * OW + j1;
+            let q = xStart + (i * sh + top) * W + j0 * sw + left;
+            for (let p = i * OW + j0; p < end; p++) {
+                sums[p] += tap * x[q];
+                q += sw;
             }
         }
     }
@@ -62,22 +70,15 @@ function addConvolved(sums, OH, OW, x, xStart, H, W, w, wStart, {kernel: [KH, KW
 
 // The transpose of addConvolved: sums += the gradient of the plane.
 // sums: (H, W) doubles   dy: (OH, OW), from yStart on
-function addTransposed(sums, H, W, dy, yStart, OH, OW, w, wStart, {kernel: [KH, KW], stride, padding, dilation}) {
-    const [sh, sw] = stride;
-    for (let u = 0; u < KH; u++) {
-        const top = u * dilation[0] - padding[0];
-        const i0 = firstAt(0, top, sh, OH), i1 = firstAt(H, top, sh, OH);
-        for (let v = 0; v < KW; v++) {
-            const left = v * dilation[1] - padding[1];
-            const j0 = firstAt(0, left, sw, OW), j1 = firstAt(W, left, sw, OW);
-            const tap = w[wStart + u * KW + v];
-            for (let i = i0; i < i1; i++) {
-                const end = yStart + i * OW + j1;
-                let q = (i * sh + top) * W + j0 * sw + left;
-                for (let p = yStart + i * OW + j0; p < end; p++) {
-                    sums[q] += tap * dy[p];
-                    q += sw;
-                }
+function addTransposed(sums, W, dy, yStart, OW, w, wStart, taps, [sh, sw]) {
+    for (const {k, top, left, i0, i1, j0, j1} of taps) {
+        const tap = w[wStart + k];
+        for (let i = i0; i < i1; i++) {
+            const end = yStart + i * OW + j1;
+            let q = (i * sh + top) * W + j0 * sw + left;
+            for (let p = yStart + i * OW + j0; p < end; p++) {
+                sums[q] += tap * dy[p];
+                q += sw;
             }
         }
     }
@@ -86,13 +87,13 @@ function addTransposed(sums, H, W, dy, yStart, OH, OW, w, wStart, {kernel: [KH, 
 // y[o] = bias[o] + sum of the x[c] of its group convolved with weight[o, c].   weight: (O, C/groups, KH, KW)
 function convolve(x, shape, weight, bias, groups, window) {
     const [C, H, W] = x.shape, [O, OH, OW] = shape, inputs = C / groups, size = window.kernel[0] * window.kernel[1];
-    const y = zeros(shape), sums = new Float64Array(OH * OW);
+    const y = zeros(shape), sums = new Float64Array(OH * OW), taps = tapsOf(window, H, W, OH, OW);
     for (let o = 0; o < O; o++) {
         const first = Math.floor(o / (O / groups)) * inputs;
         sums.fill(bias ? bias.data[o] : 0);
         for (let c = 0; c < inputs; c++) {
-            const plane = (first + c) * H * W;
-            addConvolved(sums, OH, OW, x.data, plane, H, W, weight.data, (o * inputs + c) * size, window);
+            const plane = (first + c) * H * W, w = (o * inputs + c) * size;
+            addConvolved(sums, OW, x.data, plane, W, weight.data, w, taps, window.stride);
         }
         y.data.set(sums, o * OH * OW);
     }
@@ -103,12 +104,13 @@ function convolve(x, shape, weight, bias, groups, window) {
 function transpose(dy, shape, weight, bias, groups, window) {
     const [C, H, W] = shape, [O, OH, OW] = dy.shape, inputs = C / groups, size = window.kernel[0] * window.kernel[1];
     const dx = zeros(shape), sums = new Float64Array(H * W), outputs = O / groups;
+    const taps = tapsOf(window, H, W, OH, OW);
     for (let c = 0; c < C; c++) {
         const first = Math.floor(c / inputs) * outputs;
         sums.fill(bias ? bias.data[c] : 0);
         for (let o = first; o < first + outputs; o++) {
             const w = (o * inputs + c % inputs) * size;
-            addTransposed(sums, H, W, dy.data, o * OH * OW, OH, OW, weight.data, w, window);
+            addTransposed(sums, W, dy.data, o * OH * OW, OW, weight.data, w, taps, window.stride);
         }
         dx.data.set(sums, c * H * W);
     }
@@ -130,13 +132,13 @@ const ConvTranspose2d = {
 const MappedConv2d = {
     forward(layer, x) {
         const [C, H, W] = x.shape, [O, OH, OW] = layer.output_shape, window = geometry(layer);
-        const y = zeros(layer.output_shape), sums = new Float64Array(OH * OW);
+        const y = zeros(layer.output_shape), sums = new Float64Array(OH * OW), taps = tapsOf(window, H, W, OH, OW);
         let w = 0;
         for (let o = 0; o < O; o++) {
             sums.fill(layer.bias.data[o]);
             for (let c = 0; c < C; c++) {
                 if (layer.connections[c][o]) {
-                    addConvolved(sums, OH, OW, x.data, c * H * W, H, W, layer.weight.data, w, window);
+                    addConvolved(sums, OW, x.data, c * H * W, W, layer.weight.data, w, taps, window.stride);
                     w += window.kernel[0] * window.kernel[1];
                 }
             }
@@ -146,13 +148,13 @@ const MappedConv2d = {
     },
     backward(layer, dy, x) {
         const [C, H, W] = x.shape, [O, OH, OW] = dy.shape, window = geometry(layer);
-        const sums = new Float64Array(C * H * W);
+        const sums = new Float64Array(C * H * W), taps = tapsOf(window, H, W, OH, OW);
         let w = 0;
         for (let o = 0; o < O; o++) {
             for (let c = 0; c < C; c++) {
                 if (layer.connections[c][o]) {
                     const plane = sums.subarray(c * H * W, (c + 1) * H * W);
-                    addTransposed(plane, H, W, dy.data, o * OH * OW, OH, OW, layer.weight.data, w, window);
+                    addTransposed(plane, W, dy.data, o * OH * OW, OW, layer.weight.data, w, taps, window.stride);
                     w += window.kernel[0] * window.kernel[1];
                 }
             }

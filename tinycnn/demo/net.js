@@ -34,22 +34,21 @@ function decodeArrays(arrays) {
 
 // The layers of a network after so many epochs of training: a snapshot's, or the trained ones (null).
 function layersOf(net, snapshot) {
-    const arrays = decodeArrays(net.arrays);
-    return buildLayers(net.layers, snapshot ? Object.assign(arrays, decodeArrays(snapshot.arrays)) : arrays);
+    return buildLayers(net.layers, decodeArrays({...net.arrays, ...(snapshot && snapshot.arrays)}));
 }
 
-// Pixels (C, H, W) of 0 ... 255 as the network's input: resized, with a border of black, and normalised.
-function toInput(net, pixels, shape) {
+// A picture's pixels of 0 ... 255 as the network's input: resized, with a border of black, and normalised.
+function toInput(net, pixels) {
     const [channels, height, width] = net.input;
     const inner = [channels, height - 2 * net.padding, width - 2 * net.padding];
-    const resized = net.resize ? resize(pixels, shape, inner) : pixels;
+    const resized = net.resize ? resize(pixels, net.picture, inner) : pixels;
     const data = new Float32Array(channels * height * width);
     for (let c = 0; c < channels; c++) {
         const mean = net.mean[c % net.mean.length], std = net.std[c % net.std.length];
         data.fill((0 - mean) / std, c * height * width, (c + 1) * height * width);
         for (let i = 0; i < inner[1]; i++) {
             for (let j = 0; j < inner[2]; j++) {
-                const pixel = resized[(c * inner[1] + i) * inner[2] + j] / net.unit;
+                const pixel = resized[(c * inner[1] + i) * inner[2] + j] / 255;
                 data[(c * height + i + net.padding) * width + j + net.padding] = (pixel - mean) / std;
             }
         }

@@ -79,10 +79,9 @@ function plainDrawing(H, W) {
     return shrink(readInk(H * fine, W * fine), H, W, fine);
 }
 
-// Sets pixels, shape and blank from the strokes or the example.
+// Sets pixels and blank from the strokes or the example.
 function takePicture() {
     const {net} = state, [channels, height, width] = net.picture;
-    state.shape = net.picture;
     if (state.example) {
         state.pixels = state.example.pixels;
         state.blank = false;

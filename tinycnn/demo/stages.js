@@ -33,21 +33,20 @@ function arrange(shape, width, columns) {
         const [C, H, W] = shape, gap = 6;
         const cell = Math.max(1, Math.min(8, Math.round((C === 1 ? 84 : 58) / W)));
         const perRow = evenly(C, Math.floor((width + gap) / (W * cell + gap)));
-        return {count: C, H, W, cell, gap, perRow, width: perRow * (W * cell + gap) - gap,
-            height: Math.ceil(C / perRow) * (H * cell + gap) - gap};
+        return {count: C, H, W, cell, gap, perRow};
     }
     const F = shape.reduce((a, b) => a * b, 1), cell = columns ? 9 : F <= 20 ? 22 : 10;
     const W = columns || evenly(F, Math.floor(width / cell)), H = Math.ceil(F / W);
-    return {count: 1, H, W, cell, gap: 0, perRow: 1, width: W * cell, height: H * cell, length: F};
+    return {count: 1, H, W, cell, gap: 0, perRow: 1, length: F};
 }
 
 function buildStages() {
     const list = find("stage-list");
     list.replaceChildren();
-    state.stages = groupLayers(state.net.layers).map((stage) => ({...stage}));
+    state.stages = groupLayers(state.net.layers);
     state.selected = null;
     release();
-    state.stages.forEach((stage, s) => {
+    state.stages.forEach((stage) => {
         const chips = [];
         for (let k = stage.first; k <= stage.last; k++) {
             const chip = element("button", {type: "button", class: "chip", title: state.net.texts[k]},
@@ -74,7 +73,7 @@ function buildStages() {
             buildBitmaps(stage);
         }
         list.append(stage.node);
-        listenToStage(stage, s);
+        listenToStage(stage);
     });
 }
 
@@ -144,8 +143,7 @@ function drawMarks(stage, context) {
     if (!box) {
         return;
     }
-    const {count, cell, H, W} = stage.places;
-    const [top, left, bottom, right] = box.rows || [0, 0, H - 1, W - 1];
+    const {count, cell} = stage.places, [top, left, bottom, right] = box.rows;
     for (let c = 0; c < count; c++) {
         if (box.map === undefined || box.map === c) {
             const [x, y] = corner(stage.places, c);

@@ -17,7 +17,7 @@ const state = {
     pen: null,  // what draws: the id of a pointer, "keyboard", or null
     trained: true,  // whether the weights are those of the last epoch
     laps: null,  // milliseconds of the parts of an update
-    pixels: null, shape: null,  // what the network gets, 0 ... 255
+    pixels: null,  // what the network gets, 0 ... 255
     blank: true,
     activations: null, gradients: null, best: 0,
     showGradients: false,

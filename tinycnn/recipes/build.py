@@ -49,6 +49,7 @@ del LOSSES["MSELoss"]  # its targets are not class indices
 OPTIMIZERS = _subclasses(optim, optim.Optimizer) | {"SDLM": lecun98.SDLM}
 SCHEDULES = {name: getattr(schedules, name) for name in ("constant", "step_decay", "cosine", "one_cycle")}
 DATA = ("mnist", "fashion", "kmnist", "synthetic", "auto")
+DIGITS = ("mnist", "synthetic", "auto")  # those of them that were prepared as `digits.prepare` does
 IMAGE_SIZE, CLASSES = 28, 10  # of every data set above
 INITS = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "truncated_normal", "constant_bias")
 
