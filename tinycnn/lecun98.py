@@ -44,6 +44,18 @@ def connections() -> Array:
     return np.array([[str(c) in inputs for inputs in TABLE_I] for c in range(6)])
 
 
+def cyclic(inputs: int, outputs: int, pairs: int) -> Array:
+    """Connections (inputs, outputs) of `pairs` pairs of maps: output o reads the maps o, o + 1, ... modulo `inputs`.
+
+    The outputs read pairs // outputs maps each, the first of them one more if that leaves a rest.
+    Raises ValueError unless every output gets between 1 and `inputs` maps.
+    """
+    counts = [len(part) for part in np.array_split(np.arange(pairs), outputs)]
+    if not 1 <= min(counts) <= max(counts) <= inputs:
+        raise ValueError(f"pairs must be from {outputs} to {inputs * outputs}, got {pairs}")
+    return np.array([[(i - o) % inputs < count for o, count in enumerate(counts)] for i in range(inputs)])
+
+
 def bitmaps() -> Array:
     """The ten target codes of F6: (10, 84), 1 where a pixel is black and -1 elsewhere, row by row."""
     rows = np.array([[int(row, 16) for row in digit.split()] for digit in BITMAP_ROWS])

@@ -43,6 +43,32 @@ def confidence(logits: ArrayLike) -> NDArray[np.float64]:
     return probability
 
 
+def rejection_rate(scores: ArrayLike, labels: ArrayLike, error: float = 0.005) -> float:
+    """Smallest fraction of the images, 0 ... 1, to reject so that at most a fraction `error` of the others is wrong.
+
+    Images are rejected by the difference between their two largest scores, smallest first (LeCun et al. 1998, section
+    III.D, figure 10).  scores: (N, K), K >= 2, the largest is the prediction; labels: (N,).
+    Raises ValueError for another shape, scores that are not finite, or an error outside of 0 ... 1.
+    """
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 2 or scores.shape[1] < 2 or not len(scores):
+        raise ValueError(f"scores must have shape (N, K) with N >= 1 and K >= 2, got {scores.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite")
+    if not 0 <= error <= 1:
+        raise ValueError(f"error must be from 0 to 1, got {error}")
+    labels = _labels("labels", labels, scores.shape[1])
+    if len(labels) != len(scores):
+        raise ValueError(f"labels must be {len(scores)} labels as in scores, got {len(labels)}")
+    second, first = np.sort(scores, axis=1)[:, -2:].T
+    order = np.argsort(second - first, kind="stable")  # largest difference first
+    margin, wrong = (first - second)[order], (scores.argmax(axis=1) != labels)[order]
+    accepted = np.arange(1, len(labels) + 1)
+    # A threshold cannot separate images of equal difference.
+    possible = (np.cumsum(wrong) <= error * accepted) & np.append(margin[:-1] > margin[1:], True)
+    return float(1 - accepted[possible].max(initial=0) / len(labels))
+
+
 def accuracy(cm: ArrayLike) -> float:
     """Fraction of correct predictions, 0 ... 1 (0 if nothing was counted).  cm: (K, K) counts."""
     cm = _counts(cm)

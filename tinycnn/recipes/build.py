@@ -42,7 +42,8 @@ def _subclasses(module: ModuleType, base: type) -> dict[str, Any]:
 LAYERS = (
     _subclasses(layers, layers.Layer)
     | _subclasses(lecun98, layers.Layer)
-    | {"connections": lecun98.connections, "bitmaps": lecun98.bitmaps, "places": lecun98.places}
+    | {"connections": lecun98.connections, "bitmaps": lecun98.bitmaps}
+    | {"places": lecun98.places, "cyclic": lecun98.cyclic}
 )
 LOSSES = _subclasses(losses, losses.Loss) | _subclasses(lecun98, losses.Loss)
 del LOSSES["MSELoss"]  # its targets are not class indices

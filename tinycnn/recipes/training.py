@@ -138,6 +138,7 @@ class Run:
             "training_seconds": round(sum(record["seconds"] for record in history), 1),
             "accuracy": accuracy, "errors": int(report["errors"]), "loss": test_loss,
             **{name: report["macro"][name] for name in ("precision", "recall", "f1")},
+            **({} if self.diverged else {"rejected": metrics.rejection_rate(logits, self.data.test_labels)}),
             "held_out": "test" if splits.validation is None else "validation",
             "history": {
                 key: [float(f"{record[key]:.6g}") for record in history]
