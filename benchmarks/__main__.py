@@ -19,6 +19,7 @@ COMMANDS = {
     "plot": "plots of the JSON files that the other commands wrote",
     "accuracy": "test accuracy of LeNet-5 over several seeds",
     "augment": "random distortions",
+    "classifiers": "classifiers of 1998 beside the networks: nearest neighbours, pairwise linear, boosted LeNet-4",
     "digit-photos": "pictures of digits: accuracy with and without preparation",
     "demo-page": "the page of `tinycnn demo` in a browser: time of a pen event",
     "gpu": "everything on an NVIDIA GPU",

@@ -141,7 +141,8 @@ def test_only():
 @pytest.mark.parametrize("root", [False, True])
 def test_lecun1998(root):
     """The bound depends on the unit: C3's maps have 75, 100 or 150 inputs."""
-    net = lecun98.lenet5(root=root, rng=0)
+    net = lecun98.lenet5(rng=0)
+    init.lecun1998(net, root, rng=0)
     state = net.state_dict()
     fans = {"0": 25, "2": 4, "6": 4, "8": 400, "11": 120}
     for number, fan_in in fans.items():
@@ -158,7 +159,7 @@ def test_lecun1998(root):
 
 
 def test_lecun1998_with_coefficients_and_biases():
-    net = lecun98.lenet5(root=True, rng=0)
+    net = lecun98.lenet5(rng=0)
     init.lecun1998(net, root=True, gain=math.sqrt(3), coefficient=0.5, biases=True, rng=0)
     state = net.state_dict()
     for number in ("2", "6"):

@@ -27,7 +27,9 @@ from tinycnn import (
     gradcheck_model,
     kernels,
     lecun98,
+    recipes,
 )
+from tinycnn.recipes import build
 
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 seeds = st.integers(0, 2**32 - 1)
@@ -74,25 +76,43 @@ def test_places_are_the_codes_of_ten_outputs():
     assert set(np.unique(codes)) == {-1, 1}
 
 
-@pytest.mark.parametrize("root", [False, True])
-def test_initial_weights(root):
-    model = lecun98.lenet5(root=root, rng=0)
-    state = model.state_dict()
-    fan_in = {"0": 25, "2": 4, "6": 4, "8": 400, "11": 120}
-    for number, inputs in fan_in.items():
-        bound = 2.4 / (math.sqrt(inputs) if root else inputs)
-        assert abs(state[f"{number}.weight"]).max() <= bound
-        assert abs(state[f"{number}.weight"]).max() > 0.5 * bound
-        assert not state[f"{number}.bias"].any()
-    mapped = state["4.weight"]
-    for pairs, inputs in ((slice(0, 18), 75), (slice(18, 54), 100), (slice(54, 60), 150)):
-        bound = 2.4 / (math.sqrt(inputs) if root else inputs)
-        assert 0.9 * bound < abs(mapped[pairs]).max() <= bound
-    np.testing.assert_array_equal(state["13.weight"], lecun98.bitmaps())
+def test_the_initial_parameters_are_those_of_the_recipe():
+    (recipe,) = recipes.find("lecun1998")
+    expected = build.build_model(recipe, np.random.default_rng(0)).state_dict()
+    model = lecun98.lenet5(rng=0)
+    found = model.state_dict()
+    assert {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in expected.items()}
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+    np.testing.assert_array_equal(found["13.weight"], lecun98.bitmaps())
+
+
+def test_subsampling_starts_as_the_mean_for_sums_too():
+    """The same function, in other coefficients."""
+    means, sums = (lecun98.lenet5(pool, rng=0) for pool in ("mean", "sum"))
+    x = np.random.default_rng(1).standard_normal((2, 1, 32, 32)).astype(np.float32)
+    np.testing.assert_allclose(means(x), sums(x), rtol=1e-5)
+
+
+def test_cyclic_connections():
+    table = lecun98.cyclic(4, 6, 14)  # two of the outputs read three maps
+    assert ["".join(map(str, np.flatnonzero(column))) for column in table.T] == ["012", "123", "23", "03", "01", "12"]
+    assert lecun98.cyclic(3, 2, 6).all()
+    for pairs in (5, 25):
+        with pytest.raises(ValueError, match=f"pairs must be from 6 to 24, got {pairs}"):
+            lecun98.cyclic(4, 6, pairs)
+
+
+def test_lenet4_has_the_numbers_of_the_paper():
+    """About 17,000 parameters and 260,000 connections.  S2 counts its four inputs, which pooling averages first."""
+    (recipe,) = recipes.find("lenet4-1998")
+    model = build.build_model(recipe, np.random.default_rng(0))
+    assert len(model.theta) == 16_998
+    assert lecun98.count_connections(model) - 100 + 8 * 14 * 14 * 3 == 258_306  # 100: the codes of the outputs
 
 
 def test_gradient_of_the_whole_net_with_its_loss():
-    model = lecun98.lenet5(root=True, rng=0, dtype=np.float64)
+    model = lecun98.lenet5(rng=0, dtype=np.float64)
     x = np.random.default_rng(1).standard_normal((2, 1, 32, 32))
     # eps is small: the error of the finite difference is cubic in the step of all 60,000 weights together.
     assert gradcheck_model(model, x, eps=1e-6, rtol=1e-7, rng=3) < 1e-8
@@ -321,7 +341,7 @@ def test_sdlm_learns_in_one_pass():
     batches.gather(x, np.array([0]))
     assert x.min() == pytest.approx(lecun98.BACKGROUND, abs=1e-6)
     assert x.max() <= lecun98.FOREGROUND + 1e-6
-    model = lecun98.lenet5(root=True, rng=0)
+    model = lecun98.lenet5(rng=0)
     optimizer, criterion = lecun98.SDLM(model), lecun98.RBFLoss()
     before = evaluate(model, batches, criterion)[0]
     fit(model, criterion, optimizer, batches, epochs=2, batch_size=1, rng=1, progress=False)

@@ -91,6 +91,32 @@ def test_wrong_matrices_are_refused(cm, error):
             function(cm)
 
 
+def test_rejection_rate_by_hand():
+    scores = [[3, 0], [2, 0], [1, 0], [0.5, 0], [0, 0.4]]
+    labels = [0, 0, 1, 0, 1]  # the third is wrong
+    for error, rejected in ((0, 3 / 5), (0.19, 3 / 5), (0.2, 0), (0.25, 0), (1, 0)):
+        assert metrics.rejection_rate(scores, labels, error) == pytest.approx(rejected)
+    assert metrics.rejection_rate(scores, [1, 0, 0, 0, 0], 0) == 1  # the most certain is wrong
+    # A wrong image with the same difference as two right ones is rejected with them.
+    assert metrics.rejection_rate([[2, 0], [1, 0], [1, 0], [0, 1]], [0, 0, 0, 0], 0) == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "error", "words"),
+    [
+        (np.zeros((2, 1)), [0, 0], 0.1, "shape"),
+        (np.zeros((0, 2)), [], 0.1, "shape"),
+        ([[np.nan, 1]], [0], 0.1, "finite"),
+        ([[0, 1]], [2], 0.1, "labels"),
+        ([[0, 1]], [0, 1], 0.1, "labels"),
+        ([[0, 1]], [0], 1.1, "error must be"),
+    ],
+)
+def test_rejection_rate_refuses(scores, labels, error, words):
+    with pytest.raises(ValueError, match=words):
+        metrics.rejection_rate(scores, labels, error)
+
+
 def test_report_is_json_ready():
     report = metrics.report(CM, ["cat", "dog", "eel"])
     assert json.loads(json.dumps(report, allow_nan=False)) == report

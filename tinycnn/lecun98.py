@@ -434,12 +434,10 @@ def _squared_backward(
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
-def lenet5(
-    pool: str = "sum", *, root: bool = False, rng: Rng = None, dtype: DTypeLike = np.float32, device: str = "cpu"
-) -> Sequential:
+def lenet5(pool: str = "mean", *, rng: Rng = None, dtype: DTypeLike = np.float32, device: str = "cpu") -> Sequential:
     """LeNet-5 of 1998, for images (1, 32, 32): 60,000 parameters, 340,908 connections.
 
-    `init.lecun1998` draws the weights, with the option `root`.
+    The initial parameters are those of the recipe `lecun1998`; `init.lecun1998` draws other readings of the paper.
     """
     rng = _check.generator("rng", rng)
     model = Sequential(
@@ -448,7 +446,8 @@ def lenet5(
         Conv2d(16, 120, 5), ScaledTanh(), Flatten(), Linear(120, 84), ScaledTanh(), EuclideanRBF(bitmaps()),
         input_shape=(1, 32, 32), rng=rng, dtype=dtype, device=device,
     )  # fmt: skip
-    init.lecun1998(model, root, rng=rng)
+    average = 1.0 if pool == "mean" else 0.25  # the coefficient that makes S2 and S4 the mean of their windows
+    init.lecun1998(model, root=True, gain=math.sqrt(3), coefficient=average, biases=True, rng=rng)
     return model
 
 

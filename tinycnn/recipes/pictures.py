@@ -31,6 +31,25 @@ FIGURE5_TEST = (
 # Figure 6 of the same paper: thousands of training images, test error in %, training error in %.
 FIGURE6 = ((15, 1.68, 0.05), (30, 1.14, 0.31), (60, 0.94, 0.35))
 FIGURE6_DISTORTED = 0.82
+# Figure 9: test error in % of each classifier; [deslant], [16x16] and [dist] as in the paper.
+FIGURE9 = {
+    "linear": 12.0, "[deslant] linear": 8.4, "pairwise linear": 7.6, "3 nearest neighbours": 5.0,
+    "[deslant] nearest neighbours": 2.4, "40 PCA + quadratic": 3.3, "1000 RBF + linear": 3.6,
+    "[16x16] tangent distance": 1.1, "SVM, degree 4": 1.1, "reduced SVM, degree 5": 1.0,
+    "[dist] virtual SVM, degree 9": 0.8,
+    "28x28-300-10": 4.7, "[dist] 28x28-300-10": 3.6, "[deslant] 20x20-300-10": 1.6, "28x28-1000-10": 4.5,
+    "[dist] 28x28-1000-10": 3.8, "28x28-300-100-10": 3.05, "[dist] 28x28-300-100-10": 2.5, "28x28-500-150-10": 2.95,
+    "[dist] 28x28-500-150-10": 2.45, "[16x16] LeNet-1": 1.7, "LeNet-4": 1.1, "LeNet-4 with local learning": 1.1,
+    "LeNet-4 with nearest neighbours": 1.1, "LeNet-5": 0.95, "[dist] LeNet-5": 0.8, "[dist] boosted LeNet-4": 0.7,
+}  # fmt: skip
+# Figure 10: images in % to reject for 0.5 % error.  The paper has none for LeNet-5.
+FIGURE10 = {
+    "[16x16] LeNet-1": 3.7,
+    "LeNet-4": 1.8,
+    "LeNet-5": None,
+    "[dist] LeNet-5": None,
+    "[dist] boosted LeNet-4": 0.5,
+}
 # Learning rates eta / (mu + h) of the first epoch, section III.B, and the rows of the study.
 PAPER_RATES = 7e-5, 0.016
 STUDY_EPOCHS = 1, 5, 10, 20
@@ -220,6 +239,42 @@ def study1998(rows: Rows) -> "Figure":
     for ax in (rates, training, validation):
         ax.legend(fontsize=SMALL, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     fig.suptitle("LeNet-5 of 1998: choices that the paper leaves open", fontsize=TITLE, color=TEXT)
+    return fig
+
+
+def figure9(errors: Mapping[str, Sequence[float]]) -> "Figure":
+    """Test errors of the classifiers in the paper's figure 9, and ours.  errors: {name in FIGURE9: in %, by seed}"""
+    return _beside_the_paper(FIGURE9, errors, "test error on MNIST (%)", "Classifiers of 1998 (figure 9 of the paper)")
+
+
+def figure10(rejected: Mapping[str, Sequence[float]]) -> "Figure":
+    """Images to reject for 0.5 % error, the paper's figure 10 and ours.  rejected: {name in FIGURE10: in %, by seed}"""
+    label = "images rejected for 0.5 % error of the others (%)"
+    return _beside_the_paper(FIGURE10, rejected, label, "Rejection (figure 10 of the paper)")
+
+
+def _beside_the_paper(
+    paper: Mapping[str, float | None], ours: Mapping[str, Sequence[float]], label: str, title: str
+) -> "Figure":
+    """Two bars for each name in `paper`: its value, and the mean of ours with a tick for each seed."""
+    fig = new_figure(7.6, 0.34 * len(paper) + 1.4, layout="constrained")
+    ax = fig.add_subplot()
+    _style(ax, label)
+    for y, (name, value) in enumerate(paper.items()):
+        if value is not None:
+            ax.barh(y - 0.2, value, 0.38, color=ORANGE, alpha=0.75, label="the paper" if y == 0 else None)
+            ax.text(value, y - 0.2, f" {value:g}", va="center", fontsize=SMALL, color=TEXT)
+        if found := ours.get(name):
+            ax.barh(y + 0.2, np.mean(found), 0.38, color=BLUE, alpha=0.75)
+            ax.plot(found, [y + 0.2] * len(found), "|", color=TEXT, markersize=6)
+            ax.text(max(found), y + 0.2, f"  {np.mean(found):.2f}", va="center", fontsize=SMALL, color=TEXT)
+    ax.barh(0, 0, color=BLUE, alpha=0.75, label="ours: mean, and each seed as a tick")
+    ax.set_yticks(range(len(paper)), list(paper), fontsize=LABEL)
+    ax.set_xlim(0, 1.1 * max([v for v in paper.values() if v is not None] + [max(found) for found in ours.values()]))
+    ax.set_ylim(len(paper) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.legend(fontsize=LABEL, frameon=False, loc="lower right")
+    fig.suptitle(title, fontsize=TITLE, color=TEXT)
     return fig
 
 

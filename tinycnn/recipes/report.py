@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -96,6 +96,7 @@ def write_table(root: str | Path) -> Path:
     rows = read_all(root)
     # Trials of a search are different networks: the table has them, the pictures of seeds do not.
     seeds = [(recipe, found) for recipe, found in rows if not recipe.space]
+    classifiers = results.read_classifiers(root)
     lines = [
         "# Claimed and obtained", "",
         "Written by `python -m tinycnn reproduce` and `sweep` from the files in this folder. Accuracies are on MNIST's",
@@ -115,11 +116,12 @@ def write_table(root: str | Path) -> Path:
             "|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         trials: list[str] = []
+        more = _classifiers(classifiers) if study == OTHERS1998 else []
         for recipe, found in group:
             lines.append(_row(recipe, found))
             trials += _trials(recipe, found) if recipe.space and found else []
-        lines += trials
-    lines += ["", *_pictures(root, seeds)]
+        lines += more + trials
+    lines += ["", *_pictures(root, seeds, classifiers)]
     everything = [result for _, found in rows for result in found]
     if everything:
         lines += ["", _machines(everything), ""]
@@ -128,6 +130,27 @@ def write_table(root: str | Path) -> Path:
 
 
 STUDY1998 = "LeNet-5 of 1998: what the paper leaves open"
+OTHERS1998 = "LeCun, Bottou, Bengio and Haffner 1998: other networks"
+# Names in figures 9 and 10 of the paper of our recipes and, in classifiers1998.json, classifiers.
+IN_FIGURE9 = {
+    "linear1998": "linear", "pairwise": "pairwise linear", "knn": "3 nearest neighbours",
+    "mlp1998-300": "28x28-300-100-10", "mlp1998-500": "28x28-500-150-10", "lenet1-1998": "[16x16] LeNet-1",
+    "lenet4-1998": "LeNet-4", "lecun1998": "LeNet-5", "lecun1998-distortions": "[dist] LeNet-5",
+    "boosted": "[dist] boosted LeNet-4",
+}  # fmt: skip
+
+
+def _classifiers(classifiers: dict[str, dict[str, Any]]) -> list[str]:
+    """Rows of the classifiers that `python -m benchmarks classifiers` trains."""
+    lines = []
+    for name, found in classifiers.items():
+        values = 100 * np.array([seed["accuracy"] for seed in found["seeds"]])
+        sd = f"{values.std(ddof=1):.2f}" if len(values) > 1 else ""
+        lines.append(
+            f"| {name} (`python -m benchmarks classifiers`) | {found['title']} | {found['claimed']:.2f} "
+            f"| **{values.mean():.2f}** | {sd} | {len(values)} | | | {found['why']} |"
+        )
+    return lines
 
 
 def study1998_table(rows: Rows) -> list[str]:
@@ -231,7 +254,7 @@ def _trial(trial: Trial) -> tuple[str, str, str]:
     return "–", "failed", point + (f" ({trial['failed']})" if trial.get("failed") else "")
 
 
-def _pictures(root: Path, rows: Rows) -> list[str]:
+def _pictures(root: Path, rows: Rows, classifiers: dict[str, dict[str, Any]]) -> list[str]:
     """Draw every picture whose results exist; returns the lines of Markdown that show them."""
     lines: list[str] = []
 
@@ -252,8 +275,15 @@ def _pictures(root: Path, rows: Rows) -> list[str]:
     if all(sizes.values()):
         distorted = done["lecun1998-distortions"]
         show("figure6.png", "Error against the size of the training set", pictures.figure6(sizes, distorted))
+    seeds = done | {name: found["seeds"] for name, found in classifiers.items()}
+    ours = {figure: seeds.get(name, []) for name, figure in IN_FIGURE9.items()}
+    if all(ours.values()):
+        errors = {name: [100 * (1 - r["accuracy"]) for r in found] for name, found in ours.items()}
+        show("figure9.png", "Classifiers of 1998, and figure 9 of the paper", pictures.figure9(errors))
+        rejected = {name: [100 * r["rejected"] for r in ours[name]] for name in pictures.FIGURE10}
+        show("figure10.png", "Images to reject for 0.5 % error", pictures.figure10(rejected))
     steps = [(r, done[r.name]) for r, _ in rows if r.name.startswith("today-")]
-    first = [(r, done[r.name]) for r, _ in rows if r.name == "lecun1998"]
+    first = [(r, done[r.name]) for r, _ in rows if r.name == "lecun1998-mle"]
     last = [(r, done[r.name]) for r, _ in rows if r.name == "best"]
     if all(found for _, found in first + steps + last):  # the next step would get the credit of a missing one
         show("today.png", "From 1998 to today", pictures.ladder(first + steps + last))

@@ -98,6 +98,19 @@ def read_trials(root: str | Path, recipe: Recipe) -> list[Trial]:
     return sorted(trials, key=lambda t: (not is_complete(t), -(t["validation"] or 0), t["number"]))
 
 
+def read_classifiers(root: str | Path) -> dict[str, dict[str, Any]]:
+    """{name: title, claimed accuracy, reason of the difference, and seeds} of the classifiers that are no recipes.
+
+    `python -m benchmarks classifiers` writes the file, classifiers1998.json.  Raises ValueError if it is damaged.
+    """
+    path = Path(root) / "classifiers1998.json"
+    found: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+    for name, record in found.items():
+        if not isinstance(record, dict) or not {"title", "claimed", "why", "seeds"} <= record.keys():
+            raise ValueError(f"{path} is damaged at {name!r}: remove it")
+    return found
+
+
 def is_complete(trial: Trial) -> bool:
     """Whether a trial was trained to the end: neither pruned nor failed."""
     return bool(trial["state"] == "COMPLETE")
