@@ -694,6 +694,14 @@ def test_the_study_of_1998_in_the_table():
     assert lines[-1] == f"| `study1998-half` | {other.title} | 0 | | | |"
 
 
+def test_a_damaged_file_of_classifiers_is_refused(tmp_path):
+    path = tmp_path / "classifiers1998.json"
+    for content, words in (("{", "classifiers1998.json"), ('{"knn": {"title": "no seeds"}}', "damaged at 'knn'")):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=words):
+            report.write_table(tmp_path)
+
+
 def test_a_search_in_the_table(tmp_path):
     (search,) = recipes.find("sweep")
     (best,) = recipes.find("sweep-best")
@@ -896,6 +904,8 @@ def test_every_picture_is_drawn(small, tmp_path):
         "claims": pictures.claims([(small, found), (small, []), (small, perfect)]),
         "figure 5": pictures.figure5(found),
         "figure 6": pictures.figure6({15: found, 30: found[:1], 60: found}, found),
+        "figure 9": pictures.figure9({"linear": [11.0, 12.0], "LeNet-5": [1.0]}),
+        "figure 10": pictures.figure10({"LeNet-5": [1.0, 1.5]}),
         "figure 6, not distorted": pictures.figure6({15: found, 30: found, 60: found}, []),
         "study": pictures.study1998([(small, [made_up(small, step_sizes=[[1e-5, 0.02]])]), (small, [])]),
         "ladder": pictures.ladder([(small, found), (small, []), (small, found[:1])]),
@@ -921,13 +931,20 @@ def test_curves_are_means_over_the_seeds(small):
 
 
 def test_the_table_shows_every_picture(tmp_path):
-    measured = {"gradients": FLOW, "step_sizes": [[7e-5, 0.016]]}
+    measured = {"gradients": FLOW, "step_sizes": [[7e-5, 0.016]], "rejected": 0.02}
+    seeds = [{"accuracy": 0.95, "rejected": 0.1}, {"accuracy": 0.97, "rejected": 0.2}]
+    classifier = {"title": "not a network", "claimed": 95.0, "why": "unlike", "seeds": seeds}
+    (tmp_path / "classifiers1998.json").write_text(
+        json.dumps({name: classifier for name in ("pairwise", "knn", "boosted")})
+    )
     for recipe in recipes.builtin().values():
         if not recipe.space:
             store(tmp_path, recipe, *(made_up(recipe, seed, 0.98 + seed / 100, **measured) for seed in (0, 1)))
             store(tmp_path, recipe, made_up(recipe, 2, 0.1, history={}, gradients={}, diverged="training diverged"))
     text = report.write_table(tmp_path).read_text()
-    for name in ("claims", "figure5", "figure6", "study1998", "today", "vanishing"):
+    row = "| knn (`python -m benchmarks classifiers`) | not a network | 95.00 | **96.00** | 1.41 | 2 | | | unlike |"
+    assert row in text.splitlines()
+    for name in ("claims", "figure5", "figure6", "figure9", "figure10", "study1998", "today", "vanishing"):
         assert f"({name}.png)" in text
         assert (tmp_path / f"{name}.png").stat().st_size > 3000
     assert "not run" not in "".join(line for line in text.splitlines() if "`sweep`" not in line)

@@ -104,7 +104,10 @@ def read_classifiers(root: str | Path) -> dict[str, dict[str, Any]]:
     `python -m benchmarks classifiers` writes the file, classifiers1998.json.  Raises ValueError if it is damaged.
     """
     path = Path(root) / "classifiers1998.json"
-    found: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+    try:
+        found: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it") from None
     for name, record in found.items():
         if not isinstance(record, dict) or not {"title", "claimed", "why", "seeds"} <= record.keys():
             raise ValueError(f"{path} is damaged at {name!r}: remove it")
