@@ -1,6 +1,7 @@
 """Argument checks.  Every message names the argument, the expected and the given value: "x must be ..., got ..."."""
 
 import numbers
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -28,6 +29,20 @@ def one_line(error: BaseException, length: int = 500) -> str:
     """The message of an exception on one line, cut at `length`; its type if it has none."""
     text = "".join(c if c.isprintable() else " " for c in str(error)[: 4 * length])  # no terminal escape sequences
     return " ".join(text.split())[:length] or type(error).__name__
+
+
+PASSWORD = re.compile(r"(://[^\s:/@]*):(.*)@", re.DOTALL)  # up to the last @: an unescaped password may have some
+PASSWORD_OPTION = re.compile(r"([?&](?:ssl)?pass(?:word|wd)?=)[^&\s]*", re.IGNORECASE)
+
+
+def has_password(url: str) -> bool:
+    """Whether there is a password before the host of a URL."""
+    return PASSWORD.search(url) is not None
+
+
+def hide_password(text: str) -> str:
+    """The text, such as a URL or an option of the command line, with *** instead of the password of its URL."""
+    return PASSWORD_OPTION.sub(r"\1***", PASSWORD.sub(r"\1:***@", text))
 
 
 def describe(value: object) -> str:

@@ -44,6 +44,10 @@ class ResumeError(ValueError):
     """A training cannot be continued from its checkpoint.  The message names every difference."""
 
 
+class StorageError(ConnectionError):
+    """The storage of a study cannot be reached.  The message names it, without its password, and what to check."""
+
+
 class UnknownLayerError(ValueError):
     """A saved model has a layer whose class is not known."""
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import tinycnn
 from tinycnn import _gpu
+from tinycnn._check import hide_password
 
 
 def versions() -> dict[str, str]:
@@ -32,7 +33,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": numba.get_num_threads(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(hide_password, sys.argv[1:])],
     }
     return facts if device == "cpu" else facts | {"device": device_name(device)}
 

@@ -16,7 +16,7 @@ optuna = pytest.importorskip("optuna")
 from tinycnn import hardware, plot, recipes, runs  # noqa: E402
 from tinycnn.__main__ import main  # noqa: E402
 from tinycnn.commands import sweep  # noqa: E402
-from tinycnn.recipes import build, report, training  # noqa: E402
+from tinycnn.recipes import build, report, studies, training  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TEXT = """
@@ -155,7 +155,7 @@ def test_two_processes_do_not_exceed_the_number_of_trials(run, trained, monkeypa
     assert run("--trials", 1)[0] == 0
     assert len(trained) == 1
     assert states()[:2] == [COMPLETE, FAIL]
-    assert study().trials[1].user_attrs["requeued"] == "one too many"
+    assert study().trials[1].user_attrs["unfinished"] == "one too many"
 
 
 # --- failed and interrupted trials ------------------------------------------------------------------------------------
@@ -164,10 +164,10 @@ def test_two_processes_do_not_exceed_the_number_of_trials(run, trained, monkeypa
 def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
     run("--trials", 1)
     code = (
-        "import sys, optuna, time; from tinycnn.commands import sweep\n"
+        "import sys, optuna, time; from tinycnn.recipes import studies\n"
         "backend = optuna.storages.journal.JournalFileBackend('sweeps/small.journal')\n"
         "s = optuna.load_study(study_name='small', storage=optuna.storages.JournalStorage(backend))\n"
-        "t = s.ask(); t.set_user_attr('process', sweep._process_identity())\n"
+        "t = s.ask(); t.set_user_attr('process', studies.process_identity())\n"
         "t.suggest_categorical('act', ['', 'Tanh(),', 'ReLU(),']); t.suggest_categorical('rate', [0.1, 0.3])\n"
         "print('asked', flush=True); time.sleep(600)\n"
     )
@@ -186,27 +186,29 @@ def test_a_lost_trial_is_run_again_with_its_own_point(run, trained, home):
     assert (code, err) == (0, "")
     assert len(trained) == 2
     lost, again = study().trials[1:]
-    assert (lost.state, lost.user_attrs["requeued"]) == (FAIL, "its process was lost")
+    assert (lost.state, lost.user_attrs["unfinished"]) == (FAIL, "its process was lost")
     assert (again.state, again.params) == (COMPLETE, lost.params)
+    assert again.system_attrs["retry_history"] == [lost.number]
     assert "2 trials" in out.split("\n\n")[1]
 
 
 @pytest.mark.parametrize("sampler", ["random", "grid"])
-def test_ctrl_c_requeues_the_trial(run, trained, sampler):
+@pytest.mark.parametrize("storage", ["x.journal", "sqlite:///x.db"])
+def test_ctrl_c_requeues_the_trial(run, trained, sampler, storage):
     def interrupted(recipe, seed):
         if len(trained) == 2:
             raise KeyboardInterrupt
         return 0.5, 0.5
 
     trained.outcomes = interrupted
-    code, _, err = run("--trials", 4, "--sampler", sampler)
+    code, _, err = run("--trials", 4, "--sampler", sampler, "--storage", storage)
     assert code == 130
     assert "interrupted: the study is kept" in err
-    assert run("--trials", 4, "--sampler", sampler)[0] == 0
+    assert run("--trials", 4, "--sampler", sampler, "--storage", storage)[0] == 0
     assert len(trained) == 5
     assert trained[2][:2] == trained[1][:2]
-    trials = study().trials
-    assert [trial.user_attrs.get("requeued") for trial in trials] == [None, "interrupted", None, None, None]
+    trials = studies.open_study(storage, "small", heartbeat=30, patience=0, create=False).study.trials
+    assert [trial.user_attrs.get("unfinished") for trial in trials] == [None, "interrupted", None, None, None]
     assert trials[2].params == trials[1].params
 
 
@@ -234,7 +236,7 @@ def test_a_full_disk_ends_the_sweep_without_failing_the_trial(run, trained):
     trained.outcomes = full
     code, _, err = run("--trials", 2)
     assert (code, err) == (1, "error: no space left\n")
-    assert [trial.user_attrs.get("requeued") for trial in study().trials] == ["interrupted", None]
+    assert [trial.user_attrs.get("unfinished") for trial in study().trials] == ["interrupted", None]
 
 
 def test_unpromising_trials_are_pruned(run, trained):
@@ -247,6 +249,37 @@ def test_unpromising_trials_are_pruned(run, trained):
     assert run("--trials", 6, "--epochs", 10, "--pruner", "none", "--study", "all")[0] == 0
     assert states(name="all") == [COMPLETE] * 6
     assert run("--trials", 2, "--epochs", 10, "--pruner", "hyperband", "--study", "hyperband")[0] == 0
+
+
+def test_a_trial_that_another_worker_runs_again(run, trained, capsys):
+    """The worker was suspended, and its heartbeats were missed."""
+
+    def outcomes(recipe, seed):
+        if len(trained) == 1:
+            shared = studies.open_study("sqlite:///x.db", "small", heartbeat=30, patience=0)
+            shared.end(shared.study.trials[0], "its process was lost")
+        return 0.5, 0.4
+
+    trained.outcomes = outcomes
+    code, out, err = run("--trials", 2, "--storage", "sqlite:///x.db")
+    assert (code, err) == (0, "")
+    assert "    0 was taken for lost by another worker, which runs it again\n" in out
+    trials = optuna.load_study(study_name="small", storage="sqlite:///x.db").trials
+    assert [trial.state for trial in trials] == [FAIL, COMPLETE, COMPLETE]
+    assert trials[1].params == trials[0].params
+
+
+def test_two_workers_choose_the_same_point_of_a_grid(run, trained, monkeypatch):
+    """The second worker chooses after the first one has, with the number of a trial that is a retry."""
+    monkeypatch.setattr(optuna.samplers.GridSampler, "_get_unvisited_grid_ids", lambda *args: [0, 4])
+    run("--sampler", "grid", "--trials", 4, "--storage", "sqlite:///x.db")
+    shared = studies.open_study("sqlite:///x.db", "small", heartbeat=30, patience=0)
+    studies._retry(shared.study, shared.study.trials[3])  # number 4, so that point 4 is chosen by number 6 or 7
+    code, out, err = run("--sampler", "grid", "--trials", 6, "--storage", "sqlite:///x.db")
+    assert (code, err) == (0, "")
+    complete = [trial for trial in shared.study.trials if trial.state == COMPLETE]
+    assert sorted(trial.system_attrs["grid_id"] for trial in complete if trial.number != 3) == [0, 1, 2, 3, 4, 5]
+    assert len({(trial.params["act"], trial.params["rate"]) for trial in complete}) == 6
 
 
 # --- ranking ----------------------------------------------------------------------------------------------------------
@@ -484,7 +517,7 @@ def test_a_list_of_rates_needs_one_per_epoch(run, trained):
 @pytest.mark.parametrize(
     ("storage", "message"),
     [
-        ("mysql://nowhere/x", "cannot be used"),
+        ("mine.toml/", "Is a directory"),
         ("sqlite:////nonexistent/dir/x.db", "unable to open database file"),
         ("unknown://x", "cannot be used"),
         (".", "Is a directory"),
@@ -514,6 +547,10 @@ def test_a_study_has_one_recipe_data_set_and_number_of_epochs(run, trained):
     for args, text, message in [
         (["--epochs", 3], TEXT, "started with epochs 2, not 3"),
         (["--data", "fashion"], TEXT, "started with data 'mnist', not 'fashion'"),
+        (["--sampler", "grid"], TEXT, "started with sampler 'random', not 'grid'"),
+        (["--pruner", "none"], TEXT, "started with pruner 'median', not 'none'"),
+        (["--seed", 1], TEXT, "started with seed 0, not 1"),
+        (["--heartbeat", 1], TEXT, "started with heartbeat 30, not 1"),
         ([], TEXT.replace("batch = 50", "batch = 51"), "started with another version of its recipe"),
         ([], TEXT.replace("0.3", "0.4"), "started with another version of its space"),
     ]:

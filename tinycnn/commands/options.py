@@ -147,12 +147,25 @@ def add_reproduce_options(parser: argparse.ArgumentParser) -> None:
     add("--results", default="results", help="folder of finished seeds (default: results)")
     add("--out", default="runs", help="folder of run folders and reports (default: runs)")
     add("--tensorboard", metavar="DIR", help="write event files for TensorBoard there (needs tensorboardX)")
+    add("--storage", metavar="URL", help="share the seeds with other workers through a database or a journal file: see "
+        "sweep (needs Optuna)")  # fmt: skip
+    add("--study", default="reproduce", help="name of the study in the storage (default: reproduce)")
+    add_storage_options(parser)
 
 
 def seeds(text: str) -> Sequence[int]:
     if "," in text:
         return sorted({non_negative_int(part) for part in text.rstrip(",").split(",")})
     return range(positive_int(text))
+
+
+def add_storage_options(parser: argparse.ArgumentParser) -> None:
+    """Add --heartbeat and --wait, of studies that several workers share."""
+    add = parser.add_argument
+    add("--heartbeat", type=positive_int, default=30, metavar="S",
+        help="with a database: seconds between signs of life; a worker is lost after four (default: 30)")  # fmt: skip
+    add("--wait", type=non_negative_int, default=600, metavar="S",
+        help="seconds to wait for a database that cannot be reached any more (default: 600)")  # fmt: skip
 
 
 def add_sweep_options(parser: argparse.ArgumentParser) -> None:
@@ -164,8 +177,10 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--pruner", choices=("none", "median", "hyperband"), default="median",
         help="when to stop an unpromising trial early (default: median)")  # fmt: skip
     add("--epochs", type=positive_int, help="epochs per trial (default: the recipe's)")
-    add("--storage", help="an Optuna storage URL, or a journal file (default: sweeps/NAME.journal)")
+    add("--storage", metavar="URL", help="postgresql://USER@HOST/DATABASE, mysql://..., sqlite:///FILE, or the path of "
+        "a journal file, which workers share (default: sweeps/NAME.journal)")  # fmt: skip
     add("--study", help="name of the study in the storage (default: NAME)")
+    add_storage_options(parser)
     add("--seed", type=non_negative_int, default=0, help="seed of the sampler and of every training")
     add_device_options(parser)
     add("--data", choices=("mnist", "fashion", "kmnist", "synthetic"), help="data set (default: the recipe's)")

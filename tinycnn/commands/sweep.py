@@ -1,31 +1,30 @@
 """The command `python -m tinycnn sweep`: hyperparameter search over the space of a recipe, with Optuna.
 
-A study is stored in a journal file or any storage that Optuna supports. Processes that open the same storage share the
-search. Trials are ranked by validation accuracy; the test accuracy is recorded, but not used for selection. Trials of
+A study is stored in a journal file or a database. Processes that open the same storage share the search:
+`tinycnn.recipes.studies`. Trials are ranked by validation accuracy; the test accuracy is recorded, but not used for selection. Trials of
 built-in recipes are also saved in results/.
 """
 
 import argparse
 import dataclasses
-import datetime
 import math
-import os
-import platform
 import sys
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinycnn import recipes
 from tinycnn.commands import _common
 from tinycnn.data import Dataset
-from tinycnn.errors import RecipeError
+from tinycnn.errors import RecipeError, StorageError
 from tinycnn.recipes import Point, Recipe
 
+if TYPE_CHECKING:
+    from tinycnn.recipes.studies import SharedStudy
+
 # Optuna is optional: functions get its module as the argument `optuna`, studies and trials have the type Any.
-REQUEUED = "requeued"  # user attribute of a trial that did not finish: the reason why its point is run again
 
 
 def main(args: argparse.Namespace) -> int:
@@ -33,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         import optuna
     except ImportError:
-        print("error: a sweep needs Optuna: pip install optuna", file=sys.stderr)
+        print("error: a sweep needs Optuna: pip install 'tinycnn[sweep]'", file=sys.stderr)
         return 1
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     interrupted = "interrupted: the study is kept; the same command resumes it"
@@ -42,9 +41,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace, optuna: Any) -> int:
     recipe = _recipe(args)
-    study = _study(args, recipe, optuna)
+    shared = _study(args, recipe, optuna)
+    study = shared.study
     if not args.show:
-        _search(args, recipe, study, optuna)
+        _search(args, recipe, shared, optuna)
     code = _report(args, recipe, study, optuna)
     if _is_recorded(recipe, study):
         from tinycnn.recipes import report
@@ -84,49 +84,32 @@ def _one_at_a_time(space: dict[str, list[Any]]) -> Iterator[Point]:
             yield first | {name: value}
 
 
-def _study(args: argparse.Namespace, recipe: Recipe, optuna: Any) -> Any:
+def _study(args: argparse.Namespace, recipe: Recipe, optuna: Any) -> "SharedStudy":
     """Open or create the study. ValueError if its storage cannot be used or it belongs to another recipe."""
+    from tinycnn.recipes import studies
+
     location, name = args.storage or str(Path(args.out) / f"{recipe.name}.journal"), args.study or recipe.name
-    if args.show and "://" not in location and not Path(location).exists():
-        raise ValueError(f"there is no journal {location}")
-    try:
-        if "://" in location:
-            storage = optuna.storages.get_storage(location)
-        else:
-            Path(location).parent.mkdir(parents=True, exist_ok=True)
-            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(location))
-        names = [study.study_name for study in storage.get_all_studies()]
-        pruners = {
-            "none": optuna.pruners.NopPruner,
-            "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3),
-            "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=3),
-        }
-        if args.show:
-            study = optuna.load_study(storage=storage, study_name=name) if name in names else None
-        else:
-            study = optuna.create_study(
-                storage=storage, study_name=name, load_if_exists=True, direction="maximize",
-                sampler=_sampler(args, recipe, optuna, 0), pruner=pruners[args.pruner](),
-            )  # fmt: skip
-    except Exception as error:  # storage drivers raise exceptions of any class
-        raise ValueError(f"the storage {location} cannot be used: {_first_line(error)}") from error
-    if study is None:
-        raise ValueError(f"there is no study {name!r} in {location}, only {', '.join(map(repr, names)) or 'nothing'}")
-    # All trials of a study share these attributes; --show only needs the same space.
-    attributes: dict[str, Any] = {"space": recipe.space}
-    if not args.show:
-        data = args.data or recipe.data.get("name", "mnist")
-        attributes |= {"epochs": recipe.training["epochs"], "data": data, "recipe": recipe.fingerprint}
-    for key, value in attributes.items():
-        stored = study.user_attrs.get(key)
-        if stored is None and not args.show:
-            study.set_user_attr(key, value)
-        elif stored not in (None, value):
-            words = f"{key} {stored!r}, not {value!r}" if key in ("epochs", "data") else f"another version of its {key}"
-            raise ValueError(
-                f"the study {name!r} in {location} was started with {words}: choose another name with --study"
-            )
-    return study
+    pruners = {
+        "none": optuna.pruners.NopPruner,
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=3),
+        "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=3),
+    }
+    shared = studies.open_study(
+        location, name, heartbeat=args.heartbeat, patience=args.wait, create=not args.show, direction="maximize",
+        sampler=_sampler(args, recipe, optuna, 0), pruner=pruners[args.pruner](),
+    )  # fmt: skip
+    shared.require(_settings(args, recipe), write=not args.show)
+    return shared
+
+
+def _settings(args: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+    """What all trials of a study share; --show only needs the same space."""
+    settings: dict[str, Any] = {"command": "sweep", "space": recipe.space}
+    if args.show:
+        return settings
+    data = args.data or recipe.data.get("name", "mnist")
+    settings |= {"epochs": recipe.training["epochs"], "data": data, "recipe": recipe.fingerprint}
+    return settings | {key: getattr(args, key) for key in ("sampler", "pruner", "seed", "heartbeat")}
 
 
 def _sampler(args: argparse.Namespace, recipe: Recipe, optuna: Any, number: int) -> Any:
@@ -143,18 +126,14 @@ def _sampler(args: argparse.Namespace, recipe: Recipe, optuna: Any, number: int)
     return grid
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
-
-
 # --- trials -----------------------------------------------------------------------------------------------------------
 
 
-def _search(args: argparse.Namespace, recipe: Recipe, study: Any, optuna: Any) -> None:
-    """Run trials until the study has --trials of them."""
+def _search(args: argparse.Namespace, recipe: Recipe, shared: "SharedStudy", optuna: Any) -> None:
+    """Run trials until the study has --trials of them, and the last ones of other workers are finished."""
     from tinycnn.recipes import build, report, results
 
-    device = _common.use_device(args)
+    study, device = shared.study, _common.use_device(args)
     results.prepare_folder(args.out, recipe)
     is_recorded = _is_recorded(recipe, study)
     if is_recorded:
@@ -164,48 +143,74 @@ def _search(args: argparse.Namespace, recipe: Recipe, study: Any, optuna: Any) -
     build.split_sizes(recipe, data)
     combinations, done = math.prod(map(len, recipe.space.values())), _count_trials(study, optuna)
     print(f"{recipe.title}: {combinations:,} combinations; {done} of {args.trials} trials done\n{HEAD}", flush=True)
+    waiting = False
     while True:
-        _requeue_lost(study, optuna)
-        if _count_trials(study, optuna, running=True) >= args.trials:
-            break
-        if args.sampler == "grid" and _grid_is_exhausted(study, combinations, optuna):
-            print("every point of the grid has been tried")
-            break
-        trial = study.ask()
-        trial.set_user_attr("process", _process_identity())
+        shared.retry_lost()
+        shared.require(_settings(args, recipe))  # two workers may have created the study at the same moment
+        exhausted = args.sampler == "grid" and _grid_is_exhausted(study, combinations, optuna)
+        if exhausted or _count_trials(study, optuna, running=True) >= args.trials:
+            running = len(shared.trials(optuna.trial.TrialState.RUNNING))
+            if not running or not shared.has_heartbeats or _count_trials(study, optuna) >= args.trials:
+                if exhausted:
+                    print("every point of the grid has been tried")
+                break
+            if not waiting:
+                print(f"waiting for the last trials of other workers, {running} now", flush=True)
+            waiting = True
+            shared.wait_for_others()
+            continue
+        trial = shared.ask()
         if args.sampler != "grid":
             study.sampler = _sampler(args, recipe, optuna, trial.number)
-        point = {name: trial.suggest_categorical(name, values) for name, values in recipe.space.items()}
-        if _count_trials(study, optuna, running=True, below=trial.number) >= args.trials:  # other processes were faster
-            _requeue(study, study.trials[trial.number], optuna, "one too many")
-            continue
-        _trial(args, recipe.substitute(point), trial, study, data, device, optuna)
-        print(_format_trial(study.trials[trial.number]), flush=True)
+        _trial(args, recipe, trial, shared, data, device, optuna)
         if is_recorded:  # after each trial: an interrupted search keeps them too
             _record_trials(args, recipe, study)
 
 
 def _trial(
-    args: argparse.Namespace, recipe: Recipe, trial: Any, study: Any, data: Dataset, device: str, optuna: Any
+    args: argparse.Namespace, recipe: Recipe, trial: Any, shared: "SharedStudy", data: Dataset, device: str, optuna: Any
+) -> None:
+    """Train a trial of the study unless another worker has its point, and print its line."""
+    try:
+        with shared.heartbeat(trial._trial_id):
+            point = {name: trial.suggest_categorical(name, values) for name, values in recipe.space.items()}
+            if _is_duplicate(args, recipe, trial.number, shared, optuna):
+                shared.drop(trial.number)
+            elif _count_trials(shared.study, optuna, running=True, below=trial.number) >= args.trials:
+                shared.end(shared.study.trials[trial.number], "one too many")  # other workers were faster
+            else:
+                _train(args, recipe.substitute(point), trial, shared, data, device, optuna)
+                print(_format_trial(shared.study.trials[trial.number]), flush=True)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        print(f"{trial.number:5d} was taken for lost by another worker, which runs it again", flush=True)
+    except StorageError:
+        raise  # the heartbeats end, and another worker runs the trial again
+    except BaseException:
+        shared.give_back(trial.number, "interrupted")
+        raise
+
+
+def _train(
+    args: argparse.Namespace, recipe: Recipe, trial: Any, shared: "SharedStudy", data: Dataset, device: str, optuna: Any
 ) -> None:
     """Train one point of the space and report its result, or its failure, to the study."""
     from tinycnn.recipes import training
+
+    states = optuna.trial.TrialState
 
     def on_epoch(record: dict[str, Any]) -> None:
         trial.report(record["val_accuracy"], record["epoch"])
         if trial.should_prune():
             raise optuna.TrialPruned
 
-    failed = optuna.trial.TrialState.FAIL
-
     def on_result(result: dict[str, Any]) -> None:
         for key in ("accuracy", "precision", "recall", "f1", "confusion", "cpu_seconds", "diverged"):
             if key in result:
                 trial.set_user_attr(key if key != "diverged" else "failed", result[key])
         if "diverged" in result:
-            study.tell(trial, state=failed)
+            shared.tell(trial.number, state=states.FAIL)
         else:
-            study.tell(trial, result["history"]["val_accuracy"][-1])
+            shared.tell(trial.number, result["history"]["val_accuracy"][-1])
 
     try:
         trial.set_user_attr("environment", training.environment(device))
@@ -214,66 +219,48 @@ def _trial(
             on_result=on_result,
         )  # fmt: skip
     except optuna.TrialPruned:
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        shared.tell(trial.number, state=states.PRUNED)
     except (ValueError, ArithmeticError, MemoryError) as error:
         trial.set_user_attr("failed", str(error))
-        study.tell(trial, state=failed)
-    except BaseException:
-        _requeue(study, study.trials[trial.number], optuna, "interrupted")
-        raise
+        shared.tell(trial.number, state=states.FAIL)
 
 
-def _process_identity() -> list[Any]:
-    """This process: machine, process ID and start time (process IDs are reused)."""
-    return [platform.node(), os.getpid(), _start_time(os.getpid())]
+def _is_duplicate(args: argparse.Namespace, recipe: Recipe, number: int, shared: "SharedStudy", optuna: Any) -> bool:
+    """Whether an earlier trial has the same point of a grid, or retries the same trial: two workers have chosen it at
+    the same moment.  Waits until all earlier trials have a point."""
+    from tinycnn.recipes import studies
 
-
-def _start_time(pid: int) -> str | None:
-    """The start time of a process where /proc shows it, else "alive"; None if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return "alive"
-
-
-def _requeue_lost(study: Any, optuna: Any) -> None:
-    """Requeue the running trials of processes on this machine that no longer exist."""
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        node, pid, start_time = trial.user_attrs.get("process", (None, 0, None))
-        unsigned = node is None and datetime.datetime.now() - trial.datetime_start > datetime.timedelta(minutes=1)
-        if unsigned or (node == platform.node() and _start_time(pid) != start_time):
-            _requeue(study, trial, optuna, "its process was lost")
-
-
-def _requeue(study: Any, trial: Any, optuna: Any, reason: str) -> None:
-    """End an unfinished trial and enqueue its point for the next one."""
-    with suppress(ValueError, RuntimeError):  # another process has already requeued it
-        study._storage.set_trial_user_attr(trial._trial_id, REQUEUED, reason)
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        if len(trial.params) == len(study.user_attrs["space"]):
-            study.enqueue_trial(trial.params)
+    while True:
+        trials = shared.trials()
+        if args.sampler != "grid" or studies.is_second_retry(trials, trials[number]):
+            return studies.is_second_retry(trials, trials[number])
+        replaced = studies.replaced_numbers(trials)
+        earlier = [trial for trial in trials[:number] if trial.number not in replaced]
+        if any(trial.params == trials[number].params for trial in earlier):
+            return True
+        running = optuna.trial.TrialState.RUNNING
+        if all(trial.state != running or len(trial.params) == len(recipe.space) for trial in earlier):
+            return False
+        shared.retry_lost()
+        time.sleep(0.2)
 
 
 def _count_trials(study: Any, optuna: Any, running: bool = False, below: float = math.inf) -> int:
-    """Number of finished (with `running`: and running) trials with a number under `below`, without requeued ones."""
+    """Number of finished (with `running`: and running) trials with a number under `below`, without replaced ones."""
+    from tinycnn.recipes import studies
+
     states = optuna.trial.TrialState
     counted = (states.COMPLETE, states.PRUNED, states.FAIL, *((states.RUNNING,) if running else ()))
-    trials = study.get_trials(deepcopy=False, states=counted)
-    return sum(REQUEUED not in trial.user_attrs and trial.number < below for trial in trials)
+    trials = study.get_trials(deepcopy=False)
+    replaced = studies.replaced_numbers(trials)
+    return sum(t.state in counted and t.number not in replaced and t.number < below for t in trials)
 
 
 def _grid_is_exhausted(study: Any, combinations: int, optuna: Any) -> bool:
     """Whether every point of the grid has been started and none is enqueued."""
     trials = study.get_trials(deepcopy=False)
-    started = sum("grid_id" in trial.system_attrs for trial in trials)
-    return started >= combinations and all(trial.state != optuna.trial.TrialState.WAITING for trial in trials)
+    started = {trial.system_attrs["grid_id"] for trial in trials if "grid_id" in trial.system_attrs}
+    return len(started) >= combinations and all(trial.state != optuna.trial.TrialState.WAITING for trial in trials)
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
@@ -290,14 +277,24 @@ def _format_trial(trial: Any) -> str:
         epoch, accuracy = max(trial.intermediate_values.items(), default=(0, 0.0))
         words = {"PRUNED": f"pruned in epoch {epoch} at {accuracy:.2%}", "FAIL": "failed", "RUNNING": "running"}
         scores = f"{words.get(state, state.lower()):>28}"
-    reason = f" ({attributes['failed']})" if "failed" in attributes else ""
+    reason = f" ({_failure(trial)})" if _failure(trial) else ""
     return f"{trial.number:5d} {scores}    {recipes.format_point(trial.params)}{reason}"
 
 
+def _failure(trial: Any) -> str | None:
+    """Why a trial has failed."""
+    lost = "its worker was lost, each time that it was run" if trial.state.name == "FAIL" else None
+    reason: str | None = trial.user_attrs.get("failed", lost)
+    return reason
+
+
 def _ranking(study: Any, optuna: Any) -> list[Any]:
-    """All started trials except requeued ones, best first."""
-    waiting = optuna.trial.TrialState.WAITING
-    trials = [t for t in study.trials if REQUEUED not in t.user_attrs and t.state != waiting]
+    """All started trials except replaced ones, best first."""
+    from tinycnn.recipes import studies
+
+    all_trials, waiting = study.trials, optuna.trial.TrialState.WAITING
+    replaced = studies.replaced_numbers(all_trials)
+    trials = [t for t in all_trials if t.number not in replaced and t.state != waiting]
     return sorted(trials, key=lambda t: (t.state != optuna.trial.TrialState.COMPLETE, -(t.value or 0), t.number))
 
 
@@ -310,15 +307,17 @@ def _is_recorded(recipe: Recipe, study: Any) -> bool:
 
 def _record_trials(args: argparse.Namespace, recipe: Recipe, study: Any) -> Path | None:
     """Write the finished trials into the folder of results; see `results.save_trials`."""
-    from tinycnn.recipes import results
+    from tinycnn.recipes import results, studies
 
+    all_trials = study.trials
+    replaced = studies.replaced_numbers(all_trials)
     trials = [
         {
             "number": t.number, "point": t.params, "state": t.state.name, "validation": t.value,
-            **{key: t.user_attrs.get(key) for key in ("accuracy", "f1", "cpu_seconds", "failed")},
+            **{key: t.user_attrs.get(key) for key in ("accuracy", "f1", "cpu_seconds")}, "failed": _failure(t),
             "environment": t.user_attrs.get("environment", {}), "finished": f"{t.datetime_complete:%Y-%m-%d}",
         }
-        for t in study.trials if t.state.is_finished() and REQUEUED not in t.user_attrs
+        for t in all_trials if t.state.is_finished() and t.number not in replaced
     ]  # fmt: skip
     return results.save_trials(args.results, recipe, trials)
 

@@ -148,6 +148,16 @@ def _load(path: Path, recipe: Recipe, check: Callable[[dict[str, Any]], None]) -
     return content
 
 
+def check(recipe: Recipe, result: Result, origin: str) -> None:
+    """ValueError, with `origin`, unless this is a whole result of the recipe."""
+    try:
+        if (result.get("recipe"), result.get("fingerprint")) != (recipe.name, recipe.fingerprint):
+            raise ValueError("it is not of this recipe")
+        _check_result(result)
+    except ValueError as error:
+        raise ValueError(f"{origin} is not a result of recipe {recipe.name!r} ({error})") from None
+
+
 def _check_keys(record: Any, keys: Mapping[str, Any]) -> None:
     for key, kind in keys.items():
         if not isinstance(record, dict) or key not in record or not isinstance(record[key], kind):
