@@ -11,6 +11,7 @@ Importing this module needs Optuna.
 import copy
 import datetime
 import functools
+import logging
 import os
 import platform
 import random
@@ -67,6 +68,7 @@ def open_storage(location: str, heartbeat: int = HEARTBEAT, patience: float = PA
 
     Raises StorageError if it cannot be reached now, ValueError if it cannot be used.  Messages have no password.
     """
+    logging.getLogger("optuna.storages").setLevel(logging.ERROR)  # no SQL where a connection ends
     if "://" not in location:
         try:
             Path(location).parent.mkdir(parents=True, exist_ok=True)
@@ -161,10 +163,12 @@ class DatabaseStorage(RDBStorage):
         while True:
             try:
                 result = operation()
-            except StorageInternalError as error:
-                cause, shown = error.__cause__ or error, hide_password(self.location)
-                reason = _reason(cause, self.location)
+            except (StorageInternalError, exc.SQLAlchemyError) as error:
+                cause = (error.__cause__ or error) if isinstance(error, StorageInternalError) else error
+                shown, reason = hide_password(self.location), _reason(cause, self.location)
                 if not self._may_pass(cause):
+                    if isinstance(error, exc.IntegrityError):  # the study exists already
+                        raise
                     raise StorageError(f"the storage {shown} cannot be used any more: {reason}") from None
                 started = started or time.monotonic()
                 if time.monotonic() - started >= self.patience:
@@ -184,6 +188,8 @@ class DatabaseStorage(RDBStorage):
 
     def _may_pass(self, error: BaseException) -> bool:
         """Whether the same operation may succeed later."""
+        if isinstance(error, exc.PendingRollbackError):  # after an error that Optuna has caught inside a transaction
+            return True
         if not isinstance(error, exc.DBAPIError):
             return False
         if self.location.startswith("sqlite"):
