@@ -4,6 +4,7 @@ The servers are real ones, and the workers are processes that train (`tests/supp
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,11 @@ import pytest
 pytest.importorskip("optuna")
 pytest.importorskip("psycopg")
 
-import optuna  # noqa: E402
-import postgres  # noqa: E402
+import optuna
+import postgres
 
-from tinycnn.errors import StorageError  # noqa: E402
-from tinycnn.recipes import studies  # noqa: E402
+from tinycnn.errors import StorageError
+from tinycnn.recipes import studies
 
 ROOT = Path(__file__).parents[2]
 TEXT = """
@@ -213,8 +214,9 @@ def test_seeds_of_several_machines(server, home, start):
     assert len(trained(home)) == 2
 
     def worker(folder, seeds=3):
-        return start("reproduce", "seeds.toml", "--seeds", seeds, "--storage", server.url, "--results", f"{folder}/results",
-                     "--out", folder, "--heartbeat", 1, seconds=1)  # fmt: skip
+        folders = ["--results", f"{folder}/results", "--out", folder]
+        command = ["reproduce", "seeds.toml", "--seeds", seeds, "--storage", server.url, "--heartbeat", 1, *folders]
+        return start(*command, seconds=1)
 
     finish(worker("done", "2,"))
     assert len(trained(home)) == 2
@@ -247,16 +249,41 @@ def test_seeds_of_several_machines(server, home, start):
     no_password_in(home)
 
 
+def test_the_code_for_dask(server, home):
+    """The code of docs/sweeps.md, on synthetic digits, with two workers."""
+    pytest.importorskip("distributed")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sweeps.md").read_text(), re.DOTALL)
+    for old, new in [
+        ("from tinycnn.__main__ import main\n", "from storage_worker import work\n"),
+        ("main(COMMAND)", f"work({str(home / 'log')!r}, 0.2, *COMMAND)"),
+        ('["sweep", "--storage", "postgresql://me@host/sweeps", "--trials", "200"',
+         f'["sweep", "{home}/mine.toml", "--sampler", "grid", "--storage", "{server.url}", "--out", "{home}/sweeps"'),
+        ("n_workers=4", "n_workers=2, dashboard_address=None"),
+        ("range(4)", "range(2)"),
+    ]:  # fmt: skip
+        assert old in code
+        code = code.replace(old, new)
+    Path("with_dask.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "with_dask.py"], capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["[0, 0]"], done.stdout + done.stderr
+    names = [name for _, name in trained(home)]
+    assert len(set(names)) == len(names) >= 10
+    assert len({pid for pid, _ in trained(home)}) == 2
+
+
 def test_a_server_that_stays_away_is_given_up(server, capsys):
     shared = studies.open_study(server.url, "grid", heartbeat=1, patience=1)
     trial = shared.ask()
     server.stop()
     try:
-        with pytest.raises(StorageError, match="could not be reached for 1 s: .*the same command resumes") as error:
+        with pytest.raises(StorageError, match=r"could not be reached for 1 s: .*the same command resumes") as error:
             trial.report(0.5, 1)
         assert "s3cret" not in str(error.value)
         assert capsys.readouterr().err.startswith("storage cannot be reached, waiting: OperationalError: ")
-        with pytest.raises(StorageError, match="cannot be reached: .*check that the server runs") as error:
+        with pytest.raises(StorageError, match=r"cannot be reached: .*check that the server runs") as error:
             studies.open_storage(server.url)
         assert "s3cret" not in str(error.value)
         assert ":***@" in str(error.value)

@@ -155,14 +155,19 @@ def test_an_answer_that_is_lost(shared, monkeypatch, capsys):
         done = answer(self, *args)
         if not lost:
             lost.append(True)
-            raise StorageInternalError from sqlalchemy.exc.OperationalError("commit", {}, Exception("database is locked"))
+            raise StorageInternalError from sqlalchemy.exc.OperationalError(
+                "commit", {}, Exception("database is locked")
+            )
         return done
 
     monkeypatch.setattr(optuna.storages.RDBStorage, "set_trial_state_values", lose)
     shared.tell(trial.number, 0.5)
     assert (states(shared), shared.study.best_value) == ([COMPLETE], 0.5)
     err = capsys.readouterr().err.splitlines()
-    assert err == ["storage cannot be reached, waiting: Exception: database is locked", "storage reached again after 0 s"]
+    assert err == [
+        "storage cannot be reached, waiting: Exception: database is locked",
+        "storage reached again after 0 s",
+    ]
 
 
 def test_every_operation_of_the_database_waits():
@@ -182,7 +187,7 @@ def test_a_journal_with_half_a_record(tmp_path):
     path = str(tmp_path / "x.journal")
     shared = studies.open_study(path, "x", heartbeat=1, patience=1)
     shared.tell(shared.ask().number, 0.5)
-    with open(path, "ab") as file:
+    with Path(path).open("ab") as file:
         file.write(b'{"op_code":4,"worker_id":"x","stu')  # a writer was killed
     shared.tell(shared.ask().number, 0.75)
     again = studies.open_study(path, "x", heartbeat=1, patience=1)
@@ -226,7 +231,7 @@ def test_a_journal_on_a_full_disk(tmp_path):
     ],
 )
 def test_a_storage_that_cannot_be_used(url, words):
-    with pytest.raises(ValueError, match="^the storage ") as error:
+    with pytest.raises(ValueError, match=r"^the storage ") as error:
         studies.open_storage(url)
     assert words in str(error.value)
     assert "***" in str(error.value)
@@ -245,7 +250,9 @@ def test_a_server_that_is_not_there(tmp_path):
     with pytest.raises(StorageError) as error:
         studies.open_storage(f"postgresql://user:s3cret@/x?host={tmp_path}")
     assert str(error.value).startswith(f"the storage postgresql://user:***@/x?host={tmp_path} cannot be reached: Opera")
-    assert str(error.value).endswith("check that the server runs, and the URL's host, port, database, user and password")
+    assert str(error.value).endswith(
+        "check that the server runs, and the URL's host, port, database, user and password"
+    )
 
 
 @pytest.mark.parametrize(

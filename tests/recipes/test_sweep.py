@@ -275,7 +275,7 @@ def test_two_workers_choose_the_same_point_of_a_grid(run, trained, monkeypatch):
     run("--sampler", "grid", "--trials", 4, "--storage", "sqlite:///x.db")
     shared = studies.open_study("sqlite:///x.db", "small", heartbeat=30, patience=0)
     studies._retry(shared.study, shared.study.trials[3])  # number 4, so that point 4 is chosen by number 6 or 7
-    code, out, err = run("--sampler", "grid", "--trials", 6, "--storage", "sqlite:///x.db")
+    code, _, err = run("--sampler", "grid", "--trials", 6, "--storage", "sqlite:///x.db")
     assert (code, err) == (0, "")
     complete = [trial for trial in shared.study.trials if trial.state == COMPLETE]
     assert sorted(trial.system_attrs["grid_id"] for trial in complete if trial.number != 3) == [0, 1, 2, 3, 4, 5]

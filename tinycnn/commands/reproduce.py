@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace, selected: Sequence[Recipe]) -> int:
     if in_table:
         print(f"\ntable: {report.write_table(args.results)}")
     for name, seeds in lost.items():
-        print(f"error: {name}, seeds {seeds}: the worker was lost each time", file=sys.stderr)
+        print(f"error: {name}, seeds {seeds}: the worker was lost each time; --study NEW tries again", file=sys.stderr)
     return 1 if lost else 0
 
 
@@ -169,7 +169,9 @@ def _open_study(args: argparse.Namespace) -> "SharedStudy":
     try:
         from tinycnn.recipes import studies
     except ImportError as error:
-        raise ValueError(f"--storage needs Optuna, and {error.name} is missing: pip install 'tinycnn[storage]'") from None
+        raise ValueError(
+            f"--storage needs Optuna, and {error.name} is missing: pip install 'tinycnn[storage]'"
+        ) from None
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

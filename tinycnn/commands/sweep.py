@@ -1,8 +1,8 @@
 """The command `python -m tinycnn sweep`: hyperparameter search over the space of a recipe, with Optuna.
 
-A study is stored in a journal file or a database. Processes that open the same storage share the search:
-`tinycnn.recipes.studies`. Trials are ranked by validation accuracy; the test accuracy is recorded, but not used for selection. Trials of
-built-in recipes are also saved in results/.
+A study is stored in a journal file or a database. Processes that open the same storage share the search: see
+`tinycnn.recipes.studies`. Trials are ranked by validation accuracy; the test accuracy is recorded, but not used for
+selection. Trials of built-in recipes are also saved in results/.
 """
 
 import argparse

@@ -15,7 +15,6 @@ import logging
 import os
 import platform
 import random
-import sys
 import threading
 import time
 import warnings
@@ -333,10 +332,8 @@ class SharedStudy:
                 words = f"{key} {stored[key]!r}, not {value!r}"
                 if isinstance(value, dict) or key == "recipe":
                     words = f"another version of its {key}"
-                raise ValueError(
-                    f"the study {self.study.study_name!r} in {hide_password(self.location)} was started with {words}: choose "
-                    "another name with --study"
-                )
+                where = f"{self.study.study_name!r} in {hide_password(self.location)}"
+                raise ValueError(f"the study {where} was started with {words}: choose another name with --study")
 
     def ask(self) -> Any:
         with _quiet():
