@@ -270,16 +270,31 @@ def test_a_trial_that_another_worker_runs_again(run, trained, capsys):
 
 
 def test_two_workers_choose_the_same_point_of_a_grid(run, trained, monkeypatch):
-    """The second worker chooses after the first one has, with the number of a trial that is a retry."""
-    monkeypatch.setattr(optuna.samplers.GridSampler, "_get_unvisited_grid_ids", lambda *args: [0, 4])
-    run("--sampler", "grid", "--trials", 4, "--storage", "sqlite:///x.db")
-    shared = studies.open_study("sqlite:///x.db", "small", heartbeat=30, patience=0)
-    studies._retry(shared.study, shared.study.trials[3])  # number 4, so that point 4 is chosen by number 6 or 7
-    code, _, err = run("--sampler", "grid", "--trials", 6, "--storage", "sqlite:///x.db")
+    def choose(self, study, trial):
+        point = trial.number - (trial.number >= 2)  # trial 2 has the point of trial 1
+        study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)
+        study._storage.set_trial_system_attr(trial._trial_id, "grid_id", point)
+
+    monkeypatch.setattr(optuna.samplers.GridSampler, "before_trial", choose)
+    code, out, err = run("--sampler", "grid", "--trials", 6)
     assert (code, err) == (0, "")
-    complete = [trial for trial in shared.study.trials if trial.state == COMPLETE]
-    assert sorted(trial.system_attrs["grid_id"] for trial in complete if trial.number != 3) == [0, 1, 2, 3, 4, 5]
-    assert len({(trial.params["act"], trial.params["rate"]) for trial in complete}) == 6
+    assert states() == [COMPLETE, COMPLETE, FAIL, COMPLETE, COMPLETE, COMPLETE, COMPLETE]
+    assert len({point[:2] for point in trained}) == len(trained) == 6
+    assert "6 trials" in out.split("\n\n")[1]
+
+
+def test_a_worker_that_is_killed_before_its_trial_has_a_point(run, trained):
+    """The next worker does not know which point that is, and waits until the trial is lost."""
+    location = "sqlite:///x.db"
+    shared = studies.open_study(location, "small", heartbeat=1, patience=0, direction="maximize")
+    shared.ask()
+    options = ["--storage", location, "--heartbeat", 1, "--sampler", "grid", "--trials", 6]
+    code, _, err = run(*options)
+    assert (code, err) == (0, "")
+    trials = shared.study.trials
+    assert trials[0].state == FAIL
+    assert sum(trial.state == COMPLETE for trial in trials) == len(trained) == 6
+    assert len({point[:2] for point in trained}) == 6
 
 
 # --- ranking ----------------------------------------------------------------------------------------------------------
