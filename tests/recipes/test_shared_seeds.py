@@ -111,7 +111,6 @@ def test_results_come_from_the_folder_and_from_the_storage(reproduce, trained, s
 def test_a_damaged_result_in_the_storage(reproduce, trained, storage):
     assert reproduce("--seeds", 1)[0] == 0
     trial = shared(storage).study.trials[0]
-    (recipe,) = recipes.find("one.toml")
     for changes, words in [({"fingerprint": "0"}, "it is not of this recipe"), ({"accuracy": 7.0}, "accuracy must be")]:
         study = shared(storage).study
         attributes = {"seed": trial.user_attrs["seed"], "result": trial.user_attrs["result"] | changes}
@@ -129,7 +128,7 @@ def test_a_seed_whose_worker_is_lost_each_time(reproduce, trained, storage):
     assert reproduce("--seeds", 1)[0] == 0
     one = shared(storage)
     for _ in range(studies.MAX_LOSSES):
-        key = one.study.trials[0].user_attrs["seed"][:-1] + [5]
+        key = [*one.study.trials[0].user_attrs["seed"][:-1], 5]
         if len(one.study.trials) == 1:
             one.study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING, user_attrs={"seed": key}))
         trial = one.study.trials[-1]

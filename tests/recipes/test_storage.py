@@ -171,10 +171,11 @@ def test_a_killed_worker_and_a_restarted_server_lose_and_repeat_nothing(server, 
                "--heartbeat", 1]  # fmt: skip
     workers = [start(*command) for _ in range(4)]  # all create the tables and the study of an empty database
 
-    def victim():
+    def victim():  # has trained an epoch
         for trial in trials_of(server.url, "grid"):
             for worker in workers:
-                if trial.state == RUNNING and trial.user_attrs.get("worker", "").endswith(f":{worker.pid}"):
+                name = trial.user_attrs.get("worker", "")
+                if trial.state == RUNNING and trial.intermediate_values and name.endswith(f":{worker.pid}"):
                     return trial.number, worker
         return None
 
