@@ -114,8 +114,9 @@ def filtered(train_set, choose, rng):
     """IMAGES distorted images that choose(images, labels, rng) returns the numbers of, and how many were made."""
     loader = DataLoader(train_set, augment=True)
     x = np.empty((BATCH, *train_set.image_shape), np.float32)
-    images, labels, made = [], [], 0
-    while sum(map(len, labels)) < IMAGES:
+    images, labels = [], []
+    found = made = 0
+    while found < IMAGES:
         loader.start_epoch(rng.permutation(len(train_set)))
         for position, n in loader.batches(BATCH):
             loader.seek(position)
@@ -123,7 +124,7 @@ def filtered(train_set, choose, rng):
             index = choose(x[:n], target, rng)
             images.append(x[index])
             labels.append(target[index])
-            made += n
+            found, made = found + len(index), made + n
     loader.close()
     keep = slice(IMAGES)
     return DeviceDataset(np.concatenate(images)[keep], np.concatenate(labels)[keep], mean=0, std=1), made

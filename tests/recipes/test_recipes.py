@@ -935,7 +935,7 @@ def test_the_table_shows_every_picture(tmp_path):
     seeds = [{"accuracy": 0.95, "rejected": 0.1}, {"accuracy": 0.97, "rejected": 0.2}]
     classifier = {"title": "not a network", "claimed": 95.0, "why": "unlike", "seeds": seeds}
     (tmp_path / "classifiers1998.json").write_text(
-        json.dumps({name: classifier for name in ("pairwise", "knn", "boosted")})
+        json.dumps(dict.fromkeys(("pairwise", "knn", "boosted"), classifier))
     )
     for recipe in recipes.builtin().values():
         if not recipe.space:
