@@ -40,15 +40,16 @@ class TinyCNN:
         self.matrices = np.empty((BATCH if affine else 0, 2, 3), np.float32)
         self.field = np.empty((BATCH if elastic else 0, 2, SIZE, SIZE), np.float32)
         self.weights = ElasticTransform(ALPHA, SIGMA).weights().astype(np.float32)
-        self.background, self.counter = np.zeros(1, np.float32), np.zeros(1, np.int64)
+        self.background = np.zeros(1, np.float32)
+        self.counter, self.offset = np.zeros(1, np.int64), np.zeros(1, np.int64)
 
     def run(self, images):
         ops = self.ops
         ops.increment(self.counter)
         if len(self.matrices):
-            ops.random_affine(self.matrices, self.counter, 1, *AFFINE.values())
+            ops.random_affine(self.matrices, self.counter, self.offset, 1, *AFFINE.values())
         if len(self.field):
-            ops.elastic_field(self.field, self.weights, self.counter, 2, ALPHA)
+            ops.elastic_field(self.field, self.weights, self.counter, self.offset, 2, ALPHA)
         ops.warp(self.result, images, self.matrices, self.field, self.background)
         return self.result
 
@@ -56,7 +57,7 @@ class TinyCNN:
         """Random numbers of the last run: matrices and noise (with a filter of a single tap)."""
         noise = np.empty_like(self.field)
         if len(noise):
-            self.ops.elastic_field(noise, np.ones(1, np.float32), self.counter, 2, 1.0)
+            self.ops.elastic_field(noise, np.ones(1, np.float32), self.counter, self.offset, 2, 1.0)
         return self.matrices, noise
 
 

@@ -30,6 +30,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 seeds = st.integers(0, 2**32 - 1)
 IDENTITY = (0.0, (0.0, 0.0), (1.0, 1.0), (1.0, 1.0), 0.0)  # the ranges of the identity
+OFFSET = np.array([0])  # images of the batch before these
 RANGES = (30.0, (2.0, 3.0), (0.8, 1.3), (0.7, 1.1), 20.0)
 
 
@@ -103,7 +104,7 @@ def affine_by_hand(step, seed, image, degrees, translate, scale, squeeze, shear)
 def test_random_affine(only, dtype):
     ranges = [r if only in (None, k) else still for k, (r, still) in enumerate(zip(RANGES, IDENTITY, strict=True))]
     matrices = blank((9, 2, 3), dtype)
-    kernels.random_affine(matrices, counter(41), 2**63 - 5, *ranges)
+    kernels.random_affine(matrices, counter(41), OFFSET, 2**63 - 5, *ranges)
     want = np.array([affine_by_hand(41, 2**63 - 5, n, *ranges)[1] for n in range(9)])
     near(matrices, want, dtype, 4)
     assert abs(want - np.eye(2, 3)).max() > 0.1
@@ -113,7 +114,7 @@ def test_random_affine_covers_its_ranges():
     N = 20_000
     amounts = np.array([affine_by_hand(1, 5, n, *RANGES)[0] for n in range(N)])
     matrices = blank((N, 2, 3), np.float64)
-    kernels.random_affine(matrices, counter(1), 5, *RANGES)
+    kernels.random_affine(matrices, counter(1), OFFSET, 5, *RANGES)
     # The kernel's own determinant: 1/size**2, whatever the rest.
     np.testing.assert_allclose(np.linalg.det(matrices[:, :, :2]), amounts[:, 3] ** -2, rtol=1e-10)
     low = [-np.radians(30), -2, -3, 0.8, 0.7, -np.radians(20)]
@@ -130,15 +131,29 @@ def test_random_affine_covers_its_ranges():
 @both_dtypes
 def test_the_identity_is_exact(dtype):
     matrices = blank((5, 2, 3), dtype)
-    kernels.random_affine(matrices, counter(), 3, *IDENTITY)
+    kernels.random_affine(matrices, counter(), OFFSET, 3, *IDENTITY)
     np.testing.assert_array_equal(matrices, np.broadcast_to(np.eye(2, 3), (5, 2, 3)))
+
+
+def test_part_of_a_batch_has_the_numbers_of_the_batch():
+    x, colours = np.random.default_rng(0).random((9, 3, 5, 4)), np.ones(3)
+    results = []
+    for part in (slice(0, 9), slice(4, 9)):
+        offset, n = np.array([part.start]), part.stop - part.start
+        matrices, field, pixels = blank((n, 2, 3), np.float64), blank((n, 2, 5, 4), np.float64), x[part].copy()
+        kernels.random_affine(matrices, counter(), offset, 3, *RANGES)
+        kernels.elastic_field(field, np.ones(1), counter(), offset, 3, 34.0)
+        kernels.jitter(pixels, counter(), offset, 3, 0.5, 0.5, colours, 0 * colours)
+        results.append((matrices, field, pixels))
+    for whole, part in zip(*results, strict=True):
+        np.testing.assert_array_equal(part, whole[4:])
 
 
 def test_other_steps_seeds_and_images_have_other_numbers():
     draws = []
     for step, seed in ((0, 0), (1, 0), (0, 1)):
         matrices = blank((3, 2, 3), np.float64)
-        kernels.random_affine(matrices, counter(step), seed, *RANGES)
+        kernels.random_affine(matrices, counter(step), OFFSET, seed, *RANGES)
         draws += [m.tobytes() for m in matrices]
     assert len(set(draws)) == 9
 
@@ -153,7 +168,7 @@ def test_other_steps_seeds_and_images_have_other_numbers():
 def test_elastic_field(H, W, sigma, dtype):
     shape, weights = (3, 2, H, W), ElasticTransform(sigma=sigma).weights()
     field = blank(shape, dtype)
-    kernels.elastic_field(field, weights.astype(dtype), counter(9), 77, 34.0)
+    kernels.elastic_field(field, weights.astype(dtype), counter(9), OFFSET, 77, 34.0)
     rough = noise(shape, 9, 77)
     want = 34 * ndimage.gaussian_filter(rough, (0, 0, sigma, sigma), mode="constant", truncate=4)
     near(field, want, dtype, 34)
@@ -174,7 +189,7 @@ def test_the_weights_are_scipys():
 def test_noise_is_uniform_and_independent():
     N, side = 30, 40
     field = blank((N, 2, side, side), np.float64)
-    kernels.elastic_field(field, np.ones(1), counter(2), 6, 1.0)
+    kernels.elastic_field(field, np.ones(1), counter(2), OFFSET, 6, 1.0)
     assert abs(field).max() < 1
     counts = np.histogram(field, 20, (-1, 1))[0]
     assert abs(counts - field.size / 20).max() < 5 * np.sqrt(field.size / 20)
@@ -184,7 +199,7 @@ def test_noise_is_uniform_and_independent():
     for a, b in pairs:
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / np.sqrt(a.size)
     later = blank(field.shape, np.float64)
-    kernels.elastic_field(later, np.ones(1), counter(3), 6, 1.0)
+    kernels.elastic_field(later, np.ones(1), counter(3), OFFSET, 6, 1.0)
     assert abs(np.corrcoef(field.ravel(), later.ravel())[0, 1]) < 5 / np.sqrt(field.size)
 
 
@@ -297,7 +312,7 @@ def test_the_signs_of_the_amounts(ranges, draw, shown):
     i, j = np.indices((41, 41)) - 20.0
     x = np.exp(-(i**2 + (j - 8) ** 2) / 4)[None, None].repeat(12, 0)
     matrices, y = blank((12, 2, 3), np.float64), blank(x.shape, np.float64)
-    kernels.random_affine(matrices, counter(), 1, *ranges)
+    kernels.random_affine(matrices, counter(), OFFSET, 1, *ranges)
     kernels.warp(y, x, matrices, np.empty((0, 2, 41, 41)), np.zeros(1))
     for n in range(12):
         weight = y[n, 0].sum()
@@ -314,7 +329,7 @@ def test_jitter(brightness, contrast, dtype):
     rng = np.random.default_rng(0)
     pixels, scale, shift = rng.random((40, 2, 5, 7)), np.array([3.0, 2.0]), np.array([-0.4, 0.5])
     x = (pixels * scale[:, None, None] + shift[:, None, None]).astype(dtype)
-    kernels.jitter(x, counter(), 8, brightness, contrast, scale.astype(dtype), shift.astype(dtype))
+    kernels.jitter(x, counter(), OFFSET, 8, brightness, contrast, scale.astype(dtype), shift.astype(dtype))
     factors = []
     for n in range(40):
         draws = [(upper(word(7, 8, n, k)) + 1) / 2 for k in range(2)]
@@ -371,11 +386,11 @@ def test_a_batch_is_the_result_of_the_kernels(images, device):
     batches.gather(on_device, batches.ops.to_device(order[:7]))
     plain = plain if device == "cpu" else np.array(batches.ops.to_host(on_device))
     matrices, field = blank((7, 2, 3), np.float32), blank((7, 2, 11, 10), np.float32)
-    kernels.random_affine(matrices, counter(2), affine, 15.0, (2.0, 2.0), (0.9, 1.1), (0.9, 1.1), 10.0)
-    kernels.elastic_field(field, ElasticTransform().weights().astype(np.float32), counter(2), elastic, 34.0)
+    kernels.random_affine(matrices, counter(2), OFFSET, affine, 15.0, (2.0, 2.0), (0.9, 1.1), (0.9, 1.1), 10.0)
+    kernels.elastic_field(field, ElasticTransform().weights().astype(np.float32), counter(2), OFFSET, elastic, 34.0)
     want, shift, scale = blank(x.shape, np.float32), -np.divide(mean, std), 1 / np.array(std)
     kernels.warp(want, plain, matrices, field, shift.astype(np.float32))
-    kernels.jitter(want, counter(2), jitter, 0.3, 0.3, scale.astype(np.float32), shift.astype(np.float32))
+    kernels.jitter(want, counter(2), OFFSET, jitter, 0.3, 0.3, scale.astype(np.float32), shift.astype(np.float32))
     near(x, want, np.float32, 0 if device == "cpu" else 50)
     pixels = want * np.reshape(std, (2, 1, 1)) + np.reshape(mean, (2, 1, 1))
     assert pixels.min() > -1e-6
@@ -544,15 +559,15 @@ def _case(name, dtype):
     matrices, weights = blank((50, 2, 3), dtype), ElasticTransform(sigma=2).weights().astype(dtype)
     field = blank((50, 2, 13, 11), dtype)
     if name == "random_affine":
-        return kernels.random_affine, (matrices, counter(), 3, *RANGES), (0,)
+        return kernels.random_affine, (matrices, counter(), OFFSET, 3, *RANGES), (0,)
     if name == "elastic_field":
-        return kernels.elastic_field, (field, weights, counter(), 3, 34.0), (0,)
-    kernels.random_affine(matrices, counter(), 3, *RANGES)
-    kernels.elastic_field(field, weights, counter(), 3, 34.0)
+        return kernels.elastic_field, (field, weights, counter(), OFFSET, 3, 34.0), (0,)
+    kernels.random_affine(matrices, counter(), OFFSET, 3, *RANGES)
+    kernels.elastic_field(field, weights, counter(), OFFSET, 3, 34.0)
     x, colours = rng.random((50, 2, 9, 10)).astype(dtype), np.array([0.5, 2.0], dtype)
     if name == "warp":
         return kernels.warp, (blank((50, 2, 13, 11), dtype), x, matrices, field, colours), (0,)
-    return kernels.jitter, (x, counter(), 3, 0.5, 0.5, colours, -colours), (0,)
+    return kernels.jitter, (x, counter(), OFFSET, 3, 0.5, 0.5, colours, -colours), (0,)
 
 
 CASES = ["random_affine", "elastic_field", "jitter", "warp"]

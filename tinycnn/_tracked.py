@@ -64,6 +64,8 @@ def is_in_package(module: str) -> bool:
 def is_replayable(part: object) -> bool:
     """Whether `part` is known to call only kernels."""
     inner = getattr(part, "inner", None)  # the optimizer of an EMA
+    if getattr(part, "sync", None) is not None:  # batch norm that asks other ranks
+        return False
     replayable = vars(type(part)).get("replayable") is True or is_builtin(part)
     return replayable and (inner is None or is_replayable(inner))
 

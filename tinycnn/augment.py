@@ -92,7 +92,8 @@ class Augmentation:
     scale, shift  a pixel p in 0 ... 1 is p * scale[c] + shift[c] in a batch
     """
 
-    counter: DeviceArray  # (1,) batches so far; `copy_for_training` sets these three
+    counter: DeviceArray  # (1,) batches so far; `copy_for_training` sets these four
+    offset: DeviceArray  # (1,) images of the batch before those of `apply`, which may be a part of it
     epoch_start: DeviceArray  # (1,) the counter at the start of the epoch
     _buffers: dict[Any, tuple[DeviceArray, ...]]
 
@@ -112,6 +113,7 @@ class Augmentation:
         if self.jitter is not None and self.jitter.brightness == self.jitter.contrast == 0:
             self.jitter = None  # the kernel would round
         self.warps = self.affine is not None or self.elastic is not None
+        self.draws = self.warps or self.jitter is not None  # whether there is anything to apply
         seeds = np.random.default_rng(_check.integer("seed", seed, 0)).integers(2**63, size=len(TRANSFORMS))
         self.affine_seed, self.elastic_seed, self.jitter_seed = map(int, seeds)
         self.ops, self.scale, self.shift = ops, scale, shift
@@ -129,7 +131,7 @@ class Augmentation:
         copied = copy.copy(self)
         copied.ops = self.ops
         copied.counter, copied.epoch_start = (self.ops.to_device(np.array([self.batch_count])) for _ in range(2))
-        copied._buffers = {}
+        copied.offset, copied._buffers = self.ops.empty((1,), np.int64), {}
         return copied
 
     def batches_drawn(self) -> int:
@@ -167,21 +169,22 @@ class Augmentation:
     def apply(self, x: DeviceArray) -> None:
         """Transform the batch in `input_buffer(x)` and write it into x."""
         ops, affine, elastic, jitter = self.ops, self.affine, self.elastic, self.jitter
-        if not self.warps and jitter is None:
+        if not self.draws:
             return
         images, matrices, field, weights, scale, shift = self.buffers(x)
         ops.increment(self.counter)
         if affine is not None:
             ops.random_affine(
-                matrices, self.counter, self.affine_seed, affine.degrees, affine.translate, affine.scale,
-                affine.squeeze, affine.shear,
+                matrices, self.counter, self.offset, self.affine_seed, affine.degrees, affine.translate,
+                affine.scale, affine.squeeze, affine.shear,
             )  # fmt: skip
         if elastic is not None:
-            ops.elastic_field(field, weights, self.counter, self.elastic_seed, elastic.alpha)
+            ops.elastic_field(field, weights, self.counter, self.offset, self.elastic_seed, elastic.alpha)
         if self.warps:
             ops.warp(x, images, matrices, field, shift)
         if jitter is not None:
-            ops.jitter(x, self.counter, self.jitter_seed, jitter.brightness, jitter.contrast, scale, shift)
+            amounts = jitter.brightness, jitter.contrast
+            ops.jitter(x, self.counter, self.offset, self.jitter_seed, *amounts, scale, shift)
 
 
 def resize(images: ArrayLike, size: int) -> Array:

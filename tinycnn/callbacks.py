@@ -14,6 +14,9 @@ A callback is any object with one or more of these methods, which are called in 
     state_dict(), load_state_dict(state)
                            the callback's state in the checkpoint: numbers, texts, arrays, lists and dictionaries
 
+With `fit(comm=)` every rank calls its callbacks, with the same records; those whose attribute `rank_zero_only` is true
+run on rank 0 only, as those here that write files do.  All ranks stop if a callback of one returns True.
+
 Training stops if `on_batch_end` or `on_epoch_end` returns True; the epoch then ends at that batch.  Both may run and
 evaluate the model, and change learning rates and attributes of layers; the next step uses the new values.  If one
 raises an exception, the model keeps the weights of the last complete epoch.
@@ -137,6 +140,8 @@ class ModelCheckpoint(InitRepr):
     best, best_epoch: the best value so far and its epoch.  NaN is never the best.  Names are Keras's.
     """
 
+    rank_zero_only = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -180,6 +185,8 @@ class CSVLogger(InitRepr):
     written with all their digits.
     """
 
+    rank_zero_only = True
+
     def __init__(self, path: str | os.PathLike[str], append: bool = False) -> None:
         self.path, self.append = _file("path", path), bool(append)
         self._rows: list[dict[str, Any]] = []
@@ -219,6 +226,8 @@ class TensorBoard(InitRepr):
     Needs tensorboardX: ``pip install "tinycnn[tensorboard]"`` (ImportError otherwise).  Show the curves with
     ``tensorboard --logdir log_dir``.
     """
+
+    rank_zero_only = True
 
     def __init__(self, log_dir: str | os.PathLike[str]) -> None:
         self.log_dir = _file("log_dir", log_dir)
@@ -264,6 +273,8 @@ class WandB(InitRepr):
 
     Needs wandb: ``pip install "tinycnn[wandb]"`` (ImportError otherwise).
     """
+
+    rank_zero_only = True
 
     def __init__(
         self,

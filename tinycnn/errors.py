@@ -48,6 +48,11 @@ class StorageError(ConnectionError):
     """The storage of a study cannot be reached.  The message names it, without its password, and what to check."""
 
 
+class RankError(RuntimeError):
+    """The ranks of a distributed training cannot train together, or another rank has failed.  The message names the
+    ranks."""
+
+
 class UnknownLayerError(ValueError):
     """A saved model has a layer whose class is not known."""
 

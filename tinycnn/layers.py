@@ -691,6 +691,7 @@ class BatchNorm2d(_Norm):
     _running_mean: DeviceArray
     _running_var: DeviceArray
     _batches: DeviceArray
+    sync: Any = None  # `distributed.Ranks` while it trains this layer with the statistics of all ranks' images
 
     def __init__(
         self,
@@ -716,27 +717,37 @@ class BatchNorm2d(_Norm):
 
     def reserve(self, ops: Backend, batch: int, shape: Shape, dtype: DType) -> SimpleNamespace:
         mean, rstd = ops.empty((self.channels,), dtype), ops.empty((self.channels,), dtype)
-        return SimpleNamespace(mean=mean, rstd=rstd, use_batch_stats=True)
+        return SimpleNamespace(mean=mean, rstd=rstd, use_batch_stats=True, synchronized=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "sync"}
 
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
         saved = self.saved
         saved.use_batch_stats = self.training or not self.track_running_stats
-        if saved.use_batch_stats and saved.images * math.prod(x.shape[2:4]) == 1:
+        saved.synchronized = self.training and self.sync is not None and self.sync.active
+        if saved.use_batch_stats and saved.images * math.prod(x.shape[2:4]) == 1 and not saved.synchronized:
             raise ValueError(f"{self!r} needs more than one value a channel in training, got shape {tuple(x.shape)}")
         if self.track_running_stats:
             running = self.running_mean, self.running_var, self.num_batches_tracked
             momentum = -1.0 if self.momentum is None else self.momentum
         else:
             running, momentum = (self._running_mean, self._running_var, self._batches), 0.0
-        self.ops.batch_norm_forward(
-            y, x, self.weight, self.bias, saved.mean, saved.rstd, *running, momentum, self.eps, saved.use_batch_stats,
-            saved.images,
-        )  # fmt: skip
+        if saved.synchronized:
+            self.sync.batch_norm_forward(self, y, x, running, momentum)
+        else:
+            self.ops.batch_norm_forward(
+                y, x, self.weight, self.bias, saved.mean, saved.rstd, *running, momentum, self.eps,
+                saved.use_batch_stats, saved.images,
+            )  # fmt: skip
         if self.training and self.track_running_stats:
             self.ops.increment(self.num_batches_tracked)
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
         saved = self.saved
+        if saved.synchronized:
+            self.sync.batch_norm_backward(self, dx, dy, x)
+            return
         self.ops.batch_norm_backward(
             dx, self.weight_grad, self.bias_grad, dy, x, self.weight, saved.mean, saved.rstd, saved.use_batch_stats,
             saved.images,
@@ -867,7 +878,8 @@ class Dropout(Layer):
     """
 
     seed = 0
-    _counter: DeviceArray  # set by `bind`
+    _counter: DeviceArray  # these two are set by `bind`
+    _offset: DeviceArray  # (1,) images of the batch before those of forward, which may be a part of it
 
     def __init__(self, p: float = 0.5) -> None:
         self.p = _check.number("p", p, 0, maximum=1)
@@ -885,6 +897,10 @@ class Dropout(Layer):
     def set_extra_state(self, state: int) -> None:
         self.seed = int(state)
 
+    def bind(self, ops: Backend, parameters: Views, gradients: Views, dtype: DType) -> None:
+        super().bind(ops, parameters, gradients, dtype)
+        self._offset = ops.empty((1,), np.int64)
+
     def elements_per_mask(self, x: DeviceArray) -> int:
         """Number of consecutive elements that share one mask value."""
         return 1
@@ -896,10 +912,10 @@ class Dropout(Layer):
         self.saved.p = self.p if self.training else 0.0
         if self.training:
             self.ops.increment(self._counter)
-        self.ops.dropout(y, x, self._counter, self.seed, self.saved.p, self.elements_per_mask(x))
+        self.ops.dropout(y, x, self._counter, self._offset, self.seed, self.saved.p, self.elements_per_mask(x))
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
-        self.ops.dropout(dx, dy, self._counter, self.seed, self.saved.p, self.elements_per_mask(x))
+        self.ops.dropout(dx, dy, self._counter, self._offset, self.seed, self.saved.p, self.elements_per_mask(x))
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"

@@ -89,29 +89,21 @@ class Saver:
         self,
         checkpoint: Any,
         runner: "StepRunner",
-        validator: "StepRunner | None",
         orders: "Orders | None",
         generator: np.random.Generator,
         hooks: "Hooks",
-        options: dict[str, Any],
+        settings: dict[str, Any],
     ) -> None:
         self.file = checkpoint if isinstance(checkpoint, TrainingCheckpoint) else TrainingCheckpoint(checkpoint)
         self.runner, self.orders, self.generator, self.hooks = runner, orders, generator, hooks
-        loaders = {"training data": runner.loader} | ({"validation data": validator.loader} if validator else {})
-        data = {
-            f"{name}: {key}": value
-            for name, loader in loaders.items() if loader.repeatable
-            for key, value in fingerprint(loader.dataset).items()
-        }  # fmt: skip
-        options["callbacks"] = [_text(part, ("path", "optimizer")) for part in hooks.stateful]
-        self.settings = settings(runner.model, runner.criterion, runner.optimizer, data, options)
+        self.settings = settings
         self.first_rates: Array = runner.optimizer.lr_schedule.copy()
 
     def save(self, last_good: "Snapshot", history: list[dict[str, Any]], stopped: bool) -> None:
-        """Write the file after an epoch.   stopped: whether a callback ended the training"""
+        """Write the file after an epoch, if this is rank 0.   stopped: whether a callback ended the training"""
         model, optimizer, augmentation = self.runner.model, self.runner.optimizer, self.runner.loader.augmentation
         (theta, *buffers), optimizer_state = last_good
-        self.file.write({
+        state = {
             "settings": self.settings, "history": history, "stopped": stopped,
             "theta": theta, "buffers": dict(zip((name for name, _ in model.named_buffers()), buffers, strict=True)),
             "layers": {name: state for name, layer in model.leaves if (state := layer.get_extra_state()) is not None},
@@ -120,13 +112,15 @@ class Saver:
             "upcoming": None if self.orders is None else self.orders.upcoming,
             "augmentation": 0 if augmentation is None else augmentation.batches_drawn(),
             "callbacks": [part.state_dict() for part in self.hooks.stateful],
-        })  # fmt: skip
+        }  # fmt: skip
+        if self.runner.group.rank == 0:
+            self.file.write(state)
         with optimizer.average_parameters():
             self.hooks("on_checkpoint", history)
 
-    def load(self) -> tuple[list[dict[str, Any]], bool]:
-        """Continue from the file, if it exists.  Returns the history, and whether a callback has ended the training."""
-        saved = self.file.read()
+    def load(self, saved: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], bool]:
+        """Continue from the state in the file, if there is one.  Returns the history, and whether a callback has ended
+        the training."""
         if saved is None:
             return [], False
         model, optimizer = self.runner.model, self.runner.optimizer
@@ -171,6 +165,20 @@ class Saver:
             self.file.refuse("learning rate: a callback has changed the schedule that is given now")
         self.first_rates = given.copy()
         return state | {"rates": given}
+
+
+def training_settings(
+    runner: "StepRunner", validator: "StepRunner | None", hooks: "Hooks", options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The `settings` of a call of `fit`."""
+    loaders = {"training data": runner.loader} | ({"validation data": validator.loader} if validator else {})
+    data = {
+        f"{name}: {key}": value
+        for name, loader in loaders.items() if loader.repeatable
+        for key, value in fingerprint(loader.dataset).items()
+    }  # fmt: skip
+    stateful = [_text(part, ("path", "optimizer")) for part in hooks.stateful]
+    return settings(runner.model, runner.criterion, runner.optimizer, data, {**options, "callbacks": stateful})
 
 
 def settings(

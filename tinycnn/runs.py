@@ -30,6 +30,7 @@ from tinycnn._files import atomic_write, read_bytes, read_json, remove_partial_f
 from tinycnn._interrupts import defer_interrupt
 from tinycnn._typing import Array
 from tinycnn.dataset import DeviceDataset, Normalization
+from tinycnn.distributed import Group
 from tinycnn.errors import DamagedCheckpointError, InUseError
 from tinycnn.model import Sequential
 
@@ -44,10 +45,12 @@ MAX_SNAPSHOT = 500_000  # numbers; of a larger network, only the first convoluti
 class RunFolder:
     """A run's folder, locked for this process until `close`.  A callback of `fit`: it writes model and history.
 
-    config  the content of config.json
+    config  the content of config.json     lock  None on ranks that do not write
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], lock: "BaseFileLock") -> None:
+    rank_zero_only = True
+
+    def __init__(self, path: Path, config: Mapping[str, Any], lock: "BaseFileLock | None") -> None:
         self.path, self.config, self.lock = path, dict(config), lock
         self.history: list[dict[str, Any]] = []
 
@@ -83,6 +86,18 @@ class RunFolder:
         remove_partial_files(folder)
         return cls(folder, config, lock)
 
+    @classmethod
+    def of_ranks(cls, group: Group, make: Callable[[], "RunFolder"]) -> "RunFolder":
+        """The folder that `make` creates or opens on rank 0.  The other ranks only know its path and config."""
+        made: list[RunFolder] = []
+
+        def call() -> tuple[Path, dict[str, Any]]:
+            made.append(make())
+            return made[0].path, made[0].config
+
+        path, config = group.on_root(call)
+        return made[0] if made else cls(path, config, None)
+
     @property
     def checkpoint(self) -> Path:
         """The file of the training's checkpoint."""
@@ -90,7 +105,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes use the folder."""
-        self.lock.release()
+        if self.lock is not None:
+            self.lock.release()
 
     def write(self, name: str, text: str) -> None:
         """Write a text file."""

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,13 +18,14 @@ from tinycnn._tracked import Replay, Tracked, is_builtin, is_replayable
 from tinycnn._typing import Array, DeviceArray, Rng, State
 from tinycnn.batches import Batches, Stream, as_source, make_dataset, make_loader
 from tinycnn.dataset import DataLoader, DeviceDataset, check_indices
-from tinycnn.errors import DeviceError, DivergedError
-from tinycnn.layers import BatchNorm2d
+from tinycnn.distributed import ALONE, Group, as_group
+from tinycnn.errors import DeviceError, DivergedError, RankError
+from tinycnn.layers import BatchNorm2d, Dropout
 from tinycnn.losses import CrossEntropyLoss, Loss
 from tinycnn.model import Sequential
 from tinycnn.optim import EMA, Optimizer
 from tinycnn.plan import Plan
-from tinycnn.resume import Saver, TrainingCheckpoint
+from tinycnn.resume import Saver, TrainingCheckpoint, training_settings
 
 __all__ = ["DivergedError", "StepRunner", "evaluate", "fit", "train_step", "warm_up"]
 
@@ -39,6 +40,19 @@ Data: TypeAlias = (  # what `fit` takes
 Snapshot: TypeAlias = tuple[list[Array], State]  # of a model and its optimizer
 
 
+class Piece(NamedTuple):
+    """A part of a batch that runs at once.
+
+    start, size    first image in the batch, and number of images
+    number, offset  number of the piece in the batch, and the first image in it: other ranks may have the rest of it
+    """
+
+    start: int
+    size: int
+    number: int
+    offset: int
+
+
 class StepRunner:
     """Runs a model and a loss on a data set, batch by batch.  All training and evaluation goes through it.
 
@@ -47,12 +61,14 @@ class StepRunner:
     totals     (5,) float64 on the device: see the kernel `accumulate_metrics`
     accumulation_steps
                number of batches whose gradients are added up for an update
+    group      the processes that train: each runs its part of a batch, and the gradients are summed before an update
 
     `step(n)` and its halves, `compute_loss(n)` and `update(n)`, are the implementation.  `replay(n)` and
     `replay_loss(n)` replay captures of them, one per batch size, if all parts are known to call only kernels.
 
     A window of `accumulation_steps` batches makes one update.  Large batches run in `pieces`, one after the other.  If
-    a window has more than one piece, each is an `accumulate(n, first)`, and the last is followed by `apply(images)`.
+    a window has more than one piece, or there are several ranks, each is an `accumulate(n, first)`, and the last is
+    followed by `apply(images)`.
     """
 
     def __init__(
@@ -62,16 +78,18 @@ class StepRunner:
         loader: DataLoader,
         optimizer: Optimizer | EMA | None = None,
         accumulation_steps: int = 1,
+        group: Group = ALONE,
     ) -> None:
-        self.model, self.criterion, self.loader = model, criterion, loader
+        self.model, self.criterion, self.loader, self.group = model, criterion, loader, group
         self.optimizer: Any = optimizer
         self.totals = model.ops.empty((5,), np.float64)
         self.target = loader.target
         self.captures: dict[tuple[Any, ...], tuple[Plan | None, Replay]] = {}
         self.augment_settings = loader.augment_settings()
         self.accumulation_steps, self.last_piece = accumulation_steps, 0  # last_piece: number of images
-        self.window: list[int] = []  # sizes of the pieces since the last update
-        self.window_batches = 0
+        self.window: list[float] = []  # weights (sizes, as a rule) of the pieces since the last update
+        self.window_images = self.window_batches = 0  # of all ranks
+        self.piece_weight = self.batch_weight = 0.0  # of this rank's images, in a mean
         self.pieces_so_far: list[int] = []  # of the epoch, up to and with each of its batches
         self.grad_sum: DeviceArray = model.ops.empty(0, model.dtype)
 
@@ -89,13 +107,29 @@ class StepRunner:
         size = -(-n // (count * LANES)) * LANES
         return [size] * (n // size) + [n % size] * (n % size > 0)
 
+    def rank_pieces(self, n: int) -> list[Piece]:
+        """The pieces of a batch of n images, or what of them is in this rank's part."""
+        found, position = [], 0
+        start, stop = self.group.part(n)
+        for number, size in enumerate(self.pieces(n)):
+            first, last = max(start, position), min(stop, position + size)
+            if first < last:
+                found.append(Piece(first, last - first, number, first - position))
+            position += size
+        return found
+
     def _can_split(self) -> bool:
         layers, criterion = [layer for _, layer in self.model.leaves], self.criterion
         statistics = any(isinstance(layer, BatchNorm2d) for layer in layers)
         if statistics or not all(map(is_builtin, (*layers, criterion))) or self.loader.data.sample_weight is not None:
             return False
-        weights = criterion.class_weights(self.model.shapes[-1][-1])
-        return criterion.reduction != "mean" or bool(np.all(weights == weights[0]))
+        return not self._has_weights()
+
+    def _has_weights(self) -> bool:
+        """Whether images have different weights in the mean over a batch."""
+        weights = self.criterion.class_weights(self.model.shapes[-1][-1])
+        equal = self.loader.data.sample_weight is None and bool(np.all(weights == weights[0]))
+        return self.criterion.reduction == "mean" and not equal
 
     def reserve(self, n: int) -> None:
         """Allocate the loss's buffers for n images."""
@@ -151,87 +185,192 @@ class StepRunner:
         """Train on the next n images: a step, or its part for one batch of a window.  Returns the loss, if it is to be
         read, which synchronises; otherwise 0."""
         pieces, loss = self._start_batch(n), 0.0
-        if self.accumulation_steps == len(pieces) == 1:
+        if self.is_whole(pieces):
             self.replay(n)
             return self.criterion.batch_loss(n) if read_loss else loss
-        for piece in pieces:
-            self.replay_loss(piece)
+        for piece in self._run_pieces(pieces, n):
             loss += self._loss_term(piece, n) if read_loss else 0
             self._accumulate(piece)
-        self._end_batch()
-        return loss
+        self._end_batch(n)
+        return self._batch_loss(loss) if read_loss else loss
 
-    def _start_batch(self, n: int) -> list[int]:
-        pieces = self.pieces(n)
+    def is_whole(self, pieces: list[Piece]) -> bool:
+        """Whether a batch is a single step."""
+        return self.accumulation_steps == len(pieces) == self.group.size == 1
+
+    def _start_batch(self, n: int) -> list[Piece]:
+        pieces = self.rank_pieces(n)
         self.pieces_so_far.append((self.pieces_so_far or [0])[-1] + len(pieces))
-        self.last_piece = pieces[-1]
+        self.last_piece = pieces[-1].size if pieces else self.last_piece
+        self.batch_weight = 0.0
         return pieces
 
-    def _end_batch(self) -> None:
-        self.window_batches += 1
+    def _run_pieces(self, pieces: list[Piece], n: int) -> Iterator[int]:
+        """Forward pass and loss of this rank's pieces of the next n images, one after the other.  Yields the size of
+        each."""
+        if self.group.size == 1:
+            for piece in pieces:
+                self.replay_loss(piece.size)
+                yield piece.size
+            return
+        ops, position = self.model.ops, int(self.model.ops.to_host(self.loader.cursor)[0])
+        draws = [(counter, offset, int(ops.to_host(counter)[0])) for counter, offset in self._random_numbers()]
+        with self.group.batch():
+            for piece in pieces:
+                self.loader.seek(position + piece.start)
+                for counter, offset, count in draws:
+                    ops.copy_to(counter, np.array([count + piece.number]))
+                    ops.copy_to(offset, np.array([piece.offset]))
+                self.replay_loss(piece.size)
+                self._sum_losses(piece.size)
+                yield piece.size
+            if not pieces and self.group.synchronized:
+                self._join_batch_norm()
+        self.loader.seek(position + n)
+        for counter, _, count in draws:
+            ops.copy_to(counter, np.array([count + len(self.pieces(n))]))
+
+    def _random_numbers(self) -> list[tuple[DeviceArray, DeviceArray]]:
+        """(counter of steps, index in a batch of the first image) of all that draws random numbers in a step."""
+        dropouts = [layer for _, layer in self.model.leaves if isinstance(layer, Dropout) and layer.training]
+        augmentation = self.loader.augmentation
+        drawing = [] if augmentation is None or not augmentation.draws else [augmentation]
+        return [(d._counter, d._offset) for d in dropouts] + [(a.counter, a.offset) for a in drawing]
+
+    def _sum_losses(self, n: int) -> None:
+        """Turn the gradient of a mean over n images into that of the sum of their losses: ranks have different n."""
+        self.piece_weight = self._weight(n)
+        self.batch_weight += self.piece_weight
+        dy = self.model.plan(n).dy.reshape(-1)
+        if self.piece_weight == 0:  # the mean is 0/0
+            self.model.ops.copy_to(dy, np.zeros(dy.shape, self.model.dtype))
+            self.model.ops.copy_to(self.criterion._loss[:n], np.zeros(n, self.model.dtype))
+        elif self.criterion.reduction == "mean":
+            self.model.ops.accumulate_grad(dy, dy, self.piece_weight, True)
+
+    def _weight(self, n: int) -> float:
+        """Weight of the last n images in a mean: their number, unless they have weights."""
+        if not self._has_weights():
+            return n
+        data, to_host = self.loader.data, self.model.ops.to_host
+        labels = to_host(self.target) if data.classes is not None else None
+        weights = None if data.sample_weight is None else to_host(self.loader.sample_weight)
+        return self.criterion.weighted_sum(0.0, labels, weights, n)[1]
+
+    def _join_batch_norm(self) -> None:
+        """Take part in the sums of batch norm, although none of the images of the batch is this rank's."""
+        self.group.absent = True
+        self.loader.seek(0)
+        self.compute_loss(1)
+        plan = self.model.plan(1)
+        self.model.ops.copy_to(plan.dy, np.zeros(plan.dy.shape, self.model.dtype))
+        plan.backward()
+
+    def _end_batch(self, n: int) -> None:
+        self.window_batches, self.window_images = self.window_batches + 1, self.window_images + n
         if self.window_batches == self.accumulation_steps:
             self.end_window()
 
     def _loss_term(self, piece: int, n: int) -> float:
         """The part of the last `piece` images in the loss of their batch, of n images."""
-        return self.criterion.batch_loss(piece) * (piece / n if self.criterion.reduction == "mean" else 1)
+        loss = self.criterion.batch_loss(piece)
+        if self.criterion.reduction != "mean":
+            return loss
+        return loss * (piece / n if self.group.size == 1 else self.piece_weight)
+
+    def _batch_loss(self, loss: float) -> float:
+        """The loss of a batch from the sum of `_loss_term` over this rank's pieces."""
+        if self.group.size == 1:
+            return loss
+        total, weight = self.group.sum(np.array([loss, self.batch_weight]))
+        return _mean_loss(self.criterion, total, weight)
 
     def _accumulate(self, n: int) -> None:
-        if not self.grad_sum.size:
-            self.grad_sum = self.model.ops.empty(len(self.model.theta), self.model.dtype)
+        self._allocate_grad_sum()
         self._replay(n, self.accumulate, n, not self.window)
-        self.window.append(n)
+        self.window.append(n if self.group.size == 1 else self.piece_weight)
+
+    def _allocate_grad_sum(self) -> None:
+        if not self.grad_sum.size:
+            size = len(self.model.theta)
+            self.grad_buffer = self.model.ops.empty((size + 1,), self.model.dtype)  # see `Group.sum_gradient`
+            self.grad_sum = self.grad_buffer[:size]
 
     def end_window(self) -> None:
         """Update with the gradients of the batches since the last update, if there are any."""
-        images, self.window, self.window_batches = sum(self.window), [], 0
-        if images:
-            self._replay(0, self.apply, images)
+        window, images = self.window, self.window_images
+        self.window, self.window_images, self.window_batches = [], 0, 0
+        if not images:
+            return
+        weight = sum(window)
+        if self.group.size > 1:
+            self._allocate_grad_sum()
+            if not window:  # no image was this rank's
+                self.model.ops.copy_to(self.grad_sum, np.zeros(len(self.model.theta), self.model.dtype))
+            weight = self.group.sum_gradient(self.grad_buffer, weight)
+            if self._has_weights():
+                self.apply(weight)  # not captured: each window has another
+                return
+            if weight != images:
+                raise RankError(f"rank {self.group.rank} got batches of {images} images, but all ranks have {weight:g}")
+        self._replay(0, self.apply, images)
 
     def accumulate(self, n: int, first: bool, dry_run: bool = False) -> None:
         """Backward pass after `compute_loss(n)`; add the gradient to those of the window, of which n images are the
         `first` piece or a later one; advance to the next images.  Gradients of means are weighted by the number of
         images."""
         self.model.plan(n).backward(dry_run=dry_run)
-        scale = n if self.criterion.reduction == "mean" else 1
+        scale = n if self.criterion.reduction == "mean" and self.group.size == 1 else 1
         self.model.ops.accumulate_grad(self.grad_sum, self.model.grad, scale, first)
         self._accumulate_metrics()
 
-    def apply(self, images: int, dry_run: bool = False) -> None:
-        """Optimizer step with the gradients of a window of so many images."""
-        scale = 1 / images if self.criterion.reduction == "mean" else 1
+    def apply(self, weight: float, dry_run: bool = False) -> None:
+        """Optimizer step with the gradients of a window, whose images have this weight in all: their number, as a
+        rule."""
+        scale = 1.0 if self.criterion.reduction != "mean" else 1 / weight if weight else 0.0
         self.model.ops.accumulate_grad(self.model.grad, self.grad_sum, scale, True)
         if not dry_run or is_replayable(self.optimizer):
             self.optimizer.step()
 
     def checked_step(self, n: int, epoch: int | None = None) -> float:
         """`train_batch`, but a non-finite loss raises DivergedError before anything is updated.  Returns the loss."""
-        pieces, loss = self._start_batch(n), 0.0
-        for piece in pieces:
-            self.replay_loss(piece)
+        pieces, loss, layer = self._start_batch(n), 0.0, None
+        for piece in self._run_pieces(pieces, n):
             loss += self._loss_term(piece, n)
             if not math.isfinite(loss):
-                layer = self.model.find_non_finite(self.model.plan(piece)) or "the loss"
-                raise DivergedError(layer, self.optimizer.steps + 1, epoch)
-            if self.accumulation_steps == len(pieces) == 1:
+                layer = layer or self._find_non_finite(piece) or "the loss"
+                if self.group.size == 1:
+                    break
+            if self.is_whole(pieces):
                 self._replay(n, self.update, n)
                 return loss
             self._accumulate(piece)
-        self._end_batch()
-        return loss
+        layer = self.group.first(layer)
+        if layer is not None:
+            raise DivergedError(layer, self.optimizer.steps + 1, epoch)
+        self._end_batch(n)
+        return self._batch_loss(loss)
 
     def start_epoch(self, order: Array, repeat: bool = False) -> None:
         """Begin an epoch over the images `order`.  repeat: see `DataLoader.start_epoch`"""
         if self.augment_settings != (settings := self.loader.augment_settings()):
             self.augment_settings, self.captures = settings, {}
         self.loader.start_epoch(order, repeat)
-        self.window, self.window_batches, self.pieces_so_far = [], 0, []
+        self.window, self.window_images, self.window_batches, self.pieces_so_far = [], 0, 0, []
         self.model.ops.copy_to(self.totals, np.zeros(5))
 
     def batches_before_divergence(self) -> int:
         """Number of batches of the epoch before the first with a loss that is not finite."""
         pieces = int(self.model.ops.to_host(self.totals)[3])
-        return bisect.bisect_right(self.pieces_so_far, pieces)
+        return min(self.group.gather(bisect.bisect_right(self.pieces_so_far, pieces)))
+
+    def find_non_finite(self) -> str | None:
+        """Description of the first array with a NaN or infinity in the last piece; None if all are finite."""
+        return self.group.first(self._find_non_finite(self.last_piece) if self.last_piece else None)
+
+    def _find_non_finite(self, piece: int) -> str | None:
+        with self.group.apart():
+            return self.model.find_non_finite(self.model.plan(piece))
 
     def metric_name(self) -> str | None:
         """Name of the metric that the loss computes besides its value, such as "accuracy"; None for none."""
@@ -241,11 +380,12 @@ class StepRunner:
         weights = () if self.loader.sample_weight is None else (self.loader.sample_weight,)
         self.criterion.accumulate_metrics(self.totals, self.loader.cursor, self.target, *weights)
 
-    def read_metrics(self) -> tuple[float, float | None]:
+    def read_metrics(self, own: bool = False) -> tuple[float, float | None]:
         """(loss, metric) of the epoch so far; the metric is None if the loss has none.  ArithmeticError if the loss is
-        not finite."""
-        loss, metric, count, _, weights = self.model.ops.to_host(self.totals)
-        if not math.isfinite(loss):
+        not finite.   own: only of this rank's images"""
+        totals = self.model.ops.to_host(self.totals)
+        loss, metric, count, _, weights = totals if own else self.group.sum(totals)
+        if not math.isfinite(loss) and (not own or self.group.size == 1):
             raise ArithmeticError
         value = None if self.metric_name() is None else float(metric / count)
         return _mean_loss(self.criterion, loss, weights), value
@@ -316,6 +456,8 @@ def fit(
     accumulation_steps: int = 1,
     checkpoint: str | os.PathLike[str] | TrainingCheckpoint | None = None,
     progress: bool = True,
+    comm: Any = None,
+    sync_batch_norm: bool = False,
 ) -> list[Record]:
     """Train for `epochs` passes over `train`, in a new random order each, and return the history.
 
@@ -343,6 +485,11 @@ def fit(
                        one for the steps already taken.  Raises ResumeError, with every difference, if the file is of
                        another model, loss, optimizer, data set or version
     progress           show a progress bar on stderr, if that is a terminal
+    comm               an mpi4py communicator: its processes train together, each on a part of every batch, and all end
+                       with the same weights.  All call `fit` with the same arguments, and start with the weights and
+                       the `rng` of rank 0.  Callbacks run on all ranks, except those with a true attribute
+                       `rank_zero_only`.  See docs/distributed.md
+    sync_batch_norm    with `comm`: batch norm has the statistics of all ranks' images, not of each rank's own
 
     The history has one record (a dict) for each epoch: epoch, train_loss, train_accuracy (both measured during
     training), val_loss, val_accuracy (with a validation set), lr (at the end), seconds (of training),
@@ -361,50 +508,65 @@ def fit(
     are the averaged weights, as are the final weights, the validated ones and those that `on_epoch` sees.  If
     `on_epoch` has a method `at_end`, it is called at the end of a training without an exception.
     """
-    epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
-    accumulation_steps = _check.integer("accumulation_steps", accumulation_steps, 1)
-    steps = None if steps_per_epoch is None else _check.integer("steps_per_epoch", steps_per_epoch, 1)
-    hooks = Hooks(callbacks, on_epoch)
-    generator: np.random.Generator = _check.generator("rng", rng)
+    group = as_group(comm)
     with contextlib.ExitStack() as cleanup:
-        check = functools.partial(check_arguments, model, criterion=criterion, optimizer=optimizer)
-        loader = _open_loader("train", train, model, check, steps, None, augment=True)
-        cleanup.callback(loader.close)
-        dataset = loader.dataset
-        _require_rates(optimizer)
-        runner = StepRunner(model, criterion, loader, optimizer, accumulation_steps)
-        validator = None
-        if validation is not None:
-            val_criterion = CrossEntropyLoss() if type(criterion) is CrossEntropyLoss else criterion
-            val_check = functools.partial(check_arguments, model, criterion=val_criterion)
-            val_loader = _open_loader("validation", validation, model, val_check, None, dataset)
-            cleanup.callback(val_loader.close)
-            validator = StepRunner(model, val_criterion, val_loader)
-        if checkpoint is not None and not loader.repeatable and steps is not None:
-            raise TypeError("checkpoint: an iterable of batches cannot be continued within a pass (steps_per_epoch)")
-        batch_size = min(batch_size, len(dataset)) if loader.repeatable else len(dataset)
-        if optimizer.patterns and not loader.repeatable:
-            raise TypeError(
-                f"train must be a DeviceDataset or arrays for {type(optimizer).__name__}, which draws images of all of "
-                "it before each epoch, got an iterable of batches"
-            )
-        epoch_size = len(dataset)
-        if steps is not None and loader.repeatable:
-            epoch_size = steps * batch_size
-            if epoch_size > len(dataset):
-                raise ValueError(
-                    f"steps_per_epoch must be at most {len(dataset) // batch_size} with batches of {batch_size} of "
-                    f"{len(dataset)} images, got {steps}"
+        cleanup.enter_context(group.guard())
+        cleanup.enter_context(group.limit_threads())
+        with group.together():
+            epochs, batch_size = _check.integer("epochs", epochs, 1), _check.integer("batch_size", batch_size, 1)
+            accumulation_steps = _check.integer("accumulation_steps", accumulation_steps, 1)
+            steps = None if steps_per_epoch is None else _check.integer("steps_per_epoch", steps_per_epoch, 1)
+            hooks = Hooks(callbacks, on_epoch, group)
+            generator: np.random.Generator = _check.generator("rng", rng)
+            check = functools.partial(check_arguments, model, criterion=criterion, optimizer=optimizer)
+            loader = _open_loader("train", train, model, check, steps, None, augment=True)
+            cleanup.callback(loader.close)
+            dataset = loader.dataset
+            _require_rates(optimizer)
+            runner = StepRunner(model, criterion, loader, optimizer, accumulation_steps, group)
+            validator = None
+            if validation is not None:
+                val_criterion = CrossEntropyLoss() if type(criterion) is CrossEntropyLoss else criterion
+                val_check = functools.partial(check_arguments, model, criterion=val_criterion)
+                val_loader = _open_loader("validation", validation, model, val_check, None, dataset)
+                cleanup.callback(val_loader.close)
+                validator = StepRunner(model, val_criterion, val_loader, group=group)
+            if checkpoint is not None and not loader.repeatable and steps is not None:
+                raise TypeError(
+                    "checkpoint: an iterable of batches cannot be continued within a pass (steps_per_epoch)"
                 )
-        sizes = {batch_size, epoch_size % batch_size or batch_size}
-        largest_piece = max(size for n in sizes for size in runner.pieces(n))
-        val_batch = 0 if validator is None else min(EVALUATION_BATCH, len(validator.loader.dataset))
-        max_batch = max(largest_piece, val_batch, optimizer.patterns)
-        with runner.exclusive():
-            model.reserve(max(max_batch, model.max_batch))  # the largest buffers first: all plans share them
-            runner.reserve(max_batch)
-            loader.reserve(batch_size)
-            _compile(runner, sizes)
+            batch_size = min(batch_size, len(dataset)) if loader.repeatable else len(dataset)
+            if batch_size < group.size:
+                raise ValueError(f"batch_size must be at least {group.size}, an image for each rank, got {batch_size}")
+            if optimizer.patterns and not loader.repeatable:
+                raise TypeError(
+                    f"train must be a DeviceDataset or arrays for {type(optimizer).__name__}, which draws images of "
+                    "all of it before each epoch, got an iterable of batches"
+                )
+            epoch_size = len(dataset)
+            if steps is not None and loader.repeatable:
+                epoch_size = steps * batch_size
+                if epoch_size > len(dataset):
+                    raise ValueError(
+                        f"steps_per_epoch must be at most {len(dataset) // batch_size} with batches of {batch_size} of "
+                        f"{len(dataset)} images, got {steps}"
+                    )
+        options = {"batch_size": batch_size, "steps_per_epoch": steps, "reshuffle": reshuffle}
+        options["accumulation_steps"] = accumulation_steps
+        describe = functools.partial(training_settings, runner, validator, hooks, options)
+        group.start(model, optimizer, generator, lambda: describe() | {"epochs": epochs, "sync": sync_batch_norm})
+        if sync_batch_norm:
+            cleanup.enter_context(group.synchronize_batch_norm(model))
+        with group.together(), group.node_first():
+            sizes = {batch_size, epoch_size % batch_size or batch_size}
+            largest_piece = max([1, *(piece.size for n in sizes for piece in runner.rank_pieces(n))])
+            val_batch = 0 if validator is None else min(EVALUATION_BATCH, len(validator.loader.dataset))
+            max_batch = max(largest_piece, val_batch, optimizer.patterns)
+            with runner.exclusive():
+                model.reserve(max(max_batch, model.max_batch))  # the largest buffers first: all plans share them
+                runner.reserve(max_batch)
+                loader.reserve(batch_size)
+                _compile(runner, sizes)
         model.normalization = dataset.normalization
         model.output_kind = getattr(criterion, "output_kind", None)
         if dataset.class_names is not None:
@@ -412,9 +574,8 @@ def fit(
         orders = Orders(len(dataset), epoch_size, reshuffle, generator) if loader.repeatable else None
         saver = None
         if checkpoint is not None:
-            options = {"batch_size": batch_size, "steps_per_epoch": steps, "reshuffle": reshuffle}
-            options["accumulation_steps"] = accumulation_steps
-            saver = Saver(checkpoint, runner, validator, orders, generator, hooks, options)
+            with group.together():
+                saver = Saver(checkpoint, runner, orders, generator, hooks, describe())
         return _run_epochs(runner, validator, epochs, batch_size, orders, generator, hooks, saver, progress)
 
 
@@ -470,7 +631,8 @@ class Hooks:
 
     METHODS = ("on_train_begin", "on_batch_end", "on_epoch_end", "on_checkpoint", "on_train_end")
 
-    def __init__(self, callbacks: Sequence[Any], on_epoch: Any) -> None:
+    def __init__(self, callbacks: Sequence[Any], on_epoch: Any, group: Group = ALONE) -> None:
+        self.group = group
         _check.optional_callable("on_epoch", on_epoch)
         if not isinstance(callbacks, (list, tuple)):
             raise TypeError(f"callbacks must be a list, got {_check.describe(callbacks)}")
@@ -485,15 +647,21 @@ class Hooks:
                     f"got {_check.describe(callback)}{hint}"
                 )
             for name, method in methods.items():
-                self.calls[name].append(method)
+                self._add(name, callback, method)
         if on_epoch is not None:
-            self.calls["on_epoch_end"].append(on_epoch)
-            self.calls["on_train_end"] += [on_epoch.at_end] if hasattr(on_epoch, "at_end") else []
+            self._add("on_epoch_end", on_epoch, on_epoch)
+            if hasattr(on_epoch, "at_end"):
+                self._add("on_train_end", on_epoch, on_epoch.at_end)
+
+    def _add(self, name: str, callback: Any, method: Callable[..., object]) -> None:
+        runs = self.group.rank == 0 or not getattr(callback, "rank_zero_only", False)
+        self.calls[name].append(method if runs else lambda *_: None)
 
     def __call__(self, name: str, *arguments: Any) -> bool:
-        """Call a method of all callbacks.  Returns whether one of them returned True."""
+        """Call a method of all callbacks.  Returns whether one of them returned True, on any rank."""
         results = [method(*arguments) for method in self.calls[name]]
-        return any(isinstance(r, (bool, np.bool_)) and bool(r) for r in results)  # a lambda may return anything
+        own = any(isinstance(r, (bool, np.bool_)) and bool(r) for r in results)  # a lambda may return anything
+        return any(self.group.gather(own))
 
 
 def _run_epochs(
@@ -509,13 +677,16 @@ def _run_epochs(
 ) -> list[Record]:
     """The loop of `fit`.  orders: of a data set's images; None for a stream"""
     model, criterion, optimizer, dataset = runner.model, runner.criterion, runner.optimizer, runner.loader.dataset
+    group = runner.group
     epoch_count = getattr(optimizer, "_epochs", np.zeros(1, np.int64))
     history: list[Record] = []
     stop, last_good = False, _snapshot(model, optimizer)
     try:
         hooks("on_train_begin", model)
         if saver is not None:
-            history, stop = saver.load()
+            saved = group.on_root(saver.file.read)
+            with group.together():
+                history, stop = saver.load(saved)
             last_good = _snapshot(model, optimizer)
             saver.save(last_good, history, stop)
             if len(history) < epochs and not stop:
@@ -544,11 +715,10 @@ def _run_epochs(
                         _repeat_checked(runner, order, batch_size, turn, epoch)
                         raise
                     step = first_step + runner.batches_before_divergence() // runner.accumulation_steps
-                    layer = model.find_non_finite(model.plan(runner.last_piece)) or "the loss"
-                    raise DivergedError(layer, step, epoch) from None
+                    raise DivergedError(runner.find_non_finite() or "the loss", step, epoch) from None
                 if not np.isfinite(model.ops.to_host(model.theta)).all():
-                    layer = model.find_non_finite(model.plan(runner.last_piece)) or "the parameters"
-                    raise DivergedError(layer, optimizer.steps, epoch)
+                    raise DivergedError(runner.find_non_finite() or "the parameters", optimizer.steps, epoch)
+                group.end_epoch(model, epoch)
             epoch_count[0] += 1
             epoch_end = _snapshot(model, optimizer)
             with optimizer.average_parameters():
@@ -556,6 +726,7 @@ def _run_epochs(
                     record["val_loss"], metric, _ = _evaluate(validator, EVALUATION_BATCH)
                     record |= _metric_entry("val", validator, metric)
                 last_good = epoch_end
+                record = group.share(record)  # the seconds are rank 0's
                 history.append(record)
                 stop = hooks("on_epoch_end", record) or stop
             last_good = _snapshot(model, optimizer)  # again, since a callback may have changed the learning rates
@@ -598,7 +769,8 @@ def _train_epoch(
 
     bar = tqdm(
         total=runner.loader.length, desc=f"epoch {epoch}/{last_epoch}", unit=" images", unit_scale=True, leave=False,
-        disable=None if progress else True, mininterval=0.2, file=_streams.SafeStream(sys.stderr),
+        disable=None if progress and runner.group.rank == 0 else True, mininterval=0.2,
+        file=_streams.SafeStream(sys.stderr),
     )  # fmt: skip
     images, stop, start = 0, False, time.perf_counter()
     last_shown = start
@@ -620,7 +792,9 @@ def _train_epoch(
             now = time.perf_counter()
             if now - last_shown > 0.2:
                 last_shown = now
-                bar.set_postfix_str(_format_metrics(runner.metric_name(), *runner.read_metrics()), refresh=False)
+                bar.set_postfix_str(
+                    _format_metrics(runner.metric_name(), *runner.read_metrics(own=True)), refresh=False
+                )
             bar.update(n)
         with turn():
             runner.end_window()
@@ -687,12 +861,16 @@ def evaluate(
 
 
 def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float | None, Array]:
-    """`evaluate` with a reusable `StepRunner`."""
+    """`evaluate` with a reusable `StepRunner`.  Several ranks share the images; each returns the outputs of its own."""
     model, criterion, loader = runner.model, runner.criterion, runner.loader
     loss_sum, weight_sum, outputs, metric_sum, has_metric = 0.0, 0.0, [], 0.0, False
     whole, turn = runner.locks(each_batch=loader.staged)
-    with whole, contextlib.closing(loader.batches(batch_size)) as batches:
-        for position, n in batches:
+    with whole, contextlib.closing(loader.batches(batch_size * runner.group.size)) as batches:
+        for first, size in batches:
+            start, stop = runner.group.part(size)
+            position, n = first + start, stop - start
+            if not n:
+                continue
             with turn(), model.evaluating():
                 loader.seek(position)
                 runner.replay_loss(n)
@@ -706,8 +884,10 @@ def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float | None,
                 outputs.append(np.array(model.ops.to_host(model.plan(n).y)))
                 has_metric = runner.metric_name() is not None
                 metric_sum += criterion.batch_metric(n, labels) if has_metric else 0.0
-    metric = float(metric_sum / sum(map(len, outputs))) if has_metric else None
-    return _mean_loss(criterion, loss_sum, weight_sum), metric, np.concatenate(outputs)
+    sums = np.array([loss_sum, weight_sum, metric_sum, sum(map(len, outputs)), has_metric], np.float64)
+    loss_sum, weight_sum, metric_sum, count, metrics = map(float, runner.group.sum(sums))
+    metric = metric_sum / count if metrics else None
+    return _mean_loss(criterion, loss_sum, weight_sum), metric, np.concatenate(outputs or [np.empty(0)])
 
 
 def _mean_loss(criterion: Loss, loss_sum: float, weight_sum: float) -> float:
@@ -740,10 +920,10 @@ def _compile(runner: StepRunner, batch_sizes: set[int]) -> None:
     before, training = _snapshot(model, optimizer), model.training
 
     def dry_run() -> None:
-        for pieces in map(runner.pieces, batch_sizes):
-            for n in set(pieces):
+        for pieces in map(runner.rank_pieces, batch_sizes):
+            for n in {piece.size for piece in pieces}:
                 runner.step(n, dry_run=True)
-                if len(pieces) * runner.accumulation_steps > 1:
+                if not runner.is_whole(pieces):
                     runner.accumulate(n, True, dry_run=True)
                     runner.apply(n, dry_run=True)
 

@@ -194,7 +194,7 @@ def test_dropout_keeps_the_right_share_and_the_mean(p):
     y, masks = blank(x.shape, np.float32), []
     for step in (0, 1):
         for seed in (0, 1, 2**63 - 1):
-            kernels.dropout(y, x, np.array([step]), seed, p, 1)
+            kernels.dropout(y, x, np.array([step]), np.zeros(1, np.int64), seed, p, 1)
             kept = y != 0
             np.testing.assert_allclose(y[kept], 1 / (1 - p), rtol=1e-6)
             assert abs(kept.mean() - (1 - p)) < 5 * np.sqrt(p * (1 - p) / x.size)
@@ -204,6 +204,18 @@ def test_dropout_keeps_the_right_share_and_the_mean(p):
         assert abs(neighbours - (1 - p) ** 2) < 0.006
         for j in range(i):
             assert abs((masks[i] & masks[j]).mean() - (1 - p) ** 2) < 0.006
+
+
+@pytest.mark.parametrize("span", [1, 12])
+def test_part_of_a_batch_has_the_masks_of_the_batch(span):
+    x = np.ones((40, 5, 12), np.float32)
+    whole, part, step = blank(x.shape, np.float32), blank((24, 5, 12), np.float32), np.array([3])
+    kernels.dropout(whole, x, step, np.array([0]), 7, 0.5, span)
+    kernels.dropout(part, x[:24], step, np.array([16]), 7, 0.5, span)
+    np.testing.assert_array_equal(part, whole[16:])
+    blocked = blank((2, 5, 1, 12, 8), np.float32)
+    kernels.dropout(blocked, np.ones(blocked.shape, np.float32), step, np.array([16]), 7, 0.5, span)
+    np.testing.assert_array_equal(np.moveaxis(blocked, 4, 1).reshape(16, 5, 12), whole[16:32])
 
 
 def test_dropout_of_whole_maps():
@@ -276,7 +288,7 @@ def _case(name, dtype):
                 kernels.layer_norm_backward, (out, *parts[:2], dy, x, w, x[:, 0].copy(), x[:, 1] ** 2 + 1), (0, 1, 2)
             ),
         }[name]  # fmt: skip
-    return kernels.dropout, (out, x, np.array([3]), 77, 0.4, 1), (0,)
+    return kernels.dropout, (out, x, np.array([3]), np.array([2]), 77, 0.4, 1), (0,)
 
 
 CASES = [

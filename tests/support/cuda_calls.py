@@ -161,7 +161,7 @@ def calls(dtype, sizes, seed=0):
         yield "rbf_loss", "", (*outputs, 20 + 5 * dy, target, rubbish, factor, mean), (0, 1, 2)
     for p, span in ((0.0, 1), (0.4, 1), (0.5, 7), (1.0, 1)):
         for x in (normal(N, 3, size), normal(N, 3, H, W)):
-            arguments = blank(x.shape, dtype), x, np.array([11]), 2**63 - 12345, p, span
+            arguments = blank(x.shape, dtype), x, np.array([11]), np.array([5]), 2**63 - 12345, p, span
             yield "dropout", f"p {p}, {x.ndim} axes", arguments, (0,)
     yield "increment", "", (np.array([41]),), (0,)
 
@@ -246,11 +246,12 @@ def calls(dtype, sizes, seed=0):
         yield "gather", str(kind), (x, target, images, labels, order, cursor, scale, shift, (1, 2)), (0, 1)
         yield "gather", "no labels", (x, labels[:0], images, labels[:0], order, cursor, scale, shift, (1, 2)), (0,)
 
-    counter, seed, ranges = np.array([11]), 2**63 - 12345, (30.0, (2.0, 3.0), (0.8, 1.3), (0.7, 1.1), 20.0)
-    yield "random_affine", "", (blank((rows, 2, 3), dtype), counter, seed, *ranges), (0,)
+    counter, offset, seed = np.array([11]), np.array([5]), 2**63 - 12345
+    ranges = (30.0, (2.0, 3.0), (0.8, 1.3), (0.7, 1.1), 20.0)
+    yield "random_affine", "", (blank((rows, 2, 3), dtype), counter, offset, seed, *ranges), (0,)
     for radius in (0, 3, 20):
         field, weights = blank((N, 2, H, W), dtype), abs(normal(radius + 1))
-        yield "elastic_field", f"radius {radius}", (field, weights, counter, seed, 3.0), (0,)
+        yield "elastic_field", f"radius {radius}", (field, weights, counter, offset, seed, 3.0), (0,)
     x, matrices, field, colours = normal(N, 3, H, W), normal(N, 2, 3), 2 * normal(N, 2, H + 1, W - 2), abs(normal(3))
     field[0, :, 1, 2] = np.nan, np.inf
     for m, f in ((matrices, field), (matrices[:0], field), (matrices, field[:0]), (matrices[:0], field[:0])):
@@ -258,7 +259,7 @@ def calls(dtype, sizes, seed=0):
         yield "warp", f"{len(m)} matrices, {len(f)} fields", (y, x, m, f, colours), (0,)
     for brightness, contrast in ((0.4, 0.3), (2.0, 0.0)):
         options = brightness, contrast, colours + 1, -colours
-        yield "jitter", f"{brightness}, {contrast}", (abs(x), counter, seed, *options), (0,)
+        yield "jitter", f"{brightness}, {contrast}", (abs(x), counter, offset, seed, *options), (0,)
 
     predicted = rng.integers(0, 3, rows)
     totals, cursor, shares = np.array([1.0, 2, 3, 4, 5]), np.array([7]), np.array([1, 0.5, 2])

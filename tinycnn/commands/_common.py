@@ -15,7 +15,7 @@ from typing import Any
 
 from tinycnn import _streams
 from tinycnn._streams import EXIT_INTERRUPTED
-from tinycnn.errors import DeviceError
+from tinycnn.errors import DeviceError, RankError
 
 EXIT_TERMINATED = 143  # as of a process that SIGTERM has killed
 
@@ -47,7 +47,7 @@ def run_command(command: Command, interrupted: str = "interrupted", as_json: boo
             with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext(), _terminable():
                 result = command()
             code, document = result if isinstance(result, tuple) else (result, None)
-        except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError) as error:
+        except (ValueError, OSError, ArithmeticError, MemoryError, DeviceError, RankError) as error:
             text = describe(error)
             document = {"error": text}
             print(f"error: {text}", file=sys.stderr)

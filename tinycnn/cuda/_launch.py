@@ -333,14 +333,20 @@ class ExportedArray:
         return np.asarray(to_host(self.array), dtype)
 
 
-def to_host(array):
-    """An array of this device as NumPy array; waits for pending kernels."""
+def pinned(shape, dtype):
+    """A new array in host memory that the device copies from and to without a copy in between."""
+    with _driver_errors("an allocation of pinned memory"):
+        return cuda.pinned_array(shape, dtype)
+
+
+def to_host(array, out=None):
+    """An array of this device as NumPy array, new or `out`; waits for pending kernels."""
     if not hasattr(array, "copy_to_host"):
         if _gpu.device_of(array) is None:
             return np.asarray(array)
         array = to_device(array)
     with _driver_errors("a copy from the device"):
-        return array.copy_to_host()
+        return array.copy_to_host(out)
 
 
 def copy_to(array, values):

@@ -28,9 +28,9 @@ HALF = scalars.HALF
 
 
 @device_function
-def image_seed(counter, seed, n):
-    """The seed of image n."""
-    return splitmix64(splitmix64(splitmix64(seed) + np.uint64(counter[0])) + np.uint64(n))
+def image_seed(counter, offset, seed, n):
+    """The seed of image n.   offset: (1,), images of the batch before image 0"""
+    return splitmix64(splitmix64(splitmix64(seed) + np.uint64(counter[0])) + np.uint64(offset[0]) + np.uint64(n))
 
 
 @device_function
@@ -40,11 +40,11 @@ def uniform(start, draw, low, high):
 
 
 @phase
-def draw_affine(tid, nt, first, matrices, counter, seed, max_angle, max_shear, translate, scale, squeeze):
+def draw_affine(tid, nt, first, matrices, counter, offset, seed, max_angle, max_shear, translate, scale, squeeze):
     """Affine maps, one thread per image."""
     n = first + tid
     if n < matrices.size // 6:
-        start, m = image_seed(counter, seed, n), matrices[6 * n :]
+        start, m = image_seed(counter, offset, seed, n), matrices[6 * n :]
         angle, shear = uniform(start, 0, -max_angle, max_angle), uniform(start, 5, -max_shear, max_shear)
         x, y = uniform(start, 1, -translate[0], translate[0]), uniform(start, 2, -translate[1], translate[1])
         size, e = uniform(start, 3, scale[0], scale[1]), uniform(start, 4, squeeze[0], squeeze[1])
@@ -56,35 +56,48 @@ def draw_affine(tid, nt, first, matrices, counter, seed, max_angle, max_shear, t
 
 
 @kernel(THREADS, registers=32)
-def random_affine_kernel(matrices, counter, seed, max_angle, max_shear, translate, scale, squeeze):
+def random_affine_kernel(matrices, counter, offset, seed, max_angle, max_shear, translate, scale, squeeze):
     first = cuda.blockIdx.x * THREADS
     draw_affine(
-        cuda.threadIdx.x, THREADS, first, matrices, counter, seed, max_angle, max_shear, translate, scale, squeeze
+        cuda.threadIdx.x,
+        THREADS,
+        first,
+        matrices,
+        counter,
+        offset,
+        seed,
+        max_angle,
+        max_shear,
+        translate,
+        scale,
+        squeeze,
     )
 
 
-def random_affine(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
+def random_affine(matrices, counter, offset, seed, degrees, translate, scale, squeeze, shear):
     """A random affine map for every image; the CPU version has the formulas."""
     T = matrices.dtype.type
     max_angle, max_shear = T(math.radians(degrees)), T(math.radians(shear))
     pairs = (tuple(map(T, pair)) for pair in (translate, scale, squeeze))
-    random_affine_kernel[blocks(len(matrices))](ravel(matrices), counter, np.uint64(seed), max_angle, max_shear, *pairs)
+    random_affine_kernel[blocks(len(matrices))](
+        ravel(matrices), counter, offset, np.uint64(seed), max_angle, max_shear, *pairs
+    )
 
 
 @phase
-def draw_noise_pixel(tid, nt, first, field, counter, seed, plane):
+def draw_noise_pixel(tid, nt, first, field, counter, offset, seed, plane):
     """Both components of the noise of a pixel."""
     e = first + tid
     if e < field.size // 2:
         n, k = divmod32(e, plane)
-        word = splitmix64(image_seed(counter, seed, n) + np.uint64(k))
+        word = splitmix64(image_seed(counter, offset, seed, n) + np.uint64(k))
         index = 2 * n * plane + k
         field[index], field[index + plane] = uniform_from_high(word), uniform_from_low(word)
 
 
 @kernel(THREADS, registers=32)
-def noise_kernel(field, counter, seed, plane):
-    draw_noise_pixel(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, field, counter, seed, plane)
+def noise_kernel(field, counter, offset, seed, plane):
+    draw_noise_pixel(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, field, counter, offset, seed, plane)
 
 
 @phase
@@ -104,12 +117,12 @@ def convolve_axis_kernel(out, src, weights, size, stride, factor):
     convolve_axis(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, out, src, weights, size, stride, factor)
 
 
-def elastic_field(field, weights, counter, seed, alpha):
+def elastic_field(field, weights, counter, offset, seed, alpha):
     """Smoothed noise; the CPU version has the formulas."""
     N, _, H, W = field.shape
     T, out = field.dtype.type, ravel(field)
     temporary = workspace(out.size, field.dtype, "elastic")
-    noise_kernel[blocks(N * H * W)](out, counter, np.uint64(seed), H * W)
+    noise_kernel[blocks(N * H * W)](out, counter, offset, np.uint64(seed), H * W)
     convolve_axis_kernel[blocks(out.size)](temporary, out, weights, W, 1, T(1))
     convolve_axis_kernel[blocks(out.size)](out, temporary, weights, H, W, T(alpha))
 
@@ -171,10 +184,10 @@ def warp(y, x, matrices, field, background):
 
 
 @phase
-def apply_brightness(tid, nt, values, x, counter, seed, low, high, scale, shift, image, count, plane):
+def apply_brightness(tid, nt, values, x, counter, offset, seed, low, high, scale, shift, image, count, plane):
     """Change the brightness of an image, and sum this thread's pixels into `values`."""
     T = x.dtype.type
-    factor, total = uniform(image_seed(counter, seed, image), 0, low, high), T(0)
+    factor, total = uniform(image_seed(counter, offset, seed, image), 0, low, high), T(0)
     for e in range(tid, count, nt):
         index, c = U32(image * count + e), U32(e) // U32(plane)
         value = (x[index] - shift[c]) / scale[c] * factor
@@ -186,39 +199,39 @@ def apply_brightness(tid, nt, values, x, counter, seed, low, high, scale, shift,
 
 
 @phase
-def apply_contrast(tid, nt, partials, x, counter, seed, low, high, scale, shift, image, count, plane):
+def apply_contrast(tid, nt, partials, x, counter, offset, seed, low, high, scale, shift, image, count, plane):
     """Blend the pixels with their mean, whose sum is in `partials`, and normalise them again."""
     T = x.dtype.type
-    factor = uniform(image_seed(counter, seed, image), 1, low, high)
-    offset = (T(1) - factor) * reduce(partials) / T(count)
+    factor = uniform(image_seed(counter, offset, seed, image), 1, low, high)
+    grey = (T(1) - factor) * reduce(partials) / T(count)
     for e in range(tid, count, nt):
         index, c = U32(image * count + e), U32(e) // U32(plane)
-        value = x[index] * factor + offset
+        value = x[index] * factor + grey
         value = T(0) if value < T(0) else value
         value = T(1) if value > T(1) else value
         x[index] = value * scale[c] + shift[c]
 
 
 @kernel(THREADS, registers=40)
-def jitter_kernel(x, counter, seed, brightness, contrast, scale, shift, count, plane):
+def jitter_kernel(x, counter, offset, seed, brightness, contrast, scale, shift, count, plane):
     """One block per image."""
     values = cuda.shared.array(THREADS, x.dtype)
     partials = cuda.shared.array(PARTIALS, x.dtype)
     tid, image = cuda.threadIdx.x, cuda.blockIdx.x
     apply_brightness(
-        tid, THREADS, values, x, counter, seed, brightness[0], brightness[1], scale, shift, image, count, plane
+        tid, THREADS, values, x, counter, offset, seed, brightness[0], brightness[1], scale, shift, image, count, plane
     )  # fmt: skip
     cuda.syncthreads()
     block_reduce(tid, THREADS, partials, values)
     cuda.syncthreads()
     apply_contrast(
-        tid, THREADS, partials, x, counter, seed, contrast[0], contrast[1], scale, shift, image, count, plane
+        tid, THREADS, partials, x, counter, offset, seed, contrast[0], contrast[1], scale, shift, image, count, plane
     )
 
 
-def jitter(x, counter, seed, brightness, contrast, scale, shift):
+def jitter(x, counter, offset, seed, brightness, contrast, scale, shift):
     """Change brightness and contrast of every image; the CPU version has the formulas."""
     N, C, H, W = x.shape
     T = x.dtype.type
     ranges = ((T(max(0.0, 1 - a)), T(1 + a)) for a in (brightness, contrast))
-    jitter_kernel[N](ravel(x), counter, np.uint64(seed), *ranges, scale, shift, C * H * W, H * W)
+    jitter_kernel[N](ravel(x), counter, offset, np.uint64(seed), *ranges, scale, shift, C * H * W, H * W)

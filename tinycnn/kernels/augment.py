@@ -23,9 +23,14 @@ TAPS = 4  # weights on either side that one pass of `smooth` applies
 
 
 @device_function
-def first_draw(counter, seed, n):
-    """Stream of random numbers of image n: draw k is splitmix64(first_draw + k)."""
-    return splitmix64(splitmix64(splitmix64(np.uint64(seed)) + np.uint64(counter[0])) + np.uint64(n))
+def first_draw(counter, offset, seed, n):
+    """Stream of random numbers of image n: draw k is splitmix64(first_draw + k).
+
+    offset: (1,) int64, images of the batch before image 0
+    """
+    return splitmix64(
+        splitmix64(splitmix64(np.uint64(seed)) + np.uint64(counter[0])) + np.uint64(offset[0]) + np.uint64(n)
+    )
 
 
 @device_function
@@ -35,7 +40,7 @@ def uniform(start, draw, low, high):
 
 
 @kernel
-def random_affine(matrices, counter, seed, degrees, translate, scale, squeeze, shear):
+def random_affine(matrices, counter, offset, seed, degrees, translate, scale, squeeze, shear):
     """A random affine map per image, from an output pixel to the input position that it samples, both relative to the
     image centre.
 
@@ -43,13 +48,13 @@ def random_affine(matrices, counter, seed, degrees, translate, scale, squeeze, s
     The amounts are uniform in +-degrees, +-translate (columns, rows), scale (low, high), squeeze (low, high) and
     +-shear (an angle in degrees); positive angles rotate clockwise and shear the bottom to the left.
 
-    matrices: (N, 2, 3), for (row, column, 1)   counter: (1,) int64   seed: int
+    matrices: (N, 2, 3), for (row, column, 1)   counter, offset: (1,) int64   seed: int
     """
     T = matrices.dtype.type
     rotation, skew = T(math.radians(degrees)), T(math.radians(shear))
     max_x, max_y = T(translate[0]), T(translate[1])
     for n in prange(len(matrices)):
-        start, m = first_draw(counter, seed, n), matrices[n]
+        start, m = first_draw(counter, offset, seed, n), matrices[n]
         angle, tilt = uniform(start, 0, -rotation, rotation), uniform(start, 5, -skew, skew)
         x, y = uniform(start, 1, -max_x, max_x), uniform(start, 2, -max_y, max_y)
         size, e = uniform(start, 3, T(scale[0]), T(scale[1])), uniform(start, 4, T(squeeze[0]), T(squeeze[1]))
@@ -80,11 +85,11 @@ def smooth(out, src, weights, step, m):
 
 
 @kernel
-def elastic_field(field, weights, counter, seed, alpha):
+def elastic_field(field, weights, counter, offset, seed, alpha):
     """Displacement of every pixel: alpha times uniform noise in (-1, 1), zero outside of the image, smoothed along rows
     and columns (Simard, Steinkraus and Platt 2003).
 
-    field: (N, 2, H, W)   weights: (R + 1,), the filter from its centre on   counter: (1,) int64   seed: int
+    field: (N, 2, H, W)   weights: (R + 1,), the filter from its centre on   counter, offset: (1,) int64   seed: int
     """
     N, _, H, W = field.shape
     T = field.dtype.type
@@ -94,7 +99,7 @@ def elastic_field(field, weights, counter, seed, alpha):
     # Rows are separated by R zeros, so that one loop of the filter runs over all rows.
     P = W + R
     for n in prange(N):
-        start = first_draw(counter, seed, n)
+        start = first_draw(counter, offset, seed, n)
         noise, rows = np.zeros((2, H * P + 2 * R), field.dtype), np.empty(H * P, field.dtype)
         padded = np.zeros((H + 2 * R) * W, field.dtype)
         for i in range(H):
@@ -185,19 +190,19 @@ def warp(y, x, matrices, field, background):
 
 
 @kernel
-def jitter(x, counter, seed, brightness, contrast, scale, shift):
+def jitter(x, counter, offset, seed, brightness, contrast, scale, shift):
     """Change brightness and contrast; x = pixel * scale[c] + shift[c] for pixels in 0 ... 1.
 
     Each image is multiplied by a factor in 1 +- brightness, then blended with its mean by a factor in 1 +- contrast;
     pixels are clamped to 0 ... 1 after each.  torchvision's formulas for grey images; the mean is over all channels.
 
-    x: (N, C, H, W), changed in place   scale, shift: (C,)   counter: (1,) int64   seed: int
+    x: (N, C, H, W), changed in place   scale, shift: (C,)   counter, offset: (1,) int64   seed: int
     """
     N, C, H, W = x.shape
     T = x.dtype.type
     zero, one = T(0), T(1)
     for n in prange(N):
-        start = first_draw(counter, seed, n)
+        start = first_draw(counter, offset, seed, n)
         gain = uniform(start, 0, T(max(0.0, 1 - brightness)), T(1 + brightness))
         blend = uniform(start, 1, T(max(0.0, 1 - contrast)), T(1 + contrast))
         total = zero

@@ -67,6 +67,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "lr": (int, float, str, list), # a number, a schedule without its number of steps, or one number per epoch
         "tune_lr": LIST,   # candidates; the one with the best mean validation accuracy of three runs is used
         "epochs": (int,), "batch": (int,), "steps_per_epoch": (int,),
+        "sync_batch_norm": (bool,), # of several ranks: see docs/distributed.md
         "reshuffle": (bool,), # False: the same random order in all epochs
         "gradients": (bool,), # record gradient statistics of each layer (see gradients.py)
         "callbacks": TEXT, # EarlyStopping, ReduceLROnPlateau

@@ -10,6 +10,7 @@ import numpy as np
 from tinycnn import calibration, hardware, metrics, runs, train
 from tinycnn._interrupts import defer_interrupt
 from tinycnn.data import Dataset
+from tinycnn.distributed import ALONE, Group
 from tinycnn.errors import DivergedError
 from tinycnn.lecun98 import SDLM
 from tinycnn.recipes import Recipe, gradients, results
@@ -29,6 +30,7 @@ class Run:
     folder  of a run to continue; a new one under out/<recipe> by default
     force   continue although something differs: see `TrainingCheckpoint`
     tuning  accuracies of the candidates of `tune_lr`, if they are known
+    group   the processes that train together; all must make the `Run`, and call `fit`.  Rank 0 has and writes the folder
 
     `fit` trains, up to the recipe's number of epochs; `finish` tests the model and returns the result.
     """
@@ -45,7 +47,9 @@ class Run:
         force: bool = False,
         tuning: dict[str, float] | None = None,
         on_message: Callable[[str], object] = print,
+        group: Group = ALONE,
     ) -> None:
+        self.group = group
         self.recipe, self.seed, self.data, self.device, self.on_message = recipe, seed, data, device, on_message
         settings = recipe.training
         streams = np.random.SeedSequence(seed).spawn(4)  # weights, split, order, augmentation
@@ -60,12 +64,13 @@ class Run:
         elif folder is not None:
             tuning = folder.config["tuning"]
         elif tuning is None:
-            tuning = tune_lr(recipe, data, device, on_message)
+            tuning = group.on_root(lambda: tune_lr(recipe, data, device, on_message))
         rate = float(max(tuning, key=tuning.__getitem__)) if tuning else None
         self.optimizer = build_optimizer(recipe, self.model, steps, rate)
         self.callbacks = build_callbacks(recipe, self.optimizer)
         self.tuned = {"rate": rate, "tuning": tuning}
-        self.folder = folder or runs.RunFolder.create(Path(out) / recipe.name, f"seed-{seed}", self.config())
+        root, name = Path(out) / recipe.name, f"seed-{seed}"
+        self.folder = folder or runs.RunFolder.of_ranks(group, lambda: runs.RunFolder.create(root, name, self.config()))
         self.checkpoint = TrainingCheckpoint(self.folder.checkpoint, force)
         self.measurements = Measurements(self)
         self.diverged: str | None = None
@@ -100,8 +105,10 @@ class Run:
         callbacks  more of them: see `fit`
         """
         settings = self.recipe.training
-        if not self.folder.checkpoint.exists():
-            train.warm_up(self.model, self.loss, self.optimizer, self.splits.train, self.batch)
+        if not self.group.on_root(self.folder.checkpoint.exists):
+            start, stop = self.group.part(self.batch)
+            with self.group.together(), self.group.node_first():
+                train.warm_up(self.model, self.loss, self.optimizer, self.splits.train, max(1, stop - start))
             self.measurements.gradients("at the start")
         self.measurements.start()
         try:
@@ -111,7 +118,8 @@ class Run:
                 reshuffle=settings.get("reshuffle", True), validation=self.splits.validation or self.splits.test,
                 rng=self.rng_order, on_epoch=on_epoch,
                 callbacks=[*self.callbacks, self.measurements, *callbacks, self.folder],
-                checkpoint=self.checkpoint, progress=progress,
+                checkpoint=self.checkpoint, progress=progress, comm=self.group,
+                sync_batch_norm=settings.get("sync_batch_norm", False),
             )  # fmt: skip
         except DivergedError as error:
             self.diverged = str(error)
