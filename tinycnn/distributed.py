@@ -316,20 +316,18 @@ class Ranks(Group):
     def end_epoch(self, model: Sequential, epoch: int) -> None:
         for _, buffer in model.named_buffers():
             host = model.ops.to_host(buffer)
-            if host.dtype.kind == "f":  # running statistics, of each rank's own images unless synchronised
-                equal = self.sum(host.astype(np.float64)) / self.size
-            else:  # counters
-                equal = self.share(host)
-            model.ops.copy_to(buffer, equal.astype(host.dtype))
+            # Running statistics are of each rank's own images, unless synchronised; the rest are counters.
+            mean = self.sum(host.astype(np.float64)) / self.size if host.dtype.kind == "f" else self.share(host)
+            model.ops.copy_to(buffer, mean.astype(host.dtype))
         digest = hashlib.sha256(np.ascontiguousarray(model.ops.to_host(model.theta)).data).hexdigest()
         digests = self.gather(digest)
         different = [rank for rank, other in enumerate(digests) if other != digests[0]]
         if different:
             self._raise_together(
                 RankError(
-                    f"after epoch {epoch} the weights of {_rank_names(different)} differ from those of rank 0: a layer, "
-                    "optimizer or callback did not do the same on all ranks, or this MPI's Allreduce does not give all "
-                    "ranks the same bits"
+                    f"after epoch {epoch} the weights of {_rank_names(different)} differ from those of rank 0: a "
+                    "layer, optimizer or callback did not do the same on all ranks, or Allreduce of this MPI does not give "
+                    "all the same bits"
                 )
             )
 
@@ -361,8 +359,8 @@ class Ranks(Group):
         total = sum(n for n, _, _ in rows)
         if total < 2:
             raise ValueError(f"{layer!r} needs more than one value a channel in training, got {total}")
-        all_mean = sum(n * m for n, m, _ in rows) / total
-        all_var = sum(n * (v + (m - all_mean) ** 2) for n, m, v in rows) / total
+        all_mean: Array = np.sum([n * m for n, m, _ in rows], axis=0) / total
+        all_var: Array = np.sum([n * (v + (m - all_mean) ** 2) for n, m, v in rows], axis=0) / total
         if momentum < 0:
             momentum = 1 / (int(ops.to_host(running[2])[0]) + 1)
         for array, new in ((running[0], all_mean), (running[1], all_var * (total / (total - 1)))):
@@ -392,6 +390,9 @@ class Ranks(Group):
         if not dx.size:
             return
         factors = self.sum(np.array(sums, np.float64)) / -scratch.count
+        if self.absent:  # its image is none of the batch
+            ops.copy_to(dx, np.zeros(dx.shape, x.dtype))
+            return
         for array, values in zip((dweight, dbias), factors, strict=True):
             ops.copy_to(array, values.astype(x.dtype))
         ops.batch_norm_forward(

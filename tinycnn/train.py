@@ -84,6 +84,7 @@ class StepRunner:
         self.optimizer: Any = optimizer
         self.totals = model.ops.empty((5,), np.float64)
         self.target = loader.target
+        self.targets: dict[int, tuple[DeviceArray, DeviceArray | None]] = {}  # and sample weights, by batch size
         self.captures: dict[tuple[Any, ...], tuple[Plan | None, Replay]] = {}
         self.augment_settings = loader.augment_settings()
         self.accumulation_steps, self.last_piece = accumulation_steps, 0  # last_piece: number of images
@@ -140,6 +141,7 @@ class StepRunner:
         plan, criterion = self.model.plan(n), self.criterion
         self.reserve(n)
         self.target = self.loader.next(plan.x)
+        self.targets[n] = self.target, self.loader.sample_weight
         plan.forward(dry_run)
         if not dry_run or is_replayable(criterion):
             criterion.forward_backward(plan.dy, plan.y, self.target)
@@ -168,6 +170,7 @@ class StepRunner:
     def replay_loss(self, n: int) -> None:
         """`compute_loss`, replayed."""
         self._replay(n, self.compute_loss, n)
+        self.target, self.loader.sample_weight = self.targets[n]
 
     def _replay(self, n: int, step: Callable[..., None], *arguments: Any) -> None:
         """`step(*arguments)`, replayed.  n: its batch size, 0 for none"""

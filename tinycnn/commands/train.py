@@ -163,7 +163,8 @@ def _fit_and_finish(run: Any, epochs_before: int | None = None) -> tuple[int, An
     except DeviceError:
         print(f"the training up to epoch {len(folder.history)} is kept: python -m tinycnn resume {folder.path}")
         raise
-    return run.group.on_root(lambda: _finish(run, printer.printed, interrupted))
+    group: Group = run.group
+    return group.on_root(lambda: _finish(run, printer.printed, interrupted))
 
 
 def _finish(run: Any, printed: int, interrupted: bool) -> tuple[int, Any]:

@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al. 2014) without stored masks.
 
-The mask of an element is a hash of seed, training step and the element's position in the batch.  It is the same for any number of
-threads, any block size and any device, and in the backward pass.
+The mask of an element is a hash of seed, training step and the element's position in the batch.  It is the same for any
+number of threads, any block size and any device, for a part of the batch, and in the backward pass.
 """
 
 import numpy as np

@@ -30,7 +30,7 @@ class Run:
     folder  of a run to continue; a new one under out/<recipe> by default
     force   continue although something differs: see `TrainingCheckpoint`
     tuning  accuracies of the candidates of `tune_lr`, if they are known
-    group   the processes that train together; all must make the `Run`, and call `fit`.  Rank 0 has and writes the folder
+    group   the processes that train together.  All make the `Run` and call `fit`; rank 0 has and writes the folder
 
     `fit` trains, up to the recipe's number of epochs; `finish` tests the model and returns the result.
     """
@@ -86,6 +86,7 @@ class Run:
             "pixels": {"mean": train_set.mean.tolist(), "std": train_set.std.tolist()},
             "dataset": {"name": data.name, "sha256": data.sha256, "classes": list(data.classes), **self.sizes()},
             "device": self.device, "environment": hardware.environment(self.device),
+            **({"ranks": self.group.size} if self.group.size > 1 else {}),
         }  # fmt: skip
 
     def sizes(self) -> dict[str, int]:

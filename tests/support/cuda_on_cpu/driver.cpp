@@ -157,6 +157,7 @@ struct State {
   uint64_t serial = 0, captures = 0, executed = 0, handles = 0;
   size_t limit = (size_t)4 << 30, used = 0;
   char *arena = nullptr, *arena_end = nullptr, *next = nullptr;  // address range, no part is used twice
+  std::set<void *> pinned;  // host memory of cuMemHostAlloc
   std::map<std::string, Function> functions;
   std::map<std::string, std::string> translations;  // a kernel's name to its shared object
   std::deque<std::string> problems;
@@ -837,6 +838,29 @@ API cuMemFree(CUdeviceptr address) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   release(at);
+  return CUDA_SUCCESS;
+}
+
+API cuMemHostAlloc(void **address, size_t size, unsigned flags) {
+  ENTER(CURRENT, "%zu, %#x", size, flags);
+  REQUIRE(size > 0, CUDA_ERROR_INVALID_VALUE);
+  TRY(check_unsafe());
+  void *memory = malloc(size);
+  REQUIRE(memory != nullptr, CUDA_ERROR_OUT_OF_MEMORY);
+  memset(memory, 0xff, size);  // NaN
+  state.pinned.insert(memory);
+  return assign(address, memory);
+}
+
+API cuMemFreeHost(void *address) {
+  ENTER(CURRENT, "%p", address);
+  TRY(check_unsafe());
+  TRY(run_all());
+  if (!state.pinned.erase(address)) {
+    problem("cuMemFreeHost of %p, which cuMemHostAlloc did not allocate", address);
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  free(address);
   return CUDA_SUCCESS;
 }
 
