@@ -35,8 +35,6 @@ def _missing():
 needs_mpi = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 
 RECIPE = """
-title = "tiny"
-
 [tiny]
 title = "tiny"
 net.input = [1, 28, 28]
@@ -150,19 +148,11 @@ def test_ranks_agree(case, results):
 @needs_mpi
 def test_trainings_differ(results):
     """The cases above compare something: parameters moved, and other cases have others."""
-    states = {case: results[case]["1"]["state"] for case in ("plain", "windows", "weighted", "summed", "numbers")}
+    states = {case: results[case]["1"]["state"] for case in ("plain", "few_images", "weighted", "summed", "numbers")}
     assert all(np.abs(np.subtract(a, b)).max() > 1e-3 for a in states.values() for b in states.values() if a is not b)
+    np.testing.assert_allclose(results["windows"]["4"]["state"], states["plain"], rtol=0, atol=1e-6)  # 3 * 5 images
     own, one = (results["own_statistics"][ranks]["state"] for ranks in ("4", "1"))
     assert np.abs(np.subtract(own, one)).max() > 1e-3  # batch norm with each rank's own statistics
-
-
-@needs_mpi
-def test_a_training_continues_with_another_number_of_ranks(results):
-    """`resumed` trains one epoch, and continues from the checkpoint; here with the same number of ranks.  See
-    test_command_line for another."""
-    one = results["resumed"]["1"]["state"]
-    for ranks in ("2", "4"):
-        np.testing.assert_allclose(results["resumed"][ranks]["state"], one, rtol=0, atol=1e-6)
 
 
 @needs_mpi
@@ -178,18 +168,17 @@ def test_divergence_is_reported_as_by_one_process(results):
 
 @needs_mpi
 def test_problems_are_named_before_training(results):
-    (alone,) = results["problems"]["1"]["errors"]
-    assert alone[:2] == ["", ""]
+    assert results["problems"]["1"]["errors"][0][:2] == ["", ""]
     by_rank = results["problems"]["4"]["errors"]
-    images, epochs, batch, bad_batch, comm = by_rank[0]
-    assert re.fullmatch(
-        r"RankError: the ranks differ in training data: sha256: '\w{64}' on ranks 0, 1 and 2, '\w{64}' on rank 3",
+    images, epochs, batch, bad_batch = by_rank[0]
+    assert re.match(
+        r"RankError: the ranks differ in training data: sha256: '\w{64}' on ranks 0, 1 and 2, '\w{64}' on rank 3; "
+        r"training data: mean: ",
         images,
     )
     assert epochs == "RankError: the ranks differ in epochs: 2 on rank 0, 1 on ranks 1, 2 and 3"
     assert batch == "ValueError: batch_size must be at least 4, an image for each rank, got 3"
     assert bad_batch == "ValueError: batch_size must be at least 1, got 0"
-    assert comm.startswith("TypeError: comm must be an mpi4py communicator")
     for rank in (1, 2, 3):
         assert by_rank[rank][:3] == by_rank[0][:3]
         assert by_rank[rank][3] == "RankError: rank 0: batch_size must be at least 1, got 0"
@@ -214,7 +203,7 @@ def test_command_line(tmp_path):
     document = json.loads(out)  # of rank 0 alone
     folder = run_folder(tmp_path / "runs")
     assert document["run"] == str(folder)
-    assert "2 ranks, 1 thread each" in err or "2 ranks, " in err
+    assert re.search(r"^2 ranks, \d+ threads? each$", err, re.MULTILINE)
     assert json.loads((folder / "config.json").read_text())["ranks"] == 2
     names = {path.name for path in folder.iterdir()}
     assert {"checkpoint.safetensors", "model.safetensors", "history.csv", "report.json", "confusion.png"} <= names

@@ -243,7 +243,9 @@ class Ranks(Group):
         text = "interrupted" if interrupted else f"{type(error).__name__}: {_check.one_line(error)}{place}"
         print_stderr(f"error on rank {self.rank} of {self.size}: {text}")
         sys.stdout.flush()
-        self.comm.Abort(EXIT_INTERRUPTED if interrupted else 1)
+        code = EXIT_INTERRUPTED if interrupted else 1
+        self.comm.Abort(code)
+        os._exit(code)  # MPICH returns from it before this process is killed
 
     @contextlib.contextmanager
     def limit_threads(self) -> Iterator[None]:
