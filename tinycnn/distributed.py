@@ -328,8 +328,8 @@ class Ranks(Group):
             self._raise_together(
                 RankError(
                     f"after epoch {epoch} the weights of {_rank_names(different)} differ from those of rank 0: a "
-                    "layer, optimizer or callback did not do the same on all ranks, or Allreduce of this MPI does not give "
-                    "all the same bits"
+                    "layer, optimizer or callback did not do the same on all ranks, or Allreduce of this MPI does not "
+                    "give all ranks the same bits"
                 )
             )
 
