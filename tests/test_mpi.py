@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cuda_on_cpu import ON_GPU
 
 from tinycnn import SGD, CrossEntropyLoss, Flatten, Linear, Sequential, distributed, fit
 from tinycnn.__main__ import main
@@ -293,6 +295,27 @@ def test_ranks_with_other_recipes(tmp_path):
     assert len(errors) == 1
     assert re.fullmatch(r"error: the ranks differ in recipe: 'tiny \w+' on rank 0, 'tiny \w+' on rank 1", errors[0])
     assert not (tmp_path / "tiny").exists()
+
+
+@needs_mpi
+@pytest.mark.gpu
+def test_gpus(tmp_path):
+    """Two ranks on a GPU: gradients go through pinned memory."""
+    program = [] if ON_GPU else [SUPPORT / "cuda_on_cpu"]
+    cases = "plain,random_layers,synchronized"
+    code, out, err = finish(launch(2, *program, SUPPORT / "mpi_checks.py", tmp_path, "cuda", cases))
+    assert code == 0, err
+    for found in json.loads(out)["cases"].values():
+        np.testing.assert_allclose(found["2"]["state"], found["1"]["state"], rtol=0, atol=1e-6)
+
+
+def test_a_rank_has_the_gpu_of_its_local_rank(monkeypatch):
+    group = _Numbered(5, 8)
+    group.local_rank = 5
+    monkeypatch.setattr(distributed._gpu, "probe", lambda: SimpleNamespace(gpus=["a", "b", "c"]))
+    devices = [distributed.local_device(device, group) for device in ("cuda", "auto", "cuda:1", "cpu")]
+    assert devices == ["cuda:2", "cuda:2", "cuda:1", "cpu"]
+    assert distributed.local_device("cuda", distributed.ALONE) == "cuda"
 
 
 def test_rank_names():
