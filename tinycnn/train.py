@@ -230,8 +230,9 @@ class StepRunner:
             if not pieces and self.group.synchronized:
                 self._join_batch_norm()
         self.loader.seek(position + n)
-        for counter, _, count in draws:
+        for counter, offset, count in draws:
             ops.copy_to(counter, np.array([count + len(self.pieces(n))]))
+            ops.copy_to(offset, np.array([0]))
 
     def _random_numbers(self) -> list[tuple[DeviceArray, DeviceArray]]:
         """(counter of steps, index in a batch of the first image) of all that draws random numbers in a step."""
@@ -286,7 +287,7 @@ class StepRunner:
         if self.group.size == 1:
             return loss
         total, weight = self.group.sum(np.array([loss, self.batch_weight]))
-        return _mean_loss(self.criterion, total, weight)
+        return float(total / weight if self.criterion.reduction == "mean" and weight else total)
 
     def _accumulate(self, n: int) -> None:
         self._allocate_grad_sum()
