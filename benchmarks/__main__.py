@@ -22,6 +22,7 @@ COMMANDS = {
     "classifiers": "classifiers of 1998 beside the networks: nearest neighbours, pairwise linear, boosted LeNet-4",
     "digit-photos": "pictures of digits: accuracy with and without preparation",
     "demo-page": "the page of `tinycnn demo` in a browser: time of a pen event",
+    "scale": "training over several processes (MPI): strong and weak scaling, communication, and a model",
     "gpu": "everything on an NVIDIA GPU",
 }
 

@@ -334,5 +334,38 @@ def rows_near_64(result):
     return [nearest_batch(64, [row for row in rows if row["net"] == net]) for net in nets]
 
 
-PLOTS = {"train-step": train_step, "inference": inference, "conv": conv, "ladder": ladder, "epoch": epoch,
-            "nets": lambda result: throughput(result, "Training steps"), "start": lambda result: ()}  # fmt: skip
+def scale(result):
+    figure = plot.new_figure(9.6, 4.2, layout="constrained")
+    for ax, kind in zip(figure.subplots(1, 2), ("strong", "weak"), strict=True):
+        rows = [row for row in result["rows"] if row["kind"] == kind]
+        batches = sorted({row["batch"] for row in rows}) if kind == "strong" else [None]
+        for batch, (colour, marker) in zip(batches, STYLES.values(), strict=False):
+            line = [row for row in rows if batch in (None, row["batch"])]
+            label = f"batch {batch}" if batch else f"{line[0]['batch']} images a rank"
+            ax.plot(
+                [row["ranks"] for row in line], [row["batch"] / row["model"] for row in line], ":", color=colour,
+                linewidth=1.4,
+            )  # fmt: skip
+            measured = [row for row in line if row["measured"]]
+            ax.plot(
+                [row["ranks"] for row in measured], [row["batch"] / row["seconds"] for row in measured], marker,
+                color=colour, label=label, markersize=6,
+            )  # fmt: skip
+        ax.set_xscale("log", base=2)
+        ranks = sorted({row["ranks"] for row in rows})
+        ax.set_xticks(ranks, [str(rank) for rank in ranks])
+        ax.minorticks_off()
+        set_log_scale(ax.yaxis, (1, 2, 5))
+        style_axes(ax, "ranks", "images/s" if kind == "strong" else "", f"{kind} scaling")
+        ax.legend(fontsize=SMALL, frameon=False)
+    note = "points: measured; dotted: the model, beyond the points an extrapolation with a core for each rank"
+    set_heading(
+        figure, f"{result['rows'][0]['net']}, training over MPI", f"{machine_note(result, result['rows'][0])}\n{note}"
+    )
+    yield "ranks", figure
+
+
+PLOTS = {
+    "train-step": train_step, "inference": inference, "conv": conv, "ladder": ladder, "epoch": epoch, "scale": scale,
+    "nets": lambda result: throughput(result, "Training steps"), "start": lambda result: (),
+}  # fmt: skip

@@ -39,7 +39,9 @@ def nearest_neighbours(digits, _seed):
 def pairwise_linear(digits, _seed):
     """45 units, one a pair of classes, trained on these only, to +1 and -1: least squares by linear systems.
 
-    The score of a class is the sum of its units' outputs, those of the other sign negated.
+    The score of a class is the sum of its units' outputs, those of the other sign negated.  Outputs are cut at the
+    targets: a unit has large ones for classes that it was not trained on.  On validation images the error was 14 %
+    without that, and 8 % with it.
     """
     train, test = (with_bias(images) for images in (digits.train_images, digits.test_images))
     groups = [train[digits.train_labels == k] for k in range(10)]
@@ -47,16 +49,10 @@ def pairwise_linear(digits, _seed):
     scores = np.zeros((len(test), 10))
     for i, j in itertools.combinations(range(10), 2):
         weights = np.linalg.solve(products[i] + products[j] + RIDGE * np.eye(train.shape[1]), sums[i] - sums[j])
-        unit = squashed(test @ weights)
+        unit = np.clip(test @ weights, -1, 1)
         scores[:, i] += unit
         scores[:, j] -= unit
-    return measured(scores, digits.test_labels)
-
-
-def squashed(x):
-    """The paper's activation.  Without it a unit that was trained on two classes has large outputs for others: the
-    error on validation images was 14 % without it, 8 % with outputs cut at -1 and 1."""
-    return 1.7159 * np.tanh(2 / 3 * x)
+    return {"accuracy": measured(scores, digits.test_labels)["accuracy"]}  # no rejection: cut outputs are often equal
 
 
 def with_bias(images):

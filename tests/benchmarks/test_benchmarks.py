@@ -19,6 +19,7 @@ from benchmarks import (
     augment,
     conv,
     ladder,
+    scale,
     start,
     train_step,
 )
@@ -270,3 +271,31 @@ def test_augmentation_is_compared_and_timed(tmp_path, capsys):
     assert [row["distortion"] for row in rows] == ["affine", "elastic", "both"]
     assert all(0 < row["difference"] < augment.TOLERANCE and row["ratio"] > 0 for row in rows)
     assert "largest difference" in capsys.readouterr().out
+
+
+def test_the_model_of_scaling():
+    latency, bandwidth = scale.fit_line([[n, 5e-6 + n / 2e9] for n in (8, 4096, 2**20, 2**22)])
+    assert latency == pytest.approx(5e-6)
+    assert bandwidth == pytest.approx(2e9)
+    link = latency, bandwidth
+    assert scale.allreduce_time(2, 2e6, *link) == pytest.approx(5e-6 + 1e-3)
+    assert scale.allreduce_time(64, 2e6, *link) == pytest.approx(6 * 5e-6 + 2 * 63 / 64 * 1e-3)
+    alone = {8: 1e-3, 64: 4e-3}
+    assert scale.model(1, 64, alone, 2e6, link, 2) == 4e-3
+    assert scale.model(8, 64, alone, 0, link, 8) == pytest.approx(1e-3 + 3 * 5e-6)
+    assert scale.model(8, 64, alone, 0, link, 2) == pytest.approx(4e-3 + 3 * 5e-6)  # four ranks on each core
+    assert scale.model(64, 64, alone, 0, link, 64) == pytest.approx(1e-3 + 6 * 5e-6)  # no step is shorter
+
+
+def test_scaling_over_ranks(run, capsys):
+    pytest.importorskip("mpi4py")
+    if scale.MPIEXEC is None:
+        pytest.skip("mpiexec is not installed")
+    result, _ = run("scale", "--ranks", "1", "2", "--batches", "16", "--weak", "8")
+    rows = [row for row in result["rows"] if row["measured"]]
+    assert [(row["kind"], row["batch"], row["ranks"]) for row in rows] == [
+        ("strong", 16, 1), ("strong", 16, 2), ("weak", 8, 1), ("weak", 16, 2),
+    ]  # fmt: skip
+    assert all(row["model"] > 0 for row in result["rows"])
+    assert {row["ranks"] for row in result["rows"] if not row["measured"]} == set(scale.EXTRAPOLATED)
+    assert "* extrapolation" in capsys.readouterr().out
