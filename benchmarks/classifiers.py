@@ -1,10 +1,10 @@
 """Classifiers of LeCun et al. 1998, section III.C, that are not one network: nearest neighbours, pairwise linear
 classifiers, and the boosted LeNet-4.
 
-    python -m benchmarks classifiers [--only boosted] [--seeds 3] [--out results/classifiers1998.json]
+    python -m benchmarks classifiers [--only boosted] [--seeds 1] [--out results/classifiers1998.json]
 
-Needs MNIST, and scikit-learn for the nearest neighbours.  Results of other classifiers in the file are kept.
-`python -m tinycnn reproduce` draws them in figure 9.
+Needs MNIST, and scikit-learn for the nearest neighbours.  A seed of the boosted LeNet-4 takes half an hour of a core.
+Results of other classifiers in the file are kept.  `python -m tinycnn reproduce` draws them in figure 9.
 """
 
 import argparse
@@ -157,14 +157,14 @@ CLASSIFIERS = {
         nearest_neighbours, False, "three nearest neighbours (scikit-learn)", 95.0,
         "the paper does not say why its error is larger; MNIST's page lists 3.09 % for this method by another author",
     ),
-    "boosted": (boosted, True, "boosted LeNet-4, with distortions", 99.3, ""),
+    "boosted": (boosted, True, "boosted LeNet-4, with distortions", 99.3, "the first net alone has 99.04"),
 }  # fmt: skip
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CLASSIFIERS, nargs="+", default=list(CLASSIFIERS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("results/classifiers1998.json"))
     args = parser.parse_args(argv)
     digits = build.load(recipes.find("lenet4-1998")[0])
