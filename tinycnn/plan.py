@@ -46,7 +46,8 @@ def can_fuse(activation: Layer, pool: Layer) -> bool:
 def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list[StepSpec]:
     """The steps of a plan."""
     ops = model.ops
-    use_blocks = ops.layout is not None and ops.layout.lanes_for(batch, model.dtype) > 1
+    blocked_maps = ops.layout is not None  # the layout of the fused kernels
+    use_blocks = blocked_maps and ops.layout.lanes_for(batch, model.dtype) > 1
     number = 0  # of the next leaf
 
     def chain(layers: tuple[Layer, ...], blocked: bool, free: bool) -> tuple[list[StepSpec], bool, bool]:
@@ -75,7 +76,7 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
                 blocked, free = not blocked, number > 0
             in_place = free and not unfused and _flag(layer, builtin, "in_place", False)
             pair = layers[position : position + 2]
-            fuse = in_place and blocked and ops.fused and len(pair) == 2 and all(map(is_builtin, pair))
+            fuse = in_place and blocked == blocked_maps and len(pair) == 2 and all(map(is_builtin, pair))
             if fuse and can_fuse(*pair):
                 average = type(pair[1]) is AvgPool2d
                 specs.append((FusedAvgPool2d if average else FusedMaxPool2d, (number, number + 1), False))

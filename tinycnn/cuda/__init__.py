@@ -3,6 +3,7 @@
 `tinycnn.devices.get("cuda")` selects the GPU and returns this module.
 """
 
+from tinycnn.cuda import fused
 from tinycnn.cuda._launch import capture, copy_to, empty, precompile, to_device, to_host
 from tinycnn.cuda.activations import (
     activation_backward,
@@ -68,7 +69,6 @@ from tinycnn.cuda.pooling import (
 )
 from tinycnn.cuda.resize import upsample_nearest2d_backward, upsample_nearest2d_forward, zero_pad2d
 
-fused = None  # this backend has no fused kernels
 layout = None  # this backend uses NCHW only
 
 __all__ = [

@@ -1,5 +1,7 @@
 """Activations, one thread per element: y = f(x) and dx = f'(x) * dy.  GPU version of tinycnn/kernels/activations.py.
 
+Kernels of other files call `value` and `gradient` too, for an activation before or after them.
+
 softmax and log_softmax work on the rows of (R, K) arrays, one thread per row.
 """
 
@@ -38,22 +40,15 @@ softplus_value, softplus_gradient = pairs[SOFTPLUS]
 hardtanh_value, hardtanh_gradient = pairs[HARDTANH]
 
 
+NONE = -1  # code of no activation
+NO_ACTIVATION = scalars.activation(NONE)
+
+
 @device_function
 def value(code, x, a, b):
-    if code == TANH:
-        return tanh_value(x, a, b)
-    if code == SIGMOID:
-        return sigmoid_value(x, a, b)
-    if code == RELU:
-        return relu_value(x, a, b)
-    if code == SCALED_TANH:
-        return scaled_tanh_value(x, a, b)
+    """y = f(x)."""
     if code == LEAKY_RELU:
         return leaky_relu_value(x, a, b)
-    if code == GAUSSIAN:
-        return gaussian_value(x, a, b)
-    if code == ELU:
-        return elu_value(x, a, b)
     if code == GELU:
         return gelu_value(x, a, b)
     if code == GELU_TANH:
@@ -62,25 +57,34 @@ def value(code, x, a, b):
         return silu_value(x, a, b)
     if code == SOFTPLUS:
         return softplus_value(x, a, b)
-    return hardtanh_value(x, a, b)
+    return value_in_place(code, x, a, b)
+
+
+@device_function
+def value_in_place(code, x, a, b):
+    """`value` of the activations that work in place, for fused kernels: less code."""
+    if code == TANH:
+        return tanh_value(x, a, b)
+    if code == SIGMOID:
+        return sigmoid_value(x, a, b)
+    if code == RELU:
+        return relu_value(x, a, b)
+    if code == SCALED_TANH:
+        return scaled_tanh_value(x, a, b)
+    if code == GAUSSIAN:
+        return gaussian_value(x, a, b)
+    if code == ELU:
+        return elu_value(x, a, b)
+    if code == HARDTANH:
+        return hardtanh_value(x, a, b)
+    return x
 
 
 @device_function
 def gradient(code, dy, y, c, d):
-    if code == TANH:
-        return tanh_gradient(dy, y, c, d)
-    if code == SIGMOID:
-        return sigmoid_gradient(dy, y, c, d)
-    if code == RELU:
-        return relu_gradient(dy, y, c, d)
-    if code == SCALED_TANH:
-        return scaled_tanh_gradient(dy, y, c, d)
+    """dx = f'(x) * dy."""
     if code == LEAKY_RELU:
         return leaky_relu_gradient(dy, y, c, d)
-    if code == GAUSSIAN:
-        return gaussian_gradient(dy, y, c, d)
-    if code == ELU:
-        return elu_gradient(dy, y, c, d)
     if code == GELU:
         return gelu_gradient(dy, y, c, d)
     if code == GELU_TANH:
@@ -89,7 +93,41 @@ def gradient(code, dy, y, c, d):
         return silu_gradient(dy, y, c, d)
     if code == SOFTPLUS:
         return softplus_gradient(dy, y, c, d)
-    return hardtanh_gradient(dy, y, c, d)
+    return gradient_in_place(code, dy, y, c, d)
+
+
+@device_function
+def gradient_in_place(code, dy, y, c, d):
+    """`gradient` of the activations that work in place, for fused kernels: less code."""
+    if code == TANH:
+        return tanh_gradient(dy, y, c, d)
+    if code == SIGMOID:
+        return sigmoid_gradient(dy, y, c, d)
+    if code == RELU:
+        return relu_gradient(dy, y, c, d)
+    if code == SCALED_TANH:
+        return scaled_tanh_gradient(dy, y, c, d)
+    if code == GAUSSIAN:
+        return gaussian_gradient(dy, y, c, d)
+    if code == ELU:
+        return elu_gradient(dy, y, c, d)
+    if code == HARDTANH:
+        return hardtanh_gradient(dy, y, c, d)
+    return dy
+
+
+def value_arguments(activation, dtype):
+    """(code, a, b) of `value` for arrays of a dtype."""
+    code, a, b = activation
+    return code, dtype.type(a), dtype.type(b)
+
+
+def gradient_arguments(activation, dtype):
+    """(code, c, d) of `gradient` for arrays of a dtype."""
+    code, c, d = activation
+    if code == SCALED_TANH:
+        c, d = scalars.scaled_tanh_constants(c, d)
+    return code, dtype.type(c), dtype.type(d)
 
 
 @phase
@@ -106,8 +144,7 @@ def activation_forward_kernel(y, x, code, a, b):
 
 def activation_forward(y, x, activation):
     """y = f(x); y may be x.  activation: see `scalars.activation`"""
-    (code, a, b), T = activation, y.dtype.type
-    activation_forward_kernel[blocks(y.size)](ravel(y), ravel(x), code, T(a), T(b))
+    activation_forward_kernel[blocks(y.size)](ravel(y), ravel(x), *value_arguments(activation, y.dtype))
 
 
 @phase
@@ -125,10 +162,9 @@ def activation_backward_kernel(dx, dy, y, code, c, d):
 def activation_backward(dx, dy, y, activation):
     """dx = f'(x) * dy; dx may be dy.  y: the output of activation_forward, or its input: see
     `scalars.activations`"""
-    (code, c, d), T = activation, dx.dtype.type
-    if code == SCALED_TANH:
-        c, d = scalars.scaled_tanh_constants(c, d)
-    activation_backward_kernel[blocks(dx.size)](ravel(dx), ravel(dy), ravel(y), code, T(c), T(d))
+    activation_backward_kernel[blocks(dx.size)](
+        ravel(dx), ravel(dy), ravel(y), *gradient_arguments(activation, dx.dtype)
+    )
 
 
 @device_function

@@ -2,9 +2,19 @@
 
 Forward, a thread computes one output from its window.  Backward, a thread computes the gradient of one input pixel from
 the windows that contain it.  No two threads add to the same entry, so the result does not depend on their order.
+
+fused.py calls the same kernels with an activation, `code` with its constants: see activations.py.
 """
 
 from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, divmod32, kernel, phase, ravel
+from tinycnn.cuda.activations import (
+    NO_ACTIVATION,
+    NONE,
+    gradient_arguments,
+    gradient_in_place,
+    value_arguments,
+    value_in_place,
+)
 
 
 @device_function
@@ -17,6 +27,11 @@ def window_length(i, size, step, pad, length, count_include_pad):
     return stop - start
 
 
+def window_extent(kernel_size, dilation):
+    """Rows and columns from the first to the last entry of a window."""
+    return tuple(d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
+
+
 @device_function
 def windows_containing(i, size, step, count):
     """(first, last + 1) of the windows that contain row i; `count` windows, w has rows w*step ... w*step + size - 1."""
@@ -24,7 +39,10 @@ def windows_containing(i, size, step, count):
 
 
 @phase
-def average_window(tid, nt, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+def average_window(
+    tid, nt, first, y, x, code, a, b, size, out, kernel_size, stride, padding, count_include_pad, divisor
+):  # fmt: skip
+    """The mean of a window.  With an activation, of its values, which overwrite x: windows must be disjoint."""
     e = first + tid
     if e < y.size:
         plane, index = divmod32(e, out[0] * out[1])
@@ -34,7 +52,11 @@ def average_window(tid, nt, first, y, x, size, out, kernel_size, stride, padding
         for h in range(max(h0, 0), min(h0 + kernel_size[0], size[0])):
             row = (plane * size[0] + h) * size[1]
             for w in range(max(w0, 0), min(w0 + kernel_size[1], size[1])):
-                total += x[row + w]
+                pixel = x[row + w]
+                if code != NONE:
+                    pixel = value_in_place(code, pixel, a, b)
+                    x[row + w] = pixel
+                total += pixel
         count = divisor
         if divisor == 0:
             count = window_length(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
@@ -43,22 +65,27 @@ def average_window(tid, nt, first, y, x, size, out, kernel_size, stride, padding
 
 
 @kernel(THREADS, registers=64)
-def avg_pool2d_forward_kernel(y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+def avg_pool2d_forward_kernel(y, x, code, a, b, size, out, kernel_size, stride, padding, count_include_pad, divisor):
     first = cuda.blockIdx.x * THREADS
     average_window(
-        cuda.threadIdx.x, THREADS, first, y, x, size, out, kernel_size, stride, padding, count_include_pad, divisor
-    )
+        cuda.threadIdx.x, THREADS, first, y, x, code, a, b, size, out, kernel_size, stride, padding,
+        count_include_pad, divisor,
+    )  # fmt: skip
 
 
 def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, divisor):
     """y = mean of each window, or its sum / divisor if divisor > 0."""
     avg_pool2d_forward_kernel[blocks(y.size)](
-        ravel(y), ravel(x), x.shape[2:], y.shape[2:], kernel_size, stride, padding, count_include_pad, divisor
-    )
+        ravel(y), ravel(x), *value_arguments(NO_ACTIVATION, x.dtype), x.shape[2:], y.shape[2:], kernel_size, stride,
+        padding, count_include_pad, divisor,
+    )  # fmt: skip
 
 
 @phase
-def spread_average(tid, nt, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+def spread_average(
+    tid, nt, first, dx, dy, code, c, d, size, out, kernel_size, stride, padding, count_include_pad, divisor
+):  # fmt: skip
+    """The gradient of a pixel.  With an activation, dx is its value on entry."""
     e = first + tid
     if e < dx.size:
         plane, index = divmod32(e, size[0] * size[1])
@@ -71,25 +98,31 @@ def spread_average(tid, nt, first, dx, dy, size, out, kernel_size, stride, paddi
                 columns = window_length(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
                 count = divisor if divisor > 0 else rows * columns
                 total += dy[(plane * out[0] + i) * out[1] + j] / dx.dtype.type(count)
-        dx[e] = total
+        dx[e] = total if code == NONE else gradient_in_place(code, total, dx[e], c, d)
 
 
 @kernel(THREADS, registers=64)
-def avg_pool2d_backward_kernel(dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor):
+def avg_pool2d_backward_kernel(
+    dx, dy, code, c, d, size, out, kernel_size, stride, padding, count_include_pad, divisor
+):  # fmt: skip
     first = cuda.blockIdx.x * THREADS
     spread_average(
-        cuda.threadIdx.x, THREADS, first, dx, dy, size, out, kernel_size, stride, padding, count_include_pad, divisor
-    )
+        cuda.threadIdx.x, THREADS, first, dx, dy, code, c, d, size, out, kernel_size, stride, padding,
+        count_include_pad, divisor,
+    )  # fmt: skip
 
 
 def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad, divisor):
     avg_pool2d_backward_kernel[blocks(dx.size)](
-        ravel(dx), ravel(dy), dx.shape[2:], dy.shape[2:], kernel_size, stride, padding, count_include_pad, divisor
-    )
+        ravel(dx), ravel(dy), *gradient_arguments(NO_ACTIVATION, dx.dtype), dx.shape[2:], dy.shape[2:], kernel_size,
+        stride, padding, count_include_pad, divisor,
+    )  # fmt: skip
 
 
 @phase
-def max_of_window(tid, nt, first, y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation):
+def max_of_window(
+    tid, nt, first, y, indices, x, lowest, code, a, b, size, out, kernel_size, stride, padding, dilation
+):  # fmt: skip
     e = first + tid
     if e < y.size:
         plane, index = divmod32(e, out[0] * out[1])
@@ -104,15 +137,16 @@ def max_of_window(tid, nt, first, y, indices, x, lowest, size, out, kernel_size,
                     value = x[(plane * size[0] + h) * size[1] + w]
                     if value > best or value != value or argmax < 0:
                         best, argmax = value, h * size[1] + w
-        y[e] = best
+        y[e] = value_in_place(code, best, a, b)
         indices[e] = argmax
 
 
 @kernel(THREADS, registers=64)
-def max_pool2d_forward_kernel(y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation):
+def max_pool2d_forward_kernel(y, indices, x, lowest, code, a, b, size, out, kernel_size, stride, padding, dilation):
     first = cuda.blockIdx.x * THREADS
     max_of_window(
-        cuda.threadIdx.x, THREADS, first, y, indices, x, lowest, size, out, kernel_size, stride, padding, dilation
+        cuda.threadIdx.x, THREADS, first, y, indices, x, lowest, code, a, b, size, out, kernel_size, stride, padding,
+        dilation,
     )  # fmt: skip
 
 
@@ -120,13 +154,13 @@ def max_pool2d_forward(y, indices, x, kernel_size, stride, padding, dilation):
     """y = largest entry of each window, indices = its position h*W + w in the plane.  As in torch, the first of equal
     entries, and NaN if there is one.  indices: int32, shape of y."""
     max_pool2d_forward_kernel[blocks(y.size)](
-        ravel(y), ravel(indices), ravel(x), x.dtype.type("-inf"), x.shape[2:], y.shape[2:],
-        kernel_size, stride, padding, dilation,
+        ravel(y), ravel(indices), ravel(x), x.dtype.type("-inf"), *value_arguments(NO_ACTIVATION, x.dtype), x.shape[2:],
+        y.shape[2:], kernel_size, stride, padding, dilation,
     )  # fmt: skip
 
 
 @phase
-def route_gradient(tid, nt, first, dx, dy, indices, size, out, extent, stride, padding):
+def route_gradient(tid, nt, first, dx, dy, indices, y, code, c, d, size, out, extent, stride, padding):
     e = first + tid
     if e < dx.size:
         plane, index = divmod32(e, size[0] * size[1])
@@ -137,21 +171,22 @@ def route_gradient(tid, nt, first, dx, dy, indices, size, out, extent, stride, p
             for j in range(*windows_containing(w, extent[1], stride[1], out[1])):
                 o = (plane * out[0] + i) * out[1] + j
                 if indices[o] == index:
-                    total += dy[o]
+                    total += dy[o] if code == NONE else gradient_in_place(code, dy[o], y[o], c, d)
         dx[e] = total
 
 
 @kernel(THREADS, registers=64)
-def max_pool2d_backward_kernel(dx, dy, indices, size, out, extent, stride, padding):
+def max_pool2d_backward_kernel(dx, dy, indices, y, code, c, d, size, out, extent, stride, padding):
     first = cuda.blockIdx.x * THREADS
-    route_gradient(cuda.threadIdx.x, THREADS, first, dx, dy, indices, size, out, extent, stride, padding)
+    route_gradient(cuda.threadIdx.x, THREADS, first, dx, dy, indices, y, code, c, d, size, out, extent, stride, padding)
 
 
 def max_pool2d_backward(dx, dy, indices, kernel_size, stride, padding, dilation):
-    extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
+    extent = window_extent(kernel_size, dilation)
     max_pool2d_backward_kernel[blocks(dx.size)](
-        ravel(dx), ravel(dy), ravel(indices), dx.shape[2:], dy.shape[2:], extent, stride, padding
-    )
+        ravel(dx), ravel(dy), ravel(indices), ravel(dy), *gradient_arguments(NO_ACTIVATION, dx.dtype),
+        dx.shape[2:], dy.shape[2:], extent, stride, padding,
+    )  # fmt: skip
 
 
 # --- adaptive: windows from floor(i*H / OH) to ceil((i + 1)*H / OH) ---------------------------------------------------
