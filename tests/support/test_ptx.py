@@ -851,6 +851,13 @@ def test_scopes(run):
     assert out.tolist() == [0x3FF8000000000000, 6]
 
 
+def test_an_atomic_increment_starts_again_after_its_limit(run):
+    counter, seen = np.array([0], np.uint32), np.zeros(5, np.uint32)
+    body = "atom.global.inc.u32 %r1, [%a0], 2; mad.wide.u32 %rd1, %i, 4, %a1; st.global.u32 [%rd1], %r1;"
+    assert run(body, counter, seen, grid=5) is None
+    assert (seen.tolist(), counter.tolist()) == ([0, 1, 2, 0, 1], [2])
+
+
 # --- refused PTX, and exported properties -----------------------------------------------------------------------------
 
 REFUSED = """

@@ -14,7 +14,20 @@ import functools
 
 import numpy as np
 
-from tinycnn.cuda._launch import ALIGN, THREADS, U32, blocks, constant, cuda, divmod32, kernel, phase, ravel
+from tinycnn.cuda._launch import (
+    ALIGN,
+    THREADS,
+    U32,
+    blocks,
+    constant,
+    cuda,
+    device_function,
+    divmod32,
+    kernel,
+    phase,
+    ravel,
+)
+from tinycnn.cuda.activations import NONE, value_arguments, value_in_place
 from tinycnn.cuda.gemm import (
     ACCUMULATORS,
     PITCH_A,
@@ -25,10 +38,11 @@ from tinycnn.cuda.gemm import (
     TILE_M,
     TILE_N,
     WARPS,
+    add_splits,
     clear_accumulators,
     multiply_accumulate,
-    run_split_k,
     split_k,
+    split_workspace,
     store_tile,
 )
 
@@ -106,6 +120,18 @@ def store_planes(tid, nt, acc, y, b, with_bias, p0, P, m0, M, first, plane, imag
                     y[index + (first + m) * plane] = acc[2 * r + s] + b[first + m] if with_bias else acc[2 * r + s]
 
 
+@device_function
+def convolve(tid, acc, position, a, columns, x, w, taps, K, m0, M, first, size):
+    """acc = the tile of the product of weights and windows."""
+    clear_accumulators(tid, THREADS, acc)
+    for k0 in range(0, K, TILE_K):
+        load_weights(tid, THREADS, a, w, k0, K, m0, M, first)
+        load_windows(tid, THREADS, position, columns, x, taps, k0, size)
+        cuda.syncthreads()
+        multiply_accumulate(tid, THREADS, acc, a, columns)
+        cuda.syncthreads()
+
+
 @kernel(THREADS, registers=72)
 def forward_kernel(y, x, w, b, with_bias, taps, P, M, K, C, size, out, stride, padding):
     """Block (x, y, z): pixels 64 x ..., outputs 16 y ..., group z.  M outputs and C channels per group."""
@@ -115,14 +141,8 @@ def forward_kernel(y, x, w, b, with_bias, taps, P, M, K, C, size, out, stride, p
     tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
     p0, m0 = cuda.blockIdx.x * TILE_N, cuda.blockIdx.y * TILE_M
     plane = size[0] * size[1]
-    clear_accumulators(tid, THREADS, acc)
     locate_pixel(tid, THREADS, position, p0, P, out, groups * C * plane, group * C * plane, stride, padding)
-    for k0 in range(0, K, TILE_K):
-        load_weights(tid, THREADS, a, w, k0, K, m0, M, group * M)
-        load_windows(tid, THREADS, position, columns, x, taps, k0, size)
-        cuda.syncthreads()
-        multiply_accumulate(tid, THREADS, acc, a, columns)
-        cuda.syncthreads()
+    convolve(tid, acc, position, a, columns, x, w, taps, K, m0, M, group * M, size)
     plane = out[0] * out[1]
     store_planes(tid, THREADS, acc, y, b, with_bias, p0, P, m0, M, group * M, plane, groups * M * plane)
 
@@ -136,6 +156,93 @@ def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
     forward_kernel[(-(-P // TILE_N), -(-M // TILE_M), groups)](
         ravel(y), ravel(x), ravel(w), b if with_bias else ravel(w), with_bias, taps,
         P, M, K, C, (H, W), out, stride, (-padding[0], -padding[1]),
+    )  # fmt: skip
+
+
+# --- y, pooled --------------------------------------------------------------------------------------------------------
+
+WINDOWS = TILE_N // 4  # of 2 x 2 pixels in a tile
+
+
+@phase
+def locate_window_pixel(tid, nt, position, p0, P, out, image, first, stride, padding):
+    """`locate_pixel` for pixels in the order of 2 x 2 windows, `out` of them: 4 pixels of one window are neighbours."""
+    p = p0 + tid % TILE_N
+    n, rest = divmod32(p // 4, out[0] * out[1])
+    i, j = divmod32(rest, out[1])
+    position[0] = n * image + first
+    position[1] = (2 * i + p % 4 // 2) * stride[0] + padding[0] if p < P else OUTSIDE
+    position[2] = (2 * j + p % 2) * stride[1] + padding[1]
+
+
+@phase
+def share_tile(tid, nt, acc, tile, b, with_bias, m0, M, first):
+    """tile = the accumulators of all threads, with bias: (TILE_M, TILE_N), pitched like a tile of B."""
+    for r in range(4):
+        row = tid // 32 * 4 + r
+        bias = b[U32(first + m0 + row if with_bias and m0 + row < M else 0)] if with_bias else tile.dtype.type(0)
+        for s in range(2):
+            tile[U32(row * PITCH_B + tid % 32 + 32 * s)] = acc[2 * r + s] + bias
+
+
+@phase
+def pool_window(tid, nt, y, indices, maps, tile, average, scale, code, a, b, p0, P, m0, M, first, planes, size, out):
+    """The pooling of one window of the tile for each step of WINDOWS threads."""
+    window, rows = p0 // 4 + tid % WINDOWS, THREADS // WINDOWS
+    n, rest = divmod32(window, out[0] * out[1])
+    i, j = divmod32(rest, out[1])
+    for row in range(tid // WINDOWS, TILE_M, rows):
+        if m0 + row < M and 4 * window < P:
+            plane = n * planes + first + m0 + row
+            corner, own = 2 * i * size[1] + 2 * j, tile[U32(row * PITCH_B + tid % WINDOWS * 4) :]
+            e = plane * out[0] * out[1] + rest
+            if average:
+                total = tile.dtype.type(0)
+                for k in range(4):
+                    pixel = value_in_place(code, own[k], a, b)
+                    maps[U32(plane * size[0] * size[1] + corner + k // 2 * size[1] + k % 2)] = pixel
+                    total += pixel
+                y[e] = total / scale
+            else:
+                best, argmax = own[0], 0
+                for k in range(1, 4):
+                    if own[k] > best or own[k] != own[k]:
+                        best, argmax = own[k], k
+                y[e] = value_in_place(code, best, a, b)
+                indices[e] = corner + argmax // 2 * size[1] + argmax % 2
+
+
+@kernel(THREADS, registers=72)
+def pooled_forward_kernel(
+    y, indices, maps, average, scale, code, a1, b1, x, w, b, with_bias, taps, P, M, K, C, size, maps_size, out, stride,
+    padding,
+):  # fmt: skip
+    """The blocks of `forward_kernel`, whose pixels are in the order of windows; then the pooling of their tile."""
+    a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
+    columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
+    acc, position = cuda.local.array(ACCUMULATORS, x.dtype), cuda.local.array(3, np.int64)
+    tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
+    p0, m0 = cuda.blockIdx.x * TILE_N, cuda.blockIdx.y * TILE_M
+    plane = size[0] * size[1]
+    locate_window_pixel(tid, THREADS, position, p0, P, out, groups * C * plane, group * C * plane, stride, padding)
+    convolve(tid, acc, position, a, columns, x, w, taps, K, m0, M, group * M, size)
+    share_tile(tid, THREADS, acc, columns, b, with_bias, m0, M, group * M)
+    cuda.syncthreads()
+    pool_window(
+        tid, THREADS, y, indices, maps, columns, average, scale, code, a1, b1, p0, P, m0, M, group * M, groups * M,
+        maps_size, out,
+    )  # fmt: skip
+
+
+def run_pooled_forward(y, indices, maps, average, divisor, activation, x, w, b, stride, padding, dilation, groups):
+    """Convolution, activation and pooling of 2 x 2 windows, as in fused.py: indices of maxima, or maps of averages."""
+    (N, _, H, W), (O, C, KH, KW) = x.shape, w.shape
+    out, with_bias = y.shape[2:], b.size > 0
+    P, M, K = 4 * N * out[0] * out[1], O // groups, C * KH * KW
+    pooled_forward_kernel[(-(-P // TILE_N), -(-M // TILE_M), groups)](
+        ravel(y), indices, ravel(maps), average, x.dtype.type(divisor), *value_arguments(activation, x.dtype),
+        ravel(x), ravel(w), b if with_bias else ravel(w), with_bias, tap_table(C, (KH, KW), dilation, H * W, 0),
+        P, M, K, C, (H, W), maps.shape[2:], out, stride, (-padding[0], -padding[1]),
     )  # fmt: skip
 
 
@@ -175,15 +282,15 @@ def load_transposed_weights(tid, nt, a, w, taps, k0, K, m0, M, first, taps_per_m
         a[U32(k * PITCH_A + m)] = w[U32(index + (m0 + m) * taps_per_map)] if inside else w.dtype.type(0)
 
 
-@kernel(THREADS, registers=72)
-def input_gradient_kernel(dx, dy, w, taps, P, M, K, O, taps_per_map, size, out, stride, padding):
-    """Block (x, y, z): pixels 64 x ..., channels 16 y ..., group z.  M channels and O outputs per group."""
-    a = cuda.shared.array(SIZE_A, dy.dtype, alignment=ALIGN)
-    columns = cuda.shared.array(SIZE_B, dy.dtype, alignment=ALIGN)
-    acc, position = cuda.local.array(ACCUMULATORS, dy.dtype), cuda.local.array(4, np.int64)
-    tid, group, groups = cuda.threadIdx.x, cuda.blockIdx.z, cuda.gridDim.z
-    p0, m0 = cuda.blockIdx.x * TILE_N, cuda.blockIdx.y * TILE_M
-    plane = out[0] * out[1]
+@device_function
+def input_gradient(
+    tid, acc, a, columns, dx, dy, w, taps, block, P, M, K, O, groups, taps_per_map, size, out, stride, padding
+):  # fmt: skip
+    """Blocks in this order: pixels 64 x ..., channels 16 y ..., groups.  M channels and O outputs per group."""
+    position = cuda.local.array(4, np.int64)
+    rest, x = divmod32(block, (P + TILE_N - 1) // TILE_N)
+    group, row = divmod32(rest, (M + TILE_M - 1) // TILE_M)
+    p0, m0, plane = x * TILE_N, row * TILE_M, out[0] * out[1]
     clear_accumulators(tid, THREADS, acc)
     locate_pixel(tid, THREADS, position, p0, P, size, groups * O * plane, group * O * plane, (1, 1), padding)
     divide_by_stride(tid, THREADS, position, stride)
@@ -226,18 +333,17 @@ def load_pixels(
         b[U32(k * PITCH_B + column)] = pixel if inside else x.dtype.type(c == C)
 
 
-@kernel(THREADS, registers=64)
-def weight_gradient_kernel(
-    dw, db, bias, with_sums, with_bias, dy, x, taps, K, M, C, channels, row_tiles, size, out, stride, padding, length
+@device_function
+def weight_gradient(
+    tid, acc, a, columns, flag, dw, db, with_sums, dy, x, taps, block, K, M, C, channels, groups, size, out, stride,
+    padding, length, splits, parts, counters, pitch,
 ):  # fmt: skip
-    """Block (x, y, z): taps 64 x ..., outputs 16 y ... of a group, split z of the sum over K pixels, `length` long."""
-    a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
-    columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
-    acc = cuda.local.array(ACCUMULATORS, x.dtype)
-    tid, split = cuda.threadIdx.x, cuda.blockIdx.z
-    group, row_tile = divmod32(cuda.blockIdx.y, row_tiles)
-    groups = divmod32(cuda.gridDim.y, row_tiles)[0]
-    c0, m0 = cuda.blockIdx.x * TILE_N, row_tile * TILE_M
+    """Blocks in this order: splits of the sum over K pixels, `length` long, taps 64 x ..., outputs 16 y ..., groups."""
+    columns_of_tiles, row_tiles = (C + with_sums + TILE_N - 1) // TILE_N, (M + TILE_M - 1) // TILE_M
+    tile, split = divmod32(block, splits)
+    rest, column_tile = divmod32(tile, columns_of_tiles)
+    group, row_tile = divmod32(rest, row_tiles)
+    c0, m0 = column_tile * TILE_N, row_tile * TILE_M
     plane = size[0] * size[1]
     k1 = min(K, (split + 1) * length)
     clear_accumulators(tid, THREADS, acc)
@@ -249,39 +355,50 @@ def weight_gradient_kernel(
         cuda.syncthreads()
         multiply_accumulate(tid, THREADS, acc, a, columns)
         cuda.syncthreads()
-    # Groups are stacked along the rows: row m of this group is row group*M + m of dw.
-    store_tile(
-        tid, THREADS, acc, dw, db, bias, with_sums, with_bias, group * M + m0, (group + 1) * M, c0, C,
-        split, groups * M,
-    )  # fmt: skip
+    if add_splits(tid, acc, parts, counters, flag, tile, split, splits, pitch):
+        # Groups are stacked along the rows: row m of this group is row group*M + m of dw.
+        rows, zero = group * M, dw.dtype.type(0)
+        store_tile(tid, THREADS, acc, dw, db, db, with_sums, False, NONE, zero, zero, rows + m0, rows + M, c0, C)
+
+
+@kernel(THREADS, registers=80)
+def backward_kernel(
+    dx, dw, db, with_sums, dy, x, w, w_taps, w_blocks, K, M, channels, groups, length, splits, parts, counters, pitch,
+    x_taps, P, taps_per_map, size, out, stride, padding, corner,
+):  # fmt: skip
+    """The blocks of dw and db, then those of dx.  M outputs and `channels` channels per group, K pixels of y."""
+    a = cuda.shared.array(SIZE_A, x.dtype, alignment=ALIGN)
+    columns = cuda.shared.array(SIZE_B, x.dtype, alignment=ALIGN)
+    flag, acc = cuda.shared.array(1, np.uint32), cuda.local.array(ACCUMULATORS, x.dtype)
+    tid, block = cuda.threadIdx.x, cuda.blockIdx.x
+    if block < w_blocks:
+        weight_gradient(
+            tid, acc, a, columns, flag, dw, db, with_sums, dy, x, w_taps, block, K, M, channels * taps_per_map,
+            channels, groups, size, out, stride, corner, length, splits, parts, counters, pitch,
+        )  # fmt: skip
+    else:
+        input_gradient(
+            tid, acc, a, columns, dx, dy, w, x_taps, block - w_blocks, P, channels, M * taps_per_map, M, groups,
+            taps_per_map, size, out, stride, padding,
+        )  # fmt: skip
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    """Gradients of all three arguments of `conv2d_forward`; those of size 0 are not computed.  db needs dw."""
-    (N, _, H, W), (O, C, KH, KW) = x.shape, w.shape
-    out, taps_per_map, M = dy.shape[2:], KH * KW, O // groups
-    corner = (-padding[0], -padding[1])
-    taps = tap_table(C, (KH, KW), dilation, H * W, 0)
-    K, row_tiles = N * out[0] * out[1], -(-M // TILE_M)
-    length, splits = split_k(K, 256, 512)
-    grid = (-(-(C * taps_per_map + (db.size > 0)) // TILE_N), groups * row_tiles, splits)
-
-    def compute(*outputs):
-        weight_gradient_kernel[grid](
-            *outputs, ravel(dy), ravel(x), taps, K, M, C * taps_per_map, C, row_tiles, (H, W), out, stride, corner,
-            length,
-        )  # fmt: skip
-
-    if dw.size:
-        run_split_k(
-            compute, O * C * taps_per_map, O, splits, C * taps_per_map, ravel(dw), db if db.size else None, None
-        )
-    if dx.size:
-        P = N * H * W
-        taps = tap_table(M, (KH, KW), dilation, out[0] * out[1], C * taps_per_map, -OUTSIDE, stride)
-        input_gradient_kernel[(-(-P // TILE_N), -(-C // TILE_M), groups)](
-            ravel(dx), ravel(dy), ravel(w), taps, P, C, M * taps_per_map, M, taps_per_map, (H, W), out, stride, padding
-        )
+    """Gradients of all three arguments of `conv2d_forward`, in one launch; those of size 0 are not computed.  db needs
+    dw."""
+    (N, _, H, W), (O, channels, KH, KW) = x.shape, w.shape
+    out, taps_per_map, M, with_sums = dy.shape[2:], KH * KW, O // groups, db.size > 0
+    K, P = N * out[0] * out[1], N * H * W
+    tiles = groups * -(-M // TILE_M) * -(-(channels * taps_per_map + with_sums) // TILE_N) if dw.size else 0
+    x_blocks = groups * -(-channels // TILE_M) * -(-P // TILE_N) if dx.size else 0
+    length, splits = split_k(K, max(tiles, 1), 256)
+    backward_kernel[tiles * splits + x_blocks](
+        ravel(dx), ravel(dw), db if with_sums else ravel(dw), with_sums, ravel(dy), ravel(x), ravel(w),
+        tap_table(channels, (KH, KW), dilation, H * W, 0), tiles * splits, K, M, channels, groups, length, splits,
+        *split_workspace(tiles, splits, x.dtype),
+        tap_table(M, (KH, KW), dilation, out[0] * out[1], channels * taps_per_map, -OUTSIDE, stride), P, taps_per_map,
+        (H, W), out, stride, padding, (-padding[0], -padding[1]),
+    )  # fmt: skip
 
 
 # --- im2col and col2im, for teaching and for tests --------------------------------------------------------------------

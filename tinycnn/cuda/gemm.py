@@ -7,11 +7,16 @@ threads load a tile of A and a tile of B into shared memory, synchronise, and mu
 defines the matrices, so a matrix need not exist in memory (see conv.py).  Warp w owns rows 4w ... 4w + 3, lane l
 columns l and l + 32: eight accumulators in registers, A's entries broadcast to the warp, no bank conflicts on B.
 
-Split-K: a long sum over k is cut into splits of fixed length, one per block, and a second kernel adds the partial
-results in order.  So small batches fill the GPU too, and the rounding depends only on the shapes.
+Split-K: where there are few tiles, a long sum over k is cut into splits of fixed length, one per block.  The last block
+of a tile adds the partial sums in order.  So small batches fill the GPU too, and the rounding depends only on the
+shapes.
 """
 
-from tinycnn.cuda._launch import ALIGN, THREADS, U32, cuda, divmod32, kernel, phase, workspace
+import numpy as np
+
+from tinycnn.cuda._launch import THREADS, U32, cuda, device_function, phase, workspace
+from tinycnn.cuda.activations import NONE, gradient_in_place, value_in_place
+from tinycnn.cuda.reduce import is_last_block
 
 TILE_M, TILE_N, TILE_K = 16, 64, 32
 PITCH_A, PITCH_B = 20, 65  # between rows in shared memory: A keeps groups of 4 aligned, B avoids bank conflicts
@@ -41,103 +46,100 @@ def multiply_accumulate(tid, nt, acc, a_tile, b_tile):
 
 
 @phase
-def store_tile(tid, nt, acc, out, row_sums, bias, with_sums, with_bias, m0, m1, n0, N, split, M):
-    """Store rows m0 ... m1 - 1 of split `split` of out: (splits, M, N), with bias[n] added if `with_bias`.  Column N of
-    the product goes to row_sums: (splits, M) if `with_sums`."""
+def store_tile(tid, nt, acc, out, row_sums, bias, with_sums, with_bias, code, a, b, m0, m1, n0, N):
+    """Store rows m0 ... m1 - 1 of out: (M, N), with bias[n] added if `with_bias`, and the activation `code` applied.
+    Column N of the product goes to row_sums: (M,) if `with_sums`."""
     for s in range(2):
         n = n0 + tid % 32 + 32 * s
         for r in range(4):
             m = m0 + tid // 32 * 4 + r
             if m < m1:
-                row = split * M + m
                 if n < N:
-                    out[row * N + n] = acc[2 * r + s] + bias[n] if with_bias else acc[2 * r + s]
+                    total = acc[2 * r + s] + bias[n] if with_bias else acc[2 * r + s]
+                    out[m * N + n] = value_in_place(code, total, a, b)
                 elif n == N and with_sums:
-                    row_sums[row] = acc[2 * r + s]
+                    row_sums[m] = acc[2 * r + s]
 
 
 # --- split-K ----------------------------------------------------------------------------------------------------------
 
-REDUCE_COLUMNS, REDUCE_ROWS = 32, 8
-REDUCE_THREADS = REDUCE_COLUMNS * REDUCE_ROWS
+BLOCKS = 512  # no more splits than give so many blocks: about four for each multiprocessor of an H100
+GROUP = 16  # splits that one block adds; then another block adds the sums of the groups
 
 
 @phase
-def add_splits(tid, nt, values, partial, partial_sums, first, size, sums_size, splits):
-    """Thread (row, column) adds splits row, row + 8, ... of element first + column; row sums follow the elements."""
-    e = first + tid % REDUCE_COLUMNS
-    total = partial.dtype.type(0)
-    if e < size:
-        for i in range(tid // REDUCE_COLUMNS, splits, REDUCE_ROWS):
-            total += partial[i * size + e]
-    elif e < size + sums_size:
-        for i in range(tid // REDUCE_COLUMNS, splits, REDUCE_ROWS):
-            total += partial_sums[i * sums_size + e - size]
-    values[tid] = total
+def save_part(tid, nt, acc, parts, part):
+    """Each thread saves its accumulators.  parts: (number of parts, ACCUMULATORS, THREADS), flat"""
+    own = parts[U32(part * ACCUMULATORS * THREADS + tid) :]
+    for i in range(ACCUMULATORS):
+        own[i * THREADS] = acc[i]
 
 
 @phase
-def add_rows(tid, nt, values, out, row_sums, bias, with_bias, first, size, sums_size, N):
-    if tid < REDUCE_COLUMNS:
-        e = first + tid
-        total = values[tid]
-        for row in range(1, REDUCE_ROWS):
-            total += values[row * REDUCE_COLUMNS + tid]
-        if e < size:
-            out[e] = total + bias[divmod32(e, N)[1]] if with_bias else total
-        elif e < size + sums_size:
-            row_sums[e - size] = total
+def add_parts(tid, nt, acc, parts, first, count, step):
+    """acc = the sum of the parts first, first + step, ..., in this order."""
+    for i in range(ACCUMULATORS):
+        acc[i] = 0
+    for k in range(count):
+        own = parts[U32((first + k * step) * ACCUMULATORS * THREADS + tid) :]
+        for i in range(ACCUMULATORS):
+            acc[i] += own[i * THREADS]
 
 
-@kernel(REDUCE_THREADS, registers=40)
-def split_k_reduce_kernel(out, row_sums, partial, partial_sums, bias, with_bias, size, sums_size, splits, N):
-    """Block x: elements 32 x ... of out, followed by those of row_sums."""
-    values = cuda.shared.array(REDUCE_THREADS, out.dtype)
-    tid, first = cuda.threadIdx.x, cuda.blockIdx.x * REDUCE_COLUMNS
-    add_splits(tid, REDUCE_THREADS, values, partial, partial_sums, first, size, sums_size, splits)
-    cuda.syncthreads()
-    add_rows(tid, REDUCE_THREADS, values, out, row_sums, bias, with_bias, first, size, sums_size, N)
+@device_function
+def add_splits(tid, acc, parts, counters, flag, tile, split, splits, pitch):
+    """Whether this block has the sum of all splits of its tile in acc: only one block has.
+
+    parts, counters, pitch: see `split_workspace`   flag: (1,) uint32, shared
+    """
+    if splits == 1:
+        return True
+    groups, group = (splits + GROUP - 1) // GROUP, split // GROUP
+    first, own_counters = tile * pitch, tile * (pitch + 1)
+    count = min(GROUP, splits - group * GROUP)
+    save_part(tid, THREADS, acc, parts, first + split)
+    if not is_last_block(tid, counters, own_counters + 1 + group, count, flag):
+        return False
+    add_parts(tid, THREADS, acc, parts, first + group * GROUP, count, 1)
+    if groups == 1:
+        return True
+    save_part(tid, THREADS, acc, parts, first + group * GROUP)
+    if not is_last_block(tid, counters, own_counters, groups, flag):
+        return False
+    add_parts(tid, THREADS, acc, parts, first, groups, GROUP)
+    return True
 
 
-def split_k(K, min_length, max_splits):
-    """(length, number) of the splits of a sum over K; the length is a multiple of TILE_K."""
-    length = max(min_length, -(-K // max_splits))
+def split_k(K, tiles, min_length):
+    """(length, number) of the splits of a sum over K, for each of `tiles` tiles; the length is a multiple of TILE_K."""
+    length = max(min_length, -(-K // max(1, BLOCKS // tiles)))
     length = -(-length // TILE_K) * TILE_K
     return length, -(-K // length)
 
 
-def run_split_k(compute, size, sums_size, splits, N, out, row_sums, bias):
-    """Run `compute(out, row_sums, bias, with_sums, with_bias)`, which writes all splits, and add the splits.
-
-    out: `size` entries in rows of N   row_sums: `sums_size` entries   bias: (N,)   row_sums and bias may be None
-    """
-    with_sums, with_bias = row_sums is not None, bias is not None
-    row_sums, bias = row_sums if with_sums else out, bias if with_bias else out  # placeholders, not accessed
-    if splits == 1:
-        compute(out, row_sums, bias, with_sums, with_bias)
-        return
-    sums_size = sums_size if with_sums else 0
-    partial = workspace(splits * size, out.dtype, "split-K")
-    partial_sums = workspace(splits * sums_size, out.dtype, "split-K row sums") if with_sums else partial
-    compute(partial, partial_sums, bias, with_sums, False)
-    count = -(-(size + sums_size) // REDUCE_COLUMNS)
-    split_k_reduce_kernel[count](out, row_sums, partial, partial_sums, bias, with_bias, size, sums_size, splits, N)
+def split_workspace(tiles, splits, dtype):
+    """(parts, counters, pitch) for `add_splits`, for at most `splits` splits of `tiles` tiles."""
+    parts, counters = (tiles * splits * ACCUMULATORS * THREADS, tiles * (splits + 1)) if splits > 1 else (1, 1)
+    return workspace(parts, dtype, "parts"), workspace(counters, np.uint32, "counters"), splits
 
 
 # --- two matrices in memory -------------------------------------------------------------------------------------------
 
 
 @phase
-def load_a(tid, nt, a_tile, a, k0, k1, m0, M, stride_k, stride_m):
+def load_a(tid, nt, a_tile, a, y, code, c, d, k0, k1, m0, M, stride_k, stride_m):
     """a_tile[k, m] = a[(k0 + k)*stride_k + (m0 + m)*stride_m], zero outside.  Neighbouring threads read neighbouring
-    entries."""
+    entries.  With an activation, a is the gradient of its output y, and a_tile that of its input."""
     along_k = stride_k == 1
     k, m = (tid % TILE_K, tid // TILE_K) if along_k else (tid // TILE_M, tid % TILE_M)
     step_k, step_m = (0, WARPS) if along_k else (THREADS // TILE_M, 0)
     for _ in range(TILE_K * TILE_M // THREADS):
         inside = U32(k0 + k) < U32(k1) and U32(m0 + m) < U32(M)
-        value = a[U32((k0 + k) * stride_k + (m0 + m) * stride_m)] if inside else a.dtype.type(0)
-        a_tile[U32(k * PITCH_A + m)] = value
+        index = U32((k0 + k) * stride_k + (m0 + m) * stride_m) if inside else U32(0)
+        value = a[index]
+        if code != NONE:
+            value = gradient_in_place(code, value, y[index], c, d)
+        a_tile[U32(k * PITCH_A + m)] = value if inside else a.dtype.type(0)
         k, m = k + step_k, m + step_m
 
 
@@ -154,38 +156,15 @@ def load_b(tid, nt, b_tile, b, k0, k1, n0, N, stride_k, stride_n):
         k, n = k + step_k, n + step_n
 
 
-@kernel(THREADS, registers=168)
-def gemm_kernel(
-    out, row_sums, bias, with_sums, with_bias, a, b, M, N, K, stride_ak, stride_am, stride_bk, stride_bn, length
+@device_function
+def multiply_tiles(
+    tid, acc, a_tile, b_tile, a, y, code, c, d, b, k0, k1, m0, M, n0, N, stride_ak, stride_am, stride_bk, stride_bn
 ):  # fmt: skip
-    """Block (x, y, z): columns 64 x ..., rows 16 y ..., split z of the sum, `length` long."""
-    a_tile = cuda.shared.array(SIZE_A, a.dtype, alignment=ALIGN)
-    b_tile = cuda.shared.array(SIZE_B, a.dtype, alignment=ALIGN)
-    acc = cuda.local.array(ACCUMULATORS, a.dtype)
-    tid, split = cuda.threadIdx.x, cuda.blockIdx.z
-    n0, m0 = cuda.blockIdx.x * TILE_N, cuda.blockIdx.y * TILE_M
-    k1 = min(K, (split + 1) * length)
+    """acc = the tile of the product over k0 ... k1 - 1."""
     clear_accumulators(tid, THREADS, acc)
-    for k0 in range(split * length, k1, TILE_K):
-        load_a(tid, THREADS, a_tile, a, k0, k1, m0, M, stride_ak, stride_am)
-        load_b(tid, THREADS, b_tile, b, k0, k1, n0, N, stride_bk, stride_bn)
+    for k in range(k0, k1, TILE_K):
+        load_a(tid, THREADS, a_tile, a, y, code, c, d, k, k1, m0, M, stride_ak, stride_am)
+        load_b(tid, THREADS, b_tile, b, k, k1, n0, N, stride_bk, stride_bn)
         cuda.syncthreads()
         multiply_accumulate(tid, THREADS, acc, a_tile, b_tile)
         cuda.syncthreads()
-    store_tile(tid, THREADS, acc, out, row_sums, bias, with_sums, with_bias, m0, M, n0, N, split, M)
-
-
-def gemm(out, a, b, shape, strides_a, strides_b, row_sums=None, bias=None):
-    """out[m, n] = sum_k a[k*strides_a[0] + m*strides_a[1]] * b[k*strides_b[0] + n*strides_b[1]] + bias[n], and
-    row_sums[m] = the sum of a alone.
-
-    All arrays are flat.  out: M*N   row_sums: M, or None   bias: N, or None   shape: (M, N, K)
-    """
-    M, N, K = shape
-    length, splits = split_k(K, 128, 64)
-    grid = (-(-(N + (row_sums is not None)) // TILE_N), -(-M // TILE_M), splits)
-
-    def compute(*outputs):
-        gemm_kernel[grid](*outputs, a, b, M, N, K, *strides_a, *strides_b, length)
-
-    run_split_k(compute, M * N, M, splits, N, out, row_sums, bias)

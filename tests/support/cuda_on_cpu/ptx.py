@@ -390,6 +390,14 @@ def _memory(body, i, *operands):
     return f"{{ {C_TYPE[t]} *p = {pointer}; {' '.join(moves)} }}"
 
 
+@family("atom", "i", "global inc")
+def _atomic(body, i, d, address, limit):
+    if i.type != "u32" or "inc" not in i.modifiers:
+        refuse(i.text)
+    pointer, limit = body.pointer(i, address, 4, True), body.read(limit, "u32")  # one thread at a time
+    return f"{{ uint32_t *p = {pointer}, old = *p; *p = old >= {limit} ? 0 : old + 1; {body.write(d, 'u32', 'old')} }}"
+
+
 @family("cvta", "i", "to global const shared local")
 def _generic_address(body, i, d, a):
     start = choose(i.modifiers, {"shared": "(uint64_t)shared", "local": "(uint64_t)thread->local"}) or "0"
