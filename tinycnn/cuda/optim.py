@@ -1,15 +1,15 @@
 """Optimizers: one thread per parameter.  GPU version of tinycnn/kernels/optim.py.
 
-Kernels read the step number and the learning rates from device memory, so that a captured step can be replayed.  Since
-all threads read the step number, a separate kernel increments it.
+Kernels read the step number and the learning rates from device memory, so that a captured step can be replayed.  All
+threads read the step number; the last block increments it.
 """
 
 import math
 
 import numpy as np
 
-from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, kernel, phase, to_device
-from tinycnn.cuda.reduce import PARTIALS, block_reduce, reduce
+from tinycnn.cuda._launch import THREADS, blocks, cuda, device_function, kernel, phase, to_device, workspace
+from tinycnn.cuda.reduce import PARTIALS, block_reduce, is_last_block, reduce
 
 
 @device_function
@@ -34,11 +34,27 @@ def increment(step):
     increment_kernel[1](step)
 
 
+@device_function
+def increment_after(tid, step, counter, flag):
+    """Increment the step number after all blocks have read it.
+
+    counter: see `step_counter`   flag: (1,) uint32, shared
+    """
+    if is_last_block(tid, counter, 0, cuda.gridDim.x, flag):
+        increment_phase(tid, 0, step)
+
+
+def step_counter():
+    """The counter of blocks that `increment_after` needs."""
+    return workspace(1, np.uint32, "blocks of an optimizer")
+
+
 def parameter_blocks(ranges, dtype):
     """(blocks, rates) of ranges (start, stop, lr_scale, weight_decay): one block of THREADS parameters per block of
-    threads.  blocks: (B, 2) int64   rates: (B, 2) of `dtype`"""
+    threads, and an empty one if there are no ranges.  blocks: (B, 2) int64   rates: (B, 2) of `dtype`"""
     rows = [(a, min(a + THREADS, stop), *rates) for start, stop, *rates in ranges for a in range(start, stop, THREADS)]
-    table = np.array(rows, np.float64).reshape(-1, 4)
+    rows = rows or [(0, 0, 0, 0)]  # a step counts without parameters, too
+    table = np.array(rows, np.float64)
     return to_device(table[:, :2].astype(np.int64)), to_device(table[:, 2:].astype(dtype))
 
 
@@ -76,20 +92,24 @@ def sgd_phase(
 
 
 @kernel(THREADS, registers=40)
-def sgd_kernel(theta, grad, velocity, lr_schedule, step, blocks, rates, momentum, damping, use_velocity, nesterov):
+def sgd_kernel(
+    theta, grad, velocity, lr_schedule, step, counter, blocks, rates, momentum, damping, use_velocity, nesterov
+):  # fmt: skip
+    flag = cuda.shared.array(1, np.uint32)
     sgd_phase(
         cuda.threadIdx.x, THREADS, cuda.blockIdx.x, theta, grad, velocity, lr_schedule, step, blocks, rates, momentum,
         damping, use_velocity, nesterov,
     )  # fmt: skip
+    increment_after(cuda.threadIdx.x, step, counter, flag)
 
 
 def sgd(theta, grad, velocity, lr_schedule, step, blocks, rates, momentum, dampening, nesterov):
     """torch's: g = grad + weight_decay*theta, v = momentum*v + (1 - dampening)*g (at first v = g), theta -= lr*v."""
     T = theta.dtype.type
     sgd_kernel[len(blocks)](
-        theta, grad, velocity, lr_schedule, step, blocks, rates, T(momentum), T(1 - dampening), momentum != 0, nesterov
-    )
-    increment(step)
+        theta, grad, velocity, lr_schedule, step, step_counter(), blocks, rates, T(momentum), T(1 - dampening),
+        momentum != 0, nesterov,
+    )  # fmt: skip
 
 
 @phase
@@ -100,14 +120,15 @@ def sgd_per_parameter_phase(tid, nt, first, theta, grad, step_sizes):
 
 
 @kernel(THREADS, registers=32)
-def sgd_per_parameter_kernel(theta, grad, step_sizes):
+def sgd_per_parameter_kernel(theta, grad, step_sizes, step, counter):
+    flag = cuda.shared.array(1, np.uint32)
     sgd_per_parameter_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, theta, grad, step_sizes)
+    increment_after(cuda.threadIdx.x, step, counter, flag)
 
 
 def sgd_per_parameter(theta, grad, step_sizes, step):
     """theta[i] -= step_sizes[i] * grad[i]: a learning rate for every parameter.  step_sizes: (P,)"""
-    sgd_per_parameter_kernel[blocks(theta.size)](theta, grad, step_sizes)
-    increment(step)
+    sgd_per_parameter_kernel[max(1, blocks(theta.size))](theta, grad, step_sizes, step, step_counter())
 
 
 @phase
@@ -131,11 +152,15 @@ def adam_phase(
 
 
 @kernel(THREADS, registers=64)
-def adam_kernel(theta, grad, m, v, lr_schedule, step, blocks, rates, b1, b2, a1, a2, log_b1, log_b2, eps, decoupled):
+def adam_kernel(
+    theta, grad, m, v, lr_schedule, step, counter, blocks, rates, b1, b2, a1, a2, log_b1, log_b2, eps, decoupled
+):  # fmt: skip
+    flag = cuda.shared.array(1, np.uint32)
     adam_phase(
         cuda.threadIdx.x, THREADS, cuda.blockIdx.x, theta, grad, m, v, lr_schedule, step, blocks, rates, b1, b2, a1,
         a2, log_b1, log_b2, eps, decoupled,
     )  # fmt: skip
+    increment_after(cuda.threadIdx.x, step, counter, flag)
 
 
 def adam(theta, grad, m, v, lr_schedule, step, blocks, rates, beta1, beta2, eps, decoupled):
@@ -143,10 +168,9 @@ def adam(theta, grad, m, v, lr_schedule, step, blocks, rates, beta1, beta2, eps,
     T = theta.dtype.type
     logs = [T(math.log(beta)) if beta > 0 else T("-inf") for beta in (beta1, beta2)]
     adam_kernel[len(blocks)](
-        theta, grad, m, v, lr_schedule, step, blocks, rates, T(beta1), T(beta2), T(1 - beta1), T(1 - beta2), *logs,
-        T(eps), decoupled,
+        theta, grad, m, v, lr_schedule, step, step_counter(), blocks, rates, T(beta1), T(beta2), T(1 - beta1),
+        T(1 - beta2), *logs, T(eps), decoupled,
     )  # fmt: skip
-    increment(step)
 
 
 @phase
@@ -172,12 +196,15 @@ def rmsprop_phase(
 
 @kernel(THREADS, registers=64)
 def rmsprop_kernel(
-    theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates, alpha, complement, eps, momentum, centered
-):
+    theta, grad, v, mean, velocity, lr_schedule, step, counter, blocks, rates, alpha, complement, eps, momentum,
+    centered,
+):  # fmt: skip
+    flag = cuda.shared.array(1, np.uint32)
     rmsprop_phase(
         cuda.threadIdx.x, THREADS, cuda.blockIdx.x, theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates,
         alpha, complement, eps, momentum, centered,
     )  # fmt: skip
+    increment_after(cuda.threadIdx.x, step, counter, flag)
 
 
 def rmsprop(theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates, alpha, eps, momentum, centered):
@@ -185,10 +212,9 @@ def rmsprop(theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates, al
     v."""
     T = theta.dtype.type
     rmsprop_kernel[len(blocks)](
-        theta, grad, v, mean, velocity, lr_schedule, step, blocks, rates, T(alpha), T(1 - alpha), T(eps), T(momentum),
-        centered,
+        theta, grad, v, mean, velocity, lr_schedule, step, step_counter(), blocks, rates, T(alpha), T(1 - alpha),
+        T(eps), T(momentum), centered,
     )  # fmt: skip
-    increment(step)
 
 
 @phase
@@ -283,12 +309,13 @@ def ema_update_phase(tid, nt, first, average, theta, step, decay, complement):
 
 
 @kernel(THREADS, registers=32)
-def ema_update_kernel(average, theta, step, decay, complement):
+def ema_update_kernel(average, theta, step, counter, decay, complement):
+    flag = cuda.shared.array(1, np.uint32)
     ema_update_phase(cuda.threadIdx.x, THREADS, cuda.blockIdx.x * THREADS, average, theta, step, decay, complement)
+    increment_after(cuda.threadIdx.x, step, counter, flag)
 
 
 def ema_update(average, theta, step, decay):
     """average = decay*average + (1 - decay)*theta; average = theta if step[0] = 0.  average: (P,)"""
     T = theta.dtype.type
-    ema_update_kernel[blocks(theta.size)](average, theta, step, T(decay), T(1 - decay))
-    increment(step)
+    ema_update_kernel[max(1, blocks(theta.size))](average, theta, step, step_counter(), T(decay), T(1 - decay))
