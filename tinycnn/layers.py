@@ -271,8 +271,13 @@ class Conv2d(Parametric):
     def multiply_adds(self, shape: Shape) -> int:
         return math.prod(self.output_shape(shape)) * math.prod(self.weight_shape[1:])
 
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """Arguments of kernels after x."""
+        return self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+
     def forward(self, y: DeviceArray, x: DeviceArray) -> None:
-        self.ops.conv2d_forward(y, x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        self.ops.conv2d_forward(y, x, *self.operands)
 
     def backward(self, dx: DeviceArray, dy: DeviceArray, x: DeviceArray, y: DeviceArray) -> None:
         window = self.stride, self.padding, self.dilation

@@ -7,7 +7,9 @@ A plan decides
 - layouts: on the CPU, maps (C, H, W) of all but the smallest batches are *batch-blocked*, (N / lanes, C, H, W, lanes):
   as many images as a vector register has lanes, interleaved pixel by pixel (kernels/layout.py).  Reorder steps convert
   from and to NCHW.  Users' layers run in NCHW.
-- fusion: an activation and the pooling after it become one step, which overwrites its input with gradients.
+- fusion: an activation and the pooling after it become one step, which overwrites its input with gradients; with the
+  convolution before them, too.  So do a Linear and the activation after it.  A backend decides how many kernels it
+  launches for a fused step (kernels/fused.py, cuda/fused.py).
 - Residual: its layers, its projection and their sum become steps of one flat list.
 - in-place use: an activation overwrites its input if no later step reads it.
 - buffers: all but the smallest are shared by the plans of a model, which run one at a time.
@@ -15,6 +17,7 @@ A plan decides
 An `unfused` plan does none of the last three.  After a pass, all inputs, outputs and gradients of layers can be read.
 """
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -24,7 +27,7 @@ from tinycnn._tracked import Replay, is_builtin, is_replayable
 from tinycnn._typing import Array, DeviceArray, Shape
 from tinycnn.containers import Residual
 from tinycnn.errors import DeviceMemoryError
-from tinycnn.layers import ELU, AvgPool2d, Hardtanh, Layer, MaxPool2d, ReLU, ReLU6, Sigmoid, Tanh
+from tinycnn.layers import ELU, AvgPool2d, Conv2d, Hardtanh, Layer, Linear, MaxPool2d, ReLU, ReLU6, Sigmoid, Tanh
 
 if TYPE_CHECKING:
     from tinycnn.model import Sequential
@@ -34,13 +37,30 @@ StepSpec: TypeAlias = tuple[type["Step"], tuple[Any, ...], bool]
 
 
 def can_fuse(activation: Layer, pool: Layer) -> bool:
-    """Whether a fused kernel exists for the two layers."""
+    """Whether a fused kernel exists for an activation and the pooling after it."""
     if type(pool) is AvgPool2d:
         is_2x2 = pool.kernel_size == pool.stride == (2, 2) and pool.padding == (0, 0) and not pool.ceil_mode
         return is_2x2 and activation.activation_code is not None and activation.in_place
     # max f(x) = f(max x) for non-decreasing f, so the pooling comes first.
     disjoint = type(pool) is MaxPool2d and pool.kernel_size == pool.stride and pool.padding == (0, 0)
     return disjoint and type(activation) in (Tanh, Sigmoid, ReLU, ELU, Hardtanh, ReLU6)
+
+
+def fused_step(layers: tuple[Layer, ...], in_place: bool) -> "tuple[type[Step], int] | None":
+    """The fused step that begins with layers[0], and its number of layers; None if there is none.
+
+    in_place  the first layer may overwrite its input
+    """
+    if len(layers) == 3 and type(layers[0]) is Conv2d and layers[1].in_place and can_fuse(*layers[1:]):
+        return FusedConv2d, 3
+    if len(layers) < 2:
+        return None
+    first, second = layers[:2]
+    if type(first) is Linear and second.activation_code is not None and second.in_place:
+        return FusedLinear, 2
+    if in_place and can_fuse(first, second):
+        return FusedAvgPool2d if type(second) is AvgPool2d else FusedMaxPool2d, 2
+    return None
 
 
 def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list[StepSpec]:
@@ -50,10 +70,14 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
     use_blocks = blocked_maps and ops.layout.lanes_for(batch, model.dtype) > 1
     number = 0  # of the next leaf
 
-    def chain(layers: tuple[Layer, ...], blocked: bool, free: bool) -> tuple[list[StepSpec], bool, bool]:
+    def chain(
+        layers: tuple[Layer, ...], blocked: bool, free: bool, nested: bool = False
+    ) -> tuple[list[StepSpec], bool, bool]:
         """The steps of a chain whose input is `blocked`, and whether the output is blocked and free.
 
-        free  no later step reads the input of the next step, which may overwrite it
+        free    no later step reads the input of the next step, which may overwrite it
+        nested  in a Residual.  The gradient of its output is the shortcut's too, and a fused step may overwrite it, so
+                the last layer is not fused
         """
         nonlocal number
         specs: list[StepSpec] = []
@@ -75,12 +99,14 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
                 specs.append(_reorder(blocked))
                 blocked, free = not blocked, number > 0
             in_place = free and not unfused and _flag(layer, builtin, "in_place", False)
-            pair = layers[position : position + 2]
-            fuse = in_place and blocked == blocked_maps and len(pair) == 2 and all(map(is_builtin, pair))
-            if fuse and can_fuse(*pair):
-                average = type(pair[1]) is AvgPool2d
-                specs.append((FusedAvgPool2d if average else FusedMaxPool2d, (number, number + 1), False))
-                free, number, position = average, number + 2, position + 2
+            fused, following = None, layers[position : min(position + 3, len(layers) - nested)]
+            if not unfused and (not maps or blocked == blocked_maps):
+                fused = fused_step(tuple(itertools.takewhile(is_builtin, following)), in_place)
+            if fused is not None:
+                step_class, count = fused
+                specs.append((step_class, tuple(range(number, number + count)), False))
+                free = type(following[count - 1]) is AvgPool2d  # backward of the others reads the output
+                number, position = number + count, position + count
             else:
                 specs.append((LayerStep, (number,), in_place))
                 free = not in_place and not _flag(layer, builtin, "reads_output", True)
@@ -89,8 +115,8 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
 
     def residual(layer: Residual, blocked: bool) -> tuple[StepSpec, bool]:
         """The steps of a Residual, and whether its output is blocked."""
-        body, body_blocked, free = chain(layer.layers, blocked, False)
-        projection, shortcut_blocked, _ = chain(layer.projection, blocked, False)
+        body, body_blocked, free = chain(layer.layers, blocked, False, True)
+        projection, shortcut_blocked, _ = chain(layer.projection, blocked, False, True)
         if body_blocked != shortcut_blocked:
             body.append(_reorder(body_blocked))
             free = True
@@ -117,7 +143,7 @@ def _outputs(specs: list[StepSpec]) -> list[int]:
         if step_class is Add:
             numbers += _outputs(parts[0]) + _outputs(parts[1])
         elif parts and not in_place:
-            numbers.append(parts[-1])
+            numbers += parts[:: len(parts) - 1] if step_class is FusedConv2d else parts[-1:]
     return numbers
 
 
@@ -139,7 +165,8 @@ class Step:
     All four are arrays in the layout of the kernels; `Plan.to_host` gives NumPy (N, ...).
     """
 
-    fused = False
+    fused = False  # backward overwrites what forward has left
+    overwrites_x = False  # dx is x
     dx: DeviceArray = None
     dy: DeviceArray = None
     needs_dx = False
@@ -190,7 +217,7 @@ class LayerStep(Step):
 class FusedAvgPool2d(Step):
     """An activation, in place in x, and the mean of 2 x 2 windows."""
 
-    fused = True
+    fused = overwrites_x = True
 
     def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
         super().__init__(plan, numbers, x, y)
@@ -201,6 +228,11 @@ class FusedAvgPool2d(Step):
     def forward(self) -> None:
         self.ops.fused.avg_pool_forward(self.y, self.x, self.activation.activation_code, self.pool.divisor or 4)
 
+    def forward_after(self, convolution: Any, x: DeviceArray) -> None:
+        """`forward`, with the convolution of x that computes self.x."""
+        code, divisor = self.activation.activation_code, self.pool.divisor or 4
+        self.ops.fused.conv2d_avg_pool_forward(self.y, self.x, x, *convolution.operands, code, divisor)
+
     def backward(self, dx: DeviceArray) -> None:
         self.ops.fused.avg_pool_backward(dx, self.dy, self.activation.activation_code, self.pool.divisor or 4)
 
@@ -208,7 +240,7 @@ class FusedAvgPool2d(Step):
 class FusedMaxPool2d(Step):
     """The maximum of windows, and an activation of it."""
 
-    fused = True
+    fused = overwrites_x = True
 
     def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
         super().__init__(plan, numbers, x, y)
@@ -221,9 +253,58 @@ class FusedMaxPool2d(Step):
         code = self.activation.activation_code
         self.ops.fused.max_pool_forward(self.y, self.indices, self.x, code, *self.pool.options)
 
+    def forward_after(self, convolution: Any, x: DeviceArray) -> None:
+        """`forward`, with the convolution of x that computes self.x."""
+        code, options = self.activation.activation_code, self.pool.options
+        self.ops.fused.conv2d_max_pool_forward(self.y, self.indices, self.x, x, *convolution.operands, code, *options)
+
     def backward(self, dx: DeviceArray) -> None:
         code = self.activation.activation_code
         self.ops.fused.max_pool_backward(dx, self.dy, self.indices, self.y, code, *self.pool.options)
+
+
+class FusedConv2d(Step):
+    """A convolution, an activation and the pooling after it.
+
+    pooling  the step of the last two; its x are the convolution's maps, which backward overwrites with their gradient
+    """
+
+    fused = True
+
+    def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
+        super().__init__(plan, numbers, x, y)
+        self.convolution = self.layers[0]
+        maps = plan.new_array(f"maps {len(plan.steps)}", plan.model.leaf_shapes[numbers[0]][1], x.ndim == 5)
+        pool_class = FusedAvgPool2d if type(self.layers[2]) is AvgPool2d else FusedMaxPool2d
+        self.pooling = pool_class(plan, numbers[1:], maps, y)
+
+    def forward(self) -> None:
+        self.pooling.forward_after(self.convolution, self.x)
+
+    def backward(self, dx: DeviceArray) -> None:
+        maps, self.pooling.dy = self.pooling.x, self.dy
+        self.pooling.backward(maps)
+        self.convolution.backward(dx, maps, self.x, maps)
+
+
+class FusedLinear(Step):
+    """A Linear and the activation after it."""
+
+    def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
+        super().__init__(plan, numbers, x, y)
+        self.linear: Any
+        self.activation: Any
+        self.linear, self.activation = self.layers
+
+    def forward(self) -> None:
+        linear, code = self.linear, self.activation.activation_code
+        self.ops.fused.linear_forward(self.y, self.x, linear.weight, linear.bias, code)
+
+    def backward(self, dx: DeviceArray) -> None:
+        linear, code = self.linear, self.activation.activation_code
+        self.ops.fused.linear_backward(
+            dx, linear.weight_grad, linear.bias_grad, self.dy, self.x, linear.weight, self.y, code
+        )
 
 
 class Reshape(Step):
@@ -356,8 +437,8 @@ class Plan:
         self._largest = max(math.prod(shape) for pair in self.model.leaf_shapes for shape in pair)
         sums: list[tuple[Add, list[Step]]] = []  # with the last steps of its terms
         shape = self.model.shapes[0]
-        self.x = self._array("x", shape, False)
-        self.dx = self._array("gradient 0", shape, False, self._largest)
+        self.x = self.new_array("x", shape, False)
+        self.dx = self.new_array("gradient 0", shape, False, self._largest)
         chain = Value(self.x, self.dx, shape, False, None)
         for spec in self.specs:
             chain = self._build_step(spec, chain, sums)
@@ -382,9 +463,9 @@ class Plan:
             y, dy = (array.reshape((self.batch, *shape)) for array in (x, dx))
         elif not in_place:
             blocked = (blocked or step_class is ReorderToBlocked) and step_class is not ReorderToNCHW
-            y, dy = self._array(f"output {len(self.steps)}", shape, blocked), self._next_gradient(shape, blocked)
+            y, dy = self.new_array(f"output {len(self.steps)}", shape, blocked), self._next_gradient(shape, blocked)
         step = step_class(self, numbers, x, y)
-        if step.fused:
+        if step.overwrites_x:
             assert value.step is not None
             dx = value.step.dy = x
         return self._append(step, dx, dy, shape, value)
@@ -406,7 +487,7 @@ class Plan:
             result = self._build_step(spec, result, sums)
         other, last_steps = forked, [result.step]
         if projection:
-            dx = self._array(gradient.format("projection"), value.shape, blocked, self._largest)
+            dx = self.new_array(gradient.format("projection"), value.shape, blocked, self._largest)
             first = len(self.steps)
             other = Value(x, dx, value.shape, value.needed, None)
             for spec in projection:
@@ -415,10 +496,10 @@ class Plan:
             fork.shortcut = self.steps[first]
         shape, blocked = result.shape, result.y.ndim == 5
         add = Add(
-            self, (), result.y, result.y if in_place else self._array(f"output {len(self.steps)}", shape, blocked)
+            self, (), result.y, result.y if in_place else self.new_array(f"output {len(self.steps)}", shape, blocked)
         )
         add.other = other.y
-        dy = self._array(gradient.format("sum"), shape, blocked, self._largest)
+        dy = self.new_array(gradient.format("sum"), shape, blocked, self._largest)
         fork.shortcut = fork.shortcut or add
         sums.append((add, [step for step in last_steps if step is not None]))
         self._depth -= 1
@@ -434,9 +515,9 @@ class Plan:
 
     def _next_gradient(self, shape: Shape, blocked: bool) -> DeviceArray:
         self._turn = 1 - self._turn
-        return self._array(f"gradient {self._turn}", shape, blocked, self._largest)
+        return self.new_array(f"gradient {self._turn}", shape, blocked, self._largest)
 
-    def _array(self, name: str, shape: Shape, blocked: bool, min_size: int = 0) -> DeviceArray:
+    def new_array(self, name: str, shape: Shape, blocked: bool, min_size: int = 0) -> DeviceArray:
         """An array for a batch of `shape`; a shared buffer with at least `min_size` elements an image, unless
         unfused."""
         padded_batch = -(-self.batch // self.lanes) * self.lanes
@@ -493,7 +574,7 @@ class Plan:
     def __repr__(self) -> str:
         def line(step: Step, source: DeviceArray, result: DeviceArray) -> str:
             is_view = isinstance(step, (Reshape, Fork)) or (isinstance(step, Add) and source is step.dy)
-            notes = {"fused": step.fused, "view": is_view, "in place": source is result, "": True}
+            notes = {"fused": len(step.layers) > 1, "view": is_view, "in place": source is result, "": True}
             note = next(text for text, holds in notes.items() if holds)
             shapes = f"{tuple(source.shape)!s:>{shape_width}} -> {tuple(result.shape)!s:<{shape_width}}"
             return f"  {step!r:<{width}}  {shapes}  {note}".rstrip()

@@ -85,20 +85,24 @@ def avg_pool2d_forward(y, x, kernel_size, stride, padding, count_include_pad, di
 def spread_average(
     tid, nt, first, dx, dy, code, c, d, size, out, kernel_size, stride, padding, count_include_pad, divisor
 ):  # fmt: skip
-    """The gradient of a pixel.  With an activation, dx is its value on entry."""
+    """The gradient of a pixel.  With an activation, dx is its value on entry, of pixels in windows."""
     e = first + tid
     if e < dx.size:
         plane, index = divmod32(e, size[0] * size[1])
         h, w = divmod32(index, size[1])
         h, w = h + padding[0], w + padding[1]
         total = dx.dtype.type(0)
-        for i in range(*windows_containing(h, kernel_size[0], stride[0], out[0])):
+        i0, i1 = windows_containing(h, kernel_size[0], stride[0], out[0])
+        j0, j1 = windows_containing(w, kernel_size[1], stride[1], out[1])
+        for i in range(i0, i1):
             rows = window_length(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
-            for j in range(*windows_containing(w, kernel_size[1], stride[1], out[1])):
+            for j in range(j0, j1):
                 columns = window_length(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
                 count = divisor if divisor > 0 else rows * columns
                 total += dy[(plane * out[0] + i) * out[1] + j] / dx.dtype.type(count)
-        dx[e] = total if code == NONE else gradient_in_place(code, total, dx[e], c, d)
+        if code != NONE and i0 < i1 and j0 < j1:  # the value of a pixel in no window is not known
+            total = gradient_in_place(code, total, dx[e], c, d)
+        dx[e] = total
 
 
 @kernel(THREADS, registers=64)

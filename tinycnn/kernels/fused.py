@@ -1,4 +1,5 @@
-"""Fused kernels: an activation and the pooling after it, in one pass over the maps.
+"""Fused kernels: an activation and the pooling after it, in one pass over the maps; and, for the plan, functions that
+call the kernels of a convolution or Linear and of what follows it, where another backend has one kernel.
 
 The maps of a net's first layers exceed the L1 cache: loading them takes as long as computing on them.
 
@@ -13,9 +14,11 @@ activation: see scalars.py   divisor: y = sum of a window / divisor   indices an
 import numpy as np
 from numba import prange
 
+from tinycnn.kernels import linear
 from tinycnn.kernels._jit import device_function, kernel
 from tinycnn.kernels._simd import ravel
-from tinycnn.kernels.activations import apply_activation, apply_derivative
+from tinycnn.kernels.activations import activation_backward, activation_forward, apply_activation, apply_derivative
+from tinycnn.kernels.conv import conv2d_forward
 from tinycnn.kernels.pooling import clear, max_windows, mean_2x2, repeat_pixels, row, unpool
 
 
@@ -76,3 +79,33 @@ def max_pool_backward(dx, dy, indices, y, activation, kernel_size, stride, paddi
         n, c = task // C, task % C
         apply_derivative(ravel(dy[n, c]), ravel(y[n, c]), activation)
         unpool(dx[n, c], dy[n, c], indices[n, c], kernel_size, stride, padding, dilation)
+
+
+def conv2d_avg_pool_forward(y, maps, x, w, b, stride, padding, dilation, groups, activation, divisor):
+    """maps = f(conv(x)); y = avg_pool(maps).  `avg_pool_backward` overwrites maps with their gradient.
+
+    maps: (B, C, H, W, L)   y: (B, C, H // 2, W // 2, L)   x, w, b, ...: see conv.py
+    """
+    conv2d_forward(maps, x, w, b, stride, padding, dilation, groups)
+    avg_pool_forward(y, maps, activation, divisor)
+
+
+def conv2d_max_pool_forward(
+    y, indices, maps, x, w, b, stride, padding, dilation, groups, activation, kernel_size, pool_stride, pool_padding,
+    pool_dilation,
+):  # fmt: skip
+    """y = f(max_pool(conv(x))).  maps: room for the gradient that `max_pool_backward` computes"""
+    conv2d_forward(maps, x, w, b, stride, padding, dilation, groups)
+    max_pool_forward(y, indices, maps, activation, kernel_size, pool_stride, pool_padding, pool_dilation)
+
+
+def linear_forward(y, x, w, b, activation):
+    """y = f(x w^T + b), with an activation that works in place."""
+    linear.linear_forward(y, x, w, b)
+    activation_forward(y, y, activation)
+
+
+def linear_backward(dx, dw, db, dy, x, w, y, activation):
+    """Gradients of `linear_forward` from dy, which is overwritten.  y: its output"""
+    activation_backward(dy, dy, y, activation)
+    linear.linear_backward(dx, dw, db, dy, x, w)
