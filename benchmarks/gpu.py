@@ -3,16 +3,19 @@
     make gpu-check        or        python -m benchmarks gpu [--minutes 8] [--skip-tests] [--out benchmarks/results]
 
 First the tests on the device (pytest -m gpu), and some of them under compute-sanitizer if that is installed.  Then the
-benchmarks: the ceilings of the GPU, single kernels, whole steps (eager and captured) on GPU and CPU, host time of a
-launch, an epoch and the time to 99 % on MNIST, and PyTorch on the same GPU.  Results are compared with the CPU's before
-times are taken.  Times are medians after a warm-up, measured by CUDA events.  Parts that fail, or for
-which no time is left, are reported, and the others run.  Results go to gpu.json and gpu.md in the folder of --out.
+benchmarks: the launches, bytes and operations of a step (counted, no times), the ceilings of the GPU, single kernels,
+whole steps (eager and captured) on GPU and CPU, host time of a launch, an epoch and the time to 99 % on MNIST, and
+PyTorch on the same GPU.  Results are compared with the CPU's before times are taken.  Times are medians after a
+warm-up, measured by CUDA events.  Parts that fail, or for which no time is left, are reported, and the others run.
+Results go to gpu.json and gpu.md in the folder of --out.
 
 --rehearse runs the same code on tiny sizes and saves nothing; its times are meaningless.  Without a GPU, as PTX on the
 CPU: python tests/support/cuda_on_cpu -m benchmarks.gpu --rehearse
 """
 
 import argparse
+import collections
+import contextlib
 import json
 import os
 import shutil
@@ -30,8 +33,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = 60_000
 RATE = 1e-3
-FORWARD_ADDS = 416_520
-STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no gradient of its input
 
 
 def data_set(images):
@@ -144,34 +145,95 @@ def compare_buffers(cpu, gpu, batch):
 
 
 def calls_of(setup, batch):
-    """(name, call, floating-point operations, bytes read and written) of every call of a step."""
+    """(name, call, floating-point operations, bytes) of every call of a step.  Bytes: what must be read and written at
+    least, each array once."""
     model, criterion = setup.model, setup.criterion
     plan = model.plan(batch)
     target = setup.run.loader.next(plan.x)
     out: list[tuple] = []
     order, cursor = setup.run.loader.order, setup.run.loader.cursor
     out.append(("gather", lambda: setup.batches.gather_batch(plan.x, target, order, cursor), 0, batch * 784 * 5))
+    backward = []
     for step in plan.steps:
         if not step.layers or "Flatten" in repr(step):
             continue
-        (number,), (layer,) = step.numbers, step.layers
-        adds, moved = layer.multiply_adds(model.shapes[number]) * batch, step.x.nbytes + step.y.nbytes
-        name, dx = f"{number} {type(layer).__name__}", step.dx if step.needs_dx else step.no_grad_buffer
-        out.append((name + " forward", step.forward, 2 * adds, moved))
-        passes = 2 if step.needs_dx else 1
-        out.append((name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * passes, moved * passes))
+        name = f"{step.numbers[0]} " + " + ".join(type(layer).__name__ for layer in step.layers)
+        pairs = zip(step.numbers, step.layers, strict=True)
+        adds = sum(layer.multiply_adds(model.leaf_shapes[number][0]) for number, layer in pairs) * batch
+        parameters = sum(p.view.nbytes for p in model.parameter_table if p.layer in step.layers)
+        pooling: Any = getattr(step, "pooling", None)  # of a convolution and its activation
+        maps = 0 if pooling is None else pooling.x.nbytes
+        indices = pooling.indices.nbytes if hasattr(pooling, "indices") else 0
+        values = 0 if indices else maps  # of the activation: written forward, read backward
+        moved = step.x.nbytes + step.y.nbytes + parameters
+        out.append((name + " forward", step.forward, 2 * adds, moved + values + indices))
+        dx, passes = (step.dx, 2) if step.needs_dx else (step.no_grad_buffer, 1)
+        moved += step.y.nbytes * (len(step.layers) > 1 and not values) + parameters + dx.nbytes  # y: of an activation
+        call = (name + " backward", lambda step=step, dx=dx: step.backward(dx), 2 * adds * passes)
+        backward.append((*call, moved + 2 * maps + values + indices))
     out.append(("loss", lambda: criterion.forward_backward(plan.dy, plan.y, target), 0, 2 * plan.y.nbytes))
+    out += reversed(backward)
     out.append(("Adam", setup.optimizer.step, 0, 7 * model.theta.nbytes))
     totals = setup.run.totals
     out.append(("metrics", lambda: criterion.accumulate_metrics(totals, cursor, target), 0, 12 * batch))
     return out
 
 
+@contextlib.contextmanager
+def launched():
+    """A list that gets the name of every kernel launched in the context."""
+    from tinycnn.cuda import _launch
+
+    names: list[str] = []
+    kernel_class: Any = _launch.Kernel
+    launch = kernel_class.launch
+
+    def count(self, grid, *args):
+        if 0 not in (grid if isinstance(grid, tuple) else (grid,)):
+            names.append(self.__name__)
+        launch(self, grid, *args)
+
+    kernel_class.launch = count
+    try:
+        yield names
+    finally:
+        kernel_class.launch = launch
+
+
+def work_of_a_step(setup, batch):
+    """(names of the kernels that a step launches, counted; its floating-point operations and bytes, by arithmetic)"""
+    with launched() as names:
+        setup.step()
+    calls = calls_of(setup, batch)
+    return names, sum(flops for *_, flops, _ in calls), sum(moved for *_, moved in calls)
+
+
+def work(size):
+    """Launches of a training step, counted, and its bytes and operations, by arithmetic; these are no times."""
+    rows, lines = [], []
+    for batch in size["work_batches"]:
+        for activation, pool in (("tanh", "avg"), ("relu", "max")):
+            setup = Setup("cuda", batch, max(2 * batch, 40), activation, pool)
+            names, flops, moved = work_of_a_step(setup, batch)
+            rows.append({"batch": batch, "net": f"{activation} + {pool}", "kernels": names, "flops": flops,
+                         "bytes": moved})  # fmt: skip
+            kinds = ", ".join(f"{n} {name.removesuffix('_kernel')}" for name, n in collections.Counter(names).items())
+            lines.append(
+                f"batch {batch}, {activation} + {pool}: {len(names)} launches, {moved / 1e6:.2f} MB, "
+                f"{flops / 1e6:.0f} MFLOP"
+            )
+            lines.append(f"    {kinds}")
+    return rows, lines
+
+
 def steps(size):
     """A training step, eager and captured, on GPU and CPU, with the same weights, batches and losses."""
     rows, lines = (
         [],
-        [f"{'batch':>5} {'eager us':>10} {'captured us':>12} {'images/s':>12} {'TFLOP/s':>8} {'CPU images/s':>13}"],
+        [
+            f"{'batch':>5} {'eager us':>10} {'captured us':>12} {'images/s':>12} {'TFLOP/s':>8} {'CPU images/s':>13} "
+            f"{'launches':>8} {'MB':>8} {'MFLOP':>8}"
+        ],
     )
     for batch in size["batches"]:
         cpu, gpu, captured_setup = (Setup(d, batch, size["images"]) for d in ("cpu", "cuda", "cuda"))
@@ -199,11 +261,14 @@ def steps(size):
         for _ in range(count):
             cpu.step()
         seconds["cpu"] = (time.perf_counter() - start) / count
-        rows.append({"batch": batch, "seconds": seconds, "losses": {"cpu": want, "gpu": got}})
+        names, flops, moved = work_of_a_step(gpu, batch)
+        rows.append({"batch": batch, "seconds": seconds, "losses": {"cpu": want, "gpu": got}, "launches": len(names),
+                     "bytes": moved, "flops": flops})  # fmt: skip
         rate = batch / seconds["captured"]
         lines.append(
             f"{batch:5d} {seconds['eager'] * 1e6:10.1f} {seconds['captured'] * 1e6:12.1f} {rate:12,.0f} "
-            f"{rate * STEP_FLOPS / 1e12:8.2f} {batch / seconds['cpu']:13,.0f}"
+            f"{rate * flops / batch / 1e12:8.2f} {batch / seconds['cpu']:13,.0f} {len(names):8d} "
+            f"{moved / 1e6:8.2f} {flops / 1e6:8.0f}"
         )
     return rows, lines
 
@@ -378,19 +443,19 @@ def torch_steps(size):
 
 
 PARTS = {
-    "ceilings": ceilings, "launches": launches, "steps": steps, "torch": torch_steps, "epochs": epochs,
+    "work": work, "ceilings": ceilings, "launches": launches, "steps": steps, "torch": torch_steps, "epochs": epochs,
     "kernels": kernels,
 }  # fmt: skip
 SIZES: dict[str, Any] = {
     "copy": 1 << 27, "chains": 1 << 22, "repeats": 15, "in_a_row": 50, "images": IMAGES, "checked": 10,
-    "launches": 2000,
+    "launches": 2000, "work_batches": (64,),
     "kernel_batches": (64, 1024), "batches": (32, 64, 128, 256, 512, 1024, 2048, 4096),
     "torch_batches": (64, 512, 128, 256, 32, 1024, 4096), "mnist": 60_000, "seeds": 5, "epochs": 4, "rehearsal": False,
 }  # fmt: skip
 REHEARSAL: dict[str, Any] = {
     "copy": 1000, "chains": 200, "repeats": 1, "in_a_row": 1, "images": 40, "checked": 2, "launches": 2,
-    "kernel_batches": (2,), "batches": (3,), "torch_batches": (3,), "mnist": 60, "seeds": 1, "epochs": 1,
-    "rehearsal": True,
+    "work_batches": (64,), "kernel_batches": (2,), "batches": (3,), "torch_batches": (3,), "mnist": 60, "seeds": 1,
+    "epochs": 1, "rehearsal": True,
 }  # fmt: skip
 
 

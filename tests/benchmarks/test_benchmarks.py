@@ -239,13 +239,14 @@ def test_gpu_benchmark_rehearsal():
     command = [
         sys.executable,
         *([] if ON_GPU else [str(ROOT / "tests" / "support" / "cuda_on_cpu")]),
-        *["-m", "benchmarks.gpu", "--rehearse", "--only", "ceilings", "launches", "steps", "kernels"],
+        *["-m", "benchmarks.gpu", "--rehearse", "--only", "work", "ceilings", "launches", "steps", "kernels"],
     ]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all parts done" in done.stdout
-    for part in ("ceilings:", "launches:", "steps:", "kernels:"):
+    assert "batch 64, tanh + avg: 16 launches" in done.stdout
+    for part in ("work:", "ceilings:", "launches:", "steps:", "kernels:"):
         assert part in done.stdout
     assert ON_GPU or "PTX on the CPU" in done.stdout
 
