@@ -44,8 +44,8 @@ def linear_forward_kernel(y, x, w, bias, with_bias, code, a, b, N, O, F, length,
 
 @kernel(THREADS, registers=168)
 def linear_backward_kernel(
-    dx, dw, db, dy, x, w, y, code, c, d, with_sums, N, O, F, columns, w_tiles, w_length, w_splits, x_length, x_splits,
-    parts, counters, pitch,
+    dx, dw, db, dy, x, w, y, code, c, d, with_sums, N, O, F, columns, w_tiles, w_length, w_splits, x_slot, x_length,
+    x_splits, parts, counters, pitch,
 ):  # fmt: skip
     """Two products: dw = dy^T x, with db as another column, and dx = dy w.  The blocks of dw come first."""
     a_tile = cuda.shared.array(SIZE_A, dy.dtype, alignment=ALIGN)
@@ -55,7 +55,7 @@ def linear_backward_kernel(
     of_weights = block < w_tiles * w_splits
     out, b = (dw, x) if of_weights else (dx, w)
     M, K, stride_k, stride_m = (O, N, O, 1) if of_weights else (N, O, 1, O)
-    length, splits, first_tile = (w_length, w_splits, 0) if of_weights else (x_length, x_splits, w_tiles)
+    length, splits, slot = (w_length, w_splits, 0) if of_weights else (x_length, x_splits, x_slot)
     tile, split = divmod32(block if of_weights else block - w_tiles * w_splits, splits)
     row, column = divmod32(tile, columns[0] if of_weights else columns[1])
     n0, m0 = column * TILE_N, row * TILE_M
@@ -63,7 +63,7 @@ def linear_backward_kernel(
         tid, acc, a_tile, b_tile, dy, y, code, c, d, b, split * length, min(K, (split + 1) * length), m0, M, n0, F,
         stride_k, stride_m, F, 1,
     )  # fmt: skip
-    if add_splits(tid, acc, parts, counters, flag, first_tile + tile, split, splits, pitch):
+    if add_splits(tid, acc, parts, counters, flag, slot + tile, split, splits, pitch):
         store_tile(tid, THREADS, acc, out, db, db, with_sums and of_weights, False, NONE, c, d, m0, M, n0, F)
 
 
@@ -92,10 +92,12 @@ def run_backward(dx, dw, db, dy, x, w, y, activation):
     (w_length, w_splits), (x_length, x_splits) = (
         split_k(K, max(tiles, 1), MIN_LENGTH) for K, tiles in ((N, w_tiles), (O, x_tiles))
     )
+    x_slot = w_tiles if w_splits > 1 else 0  # only tiles that are split need room
+    slots = x_slot + (x_tiles if x_splits > 1 else 0)
     linear_backward_kernel[w_tiles * w_splits + x_tiles * x_splits](
         ravel(dx), ravel(dw), db if with_sums else ravel(dw), ravel(dy), ravel(x), ravel(w), ravel(y),
-        *gradient_arguments(activation, x.dtype), with_sums, N, O, F, columns, w_tiles, w_length, w_splits, x_length,
-        x_splits, *split_workspace(w_tiles + x_tiles, max(w_splits, x_splits), x.dtype),
+        *gradient_arguments(activation, x.dtype), with_sums, N, O, F, columns, w_tiles, w_length, w_splits, x_slot,
+        x_length, x_splits, *split_workspace(slots, max(w_splits, x_splits), x.dtype),
     )  # fmt: skip
 
 

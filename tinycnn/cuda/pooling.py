@@ -92,15 +92,15 @@ def spread_average(
         h, w = divmod32(index, size[1])
         h, w = h + padding[0], w + padding[1]
         total = dx.dtype.type(0)
-        i0, i1 = windows_containing(h, kernel_size[0], stride[0], out[0])
-        j0, j1 = windows_containing(w, kernel_size[1], stride[1], out[1])
-        for i in range(i0, i1):
+        in_window = False
+        for i in range(*windows_containing(h, kernel_size[0], stride[0], out[0])):
             rows = window_length(i, kernel_size[0], stride[0], padding[0], size[0], count_include_pad)
-            for j in range(j0, j1):
+            for j in range(*windows_containing(w, kernel_size[1], stride[1], out[1])):
                 columns = window_length(j, kernel_size[1], stride[1], padding[1], size[1], count_include_pad)
                 count = divisor if divisor > 0 else rows * columns
                 total += dy[(plane * out[0] + i) * out[1] + j] / dx.dtype.type(count)
-        if code != NONE and i0 < i1 and j0 < j1:  # the value of a pixel in no window is not known
+                in_window = True
+        if code != NONE and in_window:  # the value of a pixel in no window is not known
             total = gradient_in_place(code, total, dx[e], c, d)
         dx[e] = total
 
