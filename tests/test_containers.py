@@ -72,6 +72,8 @@ CHAINS = {
     "user's layer only": lambda: [conv(2, 2), Residual(Twice()), Tanh()],
     "user's layer in projection": lambda: [conv(2, 2), Residual(conv(2, 2), projection=[Twice()]), conv(2, 2)],
     "view": lambda: [conv(2, 2), Residual(Flatten(), projection=[Tanh(), Flatten()]), Residual(Tanh(), Linear(72, 72))],
+    "Linear last": lambda: [Flatten(), Residual(Linear(72, 72), Tanh()), Linear(72, 3)],
+    "Linear in projection": lambda: [Flatten(), Residual(Linear(72, 3), projection=[Linear(72, 3), Tanh()])],
     "views only": lambda: [conv(2, 2), Residual(Flatten(), projection=Flatten())],
 }  # fmt: skip
 

@@ -46,17 +46,18 @@ def can_fuse(activation: Layer, pool: Layer) -> bool:
     return disjoint and type(activation) in (Tanh, Sigmoid, ReLU, ELU, Hardtanh, ReLU6)
 
 
-def fused_step(layers: tuple[Layer, ...], in_place: bool) -> "tuple[type[Step], int] | None":
+def fused_step(layers: tuple[Layer, ...], in_place: bool, keeps_dy: bool) -> "tuple[type[Step], int] | None":
     """The fused step that begins with layers[0], and its number of layers; None if there is none.
 
     in_place  the first layer may overwrite its input
+    keeps_dy  a step of two layers must not overwrite its dy
     """
     if len(layers) == 3 and type(layers[0]) is Conv2d and layers[1].in_place and can_fuse(*layers[1:]):
         return FusedConv2d, 3
     if len(layers) < 2:
         return None
     first, second = layers[:2]
-    if type(first) is Linear and second.activation_code is not None and second.in_place:
+    if type(first) is Linear and not keeps_dy and second.activation_code is not None and second.in_place:
         return FusedLinear, 2
     if in_place and can_fuse(first, second):
         return FusedAvgPool2d if type(second) is AvgPool2d else FusedMaxPool2d, 2
@@ -76,8 +77,7 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
         """The steps of a chain whose input is `blocked`, and whether the output is blocked and free.
 
         free    no later step reads the input of the next step, which may overwrite it
-        nested  in a Residual.  The gradient of its output is the shortcut's too, and a fused step may overwrite it, so
-                the last layer is not fused
+        nested  in a Residual: the gradient of its output is also that of the shortcut
         """
         nonlocal number
         specs: list[StepSpec] = []
@@ -99,9 +99,10 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
                 specs.append(_reorder(blocked))
                 blocked, free = not blocked, number > 0
             in_place = free and not unfused and _flag(layer, builtin, "in_place", False)
-            fused, following = None, layers[position : min(position + 3, len(layers) - nested)]
+            fused, following = None, layers[position : position + 3]
             if not unfused and (not maps or blocked == blocked_maps):
-                fused = fused_step(tuple(itertools.takewhile(is_builtin, following)), in_place)
+                keeps_dy = nested and position + 2 == len(layers)
+                fused = fused_step(tuple(itertools.takewhile(is_builtin, following)), in_place, keeps_dy)
             if fused is not None:
                 step_class, count = fused
                 specs.append((step_class, tuple(range(number, number + count)), False))
