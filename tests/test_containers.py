@@ -334,5 +334,6 @@ def test_resnet20():
     assert len(model.theta) == 272_474
     assert model.shapes[-3:] == [(64, 1, 1), (64,), (10,)]
     small = models.resnet20(classes=3, input_shape=(1, 7, 9), rng=1, dtype=np.float64)
-    x = RNG.normal(size=(6, 1, 7, 9))
-    assert gradcheck_model(small, x, eps=1e-7, rtol=1e-4) < 1e-4
+    x = np.random.default_rng(3).normal(size=(6, 1, 7, 9))
+    # Both are fixed: with others, one difference in three steps over the kink of a ReLU.
+    assert gradcheck_model(small, x, eps=1e-7, rtol=1e-4, rng=0) < 1e-4
