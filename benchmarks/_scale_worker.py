@@ -14,6 +14,7 @@ from tinycnn.distributed import Ranks
 COMM = MPI.COMM_WORLD
 PING_BYTES = (8, 4096, 65_536, 262_144, 1_048_576, 4_194_304)
 WARM_STEPS, CHECKED_STEPS = 3, 5
+IMAGES = 65_536  # of an epoch, in which all steps of a measurement are
 
 
 class Timed(Ranks):
@@ -41,7 +42,7 @@ class Training:
 
     def __init__(self, name, batch, threads):
         self.model, (images, labels) = network(name)
-        repeats = -(-4 * batch // len(images))
+        repeats = -(-IMAGES // len(images))
         self.data = DeviceDataset(
             np.concatenate([images] * repeats), np.concatenate([labels] * repeats), mean=0.5, std=0.5
         )
@@ -55,8 +56,8 @@ class Training:
         )  # fmt: skip
 
     def measure(self, seconds):
-        """Seconds of a step, and those in the all-reduce: the slope between few and many steps, so that what `fit` does
-        once does not count."""
+        """Seconds of a step, the slope between few and many steps, so that what `fit` does once does not count; and
+        those of a step in the all-reduce."""
         self.run(WARM_STEPS)
         few, many = 2, 4
         while True:
@@ -68,12 +69,12 @@ class Training:
                 start = time.perf_counter()
                 self.run(steps)
                 times.append((time.perf_counter() - start, 0.0 if self.group is None else self.group.seconds))
-            if COMM.bcast(times[1][0]) >= seconds or many >= 2000:
+            if COMM.bcast(times[1][0]) >= seconds or 2 * many * self.batch > IMAGES:
                 break
             many *= 2
         return {
             "seconds": (times[1][0] - times[0][0]) / (many - few),
-            "communication": (times[1][1] - times[0][1]) / (many - few),
+            "communication": times[1][1] / many,
         }
 
 
