@@ -391,7 +391,7 @@ def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     K, P = N * out[0] * out[1], N * H * W
     tiles = groups * -(-M // TILE_M) * -(-(channels * taps_per_map + with_sums) // TILE_N) if dw.size else 0
     x_blocks = groups * -(-channels // TILE_M) * -(-P // TILE_N) if dx.size else 0
-    length, splits = split_k(K, max(tiles, 1), 256)
+    length, splits = split_k(K, tiles, 256)
     backward_kernel[tiles * splits + x_blocks](
         ravel(dx), ravel(dw), db if with_sums else ravel(dw), with_sums, ravel(dy), ravel(x), ravel(w),
         tap_table(channels, (KH, KW), dilation, H * W, 0), tiles * splits, K, M, channels, groups, length, splits,

@@ -112,7 +112,7 @@ def add_splits(tid, acc, parts, counters, flag, tile, split, splits, pitch):
 
 def split_k(K, tiles, min_length):
     """(length, number) of the splits of a sum over K, for each of `tiles` tiles; the length is a multiple of TILE_K."""
-    length = max(min_length, -(-K // max(1, BLOCKS // tiles)))
+    length = max(min_length, -(-K // max(1, BLOCKS // max(1, tiles))))
     length = -(-length // TILE_K) * TILE_K
     return length, -(-K // length)
 

@@ -90,7 +90,7 @@ def run_backward(dx, dw, db, dy, x, w, y, activation):
     w_tiles = columns[0] * -(-O // TILE_M) if dw.size else 0
     x_tiles = columns[1] * -(-N // TILE_M) if dx.size else 0
     (w_length, w_splits), (x_length, x_splits) = (
-        split_k(K, max(tiles, 1), MIN_LENGTH) for K, tiles in ((N, w_tiles), (O, x_tiles))
+        split_k(K, tiles, MIN_LENGTH) for K, tiles in ((N, w_tiles), (O, x_tiles))
     )
     x_slot = w_tiles if w_splits > 1 else 0  # only tiles that are split need room
     slots = x_slot + (x_tiles if x_splits > 1 else 0)
