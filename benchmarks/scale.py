@@ -61,9 +61,8 @@ def model(ranks, batch, alone, size, link, cores):
     """Seconds of a step.   alone: batch -> seconds of one rank    link: latency and bandwidth"""
     part = math.ceil(batch / ranks)
     sizes = sorted(alone)
-    compute = float(np.interp(part, sizes, [alone[s] for s in sizes]))
-    if part < sizes[0]:
-        compute = alone[sizes[0]]  # steps of few images are not shorter than this by much
+    # Below the smallest size its time: steps of few images are not shorter by much.
+    compute = float(np.interp(part, sizes, [alone[size] for size in sizes]))
     return compute * max(1, ranks / cores) + (allreduce_time(ranks, size, *link) if ranks > 1 else 0)
 
 
