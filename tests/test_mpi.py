@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,6 +276,30 @@ def test_an_exception_on_one_rank_ends_the_job_with_a_line(tmp_path):
     assert lines[0].startswith("error on rank 1 of 2: KeyError: 'a bug'")
     assert "Traceback" not in err
     assert (tmp_path / "c.safetensors").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of Windows do not say what is unread")
+def test_what_was_printed_is_read_before_ranks_are_killed():
+    read, write = os.pipe()
+    reader = threading.Timer(0.2, os.read, (read, 100))
+    with os.fdopen(write, "w") as stream:
+        stream.write("error on rank 1\n")
+        stream.flush()
+        with pytest.raises(TimeoutError):
+            _wait(stream, 0.1)
+        reader.start()
+        _wait(stream, 60)
+    reader.join()
+    os.close(read)
+    distributed._wait_until_read(stream, None)  # closed, and none
+
+
+def _wait(stream, timeout):
+    """`_wait_until_read`, TimeoutError if it gave up."""
+    start = time.monotonic()
+    distributed._wait_until_read(stream, timeout=timeout)
+    if time.monotonic() - start >= timeout:
+        raise TimeoutError
 
 
 @needs_mpi

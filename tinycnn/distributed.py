@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import math
 import os
+import stat
 import sys
 import time
 import traceback
@@ -243,6 +244,7 @@ class Ranks(Group):
         text = "interrupted" if interrupted else f"{type(error).__name__}: {_check.one_line(error)}{place}"
         print_stderr(f"error on rank {self.rank} of {self.size}: {text}")
         sys.stdout.flush()
+        _wait_until_read(sys.stdout, sys.stderr)
         code = EXIT_INTERRUPTED if interrupted else 1
         self.comm.Abort(code)
         os._exit(code)  # MPICH returns from it before this process is killed
@@ -417,6 +419,20 @@ class Ranks(Group):
             )
             layer.saved.scratch = found
         return found
+
+
+def _wait_until_read(*streams: Any, timeout: float = 10.0) -> None:
+    """Wait until nothing is unread in the pipes that the streams write to: of a rank that aborts, mpiexec drops it."""
+    deadline = time.monotonic() + timeout
+    for stream in streams:
+        with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):  # Windows, closed, None
+            import fcntl
+            import termios
+
+            descriptor = stream.fileno()
+            is_pipe = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+            while is_pipe and any(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))) and time.monotonic() < deadline:
+                time.sleep(0.002)
 
 
 FIRST_RANK = "tinycnn_first_rank"  # attribute of an exception that is raised on all ranks: the first that had one
