@@ -171,6 +171,7 @@ def missing_for_kernel(name, kernel):
         yield f'{where}: add "{name}", the CUDA version of the CPU kernel'
     else:
         arguments, cuda_arguments = (list(inspect.signature(f).parameters) for f in (kernel, cuda_kernels()[name]))
+        arguments = [name for name in arguments if name != "threads"]  # which the caller does not pass
         if arguments != cuda_arguments:
             yield f"tinycnn/cuda: {name} has the arguments {cuda_arguments}, and on the CPU {arguments}"
     if name not in cuda_calls():

@@ -8,6 +8,9 @@ Called from Python; the machine code is cached on disk (see _cache.py), so each 
     @kernel_no_reassoc   a kernel whose sums are not reordered
     @serial_kernel       a kernel with too little work for more than one thread
 
+A kernel whose last parameter is `threads` is not called with it: it is passed their number, to divide its tasks, never
+its sums.  (`get_num_threads` in a kernel would prevent Numba's cache.)
+
 Called by kernels, on one thread:
 
     @device_function     compiled on its own; LLVM decides whether to inline it
@@ -119,6 +122,7 @@ def _dispatcher(function: Function, options: Options) -> Any:
 
 def _parallel_and_serial(function: Function, options: Options, per_parameter: bool = False) -> Any:
     parallel = traced(_dispatcher(function, KERNEL_OPTIONS | options))
+    takes_threads = function.__code__.co_varnames[: function.__code__.co_argcount][-1] == "threads"
     # A copy under another name: with the same name both would use the same cache entries.
     copy = types.FunctionType(function.__code__, function.__globals__, f"{function.__name__}_serial")
     copy.__module__, copy.__qualname__ = function.__module__, f"{function.__qualname__}_serial"
@@ -127,10 +131,10 @@ def _parallel_and_serial(function: Function, options: Options, per_parameter: bo
     @functools.wraps(function)
     def call(*args: Any) -> None:
         if _threads.runs_serial(args, per_parameter, trace) or _threads.process.forks:
-            serial(*args)
+            serial(*args, 1) if takes_threads else serial(*args)
         else:
             with _threads.pool_lock:
-                parallel(*args)
+                parallel(*args, numba.get_num_threads()) if takes_threads else parallel(*args)
 
     return call
 

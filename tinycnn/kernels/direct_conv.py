@@ -165,9 +165,15 @@ def bands(x, y, least):
 
 
 @device_function
-def band(index, count, height):
-    """Rows of band `index` of `count`: (first, end)."""
-    return index * height // count, (index + 1) * height // count
+def divide(n, parts):
+    """n / parts, rounded up."""
+    return (n + parts - 1) // parts
+
+
+@device_function
+def part(index, count, size):
+    """Part `index` of `count` of 0 ... size - 1: (first, end)."""
+    return index * size // count, (index + 1) * size // count
 
 
 @device_function
@@ -200,7 +206,7 @@ def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, lik
 
 
 @kernel
-def conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups):
+def conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups, threads):
     """y = conv(x, w) + b; x: (B, C, H, W, L), y: (B, O, OH, OW, L)."""
     O, OH = y.shape[1], y.shape[2]
     per_o, shape = O // groups, (w.shape[1], w.shape[2], w.shape[3])
@@ -208,9 +214,9 @@ def conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups):
     weight, bias = pack(w, groups, mr, False, True), np.zeros((groups, round_up(per_o, mr)), w.dtype)
     for o in range(b.size):
         bias[o // per_o, o % per_o] = b[o]
-    count = bands(x[0], y[0], BANDS)
+    count = bands(x[0], y[0], max(BANDS, min(OH, divide(threads, len(x)))))
     for task in prange(len(x) * count):
-        n, rows = task // count, band(task % count, count, OH)
+        n, rows = task // count, part(task % count, count, OH)
         if mr == MR_WIDE:
             forward_band(y[n], x[n], weight, bias, shape, stride, padding, dilation, rows, wide_accumulators(x))
         else:
@@ -272,10 +278,11 @@ def input_grad_band(dx, dy, weight, shape, stride, padding, dilation, rows, like
 
 
 @device_function
-def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilation, rows, zero, dy_like):
+def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilation, rows, blocks, zero, dy_like):
     """Add a block's products of dy's rows `rows` with x to the weight gradient, and their sums to the bias gradient.
 
     partial: flat, (groups, blocks of output channels, KH, blocks of taps (c, v), GRAD_MR * GRAD_NR rounded up to L)
+    blocks: (first, end) of the first three dimensions of `partial`, together
     zero: accumulators of zeros   dy_like: as many vectors as a block has output channels
     """
     (C, H, W, L), (O, OH, OW) = x.shape, dy.shape[:3]
@@ -284,7 +291,7 @@ def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilat
     per, count, halo = C // groups, O // groups, halo_columns(OW, W, KW, stride[1], padding[1], dilation[1])
     plane, pitch, size = OH * OW * L, (W + 2 * halo) * L, len(zero) * L
     dy_offsets = np.zeros(round_up(count, mr), np.int64)
-    src_rows, grad, block = input_rows(rows, KH, stride[0], padding[0], dilation[0], H), ravel(dy), 0
+    src_rows, grad = input_rows(rows, KH, stride[0], padding[0], dilation[0], H), ravel(dy)
     first_row, height = (src_rows[0], src_rows[1] - src_rows[0]) if halo else (0, H)
     offsets = np.zeros(round_up(per * KW, GRAD_NR), np.int64)
     for k in range(per * KW):
@@ -293,20 +300,25 @@ def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilat
     for g in range(groups):
         for r in range(count):
             dy_offsets[r] = (g * count + r) * plane
+        group = g * divide(count, mr) * KH
+        if group + divide(count, mr) * KH <= blocks[0] or group >= blocks[1]:
+            continue
         if halo:
             src = pack_input(x, g * per, per, src_rows, halo, False)
         else:
             src = x[g * per :].reshape((C - g * per) * H * W * L)
         for r in range(0, count, mr):
-            for first in range(rows[0], rows[1], strip):
+            row = group + r // mr * KH
+            u0, u1 = max(0, blocks[0] - row), min(KH, blocks[1] - row)
+            for first in range(rows[0], rows[1] if u0 < u1 else rows[0], strip):
                 last = min(first + strip, rows[1])
-                for u in range(KH):
+                for u in range(u0, u1):
                     top = u * dilation[0] - padding[0]
                     i0, i1 = valid_range(top, stride[0], OH, H)
                     start = (top - first_row) * pitch + (halo - padding[1]) * L
                     for k in range(0, offsets.size, GRAD_NR):
-                        spill = (u * (offsets.size // GRAD_NR) + k // GRAD_NR) * size
-                        acc = zero if first == rows[0] else load_strided(spilled, spill, L, zero)
+                        index = u * (offsets.size // GRAD_NR) + k // GRAD_NR
+                        acc = zero if first == rows[0] else load_strided(spilled, index * size, L, zero)
                         for i in range(max(i0, first), min(i1, last)):
                             p, q = i * OW * L, start + i * stride[0] * pitch
                             for _ in range(OW):
@@ -315,11 +327,11 @@ def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilat
                                 p += L
                                 q += stride[1] * L
                         if last < rows[1]:
-                            store_contiguous(spilled, spill, acc)
+                            store_contiguous(spilled, index * size, acc)
                         else:
-                            reduce_add(partial, block, acc)
-                            block += round_up(len(zero), L)
-                if bias_partial.size:
+                            block = row * (offsets.size // GRAD_NR) + index
+                            reduce_add(partial, block * round_up(len(zero), L), acc)
+                if bias_partial.size and u0 == 0:
                     for o in range(g * count + r, g * count + min(r + mr, count)):
                         run, total = grad[(o * OH + first) * OW * L : (o * OH + last) * OW * L], x.dtype.type(0)
                         for k in range(run.size):
@@ -328,75 +340,87 @@ def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilat
 
 
 @device_function
-def reduce_partials(dw, db, partial, bias_partial, groups, mr, block_size):
-    """dw and db from the partial gradients of the chunks, added in order."""
+def reduce_partials(dw, partial, blocks, groups, mr, size):
+    """Blocks `blocks` of dw, see `weight_grad_band`, from the partial gradients of the chunks, added in order.
+
+    size: of GRAD_NR taps of a block in `partial`
+    """
     O, per, KH, KW = dw.shape
-    count, taps, total = O // groups, per * KH * KW, partial[0]
+    count, taps, flat, span = O // groups, per * KH * KW, ravel(dw), divide(per * KW, GRAD_NR) * size
+    total = partial[0, blocks[0] * span : blocks[1] * span]
     for k in range(1, len(partial)):
-        addend = partial[k]
+        addend = partial[k, blocks[0] * span : blocks[1] * span]
         for i in range(total.size):
             total[i] += addend[i]
-    start, flat = 0, ravel(dw)
-    for g in range(groups):
-        for r in range(0, count, mr):
-            for u in range(KH):
-                c = v = 0
-                for k0 in range(0, per * KW, GRAD_NR):
-                    for k in range(min(GRAD_NR, per * KW - k0)):
-                        index = (((g * count + r) * per + c) * KH + u) * KW + v
-                        for i in range(min(mr, count - r)):
-                            flat[index + i * taps] = total[start + i * GRAD_NR + k]
-                        c, v = (c, v + 1) if v + 1 < KW else (c + 1, 0)
-                    start += block_size
-    for o in range(db.size):
-        db[o] = bias_partial[0, o]
-        for k in range(1, len(partial)):
-            db[o] += bias_partial[k, o]
+    start = 0
+    for block in range(blocks[0], blocks[1]):
+        row, u = block // KH, block % KH
+        g, r = row // divide(count, mr), row % divide(count, mr) * mr
+        c = v = 0
+        for k0 in range(0, per * KW, GRAD_NR):
+            for k in range(min(GRAD_NR, per * KW - k0)):
+                index = (((g * count + r) * per + c) * KH + u) * KW + v
+                for i in range(min(mr, count - r)):
+                    flat[index + i * taps] = total[start + i * GRAD_NR + k]
+                c, v = (c, v + 1) if v + 1 < KW else (c + 1, 0)
+            start += size
 
 
 @inline_ir
-def backward_band(dx, partial, bias_partial, dy, x, weight, shape, stride, padding, dilation, index, mr):
-    """A band of a block.  shape: (groups, O/groups, KH, KW)   index: (band, number of bands)"""
+def backward_band(dx, partial, bias_partial, dy, x, weight, shape, stride, padding, dilation, rows, blocks, mr):
+    """A part of the gradients from a block.
+
+    shape: (groups, O/groups, KH, KW)   rows: bands of dy and of dx   blocks: see `weight_grad_band`
+    """
     groups, count, KH, KW = shape
-    rows, kernel = band(*index, dy.shape[1]), (groups, KH, KW)
+    kernel, (dy_rows, dx_rows) = (groups, KH, KW), rows
     if partial.size == 0:
         pass
     elif choose_mr(count, GRAD_MR_WIDE, GRAD_MR_NARROW) == GRAD_MR_WIDE:
         weight_grad_band(
-            partial, bias_partial, dy, x, kernel, stride, padding, dilation, rows, wide_grads(x), wide_rows(x)
-        )
+            partial, bias_partial, dy, x, kernel, stride, padding, dilation, dy_rows, blocks, wide_grads(x),
+            wide_rows(x),
+        )  # fmt: skip
     else:
         weight_grad_band(
-            partial, bias_partial, dy, x, kernel, stride, padding, dilation, rows, narrow_grads(x), narrow_rows(x)
-        )
+            partial, bias_partial, dy, x, kernel, stride, padding, dilation, dy_rows, blocks, narrow_grads(x),
+            narrow_rows(x),
+        )  # fmt: skip
     if dx.size:
-        flipped, rows = (count, KH, KW), band(*index, x.shape[1])
+        flipped = count, KH, KW
         if mr == MR_WIDE:
-            input_grad_band(dx, dy, weight, flipped, stride, padding, dilation, rows, wide_accumulators(x))
+            input_grad_band(dx, dy, weight, flipped, stride, padding, dilation, dx_rows, wide_accumulators(x))
         else:
-            input_grad_band(dx, dy, weight, flipped, stride, padding, dilation, rows, narrow_accumulators(x))
+            input_grad_band(dx, dy, weight, flipped, stride, padding, dilation, dx_rows, narrow_accumulators(x))
 
 
 @kernel
-def conv2d_backward_direct(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
+def conv2d_backward_direct(dx, dw, db, dy, x, w, stride, padding, dilation, groups, threads):
     """Gradients of all three arguments of `conv2d_forward_direct`; those of size 0 are not computed.  db needs dw."""
-    (O, per, KH, KW), L = w.shape, dy.shape[4]
+    (O, per, KH, KW), (OH, L), H = w.shape, dy.shape[2::2], x.shape[2]
     shape, mr = (groups, O // groups, KH, KW), choose_mr(per, MR_WIDE, MR_NARROW)
     weight = pack_flipped(w, groups, mr, stride, padding, dilation)
     count = bands(x[0], dy[0], BANDS if BANDS * len(x) < CHUNKS else 1)
     tasks = len(x) * count
     chunks, grad_mr = min(CHUNKS, tasks), choose_mr(O // groups, GRAD_MR_WIDE, GRAD_MR_NARROW)
-    block_size = round_up(grad_mr * GRAD_NR, L)
-    blocks = round_up(O // groups, grad_mr) // grad_mr * KH * (round_up(per * KW, GRAD_NR) // GRAD_NR)
-    partial = np.zeros((chunks, groups * blocks * block_size if dw.size else 0), x.dtype)
+    blocks = groups * divide(O // groups, grad_mr) * KH
+    size = blocks * divide(per * KW, GRAD_NR) * round_up(grad_mr * GRAD_NR, L)
+    partial = np.zeros((chunks, size if dw.size else 0), x.dtype)
+    sums = min(threads, blocks, divide(partial.size, L2_ELEMENTS))  # tasks that add the chunks
     bias_partial = np.zeros((chunks, db.size), x.dtype)
-    for chunk in prange(chunks):
+    parts = max(1, min(divide(threads, chunks), H // count))  # of a chunk: some weights' gradients, and some rows of dx
+    for chunk_part in prange(chunks * parts):
+        chunk, p = chunk_part // parts, chunk_part % parts
         for task in range(chunk * tasks // chunks, (chunk + 1) * tasks // chunks):
-            n = task // count
+            n, dx_rows = task // count, part(task % count * parts + p, count * parts, H)
             image_dx = dx[n] if dx.size else dx.reshape((0, 0, 0, 0))
             backward_band(
                 image_dx, partial[chunk], bias_partial[chunk], dy[n], x[n], weight, shape, stride, padding, dilation,
-                (task % count, count), mr,
+                (part(task % count, count, OH), dx_rows), part(p, parts, blocks), mr,
             )  # fmt: skip
-    if dw.size:
-        reduce_partials(dw, db, partial, bias_partial, groups, grad_mr, block_size)
+    for task in prange(sums):
+        reduce_partials(dw, partial, part(task, sums, blocks), groups, grad_mr, round_up(grad_mr * GRAD_NR, L))
+    for o in range(db.size):
+        db[o] = bias_partial[0, o]
+        for k in range(1, chunks):
+            db[o] += bias_partial[k, o]

@@ -26,7 +26,7 @@ be read front to back.  Then, for MR rows of A at a time, an MR x NR block of C 
              └─────┴───┴─────┘         └─────┴─────┘           else 6 (16 registers)
                      k: broadcast       j .. j+NR-1
 
-    for j in strips of NR columns       a task each, for the threads; packs its strip of B
+    for j in strips of NR columns       a task each, or several if there are many threads; packs its strip of B
       for i in blocks of MR rows        the strip stays in L1 or L2: K x 16 floats with AVX2
         for k in 0 .. K-1               2*MR multiply-adds for two loads and MR broadcasts
 
@@ -148,8 +148,14 @@ def pack_bias(b, count):
     return packed
 
 
+@device_function
+def divide_rows(threads, strips, rows):
+    """The number of parts of all rows, of at least two blocks each, that gives every thread a task."""
+    return max(1, min((threads + strips - 1) // strips, rows // (2 * MR)))
+
+
 @kernel
-def linear_forward(y, x, w, b):
+def linear_forward(y, x, w, b, threads):
     """y = x @ w.T + b."""
     (N, O), W = y.shape, width(x)
     if N < MR:
@@ -162,7 +168,7 @@ def linear_forward(y, x, w, b):
     out = np.empty((N, count), x.dtype) if narrow else y
     F, flat_out, flat_x, flat_w = x.shape[1], ravel(out), ravel(x), ravel(w)
     strips = (count + 2 * W - 1) // (2 * W)
-    parts = 2 if strips < 4 and N >= 4 * MR else 1  # parts of the batch, if there are few strips
+    parts = divide_rows(threads, strips, N)
     for task in prange(strips * parts):
         j, part = min(task // parts * 2 * W, count - 2 * W), task % parts
         strip = pack_b_columns(flat_w, F, j)
@@ -172,7 +178,7 @@ def linear_forward(y, x, w, b):
 
 
 @kernel
-def linear_backward(dx, dw, db, dy, x, w):
+def linear_backward(dx, dw, db, dy, x, w, threads):
     """Gradients of all three arguments of `linear_forward`; those of size 0 are not computed."""
     (N, O), F, W = dy.shape, max(x.shape[1], 2 * width(x)), width(x)
     narrow = x.shape[1] < F
@@ -182,15 +188,18 @@ def linear_backward(dx, dw, db, dy, x, w):
     flat_dy, flat_x, flat_w = ravel(dy), ravel(rows), ravel(weights)
     flat_dx, flat_dw = ravel(padded_dx), ravel(padded_dw)
     strips, bias = (F + 2 * W - 1) // (2 * W), pack_bias(db[:0], F)
-    tasks = 2 * strips if dx.size else strips
-    for task in prange(tasks):
-        j = min(task % strips * 2 * W, F - 2 * W)
-        if task < strips:
-            if dw.size == 0:
-                continue
-            gemm_strip(flat_dw, 0, O, F, flat_dy, 1, O, pack_b_rows(flat_x, F, N, j), j, bias)
+    dw_parts = divide_rows(threads, 2 * strips, O) if dw.size else 0
+    dx_parts = divide_rows(threads, 2 * strips, N) if dx.size else 0
+    for task in prange(strips * (dw_parts + dx_parts)):
+        strip, part = task % strips, task // strips
+        j = min(strip * 2 * W, F - 2 * W)
+        if part < dw_parts:
+            first, last = part * O // dw_parts, (part + 1) * O // dw_parts
+            gemm_strip(flat_dw, first, last, F, flat_dy, 1, O, pack_b_rows(flat_x, F, N, j), j, bias)
         else:
-            gemm_strip(flat_dx, 0, N, F, flat_dy, O, 1, pack_b_rows(flat_w, F, O, j), j, bias)
+            part -= dw_parts
+            first, last = part * N // dx_parts, (part + 1) * N // dx_parts
+            gemm_strip(flat_dx, first, last, F, flat_dy, O, 1, pack_b_rows(flat_w, F, O, j), j, bias)
     if narrow:
         copy_into(dw, padded_dw, x.shape[1])
         copy_into(dx, padded_dx, x.shape[1])
