@@ -213,7 +213,8 @@ def as_array(name: str, value: Any) -> Array:
         if isinstance(value, (list, tuple)) and kind is ValueError:
             raise ValueError(f"{name} must be an array, got lists of different lengths") from None
         raise kind(f"{name} must be an array that NumPy reads, got {describe(value)}: {one_line(error)}") from error
-    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array  # of ml_dtypes, as JAX has it
+    is_bfloat16 = array.dtype.kind == "V" and array.dtype.name == "bfloat16"  # of ml_dtypes, as JAX has it
+    return array.astype(np.float32) if is_bfloat16 else array
 
 
 def array(name: str, value: Any, ndim: int | None = None, axes: str = "") -> Array:

@@ -41,7 +41,6 @@ from tinycnn.kernels.microkernel import (
     choose_mr,
     microkernel,
     narrow_accumulators,
-    pack,
     round_up,
     tap_offsets,
     wide_accumulators,
@@ -114,14 +113,18 @@ def run_length(y, pitch):
 def conv_rows(y, src, start, pitch, weight, bias, shape, steps, like):
     """y[r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[start + i*pitch + j + (c, u, v) . steps].
 
-    y: (count, OH, OW)   src: flat   weight: see `pack`   shape: (C, KH, KW)   like: accumulators, for their number
+    y: (count, OH, OW)   src: flat   weight, bias: of one group, see `pad_channels`
+    shape: (C, KH, KW)   like: accumulators, for their number
     """
     (count, OH, OW), (C, KH, KW), mr, W = y.shape, shape, len(like) // 2, width(y)
     length, taps = run_length(y[0], pitch), C * KH * KW
     out, offsets = np.empty(mr * length, y.dtype), tap_offsets(C, KH, KW, steps[0], steps[1], steps[2])
-    for r in range(0, count, mr):
+    for block in range(0, count, mr):
+        r = max(0, min(block, count - mr))  # the last block overlaps the one before it
         for k in range(0, length, 2 * W):
-            acc = microkernel(broadcast_rows(bias, r, like), src, start + k, offsets, 0, taps, W, weight, r * taps)
+            acc = broadcast_rows(bias, r, like)
+            # The weights are not packed, which would take longer than reading them for one image.
+            acc = microkernel(acc, src, start + k, offsets, 0, taps, W, weight, r * taps, 1, taps)
             store_block(out, k, length, W, acc, mr)
         for o in range(min(mr, count - r)):
             for i in range(OH):
@@ -132,7 +135,7 @@ def conv_rows(y, src, start, pitch, weight, bias, shape, steps, like):
 
 @device_function
 def conv_rows_by_mr(y, src, start, pitch, weight, bias, shape, steps, mr):
-    """`conv_rows` with register blocks of `mr` output channels, as the weights are packed."""
+    """`conv_rows` with register blocks of `mr` output channels."""
     if mr == MR_WIDE:
         conv_rows(y, src, start, pitch, weight, bias, shape, steps, wide_accumulators(src))
     else:
@@ -185,12 +188,40 @@ def add_bias_grad(db, dy):
 
 
 @device_function
-def pack_bias(b, groups, count):
+def pad_bias(b, groups, count):
     """b, (O,) or (0,), as (groups, count), padded with zeros; count >= O/groups."""
     bias = np.zeros((groups, count), b.dtype)
     for o in range(b.size):
         bias[o // (b.size // groups), o % (b.size // groups)] = b[o]
     return bias
+
+
+@device_function
+def pad_channels(array, groups, mr):
+    """Weights by output channel, (O, ...), as (groups, ...): at least `mr` channels a group, the missing ones zeros."""
+    count, group_size = len(array) // groups, array.size // groups
+    if count >= mr:
+        return array.reshape((groups, group_size))
+    flat, padded = ravel(array), np.zeros((groups, mr * (group_size // count)), array.dtype)
+    for g in range(groups):
+        for k in range(group_size):
+            padded[g, k] = flat[g * group_size + k]
+    return padded
+
+
+@device_function
+def flip(w, groups):
+    """Weights of the input gradient: input and output channels of each group exchanged, the kernel rotated by 180
+    degrees.   w: (O, C/groups, KH, KW) -> (C, O/groups, KH, KW)"""
+    (O, per, KH, KW), count = w.shape, len(w) // groups
+    flipped = np.empty((groups * per, count, KH, KW), w.dtype)
+    for o in range(O):
+        for c in range(per):
+            source, target = w[o, c], flipped[o // count * per + c, o % count]
+            for u in range(KH):
+                for v in range(KW):
+                    target[u, v] = source[KH - 1 - u, KW - 1 - v]
+    return flipped
 
 
 @device_function
@@ -214,7 +245,7 @@ def reduce_partials(total, partials):
 
 @device_function
 def forward_shifted_image(y, x, weight, bias, shape, padding, dilation, mr):
-    """y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)   shape: (C/groups, KH, KW)"""
+    """y: (O, OH, OW)   x: (C, H, W)   weight, bias: see `pad_channels`   shape: (C/groups, KH, KW)"""
     (_, KH, KW), (ph, pw), groups = shape, padding, len(weight)
     per, count, pitch = len(x) // groups, len(y) // groups, y.shape[2] + (KW - 1) * dilation[1]
     plane = (y.shape[1] + (KH - 1) * dilation[0]) * pitch
@@ -228,8 +259,7 @@ def forward_shifted_image(y, x, weight, bias, shape, padding, dilation, mr):
 @kernel
 def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
     shape, mr = w.shape[1:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
-    weight = pack(w, groups, mr, False, False)
-    bias = pack_bias(b, groups, round_up(len(w) // groups, mr))
+    weight, bias = pad_channels(w, groups, mr), pad_bias(b, groups, max(mr, len(w) // groups))
     for n in prange(len(x)):
         forward_shifted_image(y[n], x[n], weight, bias, shape, padding, dilation, mr)
 
@@ -237,7 +267,7 @@ def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
 @device_function
 def backward_shifted_image(dx, dw, dy, x, flipped, kernel_size, padding, dilation, mr):
     """Input gradient of one image; its weight gradient is added to dw: (O, C/groups * KH * KW), or of size 0.  flipped:
-    see `pack`"""
+    see `pad_channels`"""
     groups, (KH, KW), (ph, pw), (dil_h, dil_w) = len(flipped), kernel_size, padding, dilation
     per, count, pitch = len(x) // groups, len(dy) // groups, dy.shape[2] + (KW - 1) * dil_w
     plane, length = (dy.shape[1] + (KH - 1) * dil_h) * pitch, run_length(dy[0], pitch)
@@ -251,7 +281,7 @@ def backward_shifted_image(dx, dw, dy, x, flipped, kernel_size, padding, dilatio
         for u in range(KH):
             for v in range(KW):
                 offsets[(c * KH + u) * KW + v] = c * plane + u * dil_h * pitch + v * dil_w
-    origin, no_bias = ph * pitch + pw, np.zeros(round_up(per, mr), x.dtype)
+    origin, no_bias = ph * pitch + pw, np.zeros(max(per, mr), x.dtype)
     for g in range(groups):
         pad_rows(padded_dy, dy, g * count, count, front, pitch, dy_plane)
         if dw.size:
@@ -266,7 +296,7 @@ def backward_shifted_image(dx, dw, dy, x, flipped, kernel_size, padding, dilatio
 def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     N, O, taps = len(x), len(w), w[0].size
     mr = choose_mr(w.shape[1], MR_WIDE, MR_NARROW)
-    flipped = pack(w, groups, mr, True, False)
+    flipped = pad_channels(flip(w, groups), groups, mr)
     chunks = min(CHUNKS, N)
     partials = np.zeros((chunks, O if dw.size else 0, taps), x.dtype)
     bias_partials = np.zeros((chunks, db.size), x.dtype)
@@ -343,7 +373,7 @@ def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
 
 @device_function
 def forward_im2col_image(y, x, weight, bias, kernel_size, stride, padding, dilation, mr):
-    """y: (O, OH, OW)   x: (C, H, W)   weight, bias: (groups, ...)"""
+    """y: (O, OH, OW)   x: (C, H, W)   weight, bias: see `pad_channels`"""
     (O, OH, OW), (KH, KW), groups = y.shape, kernel_size, len(weight)
     per, count, M = len(x) // groups, O // groups, OH * OW
     columns = np.zeros(per * KH * KW * M + 2 * width(x), x.dtype)
@@ -356,22 +386,21 @@ def forward_im2col_image(y, x, weight, bias, kernel_size, stride, padding, dilat
 @kernel
 def conv2d_forward_im2col(y, x, w, b, stride, padding, dilation, groups):
     kernel_size, mr = w.shape[2:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
-    weight = pack(w, groups, mr, False, False)
-    bias = pack_bias(b, groups, round_up(len(w) // groups, mr))
+    weight, bias = pad_channels(w, groups, mr), pad_bias(b, groups, max(mr, len(w) // groups))
     for n in prange(len(x)):
         forward_im2col_image(y[n], x[n], weight, bias, kernel_size, stride, padding, dilation, mr)
 
 
 @device_function
 def backward_im2col_image(dx, dw, dy, x, w_t, kernel_size, stride, padding, dilation, mr):
-    """One image; dx and dw are added to.  dw: (O, C/groups * KH * KW)   w_t: packed, (C/groups * KH * KW, O/groups)"""
+    """One image; dx and dw are added to.  dw: (O, C/groups * KH * KW)   w_t: (groups, C/groups * KH * KW * O/groups)"""
     (O, OH, OW), (KH, KW), groups, W = dy.shape, kernel_size, len(w_t), width(x)
     per, count, M = len(x) // groups, O // groups, OH * OW
     K, length = per * KH * KW, round_up(M, 2 * W)
     columns, padded_dy = np.zeros(K * M + 2 * W, x.dtype), np.zeros(count * length, x.dtype)
     offsets = np.arange(round_up(K, GRAD_NR)) * M
     offsets[K:] = 0
-    no_bias = np.zeros(round_up(K, mr), x.dtype)
+    no_bias = np.zeros(max(K, mr), x.dtype)
     for g in range(groups):
         pad_rows(padded_dy, dy, g * count, count, 0, OW, length)
         if dw.size:
@@ -388,7 +417,7 @@ def conv2d_backward_im2col(dx, dw, db, dy, x, w, stride, padding, dilation, grou
     N, O, taps = len(x), len(w), w[0].size
     mr = choose_mr(taps, MR_WIDE, MR_NARROW)
     transposed = w.reshape(groups, O // groups, taps).transpose(0, 2, 1).copy()  # columns of dx = w.T @ dy
-    w_t = pack(transposed.reshape((groups * taps, O // groups, 1, 1)), groups, mr, False, False)
+    w_t = pad_channels(transposed.reshape((groups * taps, O // groups)), groups, mr)
     chunks = min(CHUNKS, N)
     partials = np.zeros((chunks, O if dw.size else 0, taps), x.dtype)
     bias_partials = np.zeros((chunks, db.size), x.dtype)

@@ -131,6 +131,7 @@ def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride,
     OW = (y_width - origin[1] + step[1] - 1) // step[1]
     mr, out, pairs, second = len(like) // 2, ravel(y), (OW + 1) // 2, 1 if OW > 1 else 0  # the second pixel, j + second
     column, pitch = odd(C) * L, (W + 2 * halo) * odd(C) * L
+    second_step = second * stride[1] * column
     offsets, taps = tap_offsets(KH, KW, C, dilation[0] * pitch, dilation[1] * column, L), KW * C
     # The pairs of pixels, and the kernel columns inside the image for either of the two, are the same in all rows.
     columns = np.empty((pairs, 3), np.int64)
@@ -152,7 +153,7 @@ def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride,
             for r in range(0, count, mr):
                 acc, k, w = broadcast_rows(bias, r, like), tap, r * taps * KH
                 for _ in range(runs):
-                    acc = microkernel(acc, src, start, offsets, k, k + run, second * stride[1] * column, weight, w)
+                    acc = microkernel(acc, src, start, offsets, k, k + run, second_step, weight, w, mr, 1)
                     k += taps
                 k_out = (((first + r) * OH + origin[0] + i * step[0]) * y_width + origin[1] + j * step[1]) * L
                 store_block(out, k_out, OH * y_width * L, second * step[1] * L, acc, min(mr, count - r))
@@ -211,7 +212,7 @@ def conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups, threads
     O, OH = y.shape[1], y.shape[2]
     per_o, shape = O // groups, (w.shape[1], w.shape[2], w.shape[3])
     mr = choose_mr(per_o, MR_WIDE, MR_NARROW)
-    weight, bias = pack(w, groups, mr, False, True), np.zeros((groups, round_up(per_o, mr)), w.dtype)
+    weight, bias = pack(w, groups, mr, False), np.zeros((groups, round_up(per_o, mr)), w.dtype)
     for o in range(b.size):
         bias[o // per_o, o % per_o] = b[o]
     count = bands(x[0], y[0], max(BANDS, min(OH, divide(threads, len(x)))))
@@ -245,7 +246,7 @@ def pack_flipped(w, groups, mr, stride, padding, dilation):
         for b in range(stride[1]):
             u, du, _, _ = subconv_taps(a, KH, stride[0], padding[0], dilation[0])
             v, dv, _, _ = subconv_taps(b, KW, stride[1], padding[1], dilation[1])
-            packed = pack(w[:, :, u::du, v::dv], groups, mr, True, True)
+            packed = pack(w[:, :, u::du, v::dv], groups, mr, True)
             for g in range(groups):
                 for i in range(packed.shape[1]):
                     flipped[a * stride[1] + b, g, i] = packed[g, i]

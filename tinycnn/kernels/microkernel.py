@@ -44,36 +44,38 @@ def tap_offsets(I, J, K, i_step, j_step, k_step):
 
 
 @force_inline
-def microkernel(acc, src, start, offsets, first, last, vector_step, weight, w):
-    """acc[r, v] += sum over k of weight[w + k*MR + r] * vector at src[start + offsets[k] + v*vector_step].
+def microkernel(acc, src, start, offsets, first, last, vector_step, weight, w, tap_step, channel_step):
+    """acc[r, v] += sum over k of weight[w + k*tap_step + r*channel_step] * vector at src[start + offsets[k] +
+    v*vector_step].
 
-    acc: (MR, NR_VECTORS) vectors   k: taps first <= k < last   weight: a packed panel that begins at w, see `pack`
+    acc: (MR, NR_VECTORS) vectors   k: taps first <= k < last   weight: flat; of a packed panel (see `pack`) that begins
+    at w the steps are MR and 1
     """
-    mr, pair = len(acc) // 2, zeros(src, 2)
+    pair = zeros(src, 2)
     for k in range(first, last):
-        acc = fma_broadcast(acc, weight, w + k * mr, 1, load_strided(src, start + offsets[k], vector_step, pair))
+        vectors = load_strided(src, start + offsets[k], vector_step, pair)
+        acc = fma_broadcast(acc, weight, w + k * tap_step, channel_step, vectors)
     return acc
 
 
 @device_function
-def pack(w, groups, mr, flipped, taps_first):
+def pack(w, groups, mr, flipped):
     """Pack weights into panels of `mr` output channels, in the order in which the micro-kernel reads them.
 
-    w: (O, C/groups, KH, KW) -> (groups, blocks * mr * C/groups * KH * KW).  The axes of a group are (blocks, KH, KW, C,
-    mr) if `taps_first`, else (blocks, C, KH, KW, mr); missing channels of the last block are zeros.
+    w: (O, C/groups, KH, KW) -> (groups, blocks * KH * KW * C/groups * mr); missing channels of the last block are
+    zeros.
     flipped: for the input gradient: input and output channels exchanged, the kernel rotated by 180 degrees
     """
     (O, per, KH, KW), taps = w.shape, w.shape[2] * w.shape[3]
     outputs, inputs = (per, O // groups) if flipped else (O // groups, per)
     packed = np.zeros((groups, round_up(outputs, mr) * inputs * taps), w.dtype)
-    input_step, tap_step = (1, inputs * mr) if taps_first else (taps, mr)
     for g in range(groups):
         for r in range(outputs):
             for s in range(inputs):
                 o, c = (s, r) if flipped else (r, s)
-                k, maps = r // mr * mr * inputs * taps + r % mr + s * input_step * mr, w[g * (O // groups) + o]
+                k, maps = r // mr * mr * inputs * taps + r % mr + s * mr, w[g * (O // groups) + o]
                 for i in range(KH):
                     for j in range(KW):
                         packed[g, k] = maps[c, KH - 1 - i, KW - 1 - j] if flipped else maps[c, i, j]
-                        k += tap_step
+                        k += inputs * mr
     return packed
