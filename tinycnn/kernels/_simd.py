@@ -47,14 +47,25 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, imputils, types
 from numba.core.datamodel import models
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, register_model
 from numba.np import arrayobj
 
+ADDITION = """
+define <16 x float> @add(<16 x float> %a, <16 x float> %b) {
+  %sum = fadd <16 x float> %a, %b
+  ret <16 x float> %sum
+}
+"""
 
-def _register_bytes():
-    """The size of this processor's vector registers."""
-    features = llvmlite.binding.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx2") else 16
+
+def _register_bytes() -> int:
+    """The size of a vector register of the processor that Numba compiles for: of those that LLVM adds 16 floats in."""
+    triple, processor, features = cpu_target.target_context.codegen().magic_tuple()
+    target = llvmlite.binding.Target.from_triple(triple)
+    machine = target.create_target_machine(cpu=processor, features=features)
+    assembly = machine.emit_assembly(llvmlite.binding.parse_assembly(ADDITION))
+    return 64 if "zmm" in assembly else 32 if "ymm" in assembly else 16
 
 
 BYTES = _register_bytes()
@@ -234,7 +245,8 @@ def _tuple_of(context, builder, kind, vectors):
 
 
 def _fma_call(builder, a, u, v):
-    return _call(builder, f"llvm.fma.{_intrinsic_type(u.type)}", u.type, [a, u, v])
+    # Not llvm.fma, which is a call of a C function for each lane on processors without this instruction.
+    return _call(builder, f"llvm.fmuladd.{_intrinsic_type(u.type)}", u.type, [a, u, v])
 
 
 def _index(builder, start, step, k):
