@@ -43,14 +43,20 @@ class Competitor:
     load: Any
     step: Any
     logits: Any
+    shape: tuple[int, ...] = (1, 28, 28)  # of an image
+    check_steps = CHECK_STEPS
+
+    def dataset(self):
+        return dataset()
 
     def start(self, batch, weights, use="next_step"):
         """Prepare `losses` and `next_step`, or `infer`. All competitors get the same batches of this size."""
-        self.load(weights, *dataset())
+        images, labels = self.dataset()
+        self.load(weights, images, labels)
         rng = np.random.default_rng(batch)
-        self.indices = [rng.permutation(IMAGES)[:batch] for _ in range(CHECK_STEPS)]
+        self.indices = [rng.permutation(len(images))[:batch] for _ in range(self.check_steps)]
         self.index_cycle = itertools.cycle(self.indices)
-        self.x = rng.standard_normal((batch, 1, 28, 28), dtype=np.float32)
+        self.x = rng.standard_normal((batch, *self.shape), dtype=np.float32)
 
     def losses(self):
         return [self.step(index) for index in self.indices]
@@ -85,7 +91,8 @@ class TinyCNN(Competitor):
 
     def start(self, batch, weights, use="next_step"):
         super().start(batch, weights, use)
-        self.start_epoch(np.array(self.indices))
+        if use == "next_step":
+            self.start_epoch(np.array(self.indices))
 
     def start_epoch(self, order):
         """Start an epoch of the batches in the rows of `order`. Steps are captured and replayed, as in `fit`."""
@@ -129,6 +136,7 @@ class Torch(Competitor):
     """Eager, with the fused Adam, in the faster of two memory formats (it depends on the batch)."""
 
     formats: tuple[str, ...] = ("contiguous_format", "channels_last")
+    tries = 8  # calls in each
 
     def __init__(self, net, threads):
         import torch
@@ -140,10 +148,10 @@ class Torch(Competitor):
         seconds = {}
         for name in self.formats:
             self.format = name
-            super().start(batch, weights)
-            seconds[name] = min(timeit.repeat(getattr(self, use), number=1, repeat=8))
+            super().start(batch, weights, use)
+            seconds[name] = min(timeit.repeat(getattr(self, use), number=1, repeat=self.tries))
         self.format = min(seconds, key=lambda name: seconds[name])
-        super().start(batch, weights)
+        super().start(batch, weights, use)
 
     def load(self, weights, images, labels):
         torch, nn = self.torch, self.torch.nn
@@ -290,7 +298,10 @@ class OnnxRuntime(Competitor):
         inputs = [make.make_tensor_value_info("x", dtype, ["N", 1, 28, 28])]
         outputs = [make.make_tensor_value_info(nodes[-1].output[0], dtype, ["N", 10])]
         graph = make.make_graph(nodes, "lenet5", inputs, outputs, [tensor(v, n) for n, v in weights.items()])
-        model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8)
+        self.open(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=8))
+
+    def open(self, model):
+        """Make a session of an `onnx.ModelProto`."""
         settings = self.runtime.SessionOptions()
         settings.intra_op_num_threads, settings.inter_op_num_threads = self.threads, 1
         self.session = self.runtime.InferenceSession(
@@ -298,7 +309,7 @@ class OnnxRuntime(Competitor):
         )
 
     def logits(self, x):
-        return self.session.run(None, {"x": x})[0]
+        return self.session.run(None, {self.session.get_inputs()[0].name: x})[0]
 
 
 # --- plain NumPy ------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ STEP_FLOPS = 2 * (3 * FORWARD_ADDS - 117_600)  # the first convolution needs no 
 # pooling are nearly equal, they select different gradients, and Adam takes a full step: with batches of 128,
 # PyTorch and JAX differ by 5e-4. The tanh+avg net has the same convolutions and linear layers, and a tight tolerance.
 TOLERANCE = {"tanh+avg": 1e-4, "relu+max": 1e-2}
+PRINTED = 30  # parts in the second table
 PROFILED = 40  # steps with clocks between the kernels
 REPEATED = 9  # calls alone; few, as an in-place layer drives its values towards zero
 
@@ -37,17 +38,21 @@ REPEATED = 9  # calls alone; few, as an in-place layer drives its values towards
 class TinyCNN(_competitors.TinyCNN):
     """Adds the times of a step's parts."""
 
+    profiled = PROFILED
+
     def parts(self, index):
         """The parts of a step in order: (name, phase, floating-point operations, bytes read and written, call)."""
         model, batch, criterion = self.model, len(index), self.criterion
         plan = model.plan(batch)
-        criterion.ensure_allocated(model.ops, batch, 10, model.dtype)
+        criterion.ensure_allocated(model.ops, batch, model.shapes[-1][-1], model.dtype)
         yield "gather", "data", 0, plan.x.nbytes * 5 // 4, lambda: self.batches.gather(plan.x, index)
         backward = []
         for step in plan.steps:
             name = " ".join([*map(str, step.numbers), *(type(layer).__name__ for layer in step.layers)]) or repr(step)
             x, y = step.x, step.y
-            adds = [layer.multiply_adds(model.shapes[n]) for n, layer in zip(step.numbers, step.layers, strict=True)]
+            adds = [
+                layer.multiply_adds(model.leaf_shapes[n][0]) for n, layer in zip(step.numbers, step.layers, strict=True)
+            ]
             flops = 2 * batch * sum(adds)
             shapes = [shape for layer in step.layers for shape in layer.parameter_shapes().values()]
             weights = 4 * sum(int(np.prod(shape)) for shape in shapes)
@@ -61,11 +66,11 @@ class TinyCNN(_competitors.TinyCNN):
             backward.append((name, "backward", (1 + needs_dx) * flops, moved, call))
         y, dy, labels = plan.y, plan.dy, self.batches.gather(plan.x, index)
         yield (
-            "cross entropy", "loss", 0, 2 * y.nbytes,
+            type(criterion).__name__, "loss", 0, 2 * y.nbytes,
             lambda: (criterion.forward_backward(dy, y, labels), criterion.batch_loss(batch)),
         )  # fmt: skip
         yield from reversed(backward)
-        yield "Adam", "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
+        yield type(self.optimizer).__name__, "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
 
     def profile(self, batch, weights):
         """(seconds of a step, rows of the second table): medians over whole steps, and over interleaved steps run
@@ -79,9 +84,9 @@ class TinyCNN(_competitors.TinyCNN):
             call()
         if not np.array_equal(expected, self.model.theta):
             raise RuntimeError("the parts of a step give another result than the step")
-        clocks = np.empty((PROFILED, len(parts) + 1))
-        steps = np.empty(PROFILED)
-        for clock, step in zip(clocks, steps.reshape(PROFILED, 1), strict=True):
+        clocks = np.empty((self.profiled, len(parts) + 1))
+        steps = np.empty(self.profiled)
+        for clock, step in zip(clocks, steps.reshape(self.profiled, 1), strict=True):
             self.run.loader.seek(0)
             step[0] = time.perf_counter()
             self.run.replay(batch)
@@ -137,19 +142,25 @@ def measure(args, threads):
 
 
 def print_parts(rows):
-    """Print the second table, for the batch size nearest to 64."""
+    """Print the second table, for the batch size nearest to 64: the parts that take longest, in order."""
     row = min(rows, key=lambda row: abs(row["batch"] - 64))
     total = sum(part["seconds"] for part in row["parts"])
     sums = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
     print(f"\ntinycnn, batch {row['batch']}: {sums}")
     head = ["part", "phase", "µs", "share", "alone, µs", "GFLOP/s", "of GEMM", "GB/s"]
     print_row = _report.table(head, [14, 9, 9, 6, 9, 8, 8, 7])
+    longest = sorted(row["parts"], key=lambda part: -part["seconds"])[:PRINTED]
     for part in row["parts"]:
+        if part not in longest:
+            continue
         gflops = part["flops"] / part["seconds"] / 1e9
         arithmetic = (f"{gflops:.1f}", f"{gflops / row['gemm_gflops']:.0%}") if part["flops"] else (None, None)
         micros, share = f"{part['seconds'] * 1e6:,.1f}", f"{part['seconds'] / total:.1%}"
         alone, bandwidth = f"{part['alone'] * 1e6:,.1f}", f"{part['bytes'] / part['seconds'] / 1e9:.1f}"
         print_row(part["part"], part["phase"], micros, share, alone, *arithmetic, bandwidth)
+    if others := len(row["parts"]) - len(longest):
+        seconds = total - sum(part["seconds"] for part in longest)
+        print_row(f"{others} others", "", f"{seconds * 1e6:,.1f}", f"{seconds / total:.1%}", *[None] * 4)
 
 
 def main(argv=None):
