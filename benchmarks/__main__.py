@@ -11,7 +11,7 @@ import sys
 COMMANDS = {
     "train-step": "a whole training step of LeNet-5, and where its time goes",
     "inference": "LeNet-5 forward: throughput, and the latency of a single image",
-    "nets": "training steps of larger networks, such as ResNet-20",
+    "nets": "larger networks, such as ResNet-20: training and inference",
     "conv": "convolutions of many shapes, forward and both gradients",
     "ladder": "one convolution, from Python loops to the kernel in use",
     "start": "import, first step, memory, installed size",
@@ -23,6 +23,7 @@ COMMANDS = {
     "digit-photos": "pictures of digits: accuracy with and without preparation",
     "demo-page": "the page of `tinycnn demo` in a browser: time of a pen event",
     "scale": "training over several processes (MPI): strong and weak scaling, communication, and a model",
+    "guard": "speed of this checkout beside that of the last release",
     "gpu": "everything on an NVIDIA GPU",
 }
 

@@ -59,6 +59,13 @@ def inference(result):
         yield "latency", figure
 
 
+def nets(result):
+    for use in dict.fromkeys(row["use"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["use"] == use]
+        for name, figure in throughput(result | {"rows": rows}, use.capitalize()):
+            yield f"{use}-{name}", figure
+
+
 def conv(result):
     threads = max(row["threads"] for row in result["rows"])
     rows = [row for row in result["rows"] if row["threads"] == threads]
@@ -367,5 +374,5 @@ def scale(result):
 
 PLOTS = {
     "train-step": train_step, "inference": inference, "conv": conv, "ladder": ladder, "epoch": epoch, "scale": scale,
-    "nets": lambda result: throughput(result, "Training steps"), "start": lambda result: (),
+    "nets": nets, "start": lambda result: (), "guard": lambda result: (),
 }  # fmt: skip

@@ -92,6 +92,7 @@ def initial_weights(net):
 class Competitor(_competitors.Competitor):
     """What all have in common."""
 
+    net: str
     check_steps = CHECK_STEPS
 
     def start(self, batch, weights, use="next_step"):

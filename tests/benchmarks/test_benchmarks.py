@@ -18,7 +18,9 @@ from benchmarks import (
     _plots,
     augment,
     conv,
+    guard,
     ladder,
+    nets,
     scale,
     start,
     train_step,
@@ -160,6 +162,68 @@ def test_inference_and_the_latency_of_one_image(run):
     assert all(0 < found["median"] <= found["p99"] and found["calls"] >= 1 for found in single["latency"].values())
     assert "latency" not in batch
     assert set(plots) == {"inference-batch.png", "inference-latency.png"}
+
+
+@pytest.mark.parametrize("net", nets.NETS)
+def test_larger_networks(run, net):
+    result, plots = run("nets", "--only", "onnxruntime", "--uses", "inference", "--batches", "2", "--nets", net)
+    (row,) = result["rows"]
+    assert (row["net"], row["use"], row["batch"]) == (net, "inference", 2)
+    assert {"tinycnn"} <= set(row["images_per_second"]) <= {"tinycnn", "onnxruntime"}
+    assert set(plots) == {"nets-inference-batch.png"}
+
+
+def test_parts_of_a_larger_networks_step(run, capsys):
+    result, plots = run("nets", "--only", "--uses", "training", "--batches", "64", "--nets", "resnet20")
+    (row,) = result["rows"]
+    adds = sum(part["flops"] for part in row["parts"] if part["phase"] == "forward") / 2 / row["batch"]
+    assert f" {adds:,.0f} multiply-adds" in capsys.readouterr().out
+    assert set(plots) == {"nets-training-batch.png"}
+
+
+def test_guard_compares_two_revisions(run, capsys):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    result, _ = run("guard", "--against", "HEAD", "--cases", "LeNet-5, one image")
+    (row,) = result["rows"]
+    assert row["verdict"] == ""
+    assert all(len(seconds) == 1 for seconds in row["seconds"].values())
+    assert "\ntoo few rounds to tell\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="git rev-parse"):
+        run("guard", "--against", "no-such-revision")
+
+
+@pytest.mark.parametrize(("factor", "error"), [(1, 0), (1.1, 0), (0.9, 0), (1, 0.01)])
+def test_guard_reports_what_noise_does_not_explain(factor, error, monkeypatch, capsys):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    rng = np.random.default_rng(0)
+
+    def run_worker(tree, cache, names, seconds, threads):
+        new = tree == guard.ROOT
+        time = 1e-3 * rng.normal(1, 0.02) * (factor if new else 1)
+        return {name: {"seconds": time, "results": [1.0, 2.0 + error * new]} for name in names}
+
+    monkeypatch.setattr(guard, "run_worker", run_worker)
+    if error:
+        with pytest.raises(SystemExit, match=r"new differs from old by 5\.0e-03"):
+            guard.main(["--against", "HEAD", "--cases", "LeNet-5, one image"])
+        return
+    guard.main(["--against", "HEAD", "--cases", "LeNet-5, one image"])
+    printed = capsys.readouterr().out
+    assert f"slower than the noise explains: {'LeNet-5, one image' if factor > 1 else 'nothing'}\n" in printed
+    assert ("faster" in printed) == (factor < 1)
+
+
+def test_false_alarms_of_the_guard():
+    rng = np.random.default_rng(0)
+    noise = np.exp(0.05 * rng.standard_t(2, (2, 1000, 12)))  # with outliers
+    verdicts = [guard.compare(new, old)["verdict"] for new, old in zip(*noise, strict=True)]
+    assert verdicts.count("slower") <= 10
+    assert verdicts.count("faster") <= 10
+    assert guard.interval([3, 1, 4, 2, 8, 6, 7, 5]) == (1, 8)
+    assert guard.interval(range(7)) == (0, np.inf)
+    assert guard.interval(range(12)) == (1, 10)
 
 
 @pytest.mark.parametrize(("batch", "path"), [(2, "shifted"), (16, "direct")])
