@@ -12,6 +12,7 @@ Constructors import the libraries; ModuleNotFoundError if one is missing.
 """
 
 import itertools
+import time
 import timeit
 from typing import Any
 
@@ -145,11 +146,11 @@ class Torch(Competitor):
         self.torch, self.net, self.format = torch, net, self.formats[0]
 
     def start(self, batch, weights, use="next_step"):
-        seconds = {}
+        seconds, timer = {}, time.perf_counter if self.torch.get_num_threads() > 1 else time.process_time
         for name in self.formats:
             self.format = name
             super().start(batch, weights, use)
-            seconds[name] = min(timeit.repeat(getattr(self, use), number=1, repeat=self.tries))
+            seconds[name] = min(timeit.repeat(getattr(self, use), timer=timer, number=1, repeat=self.tries))
         self.format = min(seconds, key=lambda name: seconds[name])
         super().start(batch, weights, use)
 

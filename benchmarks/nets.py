@@ -8,6 +8,8 @@ NumPy array, with batch norm in evaluation mode. All have the same weights and b
 outputs, are compared before times are measured. PyTorch runs eagerly, in the faster of its two memory formats; ONNX
 Runtime runs the graph that `tinycnn.onnx.export` writes.
 
+With --cpu-time and one thread, time that other programs take is not counted.
+
 The second table shows the times of the parts of tinycnn's training step, as `train-step` does.
 """
 
@@ -175,7 +177,7 @@ def measure(args, threads):
                 row = {"threads": threads, "net": net, "use": use, "batch": batch, "images_per_second": rates}
                 row |= _ceilings.ceiling_rates(times)
                 if use == "training" and batch == 64:
-                    row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
+                    row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights, harness.Worker.clock)
                 rows.append(row)
                 ratios = [f"{rates['tinycnn'] / rates[n]:.2f}" if n in rates else None for n in columns[1:]]
                 cells = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
@@ -193,7 +195,13 @@ def main(argv=None):
     parser.add_argument("--batches", type=int, nargs="+", help=f"default: {BATCHES}")
     parser.add_argument("--uses", nargs="+", choices=list(BATCHES), default=list(BATCHES))
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
-    harness.run("nets", harness.parse(parser, argv, COMPETITORS), measure)
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time: one thread, on a busy machine")
+    args = harness.parse(parser, argv, COMPETITORS)
+    if args.cpu_time:
+        if args.threads != [1]:
+            parser.error("--cpu-time needs --threads 1")  # threads spin while they wait
+        harness.Worker.clock = "process_time"
+    harness.run("nets", args, measure)
 
 
 if __name__ == "__main__":

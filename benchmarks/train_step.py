@@ -72,9 +72,10 @@ class TinyCNN(_competitors.TinyCNN):
         yield from reversed(backward)
         yield type(self.optimizer).__name__, "optimizer", 0, 7 * model.theta.nbytes, self.optimizer.step
 
-    def profile(self, batch, weights):
+    def profile(self, batch, weights, timer="perf_counter"):
         """(seconds of a step, rows of the second table): medians over whole steps, and over interleaved steps run
-        part by part, which give the same bits."""
+        part by part, which give the same bits.  timer: a function of `time`"""
+        timer = getattr(time, timer)
         self.start(batch, weights)
         self.step(self.indices[0])
         expected = self.model.theta.copy()
@@ -88,15 +89,15 @@ class TinyCNN(_competitors.TinyCNN):
         steps = np.empty(self.profiled)
         for clock, step in zip(clocks, steps.reshape(self.profiled, 1), strict=True):
             self.run.loader.seek(0)
-            step[0] = time.perf_counter()
+            step[0] = timer()
             self.run.replay(batch)
-            clock[0] = time.perf_counter()
+            clock[0] = timer()
             step[0] = clock[0] - step[0]
             for i, (*_, call) in enumerate(parts):
                 call()
-                clock[i + 1] = time.perf_counter()
+                clock[i + 1] = timer()
         seconds = np.median(np.diff(clocks, axis=1), axis=0)
-        alone = [float(np.median(timeit.repeat(call, number=1, repeat=REPEATED))) for *_, call in parts]
+        alone = [float(np.median(timeit.repeat(call, timer=timer, number=1, repeat=REPEATED))) for *_, call in parts]
         return float(np.median(steps)), [
             {"part": name, "phase": phase, "seconds": float(s), "alone": a, "flops": int(flops), "bytes": int(moved)}
             for (name, phase, flops, moved, _), s, a in zip(parts, seconds, alone, strict=True)
