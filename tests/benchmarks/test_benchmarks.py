@@ -173,12 +173,17 @@ def test_larger_networks(run, net):
     assert set(plots) == {"nets-inference-batch.png"}
 
 
-def test_parts_of_a_larger_networks_step(run, capsys):
-    result, plots = run("nets", "--only", "--uses", "training", "--batches", "64", "--nets", "resnet20")
+def test_parts_of_a_larger_networks_step_in_cpu_time(run, capsys, monkeypatch):
+    monkeypatch.setattr(harness.Worker, "clock", harness.Worker.clock)  # restored
+    result, plots = run("nets", "--cpu-time", "--only", "--uses", "training", "--batches", "64", "--nets", "resnet20")
+    assert harness.Worker.clock == "process_time"
     (row,) = result["rows"]
     adds = sum(part["flops"] for part in row["parts"] if part["phase"] == "forward") / 2 / row["batch"]
     assert f" {adds:,.0f} multiply-adds" in capsys.readouterr().out
     assert set(plots) == {"nets-training-batch.png"}
+    with pytest.raises(SystemExit):
+        entry.main(["nets", "--cpu-time", "--threads", "2"])
+    assert "--cpu-time needs --threads 1" in capsys.readouterr().err
 
 
 def test_guard_compares_two_revisions(run, capsys):
