@@ -460,7 +460,7 @@ def test_a_diverged_epoch_is_repeated_with_the_same_images(images, monkeypatch):
     """An image of the third epoch is infinite.  The epoch is repeated with the same images."""
     batches, model, seen = DeviceDataset(*images, augment=ALL), small_model(), []
     monkeypatch.setattr(kernels, "capture", lambda step: step)  # Python runs every step
-    monkeypatch.setattr(kernels, "precompile", lambda step: None)
+    monkeypatch.setattr(kernels, "precompile", lambda step, _: None)
     original_next = DataLoader.next
 
     def next_batch(self, x):

@@ -168,7 +168,7 @@ def test_ema_refuses_a_wrong_state():
 def test_fit_validates_and_returns_the_average(digits, monkeypatch):
     plain, optimizer = make(lr=0.05)
     monkeypatch.setattr(kernels, "capture", lambda step: step)  # Python runs every step
-    monkeypatch.setattr(kernels, "precompile", lambda step: None)
+    monkeypatch.setattr(kernels, "precompile", lambda step, _: None)
     thetas = []
     step = optimizer.step
     optimizer.step = lambda: (step(), thetas.append(plain.theta.astype(np.float64)))

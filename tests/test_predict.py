@@ -15,6 +15,7 @@ import tinycnn
 from tests.test_commands import run
 from tinycnn import checkpoint, data
 from tinycnn.__main__ import main
+from tinycnn.commands import small
 
 RECIPE = '''
 [net]
@@ -375,7 +376,7 @@ def test_a_run_that_is_damaged(trained, home, capsys):
         Path("run", name).write_bytes(kept)
 
 
-def test_completion_and_warmup(home):
+def test_completion_and_warmup(home, capsys):
     done = run("completion", "bash", script=None)
     assert done.returncode == 0, done.stderr
     assert "reproduce" in done.stdout
@@ -383,6 +384,9 @@ def test_completion_and_warmup(home):
     done = run("warmup", "default", script=None)
     assert done.returncode == 0, done.stderr
     assert "default: the kernels for cpu were ready after" in done.stdout
+    small.print_compiled(0, 12, "", 0.0)
+    small.print_compiled(3, 12, "linear.linear_forward", 1.25)
+    assert capsys.readouterr().out == "compiling 12 kernels\n  3 of 12    1.2 s  linear.linear_forward\n"
 
 
 def test_json_of_lists(home):

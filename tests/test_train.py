@@ -1,6 +1,8 @@
 """Training: data sets, steps, the loop, divergence and interruption."""
 
+import io
 import os
+import sys
 
 import numba
 import numpy as np
@@ -23,6 +25,7 @@ from tinycnn import (
     data,
     evaluate,
     fit,
+    kernels,
     models,
     optim,
     schedules,
@@ -185,6 +188,33 @@ def test_warm_up_changes_nothing(digits):
     assert np.array_equal(model.theta, before)
     assert optimizer.steps == 0
     assert not optimizer.m.any()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_fit_shows_the_kernels_that_it_compiles(digits, monkeypatch):
+    def precompile(step, on_progress):
+        on_progress(0, 4, "", 0.0)
+        on_progress(1, 4, "linear.linear_forward", 1.5)
+        on_progress(3, 4, "linear.linear_backward", 2.5)
+
+    def stderr(terminal, progress, compiles=True):
+        model = small_model()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", Terminal() if terminal else io.StringIO())
+            if compiles:
+                patch.setattr(kernels, "precompile", precompile)
+            fit(model, CrossEntropyLoss(), SGD(model, 0.1), digits, epochs=1, rng=0, progress=progress)
+            return sys.stderr.getvalue()
+
+    shown = stderr(True, True)
+    assert [f"{done}/4" in shown for done in range(4)] == [True, True, False, True]
+    assert shown.index("compiling kernels") < shown.index("epoch 1/1")
+    assert "compiling kernels" not in stderr(True, True, compiles=False)
+    assert stderr(True, False) == stderr(False, True) == ""
 
 
 # --- squared error of class numbers -----------------------------------------------------------------------------------

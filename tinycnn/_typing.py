@@ -1,5 +1,6 @@
 """Type aliases that several modules use."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -15,4 +16,5 @@ Shape: TypeAlias = tuple[int, ...]
 Pair: TypeAlias = int | tuple[int, int]  # one number for both directions, or one each
 Padding: TypeAlias = Pair | str  # or "same" or "valid"
 Rng: TypeAlias = int | np.random.SeedSequence | np.random.Generator | None  # what np.random.default_rng takes
+CompileProgress: TypeAlias = Callable[[int, int, str, float], object]  # see `train.warm_up`
 State: TypeAlias = dict[str, Array]  # a state_dict

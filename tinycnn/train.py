@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from tinycnn import _check, _streams
 from tinycnn._tracked import Replay, Tracked, is_builtin, is_replayable
-from tinycnn._typing import Array, DeviceArray, Rng, State
+from tinycnn._typing import Array, CompileProgress, DeviceArray, Rng, State
 from tinycnn.batches import Batches, Stream, as_source, make_dataset, make_loader
 from tinycnn.dataset import DataLoader, DeviceDataset, check_indices
 from tinycnn.distributed import ALONE, Group, as_group
@@ -570,7 +570,8 @@ def fit(
                 model.reserve(max(max_batch, model.max_batch))  # the largest buffers first: all plans share them
                 runner.reserve(max_batch)
                 loader.reserve(batch_size)
-                _compile(runner, sizes)
+                with compile_bar(progress and group.rank == 0) as show:
+                    _compile(runner, sizes, show, validator)
         model.normalization = dataset.normalization
         model.output_kind = getattr(criterion, "output_kind", None)
         if dataset.class_names is not None:
@@ -894,6 +895,13 @@ def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float | None,
     return _mean_loss(criterion, loss_sum, weight_sum), metric, np.concatenate(outputs or [np.empty(0)])
 
 
+def _evaluation_sizes(runner: StepRunner) -> set[int]:
+    """The sizes of this rank's parts of the batches of `_evaluate`."""
+    count, whole = len(runner.loader.dataset), EVALUATION_BATCH * runner.group.size
+    parts = [runner.group.part(size) for size in (min(whole, count), count % whole)]
+    return {stop - start for start, stop in parts}
+
+
 def _mean_loss(criterion: Loss, loss_sum: float, weight_sum: float) -> float:
     """The loss of a data set from its sums; NaN if every target is ignored, as in torch."""
     if criterion.reduction != "mean":
@@ -902,25 +910,62 @@ def _mean_loss(criterion: Loss, loss_sum: float, weight_sum: float) -> float:
 
 
 def warm_up(
-    model: Sequential, criterion: Loss, optimizer: Optimizer | EMA, dataset: DeviceDataset, batch_size: int
+    model: Sequential,
+    criterion: Loss,
+    optimizer: Optimizer | EMA,
+    dataset: DeviceDataset,
+    batch_size: int,
+    on_progress: CompileProgress | None = None,
 ) -> float:
-    """Compile (or load) every kernel that a step needs, run a step and undo it.  Returns the seconds it took."""
+    """Compile (or load) every kernel that a step needs, run a step and undo it.  Returns the seconds it took.
+
+    on_progress  called as on_progress(done, total, name, seconds) for each kernel that is compiled, and before the
+                 first as on_progress(0, total, "", 0.0), maybe by another thread
+    """
     start, n = time.perf_counter(), min(batch_size, len(dataset))
     check_arguments(model, dataset, "dataset", criterion, optimizer)
     runner = StepRunner(model, criterion, make_loader(dataset), optimizer)
     before = _snapshot(model, optimizer)
     with runner.exclusive():
         runner.loader.reserve(n)
-        _compile(runner, {n})
+        _compile(runner, {n}, on_progress)
         with contextlib.suppress(DivergedError):  # training will raise it with the right step
             _first_step(runner, n)
         _restore(model, optimizer, before)
     return time.perf_counter() - start
 
 
-def _compile(runner: StepRunner, batch_sizes: set[int]) -> None:
-    """Compile the kernels of a step on each of the batch sizes.  Restores model and optimizer."""
+@contextlib.contextmanager
+def compile_bar(shown: bool = True) -> Iterator[CompileProgress]:
+    """A progress bar for kernels that are compiled in the block, on stderr, if that is a terminal and there are any.
+    Yields a function for `warm_up`."""
+    from tqdm.auto import tqdm
+
+    with contextlib.ExitStack() as stack:
+        bar: Any = None
+
+        def show(done: int, total: int, name: str, seconds: float) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(tqdm(
+                    total=total, desc="compiling kernels", unit=" kernels", leave=False,
+                    disable=None if shown else True, mininterval=0, file=_streams.SafeStream(sys.stderr),
+                ))  # fmt: skip
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _compile(
+    runner: StepRunner,
+    batch_sizes: set[int],
+    on_progress: CompileProgress | None = None,
+    validator: StepRunner | None = None,
+) -> None:
+    """Compile the kernels of a step on each of the batch sizes, and of the validation.  Restores model and
+    optimizer."""
     model, optimizer = runner.model, runner.optimizer
+    validation_sizes = set() if validator is None else _evaluation_sizes(validator)
     before, training = _snapshot(model, optimizer), model.training
 
     def dry_run() -> None:
@@ -930,10 +975,13 @@ def _compile(runner: StepRunner, batch_sizes: set[int]) -> None:
                 if not runner.is_whole(pieces):
                     runner.accumulate(n, True, dry_run=True)
                     runner.apply(n, dry_run=True)
+        with model.evaluating():
+            for n in validation_sizes - {0}:
+                validator.compute_loss(n, dry_run=True)  # type: ignore[union-attr]
 
     model.train()
     try:
-        model.ops.precompile(dry_run)
+        model.ops.precompile(dry_run, on_progress)
     finally:
         model.train(training)
         _restore(model, optimizer, before)

@@ -7,6 +7,7 @@ import sys
 import numba
 import numpy as np
 import pytest
+from numba.core import codegen
 
 from tinycnn import SGD, CrossEntropyLoss, DeviceDataset, Dropout, Flatten, Linear, Sequential, kernels, scalars, train
 from tinycnn.dataset import DataLoader
@@ -19,7 +20,7 @@ import sys
 import numpy as np
 from tinycnn import kernels, scalars
 from tinycnn.kernels import _precompile, _jit
-_precompile._processors = lambda: 2
+_precompile._processors, _precompile.FEW = lambda: 2, 0
 programs = {"dies": "false", "writes and dies": "echo", "is silent": sys.argv[2], "does not exist": "no such program"}
 sys.executable = programs.get(sys.argv[1], sys.executable)
 RELU = scalars.activation(scalars.RELU)
@@ -40,8 +41,14 @@ class Queue(_precompile.collections.deque):
         taken.append(task := super().popleft())
         return task
 _precompile.collections.deque = Queue
-kernels.precompile(step)
-assert not y.any() and not z.any()
+seen = []
+kernels.precompile(step, lambda *state: seen.append(state))
+names = {f"{f.py_func.__module__.split('.')[-1]}.{f.py_func.__qualname__}" for f, _ in taken}
+assert seen[0] == (0, count, "", 0.0) and {name for *_, name, _ in seen[1:]} <= names, seen
+lost = sys.argv[1] == "writes and dies"  # the task that it was given is compiled at the end
+assert [done for done, *_ in seen] == list(range(count + 1 - lost)) and all(s[1] == count for s in seen), seen
+kernels.precompile(step, seen.clear)  # nothing is left to compile
+assert seen and not y.any() and not z.any()
 used = [f for f in _jit.dispatchers.values() if f.overloads]
 assert len(used) == count and sum(len(f.overloads) for f in used) == count + 1, used
 assert len(taken) == len({f for f, _ in taken}) == count, taken  # each in one process: Numba's cache needs that
@@ -88,17 +95,59 @@ def test_no_worker_is_started_if_everything_is_compiled(monkeypatch):
     kernels.precompile(step)
 
 
-def test_fit_asks_for_its_smaller_last_batch_and_for_training(monkeypatch):
+def test_no_worker_is_started_if_it_cannot_save_its_kernels(monkeypatch):
+    x = kernels.empty((20, 30), np.float32)
+    kernels.activation_forward(x, x, RELU)
+    (dispatcher,) = [f for (_, name), f in _jit.dispatchers.items() if name == "forward_serial"]
+    assert _precompile.can_save(dispatcher)
+    with monkeypatch.context() as patch:
+        patch.setattr(_precompile.os, "access", lambda path, mode: False)  # as for a folder that is read-only
+        assert not _precompile.can_save(dispatcher)
+    monkeypatch.setattr(dispatcher._cache, "_enabled", False)  # as after a failure to save
+    assert not _precompile.can_save(dispatcher)
+
+
+def test_fit_asks_for_its_smaller_last_batch_for_training_and_for_the_validation(monkeypatch):
     model = Sequential(Flatten(), Dropout(0.5), Linear(12, 3), input_shape=(1, 3, 4), rng=0).eval()
     data = DeviceDataset(np.zeros((20, 3, 4), np.uint8), np.arange(20) % 3, mean=0, std=1)
     before, calls = model.snapshot(), []
-    monkeypatch.setattr(kernels, "precompile", lambda step: _capture.trace_calls(step, calls, dry_run=True))
+    monkeypatch.setattr(kernels, "precompile", lambda step, _: _capture.trace_calls(step, calls, dry_run=True))
     model.set_input_shape(data.image_shape)
-    train._compile(train.StepRunner(model, CrossEntropyLoss(), DataLoader(data), SGD(model, 0.1)), {16, 4})
-    assert {len(args[0]) for function, args in calls if function.__name__.startswith("gather")} == {16, 4}
+    runner = train.StepRunner(model, CrossEntropyLoss(), DataLoader(data), SGD(model, 0.1))
+    validator = train.StepRunner(
+        model,
+        CrossEntropyLoss(),
+        DataLoader(DeviceDataset(np.zeros((7, 3, 4), np.uint8), np.arange(7) % 3, mean=0, std=1)),
+    )
+    train._compile(runner, {16, 4}, None, validator)
+    assert {len(args[0]) for function, args in calls if function.__name__.startswith("gather")} == {16, 4, 7}
     assert any(function.__name__ == "increment" for function, _ in calls)  # dropout's masks, in training only
     assert not model.training
     np.testing.assert_equal(model.snapshot(), before)
+
+
+@_jit.device_function
+def doubled(x):
+    return np.full(1, 2 * x)[0]
+
+
+def test_only_kernels_become_machine_code(monkeypatch):
+    """Neither device functions nor NumPy's, nor the bodies of parallel loops: all of them are parts of the kernel."""
+
+    def kernel(x):
+        for i in numba.prange(len(x)):
+            x[i] = doubled(x[i])
+
+    added, add_module = [], codegen.JitEngine.add_module
+    monkeypatch.setattr(
+        codegen.JitEngine, "add_module", lambda engine, module: added.append(add_module(engine, module))
+    )
+    x = np.ones(50)
+    numba.njit(pipeline_class=_jit.KernelCompiler, **_jit.KERNEL_OPTIONS)(kernel)(x)
+    assert np.all(x == 2)
+    assert len(added) == 1
+    assert numba.njit(lambda x: doubled(x) + 1)(3.0) == 7  # a user's function: compiled as ever
+    assert len(added) > 1
 
 
 def test_options_are_the_same_in_every_compilation():

@@ -89,7 +89,7 @@ def data(args: argparse.Namespace) -> int:
 
 
 def warmup(args: argparse.Namespace) -> int:
-    """Compile the kernels that a recipe's training needs; returns the exit code."""
+    """Compile the kernels that a recipe's training needs, and print the seconds of each; returns the exit code."""
 
     def command() -> int:
         from tinycnn.commands.train import select
@@ -97,11 +97,19 @@ def warmup(args: argparse.Namespace) -> int:
 
         recipe, device = select(args.recipe), _common.use_device(args)
         build.check(recipe)
-        seconds = build.warm_up(recipe, device)
+        seconds = build.warm_up(recipe, device, print_compiled)
         print(f"{recipe.name}: the kernels for {args.device} were ready after {seconds:.1f} s")
         return 0
 
     return _common.run_command(command)
+
+
+def print_compiled(done: int, total: int, name: str, seconds: float) -> None:
+    """A line for a kernel that was compiled.  See `train.warm_up`."""
+    if done == 0:
+        print(f"compiling {total} kernels")
+    else:
+        print(f"{done:3} of {total}  {seconds:5.1f} s  {name}", flush=True)
 
 
 def info(args: argparse.Namespace) -> int:

@@ -139,10 +139,13 @@ def _fit_and_finish(run: Any, epochs_before: int | None = None) -> tuple[int, An
         f"{sizes['test']:,} for testing"
     )
     print(f"{hardware.device_name(run.device)}; results in {folder.path}")
-    print("preparing kernels (the first run compiles them: 20 seconds or more) ...\n", flush=True)
+    print(flush=True)
     interrupted, printer = False, _common.EpochPrinter(epochs)
     try:
-        run.fit(printer)
+        run.fit(
+            printer,
+            on_compile=lambda total: print(f"compiling {total} kernels; later runs load them ...\n", flush=True),
+        )
     except ResumeError as error:
         if epochs_before not in (None, epochs) and "learning rate" in str(error):
             lr = run.recipe.training.get("lr")

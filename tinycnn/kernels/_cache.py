@@ -62,8 +62,8 @@ class CacheEntries:
         digest = hashlib.sha256(repr((*key[:2], *key[3:])).encode()).hexdigest()
         return self.folder / f"{self.name}.{digest[:16]}.kernel"
 
-    def load(self, key: Any) -> Any:
-        """The data of a key, or None."""
+    def read(self, key: Any) -> bytes | None:
+        """The pickled data of a key, or None."""
         path = self.path(key)
         try:
             content = path.read_bytes()
@@ -73,8 +73,17 @@ class CacheEntries:
             if zlib.crc32(content[CHECKSUM:]).to_bytes(CHECKSUM, "little") != content[:CHECKSUM]:
                 raise ValueError("checksum")
             version, entry_key, data = pickle.loads(content[CHECKSUM:])
-            return pickle.loads(data) if (version, entry_key) == (self.version, key) else None
+            return data if (version, entry_key) == (self.version, key) else None
         except Exception:  # damaged bytes can raise anything in pickle
+            self.discard(key)
+            return None
+
+    def load(self, key: Any) -> Any:
+        """The data of a key, or None."""
+        data = self.read(key)
+        try:
+            return None if data is None else pickle.loads(data)
+        except Exception:
             self.discard(key)
             return None
 
@@ -163,6 +172,15 @@ def enable_cache(dispatcher: Any, base: Any = FunctionCache) -> Any:
     return dispatcher
 
 
-def is_cached(dispatcher: Any) -> bool:
+def is_cached(dispatcher: Any, types: Any) -> bool:
+    """Whether a kernel is in the cache for arguments of these types."""
+    cache = dispatcher._cache
+    if not isinstance(getattr(cache, "_cache_file", None), CacheEntries):  # there is no folder
+        return False
+    return cache._cache_file.read(cache._index_key(types, dispatcher.targetctx.codegen())) is not None
+
+
+def can_save(dispatcher: Any) -> bool:
     """Whether other processes can load what this one compiles."""
-    return dispatcher._cache.cache_path is not None and getattr(dispatcher._cache, "_enabled", False)
+    cache = dispatcher._cache
+    return getattr(cache, "_enabled", False) and os.access(cache.cache_path, os.W_OK)

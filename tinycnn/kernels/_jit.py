@@ -30,6 +30,7 @@ import numba
 import numpy as np
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
@@ -67,14 +68,48 @@ class KernelLibrary(JITCodeLibrary):
         super()._finalize_final_module()
 
 
-class KernelCompiler(Compiler):
-    """Numba's compiler with a `KernelLibrary` for the result."""
+class PartLibrary(JITCodeLibrary):
+    """A function that is linked into kernels: only kernels become machine code.
 
-    def define_pipelines(self) -> Any:
-        state = self.state
-        state.library = KernelLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
-        state.library.enable_object_caching()  # as Numba does
-        return super().define_pipelines()
+    Of a parallel loop these are its body and two wrappers, each with a copy of the body, which is optimised already.
+    """
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        if ir_module.name != "wrapper":  # for calls from Python
+            super().add_ir_module(ir_module)
+
+    def _optimize_final_module(self) -> None:
+        if "ufuncwrapper" not in self.name.lower():
+            super()._optimize_final_module()
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, env: Any) -> None:
+        """Called for `codegen`: an environment is set in machine code."""
+
+
+class KernelCompiler(Compiler):
+    """Numba's compiler with a `KernelLibrary` for the result, and `PartLibrary` for all that is compiled for it."""
+
+    def compile_extra(self, function: Function) -> Any:
+        codegen = self.state.targetctx.codegen()
+        self.state.library = KernelLibrary(codegen, function.__qualname__)
+        self.state.library.enable_object_caching()  # as Numba does
+        with global_compiler_lock:
+            codegen._library_class, previous = PartLibrary, codegen._library_class
+            try:
+                return super().compile_extra(function)
+            finally:
+                codegen._library_class = previous
 
 
 OPTIONS: Options = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}

@@ -6,19 +6,23 @@ process loads their results from the cache on disk.
 
 import collections
 import contextlib
+import gc
 import importlib
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
-from tinycnn.kernels._cache import is_cached
+from tinycnn._typing import CompileProgress
+from tinycnn.kernels._cache import can_save, is_cached
 from tinycnn.kernels._capture import Call, Step, trace_calls
 from tinycnn.kernels._jit import dispatchers
 
@@ -30,8 +34,12 @@ JOIN_TIMEOUT = 120  # seconds for a worker to finish its last kernel; then this 
 WORKER_FLAG = "TINYCNN_COMPILES_FOR_ANOTHER"  # environment variable, set in workers: they start no workers
 
 
-def precompile(step: Step) -> None:
-    """Compile every kernel that `step`, a function without arguments, would call.  No kernel is run."""
+def precompile(step: Step, on_progress: CompileProgress | None = None) -> None:
+    """Compile every kernel that `step`, a function without arguments, would call.  No kernel is run.
+
+    on_progress  called as on_progress(0, total, "", 0.0) if any of the kernels have to be compiled, `total` of them,
+                 and after each as on_progress(done, total, name, seconds); maybe by another thread
+    """
     calls: list[Call] = []
     with contextlib.suppress(Exception), np.errstate(all="ignore"):  # an error is raised again when the step runs
         trace_calls(step, calls, dry_run=True)
@@ -41,31 +49,69 @@ def precompile(step: Step) -> None:
         if isinstance(function, Dispatcher) and function.py_func.__module__.startswith("tinycnn."):
             types = tuple(map(function.typeof_pyval, args))
             if types not in function.overloads:
-                tasks.setdefault(function, {})[types] = None
-    # The slowest to compile first: those with the most arguments, as a rule.
-    queue = collections.deque(sorted(tasks.items(), key=lambda task: -len(next(iter(task[1])))))
+                if is_cached(function, types):
+                    function.compile(types)  # loads it
+                else:
+                    tasks.setdefault(function, {})[types] = None
+    ordered = sorted(tasks.items(), key=_size, reverse=True)  # the last tasks are short, so all processes end together
+    queue, progress = collections.deque(ordered), _Report(len(ordered), on_progress)
     workers: list[_Worker] = []
     may_start = WORKER_FLAG not in os.environ and not getattr(sys, "frozen", False)
     with contextlib.ExitStack() as stack:
+        if may_start and len(tasks) > FEW and all(map(can_save, tasks)):
+            for _ in range(min(PROCESSES, _processors()) - 1):
+                with contextlib.suppress(OSError):  # sys.executable is not a Python that can be started
+                    workers.append(stack.enter_context(_Worker(queue, progress)))
+        stack.enter_context(_without_gc())
         while True:
             try:
                 function, signatures = queue.popleft()
             except IndexError:
                 break
-            misses = sum(function.stats.cache_misses.values())
+            start = time.perf_counter()
             for types in signatures:
                 function.compile(types)
-            compiled = is_cached(function) and sum(function.stats.cache_misses.values()) > misses
-            if may_start and compiled and len(queue) > FEW:
-                may_start = False
-                for _ in range(min(PROCESSES, _processors()) - 1):
-                    with contextlib.suppress(OSError):  # sys.executable is not a Python that can be started
-                        workers.append(stack.enter_context(_Worker(queue)))
+            progress(function, time.perf_counter() - start)
         for worker in workers:
             worker.join(JOIN_TIMEOUT)
     for function, signatures in tasks.items():
         for types in signatures:
             function.compile(types)  # from the cache, unless a worker failed
+
+
+def _size(task: Task) -> tuple[bool, int]:
+    """Orders tasks by the time they take, roughly: a parallel kernel is compiled in three parts, and one with more
+    arguments, of more axes, has more loops."""
+    function, signatures = task
+    return bool(function.targetoptions.get("parallel")), sum(getattr(t, "ndim", 1) for t in next(iter(signatures)))
+
+
+class _Report:
+    """Calls `on_progress` of `precompile`, by one thread at a time."""
+
+    def __init__(self, total: int, on_progress: CompileProgress | None) -> None:
+        self.done, self.total, self.on_progress, self.lock = 0, total, on_progress, threading.Lock()
+        if total and on_progress is not None:
+            on_progress(0, total, "", 0.0)
+
+    def __call__(self, function: Any, seconds: float) -> None:
+        with self.lock:
+            self.done += 1
+            if self.on_progress is not None:
+                name = f"{function.py_func.__module__.rpartition('.')[2]}.{function.py_func.__qualname__}"
+                self.on_progress(self.done, self.total, name, seconds)
+
+
+@contextlib.contextmanager
+def _without_gc() -> Iterator[None]:
+    """Garbage collection is off in the block: Numba makes millions of objects, and few cycles among them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _processors() -> int:
@@ -75,14 +121,14 @@ def _processors() -> int:
 class _Worker:
     """A process that compiles tasks from `queue` until that is empty."""
 
-    def __init__(self, queue: collections.deque[Task]) -> None:
+    def __init__(self, queue: collections.deque[Task], progress: "_Report") -> None:
         code = f"import sys; sys.path.append(sys.argv[1]); from {__name__} import worker_main; worker_main()"
         self.process: Any = subprocess.Popen(
             [str(sys.executable), "-c", code, str(Path(__file__).parents[2])],
             env=os.environ | {WORKER_FLAG: "1", "PYTHONSAFEPATH": "1"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self.thread = threading.Thread(target=self._feed, args=(queue,), daemon=True)
+        self.thread = threading.Thread(target=self._feed, args=(queue, progress), daemon=True)
         self.has_task = False  # or has had one
 
     def __enter__(self) -> "_Worker":
@@ -102,23 +148,31 @@ class _Worker:
             with contextlib.suppress(OSError):  # with a task that the process has not read
                 pipe.close()
 
-    def _feed(self, queue: collections.deque[Task]) -> None:
+    def _feed(self, queue: collections.deque[Task], progress: "_Report") -> None:
         """Send one task after another.  If the process dies, this one compiles its last task."""
         with contextlib.suppress(IndexError, OSError, ValueError, pickle.PicklingError):
-            while self.process.stdout.readline():  # ready for a task
+            ready = self.process.stdout.readline()
+            while ready:
                 function, signatures = queue.popleft()
-                self.has_task = True
+                started, self.has_task = time.perf_counter(), True
                 name = function.py_func.__module__, function.py_func.__qualname__
                 pickle.dump((*name, [*signatures]), self.process.stdin)
                 self.process.stdin.flush()
+                ready = self.process.stdout.readline()
+                if ready:
+                    progress(function, time.perf_counter() - started)
 
 
 def worker_main() -> None:
-    """The loop of a worker: print a line when ready, read a task from standard input, compile it."""
+    """The loop of a worker: print a line when ready, read a task from standard input, compile it.  It ends if it cannot
+    save what it compiles."""
+    gc.disable()
+    function = None
     with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while True:
+        while function is None or can_save(function):
             print(flush=True)
             module, name, signatures = pickle.load(sys.stdin.buffer)
             importlib.import_module(module)
+            function = dispatchers[module, name]
             for types in signatures:
-                dispatchers[module, name].compile(types)
+                function.compile(types)

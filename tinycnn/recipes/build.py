@@ -24,7 +24,7 @@ from tinycnn import (
     schedules,
     train,
 )
-from tinycnn._typing import Array, Rng
+from tinycnn._typing import Array, CompileProgress, Rng
 from tinycnn.data import Dataset
 from tinycnn.dataset import DeviceDataset
 from tinycnn.errors import RecipeError
@@ -312,8 +312,8 @@ def outputs(recipe: Recipe, model: Sequential, images: Array, pixels: dict[str, 
     return train.evaluate(model, dataset, build_loss(recipe))[2]
 
 
-def warm_up(recipe: Recipe, device: str = "cpu") -> float:
-    """Compile the kernels of the recipe's steps.  Returns the seconds it took."""
+def warm_up(recipe: Recipe, device: str = "cpu", on_progress: CompileProgress | None = None) -> float:
+    """Compile the kernels of the recipe's steps.  Returns the seconds it took.   on_progress: see `train.warm_up`"""
     model, batch = build_model(recipe, 0, device), recipe.training["batch"]
     shape = list(recipe.net["input"])
     shape[1:] = [size - 2 * recipe.data.get("padding", 0) for size in shape[1:]]
@@ -322,7 +322,7 @@ def warm_up(recipe: Recipe, device: str = "cpu") -> float:
     labels = np.arange(batch) % model.shapes[-1][0]
     dataset = DeviceDataset(images, labels, padding=recipe.data.get("padding", 0), device=device, **augmentation)
     optimizer = build_optimizer(recipe, model, 1, 1e-3 if "tune_lr" in recipe.training else None)
-    return train.warm_up(model, build_loss(recipe), optimizer, dataset, batch)
+    return train.warm_up(model, build_loss(recipe), optimizer, dataset, batch, on_progress)
 
 
 def check(recipe: Recipe, classes: int = CLASSES) -> Sequential:

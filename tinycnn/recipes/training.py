@@ -99,17 +99,26 @@ class Run:
         on_epoch: Callable[[dict[str, Any]], object] | None = None,
         callbacks: Sequence[Any] = (),
         progress: bool = True,
+        on_compile: Callable[[int], object] | None = None,
     ) -> None:
         """Train, from the folder's checkpoint if it has one.  A training that diverges ends without an exception.
 
         on_epoch   called with the record of each epoch
         callbacks  more of them: see `fit`
+        on_compile called with the number of kernels that have to be compiled first, if there are any
         """
         settings = self.recipe.training
         if not self.group.on_root(self.folder.checkpoint.exists):
             start, stop = self.group.part(self.batch)
-            with self.group.together(), self.group.node_first():
-                train.warm_up(self.model, self.loss, self.optimizer, self.splits.train, max(1, stop - start))
+            batch, shown = max(1, stop - start), progress and self.group.rank == 0
+            with self.group.together(), self.group.node_first(), train.compile_bar(shown) as show:
+
+                def on_progress(done: int, total: int, name: str, seconds: float) -> None:
+                    if done == 0 and on_compile is not None:
+                        on_compile(total)
+                    show(done, total, name, seconds)
+
+                train.warm_up(self.model, self.loss, self.optimizer, self.splits.train, batch, on_progress)
             self.measurements.gradients("at the start")
         self.measurements.start()
         try:
