@@ -30,7 +30,6 @@ import numba
 import numpy as np
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
-from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu_options import ParallelOptions
 from numba.extending import overload
 
@@ -69,17 +68,19 @@ class KernelLibrary(JITCodeLibrary):
 
 
 class PartLibrary(JITCodeLibrary):
-    """A function that is linked into kernels: only kernels become machine code.
+    """A part of kernels, linked into them: a function that they call, or the body of a parallel loop.
 
-    Of a parallel loop these are its body and two wrappers, each with a copy of the body, which is optimised already.
+    Numba would make machine code of each part, which takes longer than that of the kernel, and nothing calls it.  The
+    last three members keep Numba from using it.
     """
 
     def add_ir_module(self, ir_module: Any) -> None:
-        if ir_module.name != "wrapper":  # for calls from Python
+        if ir_module.name != "wrapper":  # the one for calls from Python
             super().add_ir_module(ir_module)
 
     def _optimize_final_module(self) -> None:
-        if "ufuncwrapper" not in self.name.lower():
+        # This one calls the body of a parallel loop; it has a copy, which is optimised twice already.
+        if self.name != "parallelgufuncwrapper":
             super()._optimize_final_module()
 
     def _finalize_final_module(self) -> None:
@@ -87,14 +88,14 @@ class PartLibrary(JITCodeLibrary):
         self._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
-        return 0
+        return 0  # as for any function without a wrapper for Python
 
     @property
     def codegen(self) -> Any:
         return self
 
     def set_env(self, name: str, env: Any) -> None:
-        """Called for `codegen`: an environment is set in machine code."""
+        """Numba calls `codegen.set_env` for each compiled function."""
 
 
 class KernelCompiler(Compiler):
@@ -104,12 +105,12 @@ class KernelCompiler(Compiler):
         codegen = self.state.targetctx.codegen()
         self.state.library = KernelLibrary(codegen, function.__qualname__)
         self.state.library.enable_object_caching()  # as Numba does
-        with global_compiler_lock:
-            codegen._library_class, previous = PartLibrary, codegen._library_class
-            try:
-                return super().compile_extra(function)
-            finally:
-                codegen._library_class = previous
+        # The dispatcher holds Numba's global lock, so nothing else is compiled or loaded meanwhile.
+        codegen._library_class, previous = PartLibrary, codegen._library_class
+        try:
+            return super().compile_extra(function)
+        finally:
+            codegen._library_class = previous
 
 
 OPTIONS: Options = {"fastmath": FASTMATH, "error_model": "numpy", "no_cfunc_wrapper": True}
