@@ -488,7 +488,8 @@ def fit(
                        interrupted.  Larger `epochs` than before extend it; a schedule must have the rates of the old
                        one for the steps already taken.  Raises ResumeError, with every difference, if the file is of
                        another model, loss, optimizer, data set or version
-    progress           show a progress bar on stderr, if that is a terminal
+    progress           show a progress bar on stderr, if that is a terminal: of the kernels that have to be compiled
+                       first, then of each epoch
     comm               an mpi4py communicator: its processes train together, each on a part of every batch, and all end
                        with the same weights.  All call `fit` with the same arguments, and start with the weights and
                        the `rng` of rank 0.  Callbacks run on all ranks, except those with a true attribute
@@ -504,9 +505,9 @@ def fit(
     Memory-mapped arrays and iterables are read in a thread ahead of the step; only a few batches are in memory.  The
     thread ends with `fit`.
 
-    `fit` first dry-runs a step to find the kernels it needs, and compiles the missing ones.  An optimizer that was used
-    before continues its count of epochs; an exhausted schedule raises ValueError.  `model.normalization` becomes that
-    of `train`, and `model.class_names` its class names, if it has any.
+    `fit` first dry-runs a step, and a batch of the validation, to find the kernels it needs, and compiles the missing
+    ones.  An optimizer that was used before continues its count of epochs; an exhausted schedule raises ValueError.
+    `model.normalization` becomes that of `train`, and `model.class_names` its class names, if it has any.
 
     After an exception (Ctrl-C, DivergedError) the model holds the weights of the last complete epoch.  With `EMA` these
     are the averaged weights, as are the final weights, the validated ones and those that `on_epoch` sees.  If
