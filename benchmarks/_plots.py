@@ -29,7 +29,9 @@ def draw(result, folder):
 
 def train_step(result):
     yield from throughput(result, "LeNet-5, training steps")
-    rows = rows_near_64(result)
+    rows = [row for row in rows_near_64(result) if "parts" in row]
+    if not rows:
+        return
     figure = plot.new_figure(5.2 * len(rows), 6.4, layout="constrained")
     for ax, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         plot_parts(ax, row)

@@ -21,6 +21,7 @@ import timeit
 import numpy as np
 
 from benchmarks import _ceilings, _competitors, _harness as harness, _report
+from tinycnn.train import PIECE
 
 BATCHES = [1, 8, 32, 64, 128, 256, 512, 1024]
 NETS = ["tanh+avg", "relu+max"]
@@ -130,7 +131,8 @@ def measure(args, threads):
             row = {"threads": threads, "net": net, "batch": batch, "losses": losses, "images_per_second": rates}
             row |= _ceilings.ceiling_rates(times)
             row["share_of_gemm"] = {n: r * STEP_FLOPS / 1e9 / row["gemm_gflops"] for n, r in rates.items()}
-            row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
+            if batch <= PIECE:
+                row["step"], row["parts"] = workers["tinycnn"].call("profile", batch, weights)
             rows.append(row)
             ratios = [f"{rates['tinycnn'] / rates[n]:.2f}" if n in rates else None for n in columns[1:]]
             cells = [f"{rates[n]:,.0f}" if n in rates else None for n in columns]
@@ -143,8 +145,12 @@ def measure(args, threads):
 
 
 def print_parts(rows):
-    """Print the second table, for the batch size nearest to 64: the parts that take longest, in order."""
-    row = min(rows, key=lambda row: abs(row["batch"] - 64))
+    """Print the second table, for the batch size nearest to 64 of those that do not run in pieces: the parts that take
+    longest, in order."""
+    profiled = [row for row in rows if "parts" in row]
+    if not profiled:
+        return
+    row = min(profiled, key=lambda row: abs(row["batch"] - 64))
     total = sum(part["seconds"] for part in row["parts"])
     sums = f"the parts sum up to {total * 1e6:,.0f} µs, a step takes {row['step'] * 1e6:,.0f}"
     print(f"\ntinycnn, batch {row['batch']}: {sums}")
