@@ -4,7 +4,7 @@ A register block, MR output channels x 2 neighbouring output pixels of L images 
 of the windows are added, and is stored once.  The input is packed first, channels last, in bands of rows that fit
 in the L2 cache, so that the taps of a window are read in ascending order.  Unlike in im2col, no window is copied.
 
-One call of the micro-kernel, with taps k = (u, v, c), MR = 8 or 6, and L images a vector:
+One call of the micro-kernel, with taps k = (u, v, c), MR = 8 or 6 (4 or 6 without AVX-512), and L images a vector:
 
     packed weights (O/MR, KH, KW, C, MR)          block of y: MR channels x 2 pixels x L lanes,
     a panel: channels o .. o+MR-1                 in registers for all k
@@ -60,7 +60,8 @@ from tinycnn.kernels.microkernel import (
 CHUNKS = 8  # partial weight gradients, at most: not one per thread, so that the order of summation is always the same
 BANDS = 2  # bands of an image, at least: each is a task, so a few blocks keep several threads busy
 L2_ELEMENTS = 2**17  # of a band and its output: large images have more bands, so that the packed input stays in L2
-GRAD_MR_WIDE, GRAD_MR_NARROW, GRAD_NR = 4, 3, 5  # register block of weight gradients: output channels, and taps
+# Register block of weight gradients: output channels, and taps.  AVX-512 has 32 registers, others 16.
+GRAD_MR_WIDE, GRAD_MR_NARROW, GRAD_NR = 4, 3, 5 if _simd.BYTES == 64 else 3
 L1_PIXELS = 112  # pixels of a strip, about: summed for all taps before the next strip, so that it stays in L1
 
 BYTES, pixel_zero, zeros, broadcast_rows = _simd.BYTES, _simd.pixel_zero, _simd.zeros, _simd.broadcast_rows

@@ -10,13 +10,15 @@ import numpy as np
 from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, force_inline
 
-MR_WIDE, MR_NARROW = 8, 6  # output channels of a register block; `choose_mr` picks one
+# Output channels of a register block, of two vectors each; `choose_mr` picks one.  AVX-512 has 32 registers, others 16.
+MR_WIDE, MR_NARROW = (8, 6) if _simd.BYTES == 64 else (4, 6)
+WIDE_SIZE, NARROW_SIZE = 2 * MR_WIDE, 2 * MR_NARROW
 
 load_strided, fma_broadcast, zeros = _simd.load_strided, _simd.fma_broadcast, _simd.zeros
 
 # Accumulators are tuples of vectors, and the length of a tuple is part of its type: one function for each length.
-wide_accumulators = device_function(lambda x: zeros(x, 16))  # MR_WIDE * NR_VECTORS
-narrow_accumulators = device_function(lambda x: zeros(x, 12))
+wide_accumulators = device_function(lambda x: zeros(x, WIDE_SIZE))
+narrow_accumulators = device_function(lambda x: zeros(x, NARROW_SIZE))
 
 
 @device_function
