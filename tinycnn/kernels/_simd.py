@@ -26,6 +26,8 @@ plane (H, W) and a vector in a plane (H, W, L):
     zero = pixel_zero(plane)                 a pixel of zeros, which also stands for the type in `load` and `splat`
     v = load(array, i, zero)                 one pixel; store(array, i, v)
     v = load_where(array, i, keys, k, zero)  the same, but zero where keys[i ...] (int32) differ from k
+    store_max(array, positions, i, vs, ks)   array[i ...] = the largest of a tuple of pixels, positions[i ...] = its key
+                                             in a tuple of int32; of equal ones the first, of NaNs the last
     v = splat(number, zero)                  the number in all lanes
     v = fma(a, b, c)                         a*b + c
 
@@ -195,6 +197,28 @@ def _store(context, array, index, v):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, v), code
+
+
+@intrinsic
+def _store_max(context, array, positions, index, pixels, keys):
+    def code(context, builder, signature, arguments):
+        array, positions, index, pixels, keys = arguments
+        pixels = cgutils.unpack_tuple(builder, pixels, signature.args[3].count)
+        keys = cgutils.unpack_tuple(builder, keys, signature.args[4].count)
+        kind, key_type = pixels[0].type, ir.IntType(32)
+        if isinstance(kind, ir.VectorType):
+            key_type = ir.VectorType(key_type, kind.count)
+            keys = [_broadcast(builder, key, key_type) for key in keys]
+        best, where = pixels[0], keys[0]
+        for v, key in zip(pixels[1:], keys[1:], strict=True):
+            better = builder.or_(builder.fcmp_ordered(">", v, best), builder.fcmp_unordered("uno", v, v))
+            best, where = builder.select(better, v, best), builder.select(better, key, where)
+        address = _address(context, builder, signature.args[0], array, index, kind)
+        builder.store(best, address, align=signature.args[0].dtype.bitwidth // 8)
+        builder.store(where, _address(context, builder, signature.args[1], positions, index, key_type), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, positions, types.intp, pixels, types.UniTuple(types.int32, keys.count)), code
 
 
 @intrinsic
@@ -433,6 +457,14 @@ def _without_compiler():
     def store(array, index, v):
         array[index : index + np.size(v)] = v
 
+    def store_max(array, positions, index, pixels, keys):
+        best, where = pixels[0], np.full(np.shape(pixels[0]), keys[0], np.int32)
+        for v, key in zip(pixels[1:], keys[1:], strict=True):
+            better = (v > best) | (v != v)
+            best, where = np.where(better, v, best), np.where(better, key, where)
+        store(array, index, best)
+        store(positions, index, where)
+
     def splat(number, like):
         return np.full_like(like, number)[()]
 
@@ -476,18 +508,18 @@ def _without_compiler():
         for k, v in enumerate(acc):
             array[index + k] += v.sum()
 
-    pixels = pixel_zero, load, load_where, store, splat, fma
+    pixels = pixel_zero, load, load_where, store, store_max, splat, fma
     blocks = zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block
     return ravel, full_width, width, transpose, *pixels, *blocks, fma_broadcast, fma_outer, reduce_add
 
 
 _compiled = (
-    _ravel, _full_width, _width, _transpose, _pixel_zero, _load, _load_where, _store, _splat, _fma, _zeros,
-    _broadcast_rows, _load_strided, _load_indexed, _store_contiguous, _store_block, _fma_broadcast, _fma_outer,
+    _ravel, _full_width, _width, _transpose, _pixel_zero, _load, _load_where, _store, _store_max, _splat, _fma,
+    _zeros, _broadcast_rows, _load_strided, _load_indexed, _store_contiguous, _store_block, _fma_broadcast, _fma_outer,
     _reduce_add,
 )  # fmt: skip
 _functions: Any = _without_compiler() if numba.config.DISABLE_JIT else _compiled  # type: ignore[attr-defined]
 ravel, full_width, width, transpose = _functions[:4]
-pixel_zero, load, load_where, store, splat, fma = _functions[4:10]
-zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block = _functions[10:16]
-fma_broadcast, fma_outer, reduce_add = _functions[16:]
+pixel_zero, load, load_where, store, store_max, splat, fma = _functions[4:11]
+zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block = _functions[11:17]
+fma_broadcast, fma_outer, reduce_add = _functions[17:]

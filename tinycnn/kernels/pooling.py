@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import device_function, inline_ir, kernel
-from tinycnn.kernels._simd import fma, load, load_where, pixel_zero, ravel, splat, store
+from tinycnn.kernels._simd import fma, load, load_where, pixel_zero, ravel, splat, store, store_max
 from tinycnn.kernels.layout import lanes, valid_range
 
 
@@ -160,22 +160,14 @@ def avg_pool2d_backward(dx, dy, kernel_size, stride, padding, count_include_pad,
 @device_function
 def max_2x2(y, indices, x):
     """One plane; shapes as in `mean_2x2`."""
-    (OH, OW), W, L = y.shape[:2], x.shape[1], lanes(x)
+    (OH, OW), W, L, zero = y.shape[:2], x.shape[1], lanes(x), pixel_zero(x)
     for i in range(OH):
         out, position, upper, lower = row(y, i), row(indices, i), row(x, 2 * i), row(x, 2 * i + 1)
         for j in range(OW):
-            corner, k = np.int32(2 * i * W + 2 * j), 2 * j * L
-            for n in range(L):
-                best, w = upper[k + n], corner
-                value = upper[k + L + n]
-                better = value > best or value != value
-                best, w = (value if better else best), (corner + 1 if better else w)
-                value = lower[k + n]
-                better = value > best or value != value
-                best, w = (value if better else best), (corner + W if better else w)
-                value = lower[k + L + n]
-                better = value > best or value != value
-                out[j * L + n], position[j * L + n] = (value if better else best), (corner + W + 1 if better else w)
+            corner, k = 2 * i * W + 2 * j, 2 * j * L
+            pixels = load(upper, k, zero), load(upper, k + L, zero), load(lower, k, zero), load(lower, k + L, zero)
+            keys = np.int32(corner), np.int32(corner + 1), np.int32(corner + W), np.int32(corner + W + 1)
+            store_max(out, position, j * L, pixels, keys)
 
 
 @device_function
