@@ -28,6 +28,8 @@ plane (H, W) and a vector in a plane (H, W, L):
     v = load_where(array, i, keys, k, zero)  the same, but zero where keys[i ...] (int32) differ from k
     store_max(array, positions, i, vs, ks)   array[i ...] = the largest of a tuple of pixels, positions[i ...] = its key
                                              in a tuple of int32; of equal ones the first, of NaNs the last
+    update_max(array, positions, i, v, k)    array[i ...] = v and positions[i ...] = k, an int32, where v is larger or a
+                                             NaN, or the position is negative
     v = splat(number, zero)                  the number in all lanes
     v = fma(a, b, c)                         a*b + c
 
@@ -199,6 +201,32 @@ def _store(context, array, index, v):
     return types.void(array, types.intp, v), code
 
 
+def _is_larger(builder, v, best):
+    """Whether v > best or v is a NaN."""
+    return builder.or_(builder.fcmp_ordered(">", v, best), builder.fcmp_unordered("uno", v, v))
+
+
+@intrinsic
+def _update_max(context, array, positions, index, v, key):
+    def code(context, builder, signature, arguments):
+        array, positions, index, v, key = arguments
+        key_type = ir.IntType(32)
+        if isinstance(v.type, ir.VectorType):
+            key_type = ir.VectorType(key_type, v.type.count)
+            key = _broadcast(builder, key, key_type)
+        address = _address(context, builder, signature.args[0], array, index, v.type)
+        position = _address(context, builder, signature.args[1], positions, index, key_type)
+        align = signature.args[0].dtype.bitwidth // 8
+        best, where = builder.load(address, align=align), builder.load(position, align=4)
+        none = ir.Constant(key_type, [0] * key_type.count if isinstance(key_type, ir.VectorType) else 0)
+        better = builder.or_(_is_larger(builder, v, best), builder.icmp_signed("<", where, none))
+        builder.store(builder.select(better, v, best), address, align=align)
+        builder.store(builder.select(better, key, where), position, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, positions, types.intp, v, types.int32), code
+
+
 @intrinsic
 def _store_max(context, array, positions, index, pixels, keys):
     def code(context, builder, signature, arguments):
@@ -211,7 +239,7 @@ def _store_max(context, array, positions, index, pixels, keys):
             keys = [_broadcast(builder, key, key_type) for key in keys]
         best, where = pixels[0], keys[0]
         for v, key in zip(pixels[1:], keys[1:], strict=True):
-            better = builder.or_(builder.fcmp_ordered(">", v, best), builder.fcmp_unordered("uno", v, v))
+            better = _is_larger(builder, v, best)
             best, where = builder.select(better, v, best), builder.select(better, key, where)
         address = _address(context, builder, signature.args[0], array, index, kind)
         builder.store(best, address, align=signature.args[0].dtype.bitwidth // 8)
@@ -465,6 +493,12 @@ def _without_compiler():
         store(array, index, best)
         store(positions, index, where)
 
+    def update_max(array, positions, index, v, key):
+        best, where = load(array, index, v), load(positions, index, v)
+        better = (v > best) | (v != v) | (where < 0)
+        store(array, index, np.where(better, v, best))
+        store(positions, index, np.where(better, key, where))
+
     def splat(number, like):
         return np.full_like(like, number)[()]
 
@@ -508,18 +542,18 @@ def _without_compiler():
         for k, v in enumerate(acc):
             array[index + k] += v.sum()
 
-    pixels = pixel_zero, load, load_where, store, store_max, splat, fma
+    pixels = pixel_zero, load, load_where, store, store_max, update_max, splat, fma
     blocks = zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block
     return ravel, full_width, width, transpose, *pixels, *blocks, fma_broadcast, fma_outer, reduce_add
 
 
 _compiled = (
-    _ravel, _full_width, _width, _transpose, _pixel_zero, _load, _load_where, _store, _store_max, _splat, _fma,
-    _zeros, _broadcast_rows, _load_strided, _load_indexed, _store_contiguous, _store_block, _fma_broadcast, _fma_outer,
-    _reduce_add,
+    _ravel, _full_width, _width, _transpose, _pixel_zero, _load, _load_where, _store, _store_max, _update_max, _splat,
+    _fma, _zeros, _broadcast_rows, _load_strided, _load_indexed, _store_contiguous, _store_block, _fma_broadcast,
+    _fma_outer, _reduce_add,
 )  # fmt: skip
 _functions: Any = _without_compiler() if numba.config.DISABLE_JIT else _compiled  # type: ignore[attr-defined]
 ravel, full_width, width, transpose = _functions[:4]
-pixel_zero, load, load_where, store, store_max, splat, fma = _functions[4:11]
-zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block = _functions[11:17]
-fma_broadcast, fma_outer, reduce_add = _functions[17:]
+pixel_zero, load, load_where, store, store_max, update_max, splat, fma = _functions[4:12]
+zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block = _functions[12:18]
+fma_broadcast, fma_outer, reduce_add = _functions[18:]

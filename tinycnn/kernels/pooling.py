@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import device_function, inline_ir, kernel
-from tinycnn.kernels._simd import fma, load, load_where, pixel_zero, ravel, splat, store, store_max
+from tinycnn.kernels._simd import fma, load, load_where, pixel_zero, ravel, splat, store, store_max, update_max
 from tinycnn.kernels.layout import lanes, valid_range
 
 
@@ -172,7 +172,7 @@ def max_2x2(y, indices, x):
 
 @device_function
 def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
-    (H, W), (OH, OW), L = x.shape[:2], y.shape[:2], lanes(x)
+    (H, W), (OH, OW), L, zero = x.shape[:2], y.shape[:2], lanes(x), pixel_zero(x)
     (KH, KW), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
     for i in range(OH):
         out, position = row(y, i), row(indices, i)
@@ -187,11 +187,7 @@ def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
                 j0, j1 = valid_range(v * dw - pw, sw, OW, W)
                 for j in range(j0, j1):
                     w = j * sw + v * dw - pw
-                    for n in range(L):
-                        value, k = source[w * L + n], j * L + n
-                        better = value > out[k] or value != value or position[k] < 0
-                        out[k] = value if better else out[k]
-                        position[k] = h * W + w if better else position[k]
+                    update_max(out, position, j * L, load(source, w * L, zero), np.int32(h * W + w))
 
 
 @inline_ir
