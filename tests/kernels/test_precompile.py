@@ -164,3 +164,15 @@ def test_options_are_the_same_in_every_compilation():
         compiled(np.zeros(3, dtype), np.zeros(3, dtype))
     loops = [compiled.get_metadata(types)["parfor_diagnostics"].count_parfors() for types in compiled.signatures]
     assert loops == [2, 2]  # not fused into one
+
+
+def test_parts_of_kernels_refuse_calls_from_python():
+    """Before and after a kernel that uses the part is compiled.  Without a refusal the process would crash."""
+    from tinycnn.kernels import linear
+
+    x, w, b = (np.zeros(shape, np.float32) for shape in ((64, 80), (40, 80), 40))
+    for _ in range(2):
+        with pytest.raises(TypeError, match="pack_bias is a part of kernels"):
+            linear.pack_bias(b, 40)
+        linear.linear_forward(np.empty((64, 40), np.float32), x, w, b)
+    assert linear.pack_bias.overloads

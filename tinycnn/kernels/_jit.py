@@ -177,12 +177,27 @@ def _parallel_and_serial(function: Function, options: Options, per_parameter: bo
 
 def device_function(function: Function) -> Any:
     """Compile `function` for one thread, to be called by kernels."""
-    return numba.njit(**DEVICE_FUNCTION)(function)
+    return _refuse_python(numba.njit(**DEVICE_FUNCTION)(function))
 
 
 def force_inline(function: Function) -> Any:
     """A `device_function` for innermost loops that LLVM always inlines: a call would keep vectors in memory."""
-    return numba.njit(forceinline=True, **DEVICE_FUNCTION)(function)
+    return _refuse_python(numba.njit(forceinline=True, **DEVICE_FUNCTION)(function))
+
+
+def _refuse_python(dispatcher: Any) -> Any:
+    """Make a call from Python a TypeError.  It has no wrapper for Python, and Numba would jump to address 0."""
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise TypeError(
+            f"{dispatcher.py_func.__qualname__} is a part of kernels, which Python cannot call; with "
+            "NUMBA_DISABLE_JIT=1 it is a Python function"
+        )
+
+    if hasattr(dispatcher, "py_func"):  # with NUMBA_DISABLE_JIT it is the function itself
+        dispatcher._compile_for_args = refuse
+        dispatcher._insert = lambda *args, **options: None  # nothing to find for calls from Python
+    return dispatcher
 
 
 def inline_ir(function: Function) -> Any:
