@@ -33,7 +33,7 @@ def difference(a, b):
 
 
 def test_place_does_not_matter():
-    """But for a few: if a row at the edge of the ink is about as strong as LEVEL, its rounding decides whether the box has
+    """But for a few: if a row at the edge of the ink is about as strong as LEVEL, rounding decides whether the box has
     it, and the digit is up to 5 % larger and half a pixel further."""
     differences = []
     for n in range(40):
