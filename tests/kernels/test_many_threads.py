@@ -7,7 +7,7 @@ from reference import blank
 
 from tinycnn.kernels import direct_conv, layout, linear
 
-MANY = [2, 3, 16, 64]  # what the kernels are told; the threads that run them are fewer
+MANY = [2, 3, 16, 64]  # what is passed to the kernels; the threads that run them are fewer
 
 
 def same_for_all(monkeypatch, compute):

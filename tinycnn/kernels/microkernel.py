@@ -10,7 +10,7 @@ import numpy as np
 from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, force_inline
 
-# Output channels of a register block, of two vectors each; `choose_mr` picks one.  AVX-512 has 32 registers, others 16.
+# Output channels of a register block, of two vectors each; see `choose_mr`.  AVX-512 has 32 registers, others 16.
 MR_WIDE, MR_NARROW = (8, 6) if _simd.BYTES == 64 else (4, 6)
 WIDE_SIZE, NARROW_SIZE = 2 * MR_WIDE, 2 * MR_NARROW
 
