@@ -104,7 +104,7 @@ def ladder(result):
     figure = plot.new_figure(7.6, 4.0, layout="constrained")
     ax = figure.add_subplot()
     for y, row in enumerate(rows):
-        ours = row["version"] in ("im2col, our GEMM", "shifted rows", "in use: direct")
+        ours = row["version"] in ("im2col, our GEMM", "MEC", "in use: direct")
         ax.barh(y, row["gflops"], color=BLUE if ours else MUTED, height=0.7)
         label = ax.text(row["gflops"] * 1.08, y, f"{row['gflops']:.3g}", va="center", fontsize=SMALL, color=TEXT)
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # the line of the peak may cross it

@@ -107,24 +107,16 @@ class TinyCNN:
         return [self.ops.layout.as_nchw(y)[: self.batch], self.ops.layout.as_nchw(dx)[: self.batch], dw, db]
 
     def path(self):
-        """The functions that did the work, from a traced call."""
+        """The kernels that do the work, of each phase."""
         return {phase: self.trace(getattr(self, phase)) for phase in PHASES}
 
     def trace(self, call):
-        """Names of the functions that the dispatching function in `call` calls."""
-        module, called = call.func.__globals__, []
-        paths = {n: module[n] for n in call.func.__code__.co_names if callable(module.get(n)) and n != "is_full_window"}
+        """Names of the kernels that `call` runs."""
+        from tinycnn.kernels import _capture
 
-        def traced(name, *arguments):
-            called.append(name)
-            paths[name](*arguments)
-
-        module.update({name: functools.partial(traced, name) for name in paths})
-        try:
-            call()
-        finally:
-            module.update(paths)
-        return ", ".join(name.removeprefix("conv2d_").removesuffix("_backward") for name in called)
+        calls: list[Any] = []
+        _capture.trace_calls(call, calls, dry_run=True)
+        return " ".join(kernel.__name__.removesuffix("_serial").removeprefix("conv2d_") for kernel, _ in calls)
 
 
 class TwoLayouts:

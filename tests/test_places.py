@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 # Names of the backends that are no kernels: services on arrays, and modules of the CPU's only.
 SERVICES = {"capture", "copy_to", "empty", "parameter_blocks", "precompile", "to_device", "to_host"}
-CPU_MODULES = {"fused", "layout"}
+CPU_MODULES = {"folded", "fused", "layout"}
 
 # Every kernel passes NaN on, so that a diverged run is seen.  Exceptions: activations whose gradient does not, and why.
 NAN_STOPS = {

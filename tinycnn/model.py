@@ -22,9 +22,9 @@ from tinycnn._typing import Array, DeviceArray, Rng, Shape, State
 from tinycnn.containers import NamedLayer, chain_shapes, check_unbound, leaf_shapes, leaves, named_layers
 from tinycnn.dataset import Normalization
 from tinycnn.layers import Layer, copy_into
-from tinycnn.plan import Plan
+from tinycnn.plan import Plan, can_fold
 
-MAX_PLANS = 8  # the plans of the last batch sizes are kept
+MAX_PLANS = 16  # the last plans are kept: of each batch size, one for training and one for evaluation
 
 
 class RunState:
@@ -62,6 +62,8 @@ class Sequential:
 
     Threads may share a model: calls run one at a time.
     """
+
+    _folds: tuple[int, bool]  # number of changes when `can_fold` was asked, and its answer
 
     def __init__(
         self,
@@ -139,7 +141,7 @@ class Sequential:
     def __getstate__(self) -> dict[str, Any]:
         """Layers with their weights, the gradient, and attributes that a user has set, all on the host."""
         rebuilt = {"ops", "lock", "changes", "shapes", "leaves", "leaf_shapes", "parameter_table"}
-        rebuilt |= {"_named_layers", "_unfused", "_theta", "_grad", "_plans", "_shared_buffers", "_run"}
+        rebuilt |= {"_named_layers", "_unfused", "_theta", "_grad", "_plans", "_folds", "_shared_buffers", "_run"}
         with self.lock:
             state = {name: value for name, value in vars(self).items() if name not in rebuilt}
             modes = self._modes()
@@ -164,22 +166,27 @@ class Sequential:
             self.input_shape, self.shapes, self.leaf_shapes = shape, shapes, inner
             self.clear_plans()
 
-    def plan(self, batch: int, unfused: bool | None = None) -> Plan:
+    def plan(self, batch: int, unfused: bool | None = None, evaluation: bool | None = None) -> Plan:
         """The `Plan` of a batch of `batch` images: its steps and buffers.
 
-        unfused  no fusion, nothing in place: all inputs, outputs and gradients of layers can be read afterwards
+        unfused     no fusion, nothing in place: all inputs, outputs and gradients of layers can be read afterwards
+        evaluation  steps without a backward, if they are faster; by default in evaluation mode, unless unfused
         """
         unfused = self._unfused if unfused is None else unfused
-        plan = self._plans.get((batch, unfused))
+        evaluation = not (self._training or unfused) if evaluation is None else evaluation
+        if evaluation and self._folds[0] != self.changes.count:
+            self._folds = self.changes.count, can_fold(self)
+        key = batch, unfused, evaluation and self._folds[1]
+        plan = self._plans.get(key)
         if plan is None or plan.changes != self.changes.count:
             # A changed attribute, such as a stride, may change other shapes.
             self.set_input_shape(self._known_shapes()[0])
-            plan = self._plans.get((batch, unfused))
+            plan = self._plans.get(key)
             if plan is None or not plan.is_current():
                 self._run.max_batch = max(self.max_batch, _check.integer("batch", batch, 1))
                 if not all(is_builtin(layer) for _, layer in self.leaves):
                     self.discard_forward()  # users' layers may own buffers, and reallocate them in `Plan`
-                plan = self._plans[batch, unfused] = Plan(self, batch, unfused)
+                plan = self._plans[key] = Plan(self, *key)
                 if len(self._plans) > MAX_PLANS:
                     del self._plans[next(iter(self._plans))]
         return plan
@@ -202,7 +209,8 @@ class Sequential:
 
     def clear_plans(self) -> None:
         """Free all buffers."""
-        self._plans: dict[tuple[int, bool], Plan] = {}
+        self._folds = -1, False
+        self._plans: dict[tuple[int, bool, bool], Plan] = {}
         self._shared_buffers: dict[str, DeviceArray] = {}
         self.discard_forward()
 
@@ -300,11 +308,25 @@ class Sequential:
                     "backward needs its own forward (but see unfused), and nothing may run the model in between"
                 )
             _check.shape("dy", dy, plan.dy.shape, "the last output")
+            if plan.evaluation:  # has no backward
+                plan = self._forward_again(plan)
             self.ops.copy_to(plan.dy, dy.astype(self.dtype, copy=False))
             plan.backward(input_gradient=True)
             if plan.fused:
                 self.discard_forward()
             return self._to_caller(plan.dx, on_device)
+
+    def _forward_again(self, evaluated: Plan) -> Plan:
+        """The plan that has a backward, after a forward of the same images, in evaluation mode too."""
+        plan, modes = self.plan(evaluated.batch, evaluated.unfused, evaluation=False), self._modes()
+        self.ops.copy_to(plan.x, evaluated.x)
+        self._set_modes([False] * len(modes))
+        try:
+            plan.forward()
+        finally:
+            self._set_modes(modes)
+            plan.mode = None
+        return plan
 
     def outputs(self, x: Any, batch_size: int = 256) -> Array:
         """Output for any number of images, computed in batches in evaluation mode, NumPy.  x: as for `forward`"""

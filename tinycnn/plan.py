@@ -12,9 +12,11 @@ A plan decides
   launches for a fused step (kernels/fused.py, cuda/fused.py).
 - Residual: its layers, its projection and their sum become steps of one flat list.
 - in-place use: an activation overwrites its input if no later step reads it.
+- evaluation, on the CPU: a convolution and the batch norm, the sum of a Residual and the ReLU that follow it become one
+  step (kernels/folded.py), and max pooling keeps no positions.  Such a plan has no backward.
 - buffers: all but the smallest are shared by the plans of a model, which run one at a time.
 
-An `unfused` plan does none of the last three.  After a pass, all inputs, outputs and gradients of layers can be read.
+An `unfused` plan does none of the last four.  After a pass, all inputs, outputs and gradients of layers can be read.
 """
 
 import itertools
@@ -27,7 +29,20 @@ from tinycnn._tracked import Replay, is_builtin, is_replayable
 from tinycnn._typing import Array, DeviceArray, Shape
 from tinycnn.containers import Residual
 from tinycnn.errors import DeviceMemoryError
-from tinycnn.layers import ELU, AvgPool2d, Conv2d, Hardtanh, Layer, Linear, MaxPool2d, ReLU, ReLU6, Sigmoid, Tanh
+from tinycnn.layers import (
+    ELU,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Hardtanh,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    Tanh,
+)
 
 if TYPE_CHECKING:
     from tinycnn.model import Sequential
@@ -64,11 +79,42 @@ def fused_step(layers: tuple[Layer, ...], in_place: bool, keeps_dy: bool) -> "tu
     return None
 
 
-def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list[StepSpec]:
-    """The steps of a plan."""
+def clamp_limits(layer: Layer) -> tuple[float, float] | None:
+    """(low, high) of an activation min(max(x, low), high); None for any other."""
+    if type(layer) is ReLU:
+        return 0.0, math.inf
+    return layer.activation_code[1:] if type(layer) in (Hardtanh, ReLU6) else None
+
+
+def folded_step(layers: tuple[Layer, ...], nested: bool) -> "tuple[type[Step], int] | None":
+    """The step of evaluation that begins with the convolution layers[0], and its number of layers; None if that is all.
+
+    nested  `layers` end with those of a Residual, whose sum can be part of the step
+    """
+    count = 1
+    if len(layers) > count and type(layers[count]) is BatchNorm2d:
+        norm: Any = layers[count]
+        count += norm.track_running_stats
+    if nested and len(layers) == count:
+        return FoldedConv2d, count
+    pools = len(layers) > count + 1 and can_fuse(*layers[count : count + 2])  # which applies the activation
+    if len(layers) > count and clamp_limits(layers[count]) and not pools:
+        count += 1
+    return (FoldedConv2d, count) if count > 1 else None
+
+
+def can_fold(model: "Sequential") -> bool:
+    """Whether a plan of evaluation may differ from that of training.  A backward runs the forward again, which changes
+    nothing if all layers are this library's and in evaluation mode."""
+    leaves = [layer for _, layer in model.leaves]
+    return model.ops.folded is not None and all(is_builtin(layer) and not layer.training for layer in leaves)
+
+
+def choose_steps(model: "Sequential", batch: int, unfused: bool = False, evaluation: bool = False) -> list[StepSpec]:
+    """The steps of a plan.   evaluation: there will be no backward, and the model `can_fold`"""
     ops = model.ops
     blocked_maps = ops.layout is not None  # the layout of the fused kernels
-    use_blocks = blocked_maps and ops.layout.lanes_for(batch, model.dtype) > 1
+    use_blocks = blocked_maps and ops.layout.lanes_for(batch, model.dtype, evaluation) > 1
     number = 0  # of the next leaf
 
     def chain(
@@ -86,8 +132,13 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
             layer, builtin = layers[position], is_builtin(layers[position])
             if isinstance(layer, Residual):
                 spec, blocked = residual(layer, blocked)
-                specs.append(spec)
                 free, position = True, position + 1
+                body, following = spec[1][0], layers[position : position + 2]
+                pools = len(following) == 2 and can_fuse(*following)
+                if body[-1][0] is FoldedSum and following and clamp_limits(following[0]) and not pools:
+                    body[-1] = FoldedSum, (*body[-1][1], number), False
+                    number, position = number + 1, position + 1
+                specs.append(spec)
                 continue
             if layer.is_view and builtin:
                 specs.append((ReorderToNCHW if blocked else Reshape, (number,), not blocked))
@@ -99,18 +150,23 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
                 specs.append(_reorder(blocked))
                 blocked, free = not blocked, number > 0
             in_place = free and not unfused and _flag(layer, builtin, "in_place", False)
-            fused, following = None, layers[position : position + 3]
-            if not unfused and (not maps or blocked == blocked_maps):
+            fused, following = None, layers[position : position + 4]
+            if evaluation and type(layer) is Conv2d and output_shape[1:] != (1, 1):
+                fused = folded_step(following, nested and len(layers) <= position + 4)
+            if fused is None and not unfused:
                 keeps_dy = nested and position + 2 == len(layers)
-                fused = fused_step(tuple(itertools.takewhile(is_builtin, following)), in_place, keeps_dy)
+                fused = fused_step(tuple(itertools.takewhile(is_builtin, following[:3])), in_place, keeps_dy)
+                if fused is not None and maps and blocked != blocked_maps:
+                    # The planes of one image are so small that activation and average pooling are faster in turn.
+                    fused = fused if evaluation and type(following[fused[1] - 1]) is MaxPool2d else None
             if fused is not None:
                 step_class, count = fused
                 specs.append((step_class, tuple(range(number, number + count)), False))
-                free = type(following[count - 1]) is AvgPool2d  # backward of the others reads the output
+                free = evaluation or type(following[count - 1]) is AvgPool2d  # backward of others reads the output
                 number, position = number + count, position + count
             else:
                 specs.append((LayerStep, (number,), in_place))
-                free = not in_place and not _flag(layer, builtin, "reads_output", True)
+                free = evaluation or not (in_place or _flag(layer, builtin, "reads_output", True))
                 number, position = number + 1, position + 1
         return specs, blocked, free
 
@@ -121,6 +177,9 @@ def choose_steps(model: "Sequential", batch: int, unfused: bool = False) -> list
         if body_blocked != shortcut_blocked:
             body.append(_reorder(body_blocked))
             free = True
+        last, numbers, _ = body[-1]
+        if last is FoldedConv2d and clamp_limits(model.leaves[numbers[-1]][1]) is None:
+            body[-1] = FoldedSum, numbers, False
         return (Add, (body, projection), free and not unfused), shortcut_blocked
 
     specs, blocked, _ = chain(model.layers, False, False)
@@ -248,7 +307,9 @@ class FusedMaxPool2d(Step):
         self.activation: Any
         self.pool: Any
         self.activation, self.pool = self.layers
-        self.indices = plan.ops.empty(y.shape, np.int32)
+        kernel_size, *_, dilation = self.pool.options
+        needed = not plan.evaluation or kernel_size != (2, 2) or dilation != (1, 1) or self.pool.ceil_mode
+        self.indices = plan.ops.empty(y.shape if needed else (*y.shape[:2], *[0] * (y.ndim - 2)), np.int32)
 
     def forward(self) -> None:
         code = self.activation.activation_code
@@ -286,6 +347,38 @@ class FusedConv2d(Step):
         maps, self.pooling.dy = self.pooling.x, self.dy
         self.pooling.backward(maps)
         self.convolution.backward(dx, maps, self.x, maps)
+
+
+class FoldedConv2d(Step):
+    """In evaluation, a convolution and the batch norm and the activation after it, if it has them."""
+
+    fused = True
+
+    def __init__(self, plan: "Plan", numbers: tuple[int, ...], x: DeviceArray, y: DeviceArray) -> None:
+        super().__init__(plan, numbers, x, y)
+        self.convolution: Any = self.layers[0]
+        self.norm: Any = next((layer for layer in self.layers if isinstance(layer, BatchNorm2d)), None)
+        self.residual: DeviceArray = None
+        self.table = plan.ops.empty((4, y.shape[1]), y.dtype)
+
+    def forward(self) -> None:
+        weight, bias, *window = self.convolution.operands
+        norm, none, low_high = self.norm, self.table[0, :0], clamp_limits(self.layers[-1]) or (-math.inf, math.inf)
+        self.table[2:] = np.reshape(low_high, (2, 1))
+        statistics = (none,) * 4 if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        self.ops.folded.fold_batch_norm(self.table, bias, *statistics, 0.0 if norm is None else norm.eps)
+        self.ops.folded.conv2d(self.y, self.x, weight, self.table, self.residual, *window)
+
+
+class FoldedSum(FoldedConv2d):
+    """`FoldedConv2d` at the end of a Residual, with its sum, which comes before the activation.
+
+    residual  the other term
+    """
+
+    def __repr__(self) -> str:
+        *parts, last = super().__repr__().split(" + ")
+        return " + ".join([*parts, "add", last] if clamp_limits(self.layers[-1]) else [*parts, last, "add"])
 
 
 class FusedLinear(Step):
@@ -416,14 +509,16 @@ class Plan:
     y, dy    the output of `forward`, and its gradient, the input of `backward`
     dx       the gradient of x, an output of `backward` if asked for
     fused    whether a step is fused: each `backward` then needs its own `forward`
+    evaluation  there is no `backward`; the model must be one that `can_fold`
     """
 
-    def __init__(self, model: "Sequential", batch: int, unfused: bool = False) -> None:
-        self.model, self.ops, self.batch, self.unfused = model, model.ops, batch, unfused
-        self.specs, self.changes = choose_steps(model, batch, unfused), model.changes.count
+    def __init__(self, model: "Sequential", batch: int, unfused: bool = False, evaluation: bool = False) -> None:
+        self.model, self.ops, self.batch, self.unfused, self.evaluation = model, model.ops, batch, unfused, evaluation
+        self.specs, self.changes = choose_steps(model, batch, unfused, evaluation), model.changes.count
         self.trainable = _trainable(model)
-        self.lanes: int = self.ops.layout.lanes_for(batch, model.dtype) if self.ops.layout else 1
+        self.lanes: int = self.ops.layout.lanes_for(batch, model.dtype, evaluation) if self.ops.layout else 1
         self.steps: list[Step] = []
+        self.mode: bool | None = None  # whether the last `forward` that was no replay was one of training
         self._replays: dict[bool, Replay] = {}
         try:
             self._build()
@@ -484,7 +579,8 @@ class Plan:
         x, blocked, gradient = value.y, value.y.ndim == 5, f"{{}} gradient {self._depth}"
         fork = Fork(self, (), x, x)
         result = forked = self._append(fork, value.dy, self._next_gradient(value.shape, blocked), value.shape, value)
-        for spec in body:
+        folded = body[-1][0] is FoldedSum
+        for spec in [] if folded else body:
             result = self._build_step(spec, result, sums)
         other, last_steps = forked, [result.step]
         if projection:
@@ -495,6 +591,12 @@ class Plan:
                 other = self._build_step(spec, other, sums)
             last_steps.append(other.step)
             fork.shortcut = self.steps[first]
+        if folded:  # the sum is part of the last step, so the projection comes first
+            for spec in body:
+                result = self._build_step(spec, result, sums)
+            assert isinstance(result.step, FoldedSum)
+            result.step.residual, self._depth = other.y, self._depth - 1
+            return result
         shape, blocked = result.shape, result.y.ndim == 5
         add = Add(
             self, (), result.y, result.y if in_place else self.new_array(f"output {len(self.steps)}", shape, blocked)
@@ -543,13 +645,14 @@ class Plan:
         """Whether a new plan would have the same steps."""
         count = self.model.changes.count
         if self.changes != count:
-            current = choose_steps(self.model, self.batch, self.unfused), _trainable(self.model)
+            current = choose_steps(self.model, self.batch, self.unfused, self.evaluation), _trainable(self.model)
             if (self.specs, self.trainable) == current:
                 self.changes = count
         return self.changes == count
 
     def forward(self, dry_run: bool = False) -> None:
         """Compute y from x.   dry_run: run only steps that are known to call only kernels"""
+        self.mode = self.model.training
         for step in self.steps:
             if step.replayable or not dry_run:
                 step.forward()
@@ -557,9 +660,12 @@ class Plan:
     def replay_forward(self) -> None:
         """`forward`, replayed on the CPU: for one image, Python's call overhead is as long as the kernels."""
         training = self.model.training
+        if not self.ops.layout or training != self.mode:  # layers note for `backward` which statistics they used
+            self.forward()
+            return
         if training not in self._replays:
             self._replays[training] = Replay(self.ops, self.forward, *(layer for _, layer in self.model.leaves))
-        self._replays[training]() if self.ops.layout else self.forward()
+        self._replays[training]()
 
     def backward(self, input_gradient: bool = False, dry_run: bool = False) -> None:
         """Compute the parameters' gradients in `model.grad` from dy, and, with `input_gradient`, dx."""
@@ -582,8 +688,11 @@ class Plan:
 
         width = max(len(repr(step)) for step in self.steps)
         shape_width = max(len(str(tuple(a.shape))) for step in self.steps for a in (step.x, step.y))
-        lines = [f"{self.batch} images, {self.model.dtype}{', unfused' if self.unfused else ''}", "forward"]
+        kind = ", unfused" if self.unfused else ", evaluation" if self.evaluation else ""
+        lines = [f"{self.batch} images, {self.model.dtype}{kind}", "forward"]
         lines += [line(step, step.x, step.y) for step in self.steps]
+        if self.evaluation:
+            return "\n".join(lines)
         lines += ["backward"]
         for step in reversed(self.steps):
             if step.needs_dx:

@@ -98,6 +98,10 @@ class StepRunner:
         """Whether the runner was made for exactly these objects."""
         return self.model is model and self.criterion is criterion and self.loader.dataset is dataset
 
+    def plan(self, n: int) -> Plan:
+        """The plan of n images; one with a backward if there is an optimizer, also of a model in evaluation mode."""
+        return self.model.plan(n, evaluation=None if self.optimizer is None else False)
+
     def pieces(self, n: int) -> list[int]:
         """Sizes of the pieces in which a training step on n images runs: at most `PIECE` images, about equal.  [n] if a
         batch must be whole: if batch norm computes its statistics, images have weights in a mean, or a user's layer or
@@ -138,7 +142,7 @@ class StepRunner:
 
     def compute_loss(self, n: int, dry_run: bool = False) -> None:
         """Forward pass and loss of the next n images.  Leaves the outputs and their gradient in the plan's buffers."""
-        plan, criterion = self.model.plan(n), self.criterion
+        plan, criterion = self.plan(n), self.criterion
         self.reserve(n)
         self.target = self.loader.next(plan.x)
         self.targets[n] = self.target, self.loader.sample_weight
@@ -150,7 +154,7 @@ class StepRunner:
 
     def update(self, n: int, dry_run: bool = False) -> None:
         """Backward pass and optimizer step; advance to the next images."""
-        self.model.plan(n).backward(dry_run=dry_run)
+        self.plan(n).backward(dry_run=dry_run)
         if not dry_run or is_replayable(self.optimizer):
             self.optimizer.step()
         self._accumulate_metrics()
@@ -174,7 +178,7 @@ class StepRunner:
 
     def _replay(self, n: int, step: Callable[..., None], *arguments: Any) -> None:
         """`step(*arguments)`, replayed.  n: its batch size, 0 for none"""
-        key, plan = (step.__name__, *arguments, self.model.training), self.model.plan(n) if n else None
+        key, plan = (step.__name__, *arguments, self.model.training), self.plan(n) if n else None
         captured_plan, replay = self.captures.get(key, (None, None))
         if replay is None or captured_plan is not plan:  # a capture uses the buffers of its plan
             if n:
@@ -245,7 +249,7 @@ class StepRunner:
         """Turn the gradient of a mean over n images into that of the sum of their losses: ranks have different n."""
         self.piece_weight = self._weight(n)
         self.batch_weight += self.piece_weight
-        dy = self.model.plan(n).dy.reshape(-1)
+        dy = self.plan(n).dy.reshape(-1)
         if self.piece_weight == 0:  # the mean is 0/0
             self.model.ops.copy_to(dy, np.zeros(dy.shape, self.model.dtype))
             self.model.ops.copy_to(self.criterion._loss[:n], np.zeros(n, self.model.dtype))
@@ -266,7 +270,7 @@ class StepRunner:
         self.group.absent = True
         self.loader.seek(0)
         self.compute_loss(1)
-        plan = self.model.plan(1)
+        plan = self.plan(1)
         self.model.ops.copy_to(plan.dy, np.zeros(plan.dy.shape, self.model.dtype))
         plan.backward()
 
@@ -323,7 +327,7 @@ class StepRunner:
         """Backward pass after `compute_loss(n)`; add the gradient to those of the window, of which n images are the
         `first` piece or a later one; advance to the next images.  Gradients of means are weighted by the number of
         images."""
-        self.model.plan(n).backward(dry_run=dry_run)
+        self.plan(n).backward(dry_run=dry_run)
         scale = n if self.criterion.reduction == "mean" and self.group.size == 1 else 1
         self.model.ops.accumulate_grad(self.grad_sum, self.model.grad, scale, first)
         self._accumulate_metrics()
@@ -374,7 +378,7 @@ class StepRunner:
 
     def _find_non_finite(self, piece: int) -> str | None:
         with self.group.apart():
-            return self.model.find_non_finite(self.model.plan(piece))
+            return self.model.find_non_finite(self.plan(piece))
 
     def metric_name(self) -> str | None:
         """Name of the metric that the loss computes besides its value, such as "accuracy"; None for none."""
@@ -887,7 +891,7 @@ def _evaluate(runner: StepRunner, batch_size: int) -> tuple[float, float | None,
                 )
                 loss, weight = criterion.weighted_sum(criterion.batch_loss(n), labels, weights, n)
                 loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
-                outputs.append(np.array(model.ops.to_host(model.plan(n).y)))
+                outputs.append(np.array(model.ops.to_host(runner.plan(n).y)))
                 has_metric = runner.metric_name() is not None
                 metric_sum += criterion.batch_metric(n, labels) if has_metric else 0.0
     sums = np.array([loss_sum, weight_sum, metric_sum, sum(map(len, outputs)), has_metric], np.float64)

@@ -42,7 +42,7 @@ def test_convolution(monkeypatch, shape, weights, options, blocks):
 
     def compute():
         y, dx, dw, db = (blank(a.shape, a.dtype) for a in (dy, x, w, b))
-        direct_conv.conv2d_forward_direct(y, x, w, b, *options)
+        direct_conv.conv2d_forward_direct(y, x, w, b, None, None, *options)
         direct_conv.conv2d_backward_direct(dx, dw, db, dy, x, w, *options)
         return y, dx, dw, db
 

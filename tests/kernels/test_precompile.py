@@ -17,6 +17,7 @@ RELU = scalars.activation(scalars.RELU)
 # Precompiles the first of six kernels with an empty cache; prints how many of them were loaded from it.
 COMPILE = """
 import sys
+import threading
 import numpy as np
 from tinycnn import kernels, scalars
 from tinycnn.kernels import _precompile, _jit
@@ -36,8 +37,13 @@ def step():
     for kernel, *arguments in calls:
         kernel(*arguments)
 taken = []
+given = threading.Event()  # the worker has a task: however long it takes to start, it has a part
 class Queue(_precompile.collections.deque):
     def popleft(self):
+        if threading.current_thread() is not threading.main_thread():
+            given.set()
+        elif sys.argv[1] == "works":
+            assert given.wait(200)
         taken.append(task := super().popleft())
         return task
 _precompile.collections.deque = Queue
@@ -64,7 +70,7 @@ def test_every_kernel_is_compiled_and_some_by_a_worker(worker, tmp_path):
     silent.write_text("#!/bin/sh\nexec sleep 1000\n")
     silent.chmod(0o755)
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    count = "6" if worker == "works" else "2"  # enough that a worker has started before the last one
+    count = "6" if worker == "works" else "2"
     command = [sys.executable, "-c", COMPILE, worker, str(silent), count]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

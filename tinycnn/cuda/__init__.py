@@ -69,7 +69,7 @@ from tinycnn.cuda.pooling import (
 )
 from tinycnn.cuda.resize import upsample_nearest2d_backward, upsample_nearest2d_forward, zero_pad2d
 
-layout = None  # this backend uses NCHW only
+layout = folded = None  # this backend uses NCHW only, and runs the steps of training in evaluation too
 
 __all__ = [
     "absolute_error",
@@ -101,6 +101,7 @@ __all__ = [
     "elastic_field",
     "ema_update",
     "empty",
+    "folded",
     "fused",
     "gather",
     "gather_rows",

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from tinycnn.kernels import fused, layout
+from tinycnn.kernels import folded, fused, layout
 from tinycnn.kernels._capture import CapturedStep
 from tinycnn.kernels._precompile import precompile
 from tinycnn.kernels.activations import (
@@ -104,6 +104,7 @@ __all__ = [
     "elastic_field",
     "ema_update",
     "empty",
+    "folded",
     "fused",
     "gather",
     "gather_rows",

@@ -5,6 +5,7 @@ Called from Python; the machine code is cached on disk (see _cache.py), so each 
     @kernel              parallel loops (`prange`); a second, serial version is compiled when a small call needs it
                          (`_threads.runs_serial`), or in a forked child that cannot use its parent's threads
     @parameter_kernel    a kernel over flat vectors with an entry for every parameter
+    @conv_kernel      a convolution, of arguments y, x, w, ...: y.size * w[0].size multiply-adds
     @kernel_no_reassoc   a kernel whose sums are not reordered
     @serial_kernel       a kernel with too little work for more than one thread
 
@@ -126,7 +127,12 @@ def kernel(function: Function) -> Any:
 
 def parameter_kernel(function: Function) -> Any:
     """A `kernel` over flat vectors with an entry for every parameter; see `_threads.runs_serial`."""
-    return _parallel_and_serial(function, {}, per_parameter=True)
+    return _parallel_and_serial(function, {}, "parameter")
+
+
+def conv_kernel(function: Function) -> Any:
+    """A convolution, a `kernel` of arguments y, x, w, ...: y.size * w[0].size multiply-adds."""
+    return _parallel_and_serial(function, {}, "convolution")
 
 
 def kernel_no_reassoc(function: Function) -> Any:
@@ -156,7 +162,7 @@ def _dispatcher(function: Function, options: Options) -> Any:
     return dispatcher
 
 
-def _parallel_and_serial(function: Function, options: Options, per_parameter: bool = False) -> Any:
+def _parallel_and_serial(function: Function, options: Options, kind: str = "") -> Any:
     parallel = traced(_dispatcher(function, KERNEL_OPTIONS | options))
     takes_threads = function.__code__.co_varnames[: function.__code__.co_argcount][-1] == "threads"
     # A copy under another name: with the same name both would use the same cache entries.
@@ -166,7 +172,7 @@ def _parallel_and_serial(function: Function, options: Options, per_parameter: bo
 
     @functools.wraps(function)
     def call(*args: Any) -> None:
-        if _threads.runs_serial(args, per_parameter, trace) or _threads.process.forks:
+        if _threads.runs_serial(args, kind, trace) or _threads.process.forks:
             serial(*args, 1) if takes_threads else serial(*args)
         else:
             with _threads.pool_lock:

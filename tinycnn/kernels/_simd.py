@@ -15,10 +15,14 @@ Accumulators are tuples of vectors: a block of rows and columns, row by row.  `l
     load_indexed(array, i, offsets, k, like)            vectors from i + offsets[k], i + offsets[k + 1], ...
     store_contiguous(array, i, acc)                     one vector after the other
     store_block(array, i, rstep, cstep, acc, rows)      array[i + r*rstep + c*cstep ...] = acc[r, c] for r < rows
+    store_epilogue(..., rows, table, n, k, residual)    the same of acc[r, c]*scale[k + r] + shift[k + r] +
+                                                        residual[i + r*rstep + c*cstep ...], at least low and at most
+                                                        high; a NaN stays.  table: n scales, n shifts, low at 2*n, high
+                                                        at 3*n   residual: may be None
     reduce_add(array, i, acc)                           array[i + k] += sum of the lanes of vector k; adds zeros to the
                                                         elements after them, up to a whole number of registers
 
-`broadcast_rows` and `store_block` take blocks of NR_VECTORS columns.
+`broadcast_rows`, `store_block` and `store_epilogue` take blocks of NR_VECTORS columns.
 
 Loops over the pixels of both layouts, NCHW and batch-blocked (see layout.py), use pixels: a pixel is a number in a
 plane (H, W) and a vector in a plane (H, W, L):
@@ -27,22 +31,25 @@ plane (H, W) and a vector in a plane (H, W, L):
     v = load(array, i, zero)                 one pixel; store(array, i, v)
     v = load_where(array, i, keys, k, zero)  the same, but zero where keys[i ...] (int32) differ from k
     store_max(array, positions, i, vs, ks)   array[i ...] = the largest of a tuple of pixels, positions[i ...] = its key
-                                             in a tuple of int32; of equal ones the first, of NaNs the last
+                                             in a tuple of int32; of equal ones the first, of NaNs the last.  Both may
+                                             be None
     update_max(array, positions, i, v, k)    array[i ...] = v and positions[i ...] = k, an int32, where v is larger or a
                                              NaN, or the position is negative
     v = splat(number, zero)                  the number in all lanes
     v = fma(a, b, c)                         a*b + c
 
 Each vector costs one or a few instructions; indices are not checked.  With NUMBA_DISABLE_JIT these functions are NumPy.
-Two more:
+Three more:
 
     ravel(array)             a flat view of a C-contiguous array.  `reshape` is a call that examines every stride, and
                              takes as long as a row of an image.  Not for arrays that the body of a `prange` loop
                              writes to itself: Numba does not know that the memory is shared, and drops the loop.
+    prefetch(array, i)       loads the cache line of an element ahead of its use
     full_width()             LLVM uses whole registers in this function.  By default it uses half of 512 bits, since
                              the first processors with AVX-512 lowered their clock for more.
 """
 
+import functools
 from typing import Any
 
 import llvmlite.binding
@@ -149,6 +156,20 @@ def _full_width(context):
 
 
 @intrinsic
+def _prefetch(context, array, index):
+    def code(context, builder, signature, arguments):
+        pointer, int32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = ir.FunctionType(ir.VoidType(), [pointer, int32, int32, int32])
+        array, index = arguments
+        address = _address(context, builder, signature.args[0], array, index, ir.IntType(8))
+        prefetch = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [address, *(ir.Constant(int32, n) for n in (0, 3, 1))])  # to read; L1; data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), code
+
+
+@intrinsic
 def _width(context, array):
     size = Vector(array.dtype).size
     return types.intp(array), lambda context, builder, signature, arguments: ir.Constant(ir.IntType(64), size)
@@ -232,21 +253,26 @@ def _store_max(context, array, positions, index, pixels, keys):
     def code(context, builder, signature, arguments):
         array, positions, index, pixels, keys = arguments
         pixels = cgutils.unpack_tuple(builder, pixels, signature.args[3].count)
-        keys = cgutils.unpack_tuple(builder, keys, signature.args[4].count)
-        kind, key_type = pixels[0].type, ir.IntType(32)
-        if isinstance(kind, ir.VectorType):
-            key_type = ir.VectorType(key_type, kind.count)
-            keys = [_broadcast(builder, key, key_type) for key in keys]
-        best, where = pixels[0], keys[0]
-        for v, key in zip(pixels[1:], keys[1:], strict=True):
-            better = _is_larger(builder, v, best)
-            best, where = builder.select(better, v, best), builder.select(better, key, where)
+        kind, best, better = pixels[0].type, pixels[0], []
+        for v in pixels[1:]:
+            better.append(_is_larger(builder, v, best))
+            best = builder.select(better[-1], v, best)
         address = _address(context, builder, signature.args[0], array, index, kind)
         builder.store(best, address, align=signature.args[0].dtype.bitwidth // 8)
-        builder.store(where, _address(context, builder, signature.args[1], positions, index, key_type), align=4)
+        if indexed:
+            keys, key_type = cgutils.unpack_tuple(builder, keys, len(pixels)), ir.IntType(32)
+            if isinstance(kind, ir.VectorType):
+                key_type = ir.VectorType(key_type, kind.count)
+                keys = [_broadcast(builder, key, key_type) for key in keys]
+            where = keys[0]
+            for key, is_better in zip(keys[1:], better, strict=True):
+                where = builder.select(is_better, key, where)
+            builder.store(where, _address(context, builder, signature.args[1], positions, index, key_type), align=4)
         return context.get_dummy_value()
 
-    return types.void(array, positions, types.intp, pixels, types.UniTuple(types.int32, keys.count)), code
+    indexed = positions != types.none
+    key_types = types.UniTuple(types.int32, pixels.count) if indexed else keys
+    return types.void(array, positions, types.intp, pixels, key_types), code
 
 
 @intrinsic
@@ -428,6 +454,40 @@ def _store_block(context, array, index, rstep, cstep, acc, rows):
 
 
 @intrinsic
+def _store_epilogue(context, array, index, rstep, cstep, acc, rows, table, count, first, residual):
+    def code(context, builder, signature, arguments):
+        array, index, rstep, cstep, acc, rows, table, count, first, residual = arguments
+        acc, align = cgutils.unpack_tuple(builder, acc, signature.args[4].count), signature.args[0].dtype.bitwidth // 8
+        data = context.make_array(signature.args[6])(context, builder, table).data
+
+        def entry(start, line):
+            return _broadcast(
+                builder, builder.load(builder.gep(data, [_index(builder, start, count, line)])), acc[0].type
+            )
+
+        low, high = (entry(ir.Constant(ir.IntType(64), 0), line) for line in (2, 3))
+        for row in range(len(acc) // NR_VECTORS):
+            in_range = builder.icmp_signed("<", ir.Constant(ir.IntType(64), row), rows)
+            with builder.if_then(in_range, likely=True):
+                scale, shift = (entry(builder.add(first, ir.Constant(ir.IntType(64), row)), line) for line in (0, 1))
+                for c in range(NR_VECTORS):
+                    position = _index(builder, _index(builder, index, rstep, row), cstep, c)
+                    v = _fma_call(builder, acc[row * NR_VECTORS + c], scale, shift)
+                    if signature.args[9] != types.none:
+                        address = _address(context, builder, signature.args[9], residual, position, v.type)
+                        v = builder.fadd(v, builder.load(address, align=align))
+                    v = builder.select(builder.fcmp_ordered("<", v, low), low, v)
+                    v = builder.select(builder.fcmp_ordered(">", v, high), high, v)
+                    builder.store(
+                        v, _address(context, builder, signature.args[0], array, position, v.type), align=align
+                    )
+        return context.get_dummy_value()
+
+    steps = types.intp, types.intp, types.intp
+    return types.void(array, *steps, acc, types.intp, table, types.intp, types.intp, residual), code
+
+
+@intrinsic
 def _reduce_add(context, array, index, acc):
     vector = acc.dtype
 
@@ -470,6 +530,9 @@ def _without_compiler():
     def full_width():
         pass
 
+    def prefetch(array, index):
+        pass
+
     def width(array):
         return BYTES // array.itemsize
 
@@ -486,6 +549,9 @@ def _without_compiler():
         array[index : index + np.size(v)] = v
 
     def store_max(array, positions, index, pixels, keys):
+        if positions is None:
+            store(array, index, functools.reduce(lambda best, v: np.where((v > best) | (v != v), v, best), pixels))
+            return
         best, where = pixels[0], np.full(np.shape(pixels[0]), keys[0], np.int32)
         for v, key in zip(pixels[1:], keys[1:], strict=True):
             better = (v > best) | (v != v)
@@ -538,22 +604,29 @@ def _without_compiler():
         for k in range(min(rows, len(acc) // NR_VECTORS) * NR_VECTORS):
             store(array, index + k // NR_VECTORS * rstep + k % NR_VECTORS * cstep, acc[k])
 
+    def store_epilogue(array, index, rstep, cstep, acc, rows, table, count, first, residual):
+        for k in range(min(rows, len(acc) // NR_VECTORS) * NR_VECTORS):
+            at, row = index + k // NR_VECTORS * rstep + k % NR_VECTORS * cstep, first + k // NR_VECTORS
+            v = acc[k] * table[row] + table[count + row]
+            v = v if residual is None else v + load(residual, at, v)
+            store(array, at, np.minimum(np.maximum(v, table[2 * count]), table[3 * count]))
+
     def reduce_add(array, index, acc):
         for k, v in enumerate(acc):
             array[index + k] += v.sum()
 
     pixels = pixel_zero, load, load_where, store, store_max, update_max, splat, fma
-    blocks = zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block
-    return ravel, full_width, width, transpose, *pixels, *blocks, fma_broadcast, fma_outer, reduce_add
+    blocks = zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block, store_epilogue
+    return ravel, full_width, prefetch, width, transpose, *pixels, *blocks, fma_broadcast, fma_outer, reduce_add
 
 
 _compiled = (
-    _ravel, _full_width, _width, _transpose, _pixel_zero, _load, _load_where, _store, _store_max, _update_max, _splat,
-    _fma, _zeros, _broadcast_rows, _load_strided, _load_indexed, _store_contiguous, _store_block, _fma_broadcast,
-    _fma_outer, _reduce_add,
+    _ravel, _full_width, _prefetch, _width, _transpose, _pixel_zero, _load, _load_where, _store, _store_max,
+    _update_max, _splat, _fma, _zeros, _broadcast_rows, _load_strided, _load_indexed, _store_contiguous, _store_block,
+    _store_epilogue, _fma_broadcast, _fma_outer, _reduce_add,
 )  # fmt: skip
 _functions: Any = _without_compiler() if numba.config.DISABLE_JIT else _compiled  # type: ignore[attr-defined]
-ravel, full_width, width, transpose = _functions[:4]
-pixel_zero, load, load_where, store, store_max, update_max, splat, fma = _functions[4:12]
-zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block = _functions[12:18]
-fma_broadcast, fma_outer, reduce_add = _functions[18:]
+ravel, full_width, prefetch, width, transpose = _functions[:5]
+pixel_zero, load, load_where, store, store_max, update_max, splat, fma = _functions[5:13]
+zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block, store_epilogue = _functions[13:20]
+fma_broadcast, fma_outer, reduce_add = _functions[20:]

@@ -41,16 +41,18 @@ if hasattr(os, "register_at_fork"):  # the child must not inherit a lock that an
 # NCHW calls run on one thread if their arrays have at most SERIAL_ELEMENTS numbers in all, or SMALL_BATCH_ELEMENTS for
 # at most SMALL_BATCH images: starting and joining two threads takes 2 us, reading what another core wrote longer.
 SMALL_BATCH, SMALL_BATCH_ELEMENTS, SERIAL_ELEMENTS = 7, 120_000, 20_000
+SERIAL_MULTIPLY_ADDS = 1_000_000  # of a convolution, at most, if the others run serially: 20 us or less
 # In a captured step, a parameter kernel over at most this many parameters runs serially if the kernel before it does.
 SERIAL_PARAMETERS = 100_000
 
 
-def runs_serial(args: tuple[Any, ...], per_parameter: bool, trace: Any) -> Any:
+def runs_serial(args: tuple[Any, ...], kind: str, trace: Any) -> Any:
     """Whether a kernel runs on one thread when it is called with these arguments.
 
-    per_parameter: whether it is a parameter kernel   trace: see _capture.py; remembers the decision for the next kernel
+    kind: "parameter" or "convolution", see _jit.py, or ""
+    trace: see _capture.py; remembers the decision for the next kernel
     """
-    if per_parameter and trace.calls is not None:
+    if kind == "parameter" and trace.calls is not None:
         return trace.serial and args[0].size <= SERIAL_PARAMETERS
     trace.serial = False
     if args[0].ndim < 5:  # not blocked, see layout.py
@@ -59,6 +61,8 @@ def runs_serial(args: tuple[Any, ...], per_parameter: bool, trace: Any) -> Any:
             if type(a) is np.ndarray:
                 elements += a.size
         trace.serial = elements <= (SMALL_BATCH_ELEMENTS if len(args[0]) <= SMALL_BATCH else SERIAL_ELEMENTS)
+        if kind == "convolution":
+            trace.serial &= args[0].size * args[2][0].size <= SERIAL_MULTIPLY_ADDS
     return trace.serial
 
 

@@ -8,47 +8,53 @@ OH and OW: with stride one the padding may be larger at the end of an axis than 
 
 Three algorithms, all with the micro-kernel of microkernel.py:
 - direct: batch-blocked layout, for all but the smallest batches; see direct_conv.py.
-- shifted (stride one) and im2col (other strides): NCHW, for small batches; image by image, vectors along the rows.
+- Winograd: the same layout, 3 x 3 kernels with stride one, and 16 channels or more; see winograd.py.
+- MEC (memory-efficient convolution, Cho and Brand 2017): NCHW, for small batches, with vectors along the rows.
 
-im2col copies the pixels under tap k, for all output positions, into row k of a column matrix, which is multiplied by
-the weights.  For stride one no copy is needed: in a zero-padded image, stored row after row, the pixels under tap
-(u, v) are the image shifted by u*dh*pitch + v*dw.  So a row of the column matrix is an offset into the image:
+im2col would copy the pixels under tap k, for all output positions, into row k of a column matrix, and multiply it by
+the weights: KH*KW copies of a pixel.  MEC lowers the columns of windows only, KW copies.  The pixels under tap (u, v),
+for all output positions, are consecutive in the copy of v, from row u*dh on:
 
-    padded image, flat: rows of pitch = OW + (KW - 1)*dw      output channel, flat: rows of pitch
-    ┌───────────┬───────────┬───────────┬───────────┬─        ┌─────────┬─┬─────────┬─┬─────────┬─
-    │ row 0     │ row 1     │ row 2     │ row 3     │         │ y row 0 │#│ y row 1 │#│ y row 2 │
-    └───────────┴───────────┴───────────┴───────────┴─        └─────────┴─┴─────────┴─┴─────────┴─
-    ├─ tap (0, 0) reads from here on ───►                     #: windows that wrap around: computed
-      ├─ tap (0, 2) from 2*dw further ────►                   too, but not copied to y
-                ├─ tap (1, 0) from dh*pitch further (dh = 1) ──────►
+    lowered, for each channel c and kernel column v: rows of OW       output channel, flat: rows of OW
+    ┌─────────┬─────────┬─────────┬─────────┬─────────┬─              ┌─────────┬─────────┬─────────┬─
+    │ row 0   │ row 1   │ row 2   │ row 3   │ row 4   │               │ y row 0 │ y row 1 │ y row 2 │
+    └─────────┴─────────┴─────────┴─────────┴─────────┴─              └─────────┴─────────┴─────────┴─
+    ├─ tap (0, v) reads from here on ───►         pixel (h, j) is x[c, h - ph, j*sw + v*dw - pw]
+              ├─ tap (1, v) from OW further ───►  with a stride sh, rows h of equal h % sh follow each other
 
     for o in blocks of MR channels            2*MR accumulators stay in registers for all taps
-      for positions of the run, two vectors   consecutive: image and run stay in L1 or L2
+      for two vectors of positions            consecutive; vectors run across the ends of rows
         for k in taps (c, u, v)               two loads, MR broadcasts, 2*MR multiply-adds
 """
 
 import numpy as np
 from numba import prange
 
-from tinycnn.kernels import _simd
-from tinycnn.kernels._jit import device_function, kernel
-from tinycnn.kernels.direct_conv import CHUNKS, conv2d_backward_direct, conv2d_forward_direct
-from tinycnn.kernels.layout import via_nchw
+from tinycnn.kernels import _simd, winograd
+from tinycnn.kernels._jit import conv_kernel, device_function, kernel
+from tinycnn.kernels.direct_conv import CHUNKS, conv2d_backward_direct, conv2d_forward_direct, subconv_taps
+from tinycnn.kernels.layout import valid_range, via_nchw
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.microkernel import (
     MR_NARROW,
     MR_WIDE,
+    by_group,
     choose_mr,
+    divide,
+    flat_items,
     microkernel,
     narrow_accumulators,
+    part,
     round_up,
-    tap_offsets,
+    store_result,
     wide_accumulators,
+    widen,
 )
 from tinycnn.kernels.pooling import clear
 
-broadcast_rows, fma_outer, load_indexed, ravel = _simd.broadcast_rows, _simd.fma_outer, _simd.load_indexed, _simd.ravel
-reduce_add, store_block, width, zeros = _simd.reduce_add, _simd.store_block, _simd.width, _simd.zeros
+fma_outer, load_indexed, load_strided, ravel = _simd.fma_outer, _simd.load_indexed, _simd.load_strided, _simd.ravel
+reduce_add, store_contiguous, width, zeros = _simd.reduce_add, _simd.store_contiguous, _simd.width, _simd.zeros
+broadcast_rows, load, pixel_zero, store = _simd.broadcast_rows, _simd.load, _simd.pixel_zero, _simd.store
 
 GRAD_MR, GRAD_NR = 3, 5  # register block of weight gradients: output channels, and taps
 GRAD_SIZE = GRAD_MR * GRAD_NR
@@ -60,22 +66,29 @@ def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
     """y = conv(x, w) + b; shapes at the top of this file, or x and y in the batch-blocked layout."""
     if is_full_window(y, x, w, padding, groups):
         as_linear(y, x, w, b)
-    elif x.ndim == 5:
-        conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups)
     else:
-        forward = conv2d_forward_shifted if stride == (1, 1) else conv2d_forward_im2col
-        forward(y, x, w, b, stride, padding, dilation, groups)
+        run_forward(y, x, w, b, None, None, stride, padding, dilation, groups)
+
+
+def run_forward(y, x, w, b, epilogue, residual, stride, padding, dilation, groups):
+    """`conv2d_forward`, or what folded.py describes.   epilogue: its table; b is then of size 0"""
+    if winograd.applies(y, x, w, stride, dilation, groups):
+        winograd.conv2d_forward_winograd(y, x, w, b, epilogue, residual, padding, False)
+    else:
+        forward = conv2d_forward_direct if x.ndim == 5 else conv2d_forward_mec
+        forward(y, x, w, b, epilogue, residual, stride, padding, dilation, groups)
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward`; those of size 0 are not computed.  db needs dw."""
     if is_full_window(dy, x, w, padding, groups):
         as_linear_backward(dx, dw, db, dy, x, w)
+    elif winograd.applies(dy, x, w, stride, dilation, groups):
+        winograd.conv2d_backward_winograd(dx, dw, db, dy, x, w, padding)
     elif x.ndim == 5:
         conv2d_backward_direct(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
     else:
-        backward = conv2d_backward_shifted if stride == (1, 1) else conv2d_backward_im2col
-        backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
+        conv2d_backward_mec(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
 
 
 def is_full_window(y, x, w, padding, groups):
@@ -98,83 +111,159 @@ def as_rows(array):
     return array.reshape(len(array), array.shape[1] * array.shape[2] * array.shape[3])
 
 
-# --- shared by shifted and im2col -------------------------------------------------------------------------------------
-# A *run* is one output channel as computed: its rows, `pitch` apart, and the gaps between them.  Vectors reach beyond
-# its end, so its source buffers have two vectors to spare.
+# --- forward ----------------------------------------------------------------------------------------------------------
 
 
 @device_function
-def run_length(y, pitch):
-    """Length of the run of a plane (OH, OW), rounded up to pairs of vectors."""
-    return round_up((y.shape[0] - 1) * pitch + y.shape[1], 2 * width(y))
+def lower(image, first, count, kernel_size, out_size, stride, padding, dilation):
+    """The lowered matrix of channels first ... first + count of an image, flat, with two vectors of zeros after it."""
+    (KH, KW), (OH, OW), (sh, sw), W, one = kernel_size, out_size, stride, width(image), zeros(image, 1)
+    rows, length = (OH - 1) * sh + (KH - 1) * dilation[0] + 1, OW + (KW - 1) * dilation[1] // sw  # of a row's phase
+    i0, i1 = valid_range(-padding[0], 1, rows, image.shape[1])
+    flat, zero, k = ravel(image), pixel_zero(image[0]), 0
+    padded = np.zeros(rows * sw * length + W, image.dtype)
+    size = count * KW * sh * divide(rows, sh) * OW
+    lowered = np.empty(size + 2 * W, image.dtype)
+    lowered[size:] = 0  # multiplied by the zeros after dy
+    for c in range(first, first + count):
+        for b in range(sw):
+            j0, j1 = valid_range(b - padding[1], sw, length, image.shape[2])
+            for i in range(i0, i1):
+                source = (c * image.shape[1] + i - padding[0]) * image.shape[2] + b - padding[1]
+                target = (i * sw + b) * length
+                if sw == 1:  # with `load`, as Numba's checks for negative indices prevent vectors
+                    for j in range(j0, j1):
+                        store(padded, target + j, load(flat, source + j, zero))
+                else:
+                    for j in range(j0, j1):
+                        store(padded, target + j, load(flat, source + j * sw, zero))
+        for v in range(KW):
+            column = v * dilation[1] % sw * length + v * dilation[1] // sw
+            for a in range(sh):
+                for i in range(a, a + divide(rows, sh) * sh, sh):
+                    source = min(i, rows - 1) * sw * length + column
+                    for j in range(0, OW, W):  # what is beyond the row is overwritten by the next one
+                        store_contiguous(lowered, k + j, load_strided(padded, source + j, 0, one))
+                    k += OW
+    return lowered
 
 
 @device_function
-def conv_rows(y, src, start, pitch, weight, bias, shape, steps, like):
-    """y[r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[start + i*pitch + j + (c, u, v) . steps].
+def lowered_offsets(offsets, count, kernel_size, out_size, stride, dilation):
+    """Offsets of the taps (c, u, v) in the matrix of `lower`.   stride, dilation: of rows"""
+    (KH, KW), (OH, OW) = kernel_size, out_size
+    rows = divide((OH - 1) * stride + (KH - 1) * dilation + 1, stride)  # of one phase
+    for c in range(count):
+        for u in range(KH):
+            phase, i = u * dilation % stride, u * dilation // stride
+            for v in range(KW):
+                offsets[(c * KH + u) * KW + v] = (((c * KW + v) * stride + phase) * rows + i) * OW
 
-    y: (count, OH, OW)   src: flat   weight, bias: of one group, see `pad_channels`
-    shape: (C, KH, KW)   like: accumulators, for their number
+
+@device_function
+def conv_rows(y, src, offsets, channels, weight, initial, epilogue, residual, like):
+    """y[r, k] = initial[r] + sum of weight[r, t] * src[offsets[t] + k] for r in `channels`, (first, end), or the
+    epilogue of it.
+
+    y: (count, M)   weight: of one group, see `pad_channels`   initial, epilogue: see `by_group`   residual: flat
+    like: accumulators, for their number
     """
-    (count, OH, OW), (C, KH, KW), mr, W = y.shape, shape, len(like) // 2, width(y)
-    length, taps = run_length(y[0], pitch), C * KH * KW
-    out, offsets = np.empty(mr * length, y.dtype), tap_offsets(C, KH, KW, steps[0], steps[1], steps[2])
-    for block in range(0, count, mr):
+    (count, M), taps, mr, W = y.shape, offsets.size, len(like) // 2, width(y)
+    run, out = max(M, 2 * W), ravel(y)
+    if run > M:  # less than a register block: room for a whole one
+        out, residual = np.empty(count * run, y.dtype), widen(residual, M, run)
+    for block in range(channels[0], channels[1], mr):
         r = max(0, min(block, count - mr))  # the last block overlaps the one before it
-        for k in range(0, length, 2 * W):
-            acc = broadcast_rows(bias, r, like)
+        for start in range(0, M, 2 * W):
+            k = min(start, run - 2 * W)
             # The weights are not packed, which would take longer than reading them for one image.
-            acc = microkernel(acc, src, start + k, offsets, 0, taps, W, weight, r * taps, 1, taps)
-            store_block(out, k, length, W, acc, mr)
-        for o in range(min(mr, count - r)):
-            for i in range(OH):
-                row, run = y[r + o, i], out[o * length + i * pitch :]
-                for j in range(OW):
-                    row[j] = run[j]
+            acc = broadcast_rows(initial, r, like)
+            acc = microkernel(acc, src, k, offsets, 0, taps, W, weight, r * taps, 1, taps)
+            store_result(out, r * run + k, run, W, acc, min(mr, count - r), r, epilogue, residual)
+    if run > M:
+        for r in range(channels[0], channels[1]):
+            for k in range(M):
+                y[r, k] = out[r * run + k]
 
 
 @device_function
-def conv_rows_by_mr(y, src, start, pitch, weight, bias, shape, steps, mr):
+def conv_rows_by_mr(y, src, offsets, channels, weight, initial, epilogue, residual, mr):
     """`conv_rows` with register blocks of `mr` output channels."""
     if mr == MR_WIDE:
-        conv_rows(y, src, start, pitch, weight, bias, shape, steps, wide_accumulators(src))
+        conv_rows(y, src, offsets, channels, weight, initial, epilogue, residual, wide_accumulators(src))
     else:
-        conv_rows(y, src, start, pitch, weight, bias, shape, steps, narrow_accumulators(src))
+        conv_rows(y, src, offsets, channels, weight, initial, epilogue, residual, narrow_accumulators(src))
 
 
 @device_function
-def weight_grad(dw, dy, dy_start, dy_step, src, offsets, length):
-    """dw[o, t] += sum over k < length of dy[dy_start + o*dy_step + k] * src[offsets[t] + k].
+def forward_image(y, x, weight, initial, epilogue, residual, shape, stride, padding, dilation, channels, mr):
+    """Channels `channels`, (first, end), of one image.
+
+    y: (O, OH, OW)   x: (C, H, W)   weight: see `pad_channels`   initial, epilogue: see `by_group`
+    shape: (C/groups, KH, KW)   residual: flat, or None
+    """
+    (per, KH, KW), (O, OH, OW), groups, M = shape, y.shape, len(weight), y.shape[1] * y.shape[2]
+    count = O // groups
+    offsets = np.empty(per * KH * KW, np.int64)
+    lowered_offsets(offsets, per, (KH, KW), (OH, OW), stride[0], dilation[0])
+    for g in range(channels[0] // count, divide(channels[1], count)):
+        group = max(channels[0] - g * count, 0), min(channels[1] - g * count, count)
+        same = x.shape[1:] == y.shape[1:] and stride == (1, 1) and padding == (0, 0)
+        if KH * KW == 1 and same and 2 * width(x) <= M:  # x is the matrix
+            src = ravel(x[g * per : (g + 1) * per])
+        else:
+            src = lower(x, g * per, per, (KH, KW), (OH, OW), stride, padding, dilation)
+        first, end = g * count, (g + 1) * count
+        group_y, terms = y[first:end].reshape((count, M)), flat_items(residual, first * M, end * M)
+        conv_rows_by_mr(group_y, src, offsets, group, weight[g], initial[g], flat_items(epilogue, g, g + 1), terms, mr)
+
+
+@device_function
+def channel(block, blocks, count, mr):
+    """The first output channel of a block of `mr`, of `blocks` in each group of `count` channels."""
+    return block // blocks * count + block % blocks * mr
+
+
+@conv_kernel
+def conv2d_forward_mec(y, x, w, b, epilogue, residual, stride, padding, dilation, groups, threads):
+    """NCHW; see `run_forward`"""
+    N, count = len(x), len(w) // groups
+    shape, mr = w.shape[1:], choose_mr(count, MR_WIDE, MR_NARROW)
+    weight, padded = pad_channels(w, groups, mr), max(mr, count)
+    initial, table = by_group(b.reshape((1, b.size)), groups, padded), by_group(epilogue, groups, padded)
+    blocks = groups * max(1, count // mr)  # tasks have whole blocks; the last of a group has its rest too
+    parts = min(divide(threads, N), blocks)
+    for task in prange(N * parts):
+        n, (first, end) = task // parts, part(task % parts, parts, blocks)
+        channels = channel(first, blocks // groups, count, mr), channel(end, blocks // groups, count, mr)
+        forward_image(
+            y[n], x[n], weight, initial, table, flat_items(residual, n, n + 1), shape, stride, padding, dilation,
+            channels, mr,
+        )  # fmt: skip
+
+
+@device_function
+def weight_grad(dw, dy, length, src, offsets):
+    """dw[o, t] += sum over k < length of dy[o*length + k] * src[offsets[t] + k].
 
     dw: (O, T)   dy, src: flat   offsets: at least T rounded up to GRAD_NR   length: a multiple of a vector
     """
     (O, T), W, zero = dw.shape, width(src), grad_accumulators(src)
     dy_like, src_like, totals = zeros(src, GRAD_MR), zeros(src, GRAD_NR), np.empty(round_up(GRAD_SIZE, W), src.dtype)
-    dy_offsets = np.empty(round_up(O, GRAD_MR), np.int64)
-    for o in range(dy_offsets.size):
-        dy_offsets[o] = dy_start + min(o, O - 1) * dy_step
+    rows = np.empty(round_up(O, GRAD_MR), np.int64)
+    for o in range(rows.size):
+        rows[o] = min(o, O - 1) * length
     for o in range(0, O, GRAD_MR):
         for t in range(0, T, GRAD_NR):
             acc = zero
             for k in range(0, length, W):
-                dy_vectors = load_indexed(dy, k, dy_offsets, o, dy_like)
-                acc = fma_outer(acc, dy_vectors, load_indexed(src, k, offsets, t, src_like))
+                acc = fma_outer(acc, load_indexed(dy, k, rows, o, dy_like), load_indexed(src, k, offsets, t, src_like))
             for i in range(totals.size):
                 totals[i] = 0
             reduce_add(totals, 0, acc)
             for i in range(min(GRAD_MR, O - o)):
                 for k in range(min(GRAD_NR, T - t)):
                     dw[o + i, t + k] += totals[i * GRAD_NR + k]
-
-
-@device_function
-def pad_rows(flat, images, first, count, start, pitch, plane):
-    """flat[c*plane + start + i*pitch + j] = images[first + c, i, j]; other entries are unchanged."""
-    for c in range(count):
-        for i in range(images.shape[1]):
-            out, row = flat[c * plane + start + i * pitch :], images[first + c, i]
-            for j in range(row.size):
-                out[j] = row[j]
 
 
 @device_function
@@ -185,15 +274,6 @@ def add_bias_grad(db, dy):
         for k in range(plane.size):
             total += plane[k]
         db[o] += total
-
-
-@device_function
-def pad_bias(b, groups, count):
-    """b, (O,) or (0,), as (groups, count), padded with zeros; count >= O/groups."""
-    bias = np.zeros((groups, count), b.dtype)
-    for o in range(b.size):
-        bias[o // (b.size // groups), o % (b.size // groups)] = b[o]
-    return bias
 
 
 @device_function
@@ -225,6 +305,23 @@ def flip(w, groups):
 
 
 @device_function
+def flip_taps(w, groups, mr, stride, padding, dilation):
+    """Flipped weights of each of the sh*sw subconvolutions of the input gradient, see direct_conv.py: (sh*sw, groups,
+    ...), see `pad_channels`."""
+    O, per, KH, KW = w.shape
+    flipped = np.empty((stride[0] * stride[1], groups, max(per, mr) * (O // groups) * KH * KW), w.dtype)
+    for a in range(stride[0]):
+        for b in range(stride[1]):
+            u, du, _, _ = subconv_taps(a, KH, stride[0], padding[0], dilation[0])
+            v, dv, _, _ = subconv_taps(b, KW, stride[1], padding[1], dilation[1])
+            taps = pad_channels(flip(w[:, :, u::du, v::dv], groups), groups, mr)
+            for g in range(groups):
+                for i in range(taps.shape[1]):
+                    flipped[a * stride[1] + b, g, i] = taps[g, i]
+    return flipped
+
+
+@device_function
 def image_of(dx, n):
     """Image n of dx, or an empty array if dx is not computed."""
     return dx[n] if dx.size else dx.reshape((dx.size, 0, 0))
@@ -235,76 +332,57 @@ def reduce_partials(total, partials):
     """total = sum of the partials, in order; total is flat and may be of size 0."""
     for k in range(total.size):
         total[k] = partials[0, k]
-    for part in range(1, len(partials)):
+    for n in range(1, len(partials)):
         for k in range(total.size):
-            total[k] += partials[part, k]
-
-
-# --- shifted: stride one, the image is its own column matrix ----------------------------------------------------------
+            total[k] += partials[n, k]
 
 
 @device_function
-def forward_shifted_image(y, x, weight, bias, shape, padding, dilation, mr):
-    """y: (O, OH, OW)   x: (C, H, W)   weight, bias: see `pad_channels`   shape: (C/groups, KH, KW)"""
-    (_, KH, KW), (ph, pw), groups = shape, padding, len(weight)
-    per, count, pitch = len(x) // groups, len(y) // groups, y.shape[2] + (KW - 1) * dilation[1]
-    plane = (y.shape[1] + (KH - 1) * dilation[0]) * pitch
-    padded = np.zeros(per * plane + 2 * width(x), x.dtype)
-    steps = plane, dilation[0] * pitch, dilation[1]
-    for g in range(groups):
-        pad_rows(padded, x, g * per, per, ph * pitch + pw, pitch, plane)
-        conv_rows_by_mr(y[g * count : (g + 1) * count], padded, 0, pitch, weight[g], bias[g], shape, steps, mr)
-
-
-@kernel
-def conv2d_forward_shifted(y, x, w, b, stride, padding, dilation, groups):
-    shape, mr = w.shape[1:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
-    weight, bias = pad_channels(w, groups, mr), pad_bias(b, groups, max(mr, len(w) // groups))
-    for n in prange(len(x)):
-        forward_shifted_image(y[n], x[n], weight, bias, shape, padding, dilation, mr)
-
-
-@device_function
-def backward_shifted_image(dx, dw, dy, x, flipped, kernel_size, padding, dilation, mr):
+def backward_image(dx, dw, dy, x, flipped, kernel_size, stride, padding, dilation, mr):
     """Input gradient of one image; its weight gradient is added to dw: (O, C/groups * KH * KW), or of size 0.  flipped:
-    see `pad_channels`"""
-    groups, (KH, KW), (ph, pw), (dil_h, dil_w) = len(flipped), kernel_size, padding, dilation
-    per, count, pitch = len(x) // groups, len(dy) // groups, dy.shape[2] + (KW - 1) * dil_w
-    plane, length = (dy.shape[1] + (KH - 1) * dil_h) * pitch, run_length(dy[0], pitch)
-    # dy is padded to the pitch of x, so that one product of runs gives the weight gradient.  The (KW - 1)*dil_w zeros
-    # after each of its rows are also the padding before the next row; the first row has `front` zeros before it.
-    front = (KH - 1) * dil_h * pitch + (KW - 1) * dil_w
-    dy_plane, spare = front + max(plane, length), 2 * width(x)
-    padded_x, padded_dy = np.zeros(per * plane + spare, x.dtype), np.zeros(count * dy_plane + spare, x.dtype)
-    offsets = np.zeros(round_up(per * KH * KW, GRAD_NR), np.int64)
-    for c in range(per):
-        for u in range(KH):
-            for v in range(KW):
-                offsets[(c * KH + u) * KW + v] = c * plane + u * dil_h * pitch + v * dil_w
-    origin, no_bias = ph * pitch + pw, np.zeros(max(per, mr), x.dtype)
-    for g in range(groups):
-        pad_rows(padded_dy, dy, g * count, count, front, pitch, dy_plane)
-        if dw.size:
-            pad_rows(padded_x, x, g * per, per, origin, pitch, plane)
-            weight_grad(dw[g * count : (g + 1) * count], padded_dy, front, dy_plane, padded_x, offsets, length)
-        if dx.size:
-            shape, steps, group_dx = (count, KH, KW), (dy_plane, dil_h * pitch, dil_w), dx[g * per : (g + 1) * per]
-            conv_rows_by_mr(group_dx, padded_dy, origin, pitch, flipped[g], no_bias, shape, steps, mr)
+    see `flip_taps`"""
+    (O, OH, OW), groups, (KH, KW), (sh, sw), W = dy.shape, flipped.shape[1], kernel_size, stride, width(x)
+    per, count, M, length = len(x) // groups, O // groups, OH * OW, round_up(OH * OW, W)
+    if dw.size:
+        padded_dy, offsets = np.zeros(count * length, x.dtype), np.zeros(round_up(per * KH * KW, GRAD_NR), np.int64)
+        lowered_offsets(offsets, per, kernel_size, dy.shape[1:], sh, dilation[0])
+        for g in range(groups):
+            for o in range(count):
+                plane = ravel(dy[g * count + o])
+                for k in range(M):
+                    padded_dy[o * length + k] = plane[k]
+            lowered = lower(x, g * per, per, kernel_size, (OH, OW), stride, padding, dilation)
+            weight_grad(dw[g * count : (g + 1) * count], padded_dy, length, lowered, offsets)
+    if dx.size == 0:
+        return
+    C, H, W = dx.shape
+    initial, everything = np.zeros((groups, max(per, mr)), x.dtype), (0, C)
+    for a in range(sh):
+        u, du, pad_h, dil_h = subconv_taps(a, KH, sh, padding[0], dilation[0])
+        for b in range(sw):
+            v, dv, pad_w, dil_w = subconv_taps(b, KW, sw, padding[1], dilation[1])
+            shape, pads, dils = (count, divide(KH - u, du), divide(KW - v, dv)), (pad_h, pad_w), (dil_h, dil_w)
+            part_dx = dx if sh * sw == 1 else np.zeros((C, divide(H - a, sh), divide(W - b, sw)), dx.dtype)
+            if part_dx.size and shape[1] * shape[2]:
+                forward_image(
+                    part_dx, dy, flipped[a * sw + b], initial, None, None, shape, (1, 1), pads, dils, everything, mr
+                )  # fmt: skip
+            if sh * sw > 1:
+                dx[:, a::sh, b::sw] = part_dx
 
 
 @kernel
-def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    N, O, taps = len(x), len(w), w[0].size
-    mr = choose_mr(w.shape[1], MR_WIDE, MR_NARROW)
-    flipped = pad_channels(flip(w, groups), groups, mr)
+def conv2d_backward_mec(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
+    N, O, mr = len(x), len(w), choose_mr(w.shape[1], MR_WIDE, MR_NARROW)
+    flipped = flip_taps(w, groups, mr, stride, padding, dilation)
     chunks = min(CHUNKS, N)
-    partials = np.zeros((chunks, O if dw.size else 0, taps), x.dtype)
+    partials = np.zeros((chunks, O if dw.size else 0, w[0].size), x.dtype)
     bias_partials = np.zeros((chunks, db.size), x.dtype)
     for chunk in prange(chunks):
         for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
             kernel_size = w.shape[2], w.shape[3]
-            backward_shifted_image(
-                image_of(dx, n), partials[chunk], dy[n], x[n], flipped, kernel_size, padding, dilation, mr
+            backward_image(
+                image_of(dx, n), partials[chunk], dy[n], x[n], flipped, kernel_size, stride, padding, dilation, mr
             )  # fmt: skip
             if db.size:
                 add_bias_grad(bias_partials[chunk], dy[n])
@@ -312,7 +390,7 @@ def conv2d_backward_shifted(dx, dw, db, dy, x, w, stride, padding, dilation, gro
     reduce_partials(db, bias_partials)
 
 
-# --- im2col: any stride; copy, product, and col2im on the way back ----------------------------------------------------
+# --- im2col and col2im ------------------------------------------------------------------------------------------------
 
 
 @device_function
@@ -369,67 +447,3 @@ def col2im(x, columns, kernel_size, out_size, stride, padding, dilation):
         clear(x[n])
         flat = ravel(columns[n])
         columns_to_image(x[n], flat, 0, C, KH, KW, out_size[0], out_size[1], stride, padding, dilation)
-
-
-@device_function
-def forward_im2col_image(y, x, weight, bias, kernel_size, stride, padding, dilation, mr):
-    """y: (O, OH, OW)   x: (C, H, W)   weight, bias: see `pad_channels`"""
-    (O, OH, OW), (KH, KW), groups = y.shape, kernel_size, len(weight)
-    per, count, M = len(x) // groups, O // groups, OH * OW
-    columns = np.zeros(per * KH * KW * M + 2 * width(x), x.dtype)
-    for g in range(groups):
-        image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-        group_y = y[g * count : (g + 1) * count]
-        conv_rows_by_mr(group_y, columns, 0, OW, weight[g], bias[g], (1, 1, per * KH * KW), (0, 0, M), mr)
-
-
-@kernel
-def conv2d_forward_im2col(y, x, w, b, stride, padding, dilation, groups):
-    kernel_size, mr = w.shape[2:], choose_mr(len(w) // groups, MR_WIDE, MR_NARROW)
-    weight, bias = pad_channels(w, groups, mr), pad_bias(b, groups, max(mr, len(w) // groups))
-    for n in prange(len(x)):
-        forward_im2col_image(y[n], x[n], weight, bias, kernel_size, stride, padding, dilation, mr)
-
-
-@device_function
-def backward_im2col_image(dx, dw, dy, x, w_t, kernel_size, stride, padding, dilation, mr):
-    """One image; dx and dw are added to.  dw: (O, C/groups * KH * KW)   w_t: (groups, C/groups * KH * KW * O/groups)"""
-    (O, OH, OW), (KH, KW), groups, W = dy.shape, kernel_size, len(w_t), width(x)
-    per, count, M = len(x) // groups, O // groups, OH * OW
-    K, length = per * KH * KW, round_up(M, 2 * W)
-    columns, padded_dy = np.zeros(K * M + 2 * W, x.dtype), np.zeros(count * length, x.dtype)
-    offsets = np.arange(round_up(K, GRAD_NR)) * M
-    offsets[K:] = 0
-    no_bias = np.zeros(max(K, mr), x.dtype)
-    for g in range(groups):
-        pad_rows(padded_dy, dy, g * count, count, 0, OW, length)
-        if dw.size:
-            image_to_columns(columns, x, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-            weight_grad(dw[g * count : (g + 1) * count], padded_dy, 0, length, columns, offsets, length)
-        if dx.size:
-            dx_columns = columns[: K * M].reshape((K, 1, M))
-            conv_rows_by_mr(dx_columns, padded_dy, 0, 0, w_t[g], no_bias, (count, 1, 1), (length, 0, 0), mr)
-            columns_to_image(dx, columns, g * per, per, KH, KW, OH, OW, stride, padding, dilation)
-
-
-@kernel
-def conv2d_backward_im2col(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
-    N, O, taps = len(x), len(w), w[0].size
-    mr = choose_mr(taps, MR_WIDE, MR_NARROW)
-    transposed = w.reshape(groups, O // groups, taps).transpose(0, 2, 1).copy()  # columns of dx = w.T @ dy
-    w_t = pad_channels(transposed.reshape((groups * taps, O // groups)), groups, mr)
-    chunks = min(CHUNKS, N)
-    partials = np.zeros((chunks, O if dw.size else 0, taps), x.dtype)
-    bias_partials = np.zeros((chunks, db.size), x.dtype)
-    for chunk in prange(chunks):
-        for n in range(chunk * N // chunks, (chunk + 1) * N // chunks):
-            kernel_size = w.shape[2], w.shape[3]
-            image_dx = image_of(dx, n)
-            clear(image_dx)
-            backward_im2col_image(
-                image_dx, partials[chunk], dy[n], x[n], w_t, kernel_size, stride, padding, dilation, mr
-            )  # fmt: skip
-            if db.size:
-                add_bias_grad(bias_partials[chunk], dy[n])
-    reduce_partials(ravel(dw), partials.reshape((chunks, dw.size)))
-    reduce_partials(db, bias_partials)

@@ -48,11 +48,17 @@ from tinycnn.kernels.layout import valid_range
 from tinycnn.kernels.microkernel import (
     MR_NARROW,
     MR_WIDE,
+    by_group,
     choose_mr,
+    divide,
+    flat_items,
     microkernel,
     narrow_accumulators,
     pack,
+    part,
+    prefetch_block,
     round_up,
+    store_result,
     tap_offsets,
     wide_accumulators,
 )
@@ -66,7 +72,7 @@ L1_PIXELS = 112  # pixels of a strip, about: summed for all taps before the next
 
 BYTES, pixel_zero, zeros, broadcast_rows = _simd.BYTES, _simd.pixel_zero, _simd.zeros, _simd.broadcast_rows
 load_strided, load_indexed, store_contiguous = _simd.load_strided, _simd.load_indexed, _simd.store_contiguous
-store_block, fma_outer, reduce_add = _simd.store_block, _simd.fma_outer, _simd.reduce_add
+fma_outer, reduce_add = _simd.fma_outer, _simd.reduce_add
 load, store, ravel = _simd.load, _simd.store, _simd.ravel
 
 WIDE_SIZE, NARROW_SIZE = GRAD_MR_WIDE * GRAD_NR, GRAD_MR_NARROW * GRAD_NR
@@ -118,14 +124,32 @@ def pack_input(x, first, count, rows, halo, channels_last):
 
 
 @device_function
-def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride, padding, dilation, rows, like):
+def direct_conv(
+    y,
+    grid,
+    first,
+    count,
+    src,
+    layout,
+    weight,
+    initial,
+    epilogue,
+    residual,
+    shape,
+    stride,
+    padding,
+    dilation,
+    rows,
+    like,
+):
     """Macro-kernel: output rows `rows` of `count` channels of one batch block, from packed input.
 
-    y[first + r, i, j] = bias[r] + sum of weight[r, c, u, v] * src[c, i*sh + u*dh - ph, j*sw + v*dw - pw]
+    y[first + r, i, j] = initial[r] + sum of weight[r, c, u, v] * src[c, i*sh + u*dh - ph, j*sw + v*dw - pw], or of the
+    epilogue, see `store_result`
 
     y: (O, OH, OW, L); with `grid`, (origin, step), output (i, j) is written to pixel origin + (i, j) * step
     src: see `pack_input`, channels last   layout: (H, W, first row in src, halo), halo >= min(stride[1],
-    columns of a window beyond the edge)   weight: one group, see `pack`   bias: (count rounded up to MR,)
+    columns of a window beyond the edge)   weight: one group, see `pack`   initial, epilogue: one group, see `by_group`
     shape: (C, KH, KW)   like: accumulators, for their number
     """
     (H, W, first_row, halo), (C, KH, KW), (OH, y_width, L), (origin, step) = layout, shape, y.shape[1:], grid
@@ -152,30 +176,22 @@ def direct_conv(y, grid, first, count, src, layout, weight, bias, shape, stride,
             if run == taps:  # whole rows of the kernel: one run
                 run, runs = run * runs, 1
             for r in range(0, count, mr):
-                acc, k, w = broadcast_rows(bias, r, like), tap, r * taps * KH
+                rows_left, row_step, vector_step = min(mr, count - r), OH * y_width * L, second * step[1] * L
+                # Computed again below: an index that is kept costs a register of the micro-kernel.
+                k_out = (((first + r) * OH + origin[0] + i * step[0]) * y_width + origin[1] + j * step[1]) * L
+                prefetch_block(residual, k_out, row_step, vector_step, rows_left)
+                acc, k, w = broadcast_rows(initial, r, like), tap, r * taps * KH
                 for _ in range(runs):
                     acc = microkernel(acc, src, start, offsets, k, k + run, second_step, weight, w, mr, 1)
                     k += taps
                 k_out = (((first + r) * OH + origin[0] + i * step[0]) * y_width + origin[1] + j * step[1]) * L
-                store_block(out, k_out, OH * y_width * L, second * step[1] * L, acc, min(mr, count - r))
+                store_result(out, k_out, row_step, vector_step, acc, rows_left, r, epilogue, residual)
 
 
 @device_function
 def bands(x, y, least):
     """The number of bands of an image: at least `least`, more if a band would not fit in the L2 cache."""
     return max(least, min(y.shape[1], (x.size + y.size) // L2_ELEMENTS))
-
-
-@device_function
-def divide(n, parts):
-    """n / parts, rounded up."""
-    return (n + parts - 1) // parts
-
-
-@device_function
-def part(index, count, size):
-    """Part `index` of `count` of 0 ... size - 1: (first, end)."""
-    return index * size // count, (index + 1) * size // count
 
 
 @device_function
@@ -193,8 +209,9 @@ def halo_columns(out, W, K, stride, padding, dilation):
 
 
 @inline_ir
-def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, like):
-    """Output rows `rows` of a block.  weight: (groups, ...), see `pack`   bias: (groups, ...)"""
+def forward_band(y, x, weight, initial, epilogue, residual, shape, stride, padding, dilation, rows, like):
+    """Output rows `rows` of a block.  weight: (groups, ...), see `pack`   initial, epilogue: see `by_group`
+    residual: flat"""
     H, W = x.shape[1:3]
     groups, (per, KH, KW), count = len(weight), shape, len(y) // len(weight)
     halo = halo_columns(y.shape[2], W, KW, stride[1], padding[1], dilation[1])
@@ -202,27 +219,32 @@ def forward_band(y, x, weight, bias, shape, stride, padding, dilation, rows, lik
     for g in range(groups):
         src = pack_input(x, g * per, per, src_rows, halo, True)
         direct_conv(
-            y, ((0, 0), (1, 1)), g * count, count, src, (H, W, src_rows[0], halo), weight[g], bias[g], shape, stride,
-            padding, dilation, rows, like,
+            y, ((0, 0), (1, 1)), g * count, count, src, (H, W, src_rows[0], halo), weight[g], initial[g],
+            flat_items(epilogue, g, g + 1), residual, shape, stride, padding, dilation, rows, like,
         )  # fmt: skip
 
 
 @kernel
-def conv2d_forward_direct(y, x, w, b, stride, padding, dilation, groups, threads):
-    """y = conv(x, w) + b; x: (B, C, H, W, L), y: (B, O, OH, OW, L)."""
+def conv2d_forward_direct(y, x, w, b, epilogue, residual, stride, padding, dilation, groups, threads):
+    """x: (B, C, H, W, L), y: (B, O, OH, OW, L); see `conv.run_forward`"""
     O, OH = y.shape[1], y.shape[2]
     per_o, shape = O // groups, (w.shape[1], w.shape[2], w.shape[3])
     mr = choose_mr(per_o, MR_WIDE, MR_NARROW)
-    weight, bias = pack(w, groups, mr, False), np.zeros((groups, round_up(per_o, mr)), w.dtype)
-    for o in range(b.size):
-        bias[o // per_o, o % per_o] = b[o]
+    weight, padded = pack(w, groups, mr, False), round_up(per_o, mr)
+    initial, table = by_group(b.reshape((1, b.size)), groups, padded), by_group(epilogue, groups, padded)
     count = bands(x[0], y[0], max(BANDS, min(OH, divide(threads, len(x)))))
     for task in prange(len(x) * count):
         n, rows = task // count, part(task % count, count, OH)
+        terms = flat_items(residual, n, n + 1)
         if mr == MR_WIDE:
-            forward_band(y[n], x[n], weight, bias, shape, stride, padding, dilation, rows, wide_accumulators(x))
+            forward_band(
+                y[n], x[n], weight, initial, table, terms, shape, stride, padding, dilation, rows, wide_accumulators(x)
+            )  # fmt: skip
         else:
-            forward_band(y[n], x[n], weight, bias, shape, stride, padding, dilation, rows, narrow_accumulators(x))
+            forward_band(
+                y[n], x[n], weight, initial, table, terms, shape, stride, padding, dilation, rows,
+                narrow_accumulators(x),
+            )  # fmt: skip
 
 
 @device_function
@@ -263,7 +285,7 @@ def input_grad_band(dx, dy, weight, shape, stride, padding, dilation, rows, like
     OH, OW = dy.shape[1:3]
     groups, (sh, sw), (per_o, KH, KW) = weight.shape[1], stride, shape
     per, pad = len(dx) // groups, (dilation[0] * (KH - 1) - padding[0], dilation[1] * (KW - 1) - padding[1])
-    halo, no_bias = 1 if pad[1] > 0 else 0, np.zeros(per + MR_WIDE, dx.dtype)
+    halo, initial = 1 if pad[1] > 0 else 0, np.zeros(per + MR_WIDE, dx.dtype)
     first, end = input_rows(rows, KH, 1, pad[0], dilation[0], (OH - 1) * sh + 1)  # of dy upsampled by sh
     src_rows = first // sh, (end + sh - 1) // sh
     for g in range(groups):
@@ -274,8 +296,8 @@ def input_grad_band(dx, dy, weight, shape, stride, padding, dilation, rows, like
                 v, dv, pad_w, dil_w = subconv_taps(b, KW, sw, padding[1], dilation[1])
                 direct_conv(
                     dx, ((a, b), stride), g * per, per, src, (OH, OW, src_rows[0], halo), weight[a * sw + b, g],
-                    no_bias, (per_o, (KH - u + du - 1) // du, (KW - v + dv - 1) // dv), (1, 1), (pad_h, pad_w),
-                    (dil_h, dil_w), ((rows[0] - a + sh - 1) // sh, (rows[1] - a + sh - 1) // sh), like,
+                    initial, None, None, (per_o, divide(KH - u, du), divide(KW - v, dv)), (1, 1), (pad_h, pad_w),
+                    (dil_h, dil_w), (divide(rows[0] - a, sh), divide(rows[1] - a, sh)), like,
                 )  # fmt: skip
 
 

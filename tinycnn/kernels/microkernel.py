@@ -5,7 +5,11 @@ batch-blocked layout, or consecutive pixels of a row.  Per tap it loads two vect
 multiply-adds; so each loaded vector is used MR times.  direct_conv.py has a drawing of one call.
 """
 
+from typing import Any
+
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, force_inline
@@ -15,6 +19,8 @@ MR_WIDE, MR_NARROW = (8, 6) if _simd.BYTES == 64 else (4, 6)
 WIDE_SIZE, NARROW_SIZE = 2 * MR_WIDE, 2 * MR_NARROW
 
 load_strided, fma_broadcast, zeros = _simd.load_strided, _simd.fma_broadcast, _simd.zeros
+prefetch, ravel = _simd.prefetch, _simd.ravel
+store_block, store_epilogue = _simd.store_block, _simd.store_epilogue
 
 # Accumulators are tuples of vectors, and the length of a tuple is part of its type: one function for each length.
 wide_accumulators = device_function(lambda x: zeros(x, WIDE_SIZE))
@@ -25,6 +31,18 @@ narrow_accumulators = device_function(lambda x: zeros(x, NARROW_SIZE))
 def round_up(n, multiple):
     """The smallest multiple of `multiple` that is at least n."""
     return (n + multiple - 1) // multiple * multiple
+
+
+@device_function
+def divide(n, parts):
+    """n / parts, rounded up."""
+    return (n + parts - 1) // parts
+
+
+@device_function
+def part(index, count, size):
+    """Part `index` of `count` of 0 ... size - 1: (first, end)."""
+    return index * size // count, (index + 1) * size // count
 
 
 @device_function
@@ -58,6 +76,71 @@ def microkernel(acc, src, start, offsets, first, last, vector_step, weight, w, t
         vectors = load_strided(src, start + offsets[k], vector_step, pair)
         acc = fma_broadcast(acc, weight, w + k * tap_step, channel_step, vectors)
     return acc
+
+
+@force_inline
+def prefetch_block(array, index, row_step, vector_step, rows):
+    """Load what `store_result` will read of a residual, if there is one: it is not in the cache, and the micro-kernel
+    takes long enough."""
+    if array is not None:
+        for r in range(rows):
+            prefetch(array, index + r * row_step)
+            prefetch(array, index + r * row_step + vector_step)
+
+
+@force_inline
+def store_result(y, index, row_step, vector_step, acc, rows, r, epilogue, residual):
+    """Store the register block of channels r, r + 1, ... at y[index + row*row_step + vector*vector_step], row < rows.
+
+    epilogue: of one group, see `by_group`, or None   residual: at the indices of y, or None
+    """
+    if epilogue is None:
+        store_block(y, index, row_step, vector_step, acc, rows)
+    else:
+        store_epilogue(y, index, row_step, vector_step, acc, rows, epilogue, epilogue.size // 4, r, residual)
+
+
+def none_for_none(function: Any) -> Any:
+    """A part of kernels that returns None if its first argument is None.  (Numba decides by type: a function that may
+    return None or an array is neither.)"""
+    part = device_function(function)
+
+    def call(array, a, b):
+        return None if array is None else function(array, a, b)
+
+    @overload(call)
+    def _call(array, a, b):
+        return (lambda array, a, b: None) if array is types.none else (lambda array, a, b: part(array, a, b))
+
+    return call
+
+
+@none_for_none
+def by_group(table, groups, count):
+    """Rows of numbers for the output channels, (rows, O), as (groups, rows*count), padded with zeros.
+
+    count: at least O/groups; O may be 0
+    """
+    (rows, O), padded = table.shape, np.zeros((groups, len(table) * count), table.dtype)
+    for line in range(rows):
+        for o in range(O):
+            padded[o // (O // groups), line * count + o % (O // groups)] = table[line, o]
+    return padded
+
+
+@none_for_none
+def flat_items(array, first, end):
+    """array[first:end], flat."""
+    return ravel(array[first:end])
+
+
+@none_for_none
+def widen(rows, length, pitch):
+    """Flat rows of `length` as flat rows of `pitch`."""
+    wide = np.zeros(rows.size // length * pitch, rows.dtype)
+    for k in range(rows.size):
+        wide[k // length * pitch + k % length] = rows[k]
+    return wide
 
 
 @device_function

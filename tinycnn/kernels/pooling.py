@@ -171,6 +171,18 @@ def max_2x2(y, indices, x):
 
 
 @device_function
+def max_2x2_values(y, x):
+    """`max_2x2` without indices."""
+    OW, L, zero = y.shape[1], lanes(x), pixel_zero(x)
+    for i in range(len(y)):
+        out, upper, lower = row(y, i), row(x, 2 * i), row(x, 2 * i + 1)
+        for j in range(OW):
+            k = 2 * j * L
+            pixels = load(upper, k, zero), load(upper, k + L, zero), load(lower, k, zero), load(lower, k + L, zero)
+            store_max(out, None, j * L, pixels, None)
+
+
+@device_function
 def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
     (H, W), (OH, OW), L, zero = x.shape[:2], y.shape[:2], lanes(x), pixel_zero(x)
     (KH, KW), (sh, sw), (ph, pw), (dh, dw) = kernel_size, stride, padding, dilation
@@ -192,9 +204,12 @@ def max_plane(y, indices, x, kernel_size, stride, padding, dilation):
 
 @inline_ir
 def max_windows(y, indices, x, kernel_size, stride, padding, dilation):
-    """One plane."""
+    """One plane.  indices of size 0 are not computed, if windows are 2 x 2"""
     if is_2x2(kernel_size, stride, padding, x.shape[0], x.shape[1], len(y), y.shape[1]) and dilation == (1, 1):
-        max_2x2(y, indices, x)
+        if indices.size:
+            max_2x2(y, indices, x)
+        else:
+            max_2x2_values(y, x)
     else:
         max_plane(y, indices, x, kernel_size, stride, padding, dilation)
 
