@@ -5,7 +5,7 @@ Called from Python; the machine code is cached on disk (see _cache.py), so each 
     @kernel              parallel loops (`prange`); a second, serial version is compiled when a small call needs it
                          (`_threads.runs_serial`), or in a forked child that cannot use its parent's threads
     @parameter_kernel    a kernel over flat vectors with an entry for every parameter
-    @conv_kernel      a convolution, of arguments y, x, w, ...: y.size * w[0].size multiply-adds
+    @conv_kernel         a convolution, of arguments y, x, w, ...: y.size * w[0].size multiply-adds
     @kernel_no_reassoc   a kernel whose sums are not reordered
     @serial_kernel       a kernel with too little work for more than one thread
 

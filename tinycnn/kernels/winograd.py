@@ -49,9 +49,7 @@ from tinycnn.kernels.microkernel import (
 )
 
 LEAST_CHANNELS = 16  # of input and output: with fewer, the transforms take longer than the multiplications they save
-LEAST_GRAD_CHANNELS = (
-    2 * _simd.BYTES // 4
-)  # of the weight gradient, in which channels are the lanes of a register block
+LEAST_GRAD_CHANNELS = 2 * _simd.BYTES // 4  # of the input of a weight gradient: lanes of a register block's two vectors
 GRAD_TILES = 8  # of a strip of the weight gradient
 STRIP_ELEMENTS = 2**15  # of V, at most, if a strip is more than a pair of tiles
 
@@ -128,7 +126,7 @@ def transform_weights(panels, w, flipped, block, mr):
     for r in range(min(mr, O - block * mr)):
         for c in range(C):
             o = block * mr + r
-            g = w[c, o, ::-1, ::-1] if flipped else w[o, c, ::1, ::1]
+            g = w[c, o, ::-1, ::-1] if flipped else w[o, c, ::1, ::1]  # steps, so that both have one type
             for v in range(3):
                 a, b, d = g[0, v], g[1, v], g[2, v]
                 lines[0, v], lines[1, v], lines[2, v], lines[3, v] = a, half * (a + b + d), half * (a - b + d), d
