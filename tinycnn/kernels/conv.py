@@ -32,7 +32,13 @@ from numba import prange
 
 from tinycnn.kernels import _simd, winograd
 from tinycnn.kernels._jit import conv_kernel, device_function, kernel
-from tinycnn.kernels.direct_conv import CHUNKS, conv2d_backward_direct, conv2d_forward_direct, subconv_taps
+from tinycnn.kernels.direct_conv import (
+    CHUNKS,
+    add_bias_grad,
+    conv2d_backward_direct,
+    conv2d_forward_direct,
+    subconv_taps,
+)
 from tinycnn.kernels.layout import valid_range, via_nchw
 from tinycnn.kernels.linear import linear_backward, linear_forward
 from tinycnn.kernels.microkernel import (
@@ -267,16 +273,6 @@ def weight_grad(dw, dy, length, src, offsets):
 
 
 @device_function
-def add_bias_grad(db, dy):
-    """db[o] += sum of plane o of one image."""
-    for o in range(len(dy)):
-        plane, total = ravel(dy[o]), dy.dtype.type(0)
-        for k in range(plane.size):
-            total += plane[k]
-        db[o] += total
-
-
-@device_function
 def pad_channels(array, groups, mr):
     """Weights by output channel, (O, ...), as (groups, ...): at least `mr` channels a group, the missing ones zeros."""
     count, group_size = len(array) // groups, array.size // groups
@@ -385,7 +381,7 @@ def conv2d_backward_mec(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
                 image_of(dx, n), partials[chunk], dy[n], x[n], flipped, kernel_size, stride, padding, dilation, mr
             )  # fmt: skip
             if db.size:
-                add_bias_grad(bias_partials[chunk], dy[n])
+                add_bias_grad(bias_partials[chunk], dy[n], 0, dy.shape[2])
     reduce_partials(ravel(dw), partials.reshape((chunks, dw.size)))
     reduce_partials(db, bias_partials)
 

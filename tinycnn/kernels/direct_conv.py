@@ -364,6 +364,16 @@ def weight_grad_band(partial, bias_partial, dy, x, shape, stride, padding, dilat
 
 
 @device_function
+def add_bias_grad(db, dy, first, end):
+    """db[o] += sum of rows first ... end of channel o.   dy: (O, H, W) or (O, H, W, L)"""
+    for o in range(db.size):
+        plane, total = ravel(dy[o, first:end]), dy.dtype.type(0)
+        for k in range(plane.size):
+            total += plane[k]
+        db[o] += total
+
+
+@device_function
 def reduce_partials(dw, partial, blocks, groups, mr, size):
     """Blocks `blocks` of dw, see `weight_grad_band`, from the partial gradients of the chunks, added in order.
 

@@ -31,7 +31,7 @@ from numba import prange
 
 from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, force_inline, inline_ir, kernel
-from tinycnn.kernels.direct_conv import BANDS, CHUNKS, conv2d_backward_direct, empty_aligned
+from tinycnn.kernels.direct_conv import BANDS, CHUNKS, add_bias_grad, conv2d_backward_direct, empty_aligned
 from tinycnn.kernels.microkernel import (
     MR_NARROW,
     MR_WIDE,
@@ -290,16 +290,6 @@ def weight_grad_band(partial, dy, x, padding, rows, blocks, like):
                     start = k * GRAD_TILES * L * padded + c
                     acc = microkernel(acc, transposed, start, offsets, 0, count * L, L, D, w, 1, GRAD_TILES * L)
                     store_contiguous(partial, at, acc)
-
-
-@device_function
-def add_bias_grad(db, dy, first, end):
-    """db[o] += sum of rows first ... end of channel o of a block."""
-    for o in range(db.size):
-        plane, total = ravel(dy[o, first:end]), dy.dtype.type(0)
-        for k in range(plane.size):
-            total += plane[k]
-        db[o] += total
 
 
 @device_function
