@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import llvmlite.binding
 import pytest
@@ -24,15 +25,42 @@ print(_simd.BYTES, "mulps" in assembly, "fmadd" in assembly, "fma" in assembly.r
 """
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86 processors")
+x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86 processors")
+
+
+def run(processor, folder, *arguments):
+    """Run Python with kernels for a processor; returns what it printed."""
+    names = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(folder)}
+    command = [sys.executable, "-W", "error", *arguments]
+    result = subprocess.run(command, env={**os.environ, **names}, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout
+    assert result.stderr == ""
+    return result.stdout.strip()
+
+
+@x86
 @pytest.mark.parametrize(
     ("processor", "expected"), [("nehalem", "16 True False False"), ("haswell", "32 False True False")]
 )
 def test_other_processors(tmp_path, processor, expected):
     if processor == "haswell" and not llvmlite.binding.get_host_cpu_features().get("avx2"):
         pytest.skip("this processor has no AVX2")
-    names = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-W", "error", "-c", PROGRAM]
-    result = subprocess.run(command, env={**os.environ, **names}, capture_output=True, text=True, timeout=300)
-    assert result.stderr == ""
-    assert result.stdout.strip() == expected
+    assert run(processor, tmp_path, "-c", PROGRAM) == expected
+
+
+@x86
+def test_vectors_shorter_than_a_register_block_has_rows(tmp_path):
+    """Two numbers of float64: the register block has four or six output channels."""
+    tests = Path(__file__).with_name("test_winograd.py")
+    run(
+        "nehalem",
+        tmp_path,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "float64 and (nchw or gradient)",
+        tests,
+    )

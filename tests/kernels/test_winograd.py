@@ -1,4 +1,4 @@
-"""Winograd's convolution of batch blocks against loops."""
+"""Winograd's convolution of batch blocks, and of NCHW, against loops."""
 
 import numba
 import numpy as np
@@ -8,7 +8,7 @@ from blocks import lanes, to_blocked, to_nchw
 from hypothesis import given, strategies as st
 from reference import blank
 
-from tinycnn.kernels import conv, direct_conv, folded, winograd
+from tinycnn.kernels import conv, direct_conv, folded, winograd, winograd_nchw
 
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 ONE = (1, 1)
@@ -70,6 +70,67 @@ def test_epilogue(with_residual, dtype):
     np.testing.assert_allclose(
         to_nchw(y, 11), np.clip(want, -0.5, 9), rtol=0, atol=(1e-4 if dtype == np.float32 else 1e-12)
     )
+
+
+@st.composite
+def nchw_problems(draw):
+    """As `problems`, with output rows of whole vectors of float32."""
+    padding, vector = (draw(st.integers(0, 2)), draw(st.integers(0, 2))), lanes(np.float32)
+    N, OW, OH = draw(st.integers(1, 5)), vector * draw(st.integers(1, 3)), draw(st.integers(1, 19))
+    N = max(N, -(-4 * vector // ((OH + 1) // 2 * (OW // 2))))
+    size = max(1, OH + 2 - 2 * padding[0]), OW + 2 - 2 * padding[1]
+    C, O = draw(st.integers(16, 40)), draw(st.integers(16, 40))
+    return (N, C, *size), (O, C, 3, 3), padding, draw(st.booleans()), draw(st.integers(0, 999))
+
+
+@both_dtypes
+@pytest.mark.parametrize("with_residual", [False, True])
+@given(problem=nchw_problems())
+def test_nchw(problem, with_residual, dtype):
+    x, w, b, dy, padding = arrays(problem, dtype)
+    y, folded_y = blank(dy.shape, dtype), blank(dy.shape, dtype)
+    assert winograd.applies(y, x, w, ONE, ONE, 1)
+    conv.run_forward(y, x, w, b, None, None, ONE, padding, ONE, 1)
+    want, magnitude = (reference.conv2d(f(x), f(w), f(b), ONE, padding) for f in (np.asarray, abs))
+    assert_near(y, want, magnitude)
+    table = np.random.default_rng(0).standard_normal((4, len(w))).astype(dtype)
+    table[2], table[3] = -0.5, 9
+    folded.conv2d(folded_y, x, w, table, dy if with_residual else None, ONE, padding, ONE, 1)
+    scale, shift = (row[:, None, None].astype(np.float64) for row in table[:2])
+    want = (want - b.reshape(-1, 1, 1) if b.size else want) * scale + shift + (dy if with_residual else 0)
+    assert_near(folded_y, np.clip(want, -0.5, 9), magnitude * abs(scale) + abs(shift) + 1)
+
+
+def test_nchw_with_more_padding_at_the_end():
+    """The caller chooses the size of the output."""
+    x, w, b, _, _ = arrays(((2, 16, 15, 15), (17, 16, 3, 3), (1, 1), True, 3), np.float32)
+    y = blank((2, 17, 16, 16), np.float32)
+    conv.run_forward(y, x, w, b, None, None, ONE, (1, 1), ONE, 1)
+    wider = np.pad(x, ((0, 0), (0, 0), (1, 2), (1, 2)))
+    assert winograd.applies(y, x, w, ONE, ONE, 1)
+    np.testing.assert_allclose(y, reference.conv2d(wider, w, b, ONE, (0, 0)), rtol=0, atol=1e-4)
+
+
+def test_nchw_same_bits_for_any_number_of_threads(monkeypatch):
+    x, w, b, dy, padding = arrays(((3, 18, 16, 48), (40, 18, 3, 3), (1, 1), True, 4), np.float32)
+    results = []
+    for threads in (1, 2, 5, 64):
+        monkeypatch.setattr(numba, "get_num_threads", lambda threads=threads: threads)
+        y = blank(dy.shape, np.float32)
+        conv.run_forward(y, x, w, b, None, None, ONE, padding, ONE, 1)
+        results.append(y)
+    for y in results[1:]:
+        np.testing.assert_array_equal(y, results[0])
+
+
+def test_nchw_with_weights_for_several_tasks():
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 64, 16, 16), (1100, 64, 3, 3)))
+    y, want = blank((2, 1100, 16, 16), np.float32), blank((2, 1100, 16, 16), np.float32)
+    assert 16 * w[..., 0, 0].size > winograd_nchw.PANEL_ELEMENTS
+    winograd_nchw.conv2d_forward_winograd_nchw(y, x, w, w[0, 0, 0, :0], None, None, ONE)
+    conv.conv2d_forward_mec(want, x, w, w[0, 0, 0, :0], None, None, ONE, ONE, ONE, 1)
+    np.testing.assert_allclose(y, want, rtol=0, atol=1e-3)
 
 
 def test_same_bits_for_any_number_of_threads(monkeypatch):

@@ -14,6 +14,8 @@ Accumulators are tuples of vectors: a block of rows and columns, row by row.  `l
     load_strided(array, i, step, like)                  vectors from i, i + step, ...
     load_indexed(array, i, offsets, k, like)            vectors from i + offsets[k], i + offsets[k + 1], ...
     store_contiguous(array, i, acc)                     one vector after the other
+    interleave(u, v)                                    u[0], v[0], u[1], v[1] and so on: two vectors
+    deinterleave(u, v)                                  the opposite: u[0], u[2] ... v[0], v[2] ... and the rest
     store_block(array, i, rstep, cstep, acc, rows)      array[i + r*rstep + c*cstep ...] = acc[r, c] for r < rows
     store_epilogue(..., rows, table, n, k, residual)    the same of acc[r, c]*scale[k + r] + shift[k + r] +
                                                         residual[i + r*rstep + c*cstep ...], at least low and at most
@@ -435,6 +437,26 @@ def _store_contiguous(context, array, index, acc):
     return types.void(array, types.intp, acc), code
 
 
+def _shuffle_pair(order):
+    """An intrinsic of two vectors of n lanes: the lanes order(n), of 2*n, as two vectors."""
+
+    @intrinsic
+    def shuffle(context, u, v):
+        def code(context, builder, signature, arguments):
+            kind, n = signature.args[0], signature.args[0].size
+            lanes, index = order(n), ir.VectorType(ir.IntType(32), n)
+            halves = [ir.Constant(index, lanes[k : k + n]) for k in (0, n)]
+            return _tuple_of(context, builder, kind, [builder.shuffle_vector(*arguments, half) for half in halves])
+
+        return types.UniTuple(u, 2)(u, v), code
+
+    return shuffle
+
+
+_interleave = _shuffle_pair(lambda n: [lane for k in range(n) for lane in (k, n + k)])
+_deinterleave = _shuffle_pair(lambda n: [*range(0, 2 * n, 2), *range(1, 2 * n, 2)])
+
+
 @intrinsic
 def _store_block(context, array, index, rstep, cstep, acc, rows):
     def code(context, builder, signature, arguments):
@@ -600,6 +622,12 @@ def _without_compiler():
         for k, v in enumerate(acc):
             store(array, index + k * len(v), v)
 
+    def interleave(u, v):
+        return tuple(np.stack([u, v], 1).reshape(2, len(u)))
+
+    def deinterleave(u, v):
+        return tuple(np.concatenate([u, v]).reshape(len(u), 2).T.copy())
+
     def store_block(array, index, rstep, cstep, acc, rows):
         for k in range(min(rows, len(acc) // NR_VECTORS) * NR_VECTORS):
             store(array, index + k // NR_VECTORS * rstep + k % NR_VECTORS * cstep, acc[k])
@@ -617,16 +645,17 @@ def _without_compiler():
 
     pixels = pixel_zero, load, load_where, store, store_max, update_max, splat, fma
     blocks = zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block, store_epilogue
-    return ravel, full_width, prefetch, width, transpose, *pixels, *blocks, fma_broadcast, fma_outer, reduce_add
+    others = fma_broadcast, fma_outer, reduce_add, interleave, deinterleave
+    return ravel, full_width, prefetch, width, transpose, *pixels, *blocks, *others
 
 
 _compiled = (
     _ravel, _full_width, _prefetch, _width, _transpose, _pixel_zero, _load, _load_where, _store, _store_max,
     _update_max, _splat, _fma, _zeros, _broadcast_rows, _load_strided, _load_indexed, _store_contiguous, _store_block,
-    _store_epilogue, _fma_broadcast, _fma_outer, _reduce_add,
+    _store_epilogue, _fma_broadcast, _fma_outer, _reduce_add, _interleave, _deinterleave,
 )  # fmt: skip
 _functions: Any = _without_compiler() if numba.config.DISABLE_JIT else _compiled  # type: ignore[attr-defined]
 ravel, full_width, prefetch, width, transpose = _functions[:5]
 pixel_zero, load, load_where, store, store_max, update_max, splat, fma = _functions[5:13]
 zeros, broadcast_rows, load_strided, load_indexed, store_contiguous, store_block, store_epilogue = _functions[13:20]
-fma_broadcast, fma_outer, reduce_add = _functions[20:]
+fma_broadcast, fma_outer, reduce_add, interleave, deinterleave = _functions[20:]

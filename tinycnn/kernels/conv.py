@@ -8,7 +8,8 @@ OH and OW: with stride one the padding may be larger at the end of an axis than 
 
 Three algorithms, all with the micro-kernel of microkernel.py:
 - direct: batch-blocked layout, for all but the smallest batches; see direct_conv.py.
-- Winograd: the same layout, 3 x 3 kernels with stride one, and 16 channels or more; see winograd.py.
+- Winograd: 3 x 3 kernels with stride one, and 16 channels or more; see winograd.py, and winograd_nchw.py for the
+  forward of small batches.
 - MEC (memory-efficient convolution, Cho and Brand 2017): NCHW, for small batches, with vectors along the rows.
 
 im2col would copy the pixels under tap k, for all output positions, into row k of a column matrix, and multiply it by
@@ -57,6 +58,7 @@ from tinycnn.kernels.microkernel import (
     widen,
 )
 from tinycnn.kernels.pooling import clear
+from tinycnn.kernels.winograd_nchw import conv2d_forward_winograd_nchw
 
 fma_outer, load_indexed, load_strided, ravel = _simd.fma_outer, _simd.load_indexed, _simd.load_strided, _simd.ravel
 reduce_add, store_contiguous, width, zeros = _simd.reduce_add, _simd.store_contiguous, _simd.width, _simd.zeros
@@ -78,18 +80,20 @@ def conv2d_forward(y, x, w, b, stride, padding, dilation, groups):
 
 def run_forward(y, x, w, b, epilogue, residual, stride, padding, dilation, groups):
     """`conv2d_forward`, or what folded.py describes.   epilogue: its table; b is then of size 0"""
-    if winograd.applies(y, x, w, stride, dilation, groups):
-        winograd.conv2d_forward_winograd(y, x, w, b, epilogue, residual, padding, False)
-    else:
+    if not winograd.applies(y, x, w, stride, dilation, groups):
         forward = conv2d_forward_direct if x.ndim == 5 else conv2d_forward_mec
         forward(y, x, w, b, epilogue, residual, stride, padding, dilation, groups)
+    elif x.ndim == 5:
+        winograd.conv2d_forward_winograd(y, x, w, b, epilogue, residual, padding, False)
+    else:
+        conv2d_forward_winograd_nchw(y, x, w, b, epilogue, residual, padding)
 
 
 def conv2d_backward(dx, dw, db, dy, x, w, stride, padding, dilation, groups):
     """Gradients of all three arguments of `conv2d_forward`; those of size 0 are not computed.  db needs dw."""
     if is_full_window(dy, x, w, padding, groups):
         as_linear_backward(dx, dw, db, dy, x, w)
-    elif winograd.applies(dy, x, w, stride, dilation, groups):
+    elif x.ndim == 5 and winograd.applies(dy, x, w, stride, dilation, groups):
         winograd.conv2d_backward_winograd(dx, dw, db, dy, x, w, padding)
     elif x.ndim == 5:
         conv2d_backward_direct(dx, dw, db, dy, x, w, stride, padding, dilation, groups)
@@ -121,20 +125,26 @@ def as_rows(array):
 
 
 @device_function
+def phases_of(K, stride):
+    """The number of remainders modulo `stride` that taps of an axis read: one, if there is one tap."""
+    return stride if K > 1 else 1
+
+
+@device_function
 def lower(image, first, count, kernel_size, out_size, stride, padding, dilation):
     """The lowered matrix of channels first ... first + count of an image, flat, with two vectors of zeros after it."""
     (KH, KW), (OH, OW), (sh, sw), W, one = kernel_size, out_size, stride, width(image), zeros(image, 1)
     rows, length = (OH - 1) * sh + (KH - 1) * dilation[0] + 1, OW + (KW - 1) * dilation[1] // sw  # of a row's phase
     i0, i1 = valid_range(-padding[0], 1, rows, image.shape[1])
-    flat, zero, k = ravel(image), pixel_zero(image[0]), 0
-    padded = np.zeros(rows * sw * length + W, image.dtype)
-    size = count * KW * sh * divide(rows, sh) * OW
+    flat, zero, k, phases = ravel(image), pixel_zero(image[0]), 0, phases_of(KH, sh)
+    padded, step = np.zeros(rows * sw * length + W, image.dtype), divide(sh, phases)  # step: between rows that are used
+    size = count * KW * phases * divide(rows, sh) * OW
     lowered = np.empty(size + 2 * W, image.dtype)
     lowered[size:] = 0  # multiplied by the zeros after dy
     for c in range(first, first + count):
-        for b in range(sw):
+        for b in range(phases_of(KW, sw)):
             j0, j1 = valid_range(b - padding[1], sw, length, image.shape[2])
-            for i in range(i0, i1):
+            for i in range(round_up(i0, step), i1, step):
                 source = (c * image.shape[1] + i - padding[0]) * image.shape[2] + b - padding[1]
                 target = (i * sw + b) * length
                 if sw == 1:  # with `load`, as Numba's checks for negative indices prevent vectors
@@ -145,7 +155,7 @@ def lower(image, first, count, kernel_size, out_size, stride, padding, dilation)
                         store(padded, target + j, load(flat, source + j * sw, zero))
         for v in range(KW):
             column = v * dilation[1] % sw * length + v * dilation[1] // sw
-            for a in range(sh):
+            for a in range(phases):
                 for i in range(a, a + divide(rows, sh) * sh, sh):
                     source = min(i, rows - 1) * sw * length + column
                     for j in range(0, OW, W):  # what is beyond the row is overwritten by the next one
@@ -158,12 +168,15 @@ def lower(image, first, count, kernel_size, out_size, stride, padding, dilation)
 def lowered_offsets(offsets, count, kernel_size, out_size, stride, dilation):
     """Offsets of the taps (c, u, v) in the matrix of `lower`.   stride, dilation: of rows"""
     (KH, KW), (OH, OW) = kernel_size, out_size
-    rows = divide((OH - 1) * stride + (KH - 1) * dilation + 1, stride)  # of one phase
+    rows, phases = (
+        divide((OH - 1) * stride + (KH - 1) * dilation + 1, stride),
+        phases_of(KH, stride),
+    )  # rows: of a phase
     for c in range(count):
         for u in range(KH):
             phase, i = u * dilation % stride, u * dilation // stride
             for v in range(KW):
-                offsets[(c * KH + u) * KW + v] = (((c * KW + v) * stride + phase) * rows + i) * OW
+                offsets[(c * KH + u) * KW + v] = (((c * KW + v) * phases + phase) * rows + i) * OW
 
 
 @device_function
@@ -286,34 +299,31 @@ def pad_channels(array, groups, mr):
 
 
 @device_function
-def flip(w, groups):
-    """Weights of the input gradient: input and output channels of each group exchanged, the kernel rotated by 180
-    degrees.   w: (O, C/groups, KH, KW) -> (C, O/groups, KH, KW)"""
-    (O, per, KH, KW), count = w.shape, len(w) // groups
-    flipped = np.empty((groups * per, count, KH, KW), w.dtype)
-    for o in range(O):
-        for c in range(per):
-            source, target = w[o, c], flipped[o // count * per + c, o % count]
-            for u in range(KH):
-                for v in range(KW):
-                    target[u, v] = source[KH - 1 - u, KW - 1 - v]
-    return flipped
-
-
-@device_function
 def flip_taps(w, groups, mr, stride, padding, dilation):
-    """Flipped weights of each of the sh*sw subconvolutions of the input gradient, see direct_conv.py: (sh*sw, groups,
-    ...), see `pad_channels`."""
-    O, per, KH, KW = w.shape
-    flipped = np.empty((stride[0] * stride[1], groups, max(per, mr) * (O // groups) * KH * KW), w.dtype)
+    """Weights of the sh*sw subconvolutions of the input gradient, see direct_conv.py: input and output channels of each
+    group exchanged, the kernel rotated by 180 degrees.
+
+    w: (O, C/groups, KH, KW) -> (sh*sw, groups, ...): (C/groups, O/groups, taps), of at least `mr` channels, the missing
+    ones zeros
+    """
+    (O, per, KH, KW), flat, zero = w.shape, ravel(w), pixel_zero(w[0, 0])
+    count, step = O // groups, per * KH * KW
+    flipped = np.zeros((stride[0] * stride[1], groups, max(per, mr) * count * KH * KW), w.dtype)
+    target = ravel(flipped)
     for a in range(stride[0]):
         for b in range(stride[1]):
             u, du, _, _ = subconv_taps(a, KH, stride[0], padding[0], dilation[0])
             v, dv, _, _ = subconv_taps(b, KW, stride[1], padding[1], dilation[1])
-            taps = pad_channels(flip(w[:, :, u::du, v::dv], groups), groups, mr)
+            rows, columns = divide(KH - u, du), divide(KW - v, dv)
             for g in range(groups):
-                for i in range(taps.shape[1]):
-                    flipped[a * stride[1] + b, g, i] = taps[g, i]
+                start = ((a * stride[1] + b) * groups + g) * flipped.shape[2]
+                for c in range(per):
+                    for tap in range(rows * columns):
+                        i, j = u + (rows - 1 - tap // columns) * du, v + (columns - 1 - tap % columns) * dv
+                        source = ((g * count * per + c) * KH + i) * KW + j
+                        k = start + c * count * rows * columns + tap
+                        for o in range(count):
+                            store(target, k + o * rows * columns, load(flat, source + o * step, zero))
     return flipped
 
 

@@ -39,6 +39,7 @@ from numba import prange
 
 from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, kernel
+from tinycnn.kernels.microkernel import divide, part
 
 BYTES, ravel, width, transpose, zeros = _simd.BYTES, _simd.ravel, _simd.width, _simd.transpose, _simd.zeros
 load_strided, store_block, fma_broadcast = _simd.load_strided, _simd.store_block, _simd.fma_broadcast
@@ -71,15 +72,15 @@ def copy_into(dst, src, columns):
 
 
 @device_function
-def gemv(y, x, w, b):
+def gemv(y, x, w, b, blocks):
     """y = w @ x + b for one image, as dot products with vectors along F.
 
-    y: (O,)   x: (F,)   w: (>= O, F), at least GEMV_MR rows
+    y: (O,)   x: (F,)   w: (>= O, F), at least GEMV_MR rows   blocks: of GEMV_MR outputs, (first, end)
     """
     O, F, W = y.size, x.size, width(x)
     vector_end, flat, zero, single = F // W * W, ravel(w), gemv_accumulators(x), zeros(x, 1)
     totals = np.empty((GEMV_MR + W - 1) // W * W, x.dtype)
-    for first in range(0, O, GEMV_MR):
+    for first in range(blocks[0] * GEMV_MR, blocks[1] * GEMV_MR, GEMV_MR):
         o, acc = max(0, min(first, O - GEMV_MR)), zero  # the last block overlaps the one before it
         for f in range(0, vector_end, W):
             acc = fma_outer(acc, load_strided(x, f, F, single), load_strided(flat, o * F + f, F, zero))
@@ -159,9 +160,11 @@ def linear_forward(y, x, w, b, threads):
     """y = x @ w.T + b."""
     (N, O), W = y.shape, width(x)
     if N < MR:
-        rows = pad_to(w, GEMV_MR, 0)
-        for n in range(N):
-            gemv(y[n], x[n], rows, b)
+        rows, blocks = pad_to(w, GEMV_MR, 0), divide(O, GEMV_MR)
+        tasks = min(threads, blocks)
+        for task in prange(tasks):
+            for n in range(N):
+                gemv(y[n], x[n], rows, b, part(task, tasks, blocks))
         return
     count, narrow = max(O, 2 * W), O < 2 * W
     x, w, bias = pad_to(x, 0, W), pad_to(w, count, W), pack_bias(b, count)
@@ -170,9 +173,8 @@ def linear_forward(y, x, w, b, threads):
     strips = (count + 2 * W - 1) // (2 * W)
     parts = divide_rows(threads, strips, N)
     for task in prange(strips * parts):
-        j, part = min(task // parts * 2 * W, count - 2 * W), task % parts
-        strip = pack_b_columns(flat_w, F, j)
-        gemm_strip(flat_out, part * N // parts, (part + 1) * N // parts, count, flat_x, F, 1, strip, j, bias)
+        j, (first, last) = min(task // parts * 2 * W, count - 2 * W), part(task % parts, parts, N)
+        gemm_strip(flat_out, first, last, count, flat_x, F, 1, pack_b_columns(flat_w, F, j), j, bias)
     if narrow:
         copy_into(y, out, O)
 
@@ -191,14 +193,13 @@ def linear_backward(dx, dw, db, dy, x, w, threads):
     dw_parts = divide_rows(threads, 2 * strips, O) if dw.size else 0
     dx_parts = divide_rows(threads, 2 * strips, N) if dx.size else 0
     for task in prange(strips * (dw_parts + dx_parts)):
-        strip, part = task % strips, task // strips
+        strip, k = task % strips, task // strips
         j = min(strip * 2 * W, F - 2 * W)
-        if part < dw_parts:
-            first, last = part * O // dw_parts, (part + 1) * O // dw_parts
+        if k < dw_parts:
+            first, last = part(k, dw_parts, O)
             gemm_strip(flat_dw, first, last, F, flat_dy, 1, O, pack_b_rows(flat_x, F, N, j), j, bias)
         else:
-            part -= dw_parts
-            first, last = part * N // dx_parts, (part + 1) * N // dx_parts
+            first, last = part(k - dw_parts, dx_parts, N)
             gemm_strip(flat_dx, first, last, F, flat_dy, O, 1, pack_b_rows(flat_w, F, O, j), j, bias)
     if narrow:
         copy_into(dw, padded_dw, x.shape[1])

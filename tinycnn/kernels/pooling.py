@@ -12,7 +12,20 @@ import numpy as np
 from numba import prange
 
 from tinycnn.kernels._jit import device_function, inline_ir, kernel
-from tinycnn.kernels._simd import fma, load, load_where, pixel_zero, ravel, splat, store, store_max, update_max
+from tinycnn.kernels._simd import (
+    deinterleave,
+    fma,
+    load,
+    load_where,
+    pixel_zero,
+    ravel,
+    splat,
+    store,
+    store_max,
+    update_max,
+    width,
+    zeros,
+)
 from tinycnn.kernels.layout import lanes, valid_range
 
 
@@ -173,13 +186,21 @@ def max_2x2(y, indices, x):
 @device_function
 def max_2x2_values(y, x):
     """`max_2x2` without indices."""
-    OW, L, zero = y.shape[1], lanes(x), pixel_zero(x)
+    OW, L, zero, W, vector = y.shape[1], lanes(x), pixel_zero(x), width(x), zeros(x, 1)[0]
+    out, source, pitch = ravel(y), ravel(x), x.shape[1] * lanes(x)
     for i in range(len(y)):
-        out, upper, lower = row(y, i), row(x, 2 * i), row(x, 2 * i + 1)
-        for j in range(OW):
-            k = 2 * j * L
-            pixels = load(upper, k, zero), load(upper, k + L, zero), load(lower, k, zero), load(lower, k + L, zero)
-            store_max(out, None, j * L, pixels, None)
+        j, k = 0, 2 * i * pitch
+        # A number is a pixel: vectors of windows.  What is beyond the row is overwritten by the next one.
+        while L == 1 and j < OW and i * OW + j + W <= out.size and k + pitch + 2 * W <= source.size:
+            upper = deinterleave(load(source, k, vector), load(source, k + W, vector))
+            lower = deinterleave(load(source, k + pitch, vector), load(source, k + pitch + W, vector))
+            store_max(out, None, i * OW + j, (upper[0], upper[1], lower[0], lower[1]), None)
+            j, k = j + W, k + 2 * W
+        for column in range(j, OW):
+            k = 2 * i * pitch + 2 * column * L
+            upper = load(source, k, zero), load(source, k + L, zero)
+            lower = load(source, k + pitch, zero), load(source, k + pitch + L, zero)
+            store_max(out, None, (i * OW + column) * L, (upper[0], upper[1], lower[0], lower[1]), None)
 
 
 @device_function
@@ -278,25 +299,31 @@ def adaptive_window(i, size, out):
     return i * size // out, ((i + 1) * size + out - 1) // out
 
 
+@device_function
+def adaptive_mean(y, x):
+    """One plane."""
+    (H, W), (OH, OW), L, zero, source, out = x.shape[:2], y.shape[:2], lanes(x), pixel_zero(x), ravel(x), ravel(y)
+    one = splat(x.dtype.type(1), zero)
+    for i in range(OH):
+        h0, h1 = adaptive_window(i, H, OH)
+        for j in range(OW):
+            w0, w1 = adaptive_window(j, W, OW)
+            # Windows of whole rows are one run.
+            rows, run = (1, (h1 - h0) * W) if w1 - w0 == W else (h1 - h0, w1 - w0)
+            total = zero
+            for h in range(rows):
+                first = (h0 + h) * W + w0
+                for k in range(first, first + run):
+                    total = fma(load(source, k * L, zero), one, total)
+            store(out, (i * OW + j) * L, fma(total, splat(x.dtype.type(1 / ((h1 - h0) * (w1 - w0))), zero), zero))
+
+
 @kernel
 def adaptive_avg_pool2d_forward(y, x):
     """y[i, j] = mean of its window.   x: (N, C, H, W)   y: (N, C, OH, OW)"""
-    (B, C, H, W), (OH, OW) = x.shape[:4], y.shape[2:4]
+    B, C = x.shape[:2]
     for task in prange(B * C):
-        source, plane = ravel(x[task // C, task % C]), y[task // C, task % C]
-        clear(plane)
-        L, out = lanes(plane), ravel(plane)
-        for i in range(OH):
-            h0, h1 = adaptive_window(i, H, OH)
-            for j in range(OW):
-                w0, w1 = adaptive_window(j, W, OW)
-                p = (i * OW + j) * L
-                for h in range(h0, h1):
-                    for w in range(w0, w1):
-                        for n in range(L):
-                            out[p + n] += source[(h * W + w) * L + n]
-                for n in range(L):
-                    out[p + n] /= x.dtype.type((h1 - h0) * (w1 - w0))
+        adaptive_mean(y[task // C, task % C], x[task // C, task % C])
 
 
 @kernel
