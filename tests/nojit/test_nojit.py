@@ -24,6 +24,8 @@ from tinycnn import (
     gradcheck_model,
     train_step,
 )
+from tinycnn.kernels import conv, winograd
+from tinycnn.kernels._simd import BYTES
 
 pytestmark = pytest.mark.skipif(os.environ.get("NUMBA_DISABLE_JIT") != "1", reason="NUMBA_DISABLE_JIT is not 1")
 
@@ -47,3 +49,16 @@ def test_a_step_in_float32_lowers_the_loss():
     losses = [train_step(model, criterion, optimizer, batches, np.arange(9)) for _ in range(8)]
     assert losses[-1] < losses[0]
     assert model.theta.dtype == np.float32
+
+
+@pytest.mark.parametrize(("height", "columns"), [(14, 3), (5, 5), (16, 1)])
+def test_winograd_of_a_few_images_stays_inside_its_arrays(height, columns):
+    """Slices of NumPy beyond the end of an array would be too short."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 16, height, columns * BYTES // 4)).astype(np.float32)
+    w, b = rng.standard_normal((16, 16, 3, 3)).astype(np.float32), rng.standard_normal(16).astype(np.float32)
+    y, want, one = np.empty_like(x), np.empty_like(x), (1, 1)
+    assert winograd.applies(y, x, w, one, one, 1)
+    conv.conv2d_forward(y, x, w, b, one, one, one, 1)
+    conv.conv2d_forward_mec(want, x, w, b, None, None, one, one, one, 1)
+    np.testing.assert_allclose(y, want, rtol=0, atol=1e-4)

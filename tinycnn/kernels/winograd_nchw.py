@@ -54,7 +54,7 @@ def transform_tiles(V, image, first, rows, columns, padding):
     (C, H, width_in), W, zero, flat = image.shape, width(image), zeros(image, 1)[0], ravel(image)
     one, minus, number = splat(image.dtype.type(1), zero), splat(image.dtype.type(-1), zero), pixel_zero(image[0])
     row, top, left, step = 2 * columns + 2, 2 * first - padding[0], -padding[1], odd(2 * C) * W
-    padded = np.zeros((2 * rows + 2) * row + 4 * W, image.dtype)
+    padded = np.zeros((2 * rows + 4) * row, image.dtype)  # half a vector may begin after the last row
     (i0, i1), (j0, j1) = valid_range(top, 1, 2 * rows + 2, H), valid_range(left, 1, row, width_in)
     for c in range(C):
         for i in range(i0, i1):
