@@ -194,7 +194,7 @@ def test_a_killed_worker_and_a_restarted_server_lose_and_repeat_nothing(server, 
     complete = [trial for trial in trials if trial.state == COMPLETE]
     points = [tuple(trial.params.items()) for trial in complete]
     assert len(set(points)) == len(points) == 12
-    # Its point is tried again, by the retry or by a worker that chose it before the retry was added.
+    # Its point is tried again, by the retry or, if that is late, by a worker whose sampler chose it.
     retries = [trial for trial in trials if trial.system_attrs.get("retry_history", [None])[0] == lost]
     assert all(trial.params == trials[lost].params for trial in retries)
     assert trials[lost].state == FAIL
