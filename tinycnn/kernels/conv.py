@@ -168,9 +168,9 @@ def lower(image, first, count, kernel_size, out_size, stride, padding, dilation)
 def lowered_offsets(offsets, count, kernel_size, out_size, stride, dilation):
     """Offsets of the taps (c, u, v) in the matrix of `lower`.   stride, dilation: of rows"""
     (KH, KW), (OH, OW) = kernel_size, out_size
-    rows, phases = (
-        divide((OH - 1) * stride + (KH - 1) * dilation + 1, stride),
+    phases, rows = (
         phases_of(KH, stride),
+        divide((OH - 1) * stride + (KH - 1) * dilation + 1, stride),
     )  # rows: of a phase
     for c in range(count):
         for u in range(KH):

@@ -39,7 +39,7 @@ from numba import prange
 
 from tinycnn.kernels import _simd
 from tinycnn.kernels._jit import device_function, kernel
-from tinycnn.kernels.microkernel import divide, part
+from tinycnn.kernels.microkernel import divide, part, round_up
 
 BYTES, ravel, width, transpose, zeros = _simd.BYTES, _simd.ravel, _simd.width, _simd.transpose, _simd.zeros
 load_strided, store_block, fma_broadcast = _simd.load_strided, _simd.store_block, _simd.fma_broadcast
@@ -79,7 +79,7 @@ def gemv(y, x, w, b, blocks):
     """
     O, F, W = y.size, x.size, width(x)
     vector_end, flat, zero, single = F // W * W, ravel(w), gemv_accumulators(x), zeros(x, 1)
-    totals = np.empty((GEMV_MR + W - 1) // W * W, x.dtype)
+    totals = np.empty(round_up(GEMV_MR, W), x.dtype)
     for first in range(blocks[0] * GEMV_MR, blocks[1] * GEMV_MR, GEMV_MR):
         o, acc = max(0, min(first, O - GEMV_MR)), zero  # the last block overlaps the one before it
         for f in range(0, vector_end, W):
@@ -152,7 +152,7 @@ def pack_bias(b, count):
 @device_function
 def divide_rows(threads, strips, rows):
     """The number of parts of all rows, of at least two blocks each, that gives every thread a task."""
-    return max(1, min((threads + strips - 1) // strips, rows // (2 * MR)))
+    return max(1, min(divide(threads, strips), rows // (2 * MR)))
 
 
 @kernel
@@ -170,7 +170,7 @@ def linear_forward(y, x, w, b, threads):
     x, w, bias = pad_to(x, 0, W), pad_to(w, count, W), pack_bias(b, count)
     out = np.empty((N, count), x.dtype) if narrow else y
     F, flat_out, flat_x, flat_w = x.shape[1], ravel(out), ravel(x), ravel(w)
-    strips = (count + 2 * W - 1) // (2 * W)
+    strips = divide(count, 2 * W)
     parts = divide_rows(threads, strips, N)
     for task in prange(strips * parts):
         j, (first, last) = min(task // parts * 2 * W, count - 2 * W), part(task % parts, parts, N)
@@ -189,7 +189,7 @@ def linear_backward(dx, dw, db, dy, x, w, threads):
     padded_dw = np.empty((O if dw.size else 0, F), x.dtype) if narrow else dw
     flat_dy, flat_x, flat_w = ravel(dy), ravel(rows), ravel(weights)
     flat_dx, flat_dw = ravel(padded_dx), ravel(padded_dw)
-    strips, bias = (F + 2 * W - 1) // (2 * W), pack_bias(db[:0], F)
+    strips, bias = divide(F, 2 * W), pack_bias(db[:0], F)
     dw_parts = divide_rows(threads, 2 * strips, O) if dw.size else 0
     dx_parts = divide_rows(threads, 2 * strips, N) if dx.size else 0
     for task in prange(strips * (dw_parts + dx_parts)):
